@@ -1,0 +1,106 @@
+# Everything a person or CI does with this repository. It needs Python 3.11 or newer, a C++ compiler and a package
+# index; the rest is installed into $(VENV), once, and again when what it was made from changes.
+#
+#   make demo ARGS="scan.png"      make test ARGS="-k ring"      make check PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+MINUTES ?= 5
+SCALE ?= 50
+
+# --no-warn-conflicts: rapidocr-onnxruntime misses opencv-python, which opencv-python-headless stands in for.
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
+# Compiles the engine if its sources changed, or FASTPIPE_DEBUG did; otherwise this takes a second.
+CORE = $(VENV)/bin/python setup.py --quiet build_ext --inplace
+
+.PHONY: help demo test lint check model promises overload sanitize soak bench bench-peers clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo         read the text of a page with three models in one pipe; ARGS=\"FILE...\" for your own pages"
+	@echo "make test         run the tests; ARGS=\"-k NAME\" for some of them"
+	@echo "make check        lint, types and tests: what CI runs"
+	@echo "make model        check the models of the engine with Spin; ARGS=\"close\" for some of them"
+	@echo "make promises     the tests of docs/reliability.md under SCALE=50 times the load of make test; ARGS=\"-k p07\""
+	@echo "make overload     memory under ten times the load that can be served, a minute for each setting"
+	@echo "make sanitize     tests under ThreadSanitizer, then AddressSanitizer; ARGS=\"thread\" for one of them"
+	@echo "make soak         everything that goes wrong in a service, for MINUTES=5; ends badly if anything grows"
+	@echo "make bench        the benchmarks"
+	@echo "make bench-peers  fastpipe beside other ways of doing the same, in one run"
+	@echo "make clean        remove what was built and installed here"
+
+demo: $(VENV)/demo-installed
+	@$(CORE)
+	@$(VENV)/bin/python -m fastpipe.demo $(ARGS)
+
+# Plain pytest, not python -m pytest: that would put the root in front of what is installed.
+test: $(VENV)/dev-installed
+	@$(CORE)
+	@$(VENV)/bin/pytest $(ARGS)
+
+lint: $(VENV)/dev-installed
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@PATH="$(VENV)/bin:$$PATH" cython-lint fastpipe  # it calls pycodestyle by name
+	@$(VENV)/bin/codespell
+
+check: lint test  # the types are checked by tests/test_typing.py
+
+# Needs spin and a C compiler, and nothing of Python's.
+model:
+	@$(PYTHON) models/check.py $(ARGS)
+
+PROMISES = tests/test_promises.py tests/test_promises_of_processes.py
+promises: $(VENV)/dev-installed
+	@$(CORE)
+	@FASTPIPE_SCALE=$(SCALE) $(VENV)/bin/pytest -o faulthandler_timeout=3600 --durations=0 $(PROMISES) $(ARGS)
+
+overload: SCALE = 15
+overload: ARGS = -k p12
+overload: promises
+
+# The engine that is tested is built of its own, in build/sanitize/.
+sanitize: $(VENV)/dev-installed
+	@$(VENV)/bin/python tests/sanitize.py $(ARGS)
+
+soak: $(VENV)/dev-installed
+	@$(CORE)
+	@$(VENV)/bin/python tests/soak.py --minutes $(MINUTES) $(ARGS)
+
+bench: $(VENV)/dev-installed
+	@$(CORE)
+	@$(VENV)/bin/pytest bench --benchmark-only $(ARGS)
+
+bench-peers: $(VENV)/peers-installed
+	@$(CORE)
+	@$(VENV)/bin/python bench/peers.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fastpipe/*.so
+
+# Each stamp says: this was installed, from a pyproject.toml as old as the stamp.
+
+$(VENV)/machine-checked: setup.py
+	@command -v $(PYTHON) > /dev/null || { echo "fastpipe needs Python 3.11 or newer, and there is no '$(PYTHON)'." \
+	    "Debian, Ubuntu and Fedora have it in the package python3; make PYTHON=... names another one." >&2; exit 1; }
+	@$(PYTHON) -B -c "import setup, sys; sys.exit(setup.missing_on_this_machine() or None)"
+	@$(PYTHON) -c "import ensurepip, venv" || { echo "fastpipe installs into a virtual environment, and '$(PYTHON)'" \
+	    "cannot make one. Debian and Ubuntu have what is missing in the package python3-venv." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Why rapidocr-onnxruntime comes without its dependencies: see the extra "demo" in pyproject.toml.
+$(VENV)/demo-installed: $(VENV)/machine-checked pyproject.toml setup.py
+	$(PIP) "setuptools>=77" "cython>=3.1"
+	$(PIP) --no-build-isolation --editable ".[demo]"
+	$(PIP) --no-deps rapidocr-onnxruntime==1.4.4
+	@touch $@
+
+$(VENV)/dev-installed: $(VENV)/demo-installed
+	$(PIP) --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+$(VENV)/peers-installed: $(VENV)/dev-installed
+	$(PIP) "omniback>=0.2.24,<0.3"
+	@touch $@

@@ -1,0 +1,77 @@
+"""What the image backends share: a request at a time, and its pixels, checked.
+
+Images are NumPy arrays, uint8, (height, width, channels), or (height, width) for gray. A request's ``color`` says what
+its three channels are, "bgr" (which is also meant if it is not there) or "rgb". Every image backend takes batches of
+any size, request by request: one that fails, fails alone. None changes the array under ``data``; some hand it on as it
+is, where there is nothing to do. Wrong pixels (not NumPy, not uint8, wrong number of channels) raise KernelError, with
+what was expected and got.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastpipe.backend import Backend, Between, Request
+from fastpipe.errors import ItemErrors, KernelError
+from fastpipe.kernels import cpu
+
+__all__ = ["LARGEST_SIDE", "PerRequest", "Pixels", "Side", "color_of", "pixels_of"]
+
+LARGEST_SIDE = 1_048_576
+Side = Annotated[int, Between(1, LARGEST_SIDE)]
+Pixels = npt.NDArray[Any]  # uint8, which OpenCV's annotations do not promise
+
+
+class PerRequest(Backend):
+    """Base: a request at a time."""
+
+    def forward(self, batch: list[Request]) -> None:
+        if len(batch) == 1:
+            self.run(batch[0])
+            return
+        errors: dict[int, BaseException] = {}
+        for index, request in enumerate(batch):
+            try:
+                self.run(request)
+            except Exception as error:  # its own request's, and nobody else's
+                errors[index] = error
+        if errors:
+            raise ItemErrors(errors)
+
+    def run(self, request: Request) -> None:
+        """Fill in one request."""
+        raise NotImplementedError  # abstract
+
+
+def pixels_of(request: Request, backend: Backend, *, channels: int | None = None) -> Pixels:
+    """Return the request's pixels, checked."""
+    pixels = request["data"]
+    expected = f"(height, width, {channels or 'channels'})" + ("" if channels else " or (height, width)")
+    if not isinstance(pixels, np.ndarray):
+        raise KernelError(
+            f"{type(backend).__name__}: expected a uint8 array of shape {expected}, got a {type(pixels).__name__}"
+        )
+    has_channels = pixels.ndim == 3 and (channels is None or pixels.shape[2] == channels)
+    if pixels.dtype != np.uint8 or pixels.size == 0 or not (has_channels or (pixels.ndim == 2 and channels is None)):
+        raise KernelError(
+            f"{type(backend).__name__}: expected a uint8 array of shape {expected}, "
+            f"got {pixels.dtype} of shape {pixels.shape}"
+        )
+    return pixels
+
+
+def color_of(request: Request, pixels: Pixels, backend: Backend) -> cpu.Color:
+    """Return what the channels of a request are."""
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if channels == 1:
+        return "gray"
+    color = request.get("color", "bgr")
+    if channels != 3 or color not in ("bgr", "rgb"):
+        raise KernelError(
+            f"{type(backend).__name__}: expected gray, or three channels in a request whose color is 'rgb' or 'bgr', "
+            f"got shape {pixels.shape} and color {color!r}"
+        )
+    return "bgr" if color == "bgr" else "rgb"

@@ -1,0 +1,170 @@
+"""Which shapes a model takes: what its file declares, narrowed by the node's ``max`` and ``min``.
+
+    max = 8                            a batch of up to 8, items as the model declares them
+    max = "8x3x48x320"                 the same, and no item larger than (3, 48, 320)
+    max = "8x3x48x320,8x10"            two inputs, in the model's order
+    max = "8x3x48x320;1x3x960x960"     two profiles: a request runs in one that it fits in, with that one's batch
+
+``min`` is written the same way. Its batch number is the smallest batch the model is run with (fewer requests are
+padded), its other numbers are the smallest item.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastpipe.errors import ConfigError
+
+__all__ = ["InputSpec", "Limits", "Profile", "is_within", "make_profiles"]
+
+Limits = tuple[tuple[int, int | None], ...]
+"""Smallest and largest size of each axis of an item (without the batch axis); None: no largest."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input as the model declares it."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]  # with the batch axis in front; a dynamic axis has a name, not a number
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A set of shapes that may run together."""
+
+    max_batch: int  # requests in one run of the model
+    pad_to: int  # a run with fewer is filled up with zeros to this size; 1: never, more than max_batch: always
+    limits: tuple[Limits, ...]  # one for each input
+
+    def takes(self, shapes: tuple[tuple[int, ...], ...]) -> bool:
+        """Say whether items of these shapes, one for each input, without the batch axis, lie within the limits."""
+        return all(is_within(shape, limits) for shape, limits in zip(shapes, self.limits, strict=True))
+
+    def batch_sizes(self) -> list[int]:
+        """Return every batch size the model is ever run with in this profile, the largest first."""
+        return sorted({max(size, self.pad_to) for size in range(1, self.max_batch + 1)}, reverse=True)
+
+    def largest_items(self) -> list[tuple[int, ...]] | None:
+        """Return the largest shape of each input, without the batch axis, or None if some axis has no largest size."""
+        highs = [tuple(high for _, high in limits) for limits in self.limits]
+        items = [tuple(high for high in item if high is not None) for item in highs]
+        return items if all(len(item) == len(high) for item, high in zip(items, highs, strict=True)) else None
+
+
+def is_within(shape: tuple[int, ...], limits: Limits) -> bool:
+    """Say whether an item of this shape, which must have as many axes as ``limits``, lies within them."""
+    for size, (low, high) in zip(shape, limits, strict=True):
+        if size < low or (high is not None and size > high):
+            return False
+    return True
+
+
+def make_profiles(specs: list[InputSpec], max: int | str | None, min: int | str | None) -> tuple[Profile, ...]:
+    """Return the profiles that a model with these inputs has under a node's ``max`` and ``min``, in their order.
+
+    Without ``max`` the batch is the model's own if that is fixed, otherwise ``min``'s, otherwise 1.
+
+    Raises:
+        ConfigError: if the notation is wrong, or the numbers contradict the model or each other.
+    """
+    fixed_batch = _fixed_batch(specs)
+    most, least = _parse("max", max, len(specs)), _parse("min", min, len(specs))
+    if len(most) > 1 and len(least) > 1 and len(most) != len(least):
+        raise ConfigError(f"max={max!r} has {len(most)} profiles, min={min!r} has {len(least)}")
+    count = len(most) if len(most) > 1 else len(least)
+    most, least = [group * count if len(group) == 1 else group for group in (most, least)]
+    profiles = []
+    for largest, smallest in zip(most, least, strict=True):
+        max_batch, pad_to = _batch_limits(fixed_batch, largest.batch, smallest.batch)
+        limits = [
+            _item_limits(spec, low, high) for spec, low, high in zip(specs, smallest.items, largest.items, strict=True)
+        ]
+        profiles.append(Profile(max_batch, pad_to, tuple(limits)))
+    return tuple(profiles)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """One profile of ``max`` or ``min``; None is what was not written."""
+
+    batch: int | None
+    items: tuple[tuple[int, ...] | None, ...]  # one for each input
+
+
+def _parse(key: str, text: int | str | None, input_count: int) -> list[_Written]:
+    if text is None:
+        return [_Written(None, (None,) * input_count)]
+    profiles = []
+    for profile in str(text).split(";"):
+        shapes = [_parse_shape(key, text, shape) for shape in profile.split(",")]
+        if len(shapes) == 1 and len(shapes[0]) == 1:
+            shapes *= input_count  # a number alone is the batch, whatever the inputs are
+        if len(shapes) != input_count:
+            raise ConfigError(f"{key}={text!r} has shapes of {len(shapes)} inputs, but the model has {input_count}")
+        batches = {shape[0] for shape in shapes}
+        if len(batches) > 1:
+            raise ConfigError(f"{key}={text!r}: the first number is the batch and must be the same for every input")
+        profiles.append(_Written(batches.pop(), tuple(shape[1:] or None for shape in shapes)))
+    return profiles
+
+
+def _parse_shape(key: str, text: int | str, shape: str) -> tuple[int, ...]:
+    numbers = [number.strip() for number in shape.split("x")]
+    if not all(number.isdecimal() for number in numbers) or int(numbers[0]) < 1:
+        raise ConfigError(f"{key} must be a batch size like 4 or shapes like '4x3x224x224', got {text!r}")
+    return tuple(int(number) for number in numbers)
+
+
+def _fixed_batch(specs: list[InputSpec]) -> int | None:
+    for spec in specs:
+        if not spec.shape:
+            raise ConfigError(f"input {spec.name!r} has no batch axis (it is a scalar, or its shape is not declared)")
+    fixed = {spec.shape[0]: spec.name for spec in specs if isinstance(spec.shape[0], int)}
+    if len(fixed) > 1:
+        sizes = ", ".join(f"{size} in {name!r}" for size, name in fixed.items())
+        raise ConfigError(f"the inputs have different fixed batch sizes: {sizes}")
+    return next((size for size in fixed if isinstance(size, int)), None)
+
+
+def _batch_limits(fixed: int | None, most: int | None, least: int | None) -> tuple[int, int]:
+    """Return how many requests run together, and up to how many they are padded."""
+    max_batch = most or fixed or least or 1
+    if least is not None and least > max_batch:
+        raise ConfigError(f"the batch of min is {least}, that of max only {max_batch}")
+    if fixed is not None and max_batch > fixed:
+        raise ConfigError(
+            f"max is a batch of {max_batch}, but the model's is fixed at {fixed}: "
+            f"lower max, or export the model with a dynamic batch axis"
+        )
+    return max_batch, fixed or least or 1
+
+
+def _item_limits(spec: InputSpec, least: tuple[int, ...] | None, most: tuple[int, ...] | None) -> Limits:
+    declared = spec.shape[1:]
+    for key, written in (("min", least), ("max", most)):
+        if written is not None and len(written) != len(declared):
+            raise ConfigError(
+                f"{key} has {len(written) + 1} axes for input {spec.name!r}, the model has {len(declared) + 1}: "
+                f"{('batch', *declared)}"
+            )
+    limits: list[tuple[int, int | None]] = []
+    for axis, size in enumerate(declared):
+        low = least[axis] if least is not None else None
+        high = most[axis] if most is not None else None
+        if isinstance(size, int):
+            for key, number in (("min", low), ("max", high)):
+                if number not in (None, size):
+                    raise ConfigError(
+                        f"{key} is {number} in axis {axis + 1} of input {spec.name!r}, the model has {size}"
+                    )
+            limits.append((size, size))
+        elif low is not None and high is not None and low > high:
+            raise ConfigError(f"min is {low} in axis {axis + 1} of input {spec.name!r}, max only {high}")
+        else:
+            limits.append((1 if low is None else low, high))
+    return tuple(limits)

@@ -1,0 +1,135 @@
+"""What comes out of a model: the outputs of a batch become the results of its requests.
+
+A postprocessor is called with the model's outputs, each with one row for each request, and the requests:
+
+    def top_three(outputs, batch):
+        return [scores.argsort()[-3:] for scores in outputs[0]]
+
+It returns one result for each request, or None if it has filled the requests itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastpipe.backend import Request
+from fastpipe.errors import BackendError, ConfigError, nearest
+
+__all__ = ["Postprocessor", "find_postprocessor", "postprocess"]
+
+Postprocessor = Callable[[list[Any], list[Request]], Sequence[Any] | None]
+
+
+def find_postprocessor(given: str | Postprocessor, output_shapes: Sequence[Sequence[Any]]) -> Postprocessor:
+    """Return the postprocessor of that name (in any case), or the callable itself.
+
+    Args:
+        given: ``split``, ``cpu``, ``SoftmaxCpu``, ``SoftmaxMax``, ``SoftmaxArgMax`` or a callable.
+        output_shapes: of the model's outputs, as declared; ``()`` where nothing is.
+
+    Raises:
+        ConfigError: if there is no such name, or it needs a model of another kind.
+    """
+    if not isinstance(given, str):
+        return given
+    found = _BY_NAME.get(given.lower())
+    if found is None:
+        raise ConfigError(f"no postprocessor is named {given!r}{nearest(given, _NAMES)}")
+    if found in (softmax_max, softmax_arg_max):
+        shape = tuple(output_shapes[0])
+        if len(output_shapes) != 1 or (shape and (len(shape) < 2 or any(size != 1 for size in shape[2:]))):
+            shapes = ", ".join(str(tuple(shape)) for shape in output_shapes)
+            raise ConfigError(
+                f"postprocessor={given!r} needs a model with one output, (batch, classes); this one has {shapes}"
+            )
+    return found
+
+
+def postprocess(postprocessor: Postprocessor, outputs: list[Any], batch: list[Request]) -> None:
+    """Fill ``request["result"]`` of a batch.
+
+    Raises:
+        BackendError: if the postprocessor returned a wrong number of results.
+    """
+    results = postprocessor(outputs, batch)
+    if results is None:
+        return
+    if len(results) != len(batch):
+        raise BackendError(f"the postprocessor returned {len(results)} results for {len(batch)} requests")
+    for request, result in zip(batch, results, strict=True):
+        request["result"] = result
+
+
+def split(outputs: list[Any], batch: list[Request]) -> list[Any]:
+    """Give each request its row of every output, with a batch axis of 1: an array, or a list where there are several.
+
+    The rows of a batch are views of one array. A request alone gets the outputs whole, also those without rows.
+    """
+    if len(batch) == 1:
+        return [outputs[0] if len(outputs) == 1 else list(outputs)]
+    if len(outputs) == 1:
+        output = outputs[0]
+        return [output[row : row + 1] for row in range(len(batch))]
+    return [[output[row : row + 1] for output in outputs] for row in range(len(batch))]
+
+
+def cpu(outputs: list[Any], batch: list[Request]) -> list[Any]:
+    """Do as ``split``, with the results on the CPU."""
+    return split([_on_cpu(output) for output in outputs], batch)
+
+
+def softmax_cpu(outputs: list[Any], batch: list[Request]) -> list[Any]:
+    """Do as ``cpu``, with a softmax over the classes of outputs of shape (batch, classes); others are left alone."""
+    return split([_softmax(output) if output.ndim == 2 else _on_cpu(output) for output in outputs], batch)
+
+
+def softmax_max(outputs: list[Any], batch: list[Request]) -> list[Any]:
+    """Give each request ``[class, probability]``, two floats, for its most likely class."""
+    classes, probabilities = _most_likely(outputs)
+    return [[float(number), probability] for number, probability in zip(classes, probabilities, strict=True)]
+
+
+def softmax_arg_max(outputs: list[Any], batch: list[Request]) -> list[Any]:
+    """Give each request the number of its most likely class, also as ``class``, and its probability as ``score``."""
+    classes, probabilities = _most_likely(outputs)
+    for request, number, probability in zip(batch, classes, probabilities, strict=True):
+        request["class"] = number
+        request["score"] = probability
+    return classes
+
+
+_BY_NAME: dict[str, Postprocessor] = {
+    "split": split,
+    "cpu": cpu,
+    "softmaxcpu": softmax_cpu,
+    "softmaxmax": softmax_max,
+    "softmaxargmax": softmax_arg_max,
+}
+_NAMES = ("split", "cpu", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax")
+
+
+def _on_cpu(output: Any) -> Any:
+    return output if isinstance(output, np.ndarray) else output.cpu()
+
+
+def _softmax(scores: Any) -> Any:
+    """Return the softmax over axis 1 as float32, on the CPU, as the kind of array that ``scores`` is."""
+    if not isinstance(scores, np.ndarray):
+        return scores.float().softmax(1).cpu()
+    # In float32 also for float16 scores, whose exponentials would not add up to 1.
+    exponentials = np.exp(scores.astype(np.float32) - scores.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def _most_likely(outputs: list[Any]) -> tuple[list[int], list[float]]:
+    scores = outputs[0]
+    if len(outputs) != 1 or scores.ndim < 2 or any(size != 1 for size in scores.shape[2:]):
+        shapes = ", ".join(str(tuple(output.shape)) for output in outputs)
+        raise BackendError(f"a class can be chosen only from one output of shape (batch, classes), got {shapes}")
+    probabilities: npt.NDArray[np.float32] = np.asarray(_softmax(scores.reshape(scores.shape[:2])))
+    classes = probabilities.argmax(axis=1)
+    return classes.tolist(), probabilities[np.arange(len(classes)), classes].tolist()

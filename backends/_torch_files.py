@@ -1,0 +1,224 @@
+"""Where a torch model comes from: a module, something that makes one, or a file; and what may be in a file.
+
+Loading a pickle runs whatever code its author put there. A file is therefore looked at first: TorchScript, which torch
+reads without Python's pickle, and exported programs whose parts all pass torch's own restricted reader are loaded; all
+else is refused, unless the caller trusts it.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import json
+import logging
+import pkgutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fastpipe.errors import ConfigError
+
+from ._model_shapes import InputSpec
+
+__all__ = ["Loaded", "describe", "load"]
+
+_log = logging.getLogger(__name__)
+
+
+class Loaded(NamedTuple):
+    """A model, ready to be moved to a device."""
+
+    module: torch.nn.Module
+    names: list[str] | None  # of its inputs, in order; None: it takes any number
+    required: int  # so many of them have to be given
+    specs: list[InputSpec] | None  # None: it does not say which shapes it takes
+    dtypes: list[torch.dtype] | None  # the same
+    is_exported: bool  # its types are a part of its graph
+
+
+def describe(model: Any) -> str:
+    """Return what messages call the model."""
+    if isinstance(model, Path | str):
+        return f"model '{model}'"
+    return f"model {getattr(model, '__qualname__', type(model).__qualname__)}"
+
+
+def load(model: Any, weights: Path | None, device: torch.device, *, trusted: bool) -> Loaded:
+    """Return a model of one's own, in evaluation mode; a module that was given is copied.
+
+    Args:
+        model: a file, ``"module:Name"``, a module, or what makes one when it is called without arguments.
+        weights: a file with the state dict to be put into it.
+        device: where an exported program is to run; modules come as they are.
+        trusted: whether files may run code.
+
+    Raises:
+        ConfigError: if it cannot be had, or is no model.
+    """
+    if isinstance(model, Path | str):
+        path = Path(model)
+        if path.exists() or ":" not in path.name:
+            if weights is not None:
+                raise ConfigError("weights go into a model that is no file; this file has its own")
+            return _from_file(path, device, trusted=trusted)
+        try:
+            model = pkgutil.resolve_name(path.name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"there is no such file, and as 'module:Name' it cannot be imported: {error}") from error
+    if isinstance(model, torch.nn.Module):
+        try:
+            module = copy.deepcopy(model)
+        except Exception as error:  # whatever the module's parts raise
+            raise ConfigError(f"it cannot be copied, which every instance does: {error}") from error
+    else:
+        module = model() if callable(model) else model
+        if not isinstance(module, torch.nn.Module):
+            raise ConfigError(f"expected a torch.nn.Module or what makes one, got a {type(module).__name__}")
+    if weights is not None:
+        _put_in(module, weights)
+    return _plain(module)
+
+
+def _plain(module: torch.nn.Module) -> Loaded:
+    names, required = _parameters(module)
+    return Loaded(module.eval(), names, required, None, None, False)
+
+
+def _parameters(module: torch.nn.Module) -> tuple[list[str] | None, int]:
+    """Return the names of the inputs, and how many of them have no default."""
+    if isinstance(module, torch.jit.ScriptModule):
+        arguments = list(module.forward.schema.arguments)[1:]
+        return [each.name for each in arguments], sum(not each.has_default_value() for each in arguments)
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return None, 1
+    taken = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    return [each.name for each in taken], sum(each.default is each.empty for each in taken)
+
+
+def _put_in(module: torch.nn.Module, weights: Path) -> None:
+    try:
+        state = torch.load(_existing(weights), map_location="cpu", weights_only=True)
+        module.load_state_dict(state)
+    except ConfigError:
+        raise
+    except Exception as error:  # of the restricted reader, or of a state dict that does not fit
+        raise ConfigError(f"the weights '{weights}' are no state dict of it: {error}") from error
+
+
+def _from_file(path: Path, device: torch.device, *, trusted: bool) -> Loaded:
+    content = _existing(path).read_bytes()
+    records = _records(content)
+    kind = _kind(records)
+    try:
+        if kind == "TorchScript":
+            _log.warning("'%s' is TorchScript, which torch has deprecated: torch.export replaces it", path)
+            return _plain(torch.jit.load(io.BytesIO(content), map_location="cpu"))
+        if not trusted:
+            _refuse_code(content, records, kind)
+        if kind == "exported":
+            return _exported(torch.export.load(io.BytesIO(content)), device)
+        module = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever torch makes of a file that is none of its own
+        raise ConfigError(f"torch cannot load it: {str(error).strip()}") from error
+    if not isinstance(module, torch.nn.Module):
+        raise ConfigError(
+            f"it holds a {type(module).__name__}, no model; a state dict is given as weights, with its module as model"
+        )
+    return _plain(module)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ConfigError(f"there is {'a folder' if path.is_dir() else 'nothing'} at {path.absolute()}, not a file")
+    return path
+
+
+def _records(content: bytes) -> list[str]:
+    """Return the names in an archive, without its folder; none if it is no archive."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return [name.partition("/")[2] for name in archive.namelist()]
+    except zipfile.BadZipFile:
+        return []
+
+
+def _kind(records: Sequence[str]) -> str:
+    # As torch.load tells them apart.
+    if "constants.pkl" in records:
+        return "TorchScript"
+    return "exported" if "archive_format" in records or "models/model.json" in records else "pickle"
+
+
+def _refuse_code(content: bytes, records: Sequence[str], kind: str) -> None:
+    """Raise ConfigError if reading the file may run code that is in it."""
+    reason = "it is a pickle"
+    if kind == "exported":
+        reason = _code_in_export(content, records)
+    if reason:
+        raise ConfigError(
+            f"{reason}, and loading that runs whatever code is in it: trusted=true loads it, if you know who made it"
+        )
+
+
+def _code_in_export(content: bytes, records: Sequence[str]) -> str:
+    """Return why torch would unpickle a part of an exported program without restrictions, or nothing."""
+    folded = [record.lower() for record in records]  # torch's reader of archives does not tell "A" from "a"
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if len(set(folded)) < len(folded) or len({name.partition("/")[0] for name in archive.namelist()}) > 1:
+            return "it has two parts of one name"
+        for name, record in zip(archive.namelist(), folded, strict=True):
+            if record.endswith("_config.json"):
+                config = json.loads(archive.read(name)).get("config", {})
+                if any(part.get("use_pickle") for part in config.values()):
+                    return "it has pickled parts"
+            elif record.endswith((".pt", ".pkl")):
+                try:
+                    torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
+                except Exception:  # it is not what the restricted reader takes, whatever it is
+                    return "it has pickled parts"
+            elif not (record in _PLAIN_RECORDS or record.startswith(("data/weights/", "data/constants/tensor_"))):
+                return f"it has a part '{record}' of an unknown kind"
+    return ""
+
+
+_PLAIN_RECORDS = {
+    "archive_format",
+    "archive_version",
+    "byteorder",
+    "version",
+    "models/model.json",
+    ".data/version",
+    ".data/serialization_id",
+    ".format_version",
+    ".storage_alignment",
+}
+
+
+def _exported(program: Any, device: torch.device) -> Loaded:
+    from torch.export.passes import move_to_device_pass
+
+    names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    if len(names) != len(program.graph_signature.user_inputs) or not all(
+        isinstance(values.get(name), torch.Tensor) for name in names
+    ):
+        raise ConfigError("its inputs are not all tensors")
+    specs = [
+        InputSpec(
+            name,
+            np.dtype(np.float32),  # not asked for: the types are torch's, below
+            tuple(size if isinstance(size, int) else str(size) for size in values[name].shape),
+        )
+        for name in names
+    ]
+    dtypes = [values[name].dtype for name in names]
+    module = move_to_device_pass(program, device).module()
+    return Loaded(module, names, len(names), specs, dtypes, True)

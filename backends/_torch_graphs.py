@@ -1,0 +1,152 @@
+"""CUDA graphs of a model, one for each batch size, and the way of a batch's tensors into what they read."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["Graph", "Graphs", "Staging", "flatten"]
+
+# Others may go on working on the GPU while a graph is captured, but not capture, too.
+_capturing = threading.Lock()
+
+
+class Staging:
+    """Joins tensors to one, in page-locked memory if it is to be copied to a GPU; that memory is used again.
+
+    Thread-safety: one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, torch.Tensor] = {}  # input -> bytes
+        self._copied: dict[int, Any] = {}  # input -> when the copy from its buffer is done
+
+    def join(
+        self, place: int, tensors: Sequence[torch.Tensor], shape: tuple[int, ...], device: torch.device
+    ) -> torch.Tensor:
+        """Return tensors of equal shape, dtype and device as one of shape ``(len(tensors), *shape)``.
+
+        It may be one of them; where it has to go to a GPU, it is there, queued on the current stream.
+        """
+        rows = _with_batch_axis(tensors, len(shape) + 1)
+        first = rows[0]
+        if first.is_cuda or device.type != "cuda":
+            return torch.cat(rows).to(device) if len(rows) > 1 else first.to(device)
+        staged = self._buffer(place, (len(rows), *shape), first.dtype)
+        torch.cat(rows, out=staged)
+        joined = staged.to(device, non_blocking=True)
+        self._copied[place] = copied = torch.cuda.Event(blocking=True)
+        copied.record()
+        return joined
+
+    def _buffer(self, place: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        buffer = self._buffers.get(place)
+        if place in self._copied:
+            self._copied.pop(place).synchronize()
+        if buffer is None or len(buffer) < size:
+            self._buffers[place] = buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return buffer[:size].view(dtype).view(shape)
+
+
+class Graph:
+    """One batch size, captured.
+
+    Args:
+        graph: torch's.
+        inputs: what it reads, ``size`` rows each.
+        outputs: what it writes.
+    """
+
+    def __init__(self, graph: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+        self._graph, self._inputs, self._outputs = graph, inputs, outputs
+
+    def fill(self, by_input: Sequence[Sequence[torch.Tensor]], staging: Staging) -> None:
+        """Queue the copy of a batch into the inputs; the rows behind it become zeros."""
+        for place, (buffer, tensors) in enumerate(zip(self._inputs, by_input, strict=True)):
+            count = len(tensors)
+            first = tensors[0]
+            target = buffer[:count] if count < len(buffer) else buffer
+            if first.device == buffer.device and first.dtype == buffer.dtype and count > 1:
+                torch.cat(_with_batch_axis(tensors, buffer.ndim), out=target)
+            else:
+                shape = tuple(buffer.shape[1:])
+                target.copy_(staging.join(place, tensors, shape, buffer.device), non_blocking=True)
+            if count < len(buffer):
+                buffer[count:].zero_()
+
+    def replay(self) -> list[torch.Tensor]:
+        """Queue the model; the outputs are written over by the next replay of any graph of the instance."""
+        self._graph.replay()
+        return self._outputs
+
+
+class Graphs:
+    """The graphs of one instance; they share memory, and so must run one after the other, on one stream.
+
+    Thread-safety: one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        # (shapes of the items, types) -> by size, ascending
+        self._graphs: dict[tuple[Any, Any], list[tuple[int, Graph]]] = {}
+        self.is_complete = True  # whether all that was to be captured is
+
+    def find(self, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[torch.dtype, ...], count: int) -> Graph | None:
+        """Return the smallest graph for at least ``count`` items of these shapes and types, if there is one."""
+        for size, graph in self._graphs.get((shapes, dtypes), ()):
+            if size >= count:
+                return graph
+        return None
+
+    def capture(self, module: Any, inputs: list[torch.Tensor], sizes: Sequence[int]) -> str:
+        """Capture the model, warm, on the current stream, once for each size.
+
+        Args:
+            module: the model.
+            inputs: with as many rows as the largest size; they become the graphs' own.
+            sizes: the largest first.
+
+        Returns:
+            Why it cannot be captured; nothing if it has been.
+        """
+        made: list[tuple[int, Graph]] = []
+        for size in sizes:
+            graph = torch.cuda.CUDAGraph()
+            views = [each[:size] for each in inputs]
+            try:
+                with (
+                    _capturing,
+                    torch.inference_mode(),
+                    torch.cuda.graph(
+                        graph,
+                        pool=self._pool,
+                        stream=torch.cuda.current_stream(),
+                        capture_error_mode="thread_local",
+                    ),
+                ):
+                    outputs = flatten(module(*views))
+            except Exception as error:  # torch's, or the model's, about what a capture must not do
+                self.is_complete = False
+                cause = error.__context__ or error
+                return str(cause).strip().partition("\n")[0]
+            made.insert(0, (size, Graph(graph, views, outputs)))
+        shapes = tuple(tuple(each.shape[1:]) for each in inputs)
+        self._graphs[shapes, tuple(each.dtype for each in inputs)] = made
+        return ""
+
+
+def _with_batch_axis(tensors: Sequence[torch.Tensor], rank: int) -> list[torch.Tensor]:
+    return [tensor if tensor.ndim == rank else tensor[None] for tensor in tensors]
+
+
+def flatten(outputs: Any) -> list[Any]:
+    """Return what a model gave as a list: of a mapping, its values."""
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    return list(outputs) if isinstance(outputs, list | tuple) else [outputs]

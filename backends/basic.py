@@ -1,0 +1,199 @@
+"""Plumbing: backends that move, add and remove keys, read files, log, and help in tests.
+
+None of them minds the size of a batch. Where a backend's business is not the result itself (Add, Copy, Move, Remove,
+Logger), a request that has no result gets its data as the result, so that the chain goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time as clock
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastpipe.backend import Backend, Between, Request
+from fastpipe.errors import BackendError, ItemErrors
+
+__all__ = [
+    "Add",
+    "Copy",
+    "Identity",
+    "Logger",
+    "Move",
+    "Pow",
+    "RaiseRuntimeError",
+    "ReadFile",
+    "Remove",
+    "Sleep",
+    "ThrowIfNoResult",
+    "pass_on",
+]
+
+
+class Identity(Backend):
+    """The result is the data, the same object."""
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            request["result"] = request["data"]
+
+
+class Pow(Backend):
+    """The result is the data times itself: a number, or an array item by item."""
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            data = request["data"]
+            request["result"] = data * data
+
+
+class Sleep(Backend):
+    """Sleeps ``time`` milliseconds per batch, with the GIL released; the result is the data."""
+
+    def __init__(self, *, time: Annotated[float, Between(0, 3_600_000)] = 0.0) -> None:
+        self.duration_s = time / 1000
+
+    def forward(self, batch: list[Request]) -> None:
+        clock.sleep(self.duration_s)
+        for request in batch:
+            request["result"] = request["data"]
+
+
+class Add(Backend):
+    """Sets the key ``key`` to ``value``, the same object in every request; a key that is there is replaced."""
+
+    def __init__(self, *, key: str, value: Any) -> None:
+        self.key = key
+        self.value = value
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            pass_on(request)
+            request[self.key] = self.value
+
+
+class Copy(Backend):
+    """Sets the key ``target`` to what is under ``source``, the same object. No ``source`` in a request: KeyError."""
+
+    def __init__(self, *, source: str, target: str) -> None:
+        self.source = source
+        self.target = target
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            pass_on(request)
+            request[self.target] = request[self.source]
+
+
+class Move(Backend):
+    """Renames the key ``source`` to ``target``. No ``source`` in a request: KeyError."""
+
+    def __init__(self, *, source: str, target: str) -> None:
+        self.source = source
+        self.target = target
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            pass_on(request)
+            request[self.target] = request.pop(self.source)
+
+
+class Remove(Backend):
+    """Removes the keys in ``key`` where they are there; without ``result``, the chain ends for the request."""
+
+    def __init__(self, *, key: list[str]) -> None:
+        self.keys = key
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            pass_on(request)
+            for key in self.keys:
+                request.pop(key, None)
+
+
+class ThrowIfNoResult(Backend):
+    """Fails a request that has no result; for behind a step that may leave none: ``"S[A,(run)ThrowIfNoResult]"``.
+
+    The filter ``run`` is needed, since by default a request without a result leaves the chain before this step.
+    """
+
+    def __init__(self, *, message: str = "there is no result") -> None:
+        self.message = message
+
+    def forward(self, batch: list[Request]) -> None:
+        failed: dict[int, BaseException] = {
+            index: BackendError(self.message) for index, request in enumerate(batch) if "result" not in request
+        }
+        if failed:
+            raise ItemErrors(failed)
+
+
+class RaiseRuntimeError(Backend):
+    """Raises RuntimeError for every request. In configurations its name is ``RuntimeError``; it is for tests."""
+
+    def __init__(self, *, message: str = "raised on purpose, by the backend RuntimeError") -> None:
+        self.message = message
+
+    def forward(self, batch: list[Request]) -> None:
+        raise RuntimeError(self.message)
+
+
+class Logger(Backend):
+    """Logs the keys of each request, with types and shapes, to a logger of the standard library; changes nothing.
+
+    Args:
+        message: begins each line.
+        logger: the logger's name.
+        level: as in ``logging``.
+        keys: which keys to log with their values; None: all keys, with their types and shapes only.
+    """
+
+    def __init__(
+        self,
+        *,
+        message: str = "request",
+        logger: str = "fastpipe",
+        level: Literal["debug", "info", "warning", "error", "critical"] = "info",
+        keys: list[str] | None = None,
+    ) -> None:
+        self.message = message
+        self.logger = logging.getLogger(logger)
+        self.level = logging.getLevelNamesMapping()[level.upper()]
+        self.keys = keys
+
+    def forward(self, batch: list[Request]) -> None:
+        is_enabled = self.logger.isEnabledFor(self.level)
+        for request in batch:
+            if is_enabled:
+                self.logger.log(self.level, "%s: %s", self.message, self._described(request))
+            pass_on(request)
+
+    def _described(self, request: Request) -> str:
+        if self.keys is None:
+            return ", ".join(f"{key}: {_kind(value)}" for key, value in request.items())
+        return ", ".join(f"{key}={request[key]!r}" for key in self.keys if key in request)
+
+
+class ReadFile(Backend):
+    """Reads the file at the path in the data; the result is its bytes. A file that cannot be read fails its request."""
+
+    def forward(self, batch: list[Request]) -> None:
+        failed: dict[int, BaseException] = {}
+        for index, request in enumerate(batch):
+            try:
+                request["result"] = Path(request["data"]).read_bytes()
+            except (OSError, TypeError, ValueError) as error:
+                failed[index] = error
+        if failed:
+            raise ItemErrors(failed)
+
+
+def pass_on(request: Request) -> None:
+    """Make the data the result of a request that has none, so that the chain goes on."""
+    if "result" not in request and "data" in request:
+        request["result"] = request["data"]
+
+
+def _kind(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"{type(value).__name__}{tuple(shape)}"

@@ -1,0 +1,201 @@
+"""CatSplit: the items of a batch as one object, through a backend at once, and back; with its two halves for arrays.
+
+    {"backend": "CatSplit[Embed]", "max": 16}        "CatSplit[Pad,Embed,Unpad]"
+
+**The contract.** The items travel as *one* request of their own, which goes through ``cat``, body and ``split`` as
+through the steps of a Sequential; each of the three is a backend, or a function of one item.
+
+1. ``cat`` gets the list of the items' data under ``data``. Its result is what the body gets. It may write ``sizes``:
+   how many rows of the whole belong to each item, for whoever splits.
+2. The body gets that, once. If it leaves no result, none of the items has one.
+3. ``split`` gets the body's result, and has as its result a list with one element for each item, in their order.
+
+Without ``cat`` and ``split``, those for arrays are used: :class:`Concatenate` and :class:`SplitRows`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Sequence, Sized
+from typing import Any
+
+import numpy as np
+
+from fastpipe.backend import Backend, Child, Container, Request
+from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError
+
+from ._child import ChildRunner, Failures, fail, raise_failures, refuse_filters
+
+__all__ = ["CatSplit", "Concatenate", "SplitRows"]
+
+
+class Concatenate(Backend):
+    """Joins a list of arrays along their first axis, and writes their lengths under ``sizes``.
+
+    **In**: ``data`` is a list of NumPy arrays or of torch tensors, at least one, with equal dtypes and equal shapes
+    but for the first axis. **Out**: an array of the same kind, a copy; ``sizes`` is a list of numbers of rows.
+
+    Raises:
+        ItemErrors: with a KernelError, which has expected and got, for a list that cannot be joined.
+    """
+
+    def forward(self, batch: list[Request]) -> None:
+        failed: dict[int, BaseException] = {}
+        for index, request in enumerate(batch):
+            arrays = request["data"]
+            try:
+                _check_joinable(arrays)
+            except KernelError as error:
+                failed[index] = error
+                continue
+            request["sizes"] = [len(array) for array in arrays]
+            request["result"] = sys.modules["torch"].cat(arrays) if _is_torch(arrays[0]) else np.concatenate(arrays)
+        if failed:
+            raise ItemErrors(failed)
+
+    @staticmethod
+    def kind(array: Any) -> Hashable:
+        """Return what has to be equal of arrays that are joined.
+
+        Raises:
+            KernelError: for anything but a NumPy array or a torch tensor with an axis to join along.
+        """
+        if not isinstance(array, np.ndarray) and not _is_torch(array):
+            raise KernelError(f"expected a NumPy array or a torch tensor to join, got {type(array).__name__}")
+        if array.ndim < 1:
+            raise KernelError("expected an array with at least one axis to join along, got one without axes")
+        device = array.device if _is_torch(array) else None
+        return type(array).__module__.partition(".")[0], device, array.dtype, tuple(array.shape[1:])
+
+
+class SplitRows(Backend):
+    """Divides an array along its first axis: the reverse of :class:`Concatenate`.
+
+    **In**: ``data`` is a NumPy array or a torch tensor, ``sizes`` says how many rows each part has.
+    **Out**: a list of parts, which are views.
+
+    Raises:
+        ItemErrors: with a KernelError, which has expected and got, where the rows are not as many as the sizes say.
+    """
+
+    def forward(self, batch: list[Request]) -> None:
+        failed: dict[int, BaseException] = {}
+        for index, request in enumerate(batch):
+            array, sizes = request["data"], request["sizes"]
+            shape = getattr(array, "shape", None)
+            if not shape or shape[0] != sum(sizes):
+                got = f"a {type(array).__name__}" if shape is None else f"shape {tuple(shape)}"
+                failed[index] = KernelError(f"expected an array of {sum(sizes)} rows to split into {sizes}, got {got}")
+                continue
+            ends = np.cumsum(sizes).tolist()
+            request["result"] = [array[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+        if failed:
+            raise ItemErrors(failed)
+
+
+class CatSplit(Container):
+    """Joins the items of a batch, runs the body on the whole once, and splits what it gives; see the module's contract.
+
+    With :class:`Concatenate` (the default), items that cannot be joined never share a run, and one that is no array
+    fails alone. ``max_batch`` counts items, and is the node's ``max``; what the children say of theirs is about wholes.
+
+    **Failures**: if any of the three raises, each item goes through them again, alone (unless the body says
+    ``retry_alone = False``), and only those fail that raise again.
+
+    Built, run and closed on one thread of its own if any child must be.
+
+    Args:
+        children: the body alone, or ``cat``, body and ``split``.
+    """
+
+    retry_alone = False  # it has already been done
+
+    def __init__(self, children: list[Child]) -> None:
+        super().__init__(children)
+        if len(children) not in (1, 3):
+            raise ConfigError(f"CatSplit takes a body, or cat, body and split; got {len(children)} children")
+        refuse_filters("CatSplit", children)
+        self.thread_bound = any(child.backend.thread_bound for child in children)
+        if len(children) == 1:
+            children = [Child("Concatenate", Concatenate()), *children, Child("SplitRows", SplitRows())]
+        self._cat, self._body, self._split = (ChildRunner(child) for child in children)
+        self._joins_arrays = isinstance(children[0].backend, Concatenate)
+        if self._joins_arrays:
+            self.bucket = self._bucket
+
+    def forward(self, batch: list[Request]) -> None:
+        failed: Failures = {}
+        groups: dict[Hashable, list[Request]] = {}
+        for request in batch:
+            try:
+                kind = Concatenate.kind(request["data"]) if self._joins_arrays else None
+                groups.setdefault(kind, []).append(request)
+            except Exception as error:  # an item that cannot be joined fails alone
+                fail(request, error, failed)
+        for group in groups.values():
+            try:
+                self._run(group)
+            except Exception as error:
+                if len(group) == 1:
+                    fail(group[0], error, failed)
+                else:
+                    self._run_again(group, error, failed)
+        raise_failures(batch, failed)
+
+    def _run_again(self, group: list[Request], error: Exception, failed: Failures) -> None:
+        if not self._body.retry_alone:
+            error.add_note(f"in a batch of {len(group)}")
+            for request in group:
+                fail(request, error, failed)
+            return
+        for request in group:
+            try:
+                self._run([request])
+            except Exception as own_error:  # kept for this request's caller
+                fail(request, own_error, failed)
+
+    def _run(self, group: list[Request]) -> None:
+        """Run the three on ``group``; its requests are changed only by what comes out."""
+        whole: Request = {"data": [request["data"] for request in group]}
+        self._cat.run_alone(whole)
+        if "result" not in whole:
+            raise BackendError(f"CatSplit: expected the joined object as the result of {self._cat.name!r}, got none")
+        whole["data"] = whole.pop("result")
+        self._body.run_alone(whole)
+        if "result" not in whole:
+            return
+        whole["data"] = whole.pop("result")
+        self._split.run_alone(whole)
+        parts = whole.get("result")
+        if not isinstance(parts, Sequence) or isinstance(parts, str | bytes) or len(parts) != len(group):
+            got = f"{len(parts)} in a {type(parts).__name__}" if isinstance(parts, Sized) else repr(parts)
+            raise BackendError(
+                f"CatSplit: expected a list with one element for each of {len(group)} items as the result of "
+                f"{self._split.name!r}, got {got}"
+            )
+        for request, part in zip(group, parts, strict=True):
+            request["result"] = part
+
+    def _bucket(self, request: Request) -> Hashable:
+        try:
+            return Concatenate.kind(request["data"])
+        except (KernelError, KeyError):
+            return "misfit"  # forward() tells its caller why
+
+
+def _check_joinable(arrays: Any) -> None:
+    if not isinstance(arrays, list | tuple) or not arrays:
+        raise KernelError(f"expected a list of arrays to join, got {type(arrays).__name__} {arrays!r:.60}")
+    kinds = [Concatenate.kind(array) for array in arrays]
+    for array, kind in zip(arrays, kinds, strict=True):
+        if kind != kinds[0]:
+            first = arrays[0]
+            raise KernelError(
+                f"expected arrays like the first, of shape (n, ...) = {tuple(first.shape)}, {first.dtype}, to join; "
+                f"got {tuple(array.shape)}, {array.dtype}"
+            )
+
+
+def _is_torch(value: Any) -> bool:
+    # Who sends a tensor has imported torch; this module never does.
+    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))

@@ -1,0 +1,141 @@
+"""Backends made of others: Sequential, also called S.
+
+    "S[DecodeMat,ResizeMat,(or)Mat2Tensor]"        Sequential(DecodeMat, ResizeMat, Step(Mat2Tensor, filter="or"))
+
+One batch goes through the steps, on one thread. What each step's outcome means for *one* request never depends on
+the others in the batch: a failure is kept with its request, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from fastpipe.backend import Child, Container, Request
+from fastpipe.errors import BackendError, ConfigError
+from fastpipe.filters import Status
+
+from ._child import ChildRunner, Failures, common_size, fail, raise_failures
+
+__all__ = ["Sequential"]
+
+
+class Sequential(Container):
+    """Runs its children one after the other over the same batch.
+
+    **Between steps** the previous result becomes the data, before every child but the first; a request without a
+    result leaves. A filter written in front of a child, ``"(or)B"``, decides instead: Run; Skip (on to the next step
+    as it is); Break, SerialSkip or SubGraphSkip (the request leaves, as it is, without an error); Error.
+
+    **Sizes.** ``max_batch`` is the smallest of the children's that are not 1; children that take one are run item by
+    item, and a child that does not say takes whatever comes. A batch is at most that of the node's ``max``.
+
+    **Failures.** If a child raises for several requests, they are put back to what they were before that child and
+    each is run in it again, alone (unless the child says ``retry_alone = False``). Those that fail again have
+    failed; the others go on through all steps.
+
+    **Buckets and weights.** The node's batches are formed by the first child's ``bucket`` and ``weigh``: what later
+    children will see is not known before the first has run. A later child that has them gets the batch in parts,
+    each of one bucket and of no more than its ``max_batch`` in weight.
+
+    **Around it.** Where a child has a ``surround`` (``SyncTensor`` has), every batch is run within it; the first
+    child's is the outermost.
+
+    Built, run and closed on one thread of its own if any child must be.
+    """
+
+    retry_alone = False  # it has already been done, child by child
+
+    def __init__(self, children: list[Child]) -> None:
+        super().__init__(children)
+        if not children:
+            raise ConfigError("Sequential needs at least one child")
+        self._steps = [_Step(child, is_first=index == 0) for index, child in enumerate(children)]
+        self.thread_bound = any(child.backend.thread_bound for child in children)
+        self.max_batch = common_size([child.backend.max_batch for child in children])
+        first = children[0].backend
+        if first.bucket is not None:
+            self.bucket = first.bucket
+        if first.weigh is not None:
+            self.weigh = first.weigh
+        self._surrounds = [child.backend.surround for child in children if child.backend.surround is not None]
+        if self._surrounds:
+            self.forward = self._forward_surrounded  # type: ignore[method-assign]  # costs nothing where there is none
+
+    def forward(self, batch: list[Request]) -> None:
+        if len(batch) == 1:
+            self._forward_one(batch[0])
+            return
+        failed: Failures = {}
+        active = list(batch)  # without those that failed or left
+        for step in self._steps:
+            active, runnable = step.sort(active, failed)
+            if runnable:
+                step.run(runnable, failed)
+            if failed:
+                active = [request for request in active if id(request) not in failed]
+            if not active:
+                break
+        raise_failures(batch, failed)
+
+    def _forward_surrounded(self, batch: list[Request]) -> None:
+        with ExitStack() as around:
+            for surround in self._surrounds:
+                around.enter_context(surround())
+            type(self).forward(self, batch)
+
+    def _forward_one(self, request: Request) -> None:
+        """Run a batch of one: nothing to retry and nobody to spare, so exceptions simply go up."""
+        for step in self._steps:
+            if step.filter is not None:
+                status = step.decide(request)
+                if status is Status.Skip:
+                    continue
+                if status is not Status.Run:
+                    return
+            elif not step.is_first:
+                if "result" not in request:
+                    return
+                request["data"] = request.pop("result")
+            step.run_alone(request)
+
+
+class _Step(ChildRunner):
+    """One child, and the filter in front of it."""
+
+    def __init__(self, child: Child, *, is_first: bool) -> None:
+        super().__init__(child, gets_whole_batches=is_first)  # the engine has formed the batch for the first child
+        self.filter = child.filter
+        self.is_first = is_first
+
+    def sort(self, requests: list[Request], failed: Failures) -> tuple[list[Request], list[Request]]:
+        """Return the requests that go on, and those of them that are run here."""
+        if self.filter is None:
+            if self.is_first:
+                return requests, requests
+            going_on = []
+            for request in requests:
+                if "result" in request:
+                    request["data"] = request.pop("result")
+                    going_on.append(request)
+            return going_on, going_on
+        going_on, runnable = [], []
+        for request in requests:
+            try:
+                status = self.decide(request)
+            except Exception as error:  # a filter's failure is that of its request
+                fail(request, error, failed)
+                continue
+            if status is Status.Run:
+                runnable.append(request)
+            if status is Status.Run or status is Status.Skip:
+                going_on.append(request)
+        return going_on, runnable
+
+    def decide(self, request: Request) -> Status:
+        """Ask the filter; Error, and an answer that is no Status, are raised."""
+        status = Status.Run if self.filter is None else self.filter(request)
+        if not isinstance(status, Status):
+            raise BackendError(f"the filter in front of step {self.name!r} returned {status!r}, which is no Status")
+        if status is Status.Error:
+            raise BackendError(f"the filter in front of step {self.name!r} failed the request")
+        return status

@@ -1,0 +1,197 @@
+"""Nodes whose work is another graph, or another node: Jump, MapReduce and Proxy.
+
+As a node, nothing blocks: the engine sends the parts on their way, and whichever thread finishes the last one goes on
+with the whole. As a step of a Sequential, ``forward`` runs the parts and waits for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from fastpipe.backend import Backend, Request
+from fastpipe.errors import BackendError, ItemErrors
+
+__all__ = ["Jump", "MapReduce", "Proxy", "SubGraph", "hidden_name"]
+
+
+def hidden_name(node: str) -> str:
+    """Return the name of the logical node by which proxies of ``node`` enter; no user's node has such a name."""
+    return f"{node} (by proxy)"
+
+
+class SubGraph(Backend):
+    """Base for backends whose work is another graph; ``split`` and ``merge`` are yours to replace.
+
+    Thread-safety: both are called from any thread, for several requests at once; keep no state in ``self``.
+    """
+
+    keeps_failures = False
+    """True: ``merge`` receives the exceptions of failed parts. False: the first failed part fails the request."""
+
+    def __init__(self, *, jump: str) -> None:
+        self.jump = jump
+        self._run_parts: Callable[[list[list[Request]], bool], list[list[Any]]] | None = None
+
+    @classmethod
+    def entry_node(cls, parameters: Mapping[str, Any]) -> str:
+        """Return the name of the node at which the parts enter, from the constructor's parameters."""
+        name: str = parameters["jump"]
+        return name
+
+    def split(self, request: Request) -> list[Request]:
+        """Return one new dict per part, each with ``"data"``; they run through the graph at ``jump``."""
+        raise NotImplementedError(f"{type(self).__name__} has no split(request)")  # abstract
+
+    def merge(self, request: Request, answers: Sequence[Request | BaseException]) -> None:
+        """Write the parts' answers, in the order of ``split``, into ``request``."""
+        raise NotImplementedError(f"{type(self).__name__} has no merge(request, answers)")  # abstract
+
+    def connect(self, run_parts: Callable[[list[list[Request]], bool], list[list[Any]]]) -> None:
+        """Called by the pipe once it is built: ``run_parts`` runs each request's parts at ``jump`` and waits.
+
+        Its second argument is ``keeps_failures``: without it, the first failure drops the rest of a request's parts.
+        """
+        self._run_parts = run_parts
+
+    def forward(self, batch: list[Request]) -> None:
+        if self._run_parts is None:
+            raise BackendError(f"{type(self).__name__} works only inside a pipe")
+        splits = [self.split(request) for request in batch]
+        answers = self._run_parts([list(parts) for parts in splits], self.keeps_failures)
+        errors: dict[int, BaseException] = {}
+        for index, (request, own) in enumerate(zip(batch, answers, strict=True)):
+            failure = None if self.keeps_failures else _first_failure(own)
+            if failure is not None:
+                errors[index] = failure
+                continue
+            try:
+                self.merge(request, own)
+            except Exception as error:
+                errors[index] = error
+        if errors:
+            raise ItemErrors(errors)
+
+
+class Jump(SubGraph):
+    """The node's work is the graph at ``jump``: it gets the request without ``context``, and its answer is ours."""
+
+    def split(self, request: Request) -> list[Request]:
+        part = dict(request)
+        part.pop("context", None)
+        part.pop("node_name", None)
+        part.pop("restart", None)  # meant for when the whole has ended
+        return [part]
+
+    def merge(self, request: Request, answers: Sequence[Any]) -> None:
+        (answer,) = answers
+        request.update(answer)
+        if "result" not in answer:
+            request.pop("result", None)
+
+
+class Proxy(SubGraph):
+    """One run of another node's backend: of its own instances, in its queue, in batches with the node's other requests.
+
+    The request goes there as it is, with ``context``, and comes back as the backend leaves it. The other node's
+    ``filter``, ``map`` and ``next`` are not looked at.
+
+    Args:
+        proxy: the node's name. It has instances of its own: it is no Jump, MapReduce or Proxy.
+    """
+
+    def __init__(self, *, proxy: str) -> None:
+        super().__init__(jump=hidden_name(proxy))
+        self.proxy = proxy
+
+    @classmethod
+    def entry_node(cls, parameters: Mapping[str, Any]) -> str:
+        return hidden_name(parameters["proxy"])
+
+    def split(self, request: Request) -> list[Request]:
+        part = dict(request)
+        part.pop("restart", None)  # it is for the graph in which this stands, not for the part
+        return [part]
+
+    def merge(self, request: Request, answers: Sequence[Any]) -> None:
+        (answer,) = answers
+        kept = {"restart": request["restart"]} if "restart" in request else {}
+        request.clear()
+        request.update(answer, **kept)
+
+
+class MapReduce(SubGraph):
+    """Run the graph at ``jump`` for each element of a list, and gather the answers.
+
+    Args:
+        jump: the root of the graph to run; requests of all callers meet there in the same batches.
+        split: the key of the list, default ``data``; several keys (comma or list) are split in step; empty: the list
+            under ``data`` holds dicts, which are the parts.
+        merge: the keys of the parts' answers that are gathered into lists, in order; default ``result``.
+        on_error: a failing part fails the request (``fail``), is left out (``skip``), or gives None (``none``).
+    """
+
+    def __init__(
+        self,
+        *,
+        jump: str,
+        split: list[str] | None = None,
+        merge: list[str] | None = None,
+        on_error: Literal["fail", "skip", "none"] = "fail",
+    ) -> None:
+        super().__init__(jump=jump)
+        self.split_keys = ["data"] if split is None else [key for key in split if key]
+        self.merge_keys = ["result"] if merge is None else [key for key in merge if key]
+        self.on_error = on_error
+        self.keeps_failures = on_error != "fail"
+
+    def split(self, request: Request) -> list[Request]:
+        if not self.split_keys:
+            return [_as_part(index, part) for index, part in enumerate(self._elements(request, "data"))]
+        columns = [self._elements(request, key) for key in self.split_keys]
+        lengths = {key: len(column) for key, column in zip(self.split_keys, columns, strict=True)}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"MapReduce splits keys in step, and their lengths differ: {lengths}")
+        rows = zip(*columns, strict=True)
+        if "data" in self.split_keys:
+            return [dict(zip(self.split_keys, row, strict=True)) for row in rows]
+        return [{"data": row[0], **dict(zip(self.split_keys, row, strict=True))} for row in rows]
+
+    def merge(self, request: Request, answers: Sequence[Any]) -> None:
+        if self.on_error == "skip":
+            answers = [answer for answer in answers if not isinstance(answer, BaseException)]
+        for key in self.merge_keys:
+            gathered: list[Any] = []
+            for answer in answers:
+                if isinstance(answer, BaseException):
+                    gathered.append(None)
+                elif key in answer:
+                    gathered.append(answer[key])
+                elif self.on_error == "none":
+                    gathered.append(None)
+                else:
+                    raise KeyError(
+                        f"MapReduce gathers {key!r}, and a part's answer has only {sorted(map(str, answer))}"
+                    )
+            request[key] = gathered
+
+    def _elements(self, request: Request, key: str) -> Sequence[Any]:
+        elements = request.get(key)
+        if not isinstance(elements, list | tuple):
+            raise TypeError(f"MapReduce splits the list under {key!r}; it is {type(elements).__name__}")
+        return elements
+
+
+def _as_part(index: int, element: Any) -> Request:
+    if not isinstance(element, dict):
+        kind = type(element).__name__
+        raise TypeError(f"MapReduce without split keys takes a list of dicts; element {index} is {kind}")
+    return dict(element)
+
+
+def _first_failure(answers: Sequence[Any]) -> BaseException | None:
+    for index, answer in enumerate(answers):
+        if isinstance(answer, BaseException):
+            answer.add_note(f"fastpipe: part {index}")
+            return answer
+    return None

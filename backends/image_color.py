@@ -1,0 +1,110 @@
+"""Color and arithmetic of images on the CPU: see ``_image_requests`` for what an image is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from fastpipe.backend import Backend, Request
+from fastpipe.errors import ConfigError, ItemErrors, KernelError
+from fastpipe.kernels import cpu
+
+from ._image_requests import PerRequest, Pixels, color_of, pixels_of
+
+__all__ = ["CvtColorMat", "NormalizeMat"]
+
+
+class CvtColorMat(PerRequest):
+    """BGR <-> RGB. Pixels whose ``color`` is the wanted one already are handed on, the same array; sets ``color``.
+
+    Args:
+        color: what the channels are to be.
+
+    Raises:
+        KernelError: if there are not three channels, or ``color`` of the request is neither of the two.
+    """
+
+    def __init__(self, *, color: Literal["rgb", "bgr"]) -> None:
+        self.color: Literal["rgb", "bgr"] = color
+        cpu.prepare()
+
+    def run(self, request: Request) -> None:
+        pixels = pixels_of(request, self, channels=3)
+        source = request.get("color", "bgr")
+        if source not in ("rgb", "bgr"):
+            raise KernelError(f"CvtColorMat: expected a request whose color is 'rgb' or 'bgr', got {source!r}")
+        request["result"] = pixels if source == self.color else cpu.convert_color(pixels, source, self.color)
+        request["color"] = self.color
+
+
+class NormalizeMat(Backend):
+    """Pixels -> ``(pixels - mean) / std`` as a float array of shape (channels, height, width).
+
+    One pass: color, arithmetic and the change of axes; see ``fastpipe.kernels.cpu.normalize``. The requests of a batch
+    that are equal in size and color are computed together, with one release of the GIL at most; their results lie one
+    after the other in one block of memory, which lives as long as any of them.
+
+    Args:
+        color: what the channels are to be, "rgb", "bgr" or "gray"; by default what they are. Set in the request.
+        mean: a number or one per channel of the result, in its order, on the scale 0-255.
+        std: the same, none zero.
+        dtype: of the result; computed in float32 and rounded once.
+
+    Raises:
+        KernelError: if pixels have neither one nor three channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        color: Literal["rgb", "bgr", "gray"] | None = None,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        dtype: Literal["float32", "float16"] = "float32",
+    ) -> None:
+        self.color: cpu.Color | None = color
+        self.mean = mean
+        self.std = std
+        self.dtype = dtype
+        cpu.prepare()
+        sizes = {1} if color == "gray" else {1, 3}
+        problems = [
+            f"NormalizeMat: {name} must have {' or '.join(map(str, sorted(sizes)))} numbers, got {value}"
+            for name, value in (("mean", mean), ("std", std))
+            if len(value) not in sizes
+        ]
+        if any(np.float32(value) == 0 for value in std):
+            problems.append(f"NormalizeMat: std must not be zero, got {std}")
+        if problems:
+            raise ConfigError(*problems)
+
+    def forward(self, batch: list[Request]) -> None:
+        errors: dict[int, BaseException] = {}
+        alike: dict[tuple[Any, ...], list[tuple[Request, Pixels]]] = {}
+        for index, request in enumerate(batch):
+            try:
+                pixels = pixels_of(request, self)
+                source = color_of(request, pixels, self)
+            except Exception as error:
+                errors[index] = error
+                continue
+            if source == "gray" and pixels.ndim == 3:
+                pixels = pixels[..., 0]
+            alike.setdefault((pixels.shape, source), []).append((request, pixels))
+        for (_, source), items in alike.items():
+            target = self.color or source
+            results = cpu.normalize(
+                [pixels for _, pixels in items],
+                mean=self.mean,
+                std=self.std,
+                source=source,
+                target=target,
+                dtype=self.dtype,
+            )
+            for (request, _), result in zip(items, results, strict=True):
+                request["result"] = result
+                request["color"] = target
+        if errors:
+            raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)

@@ -1,0 +1,351 @@
+"""Size and parts of images on the CPU: see ``_image_requests`` for what an image is.
+
+OpenCV's own pool of threads is left as the process has it. It takes part only in large images, where one instance
+alone gains from it; a program whose instances keep all CPUs busy is better off with ``cv2.setNumThreads(1)``, once, at
+its start: that is the program's to say, since it holds for the whole process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+
+from fastpipe.backend import Backend, Between, Request
+from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
+from fastpipe.kernels import cpu
+
+from ._fitting import fitted
+from ._image_requests import LARGEST_SIDE, PerRequest, Pixels, Side, pixels_of
+
+__all__ = [
+    "AlignMat",
+    "CropMat",
+    "CropResizeMat",
+    "DynamicResizeMat",
+    "InverseTransform",
+    "LetterBoxMat",
+    "PerspectiveTransformMat",
+    "PillowResizeMat",
+    "ResizeMat",
+    "ResizePadMat",
+]
+
+# A thread that waits for the GIL asks for it after 5 ms (sys.getswitchinterval); no small cv2.resize takes so long by
+# itself. A wrong guess, because something else held the thread up, costs 0.1 ms per image; the question asked again
+# once a second, one wait in 200 images or so.
+LOST_GIL_S = 0.004
+SUBSTITUTE_FOR_S = 1.0
+
+# ---- size ------------------------------------------------------------------------------------------------------------
+
+
+class ResizeMat(PerRequest):
+    """Pixels of another size, bilinear, as ``cv2.resize`` does it (which does not smooth what it makes smaller).
+
+    Beside a thread that runs Python all the time, ``cv2.resize`` takes 0.2 ms and then waits 5 ms for the GIL that it
+    had released. Where that is noticed, ``fastpipe.kernels.cpu.resize`` takes over for a while: slower, but it keeps
+    the GIL, and its results are the same. (That is tried out when the instance is built; otherwise OpenCV does it all.)
+    """
+
+    def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
+        self.resize_h = resize_h
+        self.resize_w = resize_w
+        self._has_substitute = resize_h * resize_w < cpu.GIL_KEPT_BELOW_PIXELS and self._agrees_with_opencv()
+        self._use_substitute_until_s = 0.0
+
+    def run(self, request: Request) -> None:
+        pixels = pixels_of(request, self)
+        if not self._has_substitute or pixels.shape[2:] != (3,):
+            request["result"] = _resized(pixels, self.resize_h, self.resize_w)
+            return
+        started_s = monotonic()
+        if started_s < self._use_substitute_until_s:
+            request["result"] = cpu.resize(pixels, self.resize_h, self.resize_w)
+            return
+        request["result"] = _resized(pixels, self.resize_h, self.resize_w)
+        ended_s = monotonic()
+        if ended_s - started_s > LOST_GIL_S:
+            self._use_substitute_until_s = ended_s + SUBSTITUTE_FOR_S
+
+    def _agrees_with_opencv(self) -> bool:
+        """Say whether the substitute is one: builds of OpenCV for other processors may round differently."""
+        cpu.prepare()
+        rng = np.random.default_rng(0)
+        for height, width in ((181, 243), (self.resize_h, 3 * self.resize_w), (2 * self.resize_h, 2 * self.resize_w)):
+            noise = rng.integers(0, 256, (min(height, 1000), min(width, 1000), 3), dtype=np.uint8)
+            expected = _resized(noise, self.resize_h, self.resize_w)
+            if not np.array_equal(cpu.resize(noise, self.resize_h, self.resize_w), expected):
+                return False
+        return True
+
+
+class DynamicResizeMat(PerRequest):
+    """``ResizeMat`` to the request's own ``resize_h`` and ``resize_w``.
+
+    Raises:
+        KeyError: if a request has not both.
+        ValueError: if they are not whole numbers from 1 to 1048576.
+    """
+
+    def run(self, request: Request) -> None:
+        height, width = (_side(request, key) for key in ("resize_h", "resize_w"))
+        request["result"] = _resized(pixels_of(request, self), height, width)
+
+
+class PillowResizeMat(PerRequest):
+    """Pixels of another size, equal to Pillow's ``resize(..., BILINEAR)``, which smooths what it makes smaller.
+
+    Pillow does it, channel by channel, so that BGR is as good as RGB.
+
+    Raises:
+        KernelError: if there are neither one nor three channels.
+    """
+
+    def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
+        try:
+            from PIL import Image
+        except ImportError as error:
+            raise MissingExtra("PillowResizeMat", "cpu", error) from error
+        self._from_array = Image.fromarray
+        self._bilinear = Image.Resampling.BILINEAR
+        self.resize_h = resize_h
+        self.resize_w = resize_w
+
+    def run(self, request: Request) -> None:
+        pixels = pixels_of(request, self)
+        if pixels.ndim == 3 and pixels.shape[2] not in (1, 3):
+            raise KernelError(f"PillowResizeMat: expected 1 or 3 channels, got shape {pixels.shape}")
+        image = self._from_array(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+        # A copy, because what asarray gives cannot be written to.
+        result = np.array(image.resize((self.resize_w, self.resize_h), self._bilinear))
+        request["result"] = result.reshape(result.shape[:2] + pixels.shape[2:])
+
+
+@dataclass(frozen=True)
+class InverseTransform:
+    """Where a point of a resized and padded image was in the source: ``source_x, source_y = inverse_trans(x, y)``.
+
+    Coordinates count from the image's left top corner, so that a box around all of one image becomes a box around all
+    of the other. ``x`` and ``y`` are numbers or arrays; points in the padding come out outside of the source.
+    """
+
+    scale_x: float
+    scale_y: float
+    left: int = 0
+    top: int = 0
+
+    def __call__(self, x: Any, y: Any) -> tuple[Any, Any]:
+        return (x - self.left) * self.scale_x, (y - self.top) * self.scale_y
+
+
+class ResizePadMat(PerRequest):
+    """Pixels resized to fit into ``max_h`` x ``max_w``, ratio kept, and padded to that size at the right and bottom.
+
+    The side that limits becomes exactly its maximum; the other is rounded to the nearest whole number (halves up), at
+    least 1. What is smaller is enlarged. Sets ``inverse_trans``, an InverseTransform back to this step's input.
+
+    Args:
+        max_h: height of the result; ``resize_h`` is another name for it.
+        max_w: width of the result; ``resize_w`` is another name for it.
+        pad_value: of the padding, one number or one per channel.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_h: Side | None = None,
+        max_w: Side | None = None,
+        resize_h: Side | None = None,
+        resize_w: Side | None = None,
+        pad_value: Annotated[Sequence[int], Between(0, 255)] = (0,),
+    ) -> None:
+        height = max_h if max_h is not None else resize_h
+        width = max_w if max_w is not None else resize_w
+        problems = [
+            f"{type(self).__name__}: max_{side} (or resize_{side}) is missing"
+            for side, value in (("h", height), ("w", width))
+            if value is None
+        ]
+        if not 1 <= len(pad_value) <= 4:
+            problems.append(f"{type(self).__name__}: pad_value must have 1 to 4 numbers, got {pad_value}")
+        if height is None or width is None or problems:
+            raise ConfigError(*problems)
+        self.max_h = height
+        self.max_w = width
+        self.pad_value = tuple(pad_value)
+
+    def run(self, request: Request) -> None:
+        pixels = pixels_of(request, self)
+        channels = pixels.shape[2] if pixels.ndim == 3 else 1
+        if len(self.pad_value) not in (1, channels):
+            raise KernelError(
+                f"{type(self).__name__}: expected {len(self.pad_value)} channels, as pad_value has, got {channels}"
+            )
+        height, width = pixels.shape[:2]
+        new_height, new_width = fitted(height, width, self.max_h, self.max_w)
+        top, left = self.offsets(self.max_h - new_height, self.max_w - new_width)
+        resized = _resized(pixels, new_height, new_width)
+        padded = cv2.copyMakeBorder(
+            resized,
+            top,
+            self.max_h - new_height - top,
+            left,
+            self.max_w - new_width - left,
+            cv2.BORDER_CONSTANT,
+            value=self.pad_value * (4 // len(self.pad_value)),
+        )
+        request["result"] = padded.reshape(padded.shape[:2] + pixels.shape[2:])
+        request["inverse_trans"] = InverseTransform(width / new_width, height / new_height, left, top)
+
+    def offsets(self, spare_height: int, spare_width: int) -> tuple[int, int]:
+        """Return how much of the padding is above and to the left."""
+        return 0, 0
+
+
+class LetterBoxMat(ResizePadMat):
+    """``ResizePadMat`` with the image in the middle; of an odd padding, the larger half is at the right or bottom."""
+
+    def offsets(self, spare_height: int, spare_width: int) -> tuple[int, int]:
+        return spare_height // 2, spare_width // 2
+
+
+class AlignMat(Backend):
+    """Hands the data on and sets ``resize_h`` and ``resize_w``, one size for all requests of a batch.
+
+    The height is ``resize_h``; the width is that of the widest image when resized to it, ratio kept, rounded up to a
+    multiple of ``align``, at most ``max_w``. DynamicResizeMat then makes images of it that can be stacked. Since a
+    narrow image is stretched to the width of the others, use ``bucket`` or ``max`` 1 where an answer must not depend
+    on the company.
+
+    Args:
+        resize_h: the height to come.
+        max_w: the greatest width, a multiple of ``align``.
+        align: what the width is a multiple of.
+    """
+
+    def __init__(self, *, resize_h: Side, max_w: Side, align: Side = 32) -> None:
+        if max_w % align:
+            raise ConfigError(f"AlignMat: max_w must be a multiple of align = {align}, got {max_w}")
+        self.resize_h = resize_h
+        self.max_w = max_w
+        self.align = align
+
+    def forward(self, batch: list[Request]) -> None:
+        errors: dict[int, BaseException] = {}
+        target_width = self.align
+        for index, request in enumerate(batch):
+            try:
+                height, width = pixels_of(request, self).shape[:2]
+            except Exception as error:
+                errors[index] = error
+                continue
+            steps = -(-self.resize_h * width // (height * self.align))
+            target_width = max(target_width, min(steps * self.align, self.max_w))
+        for index, request in enumerate(batch):
+            if index not in errors:
+                request.update(result=request["data"], resize_h=self.resize_h, resize_w=target_width)
+        if errors:
+            raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
+
+
+# ---- parts of an image -----------------------------------------------------------------------------------------------
+
+
+class CropMat(PerRequest):
+    """The part of the image inside the request's ``box``: left, top, right, bottom, in pixels; a copy.
+
+    Right and bottom are not included; numbers with a fraction are rounded.
+
+    Raises:
+        KeyError: if a request has no ``box``.
+        ValueError: if a box is empty, or not inside the image.
+    """
+
+    def run(self, request: Request) -> None:
+        request["result"] = _cropped(request, self).copy()
+
+
+class CropResizeMat(PerRequest):
+    """``CropMat``, then ``ResizeMat``."""
+
+    def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
+        self.resize_h = resize_h
+        self.resize_w = resize_w
+
+    def run(self, request: Request) -> None:
+        request["result"] = _resized(_cropped(request, self), self.resize_h, self.resize_w)
+
+
+class PerspectiveTransformMat(PerRequest):
+    """The part of the image inside a quadrilateral, as an upright rectangle: what OCR does with a line of text.
+
+    The request's ``quad`` (or ``box``) has four points (x, y), clockwise from the left top corner of the text; they may
+    lie outside of the image, whose edge is then repeated. The result is as wide and high as the longer of the two
+    edges, cut off to whole pixels; cubic interpolation.
+
+    Args:
+        rotate_tall: turn a result that is at least 1.5 times as high as wide by 90 degrees, anticlockwise: upright
+            text, as PP-OCR does.
+
+    Raises:
+        KeyError: if a request has neither ``quad`` nor ``box``.
+        ValueError: if it is not four points, or they do not span an area.
+    """
+
+    def __init__(self, *, rotate_tall: bool = False) -> None:
+        self.rotate_tall = rotate_tall
+
+    def run(self, request: Request) -> None:
+        pixels = pixels_of(request, self)
+        quad = np.asarray(request["quad"] if "quad" in request else request["box"], np.float32)
+        if quad.shape != (4, 2) or not np.isfinite(quad).all():
+            raise ValueError(f"PerspectiveTransformMat: expected four points (x, y), got {quad.tolist()}")
+        top, right, bottom, left = (float(np.linalg.norm(quad[(i + 1) % 4] - quad[i])) for i in range(4))
+        width, height = int(max(top, bottom)), int(max(left, right))
+        if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
+            raise ValueError(f"PerspectiveTransformMat: expected sides of 1 to {LARGEST_SIDE}, got {quad.tolist()}")
+        corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
+        matrix = cv2.getPerspectiveTransform(quad, corners)
+        result = cv2.warpPerspective(
+            pixels, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        )
+        if self.rotate_tall and height >= 1.5 * width:
+            result = cv2.rotate(result, cv2.ROTATE_90_COUNTERCLOCKWISE)
+        request["result"] = result.reshape(result.shape[:2] + pixels.shape[2:])
+
+
+# ---- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
+    resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    return resized.reshape(height, width, *pixels.shape[2:])  # OpenCV drops an axis of one channel
+
+
+def _side(request: Request, key: str) -> int:
+    value = request[key]
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= LARGEST_SIDE:
+        raise ValueError(f"DynamicResizeMat: {key} must be a whole number from 1 to {LARGEST_SIDE}, got {value!r}")
+    return int(value)
+
+
+def _cropped(request: Request, backend: Backend) -> Pixels:
+    """Return the part inside the request's box, as a view."""
+    pixels = pixels_of(request, backend)
+    box = request["box"]
+    try:
+        left, top, right, bottom = (round(float(number)) for number in box)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{type(backend).__name__}: expected a box of four numbers, got {box!r}") from None
+    height, width = pixels.shape[:2]
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(
+            f"{type(backend).__name__}: expected a box (left, top, right, bottom) inside {width} x {height} pixels, "
+            f"got {box!r}"
+        )
+    return pixels[top:bottom, left:right]

@@ -1,0 +1,243 @@
+"""OnnxTensor: a model in an ONNX file, run by ONNX Runtime.
+
+    {"backend": "OnnxTensor", "model": "resnet.onnx", "max": 8, "instance_num": 2}
+
+How a request travels: ``_model_data`` checks its data against the model and gathers requests of equal shape into one
+array per input, ONNX Runtime runs, ``_postprocessors`` turns the rows of the outputs into results. ``_model_shapes``
+reads ``max`` and ``min``; ``_onnx_graph`` changes the graph for ``mean``, ``std`` and ``precision``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import onnxruntime
+
+from fastpipe._cpus import usable_cpu_count
+from fastpipe.backend import Backend, Between, Request
+from fastpipe.errors import BackendError, ConfigError, nearest
+
+from ._model_data import Array, ModelInputs, gather, to_torch
+from ._model_runs import Group, bucket_of, run_in_groups
+from ._model_shapes import InputSpec, Profile, make_profiles
+from ._model_source import open_model
+from ._onnx_graph import LOG_SEVERITY, RAW_SUFFIX, prepare
+from ._postprocessors import find_postprocessor, postprocess
+from .encrypted import KEY_VARIABLE, ModelKey
+
+__all__ = ["OnnxTensor"]
+
+_DTYPES = {
+    "tensor(bool)": np.dtype(np.bool_),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    **{f"tensor({name})": np.dtype(name) for name in ("int8", "int16", "int32", "int64")},
+    **{f"tensor({name})": np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64")},
+}
+
+
+class OnnxTensor(Backend):
+    """Run an ONNX model on the CPU (or by another execution provider of ONNX Runtime) in batches.
+
+    **In**: ``data`` is an array, or for several inputs a list of arrays in the model's order or a mapping from input
+    name to array. Each is one sample, with a batch axis of 1 in front (``1CHW``) or without (``CHW``): NumPy, torch,
+    or anything else on the CPU with ``__dlpack__``. Integers and wider floats are converted where the model wants
+    floats (rounded, if need be), and integers to wider integers; any other type is an error.
+
+    **Out**: ``result`` is the output's row with a batch axis of 1, or a list of them where the model has several
+    outputs; torch tensors if the request brought torch tensors. It is a view of an array made for this batch: yours to
+    change, and it keeps the batch's outputs alive; copy it to keep one of many for long. See ``postprocessor`` for
+    other results. A model run with one request at a time (``max`` 1) may have outputs without a batch axis; they are
+    handed out whole.
+
+    **Batches**: requests of other shapes or dtypes never share a run, and a request that the model cannot take fails
+    alone, with ``KernelError``. A model with a fixed batch size n takes 1 to n requests, and is fed zeros for those
+    that are missing.
+
+    **Threads**: each instance has a session of its own (as fast as a shared one, and nothing is shared; its price is a
+    copy of the weights), which computes with ``threads // instance_num`` threads, the calling one included. Idle
+    threads do not spin. The GIL is released once a batch, while the model runs (and once more if a batch must be
+    converted to another type).
+
+    Args:
+        model: an ``.onnx`` file, or the content of one; it may be encrypted, see ``fastpipe.backends.encrypted``.
+        max: requests in a batch, or largest shapes: ``8``, ``"8x3x224x224"``, inputs separated by ``,``, profiles by
+            ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
+        min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.
+        instance_num: the node's number of instances, which share ``threads``.
+        precision: ``fp16`` computes in half precision; inputs and outputs keep their types. A CPU without arithmetic of
+            that kind is slower with it, constants beyond 65504 are clipped, and a model may lose accuracy: compare.
+        mean: put into the graph in front of every image input (four axes, float, as many channels): subtracted from
+            the values, on the scale of the data (0 to 255 for pixels). One number, or one for each channel. Data may
+            then be uint8; the conversion to float comes first.
+        std: the same; divides. None zero.
+        postprocessor: ``split`` (the rows, as above), ``cpu`` (the same here), ``SoftmaxCpu`` (softmax over the classes
+            of each output of shape (batch, classes)), ``SoftmaxMax`` (``[class, probability]``, two floats),
+            ``SoftmaxArgMax`` (the class, also as ``request["class"]``, with the probability as ``request["score"]``),
+            or a callable ``f(outputs, batch)``: it gets the outputs of a run, one row for each request, and the
+            requests, and returns a result for each, or None if it has filled the requests itself.
+        threads: computing threads of all instances together. Without it, the CPUs this process may use.
+        providers: names of execution providers, in order of preference.
+        warm_up: run every batch size once, on zeros, while the instance is built. Where an item's size is open, this
+            needs ``max`` to have shapes, and is done with those.
+        model_key: of an encrypted model: the environment variable that holds it, or a callable that returns it.
+
+    Raises:
+        ConfigError: if the file is missing or no model, its key is missing or wrong, or the parameters do not fit it.
+        MissingExtra: if ``mean``, ``std`` or ``precision`` ask for a changed graph and the package onnx is missing, or
+            the model is encrypted and cryptography is.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Path | str | bytes,
+        max: int | str | None = None,
+        min: int | str | None = None,
+        instance_num: Annotated[int, Between(1, 4096)] = 1,
+        precision: Literal["fp32", "fp16"] = "fp32",
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        postprocessor: str | Callable[..., Any] = "split",
+        threads: Annotated[int, Between(1, 4096)] | None = None,
+        providers: list[str] | None = None,
+        warm_up: bool = True,
+        model_key: ModelKey = KEY_VARIABLE,
+    ) -> None:
+        self._name = f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
+        try:
+            source = open_model(model, model_key).model
+            if mean is not None or std is not None or precision == "fp16":
+                source = prepare(source, half=precision == "fp16", mean=mean, std=std)
+            self._session = _open_session(source, (threads or usable_cpu_count()) // instance_num, providers)
+            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+            specs = [_input_spec(value) for value in inputs]
+            for value in outputs:
+                _dtype("output", value)
+            self._dtypes = [spec.dtype for spec in specs]
+            self._feed_names = [value.name for value in inputs]
+            self._output_names = [value.name for value in outputs]
+            self._postprocessor = find_postprocessor(postprocessor, [value.shape for value in outputs])
+            profiles = make_profiles(specs, max, min)
+            self._inputs = ModelInputs(self._name, specs, profiles)
+            self.max_batch = self._inputs.max_batch
+            # Where no run ever has two rows, no output needs to have rows.
+            self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
+            if warm_up:
+                self._warm_up(specs, profiles)
+        except ConfigError as error:
+            raise ConfigError(*[f"{self._name}: {problem}" for problem in error.problems]) from error.__cause__
+
+    def bucket(self, request: Request) -> Hashable:
+        """Return the shapes and dtypes of a request's data: what must be equal within a batch."""
+        return bucket_of(self._inputs, request)
+
+    def forward(self, batch: list[Request]) -> None:
+        """Run the model on a batch; requests whose shapes differ are run apart.
+
+        Raises:
+            ItemErrors: for the requests that the model cannot take.
+            Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
+        """
+        run_in_groups(self._inputs, batch, self._run_requests)
+
+    def close(self) -> None:
+        """Let go of the model; results handed out stay valid."""
+        self._session = None
+
+    def _run_requests(self, group: Group) -> None:
+        """Run the model once, on requests of equal shapes."""
+        fit = group[0][1].fit
+        row_count = max(len(group), fit.profile.pad_to)
+        by_input = zip(*[sample.arrays for _, sample in group], strict=True)
+        outputs: list[Any] = self._run(
+            [
+                gather(arrays, item_shape, row_count, dtype)
+                for arrays, item_shape, dtype in zip(by_input, fit.item_shapes, self._dtypes, strict=True)
+            ]
+        )
+        if row_count > len(group):
+            outputs = [output[: len(group)] for output in outputs]
+        if group[0][1].is_torch:
+            outputs = to_torch(outputs)
+        postprocess(self._postprocessor, outputs, [request for request, _ in group])
+
+    def _run(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run the model and check that every output has one row for each row of the inputs."""
+        feed = dict(zip(self._feed_names, arrays, strict=True))
+        try:
+            outputs: list[Array] = self._session.run(self._output_names, feed)
+        except Exception as error:
+            error.add_note(f"{self._name}, run with inputs of shape {_shapes(arrays)}")
+            raise
+        row_count = len(arrays[0])
+        for name, output in zip(self._output_names, outputs, strict=True):
+            if self._has_rows and output.shape[:1] != (row_count,):
+                raise BackendError(
+                    f"{self._name}, output {name!r}: expected {row_count} rows for a batch of {row_count}, "
+                    f"got shape {output.shape}; a model that cannot be batched needs max=1"
+                )
+        return outputs
+
+    def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
+        # The largest batch comes first, so that the arena grows once.
+        for profile in profiles:
+            items = profile.largest_items()
+            if items is None:
+                continue
+            for size in profile.batch_sizes():
+                arrays = [np.zeros((size, *item), spec.dtype) for item, spec in zip(items, specs, strict=True)]
+                try:
+                    self._run(arrays)
+                except Exception as error:  # ONNX Runtime's errors have no base class of their own
+                    raise ConfigError(
+                        f"the warm-up with zeros of shape {_shapes(arrays)} failed: {str(error).strip()}; "
+                        f"warm_up=false leaves it out, if zeros are no valid data"
+                    ) from error
+
+
+def _open_session(source: Path | bytes, thread_count: int, providers: list[str] | None) -> Any:
+    """Return a session that is quiet, does not spin, and does not fall back to another provider in silence."""
+    available = onnxruntime.get_available_providers()
+    wanted = providers or ["CPUExecutionProvider"]
+    for name in wanted:
+        if name not in available:
+            raise ConfigError(
+                f"this ONNX Runtime has no provider {name!r}{nearest(name, available)}; it has {', '.join(available)}"
+            )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = LOG_SEVERITY
+    options.intra_op_num_threads = max(1, thread_count)
+    options.inter_op_num_threads = 1
+    # A thread that spins takes the CPU from the other instances, and burns the quota of a cgroup.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(source, options, providers=wanted)
+    except Exception as error:  # ONNX Runtime's errors have no base class of their own
+        raise ConfigError(f"ONNX Runtime cannot load it: {str(error).strip()}") from error
+    session.disable_fallback()
+    refused = [name for name in wanted if name not in session.get_providers()]
+    if refused:
+        raise ConfigError(f"the provider {refused[0]!r} could not be started; see the log of ONNX Runtime")
+    return session
+
+
+def _input_spec(value: Any) -> InputSpec:
+    name = value.name.removesuffix(RAW_SUFFIX)
+    shape = tuple(size if isinstance(size, int) else str(size or "?") for size in value.shape)
+    return InputSpec(name, _dtype("input", value), shape)
+
+
+def _dtype(what: str, value: Any) -> np.dtype[Any]:
+    if value.type not in _DTYPES:
+        raise ConfigError(f"{what} {value.name!r} is a {value.type}, which has no form in NumPy that could be batched")
+    return _DTYPES[value.type]
+
+
+def _shapes(arrays: Sequence[Array]) -> str:
+    return ", ".join(str(array.shape) for array in arrays)

@@ -1,0 +1,137 @@
+"""From NumPy images to torch tensors and back.
+
+An image is an array of shape (height, width, channels), or (height, width) for gray; as a tensor it is 1CHW. No result
+shares memory with what came in, so that either may be written to. Copies to and from a GPU go through the current
+stream and are awaited, so that a result may be used on any.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+
+from fastpipe.backend import Backend, Between, Request
+from fastpipe.errors import ConfigError, ItemErrors, KernelError
+
+__all__ = ["Mat2CpuTensor", "Mat2GpuTensor", "Mat2Tensor", "Tensor2Mat", "Tensor2Vector"]
+
+
+class _PerRequest(Backend):
+    """Base: ``data`` becomes ``result``, a request at a time."""
+
+    def forward(self, batch: list[Request]) -> None:
+        errors: dict[int, BaseException] = {}
+        for index, request in enumerate(batch):
+            try:
+                request["result"] = self.convert(request["data"])
+            except Exception as error:  # its own request's, and nobody else's
+                if len(batch) == 1:
+                    raise
+                errors[index] = error
+        if errors:
+            raise ItemErrors(errors)
+
+    def convert(self, data: Any) -> Any:
+        """Return the result."""
+        raise NotImplementedError  # abstract
+
+
+class Mat2Tensor(_PerRequest):
+    """An image -> a tensor of shape (1, channels, height, width), same dtype, contiguous; a deep copy.
+
+    Args:
+        device: "cpu", or "gpu" (also called "cuda").
+        device_id: which GPU.
+
+    Raises:
+        ConfigError: if there is no such GPU.
+        KernelError: if the data is no NumPy array of two or three axes and a dtype that torch has.
+    """
+
+    def __init__(
+        self, *, device: Literal["cpu", "gpu", "cuda"] = "cpu", device_id: Annotated[int, Between(0, 1023)] = 0
+    ) -> None:
+        self.device = torch.device("cpu")
+        if device != "cpu":
+            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            if device_id >= count:
+                raise ConfigError(f"{type(self).__name__}: there is no GPU {device_id}; torch sees {count}")
+            self.device = torch.device("cuda", device_id)
+
+    def convert(self, data: Any) -> torch.Tensor:
+        if not isinstance(data, np.ndarray) or data.ndim not in (2, 3):
+            expected = "an array of shape (height, width, channels) or (height, width)"
+            got = f"shape {data.shape}" if isinstance(data, np.ndarray) else f"a {type(data).__name__}"
+            raise KernelError(f"{type(self).__name__}: expected {expected}, got {got}")
+        planes = data[np.newaxis] if data.ndim == 2 else data.transpose(2, 0, 1)
+        copied = np.array(planes[np.newaxis], order="C")
+        try:
+            return torch.from_numpy(copied).to(self.device)
+        except TypeError as error:
+            raise KernelError(f"{type(self).__name__}: expected a dtype that torch has, got {data.dtype}") from error
+
+
+class Mat2CpuTensor(Mat2Tensor):
+    """``Mat2Tensor`` to the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__(device="cpu")
+
+
+class Mat2GpuTensor(Mat2Tensor):
+    """``Mat2Tensor`` to a GPU.
+
+    Args:
+        device_id: which one.
+    """
+
+    def __init__(self, *, device_id: Annotated[int, Between(0, 1023)] = 0) -> None:
+        super().__init__(device="gpu", device_id=device_id)
+
+
+class Tensor2Mat(_PerRequest):
+    """A tensor of shape (1, channels, height, width), or without the 1 -> a uint8 image (height, width, channels).
+
+    Floats are expected on the scale 0-255: rounded (halves to even), and cut off at its ends; not-a-number becomes 0.
+    From any device; a deep copy.
+
+    Raises:
+        KernelError: if the data is no such tensor.
+    """
+
+    def convert(self, data: Any) -> np.ndarray[Any, Any]:
+        _check_tensor(self, data)
+        image_chw = data.detach()
+        if image_chw.ndim == 4 and image_chw.shape[0] == 1:
+            image_chw = image_chw[0]
+        if image_chw.ndim != 3:
+            raise KernelError(
+                f"Tensor2Mat: expected shape (1, channels, height, width) or without the 1, got {tuple(data.shape)}"
+            )
+        if image_chw.dtype != torch.uint8:
+            if image_chw.is_complex() or image_chw.dtype == torch.bool:
+                raise KernelError(f"Tensor2Mat: expected numbers of a real dtype, got {image_chw.dtype}")
+            if image_chw.is_floating_point():
+                # Float16 has no clamp on every CPU; what lies in 0..255 is the same in float32.
+                image_chw = torch.nan_to_num(image_chw.float(), nan=0.0).round()
+            image_chw = image_chw.clamp(0, 255).to(torch.uint8)
+        return np.array(image_chw.permute(1, 2, 0).cpu().numpy(), order="C")
+
+
+class Tensor2Vector(_PerRequest):
+    """A tensor of any shape and device -> a flat list of its numbers, as Python's, last axis first.
+
+    Raises:
+        KernelError: if the data is no tensor.
+    """
+
+    def convert(self, data: Any) -> list[Any]:
+        _check_tensor(self, data)
+        return data.detach().flatten().tolist()  # type: ignore[no-any-return]
+
+
+def _check_tensor(backend: Backend, data: Any) -> None:
+    if not isinstance(data, torch.Tensor):
+        raise KernelError(f"{type(backend).__name__}: expected a torch tensor, got a {type(data).__name__}")

@@ -1,0 +1,345 @@
+"""DecodeTensor: encoded images -> tensors on a GPU, whole batches at a time.
+
+    {"backend": "S[DecodeTensor,ResizeNormalizeTensor,SyncTensor]", "resize_h": 224, "resize_w": 224}
+
+``_nvimagecodec`` decodes on the GPU; whatever that does not take goes to ``DecodeMat``, on threads of the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastpipe._cpus import usable_cpu_count
+from fastpipe.backend import Backend, Between, Request
+from fastpipe.errors import ConfigError, DecodeError, ItemErrors, MissingExtra
+
+from . import _nvimagecodec
+from ._image_header import ImageHeader, read_header
+from ._nvimagecodec import SUCCESS, BatchDecoder, Picture, status_name
+from ._streams import InstanceStream, hand_over
+from ._torch_gpu import torch_gpu
+
+__all__ = ["DecodeTensor"]
+
+Pixels = npt.NDArray[Any]
+
+# From how a picture is stored to how it is seen, by EXIF's number; the last two axes are height and width.
+_TURNS: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {
+    2: lambda image: image.flip(-1),
+    3: lambda image: image.flip(-2, -1),
+    4: lambda image: image.flip(-2),
+    5: lambda image: image.transpose(-2, -1),
+    6: lambda image: image.transpose(-2, -1).flip(-1),
+    7: lambda image: image.transpose(-2, -1).flip(-2, -1),
+    8: lambda image: image.transpose(-2, -1).flip(-2),
+}
+
+# Images of one block of memory have rows of one length: that of the widest, which is less than so many times theirs.
+WIDEST_TO_NARROWEST = 2
+COLUMNS = 16  # rows begin at a multiple of so many pixels
+
+
+class _Item(NamedTuple):
+    """An image that the GPU takes."""
+
+    place: int  # in the batch
+    encoded: bytes
+    picture: Picture
+    orientation: int
+
+
+class DecodeTensor(Backend):
+    """JPEG, PNG, WebP or BMP bytes -> a uint8 tensor of shape (1, 3, height, width) on a GPU; sets ``color``.
+
+    **Who decodes.** JPEGs that are complete, of 8 bits and gray or YCbCr, baseline or progressive, are decoded on the
+    GPU, the whole batch by one call of nvImageCodec. Everything else (other formats; CMYK, RGB or 12 bits in a JPEG;
+    JPEGs that the GPU refuses or fails at) is decoded by ``DecodeMat`` on threads of the CPU, meanwhile, and copied to
+    the GPU. ``hybrid`` changes that. Which of them decoded an image is seen only in the last bits: each rounds in its
+    own way, by 3 of 255 at most. One instance with large batches is as fast as several.
+
+    **What fails, and what has no result**, is as with ``DecodeMat``: no image, or the beginning of one only, leaves no
+    result; too many pixels are a ``DecodeError``. One image of a batch never changes the outcome of another. Gray has
+    its channel three times, alpha is dropped, EXIF's orientation is applied.
+
+    **Memory.** A result is a view of memory that was made for this batch: the pixels lie as (height, width, 3) rows,
+    so that ``ResizeNormalizeTensor`` reads them without a copy; ``result.contiguous()`` is a copy of its own, in
+    planes. It is nobody else's, and it keeps the images of the batch that are about as wide in memory, too: copy it to
+    keep one for long.
+
+    **The GIL** is given up twice for a batch while it is decoded, and a few times more for its memory and its stream,
+    never for each image. Inside of a Sequential with ``SyncTensor``, the work is queued on that one's stream.
+
+    Args:
+        color: the order of the channels.
+        device_id: which GPU.
+        max: the most images of a batch.
+        hybrid: "auto": as above. "gpu": what the GPU does not take fails with DecodeError. "cpu": ``DecodeMat`` decodes
+            everything, and only the result is on the GPU.
+        fancy_upsampling: smooth chroma, as libjpeg and Pillow make it; False: nearest, which is different by far.
+        threads: threads of the CPU for all instances together, which help the GPU; without it, half of the CPUs.
+        instance_num: the node's number of instances, which share ``threads``.
+        max_pixels: larger images fail with DecodeError before anything is allocated for them.
+
+    Raises:
+        ConfigError: if there is no such GPU, or nvImageCodec has another version than 0.9, or cannot use the GPU.
+        MissingExtra: if nvImageCodec or OpenCV is not installed.
+        DecodeError: for requests with more than ``max_pixels``; with hybrid = "gpu", for all that is left to others.
+        TypeError: for requests whose ``data`` is not bytes, bytearray, memoryview or a uint8 array.
+    """
+
+    def __init__(
+        self,
+        *,
+        color: Literal["rgb", "bgr"] = "rgb",
+        device_id: Annotated[int, Between(0, 1023)] = 0,
+        max: Annotated[int, Between(1, 4096)] = 64,
+        hybrid: Literal["auto", "gpu", "cpu"] = "auto",
+        fancy_upsampling: bool = True,
+        threads: Annotated[int, Between(1, 4096)] | None = None,
+        instance_num: Annotated[int, Between(1, 4096)] = 1,
+        max_pixels: Annotated[int, Between(1, 1 << 30)] = 178_956_970,
+    ) -> None:
+        try:
+            from .image_codec import MOST_SCANS, DecodeMat
+        except ImportError as error:
+            raise MissingExtra("DecodeTensor", "cpu", error) from error
+        self.max_batch = max
+        self.color = color
+        self.hybrid = hybrid
+        self.max_pixels = max_pixels
+        self._most_scans = MOST_SCANS
+        self._device = torch_gpu("DecodeTensor", device_id)
+        self._stream = InstanceStream(device_id)
+        self._on_cpu = DecodeMat(max_pixels=max_pixels)
+        self._threads = (threads or -(-usable_cpu_count() // 2)) // instance_num or 1
+        self._pool: ThreadPoolExecutor | None = None
+        self._decoder: BatchDecoder | None = None
+        if hybrid != "cpu":
+            self._decoder = BatchDecoder(
+                _nvimagecodec.load(),
+                device=device_id,
+                max_batch=max,
+                color=color,
+                threads=self._threads,
+                fancy_upsampling=fancy_upsampling,
+            )
+            self._warm_up(self._decoder, max)
+
+    def forward(self, batch: list[Request]) -> None:
+        """Decode a batch.
+
+        Raises:
+            ItemErrors: for the requests that failed.
+            RuntimeError: if the GPU fails.
+        """
+        errors: dict[int, BaseException] = {}
+        taken, left = self._sort(batch, errors)
+        with self._stream.entered() as current:
+            decoding = self._on_threads(batch, left)
+            made, refused = self._on_gpu(batch, taken, current.handle)
+            if self.hybrid == "gpu":
+                for item, status in refused:
+                    reason = status_name(status)
+                    errors[item.place] = DecodeError(f"DecodeTensor: the GPU cannot decode the image: {reason}")
+            else:
+                decoding += self._on_threads(batch, [item.place for item, _ in refused])
+            made += self._upload(batch, decoding, errors)
+            if current.is_outermost:
+                hand_over(made)
+        if errors:
+            raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
+
+    def close(self) -> None:
+        """Let go of the decoder and the threads; results stay valid."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
+
+    def _warm_up(self, decoder: BatchDecoder, largest: int) -> None:
+        """Decode a full batch, which settles how many images the GPU's engines get, and a single image."""
+        import cv2
+
+        encoded = cv2.imencode(".jpg", np.full((64, 64, 3), 128, np.uint8))[1].tobytes()
+        for count in (largest, 1):
+            pictures = [decoder.read(index, encoded) for index in range(count)]
+            items = [_Item(index, encoded, picture, 1) for index, picture in enumerate(pictures) if picture]
+            with self._stream.entered() as current:
+                _, refused = self._on_gpu([{} for _ in items], items, current.handle)
+            if refused or not items:
+                reason = status_name(refused[0][1]) if refused else "its header cannot be read"
+                self.close()
+                raise ConfigError(f"DecodeTensor: nvImageCodec cannot decode a plain JPEG on this GPU: {reason}")
+
+    # ---- what goes where ----
+
+    def _sort(self, batch: list[Request], errors: dict[int, BaseException]) -> tuple[list[_Item], list[int]]:
+        """Return what the GPU takes, read by the decoder in this order, and the indices of what is left to the CPU."""
+        taken: list[_Item] = []
+        left: list[int] = []
+        for index, request in enumerate(batch):
+            item = None
+            try:
+                item = self._item(index, len(taken), request["data"])
+            except Exception as error:  # its own request's
+                errors[index] = error
+                continue
+            if item is not None:
+                taken.append(item)
+            elif self.hybrid == "gpu":
+                errors[index] = DecodeError(
+                    "DecodeTensor: hybrid = 'gpu' takes complete JPEGs of 8 bits, gray or YCbCr, "
+                    f"with at most max_pixels = {self.max_pixels}"
+                )
+            else:
+                left.append(index)
+        return taken, left
+
+    def _item(self, index: int, slot: int, data: Any) -> _Item | None:
+        """Return an item if the GPU takes the data, read by the decoder."""
+        encoded = _unchanging(data)
+        if self._decoder is None or encoded is None:
+            return None
+        header = read_header(memoryview(encoded))
+        if header is None or not self._is_taken(header):
+            return None
+        picture = self._decoder.read(slot, encoded)
+        # Memory is made for the size that is read here; the decoder must not have read another one.
+        if picture is None or not picture.is_decodable or picture[:2] != header[:2]:
+            return None
+        return _Item(index, encoded, picture, header.orientation)
+
+    def _is_taken(self, header: ImageHeader) -> bool:
+        """Say whether the GPU may have it; DecodeMat says what is wrong with the others."""
+        pixels = header.width * header.height
+        return (
+            header.is_plain_jpeg
+            and header.is_complete
+            and 0 < pixels <= self.max_pixels
+            and header.scans <= self._most_scans
+        )
+
+    # ---- on the GPU ----
+
+    def _on_gpu(
+        self, batch: list[Request], items: list[_Item], stream: int
+    ) -> tuple[list[torch.Tensor], list[tuple[_Item, int]]]:
+        """Decode what the decoder has read; return the memory made for it, and what failed, with its status."""
+        if self._decoder is None or not items:
+            return [], []
+        made, failed = self._decode(self._decoder, batch, items, stream)
+        if len(items) > 1:
+            # The engines decode all or nothing: whose fault it was shows when each is decoded alone.
+            again, failed = failed, []
+            for item, _ in again:
+                self._decoder.read(0, item.encoded)
+                more, failed_again = self._decode(self._decoder, batch, [item], stream)
+                made += more
+                failed += failed_again
+        return made, failed
+
+    def _decode(
+        self, decoder: BatchDecoder, batch: list[Request], items: list[_Item], stream: int
+    ) -> tuple[list[torch.Tensor], list[tuple[_Item, int]]]:
+        """Decode images 0 to n - 1 of the decoder, and file those that succeed."""
+        made: list[torch.Tensor] = []
+        tensors: list[torch.Tensor | None] = [None] * len(items)
+        widest_first = sorted(range(len(items)), key=lambda number: -items[number].picture.width)
+        for numbers in _blocks(widest_first, [item.picture.width for item in items]):
+            pictures = [items[number].picture for number in numbers]
+            columns = -(-pictures[0].width // COLUMNS) * COLUMNS
+            rows = sum(picture.height for picture in pictures)
+            # One call for a block, and then only slices, which keep the GIL: all else of torch gives it up.
+            planes = torch.empty(
+                (1, 3, rows, columns), dtype=torch.uint8, device=self._device, memory_format=torch.channels_last
+            )
+            address, row_bytes, top = planes.data_ptr(), columns * 3, 0
+            for number, picture in zip(numbers, pictures, strict=True):
+                decoder.place(number, picture, address + top * row_bytes, row_bytes, stream)
+                tensors[number] = planes[:, :, top : top + picture.height, : picture.width]
+                top += picture.height
+            made.append(planes)
+        failed = []
+        for item, tensor, status in zip(items, tensors, decoder.decode(len(items)), strict=True):
+            if status != SUCCESS or tensor is None:
+                failed.append((item, status))
+                continue
+            if item.orientation != 1:
+                tensor = _TURNS[item.orientation](tensor)
+                made.append(tensor)
+            batch[item.place]["result"] = tensor
+            batch[item.place]["color"] = self.color
+        return made, failed
+
+    # ---- on the CPU ----
+
+    def _on_threads(self, batch: list[Request], indices: list[int]) -> list[tuple[int, Future[Pixels | None]]]:
+        """Begin to decode some requests on threads."""
+        if indices and self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, "fastpipe-decode")
+        return [
+            (index, self._pool.submit(self._pixels, batch[index]["data"]))
+            for index in indices
+            if self._pool is not None
+        ]
+
+    def _pixels(self, data: Any) -> Pixels | None:
+        request = {"data": data}
+        self._on_cpu.run(request)
+        return request.get("result")
+
+    def _upload(
+        self,
+        batch: list[Request],
+        decoding: list[tuple[int, Future[Pixels | None]]],
+        errors: dict[int, BaseException],
+    ) -> list[torch.Tensor]:
+        """Await what the threads decode, and copy it to the GPU; return the copies."""
+        made = []
+        for index, future in decoding:
+            try:
+                pixels = future.result()
+            except Exception as error:  # its own request's
+                errors[index] = error
+                continue
+            request = batch[index]
+            if pixels is None:
+                request.pop("result", None)  # an older one is not the answer
+                continue
+            copied = torch.from_numpy(pixels).to(self._device)
+            if self.color == "rgb":
+                copied = copied.flip(2)
+            made.append(copied)
+            request["result"] = copied.permute(2, 0, 1)[None]
+            request["color"] = self.color
+        return made
+
+
+def _blocks(widest_first: list[int], widths: list[int]) -> Iterator[list[int]]:
+    """Yield the numbers of the images that share a block of memory."""
+    block: list[int] = []
+    for number in widest_first:
+        if block and widths[number] * WIDEST_TO_NARROWEST < widths[block[0]]:
+            yield block
+            block = []
+        block.append(number)
+    yield block
+
+
+def _unchanging(data: Any) -> bytes | None:
+    """Return the bytes, which nobody can change while they are decoded; None: it is nothing that has any."""
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, bytearray | memoryview):
+        return bytes(data)
+    if isinstance(data, np.ndarray) and data.dtype == np.uint8:
+        return data.tobytes()
+    return None

@@ -1,0 +1,502 @@
+"""Images as torch tensors, on the CPU or a GPU alike: color, size, parts, and the way between devices and to files.
+
+An image is a tensor of shape (1, channels, height, width). A request's ``color`` says what three channels are, "bgr"
+(which is also meant if it is not there) or "rgb". Every step takes batches of any size, request by request: one that
+fails, fails alone, with KernelError if its tensor is none such. None changes the tensor under ``data``; some hand it on
+as it is, where there is nothing to do. A result is on the device of its data, and complete: on a GPU a step is queued
+on a stream of its instance and awaited, once a batch, or with the other steps in a Sequential with ``SyncTensor``.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+
+from fastpipe.backend import Backend, Between, Request
+from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
+
+from ._fitting import fitted
+from ._image_requests import LARGEST_SIDE, Side
+from ._streams import InstanceStream, hand_over
+from ._torch_gpu import torch_gpu
+
+__all__ = [
+    "CopyMakeBorderTensor",
+    "CpuTensor",
+    "CropTensor",
+    "CvtColorTensor",
+    "GpuTensor",
+    "LoadTensor",
+    "PillowResizeTensor",
+    "ResizePadTensor",
+    "ResizeTensor",
+    "SaveTensor",
+    "WarpAffineTensor",
+]
+
+
+class _PerTensor(Backend):
+    """Base: a request at a time, on the GPU's stream if its tensor is on one."""
+
+    def __init__(self) -> None:
+        self._streams: dict[int, InstanceStream] = {}
+
+    def forward(self, batch: list[Request]) -> None:
+        errors: dict[int, BaseException] = {}
+        places = {place for request in batch if (place := self.gpu_of(request)) is not None}
+        with ExitStack() as entered:
+            currents = [
+                entered.enter_context(self._streams.setdefault(place, InstanceStream(place)).entered())
+                for place in places
+            ]
+            for index, request in enumerate(batch):
+                try:
+                    self.run(request)
+                except Exception as error:  # its own request's, and nobody else's
+                    if len(batch) == 1:
+                        raise
+                    errors[index] = error
+            if any(current.is_outermost for current in currents):
+                hand_over([request.get("result") for request in batch])
+        if errors:
+            raise ItemErrors(errors)
+
+    def gpu_of(self, request: Request) -> int | None:
+        """Return the number of the GPU on which a request is worked on; None: on the CPU."""
+        data = request.get("data")
+        return data.get_device() if isinstance(data, torch.Tensor) and data.is_cuda else None
+
+    def run(self, request: Request) -> None:
+        """Fill in one request."""
+        raise NotImplementedError  # abstract
+
+
+# ---- color -----------------------------------------------------------------------------------------------------------
+
+
+class CvtColorTensor(_PerTensor):
+    """BGR <-> RGB. A tensor whose ``color`` is the wanted one already is handed on, the same object; sets ``color``.
+
+    Args:
+        color: what the channels are to be.
+
+    Raises:
+        KernelError: if there are not three channels, or ``color`` of the request is neither of the two.
+    """
+
+    def __init__(self, *, color: Literal["rgb", "bgr"]) -> None:
+        super().__init__()
+        self.color = color
+
+    def run(self, request: Request) -> None:
+        image = _image_of(request, self, channels=3)
+        source = request.get("color", "bgr")
+        if source not in ("rgb", "bgr"):
+            raise KernelError(f"CvtColorTensor: expected a request whose color is 'rgb' or 'bgr', got {source!r}")
+        request["result"] = image if source == self.color else image.flip(1)
+        request["color"] = self.color
+
+
+# ---- size ------------------------------------------------------------------------------------------------------------
+
+
+class ResizeTensor(_PerTensor):
+    """An image of another size, bilinear, as ``torch.nn.functional.interpolate`` without antialiasing: floats.
+
+    Pixel centers are where OpenCV, Pillow and torch (``align_corners=False``) have them. Float16 and bfloat16 stay what
+    they are; all else becomes float32, and nothing is rounded.
+    """
+
+    def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
+        super().__init__()
+        self.size = (resize_h, resize_w)
+
+    def run(self, request: Request) -> None:
+        request["result"] = _resized(_floats(_image_of(request, self)), self.size)
+
+
+class PillowResizeTensor(_PerTensor):
+    """A uint8 image of another size, equal to Pillow's ``resize(..., BILINEAR)``, which smooths what becomes smaller.
+
+    On the CPU Pillow does it, channel by channel, so that BGR is as good as RGB; on a GPU ``fastpipe.kernels.cuda``
+    does, with the bits of the Pillow that is installed.
+
+    Raises:
+        KernelError: if the tensor is not uint8, or there are neither one nor three channels.
+        MissingExtra: if Pillow is not installed; for a request on a GPU, if CuPy is not.
+    """
+
+    def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
+        super().__init__()
+        try:
+            import PIL.Image
+        except ImportError as error:
+            raise MissingExtra("PillowResizeTensor", "cpu", error) from error
+        self._from_array = PIL.Image.fromarray
+        self._bilinear = PIL.Image.Resampling.BILINEAR
+        self._gpu_filter: Literal["pillow", "pillow13"] = (
+            "pillow13" if int(PIL.__version__.partition(".")[0]) >= 13 else "pillow"
+        )
+        self.size = (resize_h, resize_w)
+        self._workspaces: dict[int, Any] = {}  # of the GPUs that images came on
+
+    def run(self, request: Request) -> None:
+        image = _image_of(request, self)
+        channels = image.shape[1]
+        if image.dtype != torch.uint8 or channels not in (1, 3):
+            raise KernelError(
+                f"PillowResizeTensor: expected uint8 of shape (1, 1 or 3, height, width), got {image.dtype} "
+                f"of shape {tuple(image.shape)}"
+            )
+        if image.is_cuda:
+            request["result"] = self._on_gpu(image)
+            return
+        pixels = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
+        resized = self._from_array(pixels[..., 0] if channels == 1 else pixels).resize(self.size[::-1], self._bilinear)
+        planes = np.asarray(resized).reshape(*self.size, channels).transpose(2, 0, 1)
+        request["result"] = torch.from_numpy(np.array(planes[np.newaxis], order="C"))
+
+    def _on_gpu(self, image: torch.Tensor) -> torch.Tensor:
+        from fastpipe.kernels import cuda
+
+        pixels = image[0].permute(1, 2, 0)
+        is_gray = pixels.shape[2] == 1
+        given = pixels[..., 0] if is_gray else pixels
+        color: Literal["gray", "bgr"] = "gray" if is_gray else "bgr"  # which of the two three channels are is all one
+        place = image.get_device()
+        if place not in self._workspaces:
+            self._workspaces[place] = cuda.Workspace(place)
+        workspace = self._workspaces[place]
+        height, width = self.size
+        whole = workspace.resize_normalize(
+            [given], height, width, filter=self._gpu_filter, source=color, target=color, dtype="float32"
+        )
+        return whole.to(torch.uint8)  # exact: the kernel has rounded
+
+
+class ResizePadTensor(_PerTensor):
+    """An image resized as by ``ResizeTensor`` to fit into ``max_h`` x ``max_w``, ratio kept, and padded to that size.
+
+    The padding is at the right and bottom, as ``ResizePadMat`` has it, with the same sizes. Sets ``inverse_trans``: a
+    callable, (x, y) of the result -> (x, y) of this step's input.
+
+    Args:
+        max_h: height of the result; ``resize_h`` is another name for it.
+        max_w: width of the result; ``resize_w`` is another name for it.
+        pad_value: of the padding, one number or one per channel.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_h: Side | None = None,
+        max_w: Side | None = None,
+        resize_h: Side | None = None,
+        resize_w: Side | None = None,
+        pad_value: Sequence[float] = (0.0,),
+    ) -> None:
+        super().__init__()
+        height = max_h if max_h is not None else resize_h
+        width = max_w if max_w is not None else resize_w
+        problems = [
+            f"ResizePadTensor: max_{side} (or resize_{side}) is missing"
+            for side, value in (("h", height), ("w", width))
+            if value is None
+        ]
+        if not pad_value:
+            problems.append("ResizePadTensor: pad_value must have a number, or one for each channel")
+        if height is None or width is None or problems:
+            raise ConfigError(*problems)
+        self.size = (height, width)
+        self.pad_value = tuple(pad_value)
+
+    def run(self, request: Request) -> None:
+        image = _floats(_image_of(request, self))
+        height, width = image.shape[2:]
+        new_height, new_width = fitted(height, width, *self.size)
+        result = _filled(image, (*self.size,), self.pad_value, self)
+        result[..., :new_height, :new_width] = _resized(image, (new_height, new_width))
+        request["result"] = result
+        request["inverse_trans"] = _Scaled(width / new_width, height / new_height)
+
+
+class _Scaled:
+    """Where a point of a resized image was in the source; see ``InverseTransform`` of the CPU's images."""
+
+    def __init__(self, scale_x: float, scale_y: float) -> None:
+        self.scale_x, self.scale_y = scale_x, scale_y
+
+    def __call__(self, x: Any, y: Any) -> tuple[Any, Any]:
+        return x * self.scale_x, y * self.scale_y
+
+
+# ---- parts of an image -----------------------------------------------------------------------------------------------
+
+
+class CropTensor(_PerTensor):
+    """The part of the image inside the request's ``box``: left, top, right, bottom, in pixels; a copy.
+
+    Right and bottom are not included; numbers with a fraction are rounded.
+
+    Raises:
+        KeyError: if a request has no ``box``.
+        ValueError: if a box is empty, or not inside the image.
+    """
+
+    def run(self, request: Request) -> None:
+        image = _image_of(request, self)
+        box = request["box"]
+        try:
+            left, top, right, bottom = (round(float(number)) for number in box)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"CropTensor: expected a box of four numbers, got {box!r}") from None
+        height, width = image.shape[2:]
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            raise ValueError(
+                f"CropTensor: expected a box (left, top, right, bottom) inside {width} x {height} pixels, got {box!r}"
+            )
+        request["result"] = image[..., top:bottom, left:right].clone()
+
+
+class CopyMakeBorderTensor(_PerTensor):
+    """An image with a border of one color around it, same dtype.
+
+    Args:
+        top: rows above; the request's own ``top`` has precedence, and so for the others.
+        bottom: rows below.
+        left: columns to the left.
+        right: columns to the right.
+        pad_value: one number, or one for each channel.
+
+    Raises:
+        ValueError: if a request's own number is no whole number from 0 to 1048576.
+    """
+
+    def __init__(
+        self,
+        *,
+        top: Annotated[int, Between(0, LARGEST_SIDE)] = 0,
+        bottom: Annotated[int, Between(0, LARGEST_SIDE)] = 0,
+        left: Annotated[int, Between(0, LARGEST_SIDE)] = 0,
+        right: Annotated[int, Between(0, LARGEST_SIDE)] = 0,
+        pad_value: Sequence[float] = (0.0,),
+    ) -> None:
+        super().__init__()
+        if not pad_value:
+            raise ConfigError("CopyMakeBorderTensor: pad_value must have a number, or one for each channel")
+        self.border = {"top": top, "bottom": bottom, "left": left, "right": right}
+        self.pad_value = tuple(pad_value)
+
+    def run(self, request: Request) -> None:
+        image = _image_of(request, self)
+        border = {side: request.get(side, width) for side, width in self.border.items()}
+        for side, size in border.items():
+            if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= LARGEST_SIDE:
+                raise ValueError(
+                    f"CopyMakeBorderTensor: {side} must be a whole number from 0 to {LARGEST_SIDE}, got {size!r}"
+                )
+        height, width = image.shape[2:]
+        size = (height + border["top"] + border["bottom"], width + border["left"] + border["right"])
+        result = _filled(image, size, self.pad_value, self)
+        result[..., border["top"] : border["top"] + height, border["left"] : border["left"] + width] = image
+        request["result"] = result
+
+
+class WarpAffineTensor(_PerTensor):
+    """An image seen through the request's ``affine_matrix``, bilinear: floats, as for ``ResizeTensor``.
+
+    The matrix is 2 x 3, and maps (x, y, 1) of the image to (x, y) of the result, as for ``cv2.warpAffine``. Where no
+    image is, there is ``pad_value``; at the edge the two are blended, as OpenCV does.
+
+    Args:
+        target_h: height of the result.
+        target_w: width of the result.
+        pad_value: one number for all channels.
+
+    Raises:
+        KeyError: if a request has no ``affine_matrix``.
+        ValueError: if it is not 2 x 3, or cannot be inverted.
+    """
+
+    def __init__(self, *, target_h: Side, target_w: Side, pad_value: float = 0.0) -> None:
+        super().__init__()
+        self.size = (target_h, target_w)
+        self.pad_value = pad_value
+
+    def run(self, request: Request) -> None:
+        image = _floats(_image_of(request, self))
+        given = request["affine_matrix"]
+        matrix = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given, np.float64)
+        if matrix.shape != (2, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:, :2])) < 1e-12:
+            raise ValueError(f"WarpAffineTensor: expected a matrix of 2 x 3 that has an inverse, got {matrix.tolist()}")
+        (height, width), (new_height, new_width) = image.shape[2:], self.size
+        # From pixels of the result to pixels of the image, and both to the scale from -1 to 1 that grid_sample has,
+        # whose ends are the outer edges of the outermost pixels.
+        inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
+        scaled = np.linalg.inv(_to_pixels(width, height)) @ inverse @ _to_pixels(new_width, new_height)
+        theta = torch.tensor(scaled[np.newaxis, :2], dtype=torch.float32).to(image.device, non_blocking=True)
+        grid = torch.nn.functional.affine_grid(theta, [1, 1, new_height, new_width], align_corners=False)
+        warped = torch.nn.functional.grid_sample(
+            image.float() - self.pad_value, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        )
+        request["result"] = (warped + self.pad_value).to(image.dtype)
+
+
+# ---- devices and files -----------------------------------------------------------------------------------------------
+
+
+class GpuTensor(_PerTensor):
+    """A tensor of any shape, or a NumPy array, on a GPU; what is there already is handed on, the same object.
+
+    Args:
+        device_id: which GPU.
+
+    Raises:
+        ConfigError: if there is no such GPU.
+    """
+
+    def __init__(self, *, device_id: Annotated[int, Between(0, 1023)] = 0) -> None:
+        super().__init__()
+        self.device = torch_gpu("GpuTensor", device_id)
+
+    def gpu_of(self, request: Request) -> int | None:
+        number: int = self.device.index
+        return number
+
+    def run(self, request: Request) -> None:
+        request["result"] = _tensor_of(request, self).to(self.device, non_blocking=True)
+
+
+class CpuTensor(_PerTensor):
+    """A tensor of any shape, or a NumPy array, as a tensor on the CPU; what is there already is handed on."""
+
+    def run(self, request: Request) -> None:
+        request["result"] = _tensor_of(request, self).cpu()
+
+
+class SaveTensor(_PerTensor):
+    """Writes each tensor to a file of its own in ``save_dir``, under a name nobody else has; the result is the data.
+
+    ``torch.load`` reads it, and so does ``LoadTensor``.
+
+    Args:
+        save_dir: a folder; made if it is not there.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+
+    def __init__(self, *, save_dir: Path) -> None:
+        super().__init__()
+        self.save_dir = Path(save_dir)
+        self.save_dir.mkdir(parents=True, exist_ok=True)
+
+    def run(self, request: Request) -> None:
+        tensor = _tensor_of(request, self)
+        # A copy, since a view is saved with all of the memory that it is a view of.
+        with open(self.save_dir / f"{uuid.uuid4().hex}.pt", "xb") as file:
+            torch.save(tensor.detach().cpu().clone(), file)
+        request["result"] = request["data"]
+
+
+class LoadTensor(_PerTensor):
+    """The tensor in a file that ``SaveTensor`` or ``torch.save`` wrote, on the CPU; no code in a file is run.
+
+    Args:
+        path: of the file, which is read once; without it, each request's ``data`` is the path of its own.
+
+    Raises:
+        ConfigError: if ``path`` holds no tensor.
+        KernelError: if a request's file holds none.
+        OSError: if a request's file cannot be read.
+    """
+
+    def __init__(self, *, path: Path | None = None) -> None:
+        super().__init__()
+        self._tensor: torch.Tensor | None = None
+        if path is not None:
+            try:
+                self._tensor = self._load(path)
+            except (KernelError, OSError) as error:
+                raise ConfigError(str(error)) from error
+
+    def run(self, request: Request) -> None:
+        request["result"] = self._load(request["data"]) if self._tensor is None else self._tensor.clone()
+
+    def _load(self, path: Any) -> torch.Tensor:
+        if not isinstance(path, str | Path):
+            raise KernelError(f"LoadTensor: expected the path of a file, got a {type(path).__name__}")
+        with open(path, "rb") as file:
+            try:
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:  # whatever torch makes of a file that is none of its own
+                raise KernelError(f"LoadTensor: '{path}' holds no tensor: {error}") from error
+        if not isinstance(loaded, torch.Tensor):
+            raise KernelError(f"LoadTensor: '{path}' holds a {type(loaded).__name__}, no tensor")
+        return loaded
+
+
+# ---- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _tensor_of(request: Request, backend: Backend) -> torch.Tensor:
+    data = request["data"]
+    if isinstance(data, np.ndarray):
+        try:
+            return torch.from_numpy(np.array(data, order="C"))
+        except TypeError as error:
+            raise KernelError(f"{type(backend).__name__}: expected a dtype that torch has, got {data.dtype}") from error
+    if not isinstance(data, torch.Tensor):
+        raise KernelError(f"{type(backend).__name__}: expected a torch tensor, got a {type(data).__name__}")
+    return data
+
+
+def _image_of(request: Request, backend: Backend, *, channels: int | None = None) -> torch.Tensor:
+    """Return the request's image, checked."""
+    data = request["data"]
+    expected = f"a tensor of shape (1, {channels or 'channels'}, height, width)"
+    if not isinstance(data, torch.Tensor):
+        raise KernelError(f"{type(backend).__name__}: expected {expected}, got a {type(data).__name__}")
+    is_one = data.ndim == 4 and data.shape[0] == 1 and data.numel() > 0 and not data.is_complex()
+    if not is_one or (channels is not None and data.shape[1] != channels):
+        raise KernelError(
+            f"{type(backend).__name__}: expected {expected}, got {data.dtype} of shape {tuple(data.shape)}"
+        )
+    return data.detach() if data.requires_grad else data
+
+
+def _floats(image: torch.Tensor) -> torch.Tensor:
+    return image if image.dtype in (torch.float32, torch.float16, torch.bfloat16) else image.float()
+
+
+def _resized(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return torch.nn.functional.interpolate(image, size, mode="bilinear", align_corners=False)
+
+
+def _filled(image: torch.Tensor, size: tuple[int, int], value: tuple[float, ...], backend: Backend) -> torch.Tensor:
+    """Return a new image of one color."""
+    channels = image.shape[1]
+    if len(value) not in (1, channels):
+        raise KernelError(f"{type(backend).__name__}: expected {len(value)} channels, as pad_value has, got {channels}")
+    if len(value) == 1:
+        return image.new_full((1, channels, *size), _as(value[0], image))
+    filled = image.new_empty((1, channels, *size))
+    for channel, number in enumerate(value):
+        filled[:, channel] = _as(number, image)
+    return filled
+
+
+def _as(number: float, image: torch.Tensor) -> float | int:
+    return number if image.is_floating_point() else math.floor(number + 0.5)
+
+
+def _to_pixels(width: int, height: int) -> Any:
+    """Return the matrix from the scale -1 to 1 to the positions of pixels, whole numbers at their centers."""
+    return np.array([[width / 2, 0, (width - 1) / 2], [0, height / 2, (height - 1) / 2], [0, 0, 1]])

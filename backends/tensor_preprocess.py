@@ -1,0 +1,162 @@
+"""ResizeNormalizeTensor: images on a GPU, of different sizes, to what a model takes, in one launch for a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from fastpipe.backend import Backend, Between, Request
+from fastpipe.errors import ConfigError, ItemErrors, KernelError
+from fastpipe.kernels import cuda
+from fastpipe.kernels._arguments import check_levels
+
+from ._streams import InstanceStream, hand_over
+from ._torch_gpu import torch_gpu
+
+__all__ = ["ResizeNormalizeTensor"]
+
+
+class _Image(NamedTuple):
+    """An image of a batch that fits."""
+
+    request: Request
+    row: tuple[int, ...]  # of cuda.IMAGE
+    tensor: torch.Tensor  # that the row is about
+
+
+class ResizeNormalizeTensor(Backend):
+    """uint8 images on a GPU, each of its own size -> ``(pixels - mean) / std``, resized, of shape (1, channels, h, w).
+
+    Resizing, color, arithmetic and the change of axes are one launch for the whole batch (one for each color that the
+    requests come with); see ``fastpipe.kernels.cuda``, and ``NormalizeMat`` for the same without resizing on the CPU.
+
+    **In**: torch tensors of shape (1, channels, height, width), or without the 1, with three channels or one, of any
+    strides: those of ``DecodeTensor`` are read as they are. The request's ``color`` says what three channels are,
+    "bgr" (which is also meant if it is not there) or "rgb".
+
+    **Out**: a row of a tensor made for this batch; it keeps the batch's other rows in memory.
+
+    Args:
+        resize_h: height of the results.
+        resize_w: width of the results.
+        filter: "opencv": bilinear, as ``ResizeMat``. "pillow": with antialiasing, as ``PillowResizeMat`` up to Pillow
+            12. "pillow13": as Pillow 13, which does the height first where that is quicker.
+        color: what the channels are to be, "rgb", "bgr" or "gray"; by default what they are. Set in the request.
+        mean: a number or one per channel of the result, in its order, on the scale 0-255.
+        std: the same, none zero.
+        dtype: of the result; computed in float32 and rounded once.
+        device_id: which GPU.
+        max: the most images of a batch.
+
+    Raises:
+        ConfigError: if there is no such GPU, or mean and std do not fit the colors.
+        MissingExtra: if CuPy is not installed.
+        KernelError: for requests whose data is no such tensor.
+    """
+
+    def __init__(
+        self,
+        *,
+        resize_h: Annotated[int, Between(1, 32_768)],
+        resize_w: Annotated[int, Between(1, 32_768)],
+        filter: Literal["opencv", "pillow", "pillow13"] = "opencv",
+        color: Literal["rgb", "bgr", "gray"] | None = None,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        device_id: Annotated[int, Between(0, 1023)] = 0,
+        max: Annotated[int, Between(1, 4096)] = 64,
+    ) -> None:
+        self.max_batch = max
+        self.height, self.width = resize_h, resize_w
+        self.filter: cuda.Filter = filter
+        self.color: cuda.Color | None = color
+        # One number is that of every channel, also where gray comes between.
+        self.mean: float | tuple[float, ...] = mean[0] if len(mean) == 1 else tuple(mean)
+        self.std: float | tuple[float, ...] = std[0] if len(std) == 1 else tuple(std)
+        try:
+            check_levels(self.mean, self.std, color or "bgr", color or "bgr")
+        except KernelError as error:
+            raise ConfigError(f"ResizeNormalizeTensor: {error}") from None
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self._device = torch_gpu("ResizeNormalizeTensor", device_id)
+        self._stream = InstanceStream(device_id)
+        self._workspace = cuda.Workspace(device_id, max_batch=max)
+        self._workspace.prepare((dtype,))
+
+    def forward(self, batch: list[Request]) -> None:
+        """Launch the kernel for a batch.
+
+        Raises:
+            ItemErrors: for the requests that do not fit.
+            RuntimeError: if the GPU fails.
+        """
+        errors: dict[int, BaseException] = {}
+        groups: dict[cuda.Color, list[_Image]] = {}
+        for index, request in enumerate(batch):
+            try:
+                source, image = self._image(request)
+                groups.setdefault(source, []).append(image)
+            except Exception as error:  # its own request's
+                errors[index] = error
+        if groups:
+            with self._stream.entered() as current:
+                made = [self._run(source, images, current.handle) for source, images in groups.items()]
+                if current.is_outermost:
+                    hand_over(made)
+        if errors:
+            raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
+
+    def close(self) -> None:
+        """Let go of the kernels' memory; results stay valid."""
+        del self._workspace
+
+    def _image(self, request: Request) -> tuple[cuda.Color, _Image]:
+        """Return a request's image, and what its channels are."""
+        tensor = request["data"]
+        if not isinstance(tensor, torch.Tensor):
+            raise KernelError(f"ResizeNormalizeTensor: expected a torch tensor, got a {type(tensor).__name__}")
+        shape, strides = tensor.shape[-3:], tensor.stride()[-3:]
+        color: cuda.Color = request.get("color", "bgr") if shape[:1] == (3,) else "gray"
+        if (
+            tensor.dtype != torch.uint8
+            or tensor.device != self._device
+            or (tensor.ndim != 3 and (tensor.ndim != 4 or tensor.shape[0] != 1))
+            or shape[0] not in (1, 3)
+            or 0 in shape
+        ):
+            raise KernelError(
+                "ResizeNormalizeTensor: expected a uint8 tensor of shape (1, 3 or 1, height, width), or without the 1, "
+                f"not empty, on {self._device}, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+            )
+        if color not in ("rgb", "bgr", "gray"):
+            raise KernelError(f"ResizeNormalizeTensor: expected a request whose color is 'rgb' or 'bgr', got {color!r}")
+        _, height, width = shape
+        channel_stride, row_stride, column_stride = strides if shape[0] == 3 else (0, *strides[1:])
+        row = (tensor.data_ptr(), row_stride, height, width, column_stride, channel_stride, 0, 0, 0, 0)
+        return color, _Image(request, row, tensor)
+
+    def _run(self, source: cuda.Color, images: list[_Image], stream: int) -> torch.Tensor:
+        """Fill in the requests whose images have one color; return the memory of their results."""
+        target = self.color or source
+        channels = 1 if target == "gray" else 3
+        out = torch.empty((len(images), channels, self.height, self.width), dtype=self.dtype, device=self._device)
+        self._workspace.resize_normalize(
+            np.array([image.row for image in images], cuda.IMAGE),
+            self.height,
+            self.width,
+            filter=self.filter,
+            mean=self.mean,
+            std=self.std,
+            source=source,
+            target=target,
+            out=out,
+            stream=stream,
+        )
+        for number, image in enumerate(images):
+            image.request["result"] = out[number : number + 1]
+            image.request["color"] = target
+        return out

@@ -1,0 +1,414 @@
+"""TensorrtTensor: a model in an ONNX file, built for the GPU at hand and run by TensorRT or TensorRT-RTX.
+
+    {"backend": "S[TensorrtTensor,SyncTensor]", "model": "resnet.onnx", "max": 8, "precision": "fp16"}
+
+How a model becomes an engine: ``_model_source`` reads it, ``_onnx_precision`` puts types and normalisation into its
+graph, ``_tensorrt_api`` builds it, ``_engine_cache`` keeps what was built. How a request travels: as in ``onnx``, with
+torch tensors on the GPU in place of NumPy's arrays.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fastpipe.backend import Backend, Between, Request
+from fastpipe.errors import BackendError, ConfigError, KernelError, MissingExtra
+
+from ._engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
+from ._model_data import ModelInputs, Sample
+from ._model_runs import Group, bucket_of, run_in_groups
+from ._model_shapes import InputSpec, Profile, make_profiles
+from ._model_source import ModelSource, fingerprint, open_model
+from ._onnx_precision import Precision, with_precision
+from ._postprocessors import find_postprocessor, postprocess
+from ._streams import InstanceStream, hand_over
+from ._tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
+from .encrypted import KEY_VARIABLE, ModelKey, decrypt, encrypt
+
+__all__ = ["TensorrtTensor"]
+
+# Of a process: (key, number of the GPU) -> the engine that its instances share. A lock for all: loading is quick, and
+# builds come one after the other anyway.
+_engines: weakref.WeakValueDictionary[tuple[str, int], Engine] = weakref.WeakValueDictionary()
+_engines_lock = threading.Lock()
+
+
+class TensorrtTensor(Backend):
+    """Run an ONNX model on an NVIDIA GPU, in batches, by an engine that TensorRT builds from it.
+
+    **In**: as for ``OnnxTensor``, and torch tensors on the GPU, where nothing leaves it; what is elsewhere is copied
+    there.
+
+    **Out**: ``result`` is the output's row as a torch tensor on the GPU, with a batch axis of 1, or a list of them
+    where the model has several outputs. It is a view of memory made for this batch, never of the engine's: yours to
+    change. Outside of a ``SyncTensor`` it is complete when ``forward`` returns; within one, on its stream.
+
+    **Batches**: as for ``OnnxTensor``. An engine takes what lies within its profiles: ``max`` must say the largest size
+    of every axis that the model leaves open.
+
+    **Building** takes seconds to minutes, once: the engine is kept in ``model::cache`` under a key of everything that
+    it depends on (model, precision, shapes, GPU, versions), so that another GPU or TensorRT never gets the wrong one.
+    Builds of the process come one after the other; another process that wants the same engine waits for it. An
+    engine of an encrypted model is kept encrypted.
+
+    **Threads**: each instance has a context for each profile and a stream; instances on a GPU share the weights. The
+    GIL is given up a few times per batch.
+
+    Args:
+        model: an ``.onnx`` file, or the content of one; it may be encrypted, see ``fastpipe.backends.encrypted``.
+        max: requests in a batch, or largest shapes: ``8``, ``"8x3x224x224"``, inputs separated by ``,``, profiles by
+            ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
+        min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.
+        precision: what the model computes in: ``fp32`` (with TensorFloat-32 where the GPU has it, TensorRT's default),
+            ``fp16``, ``bf16`` (needs nvidia-modelopt), or ``int8`` for a file that is quantised already, with
+            QuantizeLinear and DequantizeLinear. Inputs and outputs keep their types.
+        precision_fp32: parts of names of the nodes that stay in float32 with ``fp16`` or ``bf16``.
+        precision_fp16: parts of names of the nodes that are computed in float16 with ``fp32``.
+        mean: put into the graph in front of every image input, as in ``OnnxTensor``.
+        std: the same; divides. None zero.
+        postprocessor: as in ``OnnxTensor``; ``cpu`` copies the results to the CPU. A callable gets tensors on the GPU.
+        model_cache: where engines are kept: a folder, or one file that ends in ``.trt``, ``.engine`` or ``.plan``.
+            Without it, ``fastpipe/engines`` in the user's cache folder. Nobody else should be able to write there.
+        model_cache_bytes: how much a folder may hold; the engines not used for longest are deleted first.
+        model_key: of an encrypted model: the environment variable that holds it, or a callable that returns it.
+        device_id: which GPU, as torch counts.
+        warm_up: run the largest and the smallest batch of each profile once, on zeros, while the instance is built.
+
+    Raises:
+        ConfigError: if the file is missing or no model, its key is missing or wrong, TensorRT cannot build it, the
+            parameters do not fit it, or there is no such GPU.
+        MissingExtra: if TensorRT and TensorRT-RTX, onnx, or what an encrypted model needs is missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Path | str | bytes,
+        max: int | str | None = None,
+        min: int | str | None = None,
+        precision: Precision = "fp32",
+        precision_fp32: list[str] | None = None,
+        precision_fp16: list[str] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        postprocessor: str | Callable[..., Any] = "split",
+        model_cache: Path | None = None,
+        model_cache_bytes: Annotated[int, Between(0, 2**60)] = DEFAULT_LIMIT_BYTES,
+        model_key: ModelKey = KEY_VARIABLE,
+        device_id: Annotated[int, Between(0, 1023)] = 0,
+        warm_up: bool = True,
+    ) -> None:
+        self._name = f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
+        library = find_library()
+        _need_onnx()
+        try:
+            source = open_model(model, model_key)
+            self._gpu = _open_gpu(device_id)
+            changed = with_precision(
+                source.model,
+                precision,
+                float32=precision_fp32 or (),
+                float16=precision_fp16 or (),
+                mean=mean,
+                std=std,
+            )
+            cache = EngineCache(model_cache or default_folder(), model_cache_bytes)
+            wanted = _Wanted(library, source._replace(model=changed), self._gpu, max, min)
+            with _use(self._gpu), _engines_lock:
+                self._engine = _shared_engine(wanted, cache)
+            specs = _specs(self._engine.inputs)
+            profiles = make_profiles(specs, max, min)
+            self._inputs = _TensorInputs(self._name, specs, profiles)
+            self.max_batch = self._inputs.max_batch
+            self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
+            output_shapes = [tuple(size if size >= 0 else "?" for size in info.shape) for info in self._engine.outputs]
+            self._postprocessor = find_postprocessor(postprocessor, output_shapes)
+            with _use(self._gpu):
+                self._slots = {
+                    profile: _Slot(self._engine, index, profile, specs, self._gpu.device)
+                    for index, profile in enumerate(profiles)
+                }
+            if warm_up:
+                self._warm_up(specs, profiles)
+        except ConfigError as error:
+            raise ConfigError(*[f"{self._name}: {problem}" for problem in error.problems]) from error.__cause__
+
+    def bucket(self, request: Request) -> Hashable:
+        """Return the shapes and dtypes of a request's data: what must be equal within a batch."""
+        return bucket_of(self._inputs, request)
+
+    def forward(self, batch: list[Request]) -> None:
+        """Run the model on a batch; requests whose shapes differ are run apart.
+
+        Raises:
+            ItemErrors: for the requests that the model cannot take.
+            BackendError: if TensorRT refuses, with its reasons and a note that names the model.
+        """
+        with self._gpu.stream.entered() as current:
+            run_in_groups(self._inputs, batch, lambda group: self._run_requests(group, current.handle))
+            for request in batch:
+                hand_over(request.get("result"))
+
+    def close(self) -> None:
+        """Let go of the engine; results handed out stay valid."""
+        self._slots = {}
+        del self._engine
+
+    def _run_requests(self, group: Group, stream: int) -> None:
+        """Run the model once, on requests of equal shapes."""
+        fit = group[0][1].fit
+        row_count = max(len(group), fit.profile.pad_to)
+        by_input = zip(*[sample.arrays for _, sample in group], strict=True)
+        outputs = self._run(fit.profile, list(by_input), fit.item_shapes, row_count, stream)
+        if row_count > len(group):
+            outputs = [output[: len(group)] for output in outputs]
+        postprocess(self._postprocessor, outputs, [request for request, _ in group])
+
+    def _run(
+        self,
+        profile: Profile,
+        by_input: Sequence[Sequence[Any]],
+        item_shapes: Sequence[tuple[int, ...]],
+        row_count: int,
+        stream: int,
+    ) -> list[torch.Tensor]:
+        """Run the model and check that every output has one row for each row of the inputs."""
+        slot = self._slots[profile]
+        shapes = [(row_count, *item) for item in item_shapes]
+        try:
+            output_shapes = slot.context.set_input_shapes(shapes, stream)
+            for name, shape in zip(self._engine.outputs, output_shapes, strict=True):
+                if self._has_rows and shape[:1] != (row_count,):
+                    raise BackendError(
+                        f"output {name.name!r}: expected {row_count} rows for a batch of {row_count}, "
+                        f"got shape {shape}; a model that cannot be batched needs max=1"
+                    )
+            for buffer, rows, shape in zip(slot.inputs, by_input, shapes, strict=True):
+                _fill(buffer[: math.prod(shape)].view(shape), rows)
+            outputs = [
+                torch.empty(shape, dtype=dtype, device=self._gpu.device)
+                for shape, dtype in zip(output_shapes, slot.output_dtypes, strict=True)
+            ]
+            slot.context.run([*slot.addresses, *[output.data_ptr() for output in outputs]], stream)
+        except Exception as error:
+            error.add_note(f"{self._name}, run with inputs of shape {', '.join(map(str, shapes))}")
+            raise
+        return outputs
+
+    def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
+        with self._gpu.stream.entered() as current:
+            for profile in profiles:
+                items = profile.largest_items()
+                sizes = profile.batch_sizes()
+                for size in dict.fromkeys((sizes[0], sizes[-1])):
+                    if items is not None:
+                        rows = [
+                            [torch.zeros((1, *item), dtype=_torch_dtype(spec.dtype.name))] * size
+                            for item, spec in zip(items, specs, strict=True)
+                        ]
+                        self._run(profile, rows, items, size, current.handle)
+
+
+class _Gpu(NamedTuple):
+    """A GPU, as torch sees it."""
+
+    device: torch.device
+    stream: InstanceStream
+    description: dict[str, str]  # what an engine depends on
+
+
+class _Wanted(NamedTuple):
+    """An engine to be had."""
+
+    library: Library
+    source: ModelSource
+    gpu: _Gpu
+    max: int | str | None
+    min: int | str | None
+
+    def key(self) -> str:
+        secret = self.source.secret
+        return key_of(
+            {
+                "model": fingerprint(self.source.model),
+                "max": str(self.max),
+                "min": str(self.min),
+                # Of 32 random bytes this tells nothing; after a change of the key, what was kept cannot be read.
+                "secret": key_of({"secret": secret.hex()}) if secret is not None else "",
+                **self.gpu.description,
+                **_versions(self.library),
+            }
+        )
+
+    def timings_key(self) -> str:
+        return key_of({"timings": True, **self.gpu.description, **_versions(self.library)})
+
+    def profiles(self, inputs: Sequence[TensorInfo]) -> list[ProfileShapes]:
+        """Return the shapes of each profile, for a network with these inputs."""
+        specs = _specs(inputs)
+        return [_profile_shapes(specs, profile) for profile in make_profiles(specs, self.max, self.min)]
+
+
+class _TensorInputs(ModelInputs):
+    """Reads requests as torch tensors, where they are."""
+
+    def read(self, request: Request) -> Sample:
+        """Return the data of a request, checked; nothing is copied."""
+        if "data" not in request:
+            raise KernelError(f"{self._model}: the request has no 'data'")
+        values = self._in_order(request["data"])
+        tensors = tuple([self._to_tensor(spec, value) for spec, value in zip(self._specs, values, strict=True)])
+        signature = tuple([(tuple(tensor.shape), _NUMPY_DTYPES[tensor.dtype]) for tensor in tensors])
+        return Sample(tensors, self._fits.get(signature) or self._find_fit(signature), True)
+
+    def _to_tensor(self, spec: InputSpec, value: Any) -> torch.Tensor:
+        try:
+            if isinstance(value, torch.Tensor):
+                tensor = value.detach()
+            elif isinstance(value, np.ndarray | np.generic):
+                tensor = torch.from_numpy(np.require(value, requirements=["C", "W"]))
+            elif hasattr(value, "__dlpack__"):
+                tensor = torch.from_dlpack(value)
+            else:
+                raise self._unusable(spec, f"a {type(value).__name__}, which is no array")
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise self._unusable(spec, f"a {type(value).__name__} that torch cannot read: {error}") from error
+        if tensor.dtype not in _NUMPY_DTYPES:
+            raise self._unusable(spec, f"a tensor of {tensor.dtype}")
+        return tensor
+
+
+class _Slot:
+    """What an instance has for one profile: a context, and memory for its inputs, whose place never changes."""
+
+    def __init__(
+        self, engine: Engine, index: int, profile: Profile, specs: Sequence[InputSpec], device: torch.device
+    ) -> None:
+        self.context: Context = engine.context(index)
+        rows = profile.batch_sizes()[0]
+        self.inputs = [
+            torch.empty(rows * math.prod(item), dtype=_torch_dtype(spec.dtype.name), device=device)
+            for spec, item in zip(specs, profile.largest_items() or (), strict=True)
+        ]
+        self.addresses = [buffer.data_ptr() for buffer in self.inputs]
+        self.output_dtypes = [_torch_dtype(info.dtype) for info in engine.outputs]
+
+
+def _open_gpu(device_id: int) -> _Gpu:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device_id >= count:
+        raise ConfigError(f"TensorrtTensor: there is no GPU {device_id}; torch sees {count}")
+    properties = torch.cuda.get_device_properties(device_id)
+    return _Gpu(
+        torch.device("cuda", device_id),
+        InstanceStream(device_id),
+        {
+            "GPU": properties.name,
+            "compute capability": f"{properties.major}.{properties.minor}",
+            "CUDA": str(torch.version.cuda).partition(".")[0],
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+    )
+
+
+def _use(gpu: _Gpu) -> Any:
+    """Return the context in which TensorRT builds and loads for that GPU."""
+    return torch.cuda.device(gpu.device)
+
+
+def _need_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("TensorrtTensor", "tensorrt", error) from error
+
+
+def _versions(library: Library) -> dict[str, str]:
+    return {"library": library.title, "version": library.version}
+
+
+def _shared_engine(wanted: _Wanted, cache: EngineCache) -> Engine:
+    """Return the engine that other instances on that GPU run, or load it, or build it; with the lock held."""
+    key, secret = wanted.key(), wanted.source.secret
+    place = key, wanted.gpu.device.index or 0
+    engine = _engines.get(place)
+    if engine is not None:
+        return engine
+
+    timings_cache, timings_key = EngineCache(default_folder()) if cache.is_file else cache, wanted.timings_key()
+
+    def build() -> bytes:
+        plan, measured = wanted.library.build(
+            wanted.source.model, wanted.profiles, timings_cache.peek(timings_key) or b""
+        )
+        if measured:
+            timings_cache.put(timings_key, measured)
+        return plan if secret is None else encrypt(plan, secret, "the engine")
+
+    plan = cache.get(key, build)
+    if secret is not None:
+        plan = decrypt(plan, secret, "the engine that was kept")
+    engine = _engines[place] = wanted.library.load(plan)
+    return engine
+
+
+def _specs(inputs: Sequence[TensorInfo]) -> list[InputSpec]:
+    for info in inputs:
+        if info.dtype == "bfloat16":
+            raise ConfigError(f"input {info.name!r} is bfloat16, which no request can be checked for; make it float32")
+    return [
+        InputSpec(info.name, np.dtype(info.dtype), tuple(size if size >= 0 else "?" for size in info.shape))
+        for info in inputs
+    ]
+
+
+def _profile_shapes(specs: Sequence[InputSpec], profile: Profile) -> ProfileShapes:
+    largest = profile.largest_items()
+    if largest is None:
+        open_inputs = [
+            f"{spec.name!r} {('batch', *spec.shape[1:])}"
+            for spec, limits in zip(specs, profile.limits, strict=True)
+            if any(high is None for _, high in limits)
+        ]
+        raise ConfigError(
+            f"max must say the largest size of every axis that the model leaves open, as in '8x3x224x224': "
+            f"{', '.join(open_inputs)}"
+        )
+    sizes = profile.batch_sizes()
+    most, least = sizes[0], sizes[-1]
+    return {
+        spec.name: ((least, *(low for low, _ in limits)), (most, *item), (most, *item))
+        for spec, limits, item in zip(specs, profile.limits, largest, strict=True)
+    }
+
+
+def _fill(batch: torch.Tensor, rows: Sequence[torch.Tensor]) -> None:
+    """Copy the rows into a batch, converted if need be; those behind the last become zeros."""
+    row_shape = (1, *batch.shape[1:])
+    on_device = [row.reshape(row_shape).to(batch.device, non_blocking=True) for row in rows]
+    if len(rows) == 1:
+        batch[:1].copy_(on_device[0])
+    else:
+        torch.cat(on_device, out=batch[: len(rows)])
+    if len(rows) < len(batch):
+        batch[len(rows) :].zero_()
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+_NUMPY_DTYPES = {
+    _torch_dtype(name): np.dtype(name)
+    for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+}

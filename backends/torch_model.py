@@ -1,0 +1,395 @@
+"""TorchTensor: a model of torch, run in batches; on a GPU, a CUDA graph for each batch size.
+
+    {"backend": "TorchTensor", "model": "resnet.pt2", "max": "64x3x224x224", "device": "cuda"}
+
+How a request travels: ``_torch_inputs`` checks its data against the model, the requests of a batch are joined (on a
+GPU: into the buffer that the graph reads), the model runs, ``_postprocessors`` turns the rows of a copy of its outputs
+into results. ``_torch_files`` loads the model; ``_torch_graphs`` captures and replays.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
+from fastpipe.backend import Backend, Between, Request
+from fastpipe.errors import BackendError, ConfigError
+
+from ._model_runs import bucket_of, run_in_groups
+from ._postprocessors import find_postprocessor, postprocess
+from ._streams import InstanceStream, hand_over
+from ._torch_files import Loaded, describe, load
+from ._torch_graphs import Graphs, Staging, flatten
+from ._torch_inputs import TorchInputs, is_image
+
+__all__ = ["TorchTensor"]
+
+_log = logging.getLogger(__name__)
+
+_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class TorchTensor(Backend):
+    """Run a torch model in batches, on the CPU or on a GPU.
+
+    **Model**: a ``torch.nn.Module``, a class or function that makes one (``"package.module:Name"`` in a file), or a
+    file: an exported program (``.pt2``, of ``torch.export.save``) or TorchScript (which torch has deprecated). Files
+    that can run code when they are loaded, pickled modules before all, are refused unless ``trusted``.
+
+    **In**: ``data`` is a tensor, or for several inputs a list of them in the model's order or a mapping from input
+    name to tensor: torch, NumPy, or anything with ``__dlpack__``, on any device. Each is one sample with a batch axis
+    of 1 in front (``1CHW``); where the model or ``max`` says which shapes there are, it may be missing. Other floats
+    and uint8 become the type in which the model computes; other integers stay what they are.
+
+    **Out**: ``result`` is the output's row with a batch axis of 1, or a list of them where the model has several
+    outputs, on the model's device, complete. It is a view of a copy made for this batch: yours to change, and it keeps
+    the batch's outputs alive. See ``postprocessor`` for other results.
+
+    **Batches**: requests of other shapes, dtypes or devices never share a run, and one that the model cannot take
+    fails alone, with ``KernelError``. A model with a fixed batch size n takes 1 to n requests, and is fed zeros for
+    those that are missing.
+
+    **CUDA graphs**: on a GPU, where the shapes are known (an exported program, or ``max`` with shapes), every batch
+    size in ``buckets`` is captured before the instance is ready, for the largest item; a batch is filled up with zeros
+    to the next of them. The graphs share their memory. Other shapes are run eagerly, and so is a model that cannot be
+    captured; the log says so, once.
+
+    **Threads**: each instance has a copy of the weights and, on a GPU, a stream of its own, which it enters on
+    whatever thread runs it; within a ``SyncTensor`` it uses that one's. On a CPU it computes with torch's threads,
+    of which all instances share one setting (``torch.set_num_threads``).
+
+    Args:
+        model: where it comes from.
+        weights: a file with a state dict, read without running code, for a model that is no file.
+        max: requests in a batch, or largest shapes: ``8``, ``"8x3x224x224"``, inputs separated by ``,``, profiles by
+            ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
+        min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.
+        device: ``"cpu"``; ``"cuda"`` or ``"gpu"``, the first one, ``"cuda:1"``; several, ``"cuda:0,cuda:1"``, or
+            ``"all"``: each instance goes to that one of them that has the fewest. Without it, ``"cuda"`` if torch sees
+            a GPU, otherwise ``"cpu"``.
+        precision: the type in which it computes; without it, that of the model's weights. An exported program keeps
+            the types that it was exported with.
+        mean: subtracted from image inputs, (n, channels, h, w), in float32 and within the graph, on the scale of the
+            data (0 to 255 for pixels). One number, or one for each channel.
+        std: the same; divides. None zero.
+        postprocessor: ``split`` (the rows, as above), ``cpu``, ``SoftmaxCpu``, ``SoftmaxMax``, ``SoftmaxArgMax``, or a
+            callable ``f(outputs, batch)``, as for ``OnnxTensor``.
+        dtypes: of the inputs, ``"int64,float32"``, where a model does not say and they are not what it computes in.
+        buckets: batch sizes to capture; without it, powers of two and the largest batch.
+        channels_last: keep images and weights in torch's ``channels_last`` layout, faster for most convolutions.
+        compile: ``inductor`` has ``torch.compile`` work on it first, with the first batches; needs a C++ compiler.
+        warm_up: run (and capture) every batch size on zeros while the instance is built. Where an item's size is open,
+            this needs ``max`` to have shapes.
+        trusted: load files that can run code.
+
+    Raises:
+        ConfigError: if the file is missing, no model or not trusted, there is no such GPU, or the parameters do not
+            fit the model.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Path | str | torch.nn.Module | Callable[..., Any],
+        weights: Path | None = None,
+        max: int | str | None = None,
+        min: int | str | None = None,
+        device: list[str] | None = None,
+        precision: Literal["fp32", "fp16", "bf16"] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        postprocessor: str | Callable[..., Any] = "split",
+        dtypes: list[str] | None = None,
+        buckets: Annotated[list[int], Between(1, 65536)] | None = None,
+        channels_last: bool = False,
+        compile: Literal["inductor"] | None = None,
+        warm_up: bool = True,
+        trusted: bool = False,
+    ) -> None:
+        self._name = describe(model)
+        self._place: torch.device | None = None  # counted as in use, until close()
+        try:
+            channels = _channels(mean, std)
+            self._device = self._place = _choose_device(device)
+            loaded = load(model, weights, self._device, trusted=trusted)
+            floats = _set_precision(loaded, precision)
+            known = _input_dtypes(loaded, dtypes)
+            self._inputs = TorchInputs(self._name, loaded, max, min, floats, known, channels)
+            _check_images(self._inputs, mean, std, channels)
+            self._module: Any = loaded.module.to(self._device)
+            if channels_last:
+                self._module = self._module.to(memory_format=torch.channels_last)
+            if channels:
+                columns = (_column(mean, self._device), _column(std, self._device))
+                self._module = _normalized(self._module, channels, columns, known, floats)
+            if compile is not None:
+                self._module = torch.compile(self._module)
+            self._postprocessor = find_postprocessor(postprocessor, [()])
+            self.max_batch = self._inputs.max_batch
+            profiles = self._inputs.profiles
+            # Where no run ever has two rows, no output needs to have rows.
+            self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
+            self._stream = InstanceStream(self._device.index) if self._device.type == "cuda" else None
+            self._staging = Staging()
+            self._graphs: Graphs | None = None
+            with self._entered():
+                if warm_up:
+                    self._warm_up(buckets)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, ConfigError):
+                raise ConfigError(*[f"{self._name}: {problem}" for problem in error.problems]) from error.__cause__
+            raise
+
+    def bucket(self, request: Request) -> Hashable:
+        """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
+        return bucket_of(self._inputs, request)  # type: ignore[arg-type]  # it reads in the same way
+
+    def forward(self, batch: list[Request]) -> None:
+        """Run the model on a batch; requests whose shapes differ are run apart.
+
+        Raises:
+            ItemErrors: for the requests that the model cannot take.
+            Exception: what torch raises, with a note that names the model and the shapes.
+        """
+        with self._entered():
+            run_in_groups(self._inputs, batch, self._run_requests)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Let go of the model; results handed out stay valid."""
+        self._module = self._graphs = self._staging = None  # type: ignore[assignment]
+        place, self._place = self._place, None
+        if place is not None:
+            _release(place)
+
+    def _entered(self) -> AbstractContextManager[Any]:
+        return self._stream.entered() if self._stream is not None else nullcontext()
+
+    def _run_requests(self, group: list[tuple[Request, Any]]) -> None:
+        """Run the model once, on requests of equal shapes."""
+        fit = group[0][1].fit
+        count = len(group)
+        by_input = list(zip(*[sample.tensors for _, sample in group], strict=True))
+        graph = None
+        if self._graphs is not None:
+            graph = self._graphs.find(fit.item_shapes, fit.dtypes, max(count, fit.profile.pad_to))
+        try:
+            if graph is not None:
+                graph.fill(by_input, self._staging)
+                outputs = graph.replay()
+            else:
+                outputs = self._run_eagerly(by_input, fit, max(count, fit.profile.pad_to))
+            # Out of inference mode, and out of what the next batch writes over: the results are the caller's.
+            outputs = [(output[:count] if output.ndim else output).clone() for output in outputs]
+        except Exception as error:
+            error.add_note(f"{self._name}, run with {count} requests of shape {_listed(fit.item_shapes)}")
+            raise
+        if self._stream is not None:
+            hand_over(outputs)
+        requests = [request for request, _ in group]
+        postprocess(self._postprocessor, outputs, requests)
+
+    def _run_eagerly(self, by_input: Sequence[Sequence[torch.Tensor]], fit: Any, rows: int) -> list[torch.Tensor]:
+        """Run the model on new tensors and check that every output has one row for each row of the inputs."""
+        inputs = []
+        for place, (tensors, shape, dtype) in enumerate(zip(by_input, fit.item_shapes, fit.dtypes, strict=True)):
+            joined = self._staging.join(place, tensors, shape, self._device)
+            joined = joined.to(self._device, dtype, non_blocking=True)
+            if rows > len(joined):
+                joined = torch.cat([joined, joined.new_zeros((rows - len(joined), *shape))])
+            inputs.append(joined)
+        if self._graphs is not None and self._graphs.is_complete:
+            _say_once(f"{self._name}: requests of shape {_listed(fit.item_shapes)} are run without a CUDA graph")
+        with torch.inference_mode():
+            return self._checked(flatten(self._module(*inputs)), rows)
+
+    def _checked(self, outputs: list[torch.Tensor], rows: int) -> list[torch.Tensor]:
+        for place, output in enumerate(outputs):
+            if not isinstance(output, torch.Tensor):
+                raise BackendError(f"{self._name}, output {place}: expected a tensor, got a {type(output).__name__}")
+            if self._has_rows and output.shape[:1] != (rows,):
+                raise BackendError(
+                    f"{self._name}, output {place}: expected {rows} rows for a batch of {rows}, "
+                    f"got shape {tuple(output.shape)}; a model that cannot be batched needs max=1"
+                )
+        return outputs
+
+    def _warm_up(self, buckets: Sequence[int] | None) -> None:
+        """Run every batch size on zeros; on a GPU, capture it."""
+        for profile in self._inputs.profiles:
+            known = self._inputs.largest(profile)
+            if known is None:
+                if self._device.type == "cuda":
+                    _say_once(f"{self._name}: without shapes in max, as in '8x3x224x224', there are no CUDA graphs")
+                continue
+            items, dtypes = known
+            sizes = _sizes(profile.max_batch, profile.pad_to, buckets)
+            zeros = [
+                torch.zeros((sizes[0], *item), dtype=dtype, device=self._device)
+                for item, dtype in zip(items, dtypes, strict=True)
+            ]
+            try:
+                # The largest comes first, so that memory grows once. Twice: some of torch's work is the second one's.
+                with torch.inference_mode():
+                    for size in [size for size in sizes for _ in range(2)]:
+                        self._checked(flatten(self._module(*[each[:size] for each in zeros])), size)
+                if self._stream is not None:
+                    torch.cuda.current_stream().synchronize()
+            except Exception as error:  # whatever the model raises
+                shapes = _listed([tuple(each.shape) for each in zeros])
+                raise ConfigError(
+                    f"the warm-up with zeros of shape {shapes}, {', '.join(map(str, dtypes))}, failed: "
+                    f"{str(error).strip()}; dtypes says what a model takes, warm_up=false leaves it out"
+                ) from error
+            if self._stream is not None:
+                if self._graphs is None:
+                    self._graphs = Graphs()
+                reason = self._graphs.capture(self._module, zeros, sizes)
+                if reason:
+                    _say_once(f"{self._name}: it is run without CUDA graphs, as it cannot be captured: {reason}")
+
+
+def _normalized(
+    module: Any,
+    channels: int,
+    mean_and_std: tuple[torch.Tensor | None, torch.Tensor | None],
+    dtypes: Sequence[torch.dtype] | None,
+    floats: torch.dtype,
+) -> Callable[..., Any]:
+    """Return a model with mean and std, tensors of shape (1, channels, 1, 1) or None, in front of its image inputs."""
+    mean, std = mean_and_std
+
+    def run(*inputs: torch.Tensor) -> Any:
+        given = []
+        for place, tensor in enumerate(inputs):
+            if is_image(tensor.shape, tensor.dtype, channels):
+                if mean is not None:
+                    tensor = tensor - mean
+                if std is not None:
+                    tensor = tensor / std
+                tensor = tensor.to(floats if dtypes is None else dtypes[place])
+            given.append(tensor)
+        return module(*given)
+
+    return run
+
+
+def _channels(mean: list[float] | None, std: list[float] | None) -> int:
+    """Return how many channels images have that are normalised; 0: there is no normalisation."""
+    counts = {len(values) for values in (mean, std) if values is not None}
+    if len(counts - {1}) > 1 or 0 in counts:
+        raise ConfigError(f"mean and std need one number, or one for each channel, got {mean} and {std}")
+    if std is not None and 0 in std:
+        raise ConfigError(f"std must not have a zero, got {std}")
+    return max(counts, default=0)
+
+
+def _column(values: list[float] | None, device: torch.device) -> torch.Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=torch.float32, device=device).reshape(1, -1, 1, 1)
+
+
+def _check_images(inputs: TorchInputs, mean: Any, std: Any, channels: int) -> None:
+    for profile in inputs.profiles if channels else ():
+        known = inputs.largest(profile)
+        if known is not None and not any(
+            is_image((1, *item), dtype, channels) for item, dtype in zip(*known, strict=True)
+        ):
+            raise ConfigError(
+                f"mean and std with {channels} channels fit no input: expected floats of shape (batch, {channels}, "
+                f"height, width), the model has {_listed(known[0])} in a batch"
+            )
+
+
+def _set_precision(loaded: Loaded, precision: str | None) -> torch.dtype:
+    """Give the model its type, and return it."""
+    tensors = [*loaded.module.parameters(), *loaded.module.buffers()]
+    own = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+    wanted = own if precision is None else _PRECISIONS[precision]
+    if wanted == own:
+        return own
+    if loaded.is_exported:
+        raise ConfigError(f"precision: an exported program computes as it was exported, in {own}; got {precision}")
+    loaded.module.to(wanted)
+    return wanted
+
+
+def _input_dtypes(loaded: Loaded, names: list[str] | None) -> list[torch.dtype] | None:
+    if names is None:
+        return loaded.dtypes
+    found = [getattr(torch, name, None) for name in names]
+    for name, dtype in zip(names, found, strict=True):
+        if not isinstance(dtype, torch.dtype):
+            raise ConfigError(f"dtypes: torch has no type {name!r}")
+    dtypes = [dtype for dtype in found if isinstance(dtype, torch.dtype)]
+    if loaded.dtypes is not None and dtypes != loaded.dtypes:
+        raise ConfigError(f"dtypes: an exported program takes what it was exported with, {_listed(loaded.dtypes)}")
+    return dtypes
+
+
+def _sizes(largest: int, pad_to: int, buckets: Sequence[int] | None) -> list[int]:
+    """Return the batch sizes that the model is run with, the largest first.
+
+    Raises:
+        ConfigError: if ``buckets`` has one above the largest batch.
+    """
+    top = max(largest, pad_to)
+    if buckets is not None and max(buckets, default=0) > top:
+        raise ConfigError(f"buckets: the largest batch is {top}, got {list(buckets)}")
+    chosen = [1 << power for power in range(top.bit_length())] if buckets is None else buckets
+    return sorted({max(size, pad_to) for size in [*chosen, top]}, reverse=True)
+
+
+# ---- which device ----------------------------------------------------------------------------------------------
+
+_instances: dict[torch.device, int] = {}  # how many instances of this process are on each GPU
+_instances_lock = threading.Lock()
+
+
+def _choose_device(wanted: list[str] | None) -> torch.device:
+    """Return that one of the devices that has the fewest instances, and count one more there.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = wanted or ["cuda" if count else "cpu"]
+    if [name.lower() for name in names] == ["all"]:
+        names = [f"cuda:{number}" for number in range(count)] or ["cuda"]
+    devices = []
+    for name in names:
+        kind, _, number = name.lower().replace("gpu", "cuda").partition(":")
+        if kind not in ("cpu", "cuda") or (number and not (number.isdecimal() and kind == "cuda")):
+            raise ConfigError(f"device: expected 'cpu', 'cuda', 'cuda:1', several of them, or 'all', got {name!r}")
+        if kind == "cuda" and int(number or 0) >= count:
+            raise ConfigError(f"there is no GPU {int(number or 0)}; torch sees {count}")
+        devices.append(torch.device("cuda", int(number or 0)) if kind == "cuda" else torch.device("cpu"))
+    with _instances_lock:
+        chosen = min(devices, key=lambda device: _instances.get(device, 0))
+        _instances[chosen] = _instances.get(chosen, 0) + 1
+    return chosen
+
+
+def _release(device: torch.device) -> None:
+    with _instances_lock:
+        _instances[device] -= 1
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------
+
+_said: set[str] = set()
+
+
+def _say_once(sentence: str) -> None:
+    if sentence not in _said:
+        _said.add(sentence)
+        _log.warning(sentence)
+
+
+def _listed(parts: Sequence[Any]) -> str:
+    return ", ".join(map(str, parts))

@@ -1,0 +1,257 @@
+"""How many JPEGs a second become 224 x 224 tensors, from single requests of many callers, and what stands in the way?
+
+    python bench/gpu/decode.py [--quick] [--images FOLDER] [--json FILE]
+
+The pipe is one node, ``S[DecodeTensor,ResizeNormalizeTensor,SyncTensor]``. It is called by threads with single
+requests, by tasks of one event loop, by one ``map``, and by threads with lists; then by one client, for the latency;
+then the same again beside a thread that runs pure Python, with Python's usual switch interval (``sys``) and with a
+tenth of it. The peer is nvImageCodec's own Python binding, decoding (and
+no more) the same images in batches, in the same process. First, pixels are compared with OpenCV's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+import fastpipe
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from common import BusyThread, Numbers, Window, closed_loop
+
+SIZES = [(640, 640), (517, 606), (1280, 720)]  # width, height
+SIDE, BATCH, CLIENTS = 224, 64, 64
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+
+# Images a second from threads with single requests; the 99th percentile is to be within 20 ms.
+GOALS = {"640x640": 10_000, "517x606": 13_000, "1280x720": 6_000}
+
+# Python's own interval, after which a thread that wants the GIL gets it from one that computes, is 5 ms.
+SHORT_INTERVAL_S = 0.0005
+
+
+def images(folder: Path | None) -> dict[str, bytes]:
+    """Return JPEGs of three everyday sizes, or those of a folder, by name."""
+    if folder is not None:
+        found = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.jp*g"))}
+        if not found:
+            raise FileNotFoundError(f"no .jpg or .jpeg in {folder}")
+        return found
+    import skimage.data
+
+    made = {}
+    for width, height in SIZES:
+        picture = skimage.data.astronaut()[..., ::-1]
+        larger = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+        made[f"{width}x{height}"] = cv2.imencode(".jpg", larger, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+    return made
+
+
+def new_pipe(arguments: argparse.Namespace, **more: Any) -> fastpipe.Pipe:
+    """Return the pipe that is measured."""
+    node = {
+        "backend": "S[DecodeTensor,ResizeNormalizeTensor,SyncTensor]",
+        "instance_num": arguments.instances,
+        "max": BATCH,
+        "color": "rgb",
+        "resize_h": SIDE,
+        "resize_w": SIDE,
+        "mean": MEAN,
+        "std": STD,
+        "dtype": "float16",
+        **more,
+    }
+    return fastpipe.Pipe(**node)
+
+
+def check(encoded: dict[str, bytes]) -> dict[str, int]:
+    """Compare pixels with OpenCV's, and return the largest difference of each image."""
+    differences = {}
+    gray = cv2.cvtColor(cv2.imdecode(np.frombuffer(next(iter(encoded.values())), np.uint8), 1), cv2.COLOR_BGR2GRAY)
+    more = {
+        "gray": cv2.imencode(".jpg", gray)[1].tobytes(),
+        "progressive": cv2.imencode(".jpg", gray[..., None].repeat(3, 2), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[
+            1
+        ].tobytes(),
+        "png": cv2.imencode(".png", gray)[1].tobytes(),
+    }
+    cut = next(iter(encoded.values()))[:5000]
+    with fastpipe.Pipe(backend="S[DecodeTensor,SyncTensor]", color="bgr", max=BATCH) as pipe:
+        items = list({**encoded, **more}.items())
+        requests = [{"data": data} for _, data in items] + [{"data": cut}, {"data": cut + b"\xff\xd9"}]
+        pipe(requests)
+        assert "result" not in requests[-2]
+        for (name, data), request in zip(items, requests, strict=False):
+            expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            pixels = request["result"][0].permute(1, 2, 0).cpu().numpy()
+            assert pixels.shape == expected.shape, (name, pixels.shape, expected.shape)
+            differences[name] = int(np.abs(pixels.astype(int) - expected).max())
+        alone = {"data": items[0][1]}
+        pipe(alone)
+        differences["alone, or with others"] = int((alone["result"] != requests[0]["result"]).sum())
+    return differences
+
+
+# ---- callers ---------------------------------------------------------------------------------------------------------
+
+
+def of_threads(pipe: fastpipe.Pipe, encoded: bytes, clients: int, window: Window) -> Numbers:
+    """Single requests from threads."""
+
+    def client(number: int) -> Callable[[], None]:
+        def call() -> None:
+            pipe({"data": encoded})
+
+        return call
+
+    return closed_loop(client, clients, window)
+
+
+def of_lists(pipe: fastpipe.Pipe, encoded: bytes, clients: int, window: Window) -> Numbers:
+    """Four threads with lists of a batch each; the times are those of a list."""
+
+    def client(number: int) -> Callable[[], None]:
+        def call() -> None:
+            pipe([{"data": encoded} for _ in range(BATCH)])
+
+        return call
+
+    numbers = closed_loop(client, 4, window)
+    numbers["requests_per_s"] *= BATCH
+    return numbers
+
+
+def of_map(pipe: fastpipe.Pipe, encoded: bytes, clients: int, window: Window) -> Numbers:
+    """One thread with one endless ``map``."""
+    answers = pipe.map({"data": encoded} for _ in itertools.count())
+    return counted(lambda: next(answers), window)
+
+
+def counted(step: Callable[[], Any], window: Window, each: int = 1) -> Numbers:
+    """Return how often a step is done in a second, times ``each``."""
+    end_s = time.perf_counter() + window.warm_up_s
+    while time.perf_counter() < end_s:
+        step()
+    count, start_s = 0, time.perf_counter()
+    while (passed_s := time.perf_counter() - start_s) < window.measured_s:
+        step()
+        count += each
+    return {"requests_per_s": count / passed_s}
+
+
+def of_asyncio(pipe: fastpipe.Pipe, encoded: bytes, clients: int, window: Window) -> Numbers:
+    """Single requests from as many tasks of one event loop."""
+    counts = [0]
+
+    async def task() -> None:
+        while counts is not None:
+            await pipe.acall({"data": encoded})
+            counts[0] += 1
+
+    async def main() -> Numbers:
+        tasks = [asyncio.create_task(task()) for _ in range(2 * clients)]
+        await asyncio.sleep(window.warm_up_s)
+        before, start_s = counts[0], time.perf_counter()
+        await asyncio.sleep(window.measured_s)
+        rate = (counts[0] - before) / (time.perf_counter() - start_s)
+        for one in tasks:
+            one.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return {"requests_per_s": rate}
+
+    return asyncio.run(main())
+
+
+def of_binding(encoded: bytes, window: Window) -> Numbers:
+    """NvImageCodec's Python binding in batches, decoding only."""
+    from nvidia import nvimgcodec
+
+    decoder = nvimgcodec.Decoder(max_num_cpu_threads=max(1, (os.cpu_count() or 2) // 2))
+    batch = [encoded] * BATCH
+
+    def step() -> None:
+        decoder.decode(batch)
+
+    numbers = counted(step, window, BATCH)
+    torch.cuda.synchronize()
+    return numbers
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run everything, print a table, and return it."""
+    window = Window(0.3, 0.5) if arguments.quick else Window(1.0, 2.0)
+    encoded = images(arguments.images)
+    rows: list[dict[str, Any]] = []
+    usual_s = sys.getswitchinterval()
+
+    def add(what: str, way: str, numbers: Numbers) -> float:
+        rows.append({"what": what, "way": way, **numbers})
+        goal = GOALS.get(what, 0) if way == f"{CLIENTS} threads" else 0
+        times = "".join(
+            f" {name[:3]} {numbers[name] / 1e3:7.2f} ms" for name in ("p50_us", "p99_us") if name in numbers
+        )
+        print(
+            f"{what:12} {way:42} {numbers['requests_per_s']:9.0f} /s{times}{f' (goal {goal})' * (goal > 0)}", flush=True
+        )
+        return numbers["requests_per_s"]
+
+    ways: dict[str, Callable[..., Numbers]] = {
+        f"{CLIENTS} threads": of_threads,
+        f"{2 * CLIENTS} tasks of asyncio": of_asyncio,
+        "map": of_map,
+        f"4 threads with lists of {BATCH}": of_lists,
+    }
+    differences = check(encoded)
+    print("largest difference from OpenCV:", differences, flush=True)
+    for what, data in encoded.items():
+        with contextlib.suppress(ImportError):
+            add(what, "binding, decode only", of_binding(data, window))
+            with BusyThread():
+                add(what, "binding, decode only, beside a busy thread", of_binding(data, window))
+        with new_pipe(arguments) as pipe:
+            free = {way: add(what, way, run(pipe, data, CLIENTS, window)) for way, run in ways.items()}
+            for interval_s in (usual_s, SHORT_INTERVAL_S):
+                sys.setswitchinterval(interval_s)
+                with BusyThread():
+                    for way, run in ways.items():
+                        name = f"{way}, busy, {interval_s * 1e3:g} ms"
+                        beside = add(what, name, run(pipe, data, CLIENTS, window))
+                        rows[-1]["share"] = beside / free[way]
+            sys.setswitchinterval(usual_s)
+        with new_pipe(arguments, instance_num=1) as pipe:
+            add(what, "one client", of_threads(pipe, data, 1, window))
+    return {"gpu": torch.cuda.get_device_name(0), "cpus": os.cpu_count(), "differences": differences, "rows": rows}
+
+
+def main() -> None:
+    """Check, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="short windows: shows that it runs")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="take these JPEGs")
+    parser.add_argument("--instances", type=int, default=1, help="of the node (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the numbers")
+    arguments = parser.parse_args()
+    numbers = measure(arguments)
+    file = arguments.json or (Path(os.environ["OUT"], "decode.json") if os.environ.get("OUT") else None)
+    if file is not None:
+        file.write_text(json.dumps(numbers, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""How many instructions does an echo cost, and how many more with limits? Counted by Valgrind: no clock, no noise.
+
+python bench/instructions.py                    a table
+python bench/instructions.py --beside FOLDER    and the same for another build of the package, in FOLDER
+python bench/instructions.py --profiles FOLDER  keep what callgrind_annotate reads, to see where they go
+python bench/instructions.py --json             one JSON object
+
+Another build is made by ``python setup.py build --build-base FOLDER/base --build-lib FOLDER``; with
+``CPPFLAGS=-DFASTPIPE_NO_HOOKS`` in front of it, it has no hooks for tests. What is counted is all that the process does
+for one request, Python's part included, after a warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+REQUESTS = 1000
+
+# What the pipe is told, and whether the call has a priority.
+CASES: dict[str, tuple[dict[str, float], bool]] = {
+    "plain": ({}, False),
+    "max_queue": ({"max_queue": 100}, False),
+    "request_timeout": ({"request_timeout": 10}, False),
+    "priority": ({}, True),
+    "all three": ({"max_queue": 100, "request_timeout": 10}, True),
+}
+
+# Valgrind writes down what it has counted whenever getppid is called: before the requests of a case, and after.
+CALLS = """
+import gc, json, os, sys
+import fastpipe
+
+class Echo(fastpipe.Backend):
+    def forward(self, batch):
+        for request in batch:
+            request["result"] = request["data"]
+
+def call(pipe, count):
+    for _ in range(count):
+        pipe({"data": 1})
+
+def call_with_priority(pipe, count):
+    for _ in range(count):
+        pipe({"data": 1}, priority=1)
+
+cases, count = json.loads(sys.argv[1])
+gc.disable()
+for keys, has_priority in cases:
+    calls = call_with_priority if has_priority else call
+    with fastpipe.Pipe(backend=Echo, **keys) as pipe:
+        calls(pipe, 100)
+        os.getppid()
+        calls(pipe, count)
+        os.getppid()
+"""
+
+
+class NotCounted(Exception):
+    """Valgrind, or what it ran, has failed; the message says why."""
+
+
+def what_is_missing() -> str:
+    """Return one sentence saying why nothing can be counted here, or an empty string."""
+    if shutil.which("valgrind"):
+        return ""
+    return "Valgrind is not installed (Debian, Ubuntu, Fedora: the package valgrind)"
+
+
+def per_request(names: Sequence[str], path: Path | None = None, profiles: Path | None = None) -> dict[str, float]:
+    """Return the instructions of one request in each of the cases.
+
+    Args:
+        names: the cases.
+        path: a folder to import fastpipe from; None: as installed.
+        profiles: a folder for a profile of each case; None: they are not kept.
+
+    Raises:
+        NotCounted: if Valgrind, or what it ran, has failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="fastpipe-instructions-") as folder:
+        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/part", "--dump-before=getppid"]
+        cases = json.dumps([[CASES[name] for name in names], REQUESTS])
+        ran = subprocess.run(
+            [*command, sys.executable, "-P", "-c", CALLS, cases],
+            cwd=folder,
+            env={**os.environ, "PYTHONHASHSEED": "0", **({"PYTHONPATH": str(path)} if path else {})},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        parts = [Path(folder, f"part.{2 * index + 2}") for index in range(len(names))]
+        if ran.returncode or not all(part.is_file() for part in parts):
+            raise NotCounted(ran.stderr.strip()[-2000:])
+        totals = [re.search(r"^totals: (\d+)", part.read_text(), re.MULTILINE) for part in parts]
+        if profiles is not None:
+            profiles.mkdir(parents=True, exist_ok=True)
+            for name, part in zip(names, parts, strict=True):
+                shutil.copy(part, profiles / name.replace(" ", "-"))
+    return {name: int(total[1]) / REQUESTS for name, total in zip(names, totals, strict=True) if total}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Count, print, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="count with the fastpipe/ in this folder, too")
+    parser.add_argument("--profiles", type=Path, metavar="FOLDER", help="keep a profile of each case")
+    parser.add_argument("--case", action="append", choices=CASES, help="only these, and the plain echo")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    if problem := what_is_missing():
+        print(problem, file=sys.stderr)
+        return 1
+    paths = {"here": None} | ({"beside": options.beside.resolve()} if options.beside else {})
+    names = [name for name in CASES if name == "plain" or options.case is None or name in options.case]
+    counts = {
+        where: per_request(names, path, options.profiles and options.profiles / where) for where, path in paths.items()
+    }
+    if options.json:
+        print(json.dumps(counts))
+        return 0
+    for where, by_name in counts.items():
+        for name, count in by_name.items():
+            ratio = f"{count / by_name['plain']:.3f} x plain"
+            beside = f", {by_name[name] / counts['here'][name]:.3f} x here" if where == "beside" else ""
+            print(f"{where:8}{name:18}{count:>9.0f} instructions a request, {ratio}{beside}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

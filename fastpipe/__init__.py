@@ -1,0 +1,89 @@
+"""fastpipe: deep-learning pipelines for Python services, as one thread-safe function.
+
+    pipe = fastpipe.Pipe("pipeline.toml")
+    pipe({"data": jpeg_bytes})
+
+Nodes are linked into a graph; each has many instances and batches dynamically. ``Backend`` is the class to extend.
+"""
+
+from importlib.util import find_spec as _find_spec
+
+for _part in ("fastpipe._core", "fastpipe.backends"):
+    if _find_spec(_part) is None:
+        raise ImportError(
+            f"fastpipe is imported from {__path__[0]!r}, which has no {_part}. If that is its source tree, which Python"
+            " finds because it is the current directory, go elsewhere, or install it with 'pip install -e .'"
+        )
+
+from fastpipe._core import cancelled
+from fastpipe.backend import Backend, Between, Container, Request, backend
+from fastpipe.batched import batched
+from fastpipe.errors import (
+    BackendError,
+    BackendHung,
+    CallLoop,
+    ConfigError,
+    DecodeError,
+    DeviceLost,
+    ForkedPipe,
+    GraphError,
+    InternalError,
+    ItemErrors,
+    KernelError,
+    MissingExtra,
+    PipeClosed,
+    PipeError,
+    QueueFull,
+    RequestTimeout,
+    RestartLimit,
+    UnknownNode,
+    WorkerDied,
+)
+from fastpipe.expression import Sequential, Step
+from fastpipe.filters import Filter, Status, filter
+from fastpipe.pipe import Pipe
+from fastpipe.registry import register
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "BackendHung",
+    "Between",
+    "CallLoop",
+    "ConfigError",
+    "Container",
+    "DecodeError",
+    "DeviceLost",
+    "Filter",
+    "ForkedPipe",
+    "GraphError",
+    "InternalError",
+    "ItemErrors",
+    "KernelError",
+    "MissingExtra",
+    "Pipe",
+    "PipeClosed",
+    "PipeError",
+    "QueueFull",
+    "Request",
+    "RequestTimeout",
+    "RestartLimit",
+    "Sequential",
+    "Status",
+    "Step",
+    "UnknownNode",
+    "WorkerDied",
+    "backend",
+    "batched",
+    "cancelled",
+    "filter",
+    "register",
+]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # looked up when asked for: it takes longer than importing the rest
+        from importlib.metadata import version
+
+        return version("fastpipe")
+    raise AttributeError(f"module 'fastpipe' has no attribute {name!r}")

@@ -1,0 +1,8 @@
+"""``python -m fastpipe`` is the command ``fastpipe``."""
+
+import sys
+
+from fastpipe.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,403 @@
+# The engine's table of contents: every field with its owner, every C method with its exception mode.
+#
+# Owners, used as words below
+#   GIL        read and written only while holding the GIL
+#   mutex      read and written only under the station's mutex (held for well under a microsecond, never while taking the GIL)
+#   atomic     anybody; the comment names the partner
+#   built      written while the pipe is built, read-only afterwards
+
+cimport cython
+from cpython.ref cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libcpp cimport bool as c_bool
+from libcpp.atomic cimport atomic
+from libcpp.mutex cimport mutex
+from libcpp.vector cimport vector
+
+from fastpipe._batching cimport Load, Verdict
+from fastpipe._inbox cimport Inbox, Ticket
+from fastpipe._parking cimport EventCount, Word
+
+
+cdef struct Batch:              # what a worker took from its station: owned by that worker
+    Ticket* first               # linked by ticket.next, oldest first; each holds a reference to its visit
+    int32_t count
+    double weight
+    int32_t instance            # whose token the worker holds; -1: none
+    c_bool may_grow             # the rule allows company that arrives until the batch really starts
+    int64_t bucket
+
+
+@cython.final
+cdef class Instance:
+    cdef readonly object backend                # built
+    cdef object forward                         # built: its bound method
+    cdef readonly int index
+
+
+@cython.final
+cdef class Station:
+    # One node's front desk: queue, tokens and batching. Knows no backend and no pipe, so that a worker which sleeps
+    # here keeps neither alive.
+    cdef readonly str name                      # built
+    cdef readonly int instance_count            # built
+    cdef readonly int max_batch                 # built; also the greatest weight of a batch
+    cdef readonly bint thread_bound             # built: only worker i may hold token i
+    cdef bint workers_only                      # built: no caller runs a batch here
+    cdef const void* engine                     # built: whose it is; for comparing only, it may be gone
+    cdef bint batches                           # built: max_batch > 1, so the rule matters
+    cdef int rule                               # built: one of the RULE_ constants
+    cdef object rule_object                     # built: a user's rule, or None
+    cdef vector[int32_t] preferred              # built: ascending
+    cdef int64_t timeout_ns                     # built
+    cdef tuple upstream                         # built: stations whose requests may still come here
+    cdef vector[PyObject*] upstream_stations    # built: the same, for nogil code; kept alive by `upstream`
+    cdef bint has_buckets                       # built
+    cdef dict bucket_ids                        # GIL: bucket -> [number, queued requests that have it, bucket]
+    cdef int64_t next_bucket_id                 # GIL
+
+    cdef Inbox inbox                            # push: anybody; pop: mutex
+    cdef atomic[int32_t] queued                 # atomic: tickets pushed and not taken; raised before the push. Pairs with
+                                                # `idle`: push raises queued then reads idle, release raises idle then reads queued
+    cdef atomic[int32_t] running                # atomic: requests inside an instance, until they are pushed on or ended
+    cdef atomic[int32_t] idle                   # atomic: tokens free
+    cdef atomic[uint8_t]* token_is_free         # atomic: one flag an instance; whoever clears it holds the token
+    cdef EventCount workers                     # where workers sleep
+    cdef atomic[uint8_t] has_weights            # atomic: some request weighed other than 1, so counts say little
+    cdef atomic[int32_t] collecting             # atomic: workers that sleep until a deadline, collecting a batch
+    cdef atomic[int32_t] wake_at                # atomic: while collecting, a push wakes them only from so many queued on
+    cdef atomic[uint8_t] life                   # atomic: OPEN_FOR_ALL -> DRAINING -> CLOSING
+    cdef readonly object lost                   # GIL: why nothing can run here any more, or None
+    cdef int when_full                          # built: BLOCK, REJECT or SHED_OLDEST
+    cdef int32_t max_queue                      # built: 0: no limit
+    cdef int64_t max_queue_bytes                # built: 0: no limit
+    cdef int32_t reserved                       # GIL: admitted requests that will be queued, or run, here in a moment
+    cdef int64_t queued_bytes                   # GIL
+    cdef EventCount room                        # where callers wait until the queue is shorter
+    cdef list room_waiters                      # GIL: (loop, future) of coroutines that do
+    cdef atomic[uint8_t] has_ranks              # atomic: some request had a priority, so the queue must be kept in order
+    cdef int32_t ghosts                         # GIL: queued visits whose walks have ended: they hold no place
+    cdef int64_t hang_ns                        # built: how long a batch may run; 0: however long
+    cdef Watchdog watchdog                      # built: who looks; None if nobody does
+    cdef atomic[int64_t]* started_ns            # atomic: by instance, when the batch in it began; 0: none. Whoever changes
+                                                # it from that value, the worker or the watchdog, decides: it hung or not
+    cdef list held                              # GIL: by instance, (visits, turn, instance, thread) while a batch may hang
+    cdef readonly int64_t hung                  # GIL: batches that did
+    cdef readonly int64_t given_up_after_ns     # the watchdog's: how long the last of them had run
+    cdef readonly int64_t deaths                # GIL: workers that ended, and were set to work again
+    cdef atomic[int32_t] wanted                 # atomic: threads that wait for a token, not for requests (steppers). Pairs
+                                                # with `idle`: they raise it and then try, release raises idle and then reads
+
+    cdef mutex desk                             # guards what says "mutex"
+    cdef Ticket* staged_first                   # mutex: popped from the inbox, in order, not yet taken
+    cdef Ticket* staged_last                    # mutex
+    cdef int32_t staged_count                   # mutex
+    cdef double staged_weight                   # mutex
+
+    # What the rule has learned. Relaxed atomics: written under the GIL, read anywhere; a stale value is harmless.
+    cdef atomic[int64_t] idle_since_ns          # when an instance became idle while none was
+    cdef atomic[int64_t] latest_arrival_ns
+    cdef atomic[int64_t] latest_answer_ns
+    cdef atomic[int64_t] usual_gap_ns
+    cdef atomic[int32_t] owed                   # callers just answered who have not come back yet
+    cdef int32_t cost_size                      # built: length of the two tables
+    cdef atomic[int64_t]* cost_alone_ns         # by batch size, index 0 unused; 0: not measured
+    cdef atomic[int64_t]* cost_shared_ns        # the same while other instances were busy
+
+    # Counters for stats(). GIL, but for gil_acquires (each worker counts under the GIL as well).
+    cdef readonly int64_t batches_run
+    cdef readonly int64_t requests_run
+    cdef readonly int64_t requests_failed
+    cdef readonly int64_t run_by_caller
+    cdef readonly int64_t gil_acquires
+    cdef readonly int64_t busy_ns
+    cdef readonly int64_t halved                # batches run in halves, as memory ran out
+    cdef atomic[int64_t] reasons[8]             # atomic, relaxed
+
+    cdef int c_take_token(self) noexcept nogil                       # instance, or -1
+    cdef c_bool c_try_token(self, int index) noexcept nogil
+    cdef void c_release_token(self, int index) noexcept nogil
+    cdef void c_push(self, Ticket* ticket) noexcept nogil
+    cdef void c_notify(self) noexcept nogil
+    cdef void c_drain(self) noexcept nogil                           # mutex held
+    cdef void c_stage(self, Ticket* ticket) noexcept nogil           # mutex held
+    cdef c_bool c_is_limited(self) noexcept
+    cdef c_bool c_is_full(self, int64_t more_bytes) noexcept         # GIL
+    cdef object c_full_error(self, int64_t more_bytes)               # GIL
+    cdef int c_tell_of_room(self) except -1                          # GIL
+    cdef Visit c_take_oldest(self)                                   # GIL
+    cdef int c_sweep(self) except -1                                 # GIL
+    cdef int c_begin_batch(self, int index, int64_t now) noexcept
+    cdef c_bool c_end_batch(self, int index, Turn turn, int64_t started) noexcept
+    cdef int c_give_up(self, int index) except -1                    # GIL
+    cdef c_bool c_holds(self, Walk walk)                             # GIL
+    cdef int64_t c_weigh_queue(self, Load* load) noexcept nogil      # mutex held; the bucket to go next
+    cdef int64_t c_fill_load(self, Load* load) noexcept nogil        # mutex held; the bucket to go next
+    cdef void c_fill_costs(self, Load* load) noexcept nogil
+    cdef Verdict c_decide(self, Load* load) noexcept nogil           # not for RULE_OBJECT
+    cdef void c_take(self, Batch* batch, int64_t bucket, int32_t size) noexcept nogil   # mutex held
+    cdef c_bool c_try_take(self, Batch* batch, int worker, Verdict* verdict) noexcept nogil
+    cdef c_bool c_wait_for_batch(self, Batch* batch, int worker, PyObject* turn) noexcept nogil
+    cdef void c_top_up(self, Batch* batch) noexcept nogil
+    cdef int64_t c_cost(self, atomic[int64_t]* costs, int32_t size) noexcept nogil
+    cdef int32_t c_company(self) noexcept nogil
+    cdef void c_note_arrival(self, int64_t now) noexcept nogil
+    cdef void c_note_cost(self, int32_t size, c_bool shared, int64_t elapsed_ns) noexcept nogil
+    cdef int c_token_for_caller(self, double weight) noexcept    # GIL; instance, or -1: queue
+
+
+@cython.final
+cdef class Node:
+    # A node of the compiled graph. Built; read-only afterwards.
+    cdef readonly str name
+    cdef readonly int index
+    cdef readonly Station station               # None for a sub-graph node
+    cdef readonly list instances                # of Instance; shared by logical nodes
+    cdef str backend_name
+    cdef bint retry_alone
+    cdef int filter_kind                        # FILTER_DEFAULT, FILTER_RUN, FILTER_SWAP or FILTER_CALL
+    cdef object filter
+    cdef tuple sources                          # the map: ((source index, source name, ((key there, key here), ...), names context), ...)
+    cdef int parent_count
+    cdef int restart_limit                      # how often one request may enter again here
+    cdef object subgraph                        # the Jump or MapReduce backend, or None
+    cdef readonly Entry jump                    # where its parts enter
+    cdef object bucket                          # None, a key (str) or a callable
+    cdef object weigh                           # None or a callable
+    cdef bint reads_request_size
+
+
+@cython.final
+cdef class Exit:
+    # How a request leaves a node, or a part of the graph that it skips; see graph.Exit. Read-only.
+    cdef tuple hidden                           # names
+    cdef vector[int32_t] kept
+    cdef vector[int32_t] unread
+    cdef tuple next                             # of Node
+    cdef int heir
+    cdef int leaves
+
+
+@cython.final
+cdef class Entry:
+    # Where requests may enter the graph; see graph.Entry. Read-only but for `exits`, which fills as requests pass.
+    cdef object plan                            # the graph.Entry
+    cdef readonly Node node
+    cdef vector[int32_t] pending                # by node index: parents that must arrive first; empty without joins
+    cdef vector[int32_t] slots                  # by node index: where its dict is kept, or -1
+    cdef vector[int32_t] readers                # by slot: how many will read it
+    cdef int leaf_count
+    cdef tuple leaves                           # of Node, in file order
+    cdef Node restart                           # where a request that has passed all leaves enters again, or None
+    cdef list exits                             # GIL: by node index, an Exit or None
+    cdef tuple gates                            # of Station: a request is let in only while none of them is full
+    cdef dict skips                             # GIL: (node index, status) -> Exit
+
+
+@cython.final
+cdef class Walk:
+    # One admitted request on its way through the graph.
+    cdef Engine engine
+    cdef Entry entry                            # GIL: where it entered, or entered again
+    cdef Station home                           # where it was admitted: its caller may come back there; or None
+    cdef object request                         # the caller's dict; written once, by the finish that succeeds
+    cdef readonly object error                  # why it failed; written before `outcome`
+    cdef object sink                            # by sink_kind: RequestFuture, (loop, asyncio future), Gather
+    cdef int sink_index                         # Gather: which part
+    cdef uint8_t sink_kind
+    cdef bint started                           # some backend has seen it
+    cdef atomic[uint8_t] outcome                # atomic: RUNNING -> DONE | FAILED | CANCELLED; the CAS that succeeds files it
+    cdef Word word                              # parks the caller; set after `outcome`
+    cdef int leaves_left                        # GIL
+    cdef int restarts                           # GIL: its rounds
+    cdef dict entered_again                     # GIL: node index -> how often; None before the first time
+    cdef vector[int32_t] pending                # GIL
+    cdef vector[int32_t] readers                # GIL: by slot, how many will still read it
+    cdef list answers                           # GIL: dicts that a map or the answer needs later, by slot
+    cdef int64_t deadline_ns                    # when it fails if it has not ended; FOREVER
+    cdef double timeout_s                       # for the error's message
+    cdef int64_t priority_ns                    # how much later it counts as having arrived, in every queue
+    cdef list timer                             # GIL: the clock's, if it has one
+    cdef bint has_room                          # it holds a place in the queue of `home`
+    cdef bint is_counted                        # it holds a place in the engine's `gate`
+    cdef list queued                            # GIL: its visits in queues that have a limit; or None
+    cdef object recorded                        # what the recorder wants to have back at the end, or None
+    cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, not owned
+    cdef PyObject* newer
+    cdef c_bool c_end(self, uint8_t outcome) noexcept
+    cdef int c_wait(self, int64_t deadline_ns) except -1
+
+
+@cython.final
+cdef class Visit:
+    # A walk's turn at a node. In one place at a time: a queue, a batch, a turn's ready list, or a gather.
+    cdef Ticket ticket
+    cdef Walk walk
+    cdef Node node
+    cdef object request                         # a dict; an exact one once it is ours. None: the node's map makes it
+    cdef int round                              # of its walk; an older one is over
+    cdef uint8_t way                            # how it came: PASSED_ON, ENTERED or RESTARTED
+    cdef bint is_callers                        # `request` is still the caller's own dict: copy before anyone writes
+    cdef int64_t size_bytes                     # of its data, while queued; 0 where nobody counts
+    cdef bint is_ghost                          # queued, but its walk has ended: it holds no place
+    cdef bint is_held                           # a batch that may hang has it
+    cdef list bucket                            # its entry in the station's bucket_ids while queued
+    cdef Stepper stepper                        # who waits for it while a worker runs it, or None
+    cdef object failure                         # what it failed with there
+
+
+@cython.final
+cdef class Clock:
+    # Time limits of requests for which no thread waits.
+    cdef list timers                            # GIL: heap of [deadline_ns, number, walk or None if it has ended]
+    cdef int64_t count                          # GIL: for the numbers
+    cdef int over                               # GIL: how many of them have ended
+    cdef EventCount changed                     # where the thread sleeps
+    cdef atomic[uint8_t] stops                  # atomic: it leaves
+    cdef int c_add(self, Walk walk) except -1
+    cdef void c_forget(self, Walk walk) noexcept
+
+
+@cython.final
+cdef class Watchdog:
+    # Looks for batches that do not end. Needs no GIL for that.
+    cdef list stations                          # built
+    cdef vector[PyObject*] stations_seen        # built: the same, for nogil code
+    cdef bint aborts                            # built: end the process instead
+    cdef EventCount changed                     # where the thread sleeps
+    cdef atomic[int64_t] until_ns               # atomic: until when it sleeps. Workers store `started_ns` and then read
+                                                # it; it stores NOTIFY_ME and then reads `started_ns`: one sees the other
+    cdef atomic[uint8_t] stops                  # atomic: it leaves
+    cdef void c_tell(self, int64_t until) noexcept nogil
+    cdef c_bool c_look(self, PyObject** station, int* index, int64_t* until) noexcept nogil
+
+
+@cython.final
+cdef class Terms:
+    # What a caller asked for besides the answer.
+    cdef int64_t deadline_ns
+    cdef double timeout_s
+    cdef int64_t priority_ns
+
+
+@cython.final
+cdef class Gather:
+    # A sub-graph node waiting for its parts.
+    cdef Visit visit
+    cdef list answers                           # GIL: dict, or the exception of a part that failed
+    cdef int left                               # GIL
+
+
+@cython.final
+cdef class Turn:
+    # What one hold of the GIL has produced and not yet handed out. Owned by one thread.
+    cdef list arrived                           # visits at whose node the filter is to be asked
+    cdef list ready                             # visits that may run now
+    cdef list settled                           # ended walks with a future to settle
+    cdef vector[Word*] wakes                    # sleeping callers to wake once the GIL is free
+    cdef bint helps                             # a caller runs batches that may hold other callers' requests
+    cdef object interrupt                       # the KeyboardInterrupt that hit it while it did
+    cdef bint is_guarded                        # a watchdog looks at the batches that it runs
+    cdef object abandoned                       # the backend in which it was given up as hung
+    cdef bint is_workers                        # a worker's; others have no loop that could end
+    cdef object death                           # what ended that worker
+    cdef PyObject* stepper                      # whose turn it is, if it takes one step at a time; it owns the turn
+    cdef object observer                        # the stepper's, or None
+    cdef void wake(self) noexcept nogil
+
+
+@cython.final
+cdef class Stepper:
+    # Walks one request through the graph on its own thread, one node at a time. Used by one thread.
+    cdef Engine engine
+    cdef Walk walk
+    cdef Turn turn
+    cdef Word returned                          # parks the thread while a worker runs a thread-bound node
+    cdef int c_run(self, Visit visit) except -1
+    cdef int c_run_on_worker(self, Visit visit) except -1
+    cdef int64_t c_slice_end(self) noexcept
+    cdef c_bool c_is_over(self, Visit visit) except *
+    cdef int c_token(self, Visit visit) except -2
+
+
+cdef class Engine:
+    cdef object graph                           # built: the graph.Graph
+    cdef readonly tuple nodes                   # built: of Node, by index
+    cdef dict node_named                        # built: name -> Node, for those at which a request may enter
+    cdef dict entries                           # GIL: name -> Entry, made when first asked for
+    cdef tuple root_names                       # built
+    cdef Entry only_entry                       # built: None with several roots
+    cdef readonly list stations                 # built
+    cdef PyObject* newest                       # GIL: live walks, not owned; see Walk.older
+    cdef readonly int64_t in_flight             # GIL
+    cdef readonly int64_t accepted              # GIL: accepted == in_flight + done + failed + cancelled
+    cdef readonly int64_t done
+    cdef readonly int64_t failed
+    cdef readonly int64_t cancelled
+    cdef readonly int64_t refused
+    cdef readonly int64_t copies                # GIL: dicts copied because several nodes read them
+    cdef public object recorder                 # who is told of requests that begin and end, or None
+    cdef list waits_inside                      # GIL: (awaited, stations, visits) of backends that call their own pipe: they
+                                                # wait for a walk, or for room at a station
+    cdef dict steppers                          # GIL: thread -> the stepper that runs a backend there
+    cdef readonly bint closing                  # GIL
+    cdef bint gave_up                           # GIL: close() has failed the rest, and stops the workers
+    cdef int64_t timeout_ns                     # built: of requests that say nothing; FOREVER
+    cdef Clock clock                            # GIL: made when first needed
+    cdef int64_t[7] failed_by                   # GIL: how many requests, by reason
+    cdef Station gate                           # built: its places are those of requests in flight; or None
+    cdef EventCount drained                     # where close() sleeps
+    cdef uint32_t generation                    # built: in which process, see fork()
+
+    cdef int c_check_may_wait(self) except -1
+    cdef int c_check_process(self) except -1
+    cdef int c_check_open(self) except -1
+    cdef Entry c_entry(self, object request)
+    cdef Walk c_admit(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms)
+    cdef Walk c_admit_now(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms)
+    cdef int c_wait_for_room(self, Entry entry, object request, Terms terms, c_bool may_block) except -1
+    cdef int c_expire(self, Walk walk, Turn turn) noexcept
+    cdef int c_tell_of_places(self, Walk walk) noexcept
+    cdef object c_lost_error(self, Visit visit, object cause)
+    cdef int c_run_claimed(self, Station station, Instance instance, list visits, Turn turn) except -1
+    cdef int c_wait_inside(self, Walk walk, int64_t deadline_ns) except -1
+    cdef tuple c_inside(self, object awaited)
+    cdef object c_call_loop(self, tuple wait)
+    cdef int c_drop(self, list walks) except -1
+    cdef c_bool c_make_room(self, Visit visit, Turn turn) noexcept
+    cdef Entry c_entry_at(self, Node node)
+    cdef dict c_request_of(self, Visit visit)
+    cdef Exit c_exit(self, Entry entry, Node node, int status)
+    cdef int c_enter(self, Visit visit, Turn turn) except -1
+    cdef int c_enter_arrived(self, Turn turn) noexcept
+    cdef int c_advance(self, Visit visit, Exit exit, Turn turn) except -1
+    cdef int c_leave(self, Walk walk, dict answer, Turn turn) except -1
+    cdef int c_answer(self, Walk walk, dict answer, Turn turn) except -1
+    cdef int c_restart(self, Walk walk, Node node, dict answer, Turn turn) except -1
+    cdef int c_split(self, Visit visit, Turn turn) except -1
+    cdef int c_merge(self, Gather gather, Turn turn) except -1
+    cdef dict c_mapped(self, Node node, Walk walk)
+    cdef int c_start_walk(self, Walk walk, Turn turn) except -1
+    cdef int c_start_part(self, Walk part, Turn turn) except -1
+    cdef int c_send_back(self, list visits, Turn turn) noexcept
+    cdef int c_fail_visit(self, Visit visit, object error, Turn turn) noexcept
+    cdef Walk c_start_detached(self, request, uint8_t sink_kind, object sink, Terms terms)
+    cdef void c_link(self, Walk walk) noexcept
+    cdef c_bool c_claim(self, Visit visit, Turn turn) except *
+    cdef int c_part_ended(self, Walk part, Turn turn) noexcept
+    cdef void c_count_out(self, Walk walk) noexcept
+    cdef int c_deliver(self, Walk walk, Turn turn) noexcept
+    cdef c_bool c_begin(self, Walk walk) noexcept
+    cdef int c_hand_over(self, Turn turn) noexcept
+    cdef int c_finish(self, Walk walk, dict answer, Turn turn) noexcept
+    cdef int c_fail(self, Walk walk, object error, Turn turn) noexcept
+    cdef int c_cancel(self, Walk walk) noexcept
+    cdef void c_unlink(self, Walk walk) noexcept
+    cdef int c_step(self, Visit visit, Turn turn) noexcept
+    cdef int c_run_batch(self, Station station, Instance instance, list visits, Turn turn) noexcept
+    cdef int c_file_failures(self, Station station, Instance instance, list alive, list before, object error,
+                             Turn turn) except -1
+    cdef int c_queue(self, Visit visit, Turn turn, c_bool notify) noexcept
+    cdef int c_queue_all(self, Turn turn) noexcept
+    cdef int c_run_ready(self, Turn turn) noexcept
+    cdef int c_settle(self, Turn turn) noexcept

@@ -1,0 +1,3591 @@
+"""The engine: walks requests through a graph of nodes, on the threads that are already there.
+
+    caller ── pipe(request) ──► Walk ──► Node: filter ──► instance free? ──yes──► run it here, go on to the next node
+      ▲                                                        │
+      │                                                        no, or the rule waits for company, or thread_bound
+      │                                                        ▼
+      └── parked on Walk.word ◄── finish ◄── a worker ◄── Station: inbox, staged tickets, tokens, rule
+
+Words: a *walk* is one admitted request on its way; a *visit* is its turn at one node (a fan-out makes more of them); a
+*station* is a node's queue, tokens and batching; a *turn* is what one hold of the GIL has produced and not handed out.
+
+Invariants, each held by the code that is named:
+  E1  A walk ends exactly once: Walk.c_end, one compare-and-swap on ``outcome``. Only its winner touches the caller's dict.
+  E2  A visit is in one place at a time. A queued one is owned by its ticket (Engine.c_queue INCREFs, whoever pops takes
+      the reference over).
+  E3  At most one batch runs in an instance: whoever runs one holds the instance's token (Station.c_try_token).
+  E4  No request waits while it could run: a push raises ``queued`` and then looks at ``idle``; a release raises ``idle``
+      and then looks at ``queued``; both sequentially consistent, so at least one of them sees the other and notifies.
+      A worker announces itself before it looks (EventCount), so a notification between look and sleep is not lost.
+  E5  Nobody is overtaken, but by priority: a caller takes a token only if nothing is queued; workers take the oldest
+      first, where a priority counts as having come earlier or later (Station.c_stage).
+  E6  User code is entered in _enter_user_code and, a backend's forward, in _run_backend, with no mutex held.
+  E7  The GIL is never taken while a mutex is held; holders of the GIL may wait for a mutex, which is held for moments.
+  E8  A batch that may hang is given up or comes back, not both: whoever changes Station.started_ns from the time at which
+      it began has decided (Station.c_end_batch, Watchdog.c_look). A worker that was given up touches no token, no queue
+      and no request any more; what its turn has not handed out is the watchdog's.
+
+The models in models/ check E1, E4 and close().
+
+The graph is walked under the GIL: that is what guards the fields marked GIL in _core.pxd. A worker takes the GIL once
+per batch, or less often: as long as a batch can leave at once it goes on in the same hold.
+"""
+
+cimport cython
+from cpython.dict cimport PyDict_CheckExact, PyDict_Copy, PyDict_GetItem, PyDict_Update
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdlib cimport calloc, free
+from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release
+from libcpp.atomic cimport memory_order_seq_cst
+
+from fastpipe._batching cimport (
+    DISPATCH, LATE, REASON_COUNT, RULE, TIMEOUT, WAIT_UNTIL, decide_adaptive, decide_greedy, decide_preferred, decide_timeout,
+)
+from fastpipe._inbox cimport inbox_init, inbox_pop, inbox_push
+from fastpipe._parking cimport (
+    FOREVER, SET, Frame, abort_process, atomic_thread_fence, enter_frame, events_leave, events_notify, events_prepare, events_sleep,
+    frozen_ns, futex_wake, hooked_points, innermost_batch, innermost_frame, is_hooked, is_inside, is_settling, kernel_now_ns,
+    leave_frame, now_ns, want_precise_timers, word_set, word_wait,
+)
+
+from heapq import heapify, heappop, heappush
+from threading import current_thread
+
+from fastpipe.errors import (
+    BackendError, BackendHung, CallLoop, DeviceLost, ForkedPipe, ItemErrors, PipeClosed, PipeError, QueueFull, RequestTimeout,
+    RestartLimit, UnknownNode, WorkerDied, nearest,
+)
+from fastpipe._faults import is_device_lost, is_out_of_memory, stacks, text_of
+from fastpipe.filters import Status
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield() noexcept
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept nogil
+
+cdef enum:
+    RUNNING = 0
+    DONE = 1
+    FAILED = 2
+    CANCELLED = 3
+
+cdef enum:
+    SINK_CALLER = 0         # a thread that parks on Walk.word
+    SINK_FUTURE = 1         # RequestFuture
+    SINK_ASYNCIO = 2        # (event loop, asyncio.Future)
+    SINK_GATHER = 3         # a part of a sub-graph node
+
+cdef enum:
+    FILTER_RUN = 0
+    FILTER_SWAP = 1
+    FILTER_CALL = 2
+    FILTER_DEFAULT = 3      # by how the request came: see Engine.c_enter
+
+cdef enum:                  # how a visit came to its node
+    PASSED_ON = 0           # over an edge of the graph
+    ENTERED = 1             # from outside
+    RESTARTED = 2           # it has been through the graph
+
+cdef enum:                  # Station.life
+    OPEN_FOR_ALL = 0
+    DRAINING = 1            # no new requests: nobody waits for company
+    CLOSING = 2             # workers leave when nothing is queued
+
+cdef int64_t NOTIFY_ME = 0x7fffffffffffffff      # Watchdog.until_ns: whenever a batch begins
+cdef int64_t GIVEN_UP = -1                       # Station.started_ns: the watchdog has decided
+
+cdef enum:                  # Status in filters.py
+    STATUS_RUN = 0
+    STATUS_SKIP = 1
+    STATUS_BREAK = 2
+    STATUS_ERROR = 3
+    STATUS_SERIAL_SKIP = 4
+    STATUS_SUBGRAPH_SKIP = 5
+
+cdef enum:
+    RULE_ADAPTIVE = 0
+    RULE_TIMEOUT = 1
+    RULE_GREEDY = 2
+    RULE_PREFERRED = 3
+    RULE_OBJECT = 4
+
+cdef enum:                  # Station.when_full
+    BLOCK = 0
+    REJECT = 1
+    SHED_OLDEST = 2
+
+cdef enum:                  # a worker, after a batch
+    GOES_ON = 0
+    DIES = 1
+    IS_GIVEN_UP = 2
+
+cdef enum:                  # why a request failed, for stats()
+    OTHER = 0
+    TIMED_OUT = 1
+    CROWDED_OUT = 2
+    CLOSED = 3
+    HUNG = 4
+    DIED = 5
+    LOST = 6
+
+cdef enum:                  # the points at which a test may step in, see _hook
+    AT_ADMIT = 0
+    AT_ADMITTED = 1
+    AT_PUSH = 2
+    AT_PUSHED = 3
+    AT_TAKE = 4
+    AT_TAKEN = 5
+    AT_SLEEP = 6
+    AT_FORWARD = 7
+    AT_RETURN = 8
+    AT_END = 9
+    AT_ENDED = 10
+    AT_WAKE = 11
+    AT_RELEASE = 12
+    AT_PARK = 13
+    AT_CANCEL = 14
+    AT_EXPIRE = 15
+    AT_CLOSE = 16
+    AT_HANG = 17
+
+_HOOKS = ("admit", "admitted", "push", "pushed", "take", "taken", "sleep", "forward", "return", "end", "ended", "wake", "release",
+          "park", "cancel", "expire", "close", "hang")
+_FAILURES = ("error", "timeout", "queue full", "closed", "hung", "worker died", "device lost")
+_WHEN_FULL = {"block": BLOCK, "reject": REJECT, "shed_oldest": SHED_OLDEST}
+_RULES = {"adaptive": RULE_ADAPTIVE, "timeout": RULE_TIMEOUT, "greedy": RULE_GREEDY, "preferred": RULE_PREFERRED}
+_ACTIONS = ("dispatch", "wait until", "wait for instance", "wait for request")
+_REASONS = ("full", "alone", "not worth waiting", "company late", "timeout", "split", "preferred size", "rule")
+
+# A worker that runs one short batch after the other in one hold of the GIL hands out answers at least this often.
+cdef int64_t LONGEST_HELD_BACK_NS = 500_000
+# A hand-over to another thread costs 10 to 60 us where the GIL is in play: a branch that takes less runs where it is.
+cdef int64_t HANDOVER_NS = 50_000
+# The main thread looks for signals this often while it waits. The kernel interrupts it at once as a rule; this is for
+# signals that another thread of the process received.
+cdef int64_t SIGNAL_SLICE_NS = 100_000_000
+# Batches above this size share one entry in the table of measured costs.
+cdef int32_t COST_TABLE_SIZE = 256
+cdef int64_t FIRST_GAP_NS = 20_000
+# A backend that waits for a call of its own pipe looks this often whether it can come back at all.
+cdef int64_t CALL_LOOP_SLICE_NS = 50_000_000
+# A request of priority p counts as having arrived p times this later: it is overtaken by that much, and never starves.
+cdef int64_t PRIORITY_NS = 100_000_000
+
+cdef uint32_t _generation = 0           # raised in the child of a fork
+cdef int64_t _spin_ns = 0
+cdef unsigned long _main_thread = 0
+
+
+def configure_process(main_thread_ident: int, spin_ns: int) -> None:
+    """Tell the engine which thread serves signals, and how long a waiter spins before it sleeps."""
+    global _main_thread, _spin_ns
+    _main_thread = main_thread_ident
+    _spin_ns = spin_ns
+
+
+def note_fork_in_child() -> None:
+    """Make every pipe built before the fork refuse in this process."""
+    global _generation
+    _generation += 1
+
+
+cdef dict _actions = {}                 # GIL: of hooks, by point
+
+
+def _hook(str point, action):
+    """For tests: have ``action()`` called by whatever thread comes to ``point`` of the engine, in any pipe; None: no more.
+
+    An action may wait, as long as what it waits for needs no thread that waits for it. What it raises is raised at
+    "admit" (to the caller) and at "admitted" and "push" (it fails the request). At the other points it ends the worker that
+    came there, if it is one, with what it holds (WorkerDied); elsewhere it is reported to sys.unraisablehook.
+    """
+    cdef uint32_t number = _HOOKS.index(point)
+    if action is None:
+        hooked_points.fetch_and(~(<uint32_t>1 << number))
+        _actions.pop(number, None)
+    else:
+        _actions[number] = action
+        hooked_points.fetch_or(<uint32_t>1 << number)
+
+
+def _freeze_time():
+    """For tests: have time stand still, for every pipe of the process; _advance_time moves it, _thaw_time ends it."""
+    frozen_ns.store(now_ns(), memory_order_seq_cst)
+
+
+def _advance_time(int64_t elapsed_ns):
+    """For tests: let so much time pass, at once."""
+    frozen_ns.fetch_add(elapsed_ns, memory_order_seq_cst)
+
+
+def _thaw_time():
+    """For tests: time is the kernel's again."""
+    frozen_ns.store(0, memory_order_seq_cst)
+
+
+cdef int _act(uint32_t point) except -1:
+    """Do what is hooked to a point; what it raises is raised here."""
+    action = _actions.get(point)
+    if action is not None:
+        action()
+    return 0
+
+
+cdef int _act_in(uint32_t point, Turn turn) noexcept:
+    """The same where nothing may be raised: the turn's worker ends later, but before its next batch."""
+    try:
+        _act(point)
+    except BaseException as error:
+        if turn is not None and turn.is_workers:
+            turn.death = error
+        else:
+            _report(error, _actions.get(point))
+    return 0
+
+
+cdef c_bool _act_without_gil(uint32_t point, PyObject* turn) noexcept with gil:
+    """The same for a worker's loop; True if it is to end."""
+    _act_in(point, <Turn>turn)
+    return (<Turn>turn).death is not None
+
+
+cdef object _enter_user_code(const void* engine, object function, object argument, object second=None):
+    # The place where the engine calls what users wrote: filters, rules, buckets, weights, split and merge.
+    # (Callbacks of futures are called by c_settle.) The frame lets close() know that it is called from in there.
+    cdef Frame frame
+    enter_frame(&frame, engine, False)
+    try:
+        if second is None:
+            return function(argument)
+        return function(argument, second)
+    finally:
+        leave_frame(&frame)
+
+
+cdef object _run_backend(const void* engine, object forward, list batch, list visits, Station station):
+    # The same for a backend's forward(): cancelled() can tell which requests it runs.
+    cdef Frame frame
+    enter_frame(&frame, engine, False)
+    frame.batch = <void*>visits
+    frame.station = <void*>station
+    try:
+        return forward(batch)
+    finally:
+        leave_frame(&frame)
+
+
+def cancelled():
+    """Inside a backend: True if nobody waits for any request of the batch that it runs on this thread.
+
+    They were cancelled, have run out of time, or failed in another branch. What the batch does is then for nothing; a long
+    ``forward`` may look here from time to time and return early. False where no backend runs on this thread.
+    """
+    cdef void* batch = innermost_batch()
+    if batch == NULL:
+        return False
+    for visit in <list>batch:
+        if not _is_dead(<Visit>visit) and not _is_late(<Visit>visit):
+            return False
+    return True
+
+
+cdef inline c_bool _is_late(Visit visit) noexcept:
+    return visit.walk.deadline_ns >= 0 and now_ns() >= visit.walk.deadline_ns
+
+
+cdef c_bool _is_of(Visit visit, Walk walk) noexcept:
+    """True if a visit is one of a walk, or of a part of it."""
+    cdef Walk own = visit.walk
+    while own is not walk and own.sink_kind == SINK_GATHER:
+        own = (<Gather>own.sink).visit.walk
+    return own is walk
+
+
+cdef inline c_bool _is_dead(Visit visit) noexcept:
+    """True if nobody waits for this visit: its walk ended or has restarted, or that of which it is a part."""
+    while True:
+        if visit.walk.outcome.load(memory_order_acquire) != RUNNING or visit.round != visit.walk.restarts:
+            return True
+        if visit.walk.sink_kind != SINK_GATHER:
+            return False
+        visit = (<Gather>visit.walk.sink).visit
+
+
+cdef void _report(object error, object where) noexcept:
+    """Tell sys.unraisablehook of an exception that has nobody to be raised to."""
+    PyErr_SetObject(type(error), error)
+    PyErr_WriteUnraisable(where)
+
+
+cdef void _add_note(object error, str note) noexcept:
+    try:
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+    except BaseException:  # an exception class may forbid it; its own message is what matters
+        pass
+
+
+cdef inline int64_t _first_slice(int64_t deadline_ns) noexcept nogil:
+    """Where a wait of this thread has to end for a look at signals."""
+    cdef int64_t slice_end
+    if PyThread_get_thread_ident() != _main_thread:
+        return deadline_ns
+    slice_end = now_ns() + SIGNAL_SLICE_NS
+    return slice_end if deadline_ns < 0 or slice_end < deadline_ns else deadline_ns
+
+
+@cython.final
+cdef class Instance:
+    """One object of a node's backend."""
+
+    def __init__(self, object backend, int index):
+        self.backend = backend
+        self.forward = backend.forward
+        self.index = index
+
+
+# =================================================================================================================
+# Station
+# =================================================================================================================
+
+@cython.final
+cdef class Station:
+    """Queue, tokens and batching of one node. See ``_core.pxd`` for who owns what."""
+
+    def __cinit__(self, str name, int instance_count, int max_batch, bint thread_bound, object rule, object preferred,
+                  double timeout_ms, bint has_buckets, int max_queue=0, int64_t max_queue_bytes=0, str when_full="block",
+                  double hang_timeout_s=0):
+        self.name = name
+        self.instance_count = instance_count
+        self.max_batch = max_batch
+        self.batches = max_batch > 1
+        self.thread_bound = thread_bound
+        self.hang_ns = <int64_t>(hang_timeout_s * 1e9)
+        self.workers_only = thread_bound or self.hang_ns > 0
+        self.held = [None] * instance_count
+        if isinstance(rule, str):
+            self.rule = _RULES[rule]
+        else:
+            self.rule = RULE_OBJECT
+            self.rule_object = rule.decide
+        for size in sorted(() if preferred is None else preferred):
+            self.preferred.push_back(size)
+        self.timeout_ns = <int64_t>(timeout_ms * 1e6)
+        self.has_buckets = has_buckets
+        self.bucket_ids = {}
+        self.upstream = ()
+        self.max_queue = max_queue
+        self.max_queue_bytes = max_queue_bytes
+        self.when_full = _WHEN_FULL[when_full]
+        self.room_waiters = []
+        inbox_init(&self.inbox)
+        self.cost_size = min(max_batch, COST_TABLE_SIZE) + 1
+        self.token_is_free = <atomic[uint8_t]*>calloc(instance_count, sizeof(atomic[uint8_t]))
+        self.cost_alone_ns = <atomic[int64_t]*>calloc(self.cost_size, sizeof(atomic[int64_t]))
+        self.cost_shared_ns = <atomic[int64_t]*>calloc(self.cost_size, sizeof(atomic[int64_t]))
+        self.started_ns = <atomic[int64_t]*>calloc(instance_count, sizeof(atomic[int64_t]))
+        if self.token_is_free == NULL or self.cost_alone_ns == NULL or self.cost_shared_ns == NULL or self.started_ns == NULL:
+            raise MemoryError
+        self.usual_gap_ns.store(FIRST_GAP_NS, memory_order_relaxed)
+
+    def __dealloc__(self):
+        free(self.token_is_free)
+        free(self.cost_alone_ns)
+        free(self.cost_shared_ns)
+        free(self.started_ns)
+
+    def set_upstream(self, tuple stations):
+        """Say which stations' requests may still come here; called once, while building."""
+        self.upstream = stations
+        for station in stations:
+            self.upstream_stations.push_back(<PyObject*>station)
+
+    def open_instance(self, int index):
+        """Make an instance available: its backend is built."""
+        self.c_release_token(index)
+
+    def drain(self):
+        """No new requests are coming: let batches leave without waiting for company."""
+        self.life.store(DRAINING, memory_order_seq_cst)
+        events_notify(&self.workers, 0x7fffffff)
+
+    def retire(self, int index, double timeout_s):
+        """Take an instance out of service for good, once its batch is done; False if that lasts longer. Serves signals.
+
+        Only after close(): whoever releases a token then tells those who wait here. Negative ``timeout_s``: no limit.
+        """
+        cdef int64_t deadline = FOREVER if timeout_s < 0 else now_ns() + <int64_t>(timeout_s * 1e9)
+        cdef int64_t until
+        cdef uint32_t epoch
+        while True:
+            epoch = events_prepare(&self.workers)
+            if self.c_try_token(index):
+                events_leave(&self.workers)
+                return True
+            if deadline >= 0 and now_ns() >= deadline:
+                events_leave(&self.workers)
+                return False
+            with nogil:
+                until = _first_slice(deadline)
+                events_sleep(&self.workers, epoch, until)
+            PyErr_CheckSignals()
+
+    def close(self):
+        """Let the workers leave once nothing is queued."""
+        self.life.store(CLOSING, memory_order_seq_cst)
+        events_notify(&self.workers, 0x7fffffff)
+
+    def serve(self, int worker):
+        """Work until the station is closed and empty; return None. The body of a worker thread.
+
+        Returns the backend in which the worker was given up as hung, if it was: another has its place, and it must not
+        serve any more. Raises what ended the worker otherwise: it may serve again. What it held has failed.
+        """
+        cdef Batch batch
+        cdef Turn turn = Turn.__new__(Turn)
+        cdef PyObject* turn_pointer = <PyObject*>turn
+        turn.is_workers = True
+        with nogil:
+            want_precise_timers()
+            while self.c_wait_for_batch(&batch, worker, turn_pointer):
+                if not _run_taken(&batch, worker, <PyObject*>self, turn_pointer):
+                    break
+        if turn.abandoned is not None or turn.death is None:
+            return turn.abandoned
+        self.deaths += 1
+        raise turn.death
+
+    def lose(self, object error):
+        """Fail whatever comes from now on: there is no instance any more. What is queued: fail_queued()."""
+        self.lost = error
+        events_notify(&self.workers, 0x7fffffff)                # for steppers
+
+    @property
+    def hang_timeout_s(self):
+        """How long a batch may run; 0: however long."""
+        return self.hang_ns / 1e9
+
+    @property
+    def is_closed(self):
+        """True once its workers are told to leave."""
+        return self.life.load(memory_order_seq_cst) == CLOSING
+
+    def recover(self):
+        """There is an instance again."""
+        self.lost = None
+
+    def watch(self, Watchdog watchdog):
+        """Say who looks for batches that do not end; called once, while building."""
+        self.watchdog = watchdog
+
+    def fail_queued(self, str why, object lost=None):
+        """Fail every queued request: as the pipe closes without draining, or because of how the node was ``lost``."""
+        cdef Batch batch
+        cdef Turn turn = Turn.__new__(Turn)
+        while True:
+            with nogil:
+                self.desk.lock()
+                self.c_drain()
+                batch.first = NULL
+                if self.staged_first != NULL:
+                    self.c_take(&batch, self.staged_first.bucket, 0x7fffffff)
+                self.desk.unlock()
+            if batch.first == NULL:
+                return
+            visits = _visits_of(&batch)
+            for visit in visits:
+                error = PipeClosed(why) if lost is None else (<Visit>visit).walk.engine.c_lost_error(<Visit>visit, lost)
+                (<Visit>visit).walk.engine.c_fail_visit(<Visit>visit, error, turn)
+                self.running.fetch_sub(1, memory_order_relaxed)
+                (<Visit>visit).walk.engine.c_queue_all(turn)    # a MapReduce may go on without its failed parts
+                (<Visit>visit).walk.engine.c_settle(turn)
+            (<Visit>visits[0]).walk.engine.c_send_back(visits, turn)
+            turn.wake()
+
+    def stats(self):
+        """Counters since the pipe was built; see ``Pipe.stats``."""
+        return {
+            "batches": self.batches_run,
+            "requests": self.requests_run,
+            "failed": self.requests_failed,
+            "mean_batch": <double>self.requests_run / <double>self.batches_run if self.batches_run else 0.0,
+            "run_by_caller": self.run_by_caller,
+            "gil_acquires": self.gil_acquires,
+            "busy_s": self.busy_ns / 1e9,
+            "halved": self.halved,
+            "hung": self.hung,
+            "worker_deaths": self.deaths,
+            "queued": self.queued.load(memory_order_relaxed),
+            "running": self.running.load(memory_order_relaxed),
+            "why_batches_left": {_REASONS[i]: self.reasons[i].load(memory_order_relaxed) for i in range(REASON_COUNT)
+                                 if self.reasons[i].load(memory_order_relaxed)},
+        }
+
+    # ---- tokens ------------------------------------------------------------------------------------------------
+
+    cdef c_bool c_try_token(self, int index) noexcept nogil:
+        cdef uint8_t is_free = 1
+        # acq_rel: what the last batch in this instance did happens before ours. Pairs with the store in c_release_token.
+        if self.token_is_free[index].compare_exchange_strong(is_free, 0, memory_order_acq_rel, memory_order_relaxed):
+            self.idle.fetch_sub(1, memory_order_seq_cst)
+            return True
+        return False
+
+    cdef int c_take_token(self) noexcept nogil:
+        cdef int index
+        if self.idle.load(memory_order_seq_cst) <= 0:
+            return -1
+        for index in range(self.instance_count):
+            if self.token_is_free[index].load(memory_order_relaxed) and self.c_try_token(index):
+                return index
+        return -1
+
+    cdef void c_release_token(self, int index) noexcept nogil:
+        if self.batches and self.idle.load(memory_order_relaxed) == 0:
+            self.idle_since_ns.store(now_ns(), memory_order_relaxed)
+        self.token_is_free[index].store(1, memory_order_release)
+        self.idle.fetch_add(1, memory_order_seq_cst)            # E4: then look at the queue
+        if self.queued.load(memory_order_seq_cst) > 0:
+            events_notify(&self.workers, 1)
+        if self.life.load(memory_order_seq_cst) == CLOSING or self.wanted.load(memory_order_seq_cst) > 0:
+            events_notify(&self.workers, 0x7fffffff)            # for retire() and steppers
+
+    # ---- arrivals ----------------------------------------------------------------------------------------------
+
+    cdef void c_push(self, Ticket* ticket) noexcept nogil:
+        self.queued.fetch_add(1, memory_order_seq_cst)          # E4: then look at the tokens, which is c_notify
+        inbox_push(&self.inbox, ticket)
+
+    cdef void c_notify(self) noexcept nogil:
+        atomic_thread_fence(memory_order_seq_cst)               # the push, before the look: it ends with a release store
+        if self.idle.load(memory_order_seq_cst) <= 0:
+            return                                              # whoever releases a token looks at the queue
+        if (self.collecting.load(memory_order_seq_cst) > 0
+                and self.queued.load(memory_order_seq_cst) < self.wake_at.load(memory_order_seq_cst)):
+            return                                              # a worker collects, and will look at its deadline
+        events_notify(&self.workers, 1)
+
+    cdef void c_note_arrival(self, int64_t now) noexcept nogil:
+        """Learn from a request that came, and forgive one caller who was expected back."""
+        cdef int64_t latest = max(self.latest_arrival_ns.load(memory_order_relaxed),
+                                  self.latest_answer_ns.load(memory_order_relaxed))
+        cdef int64_t gap = now - latest
+        cdef int64_t usual = self.usual_gap_ns.load(memory_order_relaxed)
+        cdef int32_t owed = self.owed.load(memory_order_relaxed)
+        # A pause longer than half of a batch is no part of a burst: it says nothing about the gaps inside one, and who
+        # was expected back has not come.
+        if 0 <= gap < self.c_cost(self.cost_alone_ns, 1) // 2:
+            self.usual_gap_ns.store(usual + (gap - usual) // 8, memory_order_relaxed)
+        else:
+            self.owed.store(0, memory_order_relaxed)
+            owed = 0
+        self.latest_arrival_ns.store(now, memory_order_relaxed)
+        while owed > 0:
+            if self.owed.compare_exchange_weak(owed, owed - 1, memory_order_relaxed, memory_order_relaxed):
+                break
+
+    # ---- limits ------------------------------------------------------------------------------------------------
+
+    cdef c_bool c_is_limited(self) noexcept:
+        return self.max_queue > 0 or self.max_queue_bytes > 0
+
+    cdef c_bool c_is_full(self, int64_t more_bytes) noexcept:
+        cdef int32_t waiting = self.queued.load(memory_order_seq_cst) - self.ghosts
+        if self.when_full != SHED_OLDEST:                       # which makes room when it is needed
+            waiting += self.reserved
+        if self.max_queue > 0 and waiting >= self.max_queue:
+            return True
+        return self.max_queue_bytes > 0 and self.queued_bytes + more_bytes > self.max_queue_bytes
+
+    cdef object c_full_error(self, int64_t more_bytes):
+        cdef int32_t waiting = self.queued.load(memory_order_seq_cst) + self.reserved - self.ghosts
+        if self.name is None:
+            return QueueFull(f"the pipe is full: {waiting} requests are in flight, and its max_in_flight is {self.max_queue}")
+        if self.max_queue_bytes > 0 and self.queued_bytes + more_bytes > self.max_queue_bytes:
+            said = (f"{self.queued_bytes} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "
+                    f"{self.max_queue_bytes}")
+        else:
+            said = f"{waiting} requests wait, and its max_queue is {self.max_queue}"
+        return QueueFull(f"the queue of node {self.name!r} is full: {said}")
+
+    cdef int c_tell_of_room(self) except -1:
+        """The queue is shorter: let those who wait look again."""
+        events_notify(&self.room, 0x7fffffff)
+        if self.room_waiters:
+            waiters = self.room_waiters
+            self.room_waiters = []
+            for loop, future in waiters:
+                try:
+                    loop.call_soon_threadsafe(_settle_room, future)
+                except RuntimeError:                            # the loop is closed
+                    pass
+                except BaseException as error:
+                    _report(error, loop)
+        return 0
+
+    cdef Visit c_take_oldest(self):
+        """Take the request that would be next out of the queue, or None."""
+        cdef Batch batch
+        batch.first = NULL
+        self.desk.lock()                                        # E7; nothing may come in between
+        self.c_drain()
+        if self.staged_first != NULL:
+            self.c_take(&batch, self.staged_first.bucket, 1)
+        self.desk.unlock()
+        if batch.first == NULL:
+            return None
+        self.running.fetch_sub(1, memory_order_relaxed)
+        return <Visit>_visits_of(&batch)[0]
+
+    cdef int c_sweep(self) except -1:
+        """Take visits whose walks have ended out of the queue, once they are many: they keep their data alive."""
+        cdef Batch ghosts
+        cdef Ticket* ticket
+        cdef Ticket* before = NULL
+        cdef Ticket* after
+        cdef Ticket* last = NULL
+        if self.ghosts < 32 or self.ghosts < self.queued.load(memory_order_relaxed) // 2:
+            return 0
+        ghosts.first = NULL
+        ghosts.count = 0
+        self.desk.lock()                                        # E7: a holder of the GIL may wait for it
+        self.c_drain()
+        ticket = self.staged_first
+        while ticket != NULL:
+            after = <Ticket*>ticket.next.load(memory_order_relaxed)
+            if (<Visit>ticket.visit).is_ghost:
+                if before == NULL:
+                    self.staged_first = after
+                else:
+                    before.next.store(<void*>after, memory_order_relaxed)
+                if after == NULL:
+                    self.staged_last = before
+                self.staged_count -= 1
+                self.staged_weight -= ticket.weight
+                ticket.next.store(NULL, memory_order_relaxed)
+                if last == NULL:
+                    ghosts.first = ticket
+                else:
+                    last.next.store(<void*>ticket, memory_order_relaxed)
+                last = ticket
+                ghosts.count += 1
+            else:
+                before = ticket
+            ticket = after
+        self.queued.fetch_sub(ghosts.count, memory_order_seq_cst)
+        self.desk.unlock()
+        if ghosts.first != NULL:
+            _visits_of(&ghosts)                                 # and drop them
+        return 0
+
+    cdef c_bool c_holds(self, Walk walk):
+        """True if some visit of a walk, or of a part of it, is queued here."""
+        cdef Ticket* ticket
+        cdef vector[PyObject*] visits
+        cdef PyObject* visit
+        cdef c_bool found = False
+        self.desk.lock()                                        # E7: a holder of the GIL may wait for it
+        self.c_drain()
+        ticket = self.staged_first
+        while ticket != NULL:                                   # E6: nothing in here may run a destructor
+            visits.push_back(ticket.visit)
+            Py_INCREF(<object>ticket.visit)
+            ticket = <Ticket*>ticket.next.load(memory_order_relaxed)
+        self.desk.unlock()
+        for visit in visits:
+            found = found or _is_of(<Visit>visit, walk)
+            Py_DECREF(<object>visit)
+        return found
+
+    # ---- batches that do not end -------------------------------------------------------------------------------
+
+    def give_up(self, int index):
+        """Fail what a hung instance holds, and have it replaced."""
+        self.c_give_up(index)
+
+    cdef int c_begin_batch(self, int index, int64_t now) noexcept:
+        """From now on the watchdog looks at what runs in an instance."""
+        self.started_ns[index].store(now, memory_order_seq_cst)
+        self.watchdog.c_tell(now + self.hang_ns)
+        return 0
+
+    cdef c_bool c_end_batch(self, int index, Turn turn, int64_t started) noexcept:
+        """The backend has returned; False if it was given up before (E8)."""
+        cdef int64_t expected = started
+        if self.started_ns[index].compare_exchange_strong(expected, 0, memory_order_seq_cst, memory_order_seq_cst):
+            return True
+        turn.abandoned = (<Instance>(<tuple>self.held[index])[2]).backend if turn.abandoned is None else turn.abandoned
+        return False
+
+    cdef int c_give_up(self, int index) except -1:
+        """What give_up does, once the watchdog has decided (E8)."""
+        cdef Turn turn = Turn.__new__(Turn)
+        cdef Turn lost
+        cdef Visit visit
+        cdef Engine engine
+        cdef Instance instance
+        cdef Frame frame
+        cdef str where = _stacks()                              # first: this runs Python code, and may take a while
+        cdef list visits
+        visits, lost, instance, thread = self.held[index]
+        engine = (<Visit>visits[0]).walk.engine
+        self.held[index] = None
+        self.hung += 1
+        lost.abandoned = instance.backend
+        turn.settled, lost.settled = lost.settled, []           # what it has not handed out
+        turn.arrived, lost.arrived = lost.arrived, []
+        turn.ready, lost.ready = lost.ready, []
+        turn.wakes.swap(lost.wakes)
+        count = len(visits)
+        self.running.fetch_sub(count, memory_order_relaxed)
+        enter_frame(&frame, <void*>engine, True)
+        try:
+            try:
+                engine._replace_hung(self, index, instance, thread)     # first: close() may only wait for the requests
+            except BaseException as error:
+                _report(error, self)
+            for visit in visits:
+                if visit.is_held:
+                    visit.is_held = False
+                    self.requests_failed += 1
+                    error = BackendHung(f"the backend did not return within the hang_timeout of {self.hang_ns / 1e9:g} s", where)
+                    engine.c_fail_visit(visit, _with_batch(error, visit, index, count), turn)
+            if engine.steppers:
+                engine.c_send_back(visits, turn)
+            engine.c_queue_all(turn)
+            engine.c_settle(turn)
+        finally:
+            leave_frame(&frame)
+            turn.wake()
+        return 0
+
+    # ---- measured costs ----------------------------------------------------------------------------------------
+
+    cdef void c_note_cost(self, int32_t size, c_bool shared, int64_t elapsed_ns) noexcept nogil:
+        cdef atomic[int64_t]* costs = self.cost_shared_ns if shared else self.cost_alone_ns
+        cdef int64_t before
+        size = min(size, self.cost_size - 1)
+        before = costs[size].load(memory_order_relaxed)
+        # A first sample counts in full: the first batch of a size may be slow, and the average forgets it soon.
+        costs[size].store(elapsed_ns if before == 0 else before + (elapsed_ns - before) // 4, memory_order_relaxed)
+
+    cdef int64_t c_cost(self, atomic[int64_t]* costs, int32_t size) noexcept nogil:
+        """The measured cost of a batch of ``size``, or of the nearest size that was measured; 0: none was."""
+        cdef int32_t distance, below, above
+        cdef int64_t cost
+        size = min(max(size, 1), self.cost_size - 1)
+        for distance in range(self.cost_size):
+            below = size - distance
+            above = size + distance
+            if below >= 1:
+                cost = costs[below].load(memory_order_relaxed)
+                if cost:
+                    return cost
+            if above < self.cost_size:
+                cost = costs[above].load(memory_order_relaxed)
+                if cost:
+                    return cost
+            if below < 1 and above >= self.cost_size:
+                break
+        return 0
+
+    # ---- forming a batch ---------------------------------------------------------------------------------------
+
+    cdef int32_t c_company(self) noexcept nogil:
+        # torchpipe's rule does not reckon with callers that come back.
+        cdef int32_t company = 0 if self.rule == RULE_TIMEOUT else self.owed.load(memory_order_relaxed)
+        cdef size_t i
+        for i in range(self.upstream_stations.size()):
+            company += _present(self.upstream_stations[i])
+        return company
+
+    cdef void c_drain(self) noexcept nogil:
+        """Move what has arrived from the inbox to the staged list. Mutex held."""
+        cdef Ticket* ticket = inbox_pop(&self.inbox)
+        while ticket != NULL:
+            self.c_stage(ticket)
+            ticket = inbox_pop(&self.inbox)
+
+    cdef void c_stage(self, Ticket* ticket) noexcept nogil:
+        """Put a ticket into the staged list: at its end, or where its rank belongs. Mutex held."""
+        cdef Ticket* before = self.staged_last
+        cdef Ticket* after = NULL
+        if before != NULL and self.has_ranks.load(memory_order_relaxed) and before.rank_ns > ticket.rank_ns:
+            before = NULL
+            after = self.staged_first
+            while after.rank_ns <= ticket.rank_ns:
+                before = after
+                after = <Ticket*>after.next.load(memory_order_relaxed)
+        ticket.next.store(<void*>after, memory_order_relaxed)
+        if before == NULL:
+            self.staged_first = ticket
+        else:
+            before.next.store(<void*>ticket, memory_order_relaxed)
+        if after == NULL:
+            self.staged_last = ticket
+        self.staged_count += 1
+        self.staged_weight += ticket.weight
+
+    cdef int64_t c_weigh_queue(self, Load* load) noexcept nogil:
+        """Fill in what is queued of the bucket to go next, and return that bucket. Mutex held.
+
+        The oldest request's bucket goes next. Another one that is full may overtake it, but only as long as the oldest
+        has not waited for batching_timeout: it is never starved. Only the first 16 buckets among the first 256 requests
+        are looked at, so that the look stays short.
+        """
+        cdef int64_t[16] buckets
+        cdef int32_t[16] counts
+        cdef double[16] weights
+        cdef int64_t[16] oldest
+        cdef int32_t bucket_count = 0
+        cdef c_bool is_overdue
+        cdef int32_t seen = 0
+        cdef int32_t i
+        cdef Ticket* ticket = self.staged_first
+        load.queued = 0
+        load.queued_weight = 0
+        if ticket == NULL:
+            return 0
+        if not self.has_buckets:
+            load.queued = self.staged_count
+            load.queued_weight = self.staged_weight
+            load.oldest_ns = ticket.arrival_ns
+            return 0
+        is_overdue = now_ns() - ticket.arrival_ns >= self.timeout_ns
+        while ticket != NULL and seen < 256:
+            seen += 1
+            i = 0
+            while i < bucket_count and buckets[i] != ticket.bucket:
+                i += 1
+            if i == bucket_count and bucket_count < 16:
+                bucket_count += 1
+                buckets[i] = ticket.bucket
+                counts[i] = 0
+                weights[i] = 0
+                oldest[i] = ticket.arrival_ns
+            if i < bucket_count:
+                counts[i] += 1
+                weights[i] += ticket.weight
+                if weights[i] >= self.max_batch and (i == 0 or not is_overdue):
+                    break
+            ticket = <Ticket*>ticket.next.load(memory_order_relaxed)
+        if ticket == NULL or seen >= 256:
+            i = 0
+        load.queued = counts[i]
+        load.queued_weight = weights[i]
+        load.oldest_ns = oldest[i]
+        return buckets[i]
+
+    cdef int64_t c_fill_load(self, Load* load) noexcept nogil:
+        """Describe the moment to a rule, and return the bucket to go next. Mutex held."""
+        cdef int64_t bucket = self.c_weigh_queue(load)
+        load.now_ns = now_ns()
+        load.idle_instances = self.idle.load(memory_order_seq_cst)
+        load.busy_instances = self.instance_count - load.idle_instances
+        load.max_weight = self.max_batch
+        load.timeout_ns = self.timeout_ns
+        load.idle_since_ns = self.idle_since_ns.load(memory_order_relaxed)
+        load.latest_event_ns = max(self.latest_arrival_ns.load(memory_order_relaxed),
+                                   self.latest_answer_ns.load(memory_order_relaxed))
+        load.usual_gap_ns = self.usual_gap_ns.load(memory_order_relaxed)
+        load.company = self.c_company() if self.life.load(memory_order_relaxed) == OPEN_FOR_ALL else 0
+        self.c_fill_costs(load)
+        return bucket
+
+    cdef void c_fill_costs(self, Load* load) noexcept nogil:
+        """Fill in the measured costs of the batches that a rule has to choose between."""
+        cdef int32_t expected
+        load.cost_alone_ns = 0
+        load.cost_shared_ns = 0
+        if self.batches and load.queued > 0:
+            expected = min(load.queued + max(load.company, 0), self.max_batch)
+            load.cost_alone_ns = self.c_cost(self.cost_alone_ns, expected)
+            if load.idle_instances > 1:
+                load.cost_shared_ns = self.c_cost(self.cost_shared_ns, expected // load.idle_instances)
+
+    cdef Verdict c_decide(self, Load* load) noexcept nogil:
+        if self.rule == RULE_GREEDY or self.life.load(memory_order_relaxed) != OPEN_FOR_ALL:
+            return decide_greedy(load)
+        if self.rule == RULE_ADAPTIVE or not self.batches:
+            return decide_adaptive(load)
+        if self.rule == RULE_TIMEOUT:
+            return decide_timeout(load)
+        return decide_preferred(load, self.preferred.data(), <int32_t>self.preferred.size())
+
+    cdef void c_take(self, Batch* batch, int64_t bucket, int32_t size) noexcept nogil:
+        """Append to ``batch`` up to ``size`` staged requests of ``bucket``, within the node's max. Mutex held."""
+        cdef Ticket* before = NULL
+        cdef Ticket* ticket = self.staged_first
+        cdef Ticket* after
+        cdef Ticket* last = batch.first
+        cdef int32_t taken = 0
+        if last == NULL:
+            batch.count = 0
+            batch.weight = 0
+            batch.bucket = bucket
+        else:
+            while last.next.load(memory_order_relaxed) != NULL:
+                last = <Ticket*>last.next.load(memory_order_relaxed)
+        while ticket != NULL and taken < size and batch.weight < self.max_batch:
+            after = <Ticket*>ticket.next.load(memory_order_relaxed)
+            if ticket.bucket != bucket:
+                before = ticket
+                ticket = after
+                continue
+            if batch.count > 0 and batch.weight + ticket.weight > self.max_batch:
+                break
+            if before == NULL:
+                self.staged_first = after
+            else:
+                before.next.store(<void*>after, memory_order_relaxed)
+            if after == NULL:
+                self.staged_last = before
+            self.staged_count -= 1
+            self.staged_weight -= ticket.weight
+            ticket.next.store(NULL, memory_order_relaxed)
+            if last == NULL:
+                batch.first = ticket
+            else:
+                last.next.store(<void*>ticket, memory_order_relaxed)
+            last = ticket
+            batch.count += 1
+            batch.weight += ticket.weight
+            taken += 1
+            ticket = after
+        if self.staged_count == 0:
+            self.staged_weight = 0                              # no drift from adding and subtracting
+        self.running.fetch_add(taken, memory_order_relaxed)
+        self.queued.fetch_sub(taken, memory_order_seq_cst)
+
+    cdef c_bool c_try_take(self, Batch* batch, int worker, Verdict* verdict) noexcept nogil:
+        """Form a batch if the rule says so; True if ``batch`` holds one, and a token.
+
+        ``worker``: only that instance's token (thread_bound), or -1 for any. A token that ``batch`` holds already is kept.
+        """
+        cdef Load load
+        cdef int64_t bucket
+        cdef c_bool has_token = batch.instance >= 0
+        cdef c_bool took = False
+        batch.first = NULL
+        self.desk.lock()
+        self.c_drain()
+        bucket = self.c_fill_load(&load)
+        if has_token:
+            if load.idle_instances == 0:
+                load.idle_since_ns = load.now_ns
+            load.idle_instances += 1
+            load.busy_instances -= 1
+        if self.rule == RULE_OBJECT and self.batches and load.queued > 0 and load.idle_instances > 0:
+            # E7: a rule written in Python needs the GIL, which must not be waited for under the mutex.
+            self.desk.unlock()
+            verdict[0] = _ask_rule_object(<PyObject*>self, &load)
+            self.desk.lock()
+        else:
+            verdict[0] = self.c_decide(&load)
+        if verdict.action == DISPATCH:
+            if not has_token:
+                if worker >= 0:
+                    batch.instance = worker if self.c_try_token(worker) else -1
+                else:
+                    batch.instance = self.c_take_token()
+            if batch.instance >= 0:
+                self.c_take(batch, bucket, verdict.size)
+                if batch.first != NULL:
+                    took = True
+                    self.reasons[verdict.reason].fetch_add(1, memory_order_relaxed)
+                    batch.may_grow = self.rule == RULE_ADAPTIVE or self.rule == RULE_GREEDY
+                    batch.may_grow = batch.may_grow and verdict.size >= load.queued and batch.weight < self.max_batch
+                elif not has_token:
+                    self.c_release_token(batch.instance)
+                    batch.instance = -1
+        elif verdict.action == WAIT_UNTIL:
+            # Wake the collecting worker when the batch is full or everybody who was expected is here. Where a count does
+            # not tell (weights, buckets, rules of other kinds), at every arrival.
+            if (self.rule != RULE_ADAPTIVE or self.has_buckets or self.has_weights.load(memory_order_relaxed)
+                    or load.company <= 0):
+                # What has been seen, not what is counted: a ticket may be counted before its push can be seen.
+                self.wake_at.store(self.staged_count + 1, memory_order_seq_cst)
+            else:
+                self.wake_at.store(min(self.max_batch, load.queued + load.company), memory_order_seq_cst)
+        if took and (verdict.reason == LATE or verdict.reason == TIMEOUT):
+            self.owed.store(0, memory_order_relaxed)            # they did not come back: expect nobody until the next answer
+        self.desk.unlock()
+        return took
+
+    cdef c_bool c_wait_for_batch(self, Batch* batch, int worker, PyObject* turn) noexcept nogil:
+        """Wait for a batch and a token; False: the station is closed and empty, or a hook has ended the worker."""
+        cdef Verdict verdict
+        cdef uint32_t epoch
+        cdef int only = worker if self.thread_bound else -1
+        # Callers that were just answered are often about to come back. One yield lets them run, and saves a sleep and a
+        # wake-up: 1.4 times the requests of one client, where every request is handed over.
+        cdef c_bool may_yield = True
+        while True:
+            epoch = events_prepare(&self.workers)
+            batch.instance = -1
+            if is_hooked(AT_TAKE) and _act_without_gil(AT_TAKE, turn):
+                events_leave(&self.workers)
+                self.c_notify()                                 # a wake-up that was another worker's may have come here
+                return False
+            if self.c_try_take(batch, only, &verdict):
+                events_leave(&self.workers)
+                if self.queued.load(memory_order_seq_cst) > 0:
+                    self.c_notify()                             # there may be enough for another instance
+                return True
+            if self.life.load(memory_order_seq_cst) == CLOSING and self.queued.load(memory_order_seq_cst) == 0:
+                events_leave(&self.workers)
+                return False
+            if is_hooked(AT_SLEEP) and _act_without_gil(AT_SLEEP, turn):
+                events_leave(&self.workers)
+                self.c_notify()
+                return False
+            if verdict.action == WAIT_UNTIL:
+                self.collecting.fetch_add(1, memory_order_seq_cst)
+                events_sleep(&self.workers, epoch, verdict.until_ns)
+                self.collecting.fetch_sub(1, memory_order_seq_cst)
+            elif may_yield:
+                may_yield = False
+                events_leave(&self.workers)
+                sched_yield()
+            else:
+                events_sleep(&self.workers, epoch, FOREVER)
+
+    cdef void c_top_up(self, Batch* batch) noexcept nogil:
+        """Add what has arrived since the batch was formed: taking the GIL may have lasted milliseconds."""
+        if self.queued.load(memory_order_relaxed) == 0:
+            return
+        self.desk.lock()
+        self.c_drain()
+        self.c_take(batch, batch.bucket, self.max_batch)
+        self.desk.unlock()
+
+    cdef int c_token_for_caller(self, double weight) noexcept:
+        """A token, if a caller with one request may run it right here; -1: it has to queue."""
+        cdef Load load
+        cdef Verdict verdict
+        cdef int64_t now
+        if self.workers_only or self.queued.load(memory_order_seq_cst) > 0:
+            return -1
+        if not self.batches:
+            return self.c_take_token()
+        load.idle_instances = self.idle.load(memory_order_relaxed)
+        if load.idle_instances <= 0 or self.rule == RULE_OBJECT:
+            return -1
+        now = now_ns()
+        load.now_ns = now
+        load.oldest_ns = now
+        load.idle_since_ns = now
+        load.latest_event_ns = now
+        load.usual_gap_ns = self.usual_gap_ns.load(memory_order_relaxed)
+        load.timeout_ns = self.timeout_ns
+        load.queued = 1
+        load.queued_weight = weight
+        load.max_weight = self.max_batch
+        load.busy_instances = self.instance_count - load.idle_instances
+        load.company = self.c_company()
+        self.c_fill_costs(&load)
+        verdict = self.c_decide(&load)
+        if verdict.action != DISPATCH:
+            return -1
+        self.reasons[verdict.reason].fetch_add(1, memory_order_relaxed)
+        return self.c_take_token()
+
+
+cdef inline int32_t _present(PyObject* station) noexcept nogil:
+    """Requests queued or running at a station, seen from a thread that does not hold the GIL."""
+    return (<Station>station).queued.load(memory_order_relaxed) + (<Station>station).running.load(memory_order_relaxed)
+
+
+cdef Verdict _ask_rule_object(PyObject* station_pointer, const Load* load) noexcept with gil:
+    """Ask a rule written in Python. Whatever goes wrong in it must not stop the queue: then the batch leaves."""
+    cdef Station station = <Station>station_pointer
+    cdef Verdict verdict
+    cdef int64_t size
+    verdict.action = DISPATCH
+    verdict.reason = RULE
+    verdict.size = load.queued
+    verdict.until_ns = load.oldest_ns + load.timeout_ns
+    if verdict.until_ns <= load.now_ns or station.life.load(memory_order_relaxed) != OPEN_FOR_ALL:
+        return verdict
+    try:
+        answer = _enter_user_code(station.engine, station.rule_object, _load_as_dict(load))
+        if not isinstance(answer, int):
+            raise BackendError(f"a batching rule must return how many requests leave now, an int; got {answer!r}")
+        size = answer
+        if size > 0:
+            verdict.size = <int32_t>min(size, load.queued)
+        else:
+            verdict.action = WAIT_UNTIL
+    except BaseException as error:
+        _report(error, station.rule_object)
+    return verdict
+
+
+cdef dict _load_as_dict(const Load* load):
+    return {
+        "queued": load.queued,
+        "queued_weight": load.queued_weight,
+        "max": load.max_weight,
+        "oldest_ms": (load.now_ns - load.oldest_ns) / 1e6,
+        "latest_event_ms": (load.now_ns - load.latest_event_ns) / 1e6,
+        "usual_gap_ms": load.usual_gap_ns / 1e6,
+        "batching_timeout_ms": load.timeout_ns / 1e6,
+        "idle_instances": load.idle_instances,
+        "busy_instances": load.busy_instances,
+        "company": load.company,
+        "cost_alone_ms": load.cost_alone_ns / 1e6,
+        "cost_shared_ms": load.cost_shared_ns / 1e6,
+    }
+
+
+cdef list _visits_of(Batch* batch):
+    """The visits of a batch, as a list that owns them; the tickets' references are given up."""
+    cdef list visits = [None] * batch.count                     # if there is no memory for it, nothing has happened
+    cdef Visit visit
+    cdef Station station
+    cdef Ticket* ticket = batch.first
+    cdef Ticket* after
+    cdef Py_ssize_t index = 0
+    while ticket != NULL:
+        after = <Ticket*>ticket.next.load(memory_order_relaxed)
+        visit = <Visit>ticket.visit
+        visits[index] = visit
+        index += 1
+        Py_DECREF(visit)                                        # E2: the list holds it now
+        ticket = after
+    batch.first = NULL
+    station = visit.node.station
+    for visit in visits:
+        _leave_queue(visit, station)
+    if station.c_is_limited():
+        station.c_tell_of_room()
+    return visits
+
+
+cdef int _leave_queue(Visit visit, Station station) except -1:
+    """Take a visit that was popped out of its station's books."""
+    _release_bucket(visit)
+    if not station.c_is_limited():
+        return 0
+    if visit.is_ghost:
+        visit.is_ghost = False
+        station.ghosts -= 1
+        return 0
+    station.queued_bytes -= visit.size_bytes
+    visit.size_bytes = 0
+    if visit.walk.queued is not None:
+        visit.walk.queued.remove(visit)
+    return 0
+
+
+cdef inline void _release_bucket(Visit visit) noexcept:
+    cdef list entry = visit.bucket
+    if entry is None:
+        return
+    visit.bucket = None
+    entry[1] -= 1
+    if entry[1] == 0 and visit.node.station.bucket_ids.get(entry[2]) is entry:
+        del visit.node.station.bucket_ids[entry[2]]
+
+
+cdef c_bool _run_taken(Batch* batch, int worker, PyObject* station_pointer, PyObject* turn_pointer) noexcept nogil:
+    """Run what a worker has taken, and more if more is there; then wake whoever waits, without the GIL. False: it ends."""
+    cdef int what_now = _run_taken_with_gil(batch, worker, station_pointer, turn_pointer)
+    if what_now != IS_GIVEN_UP:                                 # E8: then the watchdog wakes them
+        (<Turn>turn_pointer).wake()
+    return what_now == GOES_ON
+
+
+cdef int _run_taken_with_gil(Batch* batch, int worker, PyObject* station_pointer, PyObject* turn_pointer) noexcept with gil:
+    # noexcept: the caller is a nogil loop with no frame to raise into; whatever user code raises is filed in its walk.
+    cdef Station station = <Station>station_pointer
+    cdef Turn turn = <Turn>turn_pointer
+    station.gil_acquires += 1
+    station_serve_hold(station, batch, worker, turn)
+    if turn.abandoned is not None:
+        return IS_GIVEN_UP
+    return GOES_ON if turn.death is None else DIES
+
+
+cdef int _fail_taken(Batch* batch, object cause, Turn turn) noexcept:
+    """Fail what a worker has taken and cannot even list, because of what it met."""
+    cdef Ticket* ticket = batch.first
+    cdef Ticket* after
+    cdef Visit visit
+    while ticket != NULL:
+        after = <Ticket*>ticket.next.load(memory_order_relaxed)
+        visit = <Visit>ticket.visit
+        Py_DECREF(visit)
+        _leave_queue(visit, visit.node.station)
+        visit.walk.engine.c_fail_visit(visit, _death(cause), turn)
+        ticket = after
+    batch.first = NULL
+    return 0
+
+
+cdef object _death(object cause):
+    """The error of a request that was in the hands of a thread which has met an error of its own."""
+    error = WorkerDied(f"the thread that had this request met {type(cause).__name__}: {text_of(cause)}")
+    error.__cause__ = cause
+    return error
+
+
+cdef void station_serve_hold(Station station, Batch* batch, int worker, Turn turn) noexcept:
+    """Run the batch, and further ones while the GIL is held anyway; release the token; settle futures."""
+    cdef int64_t started = kernel_now_ns()
+    cdef int64_t cost_ns
+    cdef c_bool is_long
+    cdef Frame frame
+    cdef list visits
+    cdef Visit visit
+    cdef Instance instance
+    cdef Engine engine
+    cdef int32_t count
+    cdef Verdict verdict
+    cdef int only = worker if station.thread_bound else -1
+    while True:
+        if batch.may_grow:
+            station.c_top_up(batch)
+        count = batch.count
+        engine = (<Visit>batch.first.visit).walk.engine
+        try:
+            if is_hooked(AT_TAKEN):
+                _act(AT_TAKEN)
+            visits = _visits_of(batch)
+        except BaseException as error:                          # there is no memory for a list
+            turn.death = error
+            visits = []
+            _fail_taken(batch, error, turn)
+        if visits:
+            instance = <Instance>(<Visit>visits[0]).node.instances[batch.instance]
+            if worker >= 0 and station.hang_ns > 0:
+                for visit in visits:
+                    visit.is_held = True
+                station.held[batch.instance] = visits, turn, instance, current_thread()
+                turn.is_guarded = True
+            engine.c_run_batch(station, instance, visits, turn)
+            if turn.is_guarded:
+                if turn.abandoned is not None:
+                    return                                      # E8: all of it is the watchdog's
+                turn.is_guarded = False
+                station.held[batch.instance] = None
+                for visit in visits:
+                    visit.is_held = False
+        if engine.steppers:
+            engine.c_send_back(visits, turn)
+        enter_frame(&frame, <void*>engine, False)               # filters are asked while the token is held
+        frame.station = <void*>station
+        engine.c_queue_all(turn)
+        leave_frame(&frame)
+        station.running.fetch_sub(count, memory_order_relaxed)
+        visits = None
+        # Answers are handed out at the end of the hold: a caller woken earlier would only queue for the GIL. But a batch
+        # that takes long, or nobody knows how long, or many short ones, must not hold them back.
+        cost_ns = station.c_cost(station.cost_alone_ns, count)
+        is_long = cost_ns == 0 or cost_ns > HANDOVER_NS or kernel_now_ns() - started > LONGEST_HELD_BACK_NS
+        if is_long:
+            turn.wake()
+        if turn.interrupt is not None or turn.death is not None or (is_long and turn.settled):
+            break                                               # callbacks run with no token and no batch held
+        if station.queued.load(memory_order_relaxed) == 0 or not station.c_try_take(batch, only, &verdict):
+            break
+    if is_hooked(AT_RELEASE):
+        _act_in(AT_RELEASE, turn)
+    station.c_release_token(batch.instance)
+    batch.instance = -1
+    if turn.settled:
+        if worker >= 0:
+            enter_frame(&frame, <void*>engine, True)
+            engine.c_settle(turn)
+            leave_frame(&frame)
+        else:
+            engine.c_settle(turn)
+
+
+# =================================================================================================================
+# The graph's pieces
+# =================================================================================================================
+
+@cython.final
+cdef class Node:
+    """A node of the compiled graph."""
+
+    def __init__(self, str name, int index, Station station, list instances, str backend_name, *, bint retry_alone,
+                 object filter, str filter_kind, object bucket, object weigh, object subgraph, object sources,
+                 int parent_count, int restart_limit):
+        self.name = name
+        self.index = index
+        self.station = station
+        self.instances = instances
+        self.backend_name = backend_name
+        self.retry_alone = retry_alone
+        self.filter = filter
+        self.filter_kind = {"default": FILTER_DEFAULT, "run": FILTER_RUN, "swap": FILTER_SWAP, "call": FILTER_CALL}[filter_kind]
+        self.bucket = bucket
+        self.weigh = weigh
+        self.reads_request_size = station is not None and station.batches and weigh is None
+        self.subgraph = subgraph
+        self.sources = sources
+        self.parent_count = parent_count
+        self.restart_limit = restart_limit
+
+    def set_jump(self, Entry entry):
+        """Say where the parts of a sub-graph node enter; called once, while building."""
+        self.jump = entry
+
+
+@cython.final
+cdef class Exit:
+    """How a request leaves a node, or a skipped part of the graph: a graph.Exit for fast reading."""
+
+    def __init__(self, plan, tuple nodes):
+        self.hidden = tuple([(<Node>nodes[index]).name for index in plan.hidden])
+        for slot in plan.kept:
+            self.kept.push_back(slot)
+        for slot in plan.unread:
+            self.unread.push_back(slot)
+        self.next = tuple([nodes[index] for index in plan.next])
+        self.heir = plan.heir
+        self.leaves = plan.leaves
+
+
+@cython.final
+cdef class Entry:
+    """A place where requests may enter the graph: a graph.Entry for fast reading."""
+
+    def __init__(self, plan, tuple nodes, Station gate=None):
+        self.plan = plan
+        self.node = nodes[plan.node]
+        for count in plan.pending:
+            self.pending.push_back(count)
+        for index in range(len(nodes)):
+            self.slots.push_back(plan.slots.get(index, -1))
+        for count in plan.readers:
+            self.readers.push_back(count)
+        self.leaves = tuple([nodes[index] for index in plan.leaves])
+        self.leaf_count = len(self.leaves)
+        self.restart = None if plan.restart is None else nodes[plan.restart]
+        stations = [(<Node>nodes[index]).station for index in sorted(plan.reached) if (<Node>nodes[index]).station is not None]
+        gates = [station for station in dict.fromkeys(stations) if (<Station>station).c_is_limited()
+                 and ((<Station>station).when_full == BLOCK
+                      or station is self.node.station and (<Station>station).when_full == REJECT)]
+        limited = self.node.station is not None and self.node.station.c_is_limited()
+        if gate is not None:
+            gates.insert(0, gate)
+        self.gates = tuple(gates) if gates or limited else None
+        self.exits = [None] * len(nodes)
+        self.skips = {}
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Walk:
+    """One admitted request on its way; ``map`` and ``acall`` keep it as a handle."""
+
+    cdef c_bool c_end(self, uint8_t outcome) noexcept:
+        """Claim the one right to end this walk (E1)."""
+        cdef uint8_t running = RUNNING
+        return self.outcome.compare_exchange_strong(running, outcome, memory_order_acq_rel, memory_order_acquire)
+
+    cdef int c_wait(self, int64_t deadline_ns) except -1:
+        """Park until the walk has ended: 1; or until the deadline: 0. Serves signals."""
+        cdef int why
+        cdef int64_t until
+        while True:
+            if self.word.load(memory_order_acquire) == SET:
+                return 1
+            if is_hooked(AT_PARK):
+                _act(AT_PARK)
+            with nogil:
+                until = _first_slice(deadline_ns)
+                why = word_wait(&self.word, until, _spin_ns)
+            if why == 0:
+                return 1
+            PyErr_CheckSignals()
+            if deadline_ns >= 0 and now_ns() >= deadline_ns:
+                return 0
+
+    def wait(self):
+        """Block until the request has ended, and return its error or None. A signal's exception cancels the request."""
+        self.engine.c_check_process()
+        self.engine.c_check_may_wait()
+        cdef Turn turn
+        try:
+            if not self.engine.c_wait_inside(self, self.deadline_ns):
+                turn = Turn.__new__(Turn)
+                self.engine.c_expire(self, turn)
+        except BaseException:
+            self.engine.c_cancel(self)
+            raise
+        return self.error
+
+    def cancel(self):
+        """Give the request up; True if it had not ended. A backend never sees it if it is still queued."""
+        return self.engine.c_cancel(self) == 1
+
+    def cancel_unstarted(self):
+        """The same, if no backend has begun with it: for its future, which is told of nothing more if this is True."""
+        if self.started:
+            return False
+        self.started = True                                     # so that nobody marks the future as running
+        return self.engine.c_cancel(self) == 1
+
+    @property
+    def finished(self):
+        return self.outcome.load(memory_order_acquire) != RUNNING
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Visit:
+    """A walk's turn at a node."""
+
+
+@cython.final
+@cython.freelist(16)
+cdef class Terms:
+    """What a caller asked for."""
+
+
+@cython.final
+cdef class Gather:
+    """A sub-graph node waiting for its parts."""
+
+
+@cython.final
+@cython.freelist(16)
+cdef class Turn:
+    """What one hold of the GIL has produced."""
+
+    def __cinit__(self):
+        self.arrived = []
+        self.ready = []
+        self.settled = []
+
+    cdef void wake(self) noexcept nogil:
+        cdef size_t i
+        if is_hooked(AT_WAKE) and self.wakes.size() != 0:
+            _act_without_gil(AT_WAKE, <PyObject*>self)
+        for i in range(self.wakes.size()):
+            futex_wake(self.wakes[i], 1)
+        self.wakes.clear()
+
+
+# =================================================================================================================
+# Deadlines
+# =================================================================================================================
+
+@cython.final
+cdef class Clock:
+    """Fails requests for which no thread waits when their time is over. Knows no pipe: its thread keeps none alive."""
+
+    def __cinit__(self):
+        self.timers = []
+
+    cdef int c_add(self, Walk walk) except -1:
+        if self.over > 64 and self.over > len(self.timers) // 2:
+            self.timers = [timer for timer in self.timers if (<list>timer)[2] is not None]
+            heapify(self.timers)
+            self.over = 0
+        self.count += 1
+        walk.timer = [walk.deadline_ns, self.count, walk]
+        heappush(self.timers, walk.timer)
+        if self.timers[0] is walk.timer:
+            events_notify(&self.changed, 1)                     # the thread sleeps for longer than that
+        return 0
+
+    cdef void c_forget(self, Walk walk) noexcept:
+        """The walk has ended. Its timer stays, empty, until it is due or too many are empty."""
+        walk.timer[2] = None
+        walk.timer = None
+        self.over += 1
+
+    def serve(self):
+        """The body of the thread. Sleeps until the next deadline, or until an earlier one comes."""
+        cdef Turn turn = Turn.__new__(Turn)
+        cdef Walk walk
+        cdef Frame frame
+        cdef list timer
+        cdef uint32_t epoch
+        cdef int64_t until
+        want_precise_timers()
+        while True:
+            epoch = events_prepare(&self.changed)
+            while self.timers and (<list>self.timers[0])[0] <= now_ns():
+                timer = heappop(self.timers)
+                walk = <Walk>timer[2]
+                if walk is None:
+                    self.over -= 1
+                    continue
+                enter_frame(&frame, <void*>walk.engine, True)   # callbacks run here: one that waits would stop the clock
+                walk.engine.c_expire(walk, turn)
+                leave_frame(&frame)
+                walk = None
+                turn.wake()
+            if self.stops.load(memory_order_seq_cst):
+                events_leave(&self.changed)
+                return
+            until = (<list>self.timers[0])[0] if self.timers else FOREVER
+            with nogil:
+                events_sleep(&self.changed, epoch, until)
+
+    def stop(self):
+        """Let the thread leave."""
+        self.stops.store(1, memory_order_seq_cst)
+        events_notify(&self.changed, 0x7fffffff)
+
+
+# =================================================================================================================
+# Batches that do not end
+# =================================================================================================================
+
+@cython.final
+cdef class Watchdog:
+    """Gives up batches that run for longer than their node's ``hang_timeout``. Knows no pipe: its thread keeps none alive.
+
+    Finding one needs no GIL, which the hung backend may hold. What follows does, but for ``aborts``: that ends the process
+    at once, by SIGABRT. Sleeps until the next batch could be late; while none runs, for ever.
+    """
+
+    def __cinit__(self, list stations, bint aborts):
+        self.stations = stations
+        self.aborts = aborts
+        for station in stations:
+            self.stations_seen.push_back(<PyObject*>station)
+
+    cdef void c_tell(self, int64_t until) noexcept nogil:
+        """A batch has begun that must have ended by then."""
+        if self.until_ns.load(memory_order_seq_cst) > until:
+            events_notify(&self.changed, 1)                     # it sleeps for longer than that
+
+    cdef c_bool c_look(self, PyObject** station, int* index, int64_t* until) noexcept nogil:
+        """True if a batch is late: where, and it is decided (E8). Else, when one could be."""
+        cdef int64_t now = now_ns()
+        cdef int64_t started, late_at
+        cdef size_t i
+        cdef int k
+        until[0] = NOTIFY_ME
+        for i in range(self.stations_seen.size()):
+            station[0] = self.stations_seen[i]
+            for k in range((<Station>station[0]).instance_count):
+                started = (<Station>station[0]).started_ns[k].load(memory_order_seq_cst)
+                if started <= 0:
+                    continue
+                late_at = started + (<Station>station[0]).hang_ns
+                if late_at > now:
+                    until[0] = min(until[0], late_at)
+                elif (<Station>station[0]).started_ns[k].compare_exchange_strong(started, GIVEN_UP, memory_order_seq_cst,
+                                                                                 memory_order_seq_cst):
+                    (<Station>station[0]).given_up_after_ns = now - started
+                    index[0] = k
+                    return True
+        return False
+
+    def serve(self):
+        """The body of the thread."""
+        cdef PyObject* station
+        cdef int index
+        cdef int64_t until
+        cdef uint32_t epoch
+        with nogil:
+            want_precise_timers()
+            while not self.stops.load(memory_order_seq_cst):
+                epoch = events_prepare(&self.changed)
+                self.until_ns.store(NOTIFY_ME, memory_order_seq_cst)
+                if self.stops.load(memory_order_seq_cst):
+                    events_leave(&self.changed)
+                elif self.c_look(&station, &index, &until):
+                    events_leave(&self.changed)
+                    if self.aborts:
+                        abort_process()
+                    _give_up(station, index)
+                else:
+                    self.until_ns.store(until, memory_order_seq_cst)
+                    events_sleep(&self.changed, epoch, FOREVER if until == NOTIFY_ME else until)
+
+    def stop(self):
+        """Let the thread leave."""
+        self.stops.store(1, memory_order_seq_cst)
+        events_notify(&self.changed, 0x7fffffff)
+
+
+cdef str _stacks():
+    try:
+        return stacks()
+    except BaseException as error:                              # no memory for them: what follows matters more
+        return f"(not known: {type(error).__name__})"
+
+
+cdef void _give_up(PyObject* station, int index) noexcept with gil:
+    cdef Visit visit
+    if is_hooked(AT_HANG):
+        _act_in(AT_HANG, None)
+    try:
+        visit = (<tuple>(<Station>station).held[index])[0][0]
+        visit.walk.engine._give_up(<Station>station, index)
+    except BaseException as error:
+        _report(error, <Station>station)
+
+
+# =================================================================================================================
+# One step at a time
+# =================================================================================================================
+
+@cython.final
+cdef class Stepper:
+    """Walks one request through the graph, node after node, on the thread that calls it; for ``eager`` and the debugger.
+
+    A node runs alone in one of its instances, which is waited for; a thread-bound one on its own thread. ``observer`` is
+    told what happens: ``decided(node, part, status, request)``, ``hidden(nodes, part)``, ``ran(node, part, request, error,
+    seconds)`` and ``restarted(node, part, count)``; ``part`` has the indices of a part of a sub-graph node, outermost first.
+    Used by one thread; dropping it cancels what has not ended.
+    """
+
+    def __del__(self):
+        self.cancel()
+
+    @property
+    def waiting(self):
+        """What has arrived at a node whose filter has not been asked: (node, part, request), in order."""
+        return [((<Visit>visit).node.name, _part_of((<Visit>visit).walk), self.engine.c_request_of(<Visit>visit))
+                for visit in self.turn.arrived if not _is_dead(<Visit>visit)]
+
+    @property
+    def next(self):
+        """The first of them, or None."""
+        waiting = self.waiting
+        return waiting[0] if waiting else None
+
+    @property
+    def finished(self):
+        return self.walk.finished
+
+    @property
+    def error(self):
+        return self.walk.error
+
+    @property
+    def request(self):
+        """The caller's dict."""
+        return self.walk.request
+
+    def step(self):
+        """Ask the filter of what is next, and run its node if the filter says so. True if there was something."""
+        cdef Visit visit
+        self.engine.c_check_process()
+        while self.turn.arrived:
+            visit = <Visit>self.turn.arrived.pop(0)
+            if _is_dead(visit):
+                continue
+            try:
+                self.engine.c_enter(visit, self.turn)
+            except BaseException as error:
+                self.engine.c_fail_visit(visit, _with_place(error, visit.node), self.turn)
+            try:
+                while self.turn.ready:
+                    self.c_run(<Visit>self.turn.ready.pop())
+            except BaseException:                               # a signal while it waited, or the observer
+                self.cancel()
+                raise
+            finally:
+                self.engine.c_settle(self.turn)                 # others' requests, if this one has shed them
+                self.turn.wake()
+            return True
+        return False
+
+    def run(self):
+        """Take all steps."""
+        while self.step():
+            pass
+
+    def cancel(self):
+        """Give the request up; True if it had not ended."""
+        return self.walk is not None and self.engine.c_cancel(self.walk) == 1
+
+    cdef int c_run(self, Visit visit) except -1:
+        """Run a visit in an instance, and send it on or fail it."""
+        cdef Station station = visit.node.station
+        cdef Engine engine = self.engine
+        cdef int64_t started
+        cdef int index
+        if station.thread_bound:
+            started = now_ns()
+            visit.stepper = self                                # what becomes of it is left with the visit, not acted upon
+            self.c_run_on_worker(visit)
+            visit.stepper = None
+        else:
+            if station.batches:
+                try:                                            # as a queue would: one that is too heavy fails
+                    _weight(visit)
+                except BaseException as error:
+                    engine.c_fail_visit(visit, _with_place(error, visit.node), self.turn)
+                    return 0
+            index = self.c_token(visit)
+            if index < 0:                                       # nobody waits for it any more, or the node is lost
+                if station.lost is not None:
+                    engine.c_fail_visit(visit, engine.c_lost_error(visit, station.lost), self.turn)
+                return 0
+            if visit.walk.has_room:
+                _leave_room(visit.walk)
+                station.c_tell_of_room()
+            before = engine.steppers.get(PyThread_get_thread_ident())
+            engine.steppers[PyThread_get_thread_ident()] = self
+            station.running.fetch_add(1, memory_order_relaxed)
+            station.run_by_caller += 1
+            visit.stepper = self
+            started = now_ns()
+            try:
+                engine.c_run_batch(station, <Instance>visit.node.instances[index], [visit], self.turn)
+            finally:
+                visit.stepper = None
+                station.running.fetch_sub(1, memory_order_relaxed)
+                station.c_release_token(index)
+                if before is None:
+                    del engine.steppers[PyThread_get_thread_ident()]
+                else:
+                    engine.steppers[PyThread_get_thread_ident()] = before
+        failure = visit.failure
+        visit.failure = None
+        if self.turn.observer is not None:
+            self.turn.observer.ran(visit.node.name, _part_of(visit.walk), visit.request, failure, (now_ns() - started) / 1e9)
+        if failure is None:
+            engine.c_step(visit, self.turn)
+        else:
+            engine.c_fail_visit(visit, failure, self.turn)
+        return 0
+
+    cdef int c_run_on_worker(self, Visit visit) except -1:
+        """Let the node's own thread run a visit, and wait until it has, or until it cannot. Serves signals."""
+        cdef int64_t until
+        self.returned.store(0, memory_order_release)
+        self.engine.steppers[<object>self] = self               # tells workers to look for visits to be sent back
+        try:
+            if not self.engine.c_queue(visit, self.turn, True):
+                return 0
+            while self.returned.load(memory_order_acquire) != SET and not self.c_is_over(visit):
+                until = self.c_slice_end()
+                with nogil:
+                    word_wait(&self.returned, until, _spin_ns)
+                PyErr_CheckSignals()
+        finally:
+            del self.engine.steppers[<object>self]
+        return 0
+
+    cdef int64_t c_slice_end(self) noexcept:
+        """Until when to sleep: whoever fails or cancels the request does not know where it waits."""
+        cdef int64_t until = now_ns() + SIGNAL_SLICE_NS
+        return self.walk.deadline_ns if 0 <= self.walk.deadline_ns < until else until
+
+    cdef c_bool c_is_over(self, Visit visit) except *:
+        """True if nobody waits for a visit any more; its time may just be over."""
+        if self.walk.deadline_ns >= 0 and now_ns() >= self.walk.deadline_ns:
+            self.engine.c_expire(self.walk, self.turn)
+        return _is_dead(visit)
+
+    cdef int c_token(self, Visit visit) except -2:
+        """Wait for a free instance and take its token; -1: the visit is dead. Serves signals."""
+        cdef Station station = visit.node.station
+        cdef int index = -1
+        cdef int64_t until
+        cdef uint32_t epoch
+        station.wanted.fetch_add(1, memory_order_seq_cst)
+        try:
+            while True:
+                epoch = events_prepare(&station.workers)
+                index = station.c_take_token()
+                if index >= 0 or station.lost is not None or self.c_is_over(visit):
+                    events_leave(&station.workers)
+                    return index
+                until = self.c_slice_end()
+                with nogil:
+                    events_sleep(&station.workers, epoch, until)
+                PyErr_CheckSignals()
+        finally:
+            station.wanted.fetch_sub(1, memory_order_seq_cst)
+            if index < 0:
+                station.c_notify()                              # a wake-up that was a worker's may have come here
+
+
+cdef Station _station_awaited(tuple wait, list nodes):
+    """Which of some nodes has to run before a wait inside a backend can end, as far as queues tell; or None."""
+    cdef Station station
+    for station in nodes:
+        if wait[0] is station or isinstance(wait[0], Walk) and station.c_holds(<Walk>wait[0]):
+            return station
+    return None
+
+
+cdef c_bool _is_run_by(object awaited, list waits, tuple but) noexcept:
+    """True if one of the backends that wait, other than ``but``, runs what is awaited."""
+    return isinstance(awaited, Walk) and any([_is_of(<Visit>visit, <Walk>awaited)
+                                              for other in waits if other is not but for visit in other[2]])
+
+
+cdef tuple _part_of(Walk walk):
+    """The indices of the part that a walk is, outermost first; () for a request itself."""
+    cdef list path = []
+    while walk.sink_kind == SINK_GATHER:
+        path.append(walk.sink_index)
+        walk = (<Gather>walk.sink).visit.walk
+    path.reverse()
+    return tuple(path)
+
+
+# =================================================================================================================
+# Engine
+# =================================================================================================================
+
+cdef class Engine:
+    """Runs a compiled graph. ``Pipe`` is the subclass that users see, and documents the public methods."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.generation = _generation
+        self.entries = {}
+        self.stations = []
+        self.steppers = {}
+        self.waits_inside = []
+        self.timeout_ns = FOREVER
+
+    def _open(self, graph, list nodes, list stations, object root_names, object hidden_names):
+        """Take over a built graph; requests may come from now on, at any node but the hidden ones."""
+        for station in stations:
+            (<Station>station).engine = <void*>self
+        self.graph = graph
+        self.nodes = tuple(nodes)
+        self.node_named = {(<Node>node).name: node for node in nodes if (<Node>node).name not in hidden_names}
+        self.root_names = tuple(root_names)
+        self.stations = stations
+        self.only_entry = self.c_entry_at(self.node_named[self.root_names[0]]) if len(self.root_names) == 1 else None
+
+    def _entry_at(self, int index):
+        """Where requests enter at the node of that index."""
+        return self.c_entry_at(<Node>self.nodes[index])
+
+    cdef Entry c_entry_at(self, Node node):
+        cdef Entry entry = <Entry>self.entries.get(node.name)
+        if entry is None:                                       # nobody has entered here before
+            entry = self.entries.setdefault(node.name, Entry(self.graph.entry(node.index), self.nodes, self.gate))
+        return entry
+
+    cdef Exit c_exit(self, Entry entry, Node node, int status):
+        """How a request that entered at ``entry`` leaves ``node`` after it ran or was skipped."""
+        cdef Exit exit
+        if status == STATUS_SKIP:
+            exit = <Exit>entry.exits[node.index]
+            if exit is None:
+                exit = entry.exits[node.index] = Exit(entry.plan.exit(node.index), self.nodes)
+            return exit
+        exit = <Exit>entry.skips.get((node.index, status))
+        if exit is None:
+            exit = Exit(entry.plan.exit(node.index, Status(status)), self.nodes)
+            entry.skips[node.index, status] = exit
+        return exit
+
+    # ---- calls -------------------------------------------------------------------------------------------------
+
+    def __call__(self, request, *, timeout=None, priority=0, bint eager=False):
+        """Run one request, or a list of them, to the end; return what was given.
+
+        The answer is written into the request's own dict: the result under ``"result"``. Thread-safe; blocks.
+
+        ``timeout``: seconds from now until the answer; then the request fails with RequestTimeout, and if no backend has
+        it yet none will. Default: the pipe's. ``priority``: lower goes first in every queue; one step is worth 100 ms of
+        waiting, so that nobody waits for ever. ``eager``: everything on this thread, node after node, in batches of one
+        (only thread-bound backends run on their own thread). The same answers, slower: for a breakpoint in a backend, or a
+        traceback without other requests in it.
+
+        Raises:
+            Whatever a backend raised for this request, with a note that says where. For a list: one ExceptionGroup.
+            RequestTimeout, QueueFull: it took too long; a node's queue is full (see ``when_full``).
+            PipeClosed, ForkedPipe: the pipe takes no requests (any more).
+            UnknownNode: ``request["node_name"]`` is needed to choose a root, or names none.
+        """
+        cdef Walk walk
+        cdef Turn turn
+        cdef Terms terms = None
+        if timeout is not None or priority != 0 or self.timeout_ns >= 0:
+            terms = _terms(self, timeout, priority)
+        if eager:
+            return self._call_eager(request, terms)
+        if not isinstance(request, dict):
+            return self._call_many(request, terms)
+        self.c_check_may_wait()
+        turn = Turn.__new__(Turn)
+        walk = self.c_admit(self.c_entry(request), request, SINK_CALLER, None, terms)
+        self.c_start_walk(walk, turn)
+        self.c_run_ready(turn)
+        if walk.word.load(memory_order_acquire) != SET:
+            try:
+                if not self.c_wait_inside(walk, walk.deadline_ns):
+                    self.c_expire(walk, turn)
+            except BaseException:
+                self.c_cancel(walk)
+                raise
+        if walk.error is not None:
+            raise walk.error
+        return request
+
+    cdef int c_start_walk(self, Walk walk, Turn turn) except -1:
+        cdef Visit visit
+        try:
+            visit = Visit.__new__(Visit)
+        except BaseException:                                   # out of memory: the walk must not stay in the books
+            self.c_cancel(walk)
+            raise
+        visit.walk = walk
+        visit.node = walk.entry.node
+        visit.request = walk.request
+        visit.is_callers = True
+        visit.way = ENTERED
+        if walk.home is not None and walk.home.batches:
+            walk.home.c_note_arrival(now_ns())
+        if turn.stepper != NULL:
+            turn.arrived.append(visit)
+            return 0
+        try:
+            if is_hooked(AT_ADMITTED):
+                _act(AT_ADMITTED)
+            self.c_enter(visit, turn)
+        except BaseException as error:
+            self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+        return self.c_enter_arrived(turn)
+
+    def _call_eager(self, requests, Terms terms):
+        cdef Stepper stepper
+        cdef list errors = []
+        self.c_check_may_wait()
+        if isinstance(requests, dict):
+            stepper = _new_stepper(self, requests, None, terms)
+            stepper.run()
+            if stepper.walk.error is not None:
+                raise stepper.walk.error
+            return requests
+        if not isinstance(requests, (list, tuple)):
+            self.c_entry(requests)                              # says what a request is
+        for request in requests:                                # all mistakes before the first is admitted
+            self.c_entry(request)
+        for index, request in enumerate(requests):
+            stepper = _new_stepper(self, request, None, terms)
+            stepper.run()
+            _collect_error(errors, stepper.walk.error, index, len(requests))
+        _raise_errors(errors, len(requests))
+        return requests
+
+    def _call_many(self, requests, Terms terms):
+        cdef Turn turn = Turn.__new__(Turn)
+        cdef list walks = []
+        cdef list errors = []
+        cdef Walk walk
+        cdef Visit visit
+        cdef int index
+        self.c_check_may_wait()
+        if not isinstance(requests, (list, tuple)):
+            self.c_entry(requests)                              # says what a request is
+        entries = [self.c_entry(request) for request in requests]       # all mistakes before the first is admitted
+        try:
+            for entry, request in zip(entries, requests):
+                walks.append(self.c_admit(entry, request, SINK_CALLER, None, terms))
+                if (<Entry>entry).gates is not None:            # waiting for room, workers must have something to do
+                    self.c_start_walk(<Walk>walks[len(walks) - 1], turn)
+                    self.c_queue_all(turn)
+            for walk in walks:
+                if walk.entry.gates is None:
+                    self.c_start_walk(walk, turn)
+        except BaseException:                                           # closed in the middle, or out of memory
+            for walk in walks:
+                self.c_cancel(walk)
+            self.c_settle(turn)                                         # others' requests, which it has shed
+            turn.wake()
+            raise
+        if len(turn.ready) == 1:
+            self.c_run_ready(turn)
+        elif turn.ready:
+            visit = <Visit>turn.ready[0]
+            self.c_queue_all(turn)
+            self._help(visit.node.station, <Walk>walks[len(walks) - 1], turn)
+        self.c_settle(turn)
+        turn.wake()
+        try:
+            if turn.interrupt is not None:
+                raise turn.interrupt
+            for walk in walks:
+                if not self.c_wait_inside(walk, walk.deadline_ns):
+                    self.c_expire(walk, turn)
+        except BaseException:
+            for walk in walks:
+                self.c_cancel(walk)
+            raise
+        for index, walk in enumerate(walks):
+            _collect_error(errors, walk.error, index, len(walks))
+        _raise_errors(errors, len(walks))
+        return requests
+
+    def _help(self, Station station, Walk last, Turn turn):
+        """Run batches of a station on this thread until ``last`` has ended or there is none to run."""
+        cdef Batch batch
+        cdef Verdict verdict
+        if station.workers_only:
+            return
+        turn.helps = True
+        while turn.interrupt is None and last.word.load(memory_order_acquire) != SET:
+            batch.instance = -1
+            if not station.c_try_take(&batch, -1, &verdict):
+                return
+            station.run_by_caller += batch.count
+            station_serve_hold(station, &batch, -1, turn)
+            turn.wake()
+        turn.helps = False
+
+    def _submit(self, request, future, timeout, priority):
+        """Start a request whose outcome goes to a ``RequestFuture``."""
+        return self.c_start_detached(request, SINK_FUTURE, future, _terms(self, timeout, priority))
+
+    def _start_async(self, request, loop, future, Terms terms):
+        """Start a request whose outcome goes to an ``asyncio.Future`` of ``loop``. Raises _NoRoom instead of waiting."""
+        return self.c_start_detached(request, SINK_ASYNCIO, (loop, future), terms)
+
+    def _start(self, request, timeout, priority):
+        """Start a request and return its walk, to be waited for."""
+        return self.c_start_detached(request, SINK_CALLER, None, _terms(self, timeout, priority))
+
+    def _terms(self, timeout, priority):
+        return _terms(self, timeout, priority)
+
+    def _wait_for_room_async(self, Station station, int64_t size, loop, future):
+        """Have ``future`` settled when the queue of a station is shorter."""
+        station.room_waiters.append((loop, future))
+        if not station.c_is_full(size):
+            station.c_tell_of_room()
+
+    def _late_for_room(self, Station station, Terms terms):
+        """Refuse a request that has waited for room until its time was over: return the error."""
+        self.refused += 1
+        where = "in the pipe" if station is self.gate else f"in the queue of node {station.name!r}"
+        return RequestTimeout(f"the request waited {terms.timeout_s:g} s for room {where}")
+
+    cdef Walk c_start_detached(self, request, uint8_t sink_kind, object sink, Terms terms):
+        cdef Turn turn = Turn.__new__(Turn)
+        cdef Walk walk
+        cdef Clock clock
+        cdef bint needs_clock = terms is not None and terms.deadline_ns >= 0 and sink_kind != SINK_CALLER
+        entry = self.c_entry(request)
+        if needs_clock and self.clock is None:
+            clock = Clock.__new__(Clock)
+            self._start_clock(clock)                            # raises if there can be no more threads
+            if self.clock is None:
+                self.clock = clock
+            else:                                               # somebody else was faster
+                clock.stop()
+        walk = self.c_admit(entry, request, sink_kind, sink, terms)
+        if sink_kind == SINK_FUTURE:
+            sink.walk = walk
+        try:
+            if needs_clock:
+                self.clock.c_add(walk)
+        except BaseException:                                   # out of memory: the walk must not stay in the books
+            self.c_cancel(walk)
+            raise
+        self.c_start_walk(walk, turn)
+        self.c_queue_all(turn)
+        self.c_settle(turn)
+        turn.wake()
+        return walk
+
+    def _run_parts(self, Entry entry, list splits, bint keeps_failures):
+        """Run the parts of several requests through the graph at ``entry`` from inside a backend; answers, or exceptions, in
+        order. Once a part has failed, the rest of its request's are dropped, unless failures are kept."""
+        cdef Turn turn = Turn.__new__(Turn)
+        cdef list walks = []
+        cdef Walk walk
+        cdef Stepper outer = <Stepper>self.steppers.get(PyThread_get_thread_ident()) if self.steppers else None
+        cdef int start = 0
+        cdef list own
+        try:
+            for part in [part for parts in splits for part in parts]:
+                walk = _new_walk(self, entry, part, SINK_CALLER, None)
+                if self.gave_up:                                        # closing goes on with what has begun; this not
+                    raise PipeClosed("the pipe was closed before the request ended")
+                self.accepted += 1
+                self.c_link(walk)
+                walks.append(walk)
+            if outer is not None:                                       # one after the other, on this thread
+                for walk in walks:
+                    _run_in_steps(self, walk, outer.turn.observer)
+            if outer is None:
+                for walk in walks:
+                    self.c_start_part(walk, turn)
+        except BaseException:
+            for walk in walks:
+                self.c_cancel(walk)
+            raise
+        self.c_enter_arrived(turn)
+        if len(turn.ready) > 1:
+            self.c_queue_all(turn)
+        self.c_run_ready(turn)
+        answers = []
+        try:
+            for parts in splits:
+                own = walks[start:start + len(parts)]
+                start += len(parts)
+                for walk in own:
+                    while not self.c_wait_inside(walk, now_ns() + CALL_LOOP_SLICE_NS):
+                        if cancelled():                         # nobody waits for the whole any more
+                            self.c_drop(walks)
+                    if walk.error is not None and not keeps_failures:
+                        self.c_drop(own)
+                answers.append([walk.request if walk.error is None else walk.error for walk in own])
+        except BaseException:
+            self.c_drop(walks)
+            raise
+        return answers
+
+    cdef int c_drop(self, list walks) except -1:
+        for walk in walks:
+            self.c_cancel(<Walk>walk)
+        return 0
+
+    cdef tuple c_inside(self, object awaited):
+        """For waits_inside: that the backends of this pipe which this thread is in wait for something; None: there are none."""
+        cdef Frame* frame = innermost_frame()
+        cdef list stations = []
+        cdef list visits = []
+        while frame != NULL:
+            if frame.engine == <void*>self and frame.station != NULL:
+                stations.append(<object>frame.station)
+                if frame.batch != NULL:
+                    visits += <list>frame.batch
+            frame = frame.outer
+        return (awaited, stations, visits) if stations else None
+
+    cdef int c_wait_inside(self, Walk walk, int64_t deadline_ns) except -1:
+        """Wait for a walk as Walk.c_wait does. In a backend of this pipe, raise CallLoop if it would be for ever."""
+        cdef int64_t until
+        cdef tuple wait
+        if innermost_frame() == NULL:
+            return walk.c_wait(deadline_ns)
+        wait = self.c_inside(walk)
+        if wait is None:
+            return walk.c_wait(deadline_ns)
+        self.waits_inside.append(wait)
+        try:
+            while True:
+                until = now_ns() + CALL_LOOP_SLICE_NS
+                if walk.c_wait(deadline_ns if 0 <= deadline_ns < until else until):
+                    return 1
+                error = self.c_call_loop(wait)
+                if error is not None:
+                    raise error
+                if deadline_ns >= 0 and now_ns() >= deadline_ns:
+                    return 0
+        finally:
+            self.waits_inside.remove(wait)
+
+    cdef object c_call_loop(self, tuple wait):
+        """The error of a backend which waits for what only nodes can do whose instances all wait so; None: it may go on.
+
+        Stuck is a backend that waits for a call of its own pipe which is queued at a stuck node, or which another stuck
+        backend runs; one that waits for room in the queue of a stuck node; and a node all of whose instances are in stuck
+        backends: the greatest sets for which that is true.
+        """
+        cdef Station station
+        cdef list nodes = list(self.stations)
+        cdef list waits = list(self.waits_inside)
+        cdef bint changed = True
+        while changed:
+            changed = False
+            for station in list(nodes):
+                if sum([each is station for _, stations, _ in waits for each in stations]) < station.instance_count:
+                    nodes.remove(station)
+                    changed = True
+            for other in list(waits):
+                if _station_awaited(other, nodes) is None and not _is_run_by(other[0], waits, other):
+                    waits.remove(other)
+                    changed = True
+        station = _station_awaited(wait, nodes)
+        if station is None:
+            return None
+        held = " and ".join([repr((<Station>each).name) for each in nodes])
+        what = "a call of its own pipe, which is queued" if isinstance(wait[0], Walk) else "room for a call of its own pipe"
+        return CallLoop(f"a backend waits for {what} at node {station.name!r}; but all instances of {held} wait for such calls: "
+                        "give the node more instances, or use a graph, or MapReduce")
+
+    # ---- admission ---------------------------------------------------------------------------------------------
+
+    cdef int c_check_may_wait(self) except -1:
+        """A callback of a future runs on a worker's thread: if it waited there, the worker could be the one it waits for."""
+        if is_settling(<void*>self):
+            raise PipeError("a callback of a future of this pipe must not wait for the pipe: it runs on the thread that may "
+                            "have to do the work; use submit() there")
+        return 0
+
+    cdef int c_check_process(self) except -1:
+        if self.generation != _generation:
+            raise ForkedPipe("this pipe was built before os.fork(), and its threads live in the parent process; "
+                             "build a new one in the child")
+        return 0
+
+    cdef int c_check_open(self) except -1:
+        if self.closing:
+            self.refused += 1
+            raise PipeClosed("the pipe is closed")
+        return 0
+
+    cdef Entry c_entry(self, object request):
+        """Where this request enters; raises what the caller is to see before anything is accepted."""
+        cdef PyObject* name_pointer
+        if not isinstance(request, dict):
+            raise TypeError(f"a request is a dict; got {type(request).__name__}. (A pipe is called with one, or with a list of "
+                            "them; map() takes any iterable.)")
+        self.c_check_process()
+        self.c_check_open()
+        name_pointer = PyDict_GetItem(request, "node_name")
+        name = None if name_pointer == NULL else <object>name_pointer
+        if name is None:
+            if self.only_entry is not None:
+                return self.only_entry
+            raise UnknownNode(f"the graph has several roots: set request['node_name'] to one of {list(self.root_names)} "
+                              "(or is a 'next' missing, that leads from one to the other?)")
+        node = self.node_named.get(name) if isinstance(name, str) else None
+        if node is None:
+            raise UnknownNode(f"request['node_name'] is {name!r}, and no node has that name; the roots are "
+                              f"{list(self.root_names)}{nearest(str(name), self.node_named)}")
+        return self.c_entry_at(<Node>node)
+
+    cdef Walk c_admit(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
+        cdef Walk walk
+        cdef Station home = None
+        cdef bint is_counted = False
+        if is_hooked(AT_ADMIT):
+            _act(AT_ADMIT)
+        if entry.gates is not None:
+            self.c_wait_for_room(entry, request, terms, sink_kind != SINK_ASYNCIO)
+            is_counted = self.gate is not None and not is_inside(<void*>self)
+            if entry.node.station is not None and entry.node.station.c_is_limited():
+                home = entry.node.station
+                home.reserved += 1
+            if is_counted:
+                self.gate.reserved += 1
+        try:
+            walk = self.c_admit_now(entry, request, sink_kind, sink, terms)
+        except BaseException:
+            if home is not None:
+                home.reserved -= 1
+            if is_counted:
+                self.gate.reserved -= 1
+            raise
+        walk.has_room = home is not None
+        walk.is_counted = is_counted
+        return walk
+
+    cdef Walk c_admit_now(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
+        cdef Walk walk = _new_walk(self, entry, request, sink_kind, sink)
+        if terms is not None:
+            walk.deadline_ns = terms.deadline_ns
+            walk.timeout_s = terms.timeout_s
+            walk.priority_ns = terms.priority_ns
+        if self.recorder is not None:
+            try:
+                walk.recorded = self.recorder.begin(request)
+            except BaseException as error:
+                _report(error, self.recorder)
+        self.c_check_open()                                     # again: all of this may have run user code, or a destructor
+        self.accepted += 1
+        self.c_link(walk)
+        return walk
+
+    cdef int c_wait_for_room(self, Entry entry, object request, Terms terms, c_bool may_block) except -1:
+        """Let a request in when no queue on its way is full; else wait, or refuse it, as the node says. Serves signals."""
+        cdef Station station
+        cdef Station home = entry.node.station
+        cdef int64_t deadline = FOREVER if terms is None else terms.deadline_ns
+        cdef int64_t until
+        cdef int64_t size = _size_of(request) if home is not None and home.max_queue_bytes > 0 else 0
+        cdef uint32_t epoch
+        cdef tuple wait = None
+        cdef c_bool inside = is_inside(<void*>self)
+        if home is not None and home.max_queue_bytes > 0 and size > home.max_queue_bytes:
+            self.refused += 1
+            raise home.c_full_error(size)
+        while True:
+            station = None
+            for each in entry.gates:
+                # A call from inside the pipe is part of a request that has been let in.
+                if (<Station>each).c_is_full(size if each is home else 0) and not (inside and each is self.gate):
+                    station = <Station>each
+                    break
+            if station is None:
+                return 0
+            if station.when_full == REJECT:
+                self.refused += 1
+                raise station.c_full_error(size)
+            if is_settling(<void*>self):
+                self.refused += 1
+                error = station.c_full_error(size)
+                _add_note(error, "fastpipe: a callback of a future does not wait for room: it runs on a thread that has to make it")
+                raise error
+            if not may_block:
+                raise _NoRoom(station, size if station is home else 0)
+            epoch = events_prepare(&station.room)
+            if not station.c_is_full(size if station is home else 0):
+                events_leave(&station.room)
+                continue
+            if inside and wait is None:
+                wait = self.c_inside(station)
+            if wait is not None:
+                self.waits_inside.append(wait)
+            try:
+                with nogil:
+                    until = _first_slice(deadline)
+                    if inside and (until < 0 or until > now_ns() + CALL_LOOP_SLICE_NS):
+                        until = now_ns() + CALL_LOOP_SLICE_NS
+                    events_sleep(&station.room, epoch, until)
+                PyErr_CheckSignals()
+                error = None if wait is None else self.c_call_loop(wait)
+            finally:
+                if wait is not None:
+                    self.waits_inside.remove(wait)
+            if error is not None:
+                self.refused += 1
+                raise error
+            self.c_check_open()
+            if deadline >= 0 and now_ns() >= deadline:
+                raise self._late_for_room(station, terms)
+
+    cdef void c_link(self, Walk walk) noexcept:
+        walk.older = self.newest
+        if self.newest != NULL:
+            (<Walk>self.newest).newer = <PyObject*>walk
+        self.newest = <PyObject*>walk
+        self.in_flight += 1
+
+    cdef void c_unlink(self, Walk walk) noexcept:
+        """Take an ended walk off the list of live ones, and tell close() if it was the last."""
+        if walk.newer != NULL:
+            (<Walk>walk.newer).older = walk.older
+        else:
+            self.newest = walk.older
+        if walk.older != NULL:
+            (<Walk>walk.older).newer = walk.newer
+        walk.older = NULL
+        walk.newer = NULL
+        self.in_flight -= 1
+        if self.closing and self.in_flight == 0:
+            events_notify(&self.drained, 0x7fffffff)
+
+    # ---- walking the graph; all of it under the GIL --------------------------------------------------------------
+
+    cdef int c_enter(self, Visit visit, Turn turn) except -1:
+        """Ask the filter of the visit's node, and do as it says. Raises what fails the walk."""
+        cdef Node node = visit.node
+        cdef PyObject* result
+        cdef int status
+        cdef int kind = node.filter_kind
+        cdef Exit exit
+        if visit.request is None:
+            visit.request = self.c_mapped(node, visit.walk)
+        if kind == FILTER_DEFAULT:
+            if visit.way == PASSED_ON:
+                kind = FILTER_SWAP if node.sources is None else FILTER_RUN
+            else:
+                kind = FILTER_SWAP if visit.way == RESTARTED else FILTER_RUN
+        if kind == FILTER_RUN:
+            status = STATUS_RUN
+        else:
+            _own_request(visit)
+            if kind == FILTER_SWAP:
+                result = PyDict_GetItem(visit.request, "result")
+                if result == NULL:
+                    status = STATUS_BREAK
+                else:
+                    visit.request["data"] = <object>result
+                    del visit.request["result"]
+                    status = STATUS_RUN
+            else:
+                status = _status(_enter_user_code(<void*>self, node.filter, visit.request), node)
+        if turn.observer is not None:
+            turn.observer.decided(node.name, _part_of(visit.walk), Status(status), visit.request)
+        if status != STATUS_RUN and visit.walk.has_room:
+            _leave_room(visit.walk)                             # it does not queue where it has entered
+            visit.walk.home.c_tell_of_room()
+        if status == STATUS_RUN:
+            if node.subgraph is not None:
+                return self.c_split(visit, turn)
+            turn.ready.append(visit)
+            return 0
+        if status == STATUS_BREAK:
+            if visit.walk.entry.leaf_count > 1:
+                visit.request["node_name"] = node.name
+            return self.c_answer(visit.walk, visit.request, turn)
+        if status == STATUS_ERROR:
+            raise BackendError(f"the filter of node {node.name!r} said Error")
+        exit = self.c_exit(visit.walk.entry, node, status)
+        if status != STATUS_SKIP and turn.observer is not None:
+            turn.observer.hidden(exit.hidden, _part_of(visit.walk))
+        return self.c_advance(visit, exit, turn)
+
+    cdef dict c_request_of(self, Visit visit):
+        """The dict with which a visit arrives; {} if its node's map cannot be made. It is the visit's own from now on."""
+        try:
+            if visit.request is None:
+                visit.request = self.c_mapped(visit.node, visit.walk)
+            _own_request(visit)
+        except KeyError:                                        # c_enter meets it again, and fails the walk
+            return {}
+        return visit.request
+
+    cdef int c_enter_arrived(self, Turn turn) noexcept:
+        """Ask the filters of all that has arrived, and of what arrives meanwhile: no recursion, however long the graph is."""
+        cdef Visit visit
+        cdef Py_ssize_t index = 0
+        if turn.stepper != NULL:
+            return 0
+        while index < len(turn.arrived):
+            visit = <Visit>turn.arrived[index]
+            index += 1
+            if _is_dead(visit):
+                continue
+            try:
+                self.c_enter(visit, turn)
+            except BaseException as error:
+                self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+        if index > 0:
+            turn.arrived.clear()
+        return 0
+
+    cdef int c_advance(self, Visit visit, Exit exit, Turn turn) except -1:
+        """Send the request on from a node that has run, or from what was skipped. Raises what fails the walk."""
+        cdef Walk walk = visit.walk
+        cdef Node following
+        cdef dict answer = visit.request
+        cdef Visit onward = visit
+        cdef int place = -1
+        cdef int32_t slot
+        if _is_dead(visit):
+            return 0
+        for slot in exit.kept:
+            if walk.readers[slot] > 0:
+                walk.answers[slot] = answer
+        for slot in exit.unread:
+            _forget(walk, slot)
+        if exit.leaves > 0:
+            walk.leaves_left -= exit.leaves
+            if walk.leaves_left == 0:
+                return self.c_leave(walk, answer, turn)
+        for following in exit.next:
+            place += 1
+            if walk.pending.size() != 0 and following.parent_count > 1:
+                walk.pending[following.index] -= 1
+                if walk.pending[following.index] > 0:
+                    continue
+            if onward is None:
+                onward = Visit.__new__(Visit)
+                onward.walk = walk
+                onward.round = visit.round
+            onward.node = following
+            if following.sources is not None:
+                onward.request = None
+            elif place == exit.heir:
+                onward.request = answer
+            else:
+                onward.request = PyDict_Copy(answer)
+                self.copies += 1
+            onward.is_callers = False
+            onward.way = PASSED_ON
+            turn.arrived.append(onward)
+            onward = None
+        return 0
+
+    cdef dict c_mapped(self, Node node, Walk walk):
+        """The new dict that a node's ``map`` makes of its ancestors' dicts."""
+        cdef dict request = {}
+        cdef dict source
+        cdef int32_t slot
+        for index, name, keys, names_context in node.sources:
+            slot = walk.entry.slots[<int>index]
+            source = None if slot < 0 else <dict>walk.answers[slot]
+            if source is None:
+                raise KeyError(f"the map of node {node.name!r} reads {name!r}, which did not run for this request")
+            for key_there, key_here in keys:
+                if key_there not in source:
+                    raise KeyError(f"the map of node {node.name!r} reads {key_there!r} from {name!r}, whose keys are "
+                                   f"{sorted(map(str, source))}")
+                request[key_here] = source[key_there]
+            if not names_context and "context" in source and "context" not in request:
+                request["context"] = source["context"]
+        for index, _, _, _ in node.sources:
+            _forget(walk, walk.entry.slots[<int>index])
+        return request
+
+    cdef int c_leave(self, Walk walk, dict answer, Turn turn) except -1:
+        """All leaves are passed: the answer, or another round."""
+        cdef Entry entry = walk.entry
+        cdef Node leaf
+        if entry.leaf_count > 1:
+            answer = {}
+            for leaf in entry.leaves:
+                answer.update(walk.answers[entry.slots[leaf.index]])
+                answer["node_name"] = leaf.name
+        if entry.restart is not None and "restart" not in answer:
+            return self.c_restart(walk, entry.restart, answer, turn)
+        return self.c_answer(walk, answer, turn)
+
+    cdef int c_answer(self, Walk walk, dict answer, Turn turn) except -1:
+        """The graph has ended for this request: finish, or start again where its dict says."""
+        cdef PyObject* restart = PyDict_GetItem(answer, "restart")
+        if restart == NULL:
+            return self.c_finish(walk, answer, turn)
+        name = <object>restart
+        del answer["restart"]
+        if "result" not in answer:
+            return self.c_finish(walk, answer, turn)
+        node = self.node_named.get(name) if isinstance(name, str) else None
+        if node is None:
+            raise UnknownNode(f"request['restart'] is {name!r}, and no node has that name{nearest(str(name), self.node_named)}")
+        return self.c_restart(walk, <Node>node, answer, turn)
+
+    cdef int c_restart(self, Walk walk, Node node, dict answer, Turn turn) except -1:
+        """Enter again, at ``node``: a new round, which shares nothing with the last but its dict."""
+        cdef Visit visit
+        if walk.entered_again is None:
+            walk.entered_again = {}
+        count = walk.entered_again[node.index] = walk.entered_again.get(node.index, 0) + 1
+        if count > node.restart_limit:
+            raise RestartLimit(f"the request entered again at node {node.name!r} for the {count}th time, and its "
+                               f"restart_limit is {node.restart_limit}; does a filter let it out (Break)?")
+        visit = Visit.__new__(Visit)
+        walk.restarts += 1
+        walk.entry = self.c_entry_at(node)
+        _start_round(walk)
+        visit.walk = walk
+        visit.round = walk.restarts
+        visit.node = node
+        visit.request = answer
+        visit.way = RESTARTED
+        turn.arrived.append(visit)
+        if turn.observer is not None:
+            turn.observer.restarted(node.name, _part_of(walk), count)
+        return 0
+
+    cdef int c_split(self, Visit visit, Turn turn) except -1:
+        """Send the parts of a sub-graph node on their way. Raises what fails the walk."""
+        cdef Node node = visit.node
+        cdef Gather gather
+        cdef Walk part
+        cdef int index
+        if not self.c_claim(visit, turn):
+            return 0
+        if len(_part_of(visit.walk)) > len(self.nodes):         # only a loop leads so deep
+            raise RestartLimit(f"node {node.name!r}: parts within parts without end: a restart leads from the inside of a "
+                               "sub-graph back to the node that jumps there")
+        parts = _enter_user_code(<void*>self, node.subgraph.split, visit.request)
+        gather = Gather.__new__(Gather)
+        gather.visit = visit
+        gather.left = len(parts)
+        gather.answers = [None] * gather.left
+        if gather.left == 0:
+            return self.c_merge(gather, turn)
+        for index, request in enumerate(parts):
+            if not isinstance(request, dict):
+                raise BackendError(f"split() of node {node.name!r} must give dicts; part {index} is {type(request).__name__}")
+        for index, request in enumerate(parts):
+            part = _new_walk(self, node.jump, request, SINK_GATHER, gather)
+            part.sink_index = index
+            part.started = True
+            self.c_start_part(part, turn)
+        return 0
+
+    cdef int c_start_part(self, Walk part, Turn turn) except -1:
+        """Send a part on its way, in a dict of its own: keys that a map leaves behind must not be found in the answer."""
+        cdef Visit visit = Visit.__new__(Visit)
+        visit.walk = part
+        visit.node = part.entry.node
+        visit.request = PyDict_Copy(part.request)
+        visit.way = ENTERED
+        turn.arrived.append(visit)
+        return 0
+
+    cdef int c_merge(self, Gather gather, Turn turn) except -1:
+        """All parts are there: make them one answer and go on. Raises what fails the walk."""
+        cdef Visit visit = gather.visit
+        if _is_dead(visit):
+            return 0
+        _enter_user_code(<void*>self, visit.node.subgraph.merge, visit.request, gather.answers)
+        return self.c_advance(visit, self.c_exit(visit.walk.entry, visit.node, STATUS_SKIP), turn)
+
+    cdef int c_part_ended(self, Walk part, Turn turn) noexcept:
+        """File a part's outcome with the node that waits for it."""
+        cdef Gather gather = <Gather>part.sink
+        cdef Node node = gather.visit.node
+        gather.left -= 1
+        if part.error is None:
+            gather.answers[part.sink_index] = part.request
+        elif node.subgraph.keeps_failures:
+            gather.answers[part.sink_index] = part.error
+        else:
+            _add_note(part.error, f"fastpipe: part {part.sink_index} of node {node.name!r}")
+            return self.c_fail_visit(gather.visit, part.error, turn)
+        if gather.left == 0:
+            try:
+                self.c_merge(gather, turn)
+            except BaseException as error:
+                self.c_fail_visit(gather.visit, _with_place(error, node), turn)
+        return 0
+
+    # ---- ends --------------------------------------------------------------------------------------------------
+
+    cdef int c_finish(self, Walk walk, dict answer, Turn turn) noexcept:
+        """End a walk with its answer, once (E1)."""
+        if walk.deadline_ns >= 0 and walk.sink_kind != SINK_GATHER and now_ns() >= walk.deadline_ns:
+            return self.c_fail(walk, _late_error(walk), turn)   # a moment too late is too late: a backend may have given up
+        if is_hooked(AT_END):
+            _act_in(AT_END, turn)
+        if not self.c_begin(walk) or not walk.c_end(DONE):
+            return 0
+        self.c_count_out(walk)
+        try:
+            _write_back(walk.request, answer)
+        except BaseException as error:                          # a subclass of dict may do as it likes
+            walk.error = error
+            if walk.sink_kind != SINK_GATHER:
+                self.done -= 1
+                self.failed += 1
+                self.failed_by[OTHER] += 1
+        return self.c_deliver(walk, turn)
+
+    cdef int c_fail(self, Walk walk, object error, Turn turn) noexcept:
+        """End a walk with an exception, once (E1)."""
+        if is_hooked(AT_END):
+            _act_in(AT_END, turn)
+        if not self.c_begin(walk) or not walk.c_end(FAILED):
+            return 0
+        walk.error = error
+        self.c_count_out(walk)
+        if walk.sink_kind != SINK_GATHER:
+            self.failed_by[_reason_of(error)] += 1
+        try:
+            _write_back(walk.request, None)
+        except BaseException as unexpected:
+            _report(unexpected, type(walk.request))
+        return self.c_deliver(walk, turn)
+
+    cdef int c_fail_visit(self, Visit visit, object error, Turn turn) noexcept:
+        """Fail a visit's walk, unless it has gone on to another round."""
+        visit.is_held = False
+        if visit.stepper is not None:
+            visit.failure = error                               # for Stepper.c_run
+            return 0
+        return self.c_fail(visit.walk, error, turn) if visit.round == visit.walk.restarts else 0
+
+    cdef int c_cancel(self, Walk walk) noexcept:
+        """Give a walk up: 1, or 0 if it has ended. Its dict is not touched; what still runs of it is dropped."""
+        if is_hooked(AT_CANCEL):
+            _act_in(AT_CANCEL, None)
+        if not walk.c_end(CANCELLED):
+            return 0
+        self.c_count_out(walk)
+        if word_set(&walk.word):
+            futex_wake(&walk.word, 1)
+        self.c_tell_of_places(walk)
+        return 1
+
+    cdef c_bool c_begin(self, Walk walk) noexcept:
+        """Mark a future as running before its walk's first batch, or its end; False if its owner has cancelled it."""
+        if walk.started or walk.sink_kind != SINK_FUTURE:
+            return True
+        walk.started = True
+        if _mark_running(walk.sink):
+            return True
+        self.c_cancel(walk)
+        return False
+
+    cdef int c_expire(self, Walk walk, Turn turn) noexcept:
+        """Fail a walk whose time is over; nothing if it has ended."""
+        if is_hooked(AT_EXPIRE):
+            _act_in(AT_EXPIRE, None)
+        self.c_fail(walk, _late_error(walk), turn)
+        return self.c_settle(turn)
+
+    cdef void c_count_out(self, Walk walk) noexcept:
+        """Take an ended walk out of the books. No user code can run in here, or between it and Walk.c_end."""
+        cdef uint8_t outcome = walk.outcome.load(memory_order_relaxed)
+        cdef Visit visit
+        if walk.has_room:
+            _leave_room(walk)
+        if walk.is_counted:
+            self.gate.reserved -= 1
+        if walk.queued is not None:
+            for visit in walk.queued:
+                visit.is_ghost = True
+                visit.node.station.ghosts += 1
+                visit.node.station.queued_bytes -= visit.size_bytes
+                visit.size_bytes = 0
+        if walk.timer is not None:
+            self.clock.c_forget(walk)
+        if walk.sink_kind == SINK_GATHER:
+            return
+        if outcome == DONE:
+            self.done += 1
+        elif outcome == FAILED:
+            self.failed += 1
+        else:
+            self.cancelled += 1
+        self.c_unlink(walk)
+
+    cdef int c_tell_of_places(self, Walk walk) noexcept:
+        """A walk has ended: let those look again who wait for a place that it held."""
+        cdef Visit visit
+        try:
+            if walk.is_counted:
+                self.gate.c_tell_of_room()
+            if walk.home is not None and walk.home.c_is_limited():
+                walk.home.c_tell_of_room()
+            if walk.queued is not None:
+                for visit in walk.queued:
+                    visit.node.station.c_sweep()
+                    visit.node.station.c_tell_of_room()
+                walk.queued = None
+        except BaseException as error:
+            _report(error, self.gate)
+        return 0
+
+    cdef int c_deliver(self, Walk walk, Turn turn) noexcept:
+        """Hand an outcome to whoever waits for it."""
+        cdef Station station
+        self.c_tell_of_places(walk)
+        if walk.sink_kind == SINK_GATHER:
+            return self.c_part_ended(walk, turn)
+        station = walk.home
+        if station is not None and station.batches:
+            station.owed.fetch_add(1, memory_order_relaxed)
+            station.latest_answer_ns.store(now_ns(), memory_order_relaxed)
+        if walk.recorded is not None:
+            try:
+                self.recorder.end(walk.recorded, walk.request, walk.error)
+            except BaseException as error:
+                _report(error, self.recorder)
+        if is_hooked(AT_ENDED):
+            _act_in(AT_ENDED, turn)
+        if walk.sink_kind != SINK_CALLER:
+            turn.settled.append(walk)
+        if word_set(&walk.word):
+            turn.wakes.push_back(&walk.word)
+        return 0
+
+    cdef int c_settle(self, Turn turn) noexcept:
+        """Hand outcomes to futures: this runs callbacks that users have attached. No token of ours is needed."""
+        cdef Walk walk
+        cdef dict loops = None
+        cdef list settled = turn.settled
+        if not settled:
+            return 0
+        turn.settled = []
+        for walk in settled:
+            try:
+                if walk.sink_kind == SINK_FUTURE:
+                    walk.sink.walk = None                       # whoever keeps the future keeps no pipe alive
+                    if walk.error is None:
+                        walk.sink.set_result(walk.request)
+                    else:
+                        walk.sink.set_exception(walk.error)
+                else:
+                    loop, future = walk.sink
+                    if loops is None:
+                        loops = {}
+                    loops.setdefault(loop, []).append((future, walk.request, walk.error))
+            except BaseException as error:
+                # Cancelled by its owner in the meantime (InvalidStateError): nobody waits for this outcome.
+                if not type(error).__name__ == "InvalidStateError":
+                    _report(error, walk.sink)
+                elif walk.sink_kind == SINK_FUTURE:
+                    _mark_running(walk.sink)                    # tells those who wait for the future
+            walk.sink = None                                    # breaks the cycle future -> callback -> walk -> future
+        if loops is not None:
+            for loop, outcomes in loops.items():
+                try:
+                    loop.call_soon_threadsafe(_settle_in_loop, outcomes)
+                except RuntimeError:                            # the loop is closed: nobody is there to be told
+                    pass
+                except BaseException as error:
+                    _report(error, loop)
+        return 0
+
+    # ---- running -----------------------------------------------------------------------------------------------
+
+    cdef int c_step(self, Visit visit, Turn turn) noexcept:
+        """Send a visit on; whatever goes wrong on the way fails its walk."""
+        visit.is_held = False
+        if visit.stepper is not None:
+            return 0
+        try:
+            self.c_advance(visit, self.c_exit(visit.walk.entry, visit.node, STATUS_SKIP), turn)
+        except BaseException as error:
+            self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+        return 0
+
+    cdef int c_send_back(self, list visits, Turn turn) noexcept:
+        """Tell steppers that a worker is done with their visits."""
+        cdef Visit visit
+        cdef Stepper stepper
+        for visit in visits:
+            stepper = visit.stepper
+            if stepper is not None:
+                visit.stepper = None
+                if word_set(&stepper.returned):
+                    turn.wakes.push_back(&stepper.returned)
+        return 0
+
+    cdef c_bool c_claim(self, Visit visit, Turn turn) except *:
+        """True if the visit is still wanted; its dict is then ours to write."""
+        if _is_dead(visit):
+            return False
+        if visit.walk.deadline_ns >= 0 and _is_late(visit):
+            if is_hooked(AT_EXPIRE):
+                _act_in(AT_EXPIRE, turn)
+            if visit.walk.sink_kind != SINK_GATHER:             # a part ends with the whole, whose time is over, too
+                self.c_fail(visit.walk, _late_error(visit.walk), turn)
+            return False
+        if not self.c_begin(visit.walk):
+            return False
+        _own_request(visit)
+        return True
+
+    cdef int c_run_batch(self, Station station, Instance instance, list visits, Turn turn) noexcept:
+        """Run visits in an instance whose token is held, and send each on or fail it."""
+        cdef Visit visit
+        cdef object cause = turn.death
+        if turn.abandoned is not None:
+            return 0
+        if cause is None:
+            try:
+                self.c_run_claimed(station, instance, visits, turn)
+                return 0
+            except BaseException as unexpected:                 # a hook, or no memory left: nobody may wait in vain
+                cause = unexpected
+                if turn.is_workers:
+                    turn.death = unexpected
+        for visit in visits:
+            self.c_fail_visit(visit, _death(cause), turn)
+        return 0
+
+    cdef int c_run_claimed(self, Station station, Instance instance, list visits, Turn turn) except -1:
+        cdef Visit visit
+        cdef list alive = []
+        cdef list before = None
+        cdef int count
+        cdef int64_t started = 0
+        cdef int64_t elapsed_ns
+        cdef c_bool shared
+        cdef object error = None
+        for visit in visits:
+            try:
+                if self.c_claim(visit, turn):
+                    alive.append(visit)
+            except BaseException as claim_error:
+                self.c_fail_visit(visit, claim_error, turn)
+        count = len(alive)
+        if count == 0:
+            return 0
+        if station.lost is not None:
+            for visit in alive:
+                station.requests_failed += 1
+                self.c_fail_visit(visit, self.c_lost_error(visit, station.lost), turn)
+            return 0
+        visit = <Visit>alive[0]
+        batch = [(<Visit>each).request for each in alive]
+        if (count > 1 and visit.node.retry_alone) or turn.helps:
+            before = [PyDict_Copy(<dict>request) for request in batch]
+        shared = station.instance_count - station.idle.load(memory_order_relaxed) > 1
+        if is_hooked(AT_FORWARD):
+            _act(AT_FORWARD)
+        if turn.is_guarded:
+            started = now_ns()
+            station.c_begin_batch(instance.index, started)
+        elapsed_ns = kernel_now_ns()
+        try:
+            returned = _run_backend(<void*>self, instance.forward, batch, alive, station)
+            if returned is not None:
+                error = BackendError(f"forward() of {visit.node.backend_name} returned {type(returned).__name__}; it must "
+                                     "fill in request['result'] and return nothing")
+        except BaseException as caught:
+            error = caught
+        elapsed_ns = kernel_now_ns() - elapsed_ns
+        if turn.is_guarded and not station.c_end_batch(instance.index, turn, started):
+            return 0
+        if is_hooked(AT_RETURN):
+            _act(AT_RETURN)
+        station.batches_run += 1
+        station.requests_run += count
+        station.busy_ns += elapsed_ns
+        if error is None:
+            station.c_note_cost(count, shared, elapsed_ns)
+            for visit in alive:
+                self.c_step(visit, turn)
+            return 0
+        try:
+            self.c_file_failures(station, instance, alive, before, error, turn)
+        except BaseException as unexpected:                     # exceptions may be as odd as their classes
+            for visit in alive:
+                self.c_fail_visit(visit, unexpected, turn)
+        return 0
+
+    cdef int c_file_failures(self, Station station, Instance instance, list alive, list before, object error,
+                             Turn turn) except -1:
+        """Decide what an exception of a batch means for each of its requests."""
+        cdef Visit visit
+        cdef int index
+        cdef int count = len(alive)
+        cdef dict errors
+        if issubclass(type(error), ItemErrors):
+            errors = _checked_item_errors(error, count, (<Visit>alive[0]).node)
+            for index in range(count):
+                visit = <Visit>alive[index]
+                if index in errors:
+                    station.requests_failed += 1
+                    self.c_fail_visit(visit, _with_batch(errors[index], visit, instance.index, count), turn)
+                else:
+                    self.c_step(visit, turn)
+            return 0
+        if before is not None and turn.helps and issubclass(type(error), KeyboardInterrupt):
+            # Ctrl-C hit a caller while it ran what is not all its own: the batch goes back to the queue.
+            turn.interrupt = error
+            for index in range(count):
+                visit = <Visit>alive[index]
+                _restore(visit, <dict>before[index])
+                self.c_queue(visit, turn, True)
+            return 0
+        if is_device_lost(error):
+            station.lost = error
+            for visit in alive:
+                station.requests_failed += 1
+                self.c_fail_visit(visit, _with_batch(self.c_lost_error(visit, error), visit, instance.index, count), turn)
+            return 0
+        if count > 1 and before is not None and (<Visit>alive[0]).node.retry_alone:
+            if is_out_of_memory(error):                         # half as many may fit
+                station.halved += 1
+                for index in range(count):
+                    _restore(<Visit>alive[index], <dict>before[index])
+                self.c_run_batch(station, instance, alive[:count // 2], turn)
+                self.c_run_batch(station, instance, alive[count // 2:], turn)
+                return 0
+            for index in range(count):
+                if turn.abandoned is not None:                  # E8
+                    return 0
+                visit = <Visit>alive[index]
+                _restore(visit, <dict>before[index])
+                self.c_run_batch(station, instance, [visit], turn)
+            return 0
+        for visit in alive:
+            station.requests_failed += 1
+            self.c_fail_visit(visit, _with_batch(error, visit, instance.index, count), turn)
+        return 0
+
+    cdef object c_lost_error(self, Visit visit, object cause):
+        """The error of a visit whose node is lost: one of its own, caused by what happened there."""
+        if issubclass(type(cause), BackendHung):
+            return BackendHung(f"node {visit.node.name!r} has no instance left: {text_of(cause)}", cause.stacks)
+        error = DeviceLost(f"node {visit.node.name!r} has lost its device: {type(cause).__name__}: {text_of(cause)}")
+        error.__cause__ = cause
+        return error
+
+    cdef int c_queue(self, Visit visit, Turn turn, c_bool notify) noexcept:
+        """Put a visit into its station's queue."""
+        cdef Station station = visit.node.station
+        cdef list entry
+        if station.lost is not None:
+            self.c_fail_visit(visit, self.c_lost_error(visit, station.lost), turn)
+            return 0
+        try:
+            if is_hooked(AT_PUSH):
+                _act(AT_PUSH)
+            visit.ticket.visit = <PyObject*>visit
+            visit.ticket.weight = _weight(visit) if station.batches else 1.0
+            visit.ticket.bucket = 0
+            if visit.node.bucket is not None and station.batches:
+                key = _bucket_of(visit)
+                station.next_bucket_id += 1
+                entry = <list>station.bucket_ids.setdefault(key, [station.next_bucket_id, 0, key])
+                entry[1] += 1
+                visit.bucket = entry
+                visit.ticket.bucket = entry[0]
+            if visit.ticket.weight != 1.0:
+                station.has_weights.store(1, memory_order_relaxed)
+                station.wake_at.store(0, memory_order_seq_cst)
+        except BaseException as error:
+            self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+            return 0
+        if station.c_is_limited() and not self.c_make_room(visit, turn):
+            _release_bucket(visit)
+            return 0
+        visit.ticket.arrival_ns = now_ns()
+        visit.ticket.rank_ns = visit.ticket.arrival_ns + visit.walk.priority_ns
+        if visit.walk.priority_ns != 0:
+            station.has_ranks.store(1, memory_order_relaxed)
+        if station.batches and visit.way != ENTERED:
+            station.c_note_arrival(visit.ticket.arrival_ns)
+        # What users wrote has run since the first look; from here on nothing can come in between.
+        if station.lost is not None:
+            self.c_fail_visit(visit, self.c_lost_error(visit, station.lost), turn)
+        if _is_dead(visit):                                     # a closed station would keep it, and its pipe, for ever
+            _leave_queue(visit, station)
+            return 0
+        Py_INCREF(visit)                                        # E2: owned by the ticket until popped
+        station.c_push(&visit.ticket)
+        if is_hooked(AT_PUSHED):
+            _act_in(AT_PUSHED, turn)
+        if notify:
+            station.c_notify()
+        return 1
+
+    cdef c_bool c_make_room(self, Visit visit, Turn turn) noexcept:
+        """Make sure that a visit may be put into a queue with a limit; False, and its walk has failed, if it may not."""
+        cdef Station station = visit.node.station
+        cdef Visit oldest
+        if visit.walk.has_room and station is visit.walk.home:
+            _leave_room(visit.walk)                             # it has been let in
+        try:
+            visit.size_bytes = _size_of(visit.request) if station.max_queue_bytes > 0 else 0
+            while station.when_full != BLOCK and station.c_is_full(visit.size_bytes):
+                error = station.c_full_error(visit.size_bytes)
+                if station.when_full == REJECT:
+                    visit.size_bytes = 0
+                    self.c_fail_visit(visit, error, turn)
+                    return False
+                oldest = station.c_take_oldest()
+                if oldest is None:
+                    break
+                self.c_fail_visit(oldest, error, turn)          # of what waits, it is the one that has waited longest
+                self.c_send_back([oldest], turn)
+        except BaseException as error:
+            self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+            return False
+        if _is_dead(visit):                                     # no code of users runs from here to the push
+            visit.size_bytes = 0
+            return False
+        station.queued_bytes += visit.size_bytes
+        if visit.walk.queued is None:
+            visit.walk.queued = []
+        visit.walk.queued.append(visit)
+        return True
+
+    cdef int c_queue_all(self, Turn turn) noexcept:
+        """Queue everything that is ready; each station is notified once."""
+        cdef Visit visit
+        cdef list ready
+        cdef Station station
+        while turn.ready or turn.arrived:
+            self.c_enter_arrived(turn)
+            ready = turn.ready
+            if len(ready) == 1:
+                self.c_queue(<Visit>ready.pop(), turn, True)
+                continue
+            turn.ready = []
+            touched = set()
+            for visit in ready:
+                if self.c_queue(visit, turn, False):
+                    touched.add(visit.node.station)
+            for station in touched:
+                station.c_notify()
+        return 0
+
+    cdef int c_hand_over(self, Turn turn) noexcept:
+        """Keep of several ready visits one, and those that cost less than a hand-over; queue the others."""
+        cdef Visit visit
+        cdef Station station
+        cdef list kept = []
+        cdef list others = []
+        cdef bint has_dear = False
+        cdef dict crowds = {}
+        for visit in turn.ready:
+            crowds[visit.node.station] = crowds.get(visit.node.station, 0) + 1
+        for visit in turn.ready:
+            station = visit.node.station
+            if station.batches and crowds[station] > 1:
+                others.append(visit)                            # they belong into one batch
+            elif 0 < station.c_cost(station.cost_alone_ns, 1) < HANDOVER_NS:
+                kept.append(visit)
+            elif not has_dear:
+                has_dear = True
+                kept.insert(0, visit)                           # popped last: the others have started by then
+            else:
+                others.append(visit)
+        turn.ready = others
+        self.c_queue_all(turn)
+        turn.ready = kept
+        return 0
+
+    cdef int c_run_ready(self, Turn turn) noexcept:
+        """Run what is ready on this thread, node after node, as far as instances are free; queue the rest."""
+        cdef Visit visit
+        cdef Station station
+        cdef double weight
+        cdef int index
+        while turn.ready or turn.arrived:
+            self.c_enter_arrived(turn)
+            if len(turn.ready) > 1:
+                self.c_hand_over(turn)
+            if not turn.ready:
+                continue
+            visit = <Visit>turn.ready.pop()
+            if _is_dead(visit):
+                continue
+            station = visit.node.station
+            weight = 1.0
+            if station.batches:
+                try:
+                    weight = _weight(visit)
+                except BaseException as error:
+                    self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+                    continue
+            index = station.c_token_for_caller(weight)
+            if index < 0:
+                self.c_queue(visit, turn, True)
+                continue
+            if turn.wakes.size() != 0:
+                turn.wake()
+            if visit.walk.has_room:
+                _leave_room(visit.walk)
+                station.c_tell_of_room()
+            station.running.fetch_add(1, memory_order_relaxed)
+            station.run_by_caller += 1
+            self.c_run_batch(station, <Instance>visit.node.instances[index], [visit], turn)
+            station.running.fetch_sub(1, memory_order_relaxed)
+            station.c_release_token(index)
+            if turn.settled:
+                self.c_settle(turn)                             # with no token held: callbacks may call the pipe
+        self.c_settle(turn)                                     # others' requests, if the last visit has shed them
+        turn.wake()
+        return 0
+
+    # ---- life --------------------------------------------------------------------------------------------------
+
+    def _refuse_new(self):
+        """Take no more requests; True if this is the first time."""
+        if is_hooked(AT_CLOSE):
+            _act_in(AT_CLOSE, None)
+        first = not self.closing
+        self.closing = True
+        if first:
+            for station in self.stations:
+                (<Station>station).drain()
+                (<Station>station).c_tell_of_room()             # those who wait there are refused
+            if self.gate is not None:
+                self.gate.c_tell_of_room()
+        return first
+
+    def _wait_drained(self, double timeout_s):
+        """Wait until no request is in flight; True if so. Negative: no limit. Serves signals."""
+        cdef int64_t deadline = FOREVER if timeout_s < 0 else now_ns() + <int64_t>(timeout_s * 1e9)
+        cdef int64_t until
+        cdef uint32_t epoch
+        while True:
+            epoch = events_prepare(&self.drained)
+            if self.in_flight == 0:
+                events_leave(&self.drained)
+                return True
+            if deadline >= 0 and now_ns() >= deadline:
+                events_leave(&self.drained)
+                return False
+            with nogil:
+                until = _first_slice(deadline)
+                events_sleep(&self.drained, epoch, until)
+            PyErr_CheckSignals()
+
+    def _fail_rest(self, str why):
+        """Fail, each with a PipeClosed of its own, whatever is still in flight: queued, running, or between nodes."""
+        cdef Turn turn = Turn.__new__(Turn)
+        cdef Walk walk
+        self.gave_up = True                                     # first: parts admitted before are failed below
+        while self.newest != NULL:
+            walk = <Walk>self.newest                            # keeps it alive: its last owner may be a queue
+            self.c_fail(walk, PipeClosed(why), turn)
+        self.c_settle(turn)
+        turn.wake()
+        for station in self.stations:
+            (<Station>station).fail_queued(why)
+
+    def _close_stations(self):
+        for station in self.stations:
+            (<Station>station).close()
+        if self.clock is not None:
+            self.clock.stop()
+
+    def _set_gate(self, int max_in_flight, str when_full):
+        """Limit how many requests may be in flight; called once, before the graph is opened."""
+        self.gate = Station(None, 1, 1, False, "greedy", (), 0.0, False, max_in_flight, 0, when_full)
+
+    @property
+    def failures(self):
+        """Requests that failed, by reason."""
+        return {_FAILURES[i]: self.failed_by[i] for i in range(len(_FAILURES)) if self.failed_by[i]}
+
+    def _set_timeout(self, double seconds):
+        """Give requests that say nothing a time limit; called once, while building."""
+        self.timeout_ns = <int64_t>(seconds * 1e9)
+
+    def _remaining_s(self, Terms terms):
+        """How long a request with these terms may still wait; None: however long."""
+        return None if terms is None or terms.deadline_ns < 0 else max(terms.deadline_ns - now_ns(), 0) / 1e9
+
+    def _is_inside(self):
+        """True if this thread is in one of this pipe's backends."""
+        return is_inside(<void*>self)
+
+    def _is_forked(self):
+        """True in a process that was forked after this pipe was built."""
+        return self.generation != _generation
+
+    def _counts(self):
+        return {"accepted": self.accepted, "in_flight": self.in_flight, "done": self.done, "failed": self.failed,
+                "cancelled": self.cancelled, "refused": self.refused}
+
+    # ---- for the debugger --------------------------------------------------------------------------------------
+
+    def _stepper(self, request, observer=None):
+        """Admit a request that goes through the graph one step at a time."""
+        self.c_check_may_wait()
+        return _new_stepper(self, request, observer, None)
+
+    def _preview(self, str node_name, request):
+        """What the queue of a node would do with a request if it arrived now; {} for a node without one."""
+        cdef Node node = <Node>self.node_named[node_name]
+        cdef Station station = node.station
+        cdef Visit visit
+        cdef Load load
+        cdef Verdict verdict
+        if station is None:
+            return {}
+        visit = Visit.__new__(Visit)
+        visit.node = node
+        visit.request = request
+        visit.walk = _new_walk(self, self.c_entry_at(node), request, SINK_CALLER, None)
+        weight = _weight(visit) if station.batches else 1.0
+        bucket = _bucket_of(visit) if station.has_buckets else None
+        with nogil:
+            station.desk.lock()
+            station.c_drain()
+            station.c_fill_load(&load)
+            station.desk.unlock()
+        entry = station.bucket_ids.get(bucket)
+        preview = {
+            "max_batch": station.max_batch,
+            "instances": station.instance_count,
+            "idle": load.idle_instances,
+            "queued": station.queued.load(memory_order_relaxed),
+            "queued_in_bucket": (0 if entry is None else entry[1]) if station.has_buckets else load.queued,
+            "weight": weight,
+            "bucket": bucket,
+        }
+        load.queued = preview["queued_in_bucket"] + 1
+        load.queued_weight += weight
+        if load.queued == 1:
+            load.oldest_ns = load.now_ns
+        station.c_fill_costs(&load)
+        if load.idle_instances <= 0:
+            preview["decision"], preview["reason"] = "wait for instance", ""
+        elif station.rule == RULE_OBJECT:
+            preview["decision"], preview["reason"] = "as the rule says", type(station.rule_object).__name__
+        else:
+            verdict = station.c_decide(&load)
+            preview["decision"], preview["reason"] = _ACTIONS[verdict.action], _REASONS[verdict.reason]
+        return preview
+
+
+def _settle_in_loop(list outcomes):
+    """Settle asyncio futures, in their loop's thread."""
+    for future, request, error in outcomes:
+        if future.done():                                       # cancelled in the meantime
+            continue
+        if error is None:
+            future.set_result(request)
+        elif isinstance(error, StopIteration):                  # asyncio refuses it: it would end the awaiting coroutine
+            replacement = BackendError(f"a backend raised {error!r}")
+            replacement.__cause__ = error
+            future.set_exception(replacement)
+        else:
+            future.set_exception(error)
+
+
+cdef Walk _new_walk(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink):
+    cdef Walk walk = Walk.__new__(Walk)
+    walk.engine = engine
+    walk.entry = entry
+    walk.request = request
+    walk.sink_kind = sink_kind
+    walk.sink = sink
+    walk.home = entry.node.station
+    walk.deadline_ns = FOREVER
+    if sink_kind == SINK_GATHER:                                # a part is on its whole's terms
+        walk.deadline_ns = (<Gather>sink).visit.walk.deadline_ns
+        walk.timeout_s = (<Gather>sink).visit.walk.timeout_s
+        walk.priority_ns = (<Gather>sink).visit.walk.priority_ns
+    _start_round(walk)
+    return walk
+
+
+cdef inline void _leave_room(Walk walk) noexcept:
+    """Give up the place that is held in a queue: it is taken for good, or not needed."""
+    walk.has_room = False
+    walk.home.reserved -= 1
+
+
+cdef Terms _terms(Engine engine, object timeout, object priority):
+    """What a caller asked for, checked; None: nothing."""
+    cdef Terms terms
+    cdef double seconds
+    if timeout is None and priority == 0 and engine.timeout_ns < 0:
+        return None
+    terms = Terms.__new__(Terms)
+    terms.deadline_ns = FOREVER
+    if timeout is not None:
+        seconds = timeout
+        if not seconds > 0:
+            raise ValueError(f"timeout must be more than 0 seconds, got {timeout!r}")
+        terms.timeout_s = seconds
+        if seconds < 1e9:                                       # longer ones, inf among them, are none
+            terms.deadline_ns = now_ns() + <int64_t>(seconds * 1e9)
+    elif engine.timeout_ns >= 0:
+        terms.timeout_s = engine.timeout_ns / 1e9
+        terms.deadline_ns = now_ns() + engine.timeout_ns
+    if not -1000 <= priority <= 1000:
+        raise ValueError(f"priority must be from -1000 to 1000, got {priority!r}")
+    terms.priority_ns = <int64_t>(priority * PRIORITY_NS)
+    return terms
+
+
+cdef int64_t _size_of(object request) except -1:
+    """How many bytes a request's data has, as far as one can see: bytes, arrays, and lists of them."""
+    data = request.get("data")
+    return _bytes_in(data) if not isinstance(data, (list, tuple)) else sum([_bytes_in(each) for each in data])
+
+
+cdef int64_t _bytes_in(object data) except -1:
+    if isinstance(data, (bytes, bytearray, str)):
+        return len(data)
+    size = getattr(data, "nbytes", 0)
+    return size if isinstance(size, int) and size > 0 else 0
+
+
+cdef object _late_error(Walk walk):
+    return RequestTimeout(f"the request did not end within {walk.timeout_s:g} s")
+
+
+cdef int _reason_of(object error) noexcept:
+    """Why a request failed, for stats()."""
+    kind = type(error)                                          # isinstance() may call what users wrote
+    if issubclass(kind, RequestTimeout):
+        return TIMED_OUT
+    if issubclass(kind, QueueFull):
+        return CROWDED_OUT
+    if issubclass(kind, PipeClosed):
+        return CLOSED
+    if issubclass(kind, BackendHung):
+        return HUNG
+    if issubclass(kind, WorkerDied):
+        return DIED
+    return LOST if issubclass(kind, DeviceLost) else OTHER
+
+
+class _NoRoom(Exception):
+    """A queue is full, and this caller must not block."""
+
+    def __init__(self, station, size):
+        super().__init__(station, size)
+        self.station = station
+        self.size = size
+
+
+def _settle_room(future):
+    if not future.done():
+        future.set_result(None)
+
+
+cdef int _start_round(Walk walk) except -1:
+    """Set out from ``walk.entry``: nothing has arrived anywhere, and no dict is kept."""
+    cdef Entry entry = walk.entry
+    walk.leaves_left = entry.leaf_count
+    walk.pending = entry.pending
+    walk.readers = entry.readers
+    walk.answers = [None] * <Py_ssize_t>entry.readers.size() if entry.readers.size() != 0 else None
+    return 0
+
+
+cdef inline void _forget(Walk walk, int32_t slot) noexcept:
+    """One reader less: the last one lets go of the dict."""
+    walk.readers[slot] -= 1
+    if walk.readers[slot] == 0:
+        walk.answers[slot] = None
+
+
+cdef Stepper _new_stepper(Engine engine, object request, object observer, Terms terms):
+    cdef Stepper stepper = Stepper.__new__(Stepper)
+    stepper.engine = engine
+    stepper.turn = Turn.__new__(Turn)
+    stepper.turn.stepper = <PyObject*>stepper
+    stepper.turn.observer = observer
+    stepper.walk = engine.c_admit(engine.c_entry(request), request, SINK_CALLER, None, terms)
+    engine.c_start_walk(stepper.walk, stepper.turn)
+    return stepper
+
+
+cdef int _run_in_steps(Engine engine, Walk walk, object observer) except -1:
+    """Take all steps of a walk that has been admitted, on this thread."""
+    cdef Stepper stepper = Stepper.__new__(Stepper)
+    stepper.engine = engine
+    stepper.turn = Turn.__new__(Turn)
+    stepper.turn.stepper = <PyObject*>stepper
+    stepper.turn.observer = observer
+    stepper.walk = walk
+    engine.c_start_part(walk, stepper.turn)
+    stepper.run()
+    return 0
+
+
+cdef int _collect_error(list errors, object error, int index, int count) except -1:
+    """Note the failure of one request of a list."""
+    if error is None:
+        return 0
+    if issubclass(type(error), KeyboardInterrupt) and PyThread_get_thread_ident() == _main_thread:
+        raise error                                             # Ctrl-C: nobody looks for it in a group
+    _add_note(error, f"fastpipe: request {index} of a list of {count}")
+    errors.append(error)
+    return 0
+
+
+cdef int _raise_errors(list errors, int count) except -1:
+    if errors:
+        raise BaseExceptionGroup(f"{len(errors)} of {count} requests failed", errors)
+    return 0
+
+
+cdef inline int _own_request(Visit visit) except -1:
+    """Give the visit a dict of its own: the caller's is written once, at the end, and only if the request succeeds."""
+    if visit.is_callers:
+        visit.request = PyDict_Copy(visit.request)
+        if "result" in visit.request:
+            del visit.request["result"]                         # left over from an earlier call with the same dict
+        visit.is_callers = False
+    return 0
+
+
+cdef int _write_back(object request, dict answer) except -1:
+    """Write an answer, or None for a failure, into a caller's dict; a result that it does not have is removed."""
+    if request is answer:
+        return 0
+    if answer is not None:
+        if PyDict_CheckExact(request):
+            PyDict_Update(request, answer)
+        else:
+            for key, value in answer.items():                   # a subclass has books of its own, and its own update()
+                request[key] = value
+    if (answer is None or "result" not in answer) and "result" in request:
+        del request["result"]
+    return 0
+
+
+cdef c_bool _mark_running(future) except *:
+    """Tell a future that its request starts; False if its owner has cancelled it."""
+    try:
+        return future.start()
+    except BaseException:
+        return False
+
+
+cdef int _restore(Visit visit, dict before) except -1:
+    visit.request.clear()
+    PyDict_Update(visit.request, before)
+    return 0
+
+
+cdef dict _checked_item_errors(object error, int count, Node node):
+    """What ItemErrors says; if it says nonsense, that every item failed because of it."""
+    errors = error.errors
+    if isinstance(errors, dict) and all(isinstance(index, int) and 0 <= index < count
+                                        and isinstance(each, BaseException) for index, each in errors.items()):
+        return errors
+    wrong = BackendError(f"node {node.name!r} raised ItemErrors for a batch of {count} that do not map indices in it to "
+                         f"exceptions: {errors!r}")
+    wrong.__cause__ = error
+    return dict.fromkeys(range(count), wrong)
+
+
+cdef object _bucket_of(Visit visit):
+    bucket = visit.node.bucket
+    return visit.request.get(bucket) if isinstance(bucket, str) else _enter_user_code(<void*>visit.walk.engine, bucket,
+                                                                                      visit.request)
+
+
+cdef double _weight(Visit visit) except? -1:
+    cdef Node node = visit.node
+    cdef double weight
+    if node.weigh is not None:
+        weight = _enter_user_code(<void*>visit.walk.engine, node.weigh, visit.request)
+    else:
+        size = visit.request.get("request_size")
+        if size is None:
+            return 1.0
+        weight = size
+    if not 0 < weight <= node.station.max_batch:
+        raise ValueError(f"the request weighs {weight:g}; node {node.name!r} takes more than 0 and up to {node.station.max_batch}")
+    return weight
+
+
+cdef int _status(object status, Node node) except -1:
+    if isinstance(status, Status):
+        return status
+    raise BackendError(f"the filter of node {node.name!r} must return a fastpipe.Status; it returned {status!r}")
+
+
+cdef object _with_place(object error, Node node):
+    """Add the note that says at which node an exception was raised."""
+    _add_note(error, f"fastpipe: node {node.name!r}, backend {node.backend_name}")
+    return error
+
+
+cdef object _with_batch(object error, Visit visit, int instance, int batch_size):
+    """Add the note that says where an exception of a backend comes from."""
+    cdef Node node = visit.node
+    cdef str place = f"fastpipe: node {node.name!r}, backend {node.backend_name}, instance {instance}, batch of {batch_size}"
+    if issubclass(type(error), KeyError):
+        place += f"; the request's keys are {sorted([key for key in visit.request if isinstance(key, str)])}"
+    _add_note(error, place)
+    return error
+
+
+# =================================================================================================================
+# For tests: the rules as a table, the inbox alone
+# =================================================================================================================
+
+def decide(str rule, *, list preferred=None, **load_fields):
+    """What ``rule`` says to a Load: (action, reason, until_ns, size). Fields that are not given are 0."""
+    cdef Load load
+    cdef Verdict verdict
+    cdef vector[int32_t] sizes
+    load.now_ns = load_fields.pop("now_ns", 0)
+    load.oldest_ns = load_fields.pop("oldest_ns", 0)
+    load.idle_since_ns = load_fields.pop("idle_since_ns", 0)
+    load.latest_event_ns = load_fields.pop("latest_event_ns", 0)
+    load.usual_gap_ns = load_fields.pop("usual_gap_ns", 0)
+    load.timeout_ns = load_fields.pop("timeout_ns", 0)
+    load.cost_alone_ns = load_fields.pop("cost_alone_ns", 0)
+    load.cost_shared_ns = load_fields.pop("cost_shared_ns", 0)
+    load.queued = load_fields.pop("queued", 0)
+    load.queued_weight = load_fields.pop("queued_weight", load.queued)
+    load.max_weight = load_fields.pop("max_weight", 0)
+    load.idle_instances = load_fields.pop("idle_instances", 0)
+    load.busy_instances = load_fields.pop("busy_instances", 0)
+    load.company = load_fields.pop("company", 0)
+    if load_fields:
+        raise TypeError(f"a Load has no {sorted(load_fields)}")
+    for size in sorted(preferred or ()):
+        sizes.push_back(size)
+    if rule == "adaptive":
+        verdict = decide_adaptive(&load)
+    elif rule == "timeout":
+        verdict = decide_timeout(&load)
+    elif rule == "greedy":
+        verdict = decide_greedy(&load)
+    else:
+        verdict = decide_preferred(&load, sizes.data(), <int32_t>sizes.size())
+    return _ACTIONS[verdict.action], _REASONS[verdict.reason], verdict.until_ns, verdict.size

@@ -1,0 +1,89 @@
+"""How ``@fastpipe.backend`` makes a backend of a function of one item."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from fastpipe.backend import Backend, Request
+from fastpipe.errors import ConfigError, ItemErrors
+
+__all__ = ["FunctionBackend", "backend_from_function"]
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class FunctionBackend(Backend):
+    """Base of what ``@fastpipe.backend`` returns; ``function`` is the function as it was written."""
+
+    function: Callable[..., Any]
+    retry_alone = False  # items are run one by one anyway, and each failure is reported with its index
+
+    def __init__(self, **parameters: Any) -> None:
+        self.parameters = parameters
+
+    def forward(self, batch: list[Request]) -> None:
+        """Set each request's result to what the function returns for its data; exceptions fail their item alone."""
+        function, parameters = type(self).function, self.parameters
+        if len(batch) == 1:
+            batch[0]["result"] = function(batch[0]["data"], **parameters)
+            return
+        failed: dict[int, BaseException] = {}
+        for index, request in enumerate(batch):
+            try:
+                request["result"] = function(request["data"], **parameters)
+            except Exception as error:  # whatever the function raises belongs to this item's caller
+                failed[index] = error
+        if failed:
+            raise ItemErrors(failed)
+
+
+def backend_from_function(function: Callable[..., Any]) -> type[Backend]:
+    """Return a Backend subclass around ``function``, named like it; its parameters are the keyword-only ones.
+
+    Raises:
+        ConfigError: if the function is asynchronous, or cannot be called with one item alone.
+    """
+    name = getattr(function, "__name__", None) or type(function).__name__
+    if not callable(function) or isinstance(function, type):
+        raise ConfigError(f"{name}: a function of one item is expected, got {function!r}")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(f"{name}: an async function cannot be a backend; backends run on threads")
+    parameters = _parameters_of(function, name)
+
+    def construct(self: FunctionBackend, **given: Any) -> None:
+        FunctionBackend.__init__(self, **given)
+
+    # What configurations see: the function's keyword-only parameters. __wrapped__ leads to the module in which
+    # annotations written as text have their meaning.
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    construct.__signature__ = inspect.Signature([this, *parameters])  # type: ignore[attr-defined]
+    construct.__wrapped__ = function  # type: ignore[attr-defined]
+    return type(
+        name,
+        (FunctionBackend,),
+        {
+            "__init__": construct,
+            "__doc__": function.__doc__,
+            "__module__": getattr(function, "__module__", __name__),
+            "__qualname__": getattr(function, "__qualname__", name),
+            "function": staticmethod(function),
+        },
+    )
+
+
+def _parameters_of(function: Callable[..., Any], name: str) -> list[inspect.Parameter]:
+    """Return the keyword-only parameters, having checked that one item can be given."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return []  # some built-in functions have no signature; one item is what they get
+    required = [p.name for p in parameters if p.kind in _POSITIONAL and p.default is p.empty]
+    takes_item = any(p.kind in (*_POSITIONAL, p.VAR_POSITIONAL) for p in parameters)
+    if not takes_item or len(required) > 1:
+        raise ConfigError(
+            f"{name}: a function of one item is expected, as in def {name}(data, *, parameter=...); "
+            f"this one takes ({', '.join(map(str, parameters))})"
+        )
+    return [p for p in parameters if p.kind is p.KEYWORD_ONLY]

@@ -1,0 +1,133 @@
+// What Cython cannot say: a futex, a CPU pause, a thread-local pointer, and hooks that compile away. Linux only.
+#pragma once
+#include <atomic>
+#include <cerrno>
+#include <climits>
+#include <cstdint>
+#include <cstdlib>
+#include <ctime>
+#include <linux/futex.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace fastpipe {
+
+using Word = std::atomic<uint32_t>;
+static_assert(sizeof(Word) == 4 && Word::is_always_lock_free, "the kernel compares a plain 32-bit word");
+
+inline int64_t kernel_now_ns() noexcept {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return int64_t(t.tv_sec) * 1000000000 + t.tv_nsec;
+}
+
+// The time as a test has set it, see _core._freeze_time; 0: it is the kernel's.
+inline std::atomic<int64_t> frozen_ns{0};
+inline int64_t frozen_now_ns() noexcept {
+#ifdef FASTPIPE_NO_HOOKS
+    return 0;
+#else
+    return frozen_ns.load(std::memory_order_relaxed);
+#endif
+}
+
+inline int64_t now_ns() noexcept {
+    int64_t frozen = frozen_now_ns();
+    return __builtin_expect(frozen != 0, 0) ? frozen : kernel_now_ns();
+}
+
+// Sleep while *word == expected. Returns 0 when woken or when the word differs, else ETIMEDOUT or EINTR.
+// deadline_ns: absolute, CLOCK_MONOTONIC; negative: none. While time is frozen, 0 also for nothing, every millisecond:
+// every sleeper looks again.
+inline int futex_wait(Word* word, uint32_t expected, int64_t deadline_ns) noexcept {
+    timespec t;
+    timespec* until = nullptr;
+    bool is_frozen = deadline_ns >= 0 && frozen_now_ns() != 0;
+    if (is_frozen) {
+        if (now_ns() >= deadline_ns) return ETIMEDOUT;
+        deadline_ns = kernel_now_ns() + 1000000;
+    }
+    if (deadline_ns >= 0) {
+        t.tv_sec = deadline_ns / 1000000000;
+        t.tv_nsec = deadline_ns % 1000000000;
+        until = &t;
+    }
+    long r = syscall(SYS_futex, word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, expected, until, nullptr,
+                     FUTEX_BITSET_MATCH_ANY);
+    if (r == 0 || errno == EAGAIN || (is_frozen && errno == ETIMEDOUT)) return 0;
+    return errno;
+}
+
+// Wake up to `count` sleepers. The word may already be gone (its owner saw the new value and left): then the kernel
+// answers EFAULT, or somebody else's sleeper wakes for nothing and sleeps again. Every sleeper here re-checks in a loop.
+inline void futex_wake(Word* word, int count) noexcept {
+    syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, count, nullptr, nullptr, 0);
+}
+
+inline void cpu_pause() noexcept {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Timed waits of this thread end within about 2 us of their deadline; the kernel's default allows 50 us.
+inline void want_precise_timers() noexcept { prctl(PR_SET_TIMERSLACK, 2000UL, 0, 0, 0); }
+
+// What this thread is running for an engine at the moment, innermost first: lets close() know that it was called from a
+// backend, and a call that it was made by a future's callback on the very thread that would have to serve it.
+struct Frame {
+    const void* engine;
+    bool settles;  // in callbacks of futures, on a worker's thread; else in a backend
+    void* batch;   // the visits that a backend runs; null elsewhere
+    void* station; // where it runs them
+    Frame* outer;
+};
+inline Frame*& innermost_frame() noexcept {
+    static thread_local Frame* frame = nullptr;
+    return frame;
+}
+inline void enter_frame(Frame* frame, const void* engine, bool settles) noexcept {
+    frame->engine = engine;
+    frame->settles = settles;
+    frame->batch = nullptr;
+    frame->station = nullptr;
+    frame->outer = innermost_frame();
+    innermost_frame() = frame;
+}
+inline void leave_frame(Frame* frame) noexcept { innermost_frame() = frame->outer; }
+inline bool is_inside(const void* engine) noexcept {
+    for (Frame* frame = innermost_frame(); frame; frame = frame->outer)
+        if (frame->engine == engine) return true;
+    return false;
+}
+inline bool is_settling(const void* engine) noexcept {
+    for (Frame* frame = innermost_frame(); frame; frame = frame->outer)
+        if (frame->engine == engine && frame->settles) return true;
+    return false;
+}
+
+inline void* innermost_batch() noexcept {
+    for (Frame* frame = innermost_frame(); frame; frame = frame->outer)
+        if (frame->batch) return frame->batch;
+    return nullptr;
+}
+
+// Where tests step in, see _core._hook: a bit for each point that has an action. One load and a branch that is never
+// taken; none at all if compiled with FASTPIPE_NO_HOOKS.
+inline std::atomic<uint32_t> hooked_points{0};
+inline bool is_hooked(uint32_t point) noexcept {
+#ifdef FASTPIPE_NO_HOOKS
+    (void)point;
+    return false;
+#else
+    return __builtin_expect(hooked_points.load(std::memory_order_relaxed) & (1u << point), 0);
+#endif
+}
+
+// The end of a process in which nothing can be trusted to run: SIGABRT, for which faulthandler shows all stacks.
+[[noreturn]] inline void abort_process() noexcept { std::abort(); }
+
+}  // namespace fastpipe

@@ -1,0 +1,383 @@
+"""Where boxes and the lines between them go: a layered drawing of a directed graph, from top to bottom. Pure geometry.
+
+The usual four steps (Sugiyama): every box gets a layer, by the longest path that leads to it; a line that passes a
+layer gets a place of its own there, as if it were a thin box; the places of a layer are ordered so that few lines
+cross; then every place moves towards its neighbours. Between two layers of boxes lies one for the lines' labels. As
+every line has its own place in every layer it passes, none runs through a box or a label, and no labels overlap.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from random import Random
+
+__all__ = ["Layout", "Line", "Size", "lay_out"]
+
+Point = tuple[float, float]
+
+SIDE_GAP = 26.0  # between neighbours in a layer, in pixels
+LINE_GAP = 14.0  # beside a line that passes
+LAYER_GAP = 20.0  # between a layer of boxes and the layer of labels below it, at least
+MOST_LAYER_GAP = 56.0  # where lines have far to go sideways
+PORT_GAP = 18.0  # between lines that leave one box
+ORDER_SWEEPS = 24
+PLACE_SWEEPS = 16
+SETTLE_SWEEPS = 120
+
+
+@dataclass(frozen=True)
+class Size:
+    """Extents of a box around its centre, in pixels."""
+
+    width: float
+    above: float
+    below: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """From box to box, with a label of so many pixels or none (0, 0)."""
+
+    source: int
+    target: int
+    label_width: float = 0.0
+    label_height: float = 0.0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The drawing, in pixels from its top left corner."""
+
+    width: float
+    height: float
+    boxes: tuple[Point, ...]
+    """The centre of each box."""
+    lines: tuple[tuple[Point, ...], ...]
+    """Of each line, points from its source to its target; it is vertical in all of them."""
+    labels: tuple[Point, ...]
+    """The centre of each line's label."""
+
+
+@dataclass(eq=False)
+class _Place:
+    """A box, or where a line passes a layer."""
+
+    layer: int
+    width: float
+    above: float
+    below: float
+    is_box: bool
+    x: float = 0.0
+    up: list[_Place] = field(default_factory=list)
+    down: list[_Place] = field(default_factory=list)
+
+
+def lay_out(sizes: Sequence[Size], lines: Sequence[Line]) -> Layout:
+    """Place boxes and lines: what hangs together in one drawing, and these side by side.
+
+    A line that would close a circle is drawn upwards. None may lead to its own source.
+    """
+    left = height = 0.0
+    boxes: dict[int, Point] = {}
+    drawn: dict[int, tuple[Point, ...]] = {}
+    labels: dict[int, Point] = {}
+    for own in _connected(len(sizes), lines):
+        rank = {index: place for place, index in enumerate(own)}
+        numbers = [number for number, line in enumerate(lines) if line.source in rank]
+        inside = [replace(lines[n], source=rank[lines[n].source], target=rank[lines[n].target]) for n in numbers]
+        part = _lay_out_connected([sizes[index] for index in own], inside)
+        boxes.update(zip(own, _moved(part.boxes, left), strict=True))
+        drawn.update(zip(numbers, (_moved(points, left) for points in part.lines), strict=True))
+        labels.update(zip(numbers, _moved(part.labels, left), strict=True))
+        left += part.width + 2 * SIDE_GAP
+        height = max(height, part.height)
+    return Layout(
+        width=max(left - 2 * SIDE_GAP, 0.0),
+        height=height,
+        boxes=tuple(boxes[index] for index in range(len(sizes))),
+        lines=tuple(drawn[number] for number in range(len(lines))),
+        labels=tuple(labels[number] for number in range(len(lines))),
+    )
+
+
+def _connected(box_count: int, lines: Sequence[Line]) -> list[list[int]]:
+    """Return the boxes that hang together, in the order of their first ones."""
+    group = list(range(box_count))
+
+    def first_of(index: int) -> int:
+        while group[index] != index:
+            index = group[index]
+        return index
+
+    for line in lines:
+        one, other = sorted((first_of(line.source), first_of(line.target)))
+        group[other] = one
+    together: dict[int, list[int]] = {}
+    for index in range(box_count):
+        together.setdefault(first_of(index), []).append(index)
+    return list(together.values())
+
+
+def _moved(points: Sequence[Point], right: float) -> tuple[Point, ...]:
+    return tuple((x + right, y) for x, y in points)
+
+
+def _lay_out_connected(sizes: Sequence[Size], lines: Sequence[Line]) -> Layout:
+    chains = [(line.source, line.target) for line in lines]
+    upwards = _upwards(len(sizes), chains)
+    chains = [(b, a) if turned else (a, b) for (a, b), turned in zip(chains, upwards, strict=True)]
+    layer_of = _layers(len(sizes), chains)
+    boxes = [
+        _Place(2 * layer, size.width, size.above, size.below, is_box=True)
+        for size, layer in zip(sizes, layer_of, strict=True)
+    ]
+    passes = [_passes(boxes[a], boxes[b]) for a, b in chains]
+    labelled = [own[0] if turned else own[-1] for own, turned in zip(passes, upwards, strict=True)]  # beside the target
+    for place, line in zip(labelled, lines, strict=True):
+        if line.label_height:
+            place.width, place.above = line.label_width, line.label_height
+    layers = _ordered(boxes, chains, passes)
+    _place(layers)
+    _straighten(layers)
+    tops, bottoms = _heights(layers)
+    left = min((place.x - place.width / 2 for layer in layers for place in layer), default=0.0)
+    for layer in layers:
+        for place in layer:
+            place.x -= left
+    starts, ends = _ports(boxes, chains, passes)
+    middles = [tops[place.layer] + max(other.above for other in layers[place.layer]) for place in boxes]
+    drawn = []
+    for (a, b), own, start, end, turned in zip(chains, passes, starts, ends, upwards, strict=True):
+        points = [(start, middles[a] + boxes[a].below), (start, bottoms[boxes[a].layer])]
+        for place in own:
+            if tops[place.layer] < bottoms[place.layer]:  # otherwise nothing is there to be avoided
+                points += [(place.x, tops[place.layer]), (place.x, bottoms[place.layer])]
+        points += [(end, tops[boxes[b].layer]), (end, middles[b] - boxes[b].above)]
+        drawn.append(tuple(reversed(points) if turned else points))
+    return Layout(
+        width=max((place.x + place.width / 2 for layer in layers for place in layer), default=0.0),
+        height=max(bottoms, default=0.0),
+        boxes=tuple((box.x, middle) for box, middle in zip(boxes, middles, strict=True)),
+        lines=tuple(drawn),
+        labels=tuple((place.x, (tops[place.layer] + bottoms[place.layer]) / 2) for place in labelled),
+    )
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------
+
+
+def _upwards(box_count: int, chains: Sequence[tuple[int, int]]) -> list[bool]:
+    """Which lines have to be turned so that no circle is left; of a circle, the line that is written last."""
+    following: list[list[int]] = [[] for _ in range(box_count)]
+    turned = []
+    for source, target in chains:
+        reached = {target}
+        todo = [target]
+        while todo:
+            for after in following[todo.pop()]:
+                if after not in reached:
+                    reached.add(after)
+                    todo.append(after)
+        turned.append(source in reached)
+        following[target if turned[-1] else source].append(source if turned[-1] else target)
+    return turned
+
+
+def _layers(box_count: int, chains: Sequence[tuple[int, int]]) -> list[int]:
+    following: list[list[int]] = [[] for _ in range(box_count)]
+    waiting = [0] * box_count
+    for source, target in chains:
+        following[source].append(target)
+        waiting[target] += 1
+    has_parents = [count > 0 for count in waiting]
+    layer_of = [0] * box_count
+    order = [index for index, count in enumerate(waiting) if count == 0]
+    for index in order:  # grows
+        for target in following[index]:
+            layer_of[target] = max(layer_of[target], layer_of[index] + 1)
+            waiting[target] -= 1
+            if waiting[target] == 0:
+                order.append(target)
+    for index in reversed(order):
+        if not has_parents[index] and following[index]:  # a root belongs right above what it leads to
+            layer_of[index] = min(layer_of[target] for target in following[index]) - 1
+    return layer_of
+
+
+def _passes(source: _Place, target: _Place) -> list[_Place]:
+    """Return the places of a line in the layers between its ends, linked up."""
+    own = [_Place(layer, LINE_GAP, 0.0, 0.0, is_box=False) for layer in range(source.layer + 1, target.layer)]
+    for above, below in zip([source, *own], [*own, target], strict=True):
+        above.down.append(below)
+        below.up.append(above)
+    return own
+
+
+# ---- the order in each layer -----------------------------------------------------------------------------------
+
+
+def _ordered(
+    boxes: Sequence[_Place], chains: Sequence[tuple[int, int]], passes: Sequence[Sequence[_Place]]
+) -> list[list[_Place]]:
+    layers: list[list[_Place]] = [[] for _ in range(max((box.layer for box in boxes), default=-1) + 1)]
+    seen: set[int] = set()
+    todo = [box for box in reversed(boxes) if not box.up]
+    while todo:  # depth first, so that what hangs together begins side by side
+        place = todo.pop()
+        if id(place) not in seen:
+            seen.add(id(place))
+            layers[place.layer].append(place)
+            todo.extend(reversed(place.down))
+    best, fewest = layers, _crossings(layers)
+    random = Random(0)  # the same graph always looks the same
+    for sweep in range(ORDER_SWEEPS):
+        if fewest == 0:
+            break
+        layers = [list(layer) for layer in layers]
+        upwards = sweep % 2 == 1
+        for layer in reversed(layers[:-1]) if upwards else layers[1:]:
+            if sweep % 4 > 1:  # of those that want the same place, any may be first
+                random.shuffle(layer)
+            _sort_by_neighbours(layer, layers[layer[0].layer + (1 if upwards else -1)], upwards=upwards)
+        _swap_neighbours(layers)
+        crossings = _crossings(layers)
+        if crossings < fewest:
+            best, fewest = layers, crossings
+    return best
+
+
+def _sort_by_neighbours(layer: list[_Place], beside: list[_Place], *, upwards: bool) -> None:
+    """Order ``layer`` by the mean place of each one's neighbours; who has none stays where it is."""
+    rank = {id(place): index for index, place in enumerate(beside)}
+    scale = max(len(beside) - 1, 1) / max(len(layer) - 1, 1)
+    wanted = {}
+    for index, place in enumerate(layer):
+        ranks = [rank[id(other)] for other in (place.down if upwards else place.up)]
+        wanted[id(place)] = sum(ranks) / len(ranks) if ranks else index * scale
+    layer.sort(key=lambda place: wanted[id(place)])
+
+
+def _swap_neighbours(layers: Sequence[list[_Place]]) -> None:
+    """Swap two that stand side by side wherever fewer of their lines cross then."""
+    rank = {id(place): index for layer in layers for index, place in enumerate(layer)}
+    for layer in layers:
+        for index in range(len(layer) - 1):
+            left, right = layer[index], layer[index + 1]
+            now = then = 0
+            for ours, theirs in ((left.up, right.up), (left.down, right.down)):
+                for one in ours:
+                    for other in theirs:
+                        now += rank[id(one)] > rank[id(other)]
+                        then += rank[id(one)] < rank[id(other)]
+            if then < now:
+                layer[index], layer[index + 1] = right, left
+                rank[id(left)], rank[id(right)] = index + 1, index
+
+
+def _crossings(layers: Sequence[Sequence[_Place]]) -> int:
+    count = 0
+    for upper, lower in pairwise(layers):
+        rank = {id(place): index for index, place in enumerate(lower)}
+        seen: list[int] = []
+        for place in upper:
+            targets = sorted(rank[id(other)] for other in place.down)
+            count += sum(len(seen) - bisect_right(seen, target) for target in targets)
+            for target in targets:
+                insort(seen, target)
+    return count
+
+
+# ---- places ----------------------------------------------------------------------------------------------------
+
+
+def _place(layers: Sequence[Sequence[_Place]]) -> None:
+    """Give every place an x: near its neighbours above and below, in its layer's order, with the gaps kept."""
+    for layer in layers:
+        _spread(layer, [0.0] * len(layer))
+    for sweep in range(PLACE_SWEEPS + SETTLE_SWEEPS):
+        upwards, settles = sweep % 2 == 1, sweep >= PLACE_SWEEPS
+        for layer in reversed(layers) if upwards else layers:
+            wanted = []
+            for place in layer:
+                neighbours = place.down if upwards else place.up
+                if settles or not neighbours:
+                    neighbours = [*place.up, *place.down]
+                weights = [1.0 if other.is_box and place.is_box else 3.0 for other in neighbours]
+                total = sum(weight * other.x for weight, other in zip(weights, neighbours, strict=True))
+                wanted.append(total / sum(weights) if weights else place.x)
+            _spread(layer, wanted)
+
+
+def _straighten(layers: Sequence[Sequence[_Place]]) -> None:
+    """Put each link of a chain right below the one before, as far as its neighbours leave room."""
+    for layer in layers:
+        for index, place in enumerate(layer):
+            if len(place.up) == 1 and len(place.up[0].down) == 1:
+                x = place.up[0].x
+                if index > 0:
+                    x = max(x, layer[index - 1].x + _distance(layer[index - 1], place))
+                if index < len(layer) - 1:
+                    x = min(x, layer[index + 1].x - _distance(place, layer[index + 1]))
+                place.x = x
+
+
+def _distance(left: _Place, right: _Place) -> float:
+    gap = SIDE_GAP if left.is_box and right.is_box else LINE_GAP
+    return (left.width + right.width) / 2 + gap
+
+
+def _spread(layer: Sequence[_Place], wanted: Sequence[float]) -> None:
+    """Set each x as near to what is wanted as order and gaps allow, in the sense of least squares."""
+    offsets = [0.0]
+    for left, right in pairwise(layer):
+        offsets.append(offsets[-1] + _distance(left, right))
+    blocks: list[tuple[float, float, int]] = []  # mean, weight, how many; neighbours that collide become one
+    for place, x, offset in zip(layer, wanted, offsets, strict=False):
+        block = (x - offset, 1.0 if place.is_box else 2.0, 1)
+        while blocks and blocks[-1][0] > block[0]:
+            mean, weight, count = blocks.pop()
+            total = weight + block[1]
+            block = ((mean * weight + block[0] * block[1]) / total, total, count + block[2])
+        blocks.append(block)
+    means = [mean for mean, _, count in blocks for _ in range(count)]
+    for place, mean, offset in zip(layer, means, offsets, strict=False):
+        place.x = mean + offset
+
+
+def _heights(layers: Sequence[Sequence[_Place]]) -> tuple[list[float], list[float]]:
+    """Return where each layer begins and ends; the wider the lines between two swing, the farther apart they are."""
+    tops: list[float] = []
+    bottoms: list[float] = []
+    y = 0.0
+    for layer in layers:
+        tops.append(y)
+        y += max(place.above for place in layer) + max(place.below for place in layer)
+        bottoms.append(y)
+        swing = max((abs(place.x - other.x) for place in layer for other in place.down), default=0.0)
+        y += min(LAYER_GAP + swing / 8, MOST_LAYER_GAP)
+    return tops, bottoms
+
+
+def _ports(
+    boxes: Sequence[_Place], chains: Sequence[tuple[int, int]], passes: Sequence[Sequence[_Place]]
+) -> tuple[list[float], list[float]]:
+    """Return at which x each line leaves the upper box and reaches the lower one: side by side, without crossing."""
+    starts, ends = [0.0] * len(chains), [0.0] * len(chains)
+    for index, box in enumerate(boxes):
+        down = [number for number, (source, _) in enumerate(chains) if source == index]
+        up = [number for number, (_, target) in enumerate(chains) if target == index]
+        for x, number in _side_by_side(box, ((passes[number][0].x, number) for number in down)):
+            starts[number] = x
+        for x, number in _side_by_side(box, ((passes[number][-1].x, number) for number in up)):
+            ends[number] = x
+    return starts, ends
+
+
+def _side_by_side(box: _Place, towards: Iterable[tuple[float, int]]) -> Iterable[tuple[float, int]]:
+    ordered = sorted(towards)
+    gap = min(PORT_GAP, box.width / (len(ordered) + 1))
+    for rank, (_, number) in enumerate(ordered):
+        yield box.x + (rank - (len(ordered) - 1) / 2) * gap, number

@@ -1,0 +1,112 @@
+"""The threads that work for a pipe: how one serves its node, and what becomes of one that hangs.
+
+Each serves a station, which knows no pipe, so that threads which sleep keep no pipe alive.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fastpipe._core import Station
+from fastpipe.backend import Backend, close_all
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+__all__ = ["Worker", "serve_and_close", "serve_shared", "serve_thread_bound"]
+
+# A worker that has died is set to work again at once, or, if it dies again and again, after a pause up to this long.
+LONGEST_PAUSE_S = 0.1
+
+
+class Worker:
+    """A thread of a pipe, for whoever waits for its end."""
+
+    def __init__(self, name: str, body: Callable[..., Any], *arguments: Any) -> None:
+        # Daemons: the process may end while a backend hangs. Orderly ends are seen to by the pipe's atexit hook.
+        self.thread = threading.Thread(target=self._run, args=(body, *arguments), name=name, daemon=True)
+        self._is_over = threading.Event()
+        self._is_given_up = False
+
+    def _run(self, body: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            body(*arguments)
+        finally:
+            self._is_over.set()
+
+    def join(self, timeout: float | None) -> None:
+        """Wait until the thread has ended, or was given up."""
+        if self._is_over.wait(timeout) and not self._is_given_up:
+            self.thread.join(timeout)
+
+    def give_up(self) -> None:
+        """Say that the thread hangs: nobody is to wait for it."""
+        self._is_given_up = True
+        self._is_over.set()
+
+
+def serve(station: Station, index: int) -> Any:
+    """Serve a station until it closes; return the backend in which this thread was given up, or None.
+
+    What ends the engine's loop otherwise, a lack of memory for instance, has failed the requests that it held; it is
+    told to ``threading.excepthook``, and the thread goes back to work.
+    """
+    pause_s = 0.0
+    while True:
+        began_s = time.monotonic()
+        try:
+            return station.serve(index)
+        except BaseException as error:
+            threading.excepthook(
+                threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
+            )
+        lasted_s = time.monotonic() - began_s
+        pause_s = 0.0 if lasted_s > 10 * LONGEST_PAUSE_S else min(max(2 * pause_s, 0.001), LONGEST_PAUSE_S)
+        time.sleep(pause_s)
+
+
+def serve_shared(station: Station, index: int, came_back: Callable[[Station], None]) -> None:
+    """The life of a worker whose backend any thread may run."""
+    hung_in = serve(station, index)
+    if hung_in is not None:
+        try:
+            close_all([hung_in])  # it has come back after all, and nobody uses it any more
+        finally:
+            came_back(station)
+
+
+def serve_thread_bound(
+    build: Callable[[], Backend],
+    index: int,
+    built: Future[Backend],
+    station: Future[Station | None],
+    came_back: Callable[[Station], None],
+) -> None:
+    """The life of a thread-bound instance: built, run and closed on one thread."""
+    try:
+        backend = build()
+    except BaseException as error:
+        built.set_exception(error)
+        return
+    built.set_result(backend)
+    desk = station.result()
+    if desk is None:
+        backend.close()
+    else:
+        serve_and_close(desk, index, backend, came_back)
+
+
+def serve_and_close(station: Station, index: int, backend: Backend, came_back: Callable[[Station], None]) -> None:
+    """Serve with a backend that was built on this thread, and close it here."""
+    hung_in = None
+    try:
+        hung_in = serve(station, index)
+    finally:
+        try:
+            backend.close()
+        finally:
+            if hung_in is not None:
+                came_back(station)

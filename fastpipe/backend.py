@@ -1,0 +1,157 @@
+"""How to write your own backend: this page is the whole contract.
+
+A backend does the work of a node. Subclass :class:`Backend`, take the node's parameters as keywords, fill in
+``request["result"]``:
+
+    class Sharpen(fastpipe.Backend):
+        '''Sharpen an image.'''
+        max_batch = 8
+
+        def __init__(self, *, amount: float = 1.0):
+            self.amount = amount
+
+        def forward(self, batch):
+            for request in batch:
+                request["result"] = unsharp(request["data"], self.amount)
+
+    pipe = fastpipe.Pipe(backend=Sharpen, amount=0.5, instance_num=2)
+
+For a function of one item there is a short form, :func:`backend`:
+
+    @fastpipe.backend
+    def to_gray(data):
+        return cv2.cvtColor(data, cv2.COLOR_BGR2GRAY)
+
+Both are accepted wherever a configuration names a backend; so are ``"module:Name"`` and any name given to
+``fastpipe.register`` or to an entry point of the group ``fastpipe.backends``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Backend", "Between", "Child", "Container", "Request", "backend"]
+
+Request = dict[str, Any]
+"""What travels: input under ``"data"``, output under ``"result"``, anything else under its own key."""
+
+
+class Backend:
+    """Work on a batch of requests. One object is one *instance*; a node has ``instance_num`` of them.
+
+    **Parameters** are the constructor's keywords. A string from a file is converted to the annotated type and a
+    name nobody takes is refused before anything starts; ``Annotated[int, Between(1, 9)]`` adds limits.
+
+    **Threads.** At most one batch at a time runs in an instance, so its attributes need no lock. It is not always
+    the same thread: often it is the caller's own. With ``thread_bound`` it is one thread for construction, every
+    batch and ``close``. Code that waits or computes outside of Python should release the GIL, once per batch.
+    """
+
+    max_batch: int | None = None
+    """How many requests ``forward`` takes at once; the node's ``max`` is then at most this. None: one, or ``max``."""
+
+    min_batch: int = 1
+    """The fewest requests ``forward`` takes. More than 1 only inside ``Range`` or ``&``, which compose batches."""
+
+    thread_bound: bool = False
+    """True: built, run and closed on one thread of its own. For libraries that tie state to a thread.
+
+    That thread refers to the instance: if the instance refers to its pipe, the pipe has to be closed to be freed.
+    """
+
+    retry_alone: bool = True
+    """If ``forward`` raises for a batch, run its requests again one by one, so that one bad request fails alone."""
+
+    def forward(self, batch: list[Request]) -> None:
+        """Run ``batch``, ``min_batch`` to ``max_batch`` requests, filling each one in place.
+
+        The list and its dicts are yours until you return; the order does not matter to anybody. A request left
+        without ``"result"`` is not an error: the filter of the next step decides (by default the request ends).
+
+        Raise to fail: with one request in the batch, it fails with your exception. With several, each is run again
+        alone (its dict as it was before, shallowly), and only those that raise again fail; see ``retry_alone``. If
+        you know which ones failed, raise ``fastpipe.ItemErrors({index: exception})``: the others have succeeded.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward(batch)")  # abstract
+
+    def close(self) -> None:
+        """Let go of what the instance holds. Called once, after its last batch."""
+
+    # Optional; the engine calls them only if a subclass defines them.
+    bucket: Callable[[Request], Hashable] | None = None
+    """``def bucket(self, request)``: only requests with equal buckets share a batch (image widths, say)."""
+
+    weigh: Callable[[Request], float] | None = None
+    """``def weigh(self, request)``: a request counts as so many towards ``max_batch``. Default 1.
+
+    It is then the weight of a batch that is limited: of requests that weigh less than 1, it may hold more.
+    """
+
+    surround: Callable[[], AbstractContextManager[Any]] | None = None
+    """``def surround(self)``: a step of a Sequential has all of it run within this context, for every batch."""
+
+
+def backend(function: Callable[[Any], Any]) -> type[Backend]:
+    """Make a backend of a function of one item: ``result = function(data)``.
+
+    Its keyword-only parameters become the node's parameters:
+
+        @fastpipe.backend
+        def resize(data, *, side: int = 224):
+            return cv2.resize(data, (side, side))
+
+    Several instances may call the function at the same time. An exception fails that request alone.
+    """
+    from fastpipe._function import backend_from_function
+
+    return backend_from_function(function)
+
+
+@dataclass(frozen=True)
+class Between:
+    """Limits of a number, both included: ``Annotated[int, Between(1, 1024)]``."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Child:
+    """A backend inside a container, as the container receives it."""
+
+    name: str
+    backend: Backend
+    filter: Callable[[Request], Any] | None = None  # as written, e.g. "(or)B"; None: the container's default
+
+
+class Container(Backend):
+    """A backend made of others, as in ``"Mine[A,B]"``: it receives them, built, as its first argument."""
+
+    composes_sizes: bool = False
+    """True: it gives each child batches of a size that child takes, so that one may have a ``min_batch`` above 1.
+
+    The node's ``max`` and ``min`` then say what the children take; its own batches are limited by ``max_batch`` alone.
+    """
+
+    def __init__(self, children: list[Child]) -> None:
+        self.children = children
+
+    def close(self) -> None:
+        close_all(child.backend for child in self.children)
+
+
+def close_all(backends: Iterable[Backend]) -> None:
+    """Close every one of them, also if some raise; then raise what they raised."""
+    errors: list[Exception] = []
+    for each in backends:
+        try:
+            each.close()
+        except Exception as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise ExceptionGroup("several backends could not be closed", errors)
+    if errors:
+        raise errors[0]

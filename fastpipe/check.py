@@ -1,0 +1,283 @@
+"""Every mistake of a configuration file, with its place in the file: what ``fastpipe check`` reports.
+
+TOML's reader in the standard library forgets where things stood, so lines and columns come from a second reader,
+tree-sitter's, if it is installed: the extra ``cli``.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fastpipe.config import BYTE_ORDER_MARK, ONE_NODE_NAME, NodeConfig, examine
+from fastpipe.errors import GraphError, Mistake
+from fastpipe.graph import compile_graph
+
+__all__ = ["Finding", "Report", "check"]
+
+# A mistake in one of these makes other nodes look wrong, which are not.
+_WIRING = {"next", "map", "restart"}
+_COLUMN = re.compile(r"column (\d+): ")
+_AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_QUOTED = re.compile(r"'((?:[^'\\]|\\.)+)'")
+_JOINED_LINES = re.compile(r"\\[ \t]*\r?\n\s*")
+_ESCAPE = re.compile(r"\\(?:u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A mistake or a warning, and where."""
+
+    text: str
+    is_warning: bool = False
+    line: int | None = None
+    """The first line is 1; None: nobody knows."""
+    column: int | None = None
+    """In characters; the first is 1."""
+    length: int = 1
+    """How many characters of the line are meant."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in one file."""
+
+    path: Path
+    findings: tuple[Finding, ...]
+    """In the order of the file; those without a place last."""
+    lines: tuple[str, ...] = ()
+    """The source."""
+    node_count: int = 0
+    has_positions: bool = True
+    """False: tree-sitter is not installed."""
+
+    @property
+    def mistake_count(self) -> int:
+        return sum(not finding.is_warning for finding in self.findings)
+
+    @property
+    def warning_count(self) -> int:
+        return len(self.findings) - self.mistake_count
+
+
+def check(path: Path) -> Report:
+    """Find all mistakes of the nodes and, as far as those can be read, of the graph that they make.
+
+    The backends that the file names are imported, and nothing is built. An optional library that is missing is a
+    mistake, too, and so is whatever a module of the user's raises while it is imported.
+    """
+    try:
+        source = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
+        text = source.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        return Report(path, (Finding(f"cannot be read: {error}"),))
+    lines = tuple(line.rstrip("\r\n") for line in io.StringIO(text))  # TOML's lines, which "\u2028" does not end
+    try:
+        written = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        return Report(path, (_syntax_error(str(error), lines),), lines)
+    places = _places(source)
+    try:
+        nodes, mistakes, remarks = _examined(written, path)
+    except Exception as error:
+        return Report(path, (Finding(f"importing what it names raised {type(error).__name__}: {error}"),), lines)
+    # A mistake in a default is one of every node.
+    found = list(dict.fromkeys(_finding(mistake, written, places, source) for mistake in mistakes))
+    found += [replace(_finding(Mistake(remark), written, places, source), is_warning=True) for remark in remarks]
+    found.sort(key=lambda finding: (finding.line is None, finding.line or 0, finding.column or 0))
+    return Report(path, tuple(found), lines, sum(not node.is_hidden for node in nodes), places is not None)
+
+
+def _examined(written: dict[str, Any], path: Path) -> tuple[Sequence[NodeConfig], Sequence[Mistake], Sequence[str]]:
+    from fastpipe._building import jumps_of  # here, since it loads the engine
+
+    nodes, problems, remarks = examine(written, {}, path.absolute().parent)
+    mistakes = [Mistake(sentence) for sentence in problems.sentences]
+    if _is_wired(mistakes):
+        wrong = {mistake.node for mistake in mistakes}
+        # What a plan with a mistake lacks may be where it jumps to.
+        readable = [replace(node, plan=None) if node.name in wrong else node for node in nodes]
+        try:
+            compile_graph(readable, jumps_of(readable))
+        except GraphError as error:
+            mistakes += [mistake for mistake in error.problems if mistake not in mistakes]
+    return nodes, mistakes, remarks
+
+
+def _is_wired(mistakes: Sequence[Mistake]) -> bool:
+    """Whether all nodes are there, with what leads from one to another."""
+    return not any(
+        mistake.key in _WIRING or (mistake.key is None and not mistake.endswith(": it has no backend"))
+        for mistake in mistakes
+    )
+
+
+def _syntax_error(message: str, lines: Sequence[str]) -> Finding:
+    place = _AT.search(message)
+    text = "not TOML: " + _AT.sub("", message)
+    if place is None:
+        return Finding(text)
+    if place[1] is None:
+        return Finding(text, line=max(len(lines), 1), column=len(lines[-1]) + 1 if lines else 1)
+    return Finding(text, line=int(place[1]), column=int(place[2]))
+
+
+# ---- places ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a key or a table's header is, and a key's value: bytes from and to."""
+
+    key: tuple[int, int]
+    value: tuple[int, int] | None
+
+
+_Places = dict[tuple[str, ...], _Place]
+
+
+def _places(source: bytes) -> _Places | None:
+    """Return where every key is, by its path from the top; None without tree-sitter."""
+    try:
+        import tree_sitter
+        import tree_sitter_toml
+    except ModuleNotFoundError:
+        return None
+    tree = tree_sitter.Parser(tree_sitter.Language(tree_sitter_toml.language())).parse(source)
+    places: _Places = {}
+    for path, place in _pairs(tree.root_node, (), source):
+        places.setdefault(path, place)
+    return places
+
+
+def _pairs(parent: Any, inside: tuple[str, ...], source: bytes) -> Iterator[tuple[tuple[str, ...], _Place]]:
+    for node in parent.children:
+        if node.type in ("table", "table_array_element"):
+            header = node.named_children[0]
+            path = _key_path(source[header.start_byte : header.end_byte])
+            for depth in range(len(path), 0, -1):  # [a.b] is where a is, too, unless it has a header of its own
+                yield path[:depth], _Place((header.start_byte, header.end_byte), None)
+            yield from _pairs(node, path, source)
+        elif node.type == "pair":
+            key, value = [child for child in node.named_children if child.type != "comment"]
+            path = (*inside, *_key_path(source[key.start_byte : key.end_byte]))
+            yield path, _Place((key.start_byte, key.end_byte), (value.start_byte, value.end_byte))
+            if value.type == "inline_table":
+                yield from _pairs(value, path, source)
+
+
+def _key_path(key: bytes) -> tuple[str, ...]:
+    path = []
+    table: Any = tomllib.loads(f"{key.decode()} = 0")
+    while isinstance(table, dict):
+        ((name, table),) = table.items()
+        path.append(name)
+    return tuple(path)
+
+
+def _finding(mistake: Mistake, written: dict[str, Any], places: _Places | None, source: bytes) -> Finding:
+    """Say where a mistake is: at its value or a part of it, else at its key, else at its node's header."""
+    path = _path(mistake, written, places or {})
+    if places is None or path not in places:
+        return Finding(mistake)
+    place, text = places[path], str(mistake)
+    inside = _table(mistake.node, written)
+    if path[: len(inside)] != inside:
+        text = text.replace(f"node {mistake.node!r}: ", "defaults: ", 1)
+    start, end = place.key
+    names_key = f"{mistake.key}: " not in mistake and repr(mistake.key) in mistake
+    if place.value is not None and mistake.key is not None and not names_key:
+        start, end = place.value
+        value = _at(written, path)
+        column = _COLUMN.search(text)
+        if column is not None and isinstance(value, str) and repr(value) in text:
+            start = min(_character(source, start, end, int(column[1]) - 1), end)
+            end = start + 1
+            text = _COLUMN.sub("", text, count=1)  # it is the file's column that is shown
+        else:
+            start, end = _named_part(text, source, start, end)
+    return _finding_at(text, source, start, end)
+
+
+def _finding_at(text: str, source: bytes, start: int, end: int) -> Finding:
+    first = source.rfind(b"\n", 0, start) + 1
+    meant = source[start:end].split(b"\n")[0].rstrip(b"\r")
+    return Finding(
+        text,
+        line=source.count(b"\n", 0, start) + 1,
+        column=len(source[first:start].decode()) + 1,
+        length=max(len(meant.decode(errors="replace")), 1),
+    )
+
+
+def _path(mistake: Mistake, written: dict[str, Any], places: _Places) -> tuple[str, ...]:
+    """Return the path of the key that a mistake is about, or of its node's table."""
+    inside, key = _table(mistake.node, written), mistake.key
+    if key is None:
+        return inside
+    # A key may stand in the node, scoped to one of its backends, or among the defaults.
+    for table in (inside, ("global",), ()):
+        names = [path[-1] for path in places if path[:-1] == table]
+        same = [name for name in names if name == key or name == key.replace("_", "::") or name.endswith(f"::{key}")]
+        if same:
+            # Of several, such as backend and "S::backend", the one whose value the message is about.
+            best = max(same, key=lambda name: (_is_about(mistake, _at(written, (*table, name))), name == key))
+            return (*table, best)
+    return inside
+
+
+def _table(node: str | None, written: dict[str, Any]) -> tuple[str, ...]:
+    """Return the path of a node's table."""
+    if node is None or (node == ONE_NODE_NAME and node not in written):
+        return ()
+    name, _, number = node.partition(".")
+    is_unquoted = node not in written and isinstance(_at(written, (name, number)), dict)  # [rec.2]
+    return (name, number) if is_unquoted else (node,)
+
+
+def _is_about(mistake: Mistake, value: Any) -> int:
+    """Return 2 if a message shows the value, 1 if it quotes a word of it, else 0."""
+    if repr(value) in mistake:
+        return 2
+    return int(isinstance(value, str) and any(_word(name).search(value) for name in _QUOTED.findall(mistake)))
+
+
+def _word(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w.:-]){re.escape(name)}(?![\w.:-])")
+
+
+def _at(written: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        written = written.get(name) if isinstance(written, dict) else None
+    return written
+
+
+def _character(source: bytes, start: int, end: int, index: int) -> int:
+    """Return the byte at which a character of a string is, from how the string is written."""
+    token = source[start:end].decode()
+    position = 1
+    if token.startswith(('"""', "'''")):
+        position = 5 if token.startswith("\r\n", 3) else 4 if token.startswith("\n", 3) else 3
+    for left in range(index, -1, -1):
+        if token[0] == '"' and (joined := _JOINED_LINES.match(token, position)):
+            position = joined.end()
+        if left > 0:
+            escape = _ESCAPE.match(token, position) if token[0] == '"' else None
+            position = position + 1 if escape is None else escape.end()
+    return start + len(token[:position].encode())
+
+
+def _named_part(text: str, source: bytes, start: int, end: int) -> tuple[int, int]:
+    """Narrow a value's place down to the first word of it that the message quotes."""
+    value = source[start:end].decode()
+    for name in _QUOTED.findall(text):
+        found = _word(name).search(value)
+        if found is not None:
+            first = start + len(value[: found.start()].encode())
+            return first, first + len(found.group().encode())
+    return start, end

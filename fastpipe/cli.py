@@ -1,0 +1,237 @@
+"""The command ``fastpipe``: draw a configuration, check it, write its schema, debug and replay requests.
+
+The exit status is 0 if all is well, 1 if something is wrong with what was given, 2 if the command itself was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import unicodedata
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastpipe.errors import PipeError
+
+if TYPE_CHECKING:
+    from fastpipe.check import Finding, Report
+    from fastpipe.picture import Picture
+
+__all__ = ["main"]
+
+FINE, MISTAKES = 0, 1
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+_SUFFIXES = {".txt": "txt", ".svg": "svg", ".html": "html", ".htm": "html", ".mmd": "mmd", ".dot": "dot", ".gv": "dot"}
+_ASCII = str.maketrans("│┊─┄├┤┬┴┼╮╭╯╰●■▼×–·↺→", "|:--+++++++++*#vx-;@>")
+
+Part = tuple[str, str]  # text and its style
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status. ``arguments`` are those behind the command's name."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser(given).parse_args(given)
+    # A file may name backends of modules beside which the command is run, as with `python -m`.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return MISTAKES
+    except (PipeError, OSError) as error:
+        sys.stderr.write(f"fastpipe: {error}\n")
+        return MISTAKES
+    return status
+
+
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fastpipe", description="Look at configurations of pipes, and into requests.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    graph = commands.add_parser(
+        "graph", help="draw a configuration", description="Draw a configuration. Nothing is built."
+    )
+    graph.add_argument("file", metavar="FILE", type=Path, help="a TOML file")
+    graph.add_argument("-o", "--output", metavar="OUT", type=Path, help="where to write (default: to the terminal)")
+    formats = sorted(set(_SUFFIXES.values()))
+    graph.add_argument("--format", choices=formats, help="default: what OUT ends with, else txt")
+    graph.set_defaults(run=_graph, fail=graph.error)
+
+    check = commands.add_parser(
+        "check",
+        help="find all mistakes in configurations",
+        description="Find all mistakes in configurations, with their places. Backends are imported, and none is built.",
+    )
+    check.add_argument("files", metavar="FILE", nargs="+", type=Path, help="TOML files")
+    check.add_argument("--strict", action="store_true", help="warnings are mistakes, too")
+    check.set_defaults(run=_check)
+
+    schema = commands.add_parser(
+        "schema",
+        help="write the JSON schema of configurations",
+        description="Write the JSON schema of configurations, by which editors complete and check them.",
+    )
+    schema.add_argument("-o", "--output", metavar="OUT", type=Path, help="where to write (default: to the terminal)")
+    schema.set_defaults(run=_schema)
+
+    debug = commands.add_parser(
+        "debug",
+        help="take a request through a pipe, node by node",
+        description="Build a pipe, and take one request through it at a prompt, node by node.",
+    )
+    replay = commands.add_parser(
+        "replay",
+        help="run recorded requests again",
+        description="Run recorded requests again, eagerly, and compare what comes of them with what came then.",
+    )
+    # The arguments of these come with modules that the others do not need.
+    if "debug" in given[:1]:
+        from fastpipe import prompt
+
+        prompt.add_arguments(debug)
+        debug.set_defaults(run=prompt.run)
+    if "replay" in given[:1]:
+        from fastpipe import replay as replaying
+
+        replaying.add_arguments(replay)
+        replay.set_defaults(run=replaying.run)
+    return parser
+
+
+# ---- commands --------------------------------------------------------------------------------------------------
+
+
+def _graph(options: argparse.Namespace) -> int:
+    suffix = options.output.suffix.lower() if options.output is not None else ".txt"
+    kind: str = options.format or _SUFFIXES.get(suffix, "")
+    if not kind:
+        options.fail(
+            f"{str(options.output)!r} ends with none of {', '.join(_SUFFIXES)}: --format says what it is to be"
+        )
+    try:
+        picture = _picture_of(options.file)
+    except PipeError as error:
+        hint = f"`fastpipe check {options.file}` says where"
+        sys.stderr.write(f"fastpipe graph: {options.file}: {error}\n{hint}\n")
+        return MISTAKES
+    if kind == "txt" and options.output is None:
+        for rails, name, rest in picture.rows():
+            _say((rails, "dim"), (name, "bold cyan"), (rest, ""))
+        return FINE
+    drawn: dict[str, Callable[[], str]] = {
+        "txt": lambda: f"{picture}\n",
+        "svg": picture.svg,
+        "html": lambda: picture.html(options.file.name),
+        "mmd": picture.mermaid,
+        "dot": picture.dot,
+    }
+    _put(drawn[kind](), options.output)
+    return FINE
+
+
+def _picture_of(path: Path) -> Picture:
+    from fastpipe._building import jumps_of
+    from fastpipe.config import load
+    from fastpipe.graph import compile_graph
+    from fastpipe.picture import Picture
+
+    with warnings.catch_warnings():  # `check` shows them
+        warnings.simplefilter("ignore")
+        configs = load(path, {}).nodes
+    return Picture(configs, compile_graph(configs, jumps_of(configs)))
+
+
+def _check(options: argparse.Namespace) -> int:
+    from fastpipe.check import check
+
+    reports = [check(path) for path in options.files]
+    for report in reports:
+        for finding in report.findings:
+            _show_finding(report, finding)
+        _show_summary(report)
+    if not all(report.has_positions for report in reports if report.findings):
+        _say(("lines and columns are known with: pip install 'fastpipe[cli]'", "dim"))
+    mistakes = sum(report.mistake_count for report in reports)
+    warned = sum(report.warning_count for report in reports)
+    return MISTAKES if mistakes or (options.strict and warned) else FINE
+
+
+def _show_finding(report: Report, finding: Finding) -> None:
+    place = [str(report.path), *(str(number) for number in (finding.line, finding.column) if number is not None)]
+    kind = ("warning: ", "yellow") if finding.is_warning else ("", "")
+    _say((f"{':'.join(place)}: ", "bold"), kind, (_one_line(finding.text), ""))
+    if finding.line is None or finding.column is None or finding.line > len(report.lines):
+        return
+    source = report.lines[finding.line - 1]
+    before, meant = source[: finding.column - 1], source[finding.column - 1 :][: finding.length]
+    margin = f"{finding.line:>5} | "
+    caret = "^" + "~" * (_columns(meant) - 1)
+    _say((margin, "dim"), (source, ""))
+    _say((" " * (len(margin) - 2) + "| ", "dim"), (_blank(before), ""), (caret, "bold red"))
+
+
+def _show_summary(report: Report) -> None:
+    counts = ((report.mistake_count, "mistake"), (report.warning_count, "warning"))
+    said = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
+    nodes = f"{report.node_count} node{'s' if report.node_count != 1 else ''}"
+    colour = "red" if report.mistake_count else "yellow" if said else "green"
+    _say((f"{report.path}: ", "bold"), (", ".join(said) or f"no mistakes, {nodes}", colour))
+
+
+def _schema(options: argparse.Namespace) -> int:
+    import json
+
+    from fastpipe.schema import schema
+
+    _put(json.dumps(schema(), indent=2) + "\n", options.output)
+    return FINE
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------
+
+
+def _put(text: str, path: Path | None) -> None:
+    if path is None:
+        _say((text.removesuffix("\n"), ""))
+    else:
+        path.write_text(text, encoding="utf-8")
+
+
+def _say(*parts: Part) -> None:
+    """Write a line to stdout: in colour, if that is a terminal and rich is installed; in ASCII, if need be."""
+    text = "".join(text for text, _ in parts)
+    if sys.stdout.isatty():
+        try:
+            from rich.console import Console
+            from rich.text import Text
+        except ModuleNotFoundError:
+            pass
+        else:
+            Console(soft_wrap=True, highlight=False).print(Text.assemble(*parts))
+            return
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
+    sys.stdout.write(text + "\n")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _columns(text: str) -> int:
+    return max(sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text), 1)
+
+
+def _blank(text: str) -> str:
+    """Return blanks as wide as ``text``; tabs stay, however wide they are."""
+    return "".join(c if c == "\t" else " " * _columns(c) for c in text)

@@ -1,0 +1,453 @@
+"""The debugger: one request through the graph, node by node, on the thread that asks for it.
+
+    with pipe.debug({"data": jpeg_bytes}) as debugger:
+        debugger.break_at("recognise", when=lambda request: request["width"] > 600)
+        print(debugger.run())       # to the breakpoint, or to the end
+        print(debugger.step())      # one node: its filter's verdict, its dict before and after, its batch
+        debugger.request["data"] = other
+        debugger.run()
+
+Meanwhile the pipe serves everybody else; a node runs the request alone, in an instance that is free. A debugger belongs
+to the thread that uses it. It keeps every dict it has shown until it is dropped, or starts another request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from fastpipe._describe import Summary, summarize
+from fastpipe._steps import Arrival, Breakpoint, Condition, History, Step, Stop, place_of
+from fastpipe.backend import Request
+from fastpipe.errors import PipeError, UnknownNode, nearest
+from fastpipe.filters import Status
+
+if TYPE_CHECKING:
+    from fastpipe._core import Stepper
+    from fastpipe.config import NodeConfig
+    from fastpipe.pipe import Pipe
+
+__all__ = ["Arrival", "Breakpoint", "Debugger", "History", "Step", "Stop"]
+
+
+class Debugger:
+    """Takes one request through a pipe step by step; ``Pipe.debug`` makes it.
+
+    As a context manager it gives up, at the end of the block, a request that has not ended: nothing stays in flight.
+
+    Thread-safety: for one thread. Other threads may call the pipe, and other debuggers.
+    """
+
+    def __init__(self, pipe: Pipe, request: Request | None = None) -> None:
+        self.breakpoints: list[Breakpoint] = []
+        self._pipe = pipe
+        self._first = request  # admitted with the first step, so that a debugger nobody uses leaves nothing in flight
+        self._stepper: Stepper | None = None
+        self._observer = _Observer(pipe)
+        self._steps: list[Step] = []
+        self._configs = {config.name: config for config in pipe._configs}
+        self._stops_on_error = False
+        self._was_given_up = False
+        # What has been shown as next: run() does not stop again where it stands already.
+        self._shown: Request | None = None
+        self._entered: set[tuple[int, ...]] = set()
+        self._restarts: dict[tuple[int, ...], str] = {}
+        self._thread_id = threading.get_ident()
+
+    # ---- the request -------------------------------------------------------------------------------------------
+
+    def start(self, request: Request) -> None:
+        """Admit a request, and stand before its first node. One that has not ended is given up; breakpoints stay.
+
+        Raises:
+            UnknownNode, PipeClosed, ...: what a call of the pipe raises for this request.
+        """
+        self.cancel()
+        self._was_given_up = False
+        self._steps = []
+        self._shown = None
+        self._entered = set()
+        self._restarts = {}
+        self._observer.take()
+        self._thread_id = threading.get_ident()
+        self._stepper = self._pipe._stepper(request, self._observer)
+        self._pipe._debuggers.add(self)
+
+    def cancel(self) -> bool:
+        """Give the request up; True if it had not ended."""
+        self._first = None
+        if self._stepper is None or not self._stepper.cancel():
+            return False
+        self._was_given_up = True
+        return True
+
+    def _started(self) -> Stepper:
+        if self._first is not None:
+            self.start(self._first)
+        if self._stepper is None:
+            raise PipeError("the debugger has no request: start(request)")
+        return self._stepper
+
+    @property
+    def next(self) -> Arrival | None:
+        """What runs next; None: the request has ended."""
+        arrived = self._started().next
+        return None if arrived is None else Arrival(*arrived)
+
+    @property
+    def waiting(self) -> list[Arrival]:
+        """All that has come to a node and not run: branches and parts. The first is ``next``."""
+        return [Arrival(*arrived) for arrived in self._started().waiting]
+
+    @property
+    def request(self) -> Request:
+        """The live dict of what runs next; when the request has ended the caller's, with the answer."""
+        arrived = self.next
+        return self._started().request if arrived is None else arrived.request
+
+    @property
+    def finished(self) -> bool:
+        """Whether the request has ended: with an answer, with an error, or because it was given up."""
+        return self._started().finished
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the call would have raised; None: nothing, so far."""
+        return self._started().error
+
+    @property
+    def state(self) -> str:
+        """Where the request is, in words: ``next: detect``, ``the request has ended``, ``... has failed with ...``."""
+        arrived = self.next
+        return self._how_it_ended() if arrived is None else f"next: {arrived.place}"
+
+    @property
+    def history(self) -> History:
+        """All steps of this request so far."""
+        return History(self._steps)
+
+    # ---- going on ----------------------------------------------------------------------------------------------
+
+    def step(self) -> Step:
+        """Ask the filter of the next node, run the node if it says so, and return what happened.
+
+        What the backend raises is in the step (and ends the request), not raised.
+
+        Raises:
+            PipeError: the request has ended.
+        """
+        stepper = self._started()
+        arrived = self.next
+        if arrived is None:
+            raise PipeError(f"the request has ended after {len(self._steps)} steps; start(request) begins another one")
+        before = Arrival(arrived.node, arrived.part, dict(arrived.request))
+        waiting_count = len(stepper.waiting)
+        stepper.step()
+        step = self._step(before, self._observer.take(), len(stepper.waiting) - (waiting_count - 1))
+        self._steps.append(step)
+        self._shown = self._next_request()
+        return step
+
+    def run(self) -> Stop:
+        """Take steps until the next breakpoint, or to the end of the request.
+
+        A breakpoint before the node at which the debugger has stopped already does not count.
+
+        Raises:
+            Exception: what the condition of a breakpoint raises; the request stands where it stood.
+        """
+        first = len(self._steps)
+        while (arrived := self.next) is not None:
+            if arrived.request is not self._shown and (reason := self._reason_to_stop(arrived)):
+                self._shown = arrived.request
+                return Stop(reason, History(self._steps[first:]), arrived, arrived.request)
+            step = self.step()
+            self._shown = None  # nobody has seen this one
+            if step.error is not None and self._stops_on_error and not self.finished:
+                self._shown = self._next_request()
+                return Stop(f"error in {step.place}", History(self._steps[first:]), self.next, self.request)
+        return Stop(self._how_it_ended(), History(self._steps[first:]), None, self.request)
+
+    def __iter__(self) -> Iterator[Step]:
+        """Take all steps that are left, and yield each."""
+        while self.next is not None:
+            yield self.step()
+
+    def _next_request(self) -> Request | None:
+        arrived = self.next
+        return None if arrived is None else arrived.request
+
+    def _how_it_ended(self) -> str:
+        if self.error is not None:
+            return f"the request has failed with {type(self.error).__name__}"
+        if self._was_given_up:
+            return "the request was given up"
+        last = self._steps[-1]
+        if last.status is Status.Break and not last.part:
+            return f"the request has ended: Break at {last.place}"
+        return "the request has ended"
+
+    # ---- breakpoints -------------------------------------------------------------------------------------------
+
+    def break_at(self, node: str, *, when: Condition | None = None) -> Breakpoint:
+        """Let ``run`` stop before ``node``, if ``when`` holds for the request there.
+
+        Args:
+            node: its name; parts of a Jump or MapReduce stop there too, each of them.
+            when: called with the dict as it arrives at the node: its filter has not been asked, so that what the node
+                before has made is still under ``"result"``. It may raise; ``run`` then raises that.
+
+        Raises:
+            UnknownNode: no node has that name.
+        """
+        if node not in self._configs:
+            raise UnknownNode(
+                f"no node is named {node!r}{nearest(node, self._configs)}; they are {list(self._configs)}"
+            )
+        for known in self.breakpoints:
+            if known.node == node and known.when is None and when is None:
+                known.enabled = True
+                return known
+        return self._add(Breakpoint(node, when))
+
+    def break_when(self, condition: Condition) -> Breakpoint:
+        """Let ``run`` stop before any node for whose request ``condition`` holds; see ``break_at``."""
+        return self._add(Breakpoint(None, condition))
+
+    def break_on_error(self, enabled: bool = True) -> None:
+        """Let ``run`` stop behind a node that failed, also where that does not end the request (``on_error``)."""
+        self._stops_on_error = enabled
+
+    def clear(self) -> None:
+        """Take all breakpoints away."""
+        self.breakpoints.clear()
+        self._stops_on_error = False
+
+    def _add(self, breakpoint: Breakpoint) -> Breakpoint:
+        self.breakpoints.append(breakpoint)
+        return breakpoint
+
+    def _reason_to_stop(self, arrived: Arrival) -> str:
+        for point in self.breakpoints:
+            if not point.enabled or (point.node is not None and point.node != arrived.node):
+                continue
+            try:
+                hit = point.when is None or bool(point.when(arrived.request))
+            except Exception as error:
+                error.add_note(f"fastpipe: raised by the condition of a breakpoint, before {arrived.place}")
+                raise
+            if hit:
+                point.hits += 1
+                return f"{'breakpoint' if point.node is not None else 'the condition holds'} before {arrived.place}"
+        return ""
+
+    # ---- what happened -----------------------------------------------------------------------------------------
+
+    def _step(self, arrived: Arrival, events: list[_Event], new_waiting: int) -> Step:
+        own, inner = _own_event(arrived, events)
+        error = own.error if own.error is not None else self._new_error()
+        before = arrived.request if own.before is None else own.before
+        before_summaries = _summaries(before) if own.before_summaries is None else own.before_summaries
+        after = before if own.after is None else own.after
+        after_summaries = before_summaries if own.after is None else _summaries(after)
+        is_entry, came_again = self._note_entry(arrived), self._restarts.pop(arrived.part, None) is not None
+        restarted_at = next((event.node for event in events if event.kind == "restarted"), None)
+        if restarted_at is not None:
+            self._restarts[arrived.part] = restarted_at
+        is_split = own.ran_s is None and own.status is Status.Run and error is None
+        return Step(
+            number=len(self._steps) + 1,
+            node=arrived.node,
+            part=arrived.part,
+            status=own.status,
+            why=_why(self._configs[arrived.node], own.status, is_entry=is_entry, came_again=came_again),
+            arrived=arrived.request,
+            before=before,
+            after=after,
+            before_summaries=before_summaries,
+            after_summaries=after_summaries,
+            added=tuple(key for key in after if key not in before),
+            changed=tuple(
+                key
+                for key in after
+                if key in before and _is_changed(before[key], after[key], before_summaries[key], after_summaries[key])
+            ),
+            removed=tuple(key for key in before if key not in after),
+            elapsed_s=own.ran_s,
+            error=error,
+            hidden=own.hidden,
+            batch=own.batch,
+            part_count=new_waiting if is_split else None,
+            restarted_at=restarted_at,
+            inner=tuple(str(event) for event in inner),
+        )
+
+    def _new_error(self) -> BaseException | None:
+        """The request's error, if it came with this step: of a filter, a split or a merge."""
+        error = self._started().error
+        return None if any(step.error is error for step in self._steps) else error
+
+    def _note_entry(self, arrived: Arrival) -> bool:
+        is_entry = arrived.part not in self._entered
+        self._entered.add(arrived.part)
+        return is_entry
+
+    # ---- life --------------------------------------------------------------------------------------------------
+
+    def _pipe_closes(self) -> None:
+        """Give up a request that can never go on: the thread that would take its next step waits in ``close``."""
+        if threading.get_ident() == self._thread_id:
+            self.cancel()
+
+    def __enter__(self) -> Self:
+        if self._first is not None:
+            self.start(self._first)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def __repr__(self) -> str:
+        if self._stepper is None:
+            return "<fastpipe.Debugger; nothing has begun>"
+        return f"<fastpipe.Debugger after {len(self._steps)} steps; {self.state}>"
+
+    def __str__(self) -> str:
+        from fastpipe import _debug_views
+
+        return _debug_views.debugger_text(self)
+
+    def __rich__(self) -> Any:
+        from fastpipe import _debug_views
+
+        return _debug_views.debugger_panel(self)
+
+    def _repr_html_(self) -> str:
+        from fastpipe import _debug_views
+
+        return _debug_views.debugger_html(self)
+
+
+# ---- what the engine tells -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Event:
+    """What the engine has told of one request, or part, at one node."""
+
+    kind: str
+    node: str
+    part: tuple[int, ...]
+    status: Status | None = None
+    before: Request | None = None
+    before_summaries: dict[Any, Summary] | None = None
+    batch: dict[str, Any] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
+    ran_s: float | None = None
+    after: Request | None = None
+    error: BaseException | None = None
+
+    def __str__(self) -> str:
+        from fastpipe import _debug_views
+
+        what = "" if self.status is None else f" -> {self.status.name}"
+        took = "" if self.ran_s is None else f", {_debug_views.seconds(self.ran_s)}"
+        failed = "" if self.error is None else f", {type(self.error).__name__}"
+        return f"{place_of(self.node, self.part)}{what}{took}{failed}"
+
+
+class _Observer:
+    """Notes what the engine tells while a step is taken. It does not know the debugger: that would be a cycle."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._events: list[_Event] = []
+        self._open: list[_Event] = []  # decided Run, and not run yet: a node inside of a node's step is on top
+
+    def take(self) -> list[_Event]:
+        """Return what was noted, and forget it."""
+        events, self._events, self._open = self._events, [], []
+        return events
+
+    def decided(self, node: str, part: tuple[int, ...], status: Status, request: Request) -> None:
+        event = _Event("decided", node, part, status, dict(request), _summaries(request))
+        self._events.append(event)
+        if status is Status.Run:
+            self._open.append(event)
+            try:
+                event.batch = self._pipe._preview(node, request)
+            except Exception as error:  # a bucket or a weight that raises: the node's own run will say so
+                event.batch = {"decision": "unknown", "reason": f"{type(error).__name__}: {error}"}
+
+    def hidden(self, nodes: tuple[str, ...], part: tuple[int, ...]) -> None:
+        self._events[-1].hidden = tuple(nodes)
+
+    def ran(
+        self, node: str, part: tuple[int, ...], request: Request, error: BaseException | None, elapsed_s: float
+    ) -> None:
+        while self._open:
+            event = self._open.pop()
+            if event.node == node and event.part == part:
+                event.ran_s, event.error, event.after = elapsed_s, error, dict(request)
+                return
+
+    def restarted(self, node: str, part: tuple[int, ...], count: int) -> None:
+        self._events.append(_Event("restarted", node, part))
+
+
+def _own_event(arrived: Arrival, events: list[_Event]) -> tuple[_Event, list[_Event]]:
+    """The event of the node that has arrived, and those of the nodes that ran inside of it."""
+    decided = [event for event in events if event.kind == "decided"]
+    if not decided:  # the filter raised, or the map did before it
+        return _Event("decided", arrived.node, arrived.part), []
+    return decided[0], decided[1:]
+
+
+def _summaries(request: Request) -> dict[Any, Summary]:
+    return {key: summarize(value) for key, value in request.items()}
+
+
+def _is_changed(before: Any, after: Any, summary_before: Summary, summary_after: Summary) -> bool:
+    if before is after:
+        return summary_before.fingerprint != summary_after.fingerprint
+    if type(before) is type(after) and type(before) in (bool, int, float, str, bytes):
+        return bool(before != after)
+    return True
+
+
+_WHAT_IT_MEANS = {
+    Status.Run: "it runs",
+    Status.Skip: "it does not run; the request goes on as it is",
+    Status.Break: "the request ends here, with this dict",
+    Status.Error: "the request fails",
+    Status.SerialSkip: "skipped, with its chain up to the next join",
+    Status.SubGraphSkip: "skipped, with all that can only be reached through it",
+}
+
+
+def _why(config: NodeConfig, status: Status | None, *, is_entry: bool, came_again: bool) -> str:
+    """Say which filter has decided, and what about."""
+    if config.filter is not None:
+        name = config.filter_name or getattr(config.filter, "__qualname__", None) or type(config.filter).__qualname__
+        if status is None:
+            return f"its filter {name!r} raised{'' if config.map is None else ', or its map could not be made'}"
+        return f"its filter {name!r} says {status.name}: {_WHAT_IT_MEANS[status]}"
+    if status is None:
+        return "its request could not be made"
+    if came_again and status is Status.Run:
+        return "restart: the request comes again; 'swap' made its result the 'data'"
+    if came_again:
+        return "restart: the request comes again, without a result; 'swap' ends it"
+    if is_entry:
+        return "no filter: the request enters here"
+    if config.map is not None:
+        sources = ", ".join(dict.fromkeys(entry.source or "its parent" for entry in config.map))
+        return f"no filter: its map made a new request, of {sources}"
+    if status is Status.Run:
+        return "default filter 'swap': the result of the node before became 'data'"
+    return "default filter 'swap': there is no result, so the request ends here"

@@ -1,0 +1,508 @@
+"""Pipe: a description of nodes, built, and called from any number of threads, tasks and futures."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from fastpipe import _core
+from fastpipe._building import Builder, jumps_of
+from fastpipe._cpus import usable_cpu_count
+from fastpipe._faults import text_of
+from fastpipe._hung import HungInstances
+from fastpipe._values import own_copy
+from fastpipe._workers import Worker
+from fastpipe.backend import Backend, Request, close_all
+from fastpipe.config import load
+from fastpipe.errors import BackendHung
+from fastpipe.graph import compile_graph
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from fastpipe.debugger import Debugger
+    from fastpipe.picture import Picture
+    from fastpipe.recorder import Recording
+
+__all__ = ["Pipe"]
+
+# At the end of the process, open pipes are closed; requests still in flight get so long to end.
+EXIT_DRAIN_S = 5.0
+# Waiting threads spin for so long before they sleep, where there are cores to spare for it.
+SPIN_NS = 2_000
+# Threads that were told to leave do so at once; this bounds the wait for one that hangs in a backend.
+LEAST_JOIN_S = 0.2
+
+_open_pipes: weakref.WeakSet[Pipe] = weakref.WeakSet()
+_process_is_set_up = False
+_set_up_lock = threading.Lock()
+
+
+class Pipe(_core.Engine):
+    """A graph of nodes as one thread-safe function: ``pipe(request)``.
+
+    A request is a dict: input under ``"data"``, output under ``"result"``, anything else under its own key. It is
+    written to once, when it succeeds; while it is in flight, and if it fails, the caller's dict stays as it was
+    (but for a ``"result"`` of an earlier call, which a failure removes).
+
+    Args:
+        source: the path of a TOML file, or a mapping of node names to nodes, or of one node's keys.
+        keywords: nodes, or one node's keys; they win over ``source``.
+
+    Raises:
+        ConfigError: every mistake of the description, each with node and key. Nothing was started.
+        MissingExtra: a backend needs a library that is not installed.
+        Exception: whatever a backend's constructor raised, with a note that names node and instance.
+
+    Thread-safety: everything but construction may be called from any thread, ``close`` too.
+    """
+
+    def __init__(self, source: str | Path | Mapping[str, Any] | None = None, /, **keywords: Any) -> None:
+        config = load(source, keywords)
+        configs = config.nodes
+        graph = compile_graph(configs, jumps_of(configs))
+        _set_up_process()
+        self._written = own_copy(source if source is None or isinstance(source, str | Path) else dict(source)), keywords
+        self._configs = configs
+        self._compiled = graph
+        self._debuggers: weakref.WeakSet[Debugger] = weakref.WeakSet()
+        self._workers: list[Worker] = []
+        self._watchdog: _core.Watchdog | None = None
+        self._watchdog_worker: Worker | None = None
+        self._hung = HungInstances(self)
+        # What has to be closed by whoever closes the pipe: thread-bound backends are closed by their threads. By id(),
+        # as several threads may take something out at the same time.
+        self._backends: dict[int, tuple[Backend, _core.Station | None, int]] = {}
+        # Reentrant: closing runs user code (backends, callbacks, signal handlers), which may close.
+        self._close_lock = threading.RLock()
+        if config.request_timeout_s is not None:
+            self._set_timeout(config.request_timeout_s)
+        if config.max_in_flight is not None:
+            self._set_gate(config.max_in_flight, config.when_overloaded)
+        builder = Builder(self, configs, graph, aborts_when_hung=config.when_hung == "abort")
+        try:
+            builder.build()
+        except BaseException as error:
+            self._stop_workers(None)
+            # Nothing runs, whether or not its instance was opened.
+            self._backends = {key: (backend, None, 0) for key, (backend, _, _) in self._backends.items()}
+            try:
+                self._close_backends(None)
+            except Exception as close_error:  # the reason for closing is what the user must see
+                error.add_note(f"fastpipe: closing what was built raised {type(close_error).__name__}: {close_error}")
+            raise
+        self._capacity = builder.capacity
+        _open_pipes.add(self)
+
+    # ---- calling -----------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, *, timeout: float | None = None, priority: float = 0) -> Future[Request]:
+        """Start a request and return a future of it; the future's result is the request.
+
+        Cancelling the future before a backend has begun drops the request. No backend runs on this thread; but where
+        a node's queue is full, and ``when_full`` is "block", it waits for room.
+        ``timeout`` and ``priority``: as in a call.
+        """
+        from fastpipe._future import RequestFuture  # here: what it imports takes longer than all of fastpipe
+
+        future = RequestFuture()
+        self._submit(request, future, timeout, priority)
+        return future
+
+    async def acall(self, request: Request, *, timeout: float | None = None, priority: float = 0) -> Request:
+        """Run a request without blocking the event loop; return it. Cancelling the task cancels the request.
+
+        ``timeout`` and ``priority``: as of a call.
+        """
+        import asyncio  # a caller that has a running loop has imported it
+
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        terms = self._terms(timeout, priority)
+        walk = None
+        while walk is None:
+            try:
+                walk = self._start_async(request, loop, future, terms)
+            except _core._NoRoom as full:
+                room = loop.create_future()
+                self._wait_for_room_async(full.station, full.size, loop, room)
+                try:
+                    await asyncio.wait_for(room, self._remaining_s(terms))
+                except TimeoutError:
+                    raise self._late_for_room(full.station, terms) from None
+        try:
+            await future
+        except BaseException:  # cancelled, or the coroutine was closed
+            walk.cancel()
+            raise
+        return request
+
+    @overload
+    def map(
+        self,
+        requests: Iterable[Request],
+        *,
+        look_ahead: int | None = ...,
+        return_exceptions: Literal[False] = ...,
+        timeout: float | None = ...,
+        priority: float = ...,
+    ) -> Iterator[Request]: ...
+    @overload
+    def map(
+        self,
+        requests: Iterable[Request],
+        *,
+        look_ahead: int | None = ...,
+        return_exceptions: bool,
+        timeout: float | None = ...,
+        priority: float = ...,
+    ) -> Iterator[Request | BaseException]: ...
+    def map(
+        self,
+        requests: Iterable[Request],
+        *,
+        look_ahead: int | None = None,
+        return_exceptions: bool = False,
+        timeout: float | None = None,
+        priority: float = 0,
+    ) -> Iterator[Any]:
+        """Run requests concurrently and yield them in order.
+
+        Args:
+            requests: may be endless: only ``look_ahead`` requests are taken ahead of the one to be yielded next.
+            look_ahead: default twice what all instances of all nodes can hold.
+            return_exceptions: yield a failed request's exception in its place instead of raising it. What is raised
+                ends the iteration, and cancels the requests taken ahead.
+            timeout: seconds that each request may take, from when it is taken.
+            priority: as of a call.
+        """
+        window = self._capacity * 2 if look_ahead is None else look_ahead
+        if window < 1:
+            raise ValueError(f"look_ahead must be at least 1, got {look_ahead}")
+        self._terms(timeout, priority)  # what is wrong with them is said now
+        return self._map(iter(requests), window, return_exceptions, timeout, priority)
+
+    def _map(
+        self,
+        requests: Iterator[Request],
+        window: int,
+        return_exceptions: bool,
+        timeout: float | None,
+        priority: float,
+    ) -> Iterator[Any]:
+        started: deque[tuple[_core.Walk, Request]] = deque()
+        failure: Exception | None = None
+        try:
+            while True:
+                try:
+                    request = next(requests)
+                    started.append((self._start(request, timeout, priority), request))
+                except StopIteration:
+                    break
+                except Exception as error:  # of the iterable, or no request: in its place, behind what has begun
+                    failure = error
+                    break
+                if len(started) >= window:
+                    yield self._next_of(started, return_exceptions)
+            while started:
+                yield self._next_of(started, return_exceptions)
+            if failure is not None:
+                raise failure
+        finally:
+            failure = None  # see _next_of
+            for walk, _ in started:
+                walk.cancel()
+
+    @staticmethod
+    def _next_of(started: deque[tuple[_core.Walk, Request]], return_exceptions: bool) -> Any:
+        walk, request = started[0]
+        error = walk.wait()
+        started.popleft()
+        if error is None:
+            return request
+        if return_exceptions:
+            return error
+        try:
+            raise error
+        finally:
+            del error, walk  # the traceback holds this frame: without this, a cycle would keep the request and its pipe
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closing else f"{self.in_flight} in flight"
+        names = ", ".join(config.name for config in self._configs if not config.is_hidden)
+        return f"<fastpipe.Pipe of {names}: {state}>"
+
+    # ---- watching ----------------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the pipe was built.
+
+        ``requests`` counts outcomes: accepted = in_flight + done + failed + cancelled; refused were never accepted.
+        (The parts of a Jump or MapReduce that is a step of a Sequential are requests, too.)
+        ``failures`` counts the failed ones by reason: "timeout", "queue full", "closed", "hung", "worker died", "device
+        lost"; "error" for all else.
+        ``copies`` counts the dicts that were copied because several nodes read them.
+        ``nodes`` has, by name: batches and requests run (a retried request counts each time), mean_batch, failed,
+        run_by_caller (requests that ran on their caller's thread), gil_acquires (by workers), busy_s (time in
+        backends, summed over instances), queued and running now, why batches left the queue, batches that hung, and
+        how often a worker died and was set to work again.
+        """
+        nodes = {station.name: station.stats() for station in self.stations}
+        return {
+            "requests": self._counts(),
+            "failures": dict(self.failures),
+            "copies": self.copies,
+            "nodes": nodes,
+        }
+
+    def graph(self) -> Picture:
+        """Return the picture of the pipe: to print, to show in a notebook, or as SVG, Mermaid, DOT or HTML."""
+        from fastpipe.picture import Picture
+
+        return Picture(self._configs, self._compiled, {station.name: station.max_batch for station in self.stations})
+
+    def health(self) -> dict[str, Any]:
+        """Whether the pipe can do its work: for a service's health check.
+
+        ``healthy`` is False once the pipe is closed, or a node has lost its device (``fastpipe.DeviceLost``), or all of
+        its instances to ``hang_timeout``: then every request that comes there fails at once, and only a new process, as
+        a rule, can do better. Also while a node lacks some instances. ``problems`` has a sentence for each reason.
+        Cheap; from any thread.
+        """
+        if self._is_forked():
+            return {"healthy": False, "problems": ["the pipe was built before os.fork()"]}
+        problems = ["the pipe is closed"] if self.closing else []
+        for station in self.stations:
+            if station.lost is not None and not isinstance(station.lost, BackendHung):
+                kind = type(station.lost).__name__
+                problems.append(f"node {station.name!r} has lost its device: {kind}: {text_of(station.lost)}")
+        problems += self._hung.problems()
+        return {"healthy": not problems, "problems": problems}
+
+    def debug(self, request: Request | None = None) -> Debugger:
+        """Return a debugger, which takes one request through the pipe node by node, on the thread that uses it.
+
+            with pipe.debug({"data": 3}) as debugger:
+                print(debugger.step())
+
+        Without ``request``, ``debugger.start(request)`` gives it one. See :mod:`fastpipe.debugger`.
+        """
+        from fastpipe.debugger import Debugger
+
+        return Debugger(self, request)
+
+    def record(
+        self,
+        path: str | Path,
+        *,
+        sample: float = 0.0,
+        failures: bool = True,
+        limit: int = 100,
+        copy_below_bytes: int = 8 << 20,
+        pickle: bool = False,
+    ) -> Recording:
+        """Keep requests with their inputs in a directory from now on, a file each; ``fastpipe replay`` runs them again.
+
+            with pipe.record("records", sample=0.001):
+                serve(pipe)
+
+        A thread of its own writes. The pipe never waits for it and never fails with it: what is too much is dropped.
+
+        Args:
+            path: the directory; it is made if it is not there.
+            sample: the share of all requests, 0 to 1, that are kept with their answers.
+            failures: keep all requests that fail.
+            limit: of files in the directory; the oldest go.
+            copy_below_bytes: arrays of fewer bytes are copied when a request comes: what a backend changes in place is
+                recorded as it was. Of larger ones, what is there when the request has ended is recorded.
+            pickle: keep values of types of yours, too, as pickles; who replays must say so, too. Loading a pickle runs
+                what is in it: only for records that nobody else can write.
+
+        Returns:
+            a handle: ``stop()`` ends it, also at the end of a ``with`` block; ``written``, ``dropped``, ``last_error``.
+
+        Raises:
+            OSError: the directory cannot be made or written to.
+            PipeError: the pipe is recording already.
+        """
+        from fastpipe.recorder import Recording
+
+        return Recording(
+            self, path, sample=sample, failures=failures, limit=limit, copy_below_bytes=copy_below_bytes, pickle=pickle
+        )
+
+    # ---- life --------------------------------------------------------------------------------------------------
+
+    def close(self, timeout: float | None = None) -> None:
+        """Refuse new requests, let those in flight end, and stop all threads.
+
+        Args:
+            timeout: seconds for the requests in flight; those that have not ended then fail with PipeClosed.
+                None: however long it takes. A backend that does not return cannot be interrupted: its thread is
+                left behind and ends with it, and its instance is not closed (but by another close() after that). Where
+                a node has a ``hang_timeout``, nobody waits for longer than that.
+
+        Idempotent; may be called from any thread; does nothing in the child of a fork. Called from inside one of the
+        pipe's own backends it returns at once, and the rest happens as soon as that backend is done.
+        """
+        if self._is_forked():
+            return
+        self._refuse_new()
+        if self._is_inside():
+            threading.Thread(target=self.close, args=(timeout,), name="fastpipe closer", daemon=True).start()
+            return
+        if timeout is not None and timeout >= threading.TIMEOUT_MAX:
+            timeout = None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for debugger in list(self._debuggers):
+            debugger._pipe_closes()
+        self._hung.pipe_closes(deadline)
+        self._wait_drained(-1.0 if timeout is None else max(timeout, 0.0))
+        with self._close_lock:
+            _open_pipes.discard(self)
+            # Also if nothing is in flight: requests that were cancelled may still be queued, and keep workers.
+            self._fail_rest("the pipe was closed before the request ended")
+            try:
+                self._stop_workers(deadline)
+            finally:
+                self._close_backends(deadline)
+        if self.recorder is not None:
+            self.recorder.stop(None if deadline is None else max(deadline - time.monotonic(), LEAST_JOIN_S))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Dropped without close: no request is in flight, as each holds its pipe. Threads are told to leave, not
+        # awaited: this may run on one of them.
+        if hasattr(self, "_backends") and not self._is_forked():
+            self._refuse_new()
+            self._close_stations()
+            if self._watchdog is not None:
+                self._watchdog.stop()
+            self._close_backends(time.monotonic())
+
+    def _stop_workers(self, deadline: float | None) -> None:
+        self._close_stations()
+        if deadline is not None:
+            deadline = max(deadline, time.monotonic() + LEAST_JOIN_S)
+        for worker in list(self._workers):
+            if worker.thread is not threading.current_thread():
+                worker.join(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+        if self._watchdog is not None and self._watchdog_worker is not None:  # only now: a worker may hang until here
+            self._watchdog.stop()
+            if self._watchdog_worker.thread is not threading.current_thread():
+                self._watchdog_worker.join(LEAST_JOIN_S)
+
+    def _start_clock(self, clock: _core.Clock) -> None:
+        worker = Worker("fastpipe clock", clock.serve)
+        worker.thread.start()
+        self._workers.append(worker)
+
+    def _own(self, backend: Backend, station: _core.Station | None, index: int) -> None:
+        """Close a backend with the pipe, once its instance is free; ``station`` None: at any time."""
+        self._backends[id(backend)] = backend, station, index
+
+    def _close_backends(self, deadline: float | None) -> None:
+        idle: list[Backend] = []
+        busy = []
+        try:
+            for key in list(self._backends):
+                # One at a time off the books: a signal handler may close the pipe while this waits.
+                each = self._backends.pop(key, None)
+                if each is None:
+                    continue
+                backend, station, index = each
+                # A branch of a request that has failed may still run on its caller's thread.
+                left_s = -1.0 if deadline is None else max(deadline - time.monotonic(), 0.0)
+                busy.append(each)
+                if station is None or station.retire(index, left_s):
+                    busy.pop()
+                    idle.append(backend)
+        except BaseException:
+            for backend in idle:
+                self._own(backend, None, 0)
+            raise
+        finally:
+            for each in busy:
+                self._own(*each)
+        close_all(idle)
+
+    # ---- instances that hang -----------------------------------------------------------------------------------
+
+    def _give_up(self, station: _core.Station, index: int) -> None:
+        """Called by the watchdog: give an instance up, on a thread of its own, as callbacks of futures run there."""
+        try:
+            Worker("fastpipe hung", station.give_up, index).thread.start()
+        except RuntimeError:  # there can be no more threads
+            station.give_up(index)
+
+    def _replace_hung(
+        self, station: _core.Station, index: int, instance: _core.Instance, thread: threading.Thread
+    ) -> None:
+        """Forget an instance that hangs, and the thread in it, and have it replaced."""
+        self._backends.pop(id(instance.backend), None)  # whoever hangs in it closes it, if ever
+        self._hung.give_up(station, index)
+        for worker in list(self._workers):
+            if worker.thread is thread:
+                self._workers.remove(worker)
+                worker.give_up()
+
+    def _put_in_place(self, station: _core.Station, index: int, backend: Backend, worker: Worker) -> None:
+        """Give an instance a new backend, and wait for its worker from now on when closing."""
+        self._workers.append(worker)
+        instance = _core.Instance(backend, index)
+        for node in self.nodes:
+            if node.station is station:
+                node.instances[index] = instance
+        if not station.thread_bound:
+            self._own(backend, station, index)
+
+
+def _set_up_process() -> None:
+    """Do, once, what concerns the process: signals, fork, exit. Not at import, but when the first pipe is built."""
+    global _process_is_set_up
+    with _set_up_lock:
+        if _process_is_set_up:
+            return
+        _process_is_set_up = True
+        _configure()
+        os.register_at_fork(after_in_child=_after_fork_in_child)
+        # Runs after the program's own threads have been joined (they may call pipes until then); ours are daemons.
+        atexit.register(_close_at_exit)
+
+
+def _configure() -> None:
+    main = threading.main_thread().ident
+    # On one or two cores a spinning waiter occupies the core on which what it waits for would run.
+    _core.configure_process(0 if main is None else main, SPIN_NS if usable_cpu_count() > 2 else 0)
+
+
+def _after_fork_in_child() -> None:
+    _core.note_fork_in_child()
+    _open_pipes.clear()
+    _configure()
+
+
+def _close_at_exit() -> None:
+    deadline = time.monotonic() + EXIT_DRAIN_S
+    for pipe in list(_open_pipes):
+        pipe.close(timeout=max(deadline - time.monotonic(), 0.0))
+    # Workers that an earlier close(timeout) left behind in a backend: native code that is still running when the
+    # interpreter goes may abort the process.
+    for thread in threading.enumerate():
+        if thread.name.startswith("fastpipe "):
+            thread.join(max(deadline - time.monotonic(), 0.0))

@@ -1,0 +1,373 @@
+"""Keeps requests with their inputs on disk, while the pipe serves: those that fail, and a share of all.
+
+    engine ── begin(request) ──► a copy of the inputs, held by the token until the request ends
+           ── end(token, ...) ──► a queue of at most so many; what is too much is dropped
+                                       │
+                                       ▼  a thread of its own
+                                  one file per request: encoded, written under another name, renamed; the oldest go
+
+``_records.py`` has the format of the files, ``replay.py`` runs them again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import queue
+import random
+import re
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from fastpipe import _records
+from fastpipe._describe import summarize, type_name
+from fastpipe.backend import Request
+from fastpipe.errors import PipeClosed, PipeError
+
+if TYPE_CHECKING:
+    from fastpipe.pipe import Pipe
+
+__all__ = ["Recording"]
+
+# Requests that have ended and are not written yet. Each holds its inputs.
+MOST_QUEUED = 64
+# Of a request, so many values inside of lists and dicts are looked at for arrays to copy.
+MOST_COPIED_VALUES = 10_000
+DEEPEST = 16
+
+_NODE_IN_NOTE = re.compile(r"fastpipe: node '([^']+)'")
+_NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+class Recording:
+    """A recording that goes on until ``stop()``, the end of its ``with`` block, or the pipe's end.
+
+    Thread-safety: any thread.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipe,
+        path: str | Path,
+        *,
+        sample: float,
+        failures: bool,
+        limit: int,
+        copy_below_bytes: int,
+        pickle: bool,
+    ) -> None:
+        if not 0 <= sample <= 1:
+            raise ValueError(f"sample must be between 0 and 1, got {sample!r}")
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, got {limit!r}")
+        if not failures and not sample:
+            raise ValueError("nothing would be recorded: failures is False and sample is 0")
+        self.path = Path(path)
+        self._sample = sample
+        self._failures = failures
+        self._copy_below_bytes = copy_below_bytes
+        self._is_stopped = False
+        self._dropped = 0
+        other = pipe.recorder
+        if other is not None and not other.is_stopped:
+            raise PipeError(f"the pipe records to {str(other.path)!r} already: stop() that first")
+        if pipe.closing:
+            raise PipeClosed("the pipe is closed: there is nothing to record")
+        # The thread knows neither this nor the pipe, so that both can be dropped; it then ends.
+        self._writer = _Writer(self.path, limit, pickle, _common_manifest(pipe))
+        self._writer.prepare()
+        self._thread = threading.Thread(target=self._writer.work, name="fastpipe recorder", daemon=True)
+        self._thread.start()
+        self._end_of_thread = weakref.finalize(self, self._writer.queue.put, None)
+        self._end_of_thread.atexit = False  # what is in flight then is still recorded, until its pipe is closed
+        pipe.recorder = self
+
+    # ---- what the engine calls ---------------------------------------------------------------------------------
+
+    def begin(self, request: Request) -> _Token | None:
+        """Take a copy of a request that has been admitted; None: it is not recorded, whatever becomes of it."""
+        if self._is_stopped:
+            return None
+        is_sample = self._sample > 0 and random.random() < self._sample
+        if not is_sample and not self._failures:
+            return None
+        try:
+            inputs = _Copier(self._copy_below_bytes).copy(request)
+        except Exception:  # a dict that another thread changes meanwhile, a lack of memory: no reason to bother anybody
+            self._dropped += 1
+            return None
+        return _Token(self, is_sample, datetime.datetime.now(datetime.UTC), inputs)
+
+    def end(self, token: _Token, request: Request, error: BaseException | None) -> None:
+        """File a request that has ended, if it is to be kept."""
+        recording = token.recording  # the one with which it began
+        if recording._is_stopped or not (token.is_sample or (error is not None and recording._failures)):
+            return
+        try:
+            answer = None if error is not None else _Copier(recording._copy_below_bytes).copy(request)
+        except Exception:  # as in begin()
+            recording._dropped += 1
+            return
+        # SimpleQueue: a signal handler that calls the pipe may come in between, and must not meet a lock.
+        if recording._writer.queue.qsize() >= MOST_QUEUED:
+            recording._dropped += 1
+            return
+        recording._writer.queue.put(_Ended(token.time, token.inputs, answer, error))
+
+    # ---- what the user sees ------------------------------------------------------------------------------------
+
+    @property
+    def written(self) -> int:
+        """How many files were written; fewer may be left, see ``limit``."""
+        return self._writer.written
+
+    @property
+    def dropped(self) -> int:
+        """How many requests were to be kept and were not: more came than could be written, or writing failed."""
+        return self._dropped + self._writer.failed
+
+    @property
+    def last_error(self) -> str | None:
+        """Why a file could not be written, the last time; None: it never failed."""
+        return self._writer.last_error
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._is_stopped
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Record no further request, and wait until all that have ended are written. Requests in flight are not kept.
+
+        Args:
+            timeout: wait no longer than so many seconds; what is left is still written.
+
+        Idempotent. The pipe goes on.
+        """
+        # The pipe keeps this as its recorder, as requests in flight have tokens of it; begin() says no from now on.
+        self._is_stopped = True
+        self._end_of_thread()
+        self._thread.join(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "stopped" if self._is_stopped else "recording"
+        return f"<fastpipe {state} to {str(self.path)!r}: {self.written} written, {self.dropped} dropped>"
+
+
+@dataclass(slots=True)
+class _Token:
+    """What the engine keeps with a request in flight."""
+
+    recording: Recording
+    is_sample: bool
+    time: datetime.datetime
+    inputs: Request
+
+
+@dataclass(slots=True)
+class _Ended:
+    """A request that waits to be written."""
+
+    time: datetime.datetime
+    inputs: Request
+    answer: Request | None
+    error: BaseException | None
+
+
+class _Copier:
+    """Copies what backends may change in place: dicts, lists, bytearrays, and arrays that are not too large."""
+
+    def __init__(self, copy_below_bytes: int) -> None:
+        self.copy_below_bytes = copy_below_bytes
+        self.seen = 0
+        self.numpy = sys.modules.get("numpy")
+        self.torch = sys.modules.get("torch")
+
+    def copy(self, request: Request) -> Request:
+        return {key: self._copy(value, 0) for key, value in dict.items(request)}
+
+    def _copy(self, value: Any, depth: int) -> Any:
+        self.seen += 1
+        kind = type(value)
+        if kind in (bytes, str, int, float, bool) or self.seen > MOST_COPIED_VALUES or depth > DEEPEST:
+            return value
+        if kind in (list, tuple):
+            return kind(self._copy(item, depth + 1) for item in value)
+        if kind is dict:
+            return {key: self._copy(item, depth + 1) for key, item in value.items()}
+        if kind is bytearray:
+            return bytearray(value) if len(value) < self.copy_below_bytes else value
+        if self.numpy is not None and kind is self.numpy.ndarray:
+            return value.copy() if value.nbytes < self.copy_below_bytes else value
+        if self.torch is not None and kind is getattr(self.torch, "Tensor", None) and value.device.type == "cpu":
+            size_bytes = value.element_size() * value.nelement()
+            return value.detach().clone() if size_bytes < self.copy_below_bytes else value
+        return value
+
+
+class _Writer:
+    """What the thread works on. It knows neither the recording nor the pipe, so that those can be dropped."""
+
+    def __init__(self, folder: Path, limit: int, pickle: bool, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.limit = limit
+        self.pickle = pickle
+        self.manifest = manifest
+        self.queue: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
+        self.written = 0
+        self.failed = 0
+        self.last_error: str | None = None
+
+    def prepare(self) -> None:
+        """Make the directory, and see whether it can be written to."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trial = self.folder / f".{os.getpid()}-{id(self)}.part"
+        trial.touch(exist_ok=False)
+        trial.unlink()
+
+    def work(self) -> None:
+        """Write until None comes. The body of the thread."""
+        while (ended := self.queue.get()) is not None:
+            try:
+                self._write(ended)
+                self.written += 1
+            except Exception as error:  # a full disk, a value that misbehaves: the pipe must not notice
+                self.failed += 1
+                self.last_error = f"{type_name(error)}: {error}"
+            del ended  # it holds a request, and an error with its frames
+
+    def _write(self, ended: _Ended) -> None:
+        values: dict[str, Any] = {"request": ended.inputs}
+        if ended.answer is not None:
+            values["answer"] = ended.answer
+        encoded, members = _records.encode(values, pickle=self.pickle)
+        node = "" if ended.error is None else _node_of(ended.error)
+        manifest = {
+            **self.manifest,
+            "time": ended.time.isoformat(),
+            "outcome": "answered" if ended.error is None else "failed",
+            "node_name": ended.inputs.get("node_name") if isinstance(ended.inputs.get("node_name"), str) else None,
+            "error": None if ended.error is None else _told_error(ended.error, node),
+            "summary": {str(key): summarize(value).text for key, value in ended.inputs.items()},
+            **encoded,
+        }
+        stamp = ended.time.strftime("%Y%m%d-%H%M%S-%f")
+        what = "answered" if ended.error is None else f"failed-{_NOT_IN_FILE_NAMES.sub('_', node or 'pipe')}"
+        name = f"{stamp}-{os.getpid()}-{self.written + self.failed:06}-{what}{_records.SUFFIX}"
+        _records.write(self.folder / name, manifest, members)
+        self._remove_oldest()
+
+    def _remove_oldest(self) -> None:
+        names = sorted(name for name in os.listdir(self.folder) if name.endswith(_records.SUFFIX) and name[0] != ".")
+        for name in names[: -self.limit]:
+            (self.folder / name).unlink(missing_ok=True)  # another process may be as tidy
+
+
+def _node_of(error: BaseException) -> str:
+    """The node whose backend or filter raised, as the engine's note on the error says; empty: it says none."""
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, str) and (found := _NODE_IN_NOTE.search(note)):
+            return found[1]
+    return ""
+
+
+def _told_error(error: BaseException, node: str) -> dict[str, Any]:
+    return {
+        "type": type_name(error),
+        "message": message_of(error),
+        "node": node or None,
+        "notes": [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)],
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+def message_of(error: BaseException) -> str:
+    """Return ``str(error)``, which a class of the user's may not have."""
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"<its __str__ raises {type_name(broken)}>"
+
+
+# ---- what is the same for all requests of a pipe ---------------------------------------------------------------
+
+
+def _common_manifest(pipe: Pipe) -> dict[str, Any]:
+    import fastpipe
+
+    source, keywords = (_with_names(written) for written in pipe._written)
+    described: dict[str, Any] = {"file": None, "keywords": None, "mapping": None, "needs": None}
+    odd = next(_not_plain(keywords), None)
+    if isinstance(source, str | Path):
+        path = Path(source).absolute()
+        described["file"] = str(path)
+        described["sha256"] = sha256_of(path)
+    elif odd is None and source is not None:
+        odd = next(_not_plain(source), None)
+        described["mapping"] = None if odd is not None else _as_json(source)
+    if odd is None:
+        described["keywords"] = _as_json(keywords)
+    else:
+        described = {"needs": f"{odd}: no text says what that is, so replay needs --pipe module:attribute"}
+    versions = {"fastpipe": fastpipe.__version__, "python": sys.version.split()[0]}
+    nodes = [config.name for config in pipe._configs]
+    return {**versions, "directory": os.getcwd(), "configuration": described, "nodes": nodes}
+
+
+def sha256_of(path: Path) -> str | None:
+    """Return the hash of a file's content; None: it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _with_names(written: Any) -> Any:
+    """The configuration with ``module:Name`` for a backend's class that can be imported by that name."""
+    if not isinstance(written, Mapping):
+        return written
+    return {
+        key: _name_of_class(inner) if key == "backend" and isinstance(inner, type) else _with_names(inner)
+        for key, inner in written.items()
+    }
+
+
+def _name_of_class(backend: type) -> Any:
+    module = sys.modules.get(backend.__module__)
+    can_be_found = backend.__module__ != "__main__" and getattr(module, backend.__qualname__, None) is backend
+    return f"{backend.__module__}:{backend.__qualname__}" if can_be_found else backend
+
+
+def _not_plain(value: Any, where: str = "") -> Iterator[str]:
+    """Yield what JSON cannot say of a configuration."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _not_plain(inner, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _not_plain(inner, f"{where}[{index}]")
+    elif value is not None and not isinstance(value, str | int | float | Path):
+        yield f"the configuration's {where} is {summarize(value)}"
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value

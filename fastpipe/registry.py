@@ -1,0 +1,192 @@
+"""Names of backends: what ships in the box, what was registered, what other packages offer, and ``"module:Name"``.
+
+A name is looked up in that order, whatever its case. The box is a table of names; a module is imported when a
+configuration first names something in it, and an entry point when nothing else has its name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+from fastpipe.backend import Backend
+from fastpipe.errors import ConfigError, MissingExtra, nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+__all__ = ["find", "import_object", "known_names", "register", "resolve"]
+
+ENTRY_POINT_GROUP = "fastpipe.backends"
+
+# Module of the box -> its names; a name differs from its class only where "Name=Class" says so.
+_BOX = {
+    "basic": "Identity PyIdentity=Identity Pow Sleep Add Copy cp=Copy Move mv=Move Remove Del=Remove rm=Remove "
+    "ThrowIfNoResult RuntimeError=RaiseRuntimeError Logger ReadFile",
+    "catsplit": "CatSplit Concatenate SplitRows",
+    "composites": "Range",
+    "conditions": "HasKey NotHasKey Random",
+    "containers": "Sequential S=Sequential",
+    "control": "Jump MapReduce Proxy",
+    "image_codec": "DecodeMat SaveMat",
+    "image_color": "CvtColorMat NormalizeMat",
+    "image_geometry": "ResizeMat PillowResizeMat ResizePadMat TopLeftResizeMat=ResizePadMat LetterBoxMat "
+    "ResizeCenterPadMat=LetterBoxMat DynamicResizeMat AlignMat CropMat CropResizeMat PerspectiveTransformMat",
+    "onnx": "OnnxTensor",
+    "synchronization": "SyncTensor StreamGuard=SyncTensor TensorSync=SyncTensor Torch",
+    "tensor": "Mat2Tensor Mat2CpuTensor Mat2GpuTensor Tensor2Mat Tensor2Vector",
+    "tensor_decode": "DecodeTensor",
+    "tensor_ops": "CvtColorTensor ResizeTensor PillowResizeTensor ResizePadTensor CropTensor CopyMakeBorderTensor "
+    "WarpAffineTensor GpuTensor CpuTensor SaveTensor LoadTensor",
+    "tensor_preprocess": "ResizeNormalizeTensor",
+    "tensorrt": "TensorrtTensor",
+    "torch_model": "TorchTensor",
+}
+
+# What to install where a module of the box cannot be imported for want of an optional library.
+_EXTRAS = {
+    **dict.fromkeys(("image_codec", "image_color", "image_geometry", "onnx"), "cpu"),
+    **dict.fromkeys(("tensor", "tensor_decode", "tensor_ops", "tensor_preprocess", "torch_model"), "torch"),
+    "tensorrt": "tensorrt",
+}
+
+
+def _read_box() -> dict[str, tuple[str, str, str]]:
+    table = {}
+    for module, entries in _BOX.items():
+        for entry in entries.split():
+            name, _, class_name = entry.partition("=")
+            table[name.lower()] = (name, module, class_name or name)
+    return table
+
+
+_BUILT_IN = _read_box()
+_REGISTERED: dict[str, tuple[str, Any, type[Backend] | Backend]] = {}  # folded name -> name, as given, resolved
+_entry_points: dict[str, EntryPoint] | None = None
+_lock = threading.Lock()  # guards writing _REGISTERED and reading the entry points once
+
+
+def register(name: str, backend: Any) -> None:
+    """Make ``backend`` known as ``name``, in any case, to every configuration of this process.
+
+    Args:
+        name: without ``:``, brackets or spaces.
+        backend: a Backend subclass, an instance of one, or a function of one item.
+
+    Raises:
+        ConfigError: if the name already means something else.
+    """
+    if not isinstance(name, str) or not name or not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+        raise ConfigError(f"register: a name has letters, digits, '_', '-' and '.', got {name!r}")
+    resolved = _from_object(backend, repr(name))
+    folded = name.lower()
+    if folded in _BUILT_IN:
+        raise ConfigError(f"register: {name!r} is the name of a backend that ships with fastpipe")
+    with _lock:
+        known = _REGISTERED.get(folded)
+        if known is not None and known[1] is not backend:
+            raise ConfigError(f"register: {name!r} is already the name of {known[1]!r}")
+        if known is None:
+            _REGISTERED[folded] = (name, backend, resolved)
+
+
+def find(name: str) -> type[Backend] | Backend:
+    """Return what ``name`` means; a function is returned as the backend class made of it.
+
+    Raises:
+        ConfigError: if nothing has that name (with the nearest that exists), or what has it is no backend.
+        MissingExtra: if it ships in the box, but needs a library that is not installed.
+    """
+    if ":" in name:
+        return _from_object(import_object(name), repr(name))
+    folded = name.lower()
+    if folded in _BUILT_IN:
+        return _from_box(*_BUILT_IN[folded])
+    if folded not in _REGISTERED:
+        entry_point = _other_packages().get(folded)
+        if entry_point is None:
+            raise ConfigError(f"no backend is named {name!r}{nearest(name, known_names())}")
+        _load(entry_point)
+    return _REGISTERED[folded][2]
+
+
+def resolve(thing: Any) -> type[Backend] | Backend:
+    """Return the backend that ``thing`` stands for: a name, a Backend subclass or instance, a function of one item."""
+    return find(thing) if isinstance(thing, str) else _from_object(thing, repr(thing))
+
+
+def known_names() -> list[str]:
+    """Return every name a configuration may use, sorted; nothing is imported for it."""
+    names = {name for name, _, _ in _BUILT_IN.values()} | {name for name, _, _ in _REGISTERED.values()}
+    names.update(entry_point.name for folded, entry_point in _other_packages().items() if folded not in _REGISTERED)
+    return sorted(names, key=str.lower)
+
+
+def import_object(path: str) -> Any:
+    """Return the object that ``"package.module:Name"`` (or ``"module:Outer.inner"``) names.
+
+    Raises:
+        ConfigError: if there is no such module or name; what the module itself raises while imported is its cause.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"{path!r}: 'package.module:Name' is expected")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except (ImportError, TypeError, ValueError) as error:  # TypeError, ValueError: a relative or an empty name
+        raise ConfigError(f"{path!r}: the module cannot be imported: {error}") from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ConfigError(f"{path!r}: {found!r} has no {part!r}{nearest(part, vars(found))}") from None
+    return found
+
+
+def _from_box(name: str, module: str, class_name: str) -> type[Backend]:
+    try:
+        found: type[Backend] = getattr(importlib.import_module(f"fastpipe.backends.{module}"), class_name)
+    except ImportError as error:
+        if module not in _EXTRAS or (error.name or "").split(".")[0] == "fastpipe":
+            raise  # a broken installation of fastpipe itself
+        raise MissingExtra(name, _EXTRAS[module], error) from error
+    return found
+
+
+def _from_object(thing: Any, what: str) -> type[Backend] | Backend:
+    if isinstance(thing, Backend):
+        return thing
+    if isinstance(thing, type):
+        if not issubclass(thing, Backend):
+            raise ConfigError(f"{what} is a class, but no backend: subclass fastpipe.Backend")
+        if thing.forward is Backend.forward:
+            raise ConfigError(f"{what} has no forward(batch){nearest('forward', vars(thing))}")
+        return thing
+    if not callable(thing) or callable(getattr(thing, "forward", None)):
+        raise ConfigError(f"{what} is no backend: subclass fastpipe.Backend, or give a function of one item")
+    from fastpipe._function import backend_from_function
+
+    return backend_from_function(thing)
+
+
+def _other_packages() -> dict[str, EntryPoint]:
+    """Return the entry points by folded name; the installed packages are searched once per process."""
+    global _entry_points
+    with _lock:
+        if _entry_points is None:
+            from importlib.metadata import entry_points  # slow to import, and most configurations need none
+
+            _entry_points = {e.name.lower(): e for e in entry_points(group=ENTRY_POINT_GROUP)}
+        return _entry_points
+
+
+def _load(entry_point: EntryPoint) -> None:
+    offered = f"backend {entry_point.name!r}, offered by {entry_point.value!r}"
+    try:
+        loaded = entry_point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{offered}, cannot be loaded: {error}") from error
+    resolved = _from_object(loaded, offered)
+    with _lock:
+        _REGISTERED.setdefault(entry_point.name.lower(), (entry_point.name, loaded, resolved))

@@ -1,0 +1,249 @@
+"""A JSON schema (draft 2020-12) of configurations, for editors: made from what the code itself goes by.
+
+The scheduler's keys have the types and limits that :mod:`fastpipe.config` checks, and the parameters of the box's
+backends those of their constructors. A node's parameters are held against a backend only where all names in its
+``backend`` ship with fastpipe: what a backend of the user's takes, a schema cannot know. Where the schema and
+``fastpipe check`` differ, the schema is the one that lets pass.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from fastpipe import config, registry
+from fastpipe._plan import SCHEDULER_KEYS
+from fastpipe._values import _LISTS, Parameter, constructor_parameters
+from fastpipe.backend import Backend, Between, Container
+from fastpipe.errors import MissingExtra
+
+__all__ = ["schema"]
+
+Schema = dict[str, Any]
+
+_SIZE: Schema = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1, "maximum": 1 << 20},
+        {"type": "string", "pattern": r"^[\s|]*\d[\d\sxX,;|&]*$"},
+    ]
+}
+_NAMES: Schema = {"type": ["string", "array"], "items": {"type": "string", "minLength": 1}}
+_KEYS: Schema = {"type": "object", "additionalProperties": {"type": "string", "minLength": 1}, "minProperties": 1}
+
+# What each key means, and its type where that is not an annotation.
+_SCHEDULER: dict[str, tuple[str, Schema]] = {
+    "backend": ("What the node does: a name, brackets such as S[A,B], or package.module:Name.", {"type": "string"}),
+    "instance_num": ("How many objects of the backend there are, each running one batch at a time.", {}),
+    "max": ("How many requests a batch may have, or a shape such as 4x3x224x224.", _SIZE),
+    "min": ("The smallest batch a model takes.", _SIZE),
+    "batching_timeout": ("How many milliseconds the oldest request may wait for company.", {}),
+    "batching": ("The rule that forms batches.", {}),
+    "preferred_batch_sizes": ("Sizes for batching = preferred.", {}),
+    "next": ("The nodes that come next.", _NAMES),
+    "map": (
+        "What the node reads from whom: b[result:data],c[result:other].",
+        {"anyOf": [_NAMES, {"type": "object", "additionalProperties": _KEYS}]},
+    ),
+    "filter": ("A decision in front of the node.", {"type": "string"}),
+    "restart": ("For a leaf: the node at which a request enters again.", {"type": "string"}),
+    "restart_limit": ("How often one request may enter again here.", {}),
+    "max_queue": ("How many requests may wait here.", {}),
+    "max_queue_bytes": ("How many bytes of data may wait here.", {}),
+    "when_full": ("What becomes of a request for which there is no room.", {}),
+    "hang_timeout": ("How many seconds a batch may run before its instance is given up.", {}),
+    "bucket": (
+        "A key of the request: only those that agree in it share a batch.",
+        {"type": "string", "minLength": 1},
+    ),
+}
+_ANNOTATIONS: dict[str, Any] = {
+    "instance_num": config._INSTANCES,
+    "batching_timeout": config._TIMEOUT_MS,
+    "batching": Literal[config.BATCHING_RULES],
+    "preferred_batch_sizes": list[Annotated[int, Between(1, 1 << 20)]],
+    "restart_limit": config._RESTARTS,
+    "max_queue": config._QUEUE,
+    "max_queue_bytes": config._BYTES,
+    "when_full": Literal[config.WHEN_FULL],
+    "hang_timeout": config._SECONDS,
+}
+_PIPE_KEYS = {
+    "request_timeout": "Seconds a request may take that says nothing itself.",
+    "max_in_flight": "How many requests may be in the pipe at once.",
+    "when_overloaded": "What becomes of one more.",
+    "when_hung": "What becomes of an instance, or of the process, when a batch does not end.",
+}
+_SPACES = r"\s*"
+_OPEN: Schema = {"additionalProperties": True}  # which is what a schema means anyway; some editors want it said
+_NO_GRAFT: Schema = {"not": {"pattern": "::backend$"}}
+
+
+def schema() -> Schema:
+    """Return the schema. Backends whose libraries are not installed are left out: their parameters may be anything."""
+    backends = _backends()
+    parameters = {name: _parameters(backend) for name, backend in backends.items()}
+    scheduler = {key: _described(*_SCHEDULER[key], _ANNOTATIONS.get(key)) for key in SCHEDULER_KEYS}
+    of_all: Schema = {key: _described(_PIPE_KEYS[key], {}, config.PIPE_KEYS[key][1]) for key in config.PIPE_KEYS}
+    taken = {parameter for backend in backends.values() for parameter in _takes(backend)}
+    known: Schema = {
+        "anyOf": [{"enum": [*SCHEDULER_KEYS, *sorted(taken - {*SCHEDULER_KEYS})]}, {"pattern": r"::|^\d+$"}]
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "fastpipe configuration",
+        "description": "Nodes of a pipe, by name; what stands beside them, and in 'global', are defaults for all.",
+        "type": "object",
+        "properties": {**scheduler, **of_all, "global": {"type": "object", "properties": scheduler | of_all, **_OPEN}},
+        "additionalProperties": {"$ref": "#/$defs/node"},
+        "allOf": [
+            {"$ref": "#/$defs/parameters"},
+            # Unless a default puts backends into the trees of all nodes.
+            {
+                "if": {"propertyNames": _NO_GRAFT, "properties": {"global": {"propertyNames": _NO_GRAFT}}},
+                "then": {
+                    "properties": {"global": {}},
+                    "additionalProperties": {"if": {"$ref": "#/$defs/ours"}, "then": {"propertyNames": known, **_OPEN}},
+                },
+            },
+        ],
+        "$defs": {
+            # What is no table is a default, of which nothing is known; all that is said here is about tables.
+            "node": {
+                "properties": scheduler,
+                "patternProperties": {r"^\d+$": {"$ref": "#/$defs/node"}},  # logical nodes: [rec.2]
+                "allOf": [{"$ref": "#/$defs/parameters"}],
+                **_OPEN,
+            },
+            "ours": {
+                "description": "A node whose backends all ship with fastpipe.",
+                "type": "object",
+                "properties": {"backend": {"pattern": _only(sorted(backends))}},
+                "required": ["backend"],
+                "propertyNames": _NO_GRAFT,
+                **_OPEN,
+            },
+            "parameters": {
+                "if": {"$ref": "#/$defs/ours"},
+                "then": {
+                    "allOf": [_if_named(name, parameters[name]) for name in sorted(parameters) if parameters[name]]
+                },
+            },
+        },
+    }
+
+
+def _described(meaning: str, kind: Schema, annotation: Any) -> Schema:
+    return {"description": meaning, **(kind if annotation is None else _type(annotation))}
+
+
+def _if_named(name: str, properties: Schema) -> Schema:
+    return {
+        "if": {"properties": {"backend": {"pattern": rf"(^|[^\w.:-]){_any_case(name)}($|[^\w.:-])"}}, **_OPEN},
+        "then": {"properties": properties, **_OPEN},
+    }
+
+
+# ---- backends --------------------------------------------------------------------------------------------------
+
+
+def _backends() -> dict[str, type[Backend]]:
+    found = {}
+    for name, _, _ in registry._BUILT_IN.values():
+        try:
+            backend = registry.find(name)
+        except MissingExtra:
+            continue
+        if isinstance(backend, type):
+            found[name] = backend
+    return found
+
+
+def _takes(backend: type[Backend]) -> Mapping[str, Parameter]:
+    return constructor_parameters(backend, skip_first=issubclass(backend, Container))
+
+
+def _parameters(backend: type[Backend]) -> Schema:
+    """Return the schema of each parameter whose type says anything."""
+    kinds = {name: _type(each.annotation) for name, each in _takes(backend).items() if name not in SCHEDULER_KEYS}
+    return {name: kind for name, kind in kinds.items() if kind}
+
+
+def _only(names: list[str]) -> str:
+    """Return the pattern of a tree of backends that has no other names, and whose steps have no arguments."""
+    name = rf"{_SPACES}(\({_SPACES}[\w.-]+{_SPACES}\))?{_SPACES}({'|'.join(map(_any_case, names))}){_SPACES}"
+    return rf"^{name}([\[,]{name}|\]{_SPACES})*$"
+
+
+def _any_case(name: str) -> str:
+    return "".join(f"[{c.upper()}{c.lower()}]" if c.isalpha() else c for c in name)
+
+
+# ---- types -----------------------------------------------------------------------------------------------------
+
+# Text stands for numbers and lists, and "a|b" is one value for each child of a Sequential.
+_INTEGER_TEXT: Schema = {"type": "string", "pattern": r"^\s*[+-]?\d[\d_]*\s*$|[|&]"}
+_NUMBER_TEXT: Schema = {
+    "type": "string",
+    "pattern": r"^\s*[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][+-]?\d+)?\s*$|^\s*[+-]?[iI][nN][fF]|[|&]",
+}
+_BOOLEAN_TEXT: Schema = {"type": "string", "pattern": r"^\s*([Tt][Rr][Uu][Ee]|[Ff][Aa][Ll][Ss][Ee]|0|1)\s*$|[|&]"}
+
+
+def _type(annotation: Any) -> Schema:
+    """Return the schema of what ``_values.coerce`` accepts for an annotation; empty where that may be anything."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _limited(annotation)
+    if origin in (Union, types.UnionType):
+        members = [_type(member) for member in get_args(annotation)]
+        return {"anyOf": members} if all(members) else {}
+    if origin is Literal:
+        return _choice(get_args(annotation))
+    if annotation in _LISTS or origin in _LISTS:
+        return _list(annotation)
+    simple: Mapping[Any, Schema] = {
+        int: {"anyOf": [{"type": "integer"}, _INTEGER_TEXT]},
+        float: {"anyOf": [{"type": "number"}, _NUMBER_TEXT]},
+        bool: {"anyOf": [{"type": "boolean"}, {"enum": [0, 1]}, _BOOLEAN_TEXT]},
+        str: {"type": "string"},
+        type(None): {"type": "string", "pattern": "^[Nn][Oo][Nn][Ee]$"},
+        None: {"type": "string", "pattern": "^[Nn][Oo][Nn][Ee]$"},
+        dict: {"type": "object"},
+        Mapping: {"type": "object"},
+    }
+    kind = origin or annotation
+    if isinstance(kind, type) and issubclass(kind, Path):
+        return {"type": "string", "minLength": 1}
+    if kind is Callable:
+        return {}
+    return simple.get(kind, {})
+
+
+def _limited(annotation: Any) -> Schema:
+    inner, *extras = get_args(annotation)
+    made = _type(inner)
+    limits = [extra for extra in extras if isinstance(extra, Between)]
+    for each in made.get("anyOf", ()):
+        if limits and each.get("type") in ("integer", "number"):
+            each["minimum"] = max(limit.low for limit in limits)
+            each["maximum"] = min(limit.high for limit in limits)
+    return made
+
+
+def _choice(choices: tuple[Any, ...]) -> Schema:
+    texts = [str(choice) for choice in choices]
+    pattern = "|".join("".join(rf"\{c}" if c in ".*+?()[]{}^$|\\" else _any_case(c) for c in text) for text in texts)
+    return {"anyOf": [{"enum": list(choices)}, {"type": "string", "pattern": rf"^\s*({pattern})\s*$|[|&]"}]}
+
+
+def _list(annotation: Any) -> Schema:
+    """Text with commas is a list, too, and so is one number."""
+    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    array: Schema = {"type": "array"}
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        array.update(prefixItems=[_type(each) for each in arguments], minItems=len(arguments), maxItems=len(arguments))
+    elif arguments:
+        array["items"] = _type(arguments[0])
+    return {"anyOf": [array, {"type": "string"}, {"type": "number"}]}

@@ -1,0 +1,644 @@
+"""The kernels for arrays on an NVIDIA GPU: each makes a whole batch, of images of different sizes too, in one launch.
+
+    workspace = cuda.Workspace(0)
+    batch = workspace.resize_normalize(images, 224, 224, filter="pillow", mean=MEAN, std=STD, target="rgb",
+                                       dtype="float16")
+
+Images and results are CuPy arrays or torch tensors; whatever else has ``__dlpack__`` or ``__cuda_array_interface__`` is
+taken too, and what is returned has ``__dlpack__``. The work is queued on the caller's current stream and not awaited.
+``reference`` is the judge: the bytes before mean and std are its bytes, and the floats its floats.
+
+The CUDA sources are the ``.cu`` files beside this one, compiled at first use, or by ``Workspace.prepare``: NVRTC takes
+about a second for each, once, as CuPy keeps what it made on disk.
+
+The table of up to 64 images is an argument of the launch; a larger one, or one with the matrices of ``warp_normalize``,
+is written into pinned memory and queued as one copy. In the steady state nothing is allocated but the result, and not
+even that if the caller gives ``out``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import operator
+import struct
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fastpipe.errors import KernelError
+
+from ._arguments import CHANNELS, Array, Color, check_levels
+from ._cuda_device import OUTPUTS, Device, Slot, device
+from ._device_arrays import Arrays, arrays_of, stream_handle
+from .reference import BLUE, GREEN, RED
+
+__all__ = ["IMAGE", "Color", "Filter", "Workspace", "describe", "workspace"]
+
+Filter = Literal["opencv", "pillow", "pillow13"]
+
+IMAGE = np.dtype(
+    [
+        ("address", "u8"),
+        ("row_stride", "i8"),
+        *((name, "i4") for name in ("height", "width", "column_stride", "channel_stride")),
+        *((name, "i4") for name in ("top", "left", "new_height", "new_width")),
+    ]
+)
+"""A row of a table of images, ``struct Image`` of pixels.cu; the last four are the workspace's to fill in."""
+
+_ROW = "Qq4i16x"
+_BATCH = struct.Struct(
+    "<QQQq6if2i"
+)  # the beginning of struct Batch; _look makes what follows, and the table is the end
+_LOOK = struct.Struct("<9i9f4x")
+TABLE_AT = _BATCH.size + _LOOK.size
+
+# Tables of up to so many images are arguments of the launch: a copy before it takes the device 10 us.
+TABLE_ROWS = 64
+
+# Images of one launch; the second coordinate of a grid ends at 65,535.
+LARGEST_LAUNCH = 32_768
+# A slot that the device still reads from is waited for; so many calls may be queued before that.
+SLOTS = 8
+
+# The tile of normalize, resize_opencv and warp, in their sources' words: 256 threads x GROUP pixels; COLUMNS x
+# THREAD_ROWS * ROWS; COLUMNS x THREAD_ROWS.
+THREADS = 256
+TILE_COLUMNS, TILE_ROWS, RESIZED_PER_THREAD = 32, 8, 4
+
+# resize_pillow: a band repeats the work of one row of its neighbour's, so bands are high where there are enough of them
+# to fill the GPU, and low where there are not. So many blocks run at once, as their registers allow.
+LEAST_BAND, LARGEST_BAND = 2, 28
+LARGEST_STRIP = 224  # THREADS of resize_pillow.cu
+BLOCKS_PER_MULTIPROCESSOR = 3
+PIXELS_PER_RESULT = 15.0  # see resize_pillow.cu
+_NO_PIECES = (0, 0, 0.0, 0, 0)
+
+
+class _Images(NamedTuple):
+    """Checked images of one call."""
+
+    arrays: Arrays
+    number: int
+    table: Any  # a list of rows, or an array of IMAGE; None: one array
+    stride: int  # of one array, from image to image
+    first: tuple[int, ...]  # the first one's row, of one array
+    kept: Any  # lives until the launch is queued
+
+
+class Workspace:
+    """What calls on one GPU need from call to call: compiled kernels, pinned memory, memory of the device, events.
+
+    Args:
+        device: the number of the GPU.
+        slots: how many calls may be queued before one has to wait until the first of them was run.
+        max_batch: for how many images there is memory at the start; more are accepted, and allocated for.
+
+    Raises:
+        MissingExtra: if CuPy is not installed.
+        RuntimeError: if there is no such GPU.
+
+    Thread-safety: one call at a time; others wait. Calls may come on different streams.
+    Not to be used while a stream is captured into a CUDA graph: its memory is written to again.
+    """
+
+    def __init__(self, device: int | Device = 0, *, slots: int = SLOTS, max_batch: int = 64) -> None:
+        self._device = _device(device) if isinstance(device, int) else device
+        self._lock = threading.Lock()
+        self._slot_bytes = max(max_batch, 1) * (IMAGE.itemsize + 72)
+        self._slots = [self._device.slot(self._slot_bytes) for _ in range(max(slots, 2))]
+        self._next = 0
+        self._batch = ctypes.create_string_buffer(TABLE_AT + TABLE_ROWS * IMAGE.itemsize)
+        self._memory = memoryview(self._batch).cast("B")
+        self._arguments = (ctypes.c_void_p * 1)(ctypes.addressof(self._batch))
+
+    def __del__(self) -> None:
+        for slot in getattr(self, "_slots", ()):
+            slot.wait()  # a copy from pinned memory that is freed would read anything
+
+    def prepare(self, dtypes: Sequence[str] = OUTPUTS) -> None:
+        """Compile every kernel for these results, or load it from disk, so that no later call has to."""
+        for name in ("normalize", "resize_opencv", "resize_pillow", "warp"):
+            for dtype in dtypes:
+                self._device.function(name, OUTPUTS.index(_dtype_name(dtype)))
+
+    def normalize(
+        self,
+        images: Any,
+        *,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        source: Color = "bgr",
+        target: Color = "bgr",
+        dtype: Any = None,
+        out: Any = None,
+        stream: Any = None,
+    ) -> Any:
+        """Return ``(image - mean) / std`` with the channels converted and moved to the front: ``reference.normalize``.
+
+        Args:
+            images: uint8, not modified, any strides: a batch (n, h, w, 3) as one array, or a list of images (h, w, 3)
+                of one size, or what ``describe`` made of it. Without the last axis if ``source`` is gray. They are the
+                caller's to keep until the stream has passed.
+            mean: a number, or one for each channel of ``target``, in its order, on the scale 0-255.
+            std: the same, none zero.
+            source: what the channels of ``images`` are: "bgr", "rgb" or "gray".
+            target: what they are to be.
+            dtype: "float32", "float16" or "bfloat16" (torch only); by default that of ``out``, else float32.
+            out: where to write; C-contiguous, of the result's shape and dtype, on this GPU.
+            stream: CuPy's, torch's or Numba's, or its handle; by default the current one of the images' library.
+
+        Returns:
+            ``out``, or a new array (n, c, h, w) of the images' library; c is 1 for gray.
+
+        Raises:
+            KernelError: if shape, dtype, layout or device differ; the message has both, expected and got.
+            RuntimeError: if the GPU fails.
+        """
+        checked = self._images(images, source)
+        heights, widths = _sizes(checked)
+        height, width = int(heights[0]), int(widths[0])
+        if min(heights) != max(heights) or min(widths) != max(widths):
+            raise KernelError(
+                f"images: expected images of one size, got {sorted(set(zip(heights, widths, strict=True)))}"
+            )
+        look = _look(_hashable(mean), _hashable(std), source, target, 0)
+        output = _output(dtype, out)
+        group = THREADS * (4 if output == 0 else 8)
+        return self._run(
+            "normalize", checked, (height, width), look, output, out, stream, -(-height * width // group), (THREADS, 1)
+        )
+
+    def resize_normalize(
+        self,
+        images: Any,
+        height: int,
+        width: int,
+        *,
+        filter: Filter,
+        places: Any = None,
+        fill: int | Sequence[int] = 0,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        source: Color = "bgr",
+        target: Color = "bgr",
+        dtype: Any = None,
+        out: Any = None,
+        stream: Any = None,
+    ) -> Any:
+        """Resize images of any sizes to one, convert their colors and normalise: ``reference.resize_normalize``.
+
+        A crop is a slice of an image; a letter-box is a place. Both are part of the same launch.
+
+        Args:
+            images: as for ``normalize``, but each of its own size, none empty.
+            height: of the results.
+            width: of the results.
+            filter: "opencv": cv2.INTER_LINEAR, the bits of ``reference.resize``. "pillow": Pillow's BILINEAR, which
+                smooths what becomes smaller, the bits of Pillow up to 12. "pillow13": those of Pillow 13, which are
+                others where the height shrinks by more than twice as many pixels as the width (slower there).
+            places: int array (n, 4): top, left, height and width of where each image goes, inside of the result; by
+                default all of it.
+            fill: 0-255, or one for each channel of ``target``: what is where no image is, before mean and std.
+            mean: as for ``normalize``; so are all others.
+            std: see there.
+            source: see there.
+            target: see there.
+            dtype: see there.
+            out: see there.
+            stream: see there.
+
+        Returns:
+            ``out``, or a new array (n, c, height, width) of the images' library.
+
+        Raises:
+            KernelError: as for ``normalize``, or if a place is not inside.
+            RuntimeError: if the GPU fails.
+        """
+        if filter not in ("opencv", "pillow", "pillow13"):
+            raise KernelError(f"filter: expected 'opencv', 'pillow' or 'pillow13', got {filter!r}")
+        size = _size(height, width)
+        checked = self._images(images, source)
+        look = _look(_hashable(mean), _hashable(std), source, target, _hashable(fill))
+        output = _output(dtype, out)
+        if places is not None:
+            checked, places = _placed(checked, places, size)
+        if filter == "opencv":
+            tiles = -(-width // TILE_COLUMNS) * -(-height // (TILE_ROWS * RESIZED_PER_THREAD))
+            name, block, more = "resize_opencv", (TILE_COLUMNS, TILE_ROWS), _NO_PIECES
+        else:
+            least = size if places is None else places[:, 2:].min(axis=0).tolist()
+            band, strip, cost, shared_bytes = _pieces(self._device, checked, size, least)
+            tiles = -(-width // strip) * -(-height // band)
+            name, block, more = "resize_pillow", (strip, 1), (band, strip, cost, shared_bytes, filter == "pillow13")
+        return self._run(
+            name, checked, size, look, output, out, stream, tiles, block, has_places=places is not None, more=more
+        )
+
+    def warp_normalize(
+        self,
+        images: Any,
+        matrices: Any,
+        height: int,
+        width: int,
+        *,
+        indices: Any = None,
+        border: Literal["fill", "repeat"] = "fill",
+        fill: int | Sequence[int] = 0,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        source: Color = "bgr",
+        target: Color = "bgr",
+        dtype: Any = None,
+        out: Any = None,
+        stream: Any = None,
+    ) -> Any:
+        """Cut boxes out of images through perspective matrices, bilinear: ``reference.warp``, colors, normalise.
+
+        Args:
+            images: as for ``resize_normalize``.
+            matrices: float64 (n, 3, 3), in host memory: from (x, y, 1) of a result to where that is in its image;
+                ``reference.perspective`` makes them from corners. cv2.warpPerspective's with WARP_INVERSE_MAP.
+            height: of the results.
+            width: of the results.
+            indices: for each matrix, the number of its image; by default each image has one matrix.
+            border: what lies outside of an image: "fill", or the pixel of its edge that is nearest, "repeat".
+            fill: as for ``resize_normalize``; so are all others.
+            mean: see there.
+            std: see there.
+            source: see there.
+            target: see there.
+            dtype: see there.
+            out: see there.
+            stream: see there.
+
+        Returns:
+            ``out``, or a new array (n, c, height, width) of the images' library.
+
+        Raises:
+            KernelError: as for ``normalize``, or if matrices or indices are wrong.
+            RuntimeError: if the GPU fails.
+        """
+        if border not in ("fill", "repeat"):
+            raise KernelError(f"border: expected 'fill' or 'repeat', got {border!r}")
+        size = _size(height, width)
+        checked = self._images(images, source)
+        checked = checked._replace(table=_table(checked), stride=0)
+        if indices is not None:
+            numbers = np.asarray(indices)
+            if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+                raise KernelError(f"indices: expected whole numbers, got {numbers.dtype} of shape {numbers.shape}")
+            if numbers.size and (numbers.min() < 0 or numbers.max() >= checked.number):
+                raise KernelError(f"indices: expected numbers of {checked.number} images, got {numbers.tolist()}")
+            checked = checked._replace(table=checked.table[numbers], number=len(numbers))
+        wanted = np.ascontiguousarray(matrices, np.float64)
+        if wanted.shape != (checked.number, 3, 3):
+            raise KernelError(f"matrices: expected shape {(checked.number, 3, 3)}, got {wanted.shape}")
+        look = _look(_hashable(mean), _hashable(std), source, target, _hashable(fill))
+        tiles = -(-width // TILE_COLUMNS) * -(-height // TILE_ROWS)
+        return self._run(
+            "warp",
+            checked,
+            size,
+            look,
+            _output(dtype, out),
+            out,
+            stream,
+            tiles,
+            (TILE_COLUMNS, TILE_ROWS),
+            matrices=wanted.reshape(-1, 9),
+            more=(0, 0, 0.0, 0, border == "repeat"),
+        )
+
+    def _images(self, images: Any, source: Color) -> _Images:
+        return _checked(images, source, self._device)
+
+    def _run(
+        self,
+        name: str,
+        images: _Images,
+        size: tuple[int, int],
+        look: bytes,
+        output: int,
+        out: Any,
+        stream: Any,
+        tiles: int,
+        block: tuple[int, int],
+        *,
+        has_places: bool = False,
+        matrices: Array | None = None,
+        more: tuple[int, int, float, int, int] = _NO_PIECES,
+    ) -> Any:
+        """Launch a kernel for all images; ``tiles`` blocks for each."""
+        gpu, count = self._device, images.number
+        planes = look[0]
+        shape = (count, planes, *size)
+        adapter = images.arrays
+        if out is None:
+            out = result = adapter.empty(shape, OUTPUTS[output], gpu.number)
+        else:
+            adapter, result = _adopted(out, gpu)
+        address = adapter.address(result, shape, OUTPUTS[output], gpu.number)
+        if address % 16:
+            raise KernelError(f"out: expected memory that is 16-byte aligned, got address {address:#x}")
+        if not count or not size[0] or not size[1]:
+            return out
+        handle = images.arrays.stream(gpu.number) if stream is None else stream_handle(stream)
+        function = gpu.function(name, output)
+        image_bytes = planes * size[0] * size[1] * (4 if output == 0 else 2)
+        with self._lock:
+            for start in range(0, count, LARGEST_LAUNCH):
+                part = min(count - start, LARGEST_LAUNCH)
+                slot, table_bytes, image_address, matrix_address = None, 0, 0, 0
+                if images.table is None:
+                    first = (images.first[0] + start * images.stride, *images.first[1:])
+                    _rows(1).pack_into(self._memory, TABLE_AT, *first)
+                elif part > TABLE_ROWS or matrices is not None:
+                    slot, table_bytes, matrix_at = self._fill_slot(images.table, matrices, start, part)
+                    image_address, matrix_address = slot.device_address, slot.device_address + matrix_at
+                elif isinstance(images.table, list):
+                    _rows(part).pack_into(self._memory, TABLE_AT, *_part(images.table, start, part))
+                else:
+                    rows = images.table[start : start + part].tobytes()
+                    self._memory[TABLE_AT : TABLE_AT + len(rows)] = rows
+                result_address = address + start * image_bytes
+                numbers = (images.table is None, *size, has_places, *more)
+                _BATCH.pack_into(
+                    self._memory, 0, image_address, matrix_address, result_address, images.stride, *numbers
+                )
+                self._memory[_BATCH.size : TABLE_AT] = look
+                gpu.launch(function, (tiles, part), block, more[3], self._arguments, handle, slot, table_bytes)
+        return out
+
+    def _fill_slot(self, table: Any, matrices: Array | None, start: int, count: int) -> tuple[Slot, int, int]:
+        """Write tables into the next slot; return it, the bytes used, and where in them the matrices begin."""
+        matrix_at = count * IMAGE.itemsize
+        used = matrix_at + (0 if matrices is None else count * 72)
+        number = self._next
+        self._next = (number + 1) % len(self._slots)
+        slot = self._slots[number]
+        slot.wait()
+        if used > len(slot.host):
+            self._slot_bytes = max(self._slot_bytes, 2 * used)
+            slot = self._slots[number] = self._device.slot(self._slot_bytes)
+        if isinstance(table, list):
+            _rows(count).pack_into(
+                slot.memory, 0, *(table if len(table) == 6 * count else table[6 * start :][: 6 * count])
+            )
+        else:
+            slot.host[:matrix_at].view(IMAGE)[:] = table[start : start + count]
+        if matrices is not None:
+            slot.host[matrix_at:used].view(np.float64)[:] = matrices[start : start + count].reshape(-1)
+        return slot, used, matrix_at
+
+
+def workspace(device: int = 0) -> Workspace:
+    """Return this thread's own workspace on a GPU, the same each time."""
+    mine: dict[int, Workspace] | None = getattr(_of_thread, "workspaces", None)
+    if mine is None:
+        mine = _of_thread.workspaces = {}
+    if device not in mine:
+        mine[device] = Workspace(device)
+    return mine[device]
+
+
+def describe(images: Any, source: Color = "bgr", *, device: int | Device = 0) -> Array:
+    """Return the table of images that lie in buffers which are used again and again: an array of ``IMAGE``.
+
+    A call that is given it instead of the images has less to do, by half a microsecond an image. Rows may be chosen,
+    and changed (a crop adds to the address), with NumPy. It keeps no image alive.
+
+    Raises:
+        KernelError: as ``Workspace.normalize``.
+    """
+    return _table(_checked(images, source, _device(device) if isinstance(device, int) else device))
+
+
+_of_thread = threading.local()
+_device = device  # parameters have this name, too
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def _checked(images: Any, source: Color, gpu: Device) -> _Images:
+    """Return the images of a call, whatever form they came in."""
+    if source not in CHANNELS:
+        raise KernelError(f"source: expected 'bgr', 'rgb' or 'gray', got {source!r}")
+    channels = CHANNELS[source]
+    if isinstance(images, np.ndarray) and images.dtype == IMAGE:
+        return _Images(_default_arrays(gpu), len(images), images, 0, _NO_IMAGE, images)
+    if isinstance(images, list | tuple):
+        if not images:
+            raise KernelError("images: expected at least one in a list, got none")
+        arrays, first = arrays_of(images[0], gpu.cupy)
+        if arrays is None:
+            raise KernelError(f"images[0]: expected an array on GPU {gpu.number}, got a {type(images[0]).__name__}")
+        if first is not images[0] or set(map(type, images)) != {type(first)}:
+            images = [_of_library(number, image, arrays, gpu) for number, image in enumerate(images)]
+        return _Images(arrays, len(images), arrays.describe(images, channels, gpu.number), 0, _NO_IMAGE, images)
+    arrays, batch = arrays_of(images, gpu.cupy)
+    if arrays is None or batch.ndim != 3 + (channels == 3):
+        axes = "(n, height, width, 3)" if channels == 3 else "(n, height, width)"
+        got = f"a {type(images).__name__}" if arrays is None else f"shape {tuple(batch.shape)}"
+        raise KernelError(f"images: expected a list, or an array of shape {axes} on GPU {gpu.number}, got {got}")
+    if not batch.shape[0]:
+        raise KernelError("images: expected at least one, got none")
+    count, stride, row = arrays.describe_batch(batch, channels, gpu.number)
+    return _Images(arrays, count, None, stride, row, batch)
+
+
+_NO_IMAGE = (0,) * 6
+
+
+def _of_library(number: int, image: Any, wanted: Arrays, gpu: Device) -> Any:
+    arrays, image = arrays_of(image, gpu.cupy)
+    if arrays is not wanted:
+        raise KernelError(f"images[{number}]: expected an array like images[0], on the GPU, got {type(image).__name__}")
+    return image
+
+
+@functools.cache
+def _default_arrays(gpu: Device) -> Arrays:
+    arrays, _ = _adopted(gpu.cupy.empty(0, np.uint8), gpu)
+    return arrays
+
+
+def _adopted(out: Any, gpu: Device) -> tuple[Arrays, Any]:
+    arrays, adopted = arrays_of(out, gpu.cupy)
+    if arrays is None:
+        raise KernelError(f"out: expected an array on GPU {gpu.number}, got a {type(out).__name__}")
+    return arrays, adopted
+
+
+def _sizes(images: _Images) -> tuple[Any, Any]:
+    """Return heights and widths."""
+    if images.table is None:
+        return images.first[2:3], images.first[3:4]
+    if isinstance(images.table, list):
+        return images.table[2::6], images.table[3::6]
+    return images.table["height"].tolist(), images.table["width"].tolist()
+
+
+def _table(images: _Images) -> Array:
+    """Return the rows of all images, as an array of IMAGE of the caller's own."""
+    if isinstance(images.table, np.ndarray):
+        return images.table.copy()
+    table = np.zeros(images.number, IMAGE)
+    rows = images.first if images.table is None else images.table
+    for column, name in enumerate(IMAGE.names[:6]):  # type: ignore[index]
+        table[name] = rows[column::6]
+    if images.table is None:
+        table["address"] += (np.arange(images.number) * images.stride).astype(np.uint64)
+    return table
+
+
+def _placed(images: _Images, places: Any, size: tuple[int, int]) -> tuple[_Images, Array]:
+    """Return the images with their places in the table."""
+    wanted = np.asarray(places)
+    if wanted.shape != (images.number, 4) or wanted.dtype.kind not in "iu":
+        expected = f"whole numbers of shape {(images.number, 4)}"
+        raise KernelError(f"places: expected {expected}, got {wanted.dtype} of shape {wanted.shape}")
+    starts, sides = wanted[:, :2], wanted[:, 2:]
+    wrong = ((starts < 0) | (sides < 1) | (starts + sides > size)).any(axis=1)
+    if wrong.any():
+        place = wanted[wrong][0].tolist()
+        raise KernelError(f"places: expected top, left, height and width inside of {size}, got {place}")
+    table = _table(images)
+    for column, name in enumerate(("top", "left", "new_height", "new_width")):
+        table[name] = wanted[:, column]
+    return images._replace(table=table, stride=0), wanted
+
+
+def _part(rows: list[int], start: int, count: int) -> list[int]:
+    return rows if len(rows) == 6 * count else rows[6 * start : 6 * (start + count)]
+
+
+@functools.lru_cache(maxsize=256)
+def _rows(count: int) -> struct.Struct:
+    return struct.Struct("<" + _ROW * count)
+
+
+# ---- everything else -------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=256)
+def _look(mean: Any, std: Any, source: Color, target: Color, fill: Any) -> bytes:
+    """Return the part of a launch that says how a byte becomes a number: ``struct Batch`` from ``planes`` on."""
+    means, stds = check_levels(mean, std, source, target)
+    planes = CHANNELS[target]
+    fills = np.asarray(fill)
+    is_whole = fills.dtype.kind in "iu" and fills.shape in ((), (planes,))
+    if not is_whole or not (fills.min() >= 0 and fills.max() <= 255):
+        raise KernelError(f"fill: expected a whole number of 0 to 255, or {planes} of them, got {fill!r}")
+    weights = [0, 0, 0]
+    if target == "gray" and source != "gray":
+        weights = [BLUE, GREEN, RED] if source == "bgr" else [RED, GREEN, BLUE]
+    is_reversed = {source, target} == {"bgr", "rgb"}
+    three: list[Any] = [np.broadcast_to(values, planes).tolist() * (3 // planes) for values in (fills, means, stds)]
+    with np.errstate(all="ignore"):
+        reciprocals = np.float32(1) / np.array(three[2], np.float32)
+    is_quick = _divides_by_reciprocal(*(np.array(values, np.float32) for values in (three[1], three[2], reciprocals)))
+    return _LOOK.pack(planes, is_reversed, *weights, *three[0], is_quick, *three[1], *three[2], *reciprocals.tolist())
+
+
+def _divides_by_reciprocal(mean: Array, std: Array, reciprocal: Array) -> bool:
+    """Say whether ``normalized<true>`` of pixels.cu divides each of the 256 bytes to the last bit.
+
+    Its two fused operations are computed in float64, where each product is exact. What the sums then lose matters only
+    where rounding them to float32 is undecided; there the answer is no. So it is where a float is so small that the GPU
+    may take it for zero.
+    """
+    with np.errstate(all="ignore"):
+        difference = np.arange(256, dtype=np.float32)[:, np.newaxis] - mean
+        quotient = difference * reciprocal
+        remainder = (difference - quotient.astype(np.float64) * std).astype(np.float32)
+        corrected = quotient + remainder.astype(np.float64) * reciprocal
+        below = np.nextafter(corrected, -np.inf).astype(np.float32)
+        above = np.nextafter(corrected, np.inf).astype(np.float32)
+        is_decided = (below == above).all() and (above == difference / std).all()
+        steps = np.stack(np.broadcast_arrays(difference, quotient, remainder, above, std, reciprocal))
+        return bool(is_decided and ((steps == 0) | (np.abs(steps) > np.float32(2.0**-120))).all())
+
+
+def _pieces(gpu: Device, images: _Images, size: tuple[int, int], least: tuple[int, int]) -> tuple[int, int, float, int]:
+    """Return how resize_pillow cuts up a result.
+
+    Args:
+        gpu: where.
+        images: which.
+        size: of the results.
+        least: height and width that any of them becomes.
+
+    Returns:
+        The rows of a band and the columns of a strip, for the largest image; its cost; the shared memory of a block.
+    """
+    heights, widths = _sizes(images)
+    highest, widest = max(heights), max(widths)
+    scale_y, scale_x = highest / least[0], widest / least[1]
+    strips = -(-size[1] // LARGEST_STRIP)
+    strip = -(-size[1] // strips // 32) * 32
+    # As if all cost as much as the largest might; all blocks have about as much to do.
+    fixed = PIXELS_PER_RESULT * size[0] * size[1]
+    cost = highest * widest + fixed
+    areas = sum(map(operator.mul, heights, widths)) * (images.number if images.table is None else 1)
+    rows = size[0] * strips * (areas + images.number * fixed) / cost
+    at_once = BLOCKS_PER_MULTIPROCESSOR * gpu.multiprocessors
+    waves = math.ceil(rows / (LARGEST_BAND * at_once))
+    # The last band of each image is, as a rule, half empty.
+    band = max(math.ceil(rows / max(waves * at_once - images.number * strips / 2, 1)), LEAST_BAND)
+    band = min(band, LARGEST_BAND)
+    while True:
+        needed = _shared_bytes(band, strip, scale_y, scale_x, widest)
+        if needed <= gpu.shared_bytes or (strip == 32 and band == 1):
+            return band, strip, cost, min(needed, gpu.shared_bytes)
+        if strip > 32:
+            strip = max(strip // 2 // 32 * 32, 32)
+        else:
+            band = max(band // 2, 1)
+
+
+def _shared_bytes(band: int, strip: int, scale_y: float, scale_x: float, widest: int) -> int:
+    """Return what ``room_of`` of resize_pillow.cu asks for, or a little more."""
+    support_x, support_y = max(scale_x, 1.0), max(scale_y, 1.0)
+    pitch = min(widest, strip * scale_x + 2 * support_x + 2) + 24
+    # A smaller image has a higher band, of at most as many rows of its own; unless it is wider.
+    rows, planes = 16 * ((band + 1) * support_y + 40), 4 * (6 * pitch + 48)
+    return int(rows + planes + 24 * strip * ((2 * support_x + 16) / 8)) + 96
+
+
+def _size(height: int, width: int) -> tuple[int, int]:
+    for what, side in (("height", height), ("width", width)):
+        if not isinstance(side, int | np.integer) or not 1 <= side < 2**31:
+            raise KernelError(f"{what}: expected a whole number of at least 1, got {side!r}")
+    return int(height), int(width)
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, int | float) else tuple(value)
+
+
+def _output(dtype: Any, out: Any) -> int:
+    """Return the place in OUTPUTS of what the result is made of."""
+    if dtype is None:
+        if out is None:
+            return 0
+        dtype = getattr(out, "dtype", None)
+    return _output_of(dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _output_of(dtype: Any) -> int:
+    name = _dtype_name(dtype)
+    if name not in OUTPUTS:
+        raise KernelError(f"dtype: expected float32, float16 or bfloat16, got {name}")
+    return OUTPUTS.index(name)
+
+
+def _dtype_name(dtype: Any) -> str:
+    """Return "float16" for NumPy's, CuPy's or torch's float16, and for its name."""
+    return dtype.__name__ if isinstance(dtype, type) else str(dtype).rpartition(".")[2]

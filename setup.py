@@ -1,0 +1,132 @@
+"""Build fastpipe: one extension module, and two folders of the repository's root installed inside the package.
+
+Everything that is not code to run lives in ``pyproject.toml``. The top of this file needs nothing but Python, so that
+the Makefile can ask :func:`missing_on_this_machine` before anything is installed.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from glob import glob
+from pathlib import Path
+
+DEBUG = os.environ.get("FASTPIPE_DEBUG") == "1"
+# What g++ has after -fsanitize=: an engine that watches itself. tests/sanitize.py builds it, and says where it goes, as
+# it works only in a process that has the sanitizer's library loaded from the start.
+SANITIZE = os.environ.get("FASTPIPE_SANITIZE", "")
+BUILD = Path("build", "sanitize", SANITIZE.partition(",")[0]) if SANITIZE else Path("build")
+
+# Checks that cost time in every access, and Python's rules for division, come back in a debug build.
+COMPILER_DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": DEBUG,
+    "initializedcheck": DEBUG,
+    "cdivision": not DEBUG,
+    "auto_pickle": False,  # what the engine holds means nothing in another process
+    "autotestdict": False,
+}
+
+PROBE = """
+#include <Python.h>
+#include <linux/futex.h>
+#include <atomic>
+#include <memory_resource>  // only since C++17
+int main() { return 0; }
+"""
+
+
+def missing_on_this_machine() -> str:
+    """Return one sentence saying what a build needs and this machine lacks, or an empty string."""
+    if sys.platform != "linux":
+        return f"fastpipe runs on Linux only, because its threads wait on Linux futexes; this is {sys.platform}."
+    if sys.version_info < (3, 11):
+        return f"fastpipe needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}."
+    compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+    if shutil.which(compiler[0]) is None:
+        return (
+            f"fastpipe needs the C++ compiler {compiler[0]!r}, and it is not installed. Debian and Ubuntu have it in"
+            " the package g++, Fedora in gcc-c++. (The variable CXX may name another compiler.)"
+        )
+    include_dir = sysconfig.get_path("include")
+    if not Path(include_dir, "Python.h").is_file():
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return (
+            f"fastpipe needs Python's C headers, and there is no {include_dir}/Python.h. Debian and Ubuntu have it in"
+            f" the package python{version}-dev, Fedora in python3-devel."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch, "probe.cpp")
+        source.write_text(PROBE)
+        command = [*compiler, "-std=c++17", f"-I{include_dir}", "-fsyntax-only", str(source)]
+        probe = subprocess.run(command, capture_output=True, text=True)
+    if probe.returncode:
+        complaint = next((line for line in probe.stderr.splitlines() if "error" in line), probe.stderr.strip())
+        return (
+            f"fastpipe needs a C++17 compiler with the headers of the C library and of Linux; {compiler[0]!r} says"
+            f" {complaint!r}. Debian and Ubuntu have them in the packages g++, libc6-dev and linux-libc-dev, Fedora in"
+            " gcc-c++, glibc-devel and kernel-headers."
+        )
+    return ""
+
+
+def mode_file() -> str:
+    """Return a file that is younger than anything built in the other mode, debug or release.
+
+    setuptools and Cython compare times, not options: without it, a build with FASTPIPE_DEBUG=1 after one without (or
+    the other way round) would keep what is there.
+    """
+    path = BUILD / "mode"
+    mode = "debug" if DEBUG else "release"
+    if not path.is_file() or path.read_text() != mode:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(mode)
+    return str(path)
+
+
+def main() -> None:
+    """Run setuptools."""
+    from Cython.Build import cythonize
+    from setuptools import Extension, find_packages, setup
+    from setuptools.command.build_ext import build_ext
+
+    class BuildOrExplain(build_ext):
+        def run(self) -> None:
+            if problem := missing_on_this_machine():
+                raise SystemExit(problem)
+            super().run()
+
+    # -UNDEBUG: Python's own flags have -DNDEBUG, which would silence assert() in a debug build too.
+    flags = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2", "-g0"]
+    sanitize = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
+    if SANITIZE:  # reports name lines and callers; -Wno-tsan: that it does not know fences is said in tests/sanitize.py
+        flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-Wno-tsan", *sanitize]
+    core = Extension(
+        "fastpipe._core",
+        ["fastpipe/_core.pyx"],
+        language="c++",
+        include_dirs=["fastpipe"],
+        depends=[*glob("fastpipe/*.pxd"), *glob("fastpipe/*.hpp"), "setup.py", mode_file()],
+        extra_compile_args=["-std=c++17", *flags],
+        extra_link_args=sanitize,
+    )
+    setup(
+        packages=[*find_packages(include=["fastpipe", "fastpipe.*"]), "fastpipe.kernels", "fastpipe.backends"],
+        package_dir={"fastpipe.kernels": "kernels", "fastpipe.backends": "backends"},
+        package_data={"fastpipe": ["py.typed", "*.pyi"], "fastpipe.demo": ["*.toml"], "fastpipe.kernels": ["*.cu"]},
+        exclude_package_data={"": ["*.pyx", "*.pxd", "*.hpp"]},
+        ext_modules=cythonize(
+            [core],
+            build_dir=str(BUILD / ("cython-debug" if DEBUG else "cython")),
+            compiler_directives=COMPILER_DIRECTIVES,
+        ),
+        cmdclass={"build_ext": BuildOrExplain},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""``@fastpipe.batched``: dynamic batching for a plain function."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import fastpipe
+from fastpipe import BackendError, ConfigError, PipeClosed
+from fastpipe.batched import BatchedFunction
+
+WAIT_S = 20.0
+
+
+class Counting:
+    """A function of a list; remembers the lists it got, and holds the first back until it is opened."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Any]] = []
+        self.inside = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, items: list[Any]) -> list[Any]:
+        self.batches.append(items)
+        self.inside.set()
+        assert self.opened.wait(WAIT_S)
+        if 13 in items:
+            raise ValueError("bad luck")
+        return [item * 2 for item in items]
+
+
+Made = Callable[..., tuple[BatchedFunction[Any, Any], Counting]]
+
+
+@pytest.fixture
+def make() -> Iterator[Made]:
+    """Make a batched function around a Counting, closed after the test."""
+    made: list[BatchedFunction[Any, Any]] = []
+
+    def make(*, held: bool = False, **settings: Any) -> tuple[BatchedFunction[Any, Any], Counting]:
+        counting = Counting()
+        if not held:
+            counting.opened.set()
+
+        def double(items: list[Any]) -> list[Any]:
+            """Double each item."""
+            return counting(items)
+
+        made.append(fastpipe.batched(**{"max": 4, **settings})(double))
+        return made[-1], counting
+
+    yield make
+    for function in made:
+        function.close()
+
+
+def test_a_call_takes_an_item_and_returns_its_result(make: Made) -> None:
+    """One item in, one result out."""
+    double, counting = make()
+    assert double(21) == 42
+    assert counting.batches == [[21]]
+
+
+def test_it_looks_like_the_function_it_was_made_of(make: Made) -> None:
+    """Name and docstring stay; the function itself is at __wrapped__."""
+    double, _ = make()
+    assert double.__name__ == "double"  # type: ignore[attr-defined]
+    assert double.__doc__ == "Double each item."
+    assert inspect.isfunction(double.__wrapped__)  # type: ignore[attr-defined]
+
+
+def test_nothing_is_started_before_the_first_call(make: Made) -> None:
+    """Decorating costs no thread, so that a module may do it at import."""
+    before = threading.active_count()
+    double, _ = make(instance_num=3)
+    assert threading.active_count() == before
+    double(1)
+    assert threading.active_count() == before + 3
+
+
+def test_calls_of_many_threads_meet_in_batches(make: Made) -> None:
+    """While one call of the function runs, others gather: each caller gets its own result."""
+    double, counting = make(held=True)
+    with concurrent.futures.ThreadPoolExecutor(9) as callers:
+        first = callers.submit(double, 0)
+        assert counting.inside.wait(WAIT_S)
+        futures = [callers.submit(double, item) for item in range(1, 9)]
+        while double.pipe.stats()["nodes"]["main"]["queued"] < 8:
+            threading.Event().wait(0.001)
+        counting.opened.set()
+        assert first.result(WAIT_S) == 0
+        assert [future.result(WAIT_S) for future in futures] == [item * 2 for item in range(1, 9)]
+    assert [len(batch) for batch in counting.batches] == [1, 4, 4]
+
+
+def test_submit_map_and_acall(make: Made) -> None:
+    """Futures of requests, ordered results, awaitables."""
+    double, _ = make()
+    assert double.submit(1).result(WAIT_S)["result"] == 2
+    assert list(double.map(range(12))) == [item * 2 for item in range(12)]
+
+    async def main() -> list[Any]:
+        return await asyncio.gather(*(double.acall(item) for item in range(12)))
+
+    assert asyncio.run(main()) == [item * 2 for item in range(12)]
+
+
+def test_one_bad_item_fails_alone(make: Made) -> None:
+    """The function is called again for each item of a failed batch."""
+    double, counting = make(held=True)
+    first = double.submit(0)
+    assert counting.inside.wait(WAIT_S)
+    futures = [double.submit(item) for item in (1, 13, 3)]
+    counting.opened.set()
+    concurrent.futures.wait([first, *futures], WAIT_S)
+    assert [type(future.exception()) for future in futures] == [type(None), ValueError, type(None)]
+    assert counting.batches == [[0], [1, 13, 3], [1], [13], [3]]
+
+
+def test_retry_alone_can_be_switched_off(make: Made) -> None:
+    """Then a failed batch fails as a whole."""
+    double, counting = make(held=True, retry_alone=False)
+    first = double.submit(0)
+    assert counting.inside.wait(WAIT_S)
+    futures = [double.submit(item) for item in (1, 13, 3)]
+    counting.opened.set()
+    concurrent.futures.wait([first, *futures], WAIT_S)
+    assert [type(future.exception()) for future in futures] == [ValueError] * 3
+    assert len(counting.batches) == 2
+
+
+def test_buckets_and_weights_are_of_items(make: Made) -> None:
+    """Both functions get the item itself."""
+    double, counting = make(held=True, bucket=lambda item: item % 2, weigh=lambda item: 2 if item > 10 else 1)
+    first = double.submit(0)
+    assert counting.inside.wait(WAIT_S)
+    futures = [double.submit(item) for item in (1, 2, 3, 11, 12, 14, 16)]
+    counting.opened.set()
+    assert not concurrent.futures.wait([first, *futures], WAIT_S).not_done
+    assert sorted(counting.batches[1:]) == [[1, 3, 11], [2, 12], [14, 16]]
+
+
+def test_the_wrong_number_of_results_is_said_in_words() -> None:
+    """Too few or too many: a BackendError with both numbers."""
+
+    @fastpipe.batched(max=4)
+    def forgets(items: list[int]) -> list[int]:
+        return items[1:]
+
+    with pytest.raises(BackendError, match="forgets got 1 items and returned 0 results"):
+        forgets(1)
+    forgets.close()
+
+
+def test_a_function_of_no_list_is_an_error_of_the_call() -> None:
+    """None instead of a list."""
+
+    @fastpipe.batched(max=4)
+    def nothing(items: list[int]) -> Any:
+        return None
+
+    with pytest.raises(fastpipe.BackendError, match="must return a list of results, got None"):
+        nothing(1)
+    nothing.close()
+
+
+def test_async_functions_are_refused_when_they_are_decorated() -> None:
+    """The callers may be asynchronous, the function may not."""
+    with pytest.raises(TypeError, match=r"async.*plain function"):
+
+        @fastpipe.batched(max=4)  # type: ignore[arg-type]
+        async def wrong(items: list[int]) -> list[int]:
+            return items
+
+
+def test_wrong_settings_are_a_configuration_error() -> None:
+    """At the first call at the latest, with what is allowed; and again at the next."""
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="max"):
+            fastpipe.batched(max=0)(lambda items: items)(1)
+
+
+def test_after_close_calls_are_refused(make: Made) -> None:
+    """Idempotent; also before the first call."""
+    double, _ = make()
+    double.close()
+    assert double(1) == 2
+    double.close()
+    double.close()
+    with pytest.raises(PipeClosed):
+        double(2)
+
+
+def test_the_first_call_may_come_from_many_threads_at_once(make: Made) -> None:
+    """One pipe is built, not one per thread."""
+    double, _ = make(instance_num=2)
+    barrier = threading.Barrier(8)
+    before = threading.active_count()
+
+    def client(item: int) -> Any:
+        barrier.wait(WAIT_S)
+        return double(item)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as callers:
+        assert list(callers.map(client, range(8))) == [item * 2 for item in range(8)]
+        assert threading.active_count() == before + 8 + 2

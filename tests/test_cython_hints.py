@@ -1,0 +1,26 @@
+"""Cython's own remarks about the engine are errors."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_cython_has_nothing_to_say_about_the_engine(repository_root: Path, tmp_path: Path) -> None:
+    """A nogil function without an exception mode takes the GIL after every call; Cython hints at that."""
+    pytest.importorskip("Cython", reason="Cython is not installed here")
+    directives = runpy.run_path(str(repository_root / "setup.py"))["COMPILER_DIRECTIVES"]
+    options = [option for item in directives.items() for option in ("-X", "{}={}".format(*item))]
+    command = [sys.executable, "-m", "cython", "--cplus", *options, "-o", str(tmp_path / "_core.cpp")]
+    ran = subprocess.run(
+        [*command, "fastpipe/_core.pyx"], cwd=repository_root, capture_output=True, text=True, check=False
+    )
+    remarks = [
+        line for line in (ran.stdout + ran.stderr).splitlines() if "performance hint" in line or "warning" in line
+    ]
+    assert ran.returncode == 0, ran.stderr
+    assert not remarks, "\n".join(remarks)

@@ -1,0 +1,88 @@
+"""What is installed, and what a wheel holds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+IN_A_WHEEL = {".py", ".pyi", ".typed", ".toml", ".cu"}
+"""Endings of the files that are installed; the sources of the engine are not, its compiled form is."""
+
+
+def test_only_fastpipe_is_installed_at_the_top() -> None:
+    """The folders beside the package must not become packages of their own."""
+    assert importlib.metadata.distribution("fastpipe").read_text("top_level.txt") == "fastpipe\n"
+
+
+@pytest.mark.parametrize("folder", ["kernels", "backends", "tests", "bench", "setup"])
+def test_a_folder_of_the_repository_cannot_be_imported_from_elsewhere(folder: str, tmp_path: Path) -> None:
+    """Names as common as these belong to the user."""
+    script = f"import importlib.util; raise SystemExit(importlib.util.find_spec({folder!r}) is not None)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False).returncode == 0
+
+
+def test_the_import_is_quick(tmp_path: Path) -> None:
+    """``import fastpipe`` costs at most 100 ms of processor time, once there is bytecode; the best of five counts."""
+    script = "import time; start = time.process_time(); import fastpipe; print((time.process_time() - start) * 1e3)"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    times_ms = []
+    for _ in range(5):
+        ran = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env={**environment, "PYTHONPYCACHEPREFIX": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        times_ms.append(float(ran.stdout))
+    assert min(times_ms) <= 100
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("os.environ['CXX'] = 'no-such-compiler'", ("compiler 'no-such-compiler'", "g++", "gcc-c++")),
+        ("os.environ['CXX'] = 'false'", ("C++17 compiler", "libc6-dev", "glibc-devel")),
+        ("setup.sysconfig.get_path = lambda name: '/nowhere'", ("/nowhere/Python.h", "-dev", "python3-devel")),
+        ("sys.platform = 'darwin'", ("Linux only", "darwin")),
+        ("sys.version_info = (3, 9, 1)", ("Python 3.11 or newer",)),
+    ],
+)
+def test_a_build_says_in_words_what_the_machine_lacks(
+    change: str, said: tuple[str, ...], repository_root: Path
+) -> None:
+    """Not a page of compiler output: one message, with the names of the packages that help."""
+    script = f"import os, sys, setup; {change}; print(setup.missing_on_this_machine())"
+    ran = subprocess.run(
+        [sys.executable, "-B", "-c", script], cwd=repository_root, capture_output=True, text=True, check=True
+    )
+    for part in said:
+        assert part in ran.stdout
+
+
+def test_a_wheel_holds_the_package_and_nothing_else(request: pytest.FixtureRequest, repository_root: Path) -> None:
+    """A forgotten package or data file, a stale one, and a room at the top level all show here."""
+    wheel = request.config.getoption("--wheel")
+    if wheel is None:
+        pytest.skip("no wheel to look into: pytest --wheel dist/fastpipe-....whl")
+    expected = {"fastpipe/_core.so"}
+    for folder, package in {
+        "fastpipe": "fastpipe",
+        "kernels": "fastpipe/kernels",
+        "backends": "fastpipe/backends",
+    }.items():
+        sources = [path for path in (repository_root / folder).rglob("*") if path.suffix in IN_A_WHEEL]
+        expected |= {f"{package}/{path.relative_to(repository_root / folder).as_posix()}" for path in sources}
+    info = f"fastpipe-{importlib.metadata.version('fastpipe')}.dist-info"
+    told = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt")
+    expected |= {f"{info}/{name}" for name in told}
+    held = {re.sub(r"_core\.cpython-[\w-]+\.so$", "_core.so", name) for name in zipfile.ZipFile(wheel).namelist()}
+    assert held == expected

@@ -1,0 +1,388 @@
+"""The picture of a graph: what is in it, that other tools read it, and that nothing in it covers anything else."""
+
+from __future__ import annotations
+
+import html
+import random
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastpipe
+from fastpipe._building import jumps_of
+from fastpipe._layout import Layout, Line, Size, lay_out
+from fastpipe.config import load
+from fastpipe.graph import compile_graph
+from fastpipe.picture import Picture
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+VISION = {
+    "decode": {"backend": "S[Identity,(run)ThrowIfNoResult]", "instance_num": 4, "next": "resize,thumb"},
+    "resize": {"backend": "S[Identity,Pow]", "instance_num": 2, "next": "detect,classify"},
+    "thumb": {"backend": "Identity", "next": "hash"},
+    "hash": {"backend": "Pow", "next": "join"},
+    "detect": {"backend": "Identity", "max": 8, "next": "crop", "bucket": "shape"},
+    "crop": {"backend": "MapReduce", "jump": "face", "next": "join", "filter": "or"},
+    "classify": {"backend": "Identity", "max": 16, "batching": "timeout", "next": "join"},
+    "join": {
+        "backend": "Identity",
+        "map": "crop[result:faces],classify[result:label,score:score],hash[result:data],decode[result:image]",
+        "next": "answer",
+    },
+    "answer": {"backend": "Identity"},
+    "face": {"backend": "Identity", "max": 32, "instance_num": 3, "next": "embed"},
+    "embed": {"backend": "Pow"},
+}
+ODD_NAMES = [
+    *('a"b', "it's", "<b>", "&amp;", "a&b", "#35;", "`md`", "a;b", "a|b", "{x}", "(y)", "\\", "\\n", "%%c", "-->"),
+    *("$$", "end", "graph", "subgraph", "style", "click", "digraph", "node", "ünï", "日本語", "🙂"),
+    *("\x07", "\x1b-31m", "\u202e"),
+]
+
+
+def picture_of(nodes: dict[str, Any]) -> Picture:
+    """Return the picture of nodes that are not built."""
+    configs = load(nodes, {}).nodes
+    return Picture(configs, compile_graph(configs, jumps_of(configs)))
+
+
+def texts_in(svg: str) -> list[str]:
+    """Return all text that is drawn."""
+    return [element.text or "" for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+# ---- text ------------------------------------------------------------------------------------------------------
+
+
+def test_ten_nodes_with_branches_as_text() -> None:
+    """As a person would read it: rails join at a join, a sub-graph hangs on dots."""
+    assert str(picture_of(VISION)).splitlines() == [
+        "▼       decode    S[Identity,(Run)ThrowIfNoResult]  ×4",
+        "├─╮",
+        "● │     resize    S[Identity,Pow]  ×2",
+        "├─│─╮",
+        "● │ │   detect    Identity  ×1 · batch 1–8 · bucket shape",
+        "● │ │   crop      MapReduce  filter or",
+        "├┄│┄│┄╮",
+        "│ │ │ ● face      Identity  ×3 · batch 1–32",
+        "│ │ │ ■ embed     Pow  ×1",
+        "│ │ ●   classify  Identity  ×1 · batch 1–16 · batching timeout",
+        "│ ● │   thumb     Identity  ×1",
+        "│ ● │   hash      Pow  ×1",
+        "├─┴─╯",
+        "●       join      Identity  ×1",
+        "│                 takes hash: result → data; crop: result → faces; classify: result → label, score;",
+        "│                 decode: result → image",
+        "■       answer    Identity  ×1",
+    ]
+
+
+def test_roots_logical_nodes_proxies_and_restarts_as_text() -> None:
+    """A root does not look as if it followed the leaf above it."""
+    nodes = {
+        "a": {"backend": "Identity", "next": "b"},
+        "b": {"backend": "Identity", "restart": "a"},
+        "b.2": {},
+        "c": {"backend": "S[Pow,Proxy]", "proxy": "a"},
+    }
+    assert str(picture_of(nodes)).splitlines() == [
+        "▼ a    Identity  ×1",
+        "■ b    Identity  ×1",
+        "       ↺ restart at a",
+        "",
+        "■ b.2  shares b",
+        "",
+        "■ c    S[Pow,Proxy]  ×1",
+        "       runs a",
+    ]
+
+
+def test_every_rail_leads_from_a_node_to_its_next() -> None:
+    """Followed line by line, the rails of random graphs are exactly their edges."""
+    for seed in range(40):
+        nodes = random_nodes(seed)
+        assert rails_of(str(picture_of(nodes))) == {
+            (name, target) for name, node in nodes.items() for target in node.get("next", ())
+        }
+
+
+def test_long_lines_are_continued_below() -> None:
+    """Nothing is cut off, and lines stay within what a terminal shows."""
+    tree = f"S[{','.join(['Identity'] * 40)}]"
+    lines = str(picture_of({"a": {"backend": tree}})).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert re.sub(r"\s", "", "".join(lines)) == f"■a{tree}×1"
+
+
+# ---- languages -------------------------------------------------------------------------------------------------
+
+
+def test_a_notebook_shows_the_svg() -> None:
+    """With every name, backend and key, and of a size that is said."""
+    picture = picture_of(VISION)
+    svg = picture._repr_svg_()
+    root = ElementTree.fromstring(svg)
+    assert (root.tag, float(root.attrib["width"]) > 100) == (f"{SVG}svg", True)
+    texts = texts_in(svg)
+    for text in (*VISION, "MapReduce", "×3 · batch 1–32", "result → label, score", "filter or"):
+        assert text in texts
+    assert "<style" not in svg  # it would change the page around it
+    assert "id=" not in svg  # two pictures in one page must not share any
+    assert repr(picture).startswith("<fastpipe picture of decode, ")
+
+
+def test_text_stays_inside_its_box() -> None:
+    """By the widest usual font of fixed width, in every box and label."""
+    widths = []
+    for group in ElementTree.fromstring(picture_of(VISION).svg()).iter(f"{SVG}g"):
+        box = next(group.iter(f"{SVG}rect"))
+        left, width = float(box.attrib["x"]), float(box.attrib["width"])
+        for text in group.iter(f"{SVG}text"):
+            half = len(text.text or "") * float(text.attrib["font-size"]) * 0.61 / 2
+            assert left < float(text.attrib["x"]) - half
+            assert float(text.attrib["x"]) + half < left + width
+            widths.append(half)
+    assert len(widths) > 25
+
+
+def test_mermaid() -> None:
+    """Nodes, edges with what maps take, and dashes for what is no ``next``."""
+    lines = picture_of(VISION).mermaid().splitlines()
+    assert lines[0] == "flowchart TD"
+    assert '    n0(["<b>decode</b><br>S#91;Identity,#40;Run#41;ThrowIfNoResult#93;<br>×4"])' in lines
+    assert "    n0 --> n1" in lines
+    assert '    n6 -->|"result → label, score"| n7' in lines
+    assert '    n0 -.->|"result → image"| n7' in lines
+    assert "    n5 -.-> n9" in lines
+    assert sum(line.startswith("    linkStyle") for line in lines) == 2
+
+
+def test_dot_reads_the_dot() -> None:
+    """Graphviz finds the same nodes and edges, and has nothing to complain about."""
+    found = plain_dot(picture_of(VISION).dot())
+    assert [line.split()[0] for line in found].count("node") == len(VISION)
+    assert [line.split()[0] for line in found].count("edge") == 13
+
+
+def plain_dot(source: str) -> list[str]:
+    """Return what Graphviz has read, line by line."""
+    dot = shutil.which("dot")
+    if dot is None:
+        pytest.skip("Graphviz's dot is not installed here")
+    ran = subprocess.run([dot, "-Tplain"], input=source, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return ran.stdout.splitlines()
+
+
+def test_odd_names_are_escaped_everywhere() -> None:
+    """Quotes, tags, entities, key words, wide and unprintable characters: as text, in each language."""
+    nodes = {name: {"backend": "Identity", "next": [after]} for name, after in pairwise(ODD_NAMES)}
+    picture = picture_of({**nodes, ODD_NAMES[-1]: {"backend": "Identity"}})
+    shown = [name.encode("unicode_escape").decode() if not name.isprintable() else name for name in ODD_NAMES]
+    assert all(character.isprintable() or character == "\n" for character in str(picture))
+    assert [line.split()[1] for line in str(picture).splitlines()] == shown
+    assert [text for text in texts_in(picture.svg()) if text not in ("Identity", "×1")] == shown
+    cells = re.findall(r"<tr><td>(.*?)</td>", picture.html())
+    assert [html.unescape(cell) for cell in cells] == shown
+    for line in picture.mermaid().splitlines()[1:]:
+        assert re.fullmatch(r'    n\d+(\(\[|\[)"[^"`<\\$]*(</?b(r)?>[^"`<\\$]*)+"(\]\)|\])|    n\d+ --> n\d+', line), (
+            line
+        )
+    labels = [line for line in plain_dot(picture.dot()) if line.startswith("node")]
+    assert len(labels) == len(ODD_NAMES)
+
+
+def test_a_page_needs_nothing_else() -> None:
+    """The drawing and a table; no script, no other address."""
+    page = picture_of(VISION).html("<vision>")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "<title>&lt;vision&gt;</title>" in page
+    assert page.count("<svg") == 1
+    assert page.count("<tr><td>") == len(VISION)
+    assert "<td>crop: result → faces; classify: result → label, score; hash: result → data" not in page  # file order
+    assert "hash: result → data" in page
+    assert "parts: face" in page
+    assert not re.search(r"<script|src=|href=|url\(", page)
+
+
+# ---- what only a built pipe knows ------------------------------------------------------------------------------
+
+
+class Eight(fastpipe.Backend):
+    """Says only once it is built how much it takes."""
+
+    def __init__(self) -> None:
+        self.max_batch = 8
+
+    def forward(self, batch: list[dict[str, Any]]) -> None:
+        for request in batch:
+            request["result"] = request["data"]
+
+
+def test_a_built_pipe_knows_the_sizes_of_batches() -> None:
+    """Which a backend may only say once it is built."""
+    with fastpipe.Pipe({"a": {"backend": Eight, "next": "b"}, "b": {"backend": "Pow"}}) as pipe:
+        assert str(pipe.graph()).splitlines() == ["▼ a  Eight  ×1 · batch 1–8", "■ b  Pow  ×1 · batch 1"]
+    assert str(picture_of({"a": {"backend": Eight}})) == "■ a  Eight  ×1"
+
+
+def test_the_demo_can_be_drawn_without_its_models(repository_root: Path) -> None:
+    """The files it names need not be there."""
+    pytest.importorskip("cv2", reason="the demo's backends need OpenCV")
+    pytest.importorskip("onnxruntime", reason="the demo's backends need ONNX Runtime")
+    pytest.importorskip("pyclipper", reason="the demo's backends need pyclipper")
+    configs = load(repository_root / "fastpipe" / "demo" / "ocr.toml", {}).nodes
+    text = str(Picture(configs, compile_graph(configs, jumps_of(configs))))
+    assert "● │ recognise" not in text
+    assert "│ ■ recognise" in text
+
+
+# ---- geometry --------------------------------------------------------------------------------------------------
+
+
+def random_nodes(seed: int, count: int = 14) -> dict[str, dict[str, Any]]:
+    """Return nodes that make a graph, with joins."""
+    choose = random.Random(seed)
+    names = [f"n{index}" for index in range(choose.randint(2, count))]
+    parents = {
+        name: [other for other in names[max(0, index - 5) : index] if choose.random() < 0.35]
+        for index, name in enumerate(names)
+    }
+    nodes: dict[str, dict[str, Any]] = {}
+    for name in names:
+        node: dict[str, Any] = {"backend": "Identity", "next": [other for other in names if name in parents[other]]}
+        if len(parents[name]) > 1:
+            first, *rest = parents[name]
+            node["map"] = {first: {"result": "data"}, **{other: {"result": other} for other in rest}}
+        nodes[name] = node
+    return nodes
+
+
+def rails_of(text: str) -> set[tuple[str, str]]:
+    """Follow the rails down and return which node leads to which."""
+    up, down, left, right = "│┊├┤┴┼╯╰", "│┊├┤┬┼╮╭", "─┄┤┬┴┼╮╯", "─┄├┬┴┼╭╰"
+    edges: set[tuple[str, str]] = set()
+    above: dict[int, set[str]] = {}
+    for line in text.splitlines():
+        marks = re.match(r"[│┊├┤┬┴┼╮╭╯╰─┄●■▼ ]*", line)
+        drawn = "" if marks is None else marks[0]
+        node = re.search(r"[●■▼]", drawn)
+        below: dict[int, set[str]] = {}
+        if node is not None:
+            name = line[marks.end() :].split()[0] if marks else ""
+            edges |= {(source, name) for source in above.get(node.start(), ())}
+            below = {column: sources for column, sources in above.items() if column != node.start()}
+            below[node.start()] = {name}
+        else:
+            for piece in horizontal_pieces(drawn, left, right):
+                arriving = set().union(*(above.get(column, set()) for column in piece if drawn[column] in up))
+                for column in piece:
+                    if drawn[column] in down:
+                        below[column] = arriving if len(piece) > 1 else above.get(column, set())
+            # A rail that passes keeps what runs on it.
+            for column, mark in enumerate(drawn):
+                if mark in "│┊":
+                    below[column] = above.get(column, set())
+        above = {column: sources for column, sources in below.items() if sources}
+    return edges
+
+
+def horizontal_pieces(drawn: str, left: str, right: str) -> Iterator[list[int]]:
+    """Yield the columns that a horizontal line connects; rails that it passes under are none of them."""
+    piece: list[int] = []
+    for column, mark in enumerate(drawn):
+        if mark in "│┊":
+            continue
+        if mark in left and piece:
+            piece.append(column)
+        elif mark in left + right:
+            piece = [column]
+        if piece and mark not in right:
+            yield piece
+            piece = []
+
+
+def test_the_rails_can_be_followed() -> None:
+    """The helper of the test above, on a drawing made by hand."""
+    drawing = "▼ a\n├─╮\n● │ b\n├─│─╮\n│ ● │ c\n├─╯ │\n│   ■ d\n■ e"
+    assert rails_of(drawing) == {("a", "b"), ("a", "c"), ("b", "d"), ("b", "e"), ("c", "e")}
+
+
+def random_drawing(seed: int) -> tuple[list[Size], list[Line], Layout]:
+    """Lay out a random graph, circles included, with labels at every second line."""
+    choose = random.Random(seed)
+    count = choose.randint(1, 25)
+    sizes = [Size(choose.uniform(40, 250), choose.uniform(15, 60), choose.uniform(15, 60)) for _ in range(count)]
+    lines = []
+    for index in range(count):
+        for other in range(count):
+            if index != other and choose.random() < (0.12 if index < other <= index + 6 else 0.008):
+                label = (choose.uniform(30, 160), choose.uniform(14, 40)) if choose.random() < 0.5 else (0.0, 0.0)
+                lines.append(Line(index, other, *label))
+    return sizes, lines, lay_out(sizes, lines)
+
+
+def points_on(points: tuple[tuple[float, float], ...]) -> Iterator[tuple[float, float]]:
+    """Yield points of a line as it is drawn: it swings between those given, and is vertical in each."""
+    for (x1, y1), (x2, y2) in pairwise(points):
+        middle = (y1 + y2) / 2
+        for step in range(13):
+            t = step / 12
+            a, b, c, d = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3
+            yield (a + b) * x1 + (c + d) * x2, a * y1 + (b + c) * middle + d * y2
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_nothing_covers_anything_else(seed: int) -> None:
+    """No two boxes or labels overlap, and no line runs through a box or another line's label."""
+    sizes, lines, layout = random_drawing(seed)
+    boxes = [
+        (x - size.width / 2, y - size.above, x + size.width / 2, y + size.below)
+        for size, (x, y) in zip(sizes, layout.boxes, strict=True)
+    ]
+    labels = {
+        number: (
+            x - line.label_width / 2,
+            y - line.label_height / 2,
+            x + line.label_width / 2,
+            y + line.label_height / 2,
+        )
+        for number, (line, (x, y)) in enumerate(zip(lines, layout.labels, strict=True))
+        if line.label_height
+    }
+    everything = [*boxes, *labels.values()]
+    for index, (left, top, right, bottom) in enumerate(everything):
+        assert left >= -0.01
+        assert right <= layout.width + 0.01
+        assert top >= -0.01
+        assert bottom <= layout.height + 0.01
+        for other in everything[:index]:
+            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
+    for number, (line, points) in enumerate(zip(lines, layout.lines, strict=True)):
+        for index, end in ((line.source, points[0]), (line.target, points[-1])):
+            left, top, right, bottom = boxes[index]
+            assert left < end[0] < right
+            assert min(abs(end[1] - top), abs(end[1] - bottom)) < 0.01
+        others = [*boxes, *(label for which, label in labels.items() if which != number)]
+        for x, y in points_on(points):
+            for left, top, right, bottom in others:
+                assert not (left + 0.01 < x < right - 0.01 and top + 0.01 < y < bottom - 0.01)
+
+
+def test_the_same_graph_always_looks_the_same() -> None:
+    """A drawing in a repository changes only when the graph does."""
+    assert picture_of(random_nodes(3)).svg() == picture_of(random_nodes(3)).svg()
+
+
+def test_a_node_that_restarts_at_itself() -> None:
+    """A loop beside its box."""
+    svg = picture_of({"a": {"backend": "Identity", "restart": "a", "filter": "or"}}).svg()
+    assert texts_in(svg).count("restart") == 1
