@@ -64,7 +64,10 @@ FAULTS: dict[str, Any] = {
     "no memory in company": "done",
     "slow": "done",
 }
+OUTCOMES: dict[str, Any] = {**FAULTS, "hold": "done"}
 PLACES = "abcde"
+FIRST_INSTANCES = 4  # of the node at which requests enter
+SURE = FIRST_INSTANCES + 3  # requests of be_sure_of_each_end
 
 
 def mix(value: int, salt: int) -> int:
@@ -78,10 +81,21 @@ def answer_to(value: int) -> int:
     return e(d(b(a(value)) ^ c(a(value))))
 
 
+class Hold:
+    """Where requests stand until they are let go."""
+
+    def __init__(self) -> None:
+        self.inside, self.opened = threading.Semaphore(0), threading.Event()
+
+    def stand(self) -> None:
+        self.inside.release()
+        assert self.opened.wait(WAIT_S)
+
+
 class Mixes(Backend):
     """Mixes a request's number; fails, or is slow, as the request says.
 
-    ``data`` is (the request's number in the ledger, its value, (place, fault) or None).
+    ``data`` is (the request's number in the ledger, its value, (place, fault) or None). ("hold" has a Hold behind it.)
     """
 
     max_batch = 32
@@ -110,6 +124,8 @@ class Mixes(Backend):
             if self.place == "d":
                 value ^= request["other"][1]
             if plan is not None and plan[0] == self.place:
+                if plan[1] == "hold":
+                    plan[2].stand()
                 self._fault(plan[1], number, index, len(batch), errors)
             request["result"] = (number, mix(value, self.salt), plan)
         if errors:
@@ -134,7 +150,7 @@ def five_nodes(ledger: Any, **more: dict[str, Any]) -> dict[str, dict[str, Any]]
     ``more``: further keys, by node.
     """
     nodes: dict[str, dict[str, Any]] = {
-        "a": {"next": "b,c", "instance_num": 4, "max_queue": 32},
+        "a": {"next": "b,c", "instance_num": FIRST_INSTANCES, "max_queue": 32},
         "b": {"next": "d", "instance_num": 2, "max": 8},
         "c": {"next": "d", "max": 16, "max_queue": 250, "when_full": "shed_oldest", "batching_timeout": 1},
         "d": {"next": "e", "instance_num": 2, "map": "b[result:data],c[result:other]"},
@@ -186,7 +202,7 @@ class Client:
     def ended(self, sent: tuple[int, int, Any], request: Request, error: BaseException | None) -> None:
         """Tell the ledger how a request that was accepted has ended, and check that it is its own outcome."""
         number, value, plan = sent
-        expected = "done" if plan is None else FAULTS[plan[1]]
+        expected = "done" if plan is None else OUTCOMES[plan[1]]
         if error is None:
             if request["result"][0] != number or request["result"][1] != answer_to(value):
                 self.ledger.mistake(f"request {number} was answered with {request['result']}")
@@ -309,6 +325,36 @@ def run_clients(clients: list[Client], count: int) -> None:
     with concurrent.futures.ThreadPoolExecutor(len(clients)) as executor:
         for done in [executor.submit(client.run, count) for client in clients]:
             done.result()
+
+
+def be_sure_of_each_end(pipe: Pipe, ledger: Any) -> None:
+    """Have SURE requests end in each way that chance might leave out: cancelled, late, failed, done.
+
+    All instances of the first node are held, so that the one that is cancelled and the one that is late are queued.
+    """
+    client = Client(pipe, ledger, 0, share=0.0)
+    hold = Hold()
+
+    def start(plan: Any, timeout: float | None = None) -> tuple[Any, Request, concurrent.futures.Future[Request]]:
+        number, value, _ = client.request()["data"]
+        sent = (number, value, plan)
+        request: Request = {"data": sent}
+        return sent, request, pipe.submit(request, timeout=timeout)
+
+    held = []
+    for _ in range(FIRST_INSTANCES):
+        held.append(start(("a", "hold", hold)))
+        assert hold.inside.acquire(timeout=WAIT_S)
+    (number, _, _), _, future = start(None)
+    assert future.cancel()
+    ledger.end(number, ledgers.CANCELLED)
+    sent, request, future = start(None, timeout=0.001)
+    error = future.exception(WAIT_S)
+    assert isinstance(error, RequestTimeout)
+    client.ended(sent, request, error)
+    hold.opened.set()
+    for sent, request, future in [*held, start(("e", "raise"))]:
+        client.ended(sent, request, future.exception(WAIT_S))
 
 
 def summary(counts: Counter[str], ledger: Any) -> str:

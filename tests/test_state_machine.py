@@ -50,7 +50,7 @@ settings.register_profile(
     max_examples=load.scaled(60),
     stateful_step_count=40,
     deadline=None,
-    derandomize=load.SCALE == 1,
+    derandomize=load.SCALE <= 1,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
