@@ -25,6 +25,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 HANG_S = 60.0  # how long a child may be silent
+ATTEMPTS = 3  # at being flat: resident memory has noise, and what grows does so each time
 
 
 def beside_this_file(name: str) -> ModuleType:
@@ -42,7 +43,7 @@ load = beside_this_file("promise_load")
 scaled = load.scaled
 
 PROLOGUE = """
-import fastpipe, gc, json, os, random, signal, sys, threading, time
+import ctypes, fastpipe, gc, json, os, random, signal, sys, threading, time
 
 def say(word):
     os.write(1, f"{word}\\n".encode())
@@ -71,6 +72,13 @@ class Holds(Bound):
 def megabytes():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+def settled_megabytes():
+    # The C library gives back what it kept for next time: how much that is, is chance.
+    gc.collect()
+    if hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
+    return megabytes()
 
 def census():
     gc.collect()
@@ -126,6 +134,8 @@ def test_p06_shutdown_drains() -> None:
             clients = [threading.Thread(target=client) for _ in range(16)]
             for each in clients:
                 each.start()
+            while turn == 0 and True not in outcomes:  # some are answered for certain
+                time.sleep(0.001)
             time.sleep(source.random() * 0.02)
             closers = [threading.Thread(target=pipe.close, args=(source.choice([None, 0.0, 0.005]),)) for _ in range(2)]
             for each in closers:
@@ -312,23 +322,23 @@ def test_p09_fork_safety() -> None:
 OVERLOAD = """
         import itertools
         keys, seconds = json.loads(sys.argv[1]), float(sys.argv[2])
+        limit = keys.get("max_queue", 96)
         class Works(fastpipe.Backend):
             def forward(self, batch):
                 time.sleep(0.02)
                 for request in batch:
                     request["result"] = len(request["data"])
-        most = offered = 0
+        most = 0
+        offered = [0] * 4
+        stop = threading.Event()
         with fastpipe.Pipe(backend=Works, **keys) as pipe:
-            began = time.monotonic()
-            stop = began + seconds
             samples = []
             def client(number):
-                global offered
                 due = time.monotonic()
-                while time.monotonic() < stop:
+                while not stop.is_set():
                     due += 0.02 * 4 / 10  # four clients: ten times what the backend can do
                     time.sleep(max(0.0, due - time.monotonic()))
-                    offered += 1
+                    offered[number] += 1
                     try:
                         pipe.submit({"data": b"x" * 1_000_000}, timeout=None)
                     except fastpipe.QueueFull:
@@ -336,33 +346,52 @@ OVERLOAD = """
             clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
             for each in clients:
                 each.start()
-            while time.monotonic() < stop:
+            def look():
+                # How many wait now, and whether somebody was turned away.
+                counts = pipe.stats()
+                return counts["nodes"]["main"]["queued"], counts["requests"]["refused"] + counts["requests"]["failed"]
+            overflows = keys.get("when_full") in ("reject", "shed_oldest")
+            gives_up = time.monotonic() + 60
+            turned_away = 0
+            while (most < limit or (overflows and not turned_away)) and time.monotonic() < gives_up:  # it fills first
+                time.sleep(0.001)
+                queued, turned_away = look()
+                most = max(most, queued)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
                 time.sleep(seconds / 100)
                 samples.append(megabytes())
-                most = max(most, pipe.stats()["nodes"]["main"]["queued"])
+                most = max(most, look()[0])
+            stop.set()
             for each in clients:
                 each.join()
             queued = pipe.stats()["nodes"]["main"]["queued"]
             pipe.close(timeout=0.0)
         counts = pipe.stats()["requests"]
         assert counts["in_flight"] == 0
-        print(json.dumps({"samples": samples, "most": most, "offered": offered, "queued": queued, **counts}))
+        print(json.dumps({"samples": samples, "most": most, "offered": sum(offered), "queued": queued, **counts}))
 """
 
 
 def overload(seconds: float, **keys: Any) -> dict[str, Any]:
-    """Offer a slow backend ten times what it can do, in requests of 1 MB; return what it counted, and its memory."""
+    """Offer a slow backend ten times what it can do, in requests of 1 MB; return what it counted, and its memory.
+
+    Memory is looked at for so many seconds from when the queue is full, or would be if it had a limit.
+    """
     ran = subprocess.run(
         [*command(OVERLOAD), json.dumps(keys), str(seconds)],
         capture_output=True,
         text=True,
         check=False,
-        timeout=seconds + HANG_S,
+        timeout=seconds + 2 * HANG_S,
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},  # else glibc keeps what it was given back
     )
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stderr
     found: dict[str, Any] = json.loads(ran.stdout)
     return found
+
+
+OUTSIDE_MB = 10.0  # what four clients and the backend may hold besides the queue, now or at another moment
 
 
 @pytest.mark.parametrize("when_full", ["reject", "shed_oldest", "block"])
@@ -372,20 +401,30 @@ def test_p12_bounded_memory_under_overload(when_full: str) -> None:
     assert 90 < found["most"] <= 96
     assert found["accepted"] + found["refused"] == found["offered"]
     assert found["refused" if when_full == "reject" else "failed"] > 0
-    assert flat(found["samples"]), " ".join(map(str, found["samples"]))
+    assert flat(found["samples"], megabytes=OUTSIDE_MB), " ".join(map(str, found["samples"]))
 
 
 def test_p12_without_a_limit_the_same_check_fails() -> None:
     """The negative control."""
-    found = overload(3.0)
+    found = overload(2.0)
     assert found["refused"] == 0
-    assert not flat(found["samples"]), found["samples"]
+    assert not flat(found["samples"], megabytes=OUTSIDE_MB), found["samples"]
 
 
 @pytest.mark.parametrize("leaks", [False, True])
 def test_p13_no_leak_per_request(leaks: bool) -> None:
     """Requests of all kinds, in tenths: memory is flat from the middle on, no object is left; unless it leaks."""
-    samples, left = json.loads(
+    for _ in range(1 if leaks else ATTEMPTS):
+        samples, left = requests_in_tenths(leaks)
+        assert left == []
+        if flat(samples, megabytes=2.0):
+            break
+    assert flat(samples, megabytes=2.0) != leaks, samples
+
+
+def requests_in_tenths(leaks: bool) -> tuple[list[float], list[str]]:
+    """Return what memory a process has after each tenth, and what it has of the engine's objects at the end."""
+    found: tuple[list[float], list[str]] = json.loads(
         run(
             f"""
             sys.path.insert(0, {str(TESTS)!r})
@@ -400,9 +439,8 @@ def test_p13_no_leak_per_request(leaks: bool) -> None:
                     promise_load.run_clients(clients, count // 8)
                 ledger.check(pipe.stats())
                 if {leaks}:
-                    kept.append(b"x" * 1_000_000)
-                gc.collect()
-                samples.append(megabytes())
+                    kept.append(b"x" * 3_000_000)
+                samples.append(settled_megabytes())
             del pipe, clients, ledger
             for _ in range(3):
                 gc.collect()
@@ -414,14 +452,23 @@ def test_p13_no_leak_per_request(leaks: bool) -> None:
             limit_s=HANG_S * load.SCALE + HANG_S,
         )
     )
-    assert left == []
-    assert flat(samples, megabytes=2.0) != leaks, samples
+    return found
 
 
 @pytest.mark.parametrize("forgets", [False, True])
 def test_p13_no_leak_per_pipe(forgets: bool) -> None:
     """Built, used, closed or dropped, again and again: memory, threads and files as before; unless all are kept."""
-    before, after, samples = json.loads(
+    for _ in range(1 if forgets else ATTEMPTS):
+        before, after, samples = pipes_in_tenths(forgets)
+        assert (before == after) != forgets
+        if flat(samples, megabytes=2.0):
+            break
+    assert flat(samples, megabytes=2.0) or forgets, samples
+
+
+def pipes_in_tenths(forgets: bool) -> tuple[dict[str, int], dict[str, int], list[float]]:
+    """Return the threads and files that a process has at first and at the end, and its memory after each tenth."""
+    found: tuple[dict[str, int], dict[str, int], list[float]] = json.loads(
         run(
             f"""
             kept = []
@@ -448,8 +495,8 @@ def test_p13_no_leak_per_pipe(forgets: bool) -> None:
             for tenth in range(10):
                 for turn in range({20 if forgets else scaled(20)}):
                     use(turn)
-                gc.collect()
-                samples.append(megabytes())
+                settled()
+                samples.append(settled_megabytes())
             print(json.dumps([before, settled(), samples]))
             for pipe in kept:
                 pipe.close()
@@ -457,8 +504,7 @@ def test_p13_no_leak_per_pipe(forgets: bool) -> None:
             limit_s=HANG_S * load.SCALE + HANG_S,
         )
     )
-    assert (before == after) != forgets
-    assert flat(samples, megabytes=2.0) or forgets, samples
+    return found
 
 
 # ---- P19: nobody sleeps for ever -------------------------------------------------------------------------------------
@@ -578,6 +624,8 @@ def test_p23_asyncio() -> None:
                 for task in tasks:
                     if source.random() < 0.3:
                         asyncio.get_running_loop().call_later(source.random() * 0.05, task.cancel)
+                await asyncio.sleep(0)
+                tasks[-1].cancel()  # for certain: it has begun, and its loop has not heard of an end
                 for index, outcome in enumerate(await asyncio.gather(*tasks, return_exceptions=True)):
                     if isinstance(outcome, asyncio.CancelledError):
                         cancelled += 1
@@ -615,10 +663,15 @@ def test_p24_idle_costs_nothing() -> None:
         futures = [holds.submit({{"data": 1}}, timeout=3600) for _ in range(20)]
         waits = threading.Thread(target=holds, args=({{"data": 1}},))
         waits.start()
-        time.sleep(0.2)
-        before = time.process_time()
-        time.sleep({min(10.0, 2.0 * load.SCALE)})
-        print(time.process_time() - before)
+        while holds.in_flight < 21:
+            time.sleep(0.001)
+        spent = []
+        while len(spent) < 5 and min(spent, default=1) >= 0.01:  # the best of five: who polls, polls each time
+            time.sleep(0.2)
+            before = time.process_time()
+            time.sleep({min(10.0, 2.0 * load.SCALE)})
+            spent.append(time.process_time() - before)
+        print(min(spent))
         gate.set()
         waits.join()
         """
