@@ -22,7 +22,7 @@ from fastpipe import Backend, BackendHung, ConfigError, Pipe, Request, WorkerDie
 from fastpipe._hung import MOST_STUCK_THREADS
 
 WAIT_S = 20.0
-HANG_S = 0.1
+HANG_S = 0.3  # also what a busy machine may hold up a batch that does not hang
 
 
 class Hangs(Backend):
@@ -69,7 +69,7 @@ def until(condition: Callable[[], bool]) -> None:
 def test_p17_a_hung_backend_is_given_up_and_replaced(hangs: type[Hangs]) -> None:
     """Its request fails, with the stacks of all threads; the node goes on with a new instance."""
     with Pipe(backend=hangs, hang_timeout=HANG_S) as pipe:
-        with pytest.raises(BackendHung, match=r"did not return within the hang_timeout of 0\.1 s") as caught:
+        with pytest.raises(BackendHung, match=r"did not return within the hang_timeout of 0\.3 s") as caught:
             pipe({"data": "hang"})
         assert "in forward" in caught.value.stacks
         assert "fastpipe main#0" in caught.value.stacks
@@ -150,7 +150,7 @@ def test_the_rest_of_a_hung_batch_fails_and_what_had_ended_does_not(hangs: type[
                 raise ValueError("the whole batch")
             super().forward(batch)
 
-    with Pipe(backend=First, batching="greedy", hang_timeout=1.0) as pipe:
+    with Pipe(backend=First, batching="greedy", hang_timeout=2.0) as pipe:
         first = pipe.submit({"data": "first"})
         until(lambda: pipe.stats()["nodes"]["main"]["running"] == 1)
         futures = [pipe.submit({"data": data}) for data in (1, "bad", "hang", 4)]
@@ -178,7 +178,7 @@ def test_what_a_hung_thread_had_not_handed_on_goes_on(hangs: type[Hangs]) -> Non
             super().forward(batch)
 
     nodes = {
-        "a": {"backend": First, "batching": "greedy", "hang_timeout": 0.5, "next": "b"},
+        "a": {"backend": First, "batching": "greedy", "hang_timeout": 2.0, "next": "b"},
         "b": {"backend": "Identity"},
     }
     with Pipe(nodes) as pipe:
@@ -320,14 +320,14 @@ def test_p17_a_hung_backend_that_holds_the_gil_is_noticed_all_the_same(hangs: ty
     class HoldsTheGil(hangs):  # type: ignore[misc, valid-type]
         def forward(self, batch: list[Request]) -> None:
             if batch[0]["data"] == "hang":
-                ctypes.PyDLL(None).usleep(800_000)
+                ctypes.PyDLL(None).usleep(2_000_000)
             super().forward([request for request in batch if request["data"] != "hang"])
 
     with Pipe(backend=HoldsTheGil, hang_timeout=HANG_S) as pipe:
         with pytest.raises(BackendHung):
             pipe({"data": "hang"})
         (station,) = pipe.stations
-        assert HANG_S <= station.given_up_after_ns / 1e9 < 0.7
+        assert HANG_S <= station.given_up_after_ns / 1e9 < 1.9
         assert pipe({"data": 1})["result"] == 1
 
 
@@ -624,7 +624,7 @@ def test_a_worker_that_dies_in_one_half_of_a_batch_does_not_hang_in_the_other(
                 ran.append(batch[0]["data"])
             super().forward(batch)
 
-    with Pipe(backend=Batched, batching="greedy", hang_timeout=HANG_S * 20) as pipe:
+    with Pipe(backend=Batched, batching="greedy", hang_timeout=WAIT_S) as pipe:
         first = pipe.submit({"data": "first"})
         assert reached.wait(WAIT_S)
         futures = [pipe.submit({"data": data}) for data in (1, "hang", 3)]
