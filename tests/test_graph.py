@@ -115,11 +115,11 @@ def test_nothing_is_started_for_a_graph_that_does_not_compile() -> None:
         def __init__(self) -> None:
             built.append(self)
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with pytest.raises(GraphError):
         Pipe(a=node(Notes, next="nobody"))
     assert not built
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # one of an earlier test may still be ending
 
 
 def test_a_compiled_graph_knows_its_roots_leaves_and_joins() -> None:
