@@ -99,11 +99,13 @@ def hand_over(value: Any) -> None:
     if torch is None or not entries or entries[0].torch_before is None:
         return
     first = entries[0]
-    memory = {}  # one tensor of each piece: telling torch gives up the GIL
+    # One tensor of each piece of memory: telling torch gives up the GIL. Most are rows of one, which is quick to see.
+    wholes = {}
     for tensor in _leaves(value):
         if isinstance(tensor, torch.Tensor) and tensor.is_cuda and tensor.get_device() == first.device_number:
-            memory[tensor.untyped_storage().data_ptr()] = tensor
-    for tensor in memory.values():
+            whole = tensor if tensor._base is None else tensor._base
+            wholes[id(whole)] = whole
+    for tensor in {whole.untyped_storage().data_ptr(): whole for whole in wholes.values()}.values():
         tensor.record_stream(first.torch_before)
 
 
@@ -203,8 +205,12 @@ class _TorchSide:
         return int(library.cuda.device_count()) if library.cuda.is_available() else 0
 
     def use(self, restore: ExitStack) -> Any:
-        before = self._cuda.current_stream(self._device_number)
-        restore.enter_context(self._cuda.stream(self.stream))
+        cuda, number = self._cuda, self._device_number
+        before, number_before = cuda.current_stream(number), cuda.current_device()
+        cuda.set_stream(self.stream)  # makes its GPU current, too
+        if number_before != number:
+            restore.callback(cuda.set_device, number_before)
+        restore.callback(cuda.set_stream, before)
         return before
 
     def handle_of(self, stream: Any) -> int:

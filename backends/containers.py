@@ -8,6 +8,7 @@ the others in the batch: a failure is kept with its request, and the rest goes o
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack
 
 from fastpipe.backend import Child, Container, Request
@@ -57,6 +58,9 @@ class Sequential(Container):
             self.bucket = first.bucket
         if first.weigh is not None:
             self.weigh = first.weigh
+        for before, after in itertools.pairwise(children):
+            if before.backend.feed is not None and after.filter is None:
+                before.backend.feed(after.backend)
         self._surrounds = [child.backend.surround for child in children if child.backend.surround is not None]
         if self._surrounds:
             self.forward = self._forward_surrounded  # type: ignore[method-assign]  # costs nothing where there is none

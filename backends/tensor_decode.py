@@ -22,12 +22,13 @@ from fastpipe.errors import ConfigError, DecodeError, ItemErrors, MissingExtra
 from . import _nvimagecodec
 from ._image_header import ImageHeader, read_header
 from ._nvimagecodec import SUCCESS, BatchDecoder, Picture, status_name
+from ._pixels import Pixels
 from ._streams import InstanceStream, hand_over
 from ._torch_gpu import torch_gpu
 
 __all__ = ["DecodeTensor"]
 
-Pixels = npt.NDArray[Any]
+Array = npt.NDArray[Any]
 
 # From how a picture is stored to how it is seen, by EXIF's number; the last two axes are height and width.
 _TURNS: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -54,6 +55,15 @@ class _Item(NamedTuple):
     orientation: int
 
 
+class _Place(NamedTuple):
+    """Where an image is decoded to: rows of a block of memory."""
+
+    memory: Any  # a tensor (1, 3, rows, columns), or CuPy's memory where nobody wants tensors
+    top: int
+    address: int
+    row_bytes: int
+
+
 class DecodeTensor(Backend):
     """JPEG, PNG, WebP or BMP bytes -> a uint8 tensor of shape (1, 3, height, width) on a GPU; sets ``color``.
 
@@ -68,8 +78,8 @@ class DecodeTensor(Backend):
     its channel three times, alpha is dropped, EXIF's orientation is applied.
 
     **Memory.** A result is a view of memory that was made for this batch: the pixels lie as (height, width, 3) rows,
-    so that ``ResizeNormalizeTensor`` reads them without a copy; ``result.contiguous()`` is a copy of its own, in
-    planes. It is nobody else's, and it keeps the images of the batch that are about as wide in memory, too: copy it to
+    so that ``ResizeNormalizeTensor`` reads them without a copy (as the next step of a Sequential it gets no tensor at
+    all, and ``data`` is then what it was before); ``result.contiguous()`` is a copy of its own, in planes. It is nobody else's, and it keeps the images of the batch that are about as wide in memory, too: copy it to
     keep one for long.
 
     **The GIL** is given up twice for a batch while it is decoded, and a few times more for its memory and its stream,
@@ -110,10 +120,12 @@ class DecodeTensor(Backend):
         except ImportError as error:
             raise MissingExtra("DecodeTensor", "cpu", error) from error
         self.max_batch = max
-        self.color = color
+        self.color: Literal["rgb", "bgr"] = color
         self.hybrid = hybrid
         self.max_pixels = max_pixels
         self._most_scans = MOST_SCANS
+        self._gives_pixels = False  # see feed()
+        self._cupy: Any = None
         self._device = torch_gpu("DecodeTensor", device_id)
         self._stream = InstanceStream(device_id)
         self._on_cpu = DecodeMat(max_pixels=max_pixels)
@@ -154,6 +166,14 @@ class DecodeTensor(Backend):
                 hand_over(made)
         if errors:
             raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
+
+    def feed(self, following: Backend) -> None:
+        from .tensor_preprocess import ResizeNormalizeTensor
+
+        if isinstance(following, ResizeNormalizeTensor):
+            import cupy  # which that one needs, too
+
+            self._cupy, self._gives_pixels = cupy, True
 
     def close(self) -> None:
         """Let go of the decoder and the threads; results stay valid."""
@@ -251,37 +271,56 @@ class DecodeTensor(Backend):
     ) -> tuple[list[torch.Tensor], list[tuple[_Item, int]]]:
         """Decode images 0 to n - 1 of the decoder, and file those that succeed."""
         made: list[torch.Tensor] = []
-        tensors: list[torch.Tensor | None] = [None] * len(items)
+        places: list[_Place | None] = [None] * len(items)
         widest_first = sorted(range(len(items)), key=lambda number: -items[number].picture.width)
         for numbers in _blocks(widest_first, [item.picture.width for item in items]):
             pictures = [items[number].picture for number in numbers]
             columns = -(-pictures[0].width // COLUMNS) * COLUMNS
             rows = sum(picture.height for picture in pictures)
-            # One call for a block, and then only slices, which keep the GIL: all else of torch gives it up.
-            planes = torch.empty(
-                (1, 3, rows, columns), dtype=torch.uint8, device=self._device, memory_format=torch.channels_last
-            )
-            address, row_bytes, top = planes.data_ptr(), columns * 3, 0
+            memory, address = self._allocate(rows, columns)
+            row_bytes, top = columns * 3, 0
             for number, picture in zip(numbers, pictures, strict=True):
-                decoder.place(number, picture, address + top * row_bytes, row_bytes, stream)
-                tensors[number] = planes[:, :, top : top + picture.height, : picture.width]
+                start = address + top * row_bytes
+                decoder.place(number, picture, start, row_bytes, stream)
+                places[number] = _Place(memory, top, start, row_bytes)
                 top += picture.height
-            made.append(planes)
+            if not self._gives_pixels:
+                made.append(memory)
         failed = []
-        for item, tensor, status in zip(items, tensors, decoder.decode(len(items)), strict=True):
-            if status != SUCCESS or tensor is None:
+        for item, place, status in zip(items, places, decoder.decode(len(items)), strict=True):
+            if status != SUCCESS or place is None:
                 failed.append((item, status))
                 continue
-            if item.orientation != 1:
-                tensor = _TURNS[item.orientation](tensor)
-                made.append(tensor)
-            batch[item.place]["result"] = tensor
-            batch[item.place]["color"] = self.color
+            request = batch[item.place]
+            height, width = item.picture.height, item.picture.width
+            if self._gives_pixels:
+                row = _turned(place.address, place.row_bytes, height, width, item.orientation)
+                request["result"] = Pixels(row, self.color, place.memory, request["data"])
+            else:
+                tensor = place.memory[:, :, place.top : place.top + height, :width]
+                if item.orientation != 1:
+                    tensor = _TURNS[item.orientation](tensor)
+                    made.append(tensor)
+                request["result"] = tensor
+            request["color"] = self.color
         return made, failed
+
+    def _allocate(self, rows: int, columns: int) -> tuple[Any, int]:
+        """Return memory for rows of three bytes a pixel, and its address.
+
+        Torch gives up the GIL here, and for each tensor that is dropped, though not for slices; CuPy never does.
+        """
+        if self._gives_pixels:
+            memory = self._cupy.cuda.alloc(rows * columns * 3)  # on the stream that has been entered
+            return memory, memory.ptr
+        planes = torch.empty(
+            (1, 3, rows, columns), dtype=torch.uint8, device=self._device, memory_format=torch.channels_last
+        )
+        return planes, planes.data_ptr()
 
     # ---- on the CPU ----
 
-    def _on_threads(self, batch: list[Request], indices: list[int]) -> list[tuple[int, Future[Pixels | None]]]:
+    def _on_threads(self, batch: list[Request], indices: list[int]) -> list[tuple[int, Future[Array | None]]]:
         """Begin to decode some requests on threads."""
         if indices and self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, "fastpipe-decode")
@@ -291,7 +330,7 @@ class DecodeTensor(Backend):
             if self._pool is not None
         ]
 
-    def _pixels(self, data: Any) -> Pixels | None:
+    def _pixels(self, data: Any) -> Array | None:
         request = {"data": data}
         self._on_cpu.run(request)
         return request.get("result")
@@ -299,7 +338,7 @@ class DecodeTensor(Backend):
     def _upload(
         self,
         batch: list[Request],
-        decoding: list[tuple[int, Future[Pixels | None]]],
+        decoding: list[tuple[int, Future[Array | None]]],
         errors: dict[int, BaseException],
     ) -> list[torch.Tensor]:
         """Await what the threads decode, and copy it to the GPU; return the copies."""
@@ -332,6 +371,18 @@ def _blocks(widest_first: list[int], widths: list[int]) -> Iterator[list[int]]:
             block = []
         block.append(number)
     yield block
+
+
+def _turned(address: int, row_bytes: int, height: int, width: int, orientation: int) -> tuple[int, ...]:
+    """Return a row of ``cuda.IMAGE`` for an image as it is seen, by EXIF's number: the same pixels in another order."""
+    column_bytes = 3
+    if orientation in (3, 4, 6, 7):  # the last stored row is seen first
+        address, row_bytes = address + (height - 1) * row_bytes, -row_bytes
+    if orientation in (2, 3, 7, 8):  # the last stored column
+        address, column_bytes = address + (width - 1) * column_bytes, -column_bytes
+    if orientation >= 5:  # rows are seen as columns
+        height, width, row_bytes, column_bytes = width, height, column_bytes, row_bytes
+    return address, row_bytes, height, width, column_bytes, 1, 0, 0, 0, 0
 
 
 def _unchanging(data: Any) -> bytes | None:

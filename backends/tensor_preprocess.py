@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from fastpipe.errors import ConfigError, ItemErrors, KernelError
 from fastpipe.kernels import cuda
 from fastpipe.kernels._arguments import check_levels
 
+from ._pixels import Pixels
 from ._streams import InstanceStream, hand_over
 from ._torch_gpu import torch_gpu
 
@@ -24,7 +25,7 @@ class _Image(NamedTuple):
 
     request: Request
     row: tuple[int, ...]  # of cuda.IMAGE
-    tensor: torch.Tensor  # that the row is about
+    pixels: torch.Tensor | Pixels  # that the row is about
 
 
 class ResizeNormalizeTensor(Backend):
@@ -37,7 +38,10 @@ class ResizeNormalizeTensor(Backend):
     strides: those of ``DecodeTensor`` are read as they are. The request's ``color`` says what three channels are,
     "bgr" (which is also meant if it is not there) or "rgb".
 
-    **Out**: a row of a tensor made for this batch; it keeps the batch's other rows in memory.
+    **Out**: a row of an array made for this batch; it keeps the batch's other rows in memory. A torch tensor gives up
+    the GIL when it is dropped, which beside a thread that computes may take 5 ms to get back: ``array = "cupy"`` makes
+    CuPy's arrays, which do not. (Finish with those, or synchronise, before you drop them: only torch keeps their
+    memory for another stream.)
 
     Args:
         resize_h: height of the results.
@@ -48,6 +52,7 @@ class ResizeNormalizeTensor(Backend):
         mean: a number or one per channel of the result, in its order, on the scale 0-255.
         std: the same, none zero.
         dtype: of the result; computed in float32 and rounded once.
+        array: whose the result is, "torch" or "cupy", which has no bfloat16.
         device_id: which GPU.
         max: the most images of a batch.
 
@@ -67,6 +72,7 @@ class ResizeNormalizeTensor(Backend):
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        array: Literal["torch", "cupy"] = "torch",
         device_id: Annotated[int, Between(0, 1023)] = 0,
         max: Annotated[int, Between(1, 4096)] = 64,
     ) -> None:
@@ -81,7 +87,10 @@ class ResizeNormalizeTensor(Backend):
             check_levels(self.mean, self.std, color or "bgr", color or "bgr")
         except KernelError as error:
             raise ConfigError(f"ResizeNormalizeTensor: {error}") from None
-        self.dtype: torch.dtype = getattr(torch, dtype)
+        if (array, dtype) == ("cupy", "bfloat16"):
+            raise ConfigError("ResizeNormalizeTensor: CuPy has no bfloat16; take array = 'torch'")
+        self.dtype = dtype
+        self.array = array
         self._device = torch_gpu("ResizeNormalizeTensor", device_id)
         self._stream = InstanceStream(device_id)
         self._workspace = cuda.Workspace(device_id, max_batch=max)
@@ -117,6 +126,8 @@ class ResizeNormalizeTensor(Backend):
     def _image(self, request: Request) -> tuple[cuda.Color, _Image]:
         """Return a request's image, and what its channels are."""
         tensor = request["data"]
+        if type(tensor) is Pixels:
+            return tensor.color, _Image(request, tensor.row, tensor)
         if not isinstance(tensor, torch.Tensor):
             raise KernelError(f"ResizeNormalizeTensor: expected a torch tensor, got a {type(tensor).__name__}")
         shape, strides = tensor.shape[-3:], tensor.stride()[-3:]
@@ -139,11 +150,18 @@ class ResizeNormalizeTensor(Backend):
         row = (tensor.data_ptr(), row_stride, height, width, column_stride, channel_stride, 0, 0, 0, 0)
         return color, _Image(request, row, tensor)
 
-    def _run(self, source: cuda.Color, images: list[_Image], stream: int) -> torch.Tensor:
+    def _empty(self, shape: tuple[int, ...]) -> Any:
+        if self.array == "torch":
+            return torch.empty(shape, dtype=getattr(torch, self.dtype), device=self._device)
+        import cupy
+
+        return cupy.empty(shape, self.dtype)  # on the stream's GPU, which is the current one
+
+    def _run(self, source: cuda.Color, images: list[_Image], stream: int) -> Any:
         """Fill in the requests whose images have one color; return the memory of their results."""
         target = self.color or source
         channels = 1 if target == "gray" else 3
-        out = torch.empty((len(images), channels, self.height, self.width), dtype=self.dtype, device=self._device)
+        out = self._empty((len(images), channels, self.height, self.width))
         self._workspace.resize_normalize(
             np.array([image.row for image in images], cuda.IMAGE),
             self.height,
@@ -159,4 +177,6 @@ class ResizeNormalizeTensor(Backend):
         for number, image in enumerate(images):
             image.request["result"] = out[number : number + 1]
             image.request["color"] = target
+            if type(image.pixels) is Pixels:
+                image.request["data"] = image.pixels.data
         return out

@@ -93,6 +93,12 @@ class Backend:
     surround: Callable[[], AbstractContextManager[Any]] | None = None
     """``def surround(self)``: a step of a Sequential has all of it run within this context, for every batch."""
 
+    feed: Callable[[Backend], None] | None = None
+    """``def feed(self, following)``: told, while a Sequential is built, which step gets the results next.
+
+    Nobody but that step sees them, so the two may agree on another form than what others are given.
+    """
+
 
 def backend(function: Callable[[Any], Any]) -> type[Backend]:
     """Make a backend of a function of one item: ``result = function(data)``.

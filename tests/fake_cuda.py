@@ -137,6 +137,7 @@ class FakeTensor:
     def __init__(self, gpu: int = 0, memory: FakeTensor | None = None) -> None:
         self.gpu = gpu
         self.memory = memory or self
+        self._base = memory
         self.users: list[int] = []
 
     def get_device(self) -> int:
@@ -158,6 +159,13 @@ def fake_torch(driver: Driver) -> Any:
         with library.on(stream.gpu), library.using(stream):
             yield
 
+    def set_device(gpu: int) -> None:
+        driver.threads.gpu = gpu
+
+    def set_stream(stream: Stream) -> None:
+        set_device(stream.gpu)
+        setattr(library.local, f"stream_{stream.gpu}", stream)
+
     torch: Any = ModuleType("torch")
     torch.library = library
     torch.Tensor = FakeTensor
@@ -168,6 +176,9 @@ def fake_torch(driver: Driver) -> Any:
         ExternalStream=lambda handle, gpu: Stream(driver, gpu, handle),
         Event=lambda blocking=False: Event(driver, blocking),
         current_stream=library.current,
+        current_device=library.device,
+        set_stream=set_stream,
+        set_device=set_device,
         stream=stream_context,
     )
     return torch

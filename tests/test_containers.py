@@ -404,3 +404,19 @@ def test_no_children_is_an_error() -> None:
         load(None, {"backend": "S"})
     with pytest.raises(ConfigError, match="at least one child"):
         Sequential([])
+
+
+def test_a_child_is_told_which_one_gets_its_results_unless_a_filter_sees_them_first() -> None:
+    class Feeder(Recorder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told: list[Backend] = []
+
+        def feed(self, following: Backend) -> None:
+            self.told.append(following)
+
+    first, second, third, last = Feeder(), Feeder(), Feeder(), Recorder()
+    Sequential([Child("A", first), Child("B", second), Child("C", third, filter=run_if_no_result), Child("D", last)])
+    assert first.told == [second]
+    assert second.told == []
+    assert third.told == [last]

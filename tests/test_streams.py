@@ -178,10 +178,11 @@ def test_results_are_kept_until_the_callers_stream_has_used_them(driver: Any, to
         hand_over({"a": [here, (there, "text")], "b": inner})
     assert here.users == inner.users == [other.handle]
     assert there.users == []
-    rows = [fake_cuda.FakeTensor(0, memory=here) for _ in range(3)]
+    whole = fake_cuda.FakeTensor(0)
+    rows = [fake_cuda.FakeTensor(0, memory=whole) for _ in range(3)]
     with InstanceStream(0).entered():
         hand_over(rows)
-    assert [len(row.users) for row in rows].count(1) == 1  # memory is handed over once
+    assert [len(tensor.users) for tensor in (whole, *rows)].count(1) == 1  # memory is handed over once
 
 
 def test_a_gpu_that_is_not_there_is_told(driver: Any, torch: Any) -> None:

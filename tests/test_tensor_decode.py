@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -407,6 +408,50 @@ def test_a_picture_is_turned_as_its_exif_data_say(backend: Callable[..., Any], o
     expected = np.asarray(_TURNS[orientation](expected) if orientation != 1 else expected)
     np.testing.assert_array_equal(image_of(requests[0]), expected)
     assert cv2 is not None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_where_only_the_next_step_sees_it_no_tensor_is_made(
+    backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, orientation: int
+) -> None:
+    """The kernel is told where the pixels lie, turned as they are to be seen, and what came in is kept."""
+    from fastpipe.backends.image_codec import _TURNS
+    from fastpipe.backends.tensor_preprocess import ResizeNormalizeTensor
+
+    blocks: dict[int, Any] = {}
+
+    def allocate(size: int) -> Any:
+        block = np.zeros(size, np.uint8)
+        blocks[block.ctypes.data] = block
+        return SimpleNamespace(ptr=block.ctypes.data)
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(alloc=allocate)))
+    made = backend()
+    made.feed(object.__new__(ResizeNormalizeTensor))
+    images = [jpeg(6, 4, orientation=orientation), jpeg(5, 7), jpeg(200, 3)]
+    requests, errors = run(made, images)
+    assert not errors
+    assert len(blocks) == 2  # widths that differ much share none
+    for encoded, (width, height), request in zip(images, [(6, 4), (5, 7), (200, 3)], requests, strict=True):
+        pixels = request["result"]
+        address, row_stride, rows, columns, column_stride, channel_stride, *rest = pixels.row
+        assert rest == [0] * 4
+        start, block = next((start, block) for start, block in blocks.items() if 0 <= address - start < block.size)
+        places = np.add.outer(np.arange(rows) * row_stride, np.arange(columns) * column_stride)
+        seen = block[np.add.outer(address - start + places, np.arange(3) * channel_stride)]
+        expected = pixels_of(encoded, width, height)
+        if encoded is images[0] and orientation != 1:
+            expected = np.asarray(_TURNS[orientation](expected))
+        np.testing.assert_array_equal(seen, expected)
+        assert pixels.data is request["data"] is encoded
+        assert (pixels.color, request["color"]) == ("rgb", "rgb")
+
+
+def test_any_other_step_gets_tensors(backend: Callable[..., Any]) -> None:
+    made = backend()
+    made.feed(fastpipe.Backend())
+    requests, _ = run(made, [jpeg(6, 4)])
+    assert image_of(requests[0]).shape == (4, 6, 3)
 
 
 def test_what_the_gpu_does_not_take_is_decoded_on_the_cpu(fake: Fake, backend: Callable[..., Any]) -> None:

@@ -98,6 +98,37 @@ def test_images_of_different_sizes_are_one_launch(build: Callable[..., Any], fil
         assert request["color"] == "rgb"
 
 
+@pytest.mark.parametrize("array", ["torch", "cupy"])
+def test_pixels_of_the_step_before_give_what_a_tensor_gives(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, array: Any
+) -> None:
+    """Whichever library the results are of; ``data`` is then what it was before that step."""
+    from fastpipe.backends._pixels import Pixels
+
+    monkeypatch.setitem(sys.modules, "cupy", emulated_gpu.EmulatedDevice.cupy)
+    backend = build(color="rgb", mean=MEAN, std=STD, array=array)
+    images = [picture(20, 30), picture(5, 60)]
+    requests: list[dict[str, Any]] = [{"data": tensor_of(picture(9, 8)), "color": "bgr"}]
+    for image in images:
+        row = (image.ctypes.data, image.strides[0], *image.shape[:2], 3, 1, 0, 0, 0, 0)
+        requests.append({"data": Pixels(row, "bgr", image, b"encoded"), "color": "bgr"})
+    backend.forward(requests)
+    expected = reference.resize_normalize(
+        [picture(9, 8), *images], 14, 10, filter="opencv", mean=MEAN, std=STD, source="bgr", target="rgb"
+    )
+    assert len(backend.launches) == 1
+    for request, row in zip(requests, expected, strict=True):
+        assert request["result"].shape == (1, 3, 14, 10)
+        np.testing.assert_array_equal(np.asarray(request["result"])[0], row)
+    assert type(requests[0]["result"]).__module__.partition(".")[0] == {"torch": "torch", "cupy": "numpy"}[array]
+    assert [request["data"] for request in requests[1:]] == [b"encoded"] * 2
+
+
+def test_cupy_has_no_bfloat16(build: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match="bfloat16; take array = 'torch'"):
+        build(array="cupy", dtype="bfloat16")
+
+
 def test_each_request_has_its_own_color(build: Callable[..., Any]) -> None:
     """Three channels are BGR where nothing is said; one channel is gray; planes and rows are read as they lie."""
     import torch
