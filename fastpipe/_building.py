@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastpipe import _core
 from fastpipe._workers import Worker, serve_shared, serve_thread_bound
-from fastpipe.backend import Backend, Request
+from fastpipe.backend import Backend, Request, Site, building
 from fastpipe.backends.control import SubGraph
 from fastpipe.config import NodeConfig, StepPlan
 from fastpipe.errors import ConfigError, PipeClosed
@@ -34,19 +35,21 @@ class Builder:
         self.configs = configs
         self.graph = graph
         self.capacity = 0
-        self.stations: dict[str, _core.Station] = {}
-        self.instances: dict[str, list[_core.Instance]] = {}
+        # By node: one for each place at which its instances are, mostly one.
+        self.stations: dict[str, list[_core.Station]] = {}
+        self.instances: dict[_core.Station, list[_core.Instance]] = {}
         self.backends: dict[str, Backend] = {}  # the first instance of each node: sizes, buckets, splits
-        self.waiting: list[Future[_core.Station | None]] = []  # threads that have built their instance
+        # Threads that have built their instance, by node, in order: each waits for its station and token.
+        self.waiting: dict[str, list[Future[tuple[_core.Station, int] | None]]] = {}
         self.came_back = CameBack(pipe)
 
     def build(self) -> None:
         try:
             self._build_all()
         finally:  # a thread that still waits for its station has none to serve
-            for station in self.waiting:
-                if not station.done():
-                    station.set_result(None)
+            for desk in itertools.chain(*self.waiting.values()):
+                if not desk.done():
+                    desk.set_result(None)
 
     def _build_all(self) -> None:
         for config in self.configs:
@@ -54,23 +57,24 @@ class Builder:
                 self._build_node(config, config.plan)
         nodes = [self._node(index) for index in range(len(self.configs))]
         for index, config in enumerate(self.configs):
-            if config.name in self.stations:
-                self.stations[config.name].set_upstream(self._upstream(index))
+            for station in self.stations.get(config.name, ()):
+                station.set_upstream(self._upstream(index, station))
         root_names = [nodes[root].name for root in self.graph.roots]
         hidden = tuple(config.name for config in self.configs if config.is_hidden)
-        self.pipe._open(self.graph, nodes, list(self.stations.values()), root_names, hidden)
+        self.pipe._open(self.graph, nodes, list(itertools.chain(*self.stations.values())), root_names, hidden)
         for index, node in enumerate(nodes):
             self._connect_jumps(index, node)
         self._watch()
         for config in self.configs:  # only now: workers read what was set above without a lock
-            if config.name in self.stations:
-                self._open_instances(config, self.stations[config.name])
+            for station in self.stations.get(config.name, ()):
+                self._open_instances(config, station)
 
     def _watch(self) -> None:
         guarded = [
-            self.stations[config.name]  # a Jump or MapReduce has none: its nodes do the work
+            station
             for config in self.configs
-            if config.hang_timeout_s is not None and config.name in self.stations
+            if config.hang_timeout_s is not None
+            for station in self.stations.get(config.name, ())  # a Jump or MapReduce has none: its nodes do the work
         ]
         if guarded:
             watchdog = _core.Watchdog(guarded, self.aborts_when_hung)
@@ -96,20 +100,21 @@ class Builder:
         try:
             for index in range(config.instance_num):
                 backends.append(build_backend(plan, config.name, index))
-            station = self._open_station(config, backends, thread_bound=False)
+            stations = self._open_stations(config, backends, thread_bound=False)
         except BaseException:
             for backend in backends:
                 self.pipe._own(backend, None, 0)
             raise
-        for index, backend in enumerate(backends):
-            self.pipe._own(backend, station, index)
+        for station in stations:
+            for index, number in enumerate(station.numbers):
+                self.pipe._own(backends[number], station, index)
 
     def _open_instances(self, config: NodeConfig, station: _core.Station) -> None:
-        for index in range(config.instance_num):
+        for index, number in enumerate(station.numbers):
             if station.thread_bound:
-                self.waiting.pop(0).set_result(station)
+                self.waiting[config.name][number].set_result((station, index))
             else:
-                name = thread_name(config.name, index)
+                name = thread_name(config.name, number)
                 self._start(Worker(name, serve_shared, station, index, self.came_back))
             station.open_instance(index)
 
@@ -118,27 +123,43 @@ class Builder:
         from concurrent.futures import Future  # here, as importing it takes longer than all of fastpipe
 
         backends: list[Backend] = []
+        desks = self.waiting[config.name] = []
         for index in range(config.instance_num):
             built: Future[Backend] = Future()
-            station: Future[_core.Station | None] = Future()
-            self.waiting.append(station)
+            desk: Future[tuple[_core.Station, int] | None] = Future()
+            desks.append(desk)
             build = functools.partial(build_backend, plan, config.name, index)
             name = thread_name(config.name, index)
-            self._start(Worker(name, serve_thread_bound, build, index, built, station, self.came_back))
+            self._start(Worker(name, serve_thread_bound, build, built, desk, self.came_back))
             backends.append(built.result())
-        self._open_station(config, backends, thread_bound=True)
+        self._open_stations(config, backends, thread_bound=True)
 
     def _start(self, worker: Worker) -> None:
         worker.thread.start()
         self.pipe._workers.append(worker)
 
-    def _open_station(self, config: NodeConfig, backends: list[Backend], *, thread_bound: bool) -> _core.Station:
+    def _open_stations(self, config: NodeConfig, backends: list[Backend], *, thread_bound: bool) -> list[_core.Station]:
+        """Open a station for each place at which some of a node's instances are."""
+        stations = []
+        for numbers in _by_place(config.name, backends):
+            those = [backends[number] for number in numbers]
+            station = self._open_station(config, those, numbers, thread_bound=thread_bound)
+            stations.append(station)
+            self.instances[station] = [_core.Instance(backend, index) for index, backend in enumerate(those)]
+        stations[0].join(tuple(stations[1:]))
+        self.stations[config.name] = stations
+        self.backends[config.name] = backends[0]
+        return stations
+
+    def _open_station(
+        self, config: NodeConfig, backends: list[Backend], numbers: list[int], *, thread_bound: bool
+    ) -> _core.Station:
         first = backends[0]
         max_batch = _max_batch(config, first)
-        self.capacity += config.instance_num * max_batch
+        self.capacity += len(backends) * max_batch
         station = _core.Station(
             config.name,
-            config.instance_num,
+            len(backends),
             max_batch,
             thread_bound,
             config.batching,
@@ -149,25 +170,37 @@ class Builder:
             config.max_queue_bytes or 0,
             config.when_full,
             config.hang_timeout_s or 0.0,
+            first.place,
+            tuple(numbers),
         )
-        self.stations[config.name] = station
-        self.instances[config.name] = [_core.Instance(backend, index) for index, backend in enumerate(backends)]
-        self.backends[config.name] = first
         # Closing finds it from now on, also if the next node cannot be built.
         self.pipe.stations.append(station)
         return station
 
     def _node(self, index: int) -> _core.Node:
+        """Make a node; of one whose instances are at several places, also a twin for each, with its own station."""
+        physical = self._physical(self.configs[index])
+        stations = self.stations.get(physical)
+        if stations is None:
+            return self._node_at(index, None)
+        node = self._node_at(index, stations[0])
+        if len(stations) > 1:
+            twins = tuple([self._node_at(index, station) for station in stations])
+            node.set_twins(twins, self.backends[physical].place_of)
+        return node
+
+    def _node_at(self, index: int, station: _core.Station | None) -> _core.Node:
         config = self.configs[index]
         physical = self._physical(config)
-        backend = self.backends[physical]
+        instances = [] if station is None else self.instances[station]
+        backend = self.backends[physical] if station is None else instances[0].backend
         owner = next(other for other in self.configs if other.name == physical)
         place = self.graph.nodes[index]
         return _core.Node(
             config.name,
             index,
-            self.stations.get(physical),
-            self.instances.get(physical, []),
+            station,
+            instances,
             type(backend).__name__ if owner.plan is None else owner.plan.name,
             retry_alone=backend.retry_alone,
             filter=config.filter,
@@ -185,15 +218,24 @@ class Builder:
             (target,) = self.graph.nodes[index].jumps
             node.set_jump(self.pipe._entry_at(target))
             return
-        for instance in node.instances:
-            connect(self.pipe, self.configs, instance.backend)
+        for twin in (node,) if node.twins is None else node.twins:
+            for instance in twin.instances:
+                connect(self.pipe, self.configs, instance.backend)
 
-    def _upstream(self, index: int) -> tuple[_core.Station, ...]:
+    def _upstream(self, index: int, station: _core.Station) -> tuple[_core.Station, ...]:
+        """Return the stations whose requests may still come to one: not those from places that have another."""
         own = self.configs[index].name
         sharing = (place for place, config in enumerate(self.configs) if self._physical(config) == own)
         upstream = sorted(frozenset().union(*(self.graph.nodes[place].upstream for place in sharing)))
         names = (self._physical(self.configs[other]) for other in upstream)
-        return tuple(self.stations[name] for name in dict.fromkeys(names) if name in self.stations and name != own)
+        elsewhere = {twin.place for twin in self.stations[own]} - {station.place, None}
+        return tuple(
+            other
+            for name in dict.fromkeys(names)
+            if name != own
+            for other in self.stations.get(name, ())
+            if other.place not in elsewhere
+        )
 
 
 class CameBack:
@@ -268,10 +310,11 @@ def thread_name(node: str, index: int) -> str:
     return f"fastpipe {node}#{index}"
 
 
-def build_backend(plan: StepPlan, node: str, index: int) -> Backend:
-    """Build an instance; what goes wrong is raised with a note that names it."""
+def build_backend(plan: StepPlan, node: str, index: int, place: Hashable = None) -> Backend:
+    """Build an instance, at ``place`` if that is given; what goes wrong is raised with a note that names it."""
     try:
-        backend = plan.build()
+        with building(Site(place)):
+            backend = plan.build()
         if not callable(getattr(backend, "forward", None)):
             raise ConfigError(f"{type(backend).__name__} has no forward(batch)")
     except BaseException as error:
@@ -279,6 +322,17 @@ def build_backend(plan: StepPlan, node: str, index: int) -> Backend:
             error.add_note(f"fastpipe: while building node {node!r}, backend {plan.name}, instance {index}")
         raise
     return backend
+
+
+def _by_place(node: str, backends: list[Backend]) -> list[list[int]]:
+    """Return the numbers of the instances at each place, in the order of the first at each."""
+    numbers: dict[Hashable, list[int]] = {}
+    for number, backend in enumerate(backends):
+        try:
+            numbers.setdefault(backend.place, []).append(number)
+        except TypeError as error:
+            raise ConfigError(f"node {node!r}: the place of an instance must be hashable: {error}") from error
+    return list(numbers.values())
 
 
 def _max_batch(config: NodeConfig, backend: Backend) -> int:

@@ -32,14 +32,20 @@ cdef struct Batch:              # what a worker took from its station: owned by 
 cdef class Instance:
     cdef readonly object backend                # built
     cdef object forward                         # built: its bound method
-    cdef readonly int index
+    cdef readonly int index                     # of its token
 
 
 @cython.final
 cdef class Station:
-    # One node's front desk: queue, tokens and batching. Knows no backend and no pipe, so that a worker which sleeps
-    # here keeps neither alive.
+    # One node's front desk, or that of its instances at one place: queue, tokens and batching. Knows no backend and no
+    # pipe, so that a worker which sleeps here keeps neither alive.
     cdef readonly str name                      # built
+    cdef readonly object place                  # built: where its instances are; None: everywhere
+    cdef readonly tuple numbers                 # built: by token, which of the node's instances it is
+    cdef Station front                          # built: of a node at several places the first one's, whose limits and room
+                                                # are the node's; None: this one
+    cdef vector[PyObject*] others               # built: at the front, the other places'. Not owned: who asks holds the engine
+    cdef int next_twin                          # GIL: at the front, where the look for the least work begins
     cdef readonly int instance_count            # built
     cdef readonly int max_batch                 # built; also the greatest weight of a batch
     cdef readonly bint thread_bound             # built: only worker i may hold token i
@@ -50,7 +56,7 @@ cdef class Station:
     cdef object rule_object                     # built: a user's rule, or None
     cdef vector[int32_t] preferred              # built: ascending
     cdef int64_t timeout_ns                     # built
-    cdef tuple upstream                         # built: stations whose requests may still come here
+    cdef readonly tuple upstream                # built: stations whose requests may still come here
     cdef vector[PyObject*] upstream_stations    # built: the same, for nogil code; kept alive by `upstream`
     cdef bint has_buckets                       # built
     cdef dict bucket_ids                        # GIL: bucket -> [number, queued requests that have it, bucket]
@@ -121,11 +127,16 @@ cdef class Station:
     cdef void c_notify(self) noexcept nogil
     cdef void c_drain(self) noexcept nogil                           # mutex held
     cdef void c_stage(self, Ticket* ticket) noexcept nogil           # mutex held
+    cdef c_bool c_has_twins(self) noexcept
     cdef c_bool c_is_limited(self) noexcept
     cdef c_bool c_is_full(self, int64_t more_bytes) noexcept         # GIL
     cdef object c_full_error(self, int64_t more_bytes)               # GIL
     cdef int c_tell_of_room(self) except -1                          # GIL
+    cdef int32_t c_waiting(self) noexcept                            # GIL
+    cdef int64_t c_waiting_bytes(self) noexcept                      # GIL
     cdef Visit c_take_oldest(self)                                   # GIL
+    cdef Visit c_take_oldest_of_all(self)                            # GIL
+    cdef c_bool c_oldest_rank(self, int64_t* rank_ns) noexcept
     cdef int c_sweep(self) except -1                                 # GIL
     cdef int c_begin_batch(self, int index, int64_t now) noexcept
     cdef c_bool c_end_batch(self, int index, Turn turn, int64_t started) noexcept
@@ -165,6 +176,10 @@ cdef class Node:
     cdef object bucket                          # None, a key (str) or a callable
     cdef object weigh                           # None or a callable
     cdef bint reads_request_size
+    cdef readonly tuple twins                   # of Node: itself at each place, if its instances are at several; else None. Its own
+                                                # station is then the first place's
+    cdef dict twin_at                           # place -> Node
+    cdef object place_of                        # None or a callable
 
 
 @cython.final
@@ -199,7 +214,8 @@ cdef class Walk:
     # One admitted request on its way through the graph.
     cdef Engine engine
     cdef Entry entry                            # GIL: where it entered, or entered again
-    cdef Station home                           # where it was admitted: its caller may come back there; or None
+    cdef Station home                           # where it was admitted: its caller may come back there; or None. Of a node with
+                                                # twins the front, until one is chosen
     cdef object request                         # the caller's dict; written once, by the finish that succeeds
     cdef readonly object error                  # why it failed; written before `outcome`
     cdef object sink                            # by sink_kind: RequestFuture, (loop, asyncio future), Gather
@@ -218,7 +234,7 @@ cdef class Walk:
     cdef double timeout_s                       # for the error's message
     cdef int64_t priority_ns                    # how much later it counts as having arrived, in every queue
     cdef list timer                             # GIL: the clock's, if it has one
-    cdef bint has_room                          # it holds a place in the queue of `home`
+    cdef bint has_room                          # it holds a place in the queue of `home`, booked at its front
     cdef bint is_counted                        # it holds a place in the engine's `gate`
     cdef list queued                            # GIL: its visits in queues that have a limit; or None
     cdef object recorded                        # what the recorder wants to have back at the end, or None
@@ -233,7 +249,7 @@ cdef class Visit:
     # A walk's turn at a node. In one place at a time: a queue, a batch, a turn's ready list, or a gather.
     cdef Ticket ticket
     cdef Walk walk
-    cdef Node node
+    cdef Node node                              # once one is chosen, its twin
     cdef object request                         # a dict; an exact one once it is ours. None: the node's map makes it
     cdef int round                              # of its walk; an older one is over
     cdef uint8_t way                            # how it came: PASSED_ON, ENTERED or RESTARTED
@@ -369,6 +385,7 @@ cdef class Engine:
     cdef dict c_request_of(self, Visit visit)
     cdef Exit c_exit(self, Entry entry, Node node, int status)
     cdef int c_enter(self, Visit visit, Turn turn) except -1
+    cdef c_bool c_choose_twin(self, Visit visit, Turn turn) noexcept
     cdef int c_enter_arrived(self, Turn turn) noexcept
     cdef int c_advance(self, Visit visit, Exit exit, Turn turn) except -1
     cdef int c_leave(self, Walk walk, dict answer, Turn turn) except -1

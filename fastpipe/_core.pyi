@@ -29,6 +29,9 @@ class Instance:
 @final
 class Station:
     name: str
+    place: Any
+    numbers: tuple[int, ...]
+    upstream: tuple[Station, ...]
     instance_count: int
     max_batch: int
     thread_bound: bool
@@ -57,7 +60,12 @@ class Station:
         max_queue_bytes: int = ...,
         when_full: str = ...,
         hang_timeout_s: float = ...,
+        place: Any = ...,
+        numbers: tuple[int, ...] | None = ...,
     ) -> Self: ...
+    def join(self, others: tuple[Station, ...]) -> None: ...
+    @property
+    def title(self) -> str: ...
     def set_upstream(self, stations: tuple[Station, ...]) -> None: ...
     def open_instance(self, index: int) -> None: ...
     def drain(self) -> None: ...
@@ -81,6 +89,7 @@ class Node:
     index: int
     station: Station | None
     instances: list[Instance]
+    twins: tuple[Node, ...] | None
     def __init__(
         self,
         name: str,
@@ -99,6 +108,7 @@ class Node:
         parent_count: int,
         restart_limit: int,
     ) -> None: ...
+    def set_twins(self, twins: tuple[Node, ...], place_of: Callable[[_Request], Any] | None) -> None: ...
     def set_jump(self, entry: Entry) -> None: ...
 
 @final

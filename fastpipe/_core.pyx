@@ -7,7 +7,8 @@
       └── parked on Walk.word ◄── finish ◄── a worker ◄── Station: inbox, staged tickets, tokens, rule
 
 Words: a *walk* is one admitted request on its way; a *visit* is its turn at one node (a fan-out makes more of them); a
-*station* is a node's queue, tokens and batching; a *turn* is what one hold of the GIL has produced and not handed out.
+*station* is a node's queue, tokens and batching; a *turn* is what one hold of the GIL has produced and not handed out. A
+node whose instances are at several places (GPUs) has a *twin* with a station of its own for each; see c_choose_twin.
 
 Invariants, each held by the code that is named:
   E1  A walk ends exactly once: Walk.c_end, one compare-and-swap on ``outcome``. Only its winner touches the caller's dict.
@@ -356,8 +357,10 @@ cdef class Station:
 
     def __cinit__(self, str name, int instance_count, int max_batch, bint thread_bound, object rule, object preferred,
                   double timeout_ms, bint has_buckets, int max_queue=0, int64_t max_queue_bytes=0, str when_full="block",
-                  double hang_timeout_s=0):
+                  double hang_timeout_s=0, object place=None, tuple numbers=None):
         self.name = name
+        self.place = place
+        self.numbers = tuple(range(instance_count)) if numbers is None else numbers
         self.instance_count = instance_count
         self.max_batch = max_batch
         self.batches = max_batch > 1
@@ -370,8 +373,9 @@ cdef class Station:
         else:
             self.rule = RULE_OBJECT
             self.rule_object = rule.decide
-        for size in sorted(() if preferred is None else preferred):
-            self.preferred.push_back(size)
+        if preferred is not None:  # sorted(preferred or ()) crashes Cython 3.3.0
+            for size in sorted(preferred):
+                self.preferred.push_back(size)
         self.timeout_ns = <int64_t>(timeout_ms * 1e6)
         self.has_buckets = has_buckets
         self.bucket_ids = {}
@@ -401,6 +405,17 @@ cdef class Station:
         self.upstream = stations
         for station in stations:
             self.upstream_stations.push_back(<PyObject*>station)
+
+    def join(self, tuple others):
+        """Say which stations serve the same node at other places; called once, at the first one's, while building."""
+        for other in others:
+            (<Station>other).front = self
+            self.others.push_back(<PyObject*>other)
+
+    @property
+    def title(self):
+        """The node as in a sentence, and where, if its instances are at several places: ``node 'resize' at cuda:1``."""
+        return f"node {self.name!r}{_at(self)}"
 
     def open_instance(self, int index):
         """Make an instance available: its backend is built."""
@@ -591,27 +606,48 @@ cdef class Station:
     cdef c_bool c_is_limited(self) noexcept:
         return self.max_queue > 0 or self.max_queue_bytes > 0
 
-    cdef c_bool c_is_full(self, int64_t more_bytes) noexcept:
+    cdef c_bool c_has_twins(self) noexcept:
+        return self.front is not None or not self.others.empty()
+
+    cdef int32_t c_waiting(self) noexcept:
+        """How many requests wait for the node, at all its places. At the front."""
         cdef int32_t waiting = self.queued.load(memory_order_seq_cst) - self.ghosts
+        cdef size_t i
+        for i in range(self.others.size()):
+            waiting += (<Station>self.others[i]).queued.load(memory_order_seq_cst) - (<Station>self.others[i]).ghosts
+        return waiting
+
+    cdef int64_t c_waiting_bytes(self) noexcept:
+        """How many bytes they have. At the front."""
+        cdef int64_t size_bytes = self.queued_bytes
+        cdef size_t i
+        for i in range(self.others.size()):
+            size_bytes += (<Station>self.others[i]).queued_bytes
+        return size_bytes
+
+    cdef c_bool c_is_full(self, int64_t more_bytes) noexcept:
+        cdef int32_t waiting = self.c_waiting()
         if self.when_full != SHED_OLDEST:                       # which makes room when it is needed
             waiting += self.reserved
         if self.max_queue > 0 and waiting >= self.max_queue:
             return True
-        return self.max_queue_bytes > 0 and self.queued_bytes + more_bytes > self.max_queue_bytes
+        return self.max_queue_bytes > 0 and self.c_waiting_bytes() + more_bytes > self.max_queue_bytes
 
     cdef object c_full_error(self, int64_t more_bytes):
-        cdef int32_t waiting = self.queued.load(memory_order_seq_cst) + self.reserved - self.ghosts
+        cdef int32_t waiting = self.c_waiting() + self.reserved
         if self.name is None:
             return QueueFull(f"the pipe is full: {waiting} requests are in flight, and its max_in_flight is {self.max_queue}")
-        if self.max_queue_bytes > 0 and self.queued_bytes + more_bytes > self.max_queue_bytes:
-            said = (f"{self.queued_bytes} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "
+        if self.max_queue_bytes > 0 and self.c_waiting_bytes() + more_bytes > self.max_queue_bytes:
+            said = (f"{self.c_waiting_bytes()} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "
                     f"{self.max_queue_bytes}")
         else:
             said = f"{waiting} requests wait, and its max_queue is {self.max_queue}"
         return QueueFull(f"the queue of node {self.name!r} is full: {said}")
 
     cdef int c_tell_of_room(self) except -1:
-        """The queue is shorter: let those who wait look again."""
+        """The queue is shorter: let those who wait look again. They do at the front."""
+        if self.front is not None:
+            return self.front.c_tell_of_room()
         events_notify(&self.room, 0x7fffffff)
         if self.room_waiters:
             waiters = self.room_waiters
@@ -638,6 +674,39 @@ cdef class Station:
             return None
         self.running.fetch_sub(1, memory_order_relaxed)
         return <Visit>_visits_of(&batch)[0]
+
+    cdef Visit c_take_oldest_of_all(self):
+        """The same of the queues at all places of the node. At the front."""
+        cdef Station station, chosen
+        cdef Visit visit
+        cdef int64_t rank_ns
+        cdef int64_t least_ns = 0
+        cdef size_t i
+        if self.others.empty():
+            return self.c_take_oldest()
+        while True:                                             # until no worker has been faster
+            chosen = self if self.c_oldest_rank(&least_ns) else None
+            for i in range(self.others.size()):
+                station = <Station>self.others[i]
+                if station.c_oldest_rank(&rank_ns) and (chosen is None or rank_ns < least_ns):
+                    chosen = station
+                    least_ns = rank_ns
+            if chosen is None:
+                return None
+            visit = chosen.c_take_oldest()
+            if visit is not None:
+                return visit
+
+    cdef c_bool c_oldest_rank(self, int64_t* rank_ns) noexcept:
+        """The rank of the request that would be next; False if nothing is queued."""
+        cdef c_bool found
+        self.desk.lock()                                        # E7: a holder of the GIL may wait for it
+        self.c_drain()
+        found = self.staged_first != NULL
+        if found:
+            rank_ns[0] = self.staged_first.rank_ns
+        self.desk.unlock()
+        return found
 
     cdef int c_sweep(self) except -1:
         """Take visits whose walks have ended out of the queue, once they are many: they keep their data alive."""
@@ -751,7 +820,7 @@ cdef class Station:
                     visit.is_held = False
                     self.requests_failed += 1
                     error = BackendHung(f"the backend did not return within the hang_timeout of {self.hang_ns / 1e9:g} s", where)
-                    engine.c_fail_visit(visit, _with_batch(error, visit, index, count), turn)
+                    engine.c_fail_visit(visit, _with_batch(error, visit, self.numbers[index], count), turn)
             if engine.steppers:
                 engine.c_send_back(visits, turn)
             engine.c_queue_all(turn)
@@ -1093,6 +1162,16 @@ cdef class Station:
         return self.c_take_token()
 
 
+cdef str _at(Station station):
+    """`` at cuda:1``, of a node whose instances are at several places; otherwise nothing."""
+    return f" at {station.place}" if station.place is not None and station.c_has_twins() else ""
+
+
+cdef inline Station _front_of(Station station):
+    """The station that has the limits of a node, and where callers wait for room."""
+    return station if station.front is None else station.front
+
+
 cdef inline int32_t _present(PyObject* station) noexcept nogil:
     """Requests queued or running at a station, seen from a thread that does not hold the GIL."""
     return (<Station>station).queued.load(memory_order_relaxed) + (<Station>station).running.load(memory_order_relaxed)
@@ -1330,6 +1409,12 @@ cdef class Node:
         self.sources = sources
         self.parent_count = parent_count
         self.restart_limit = restart_limit
+
+    def set_twins(self, tuple twins, object place_of):
+        """Say that its instances are at several places: the node itself at each; called once, while building."""
+        self.twins = twins
+        self.twin_at = {(<Node>twin).station.place: twin for twin in twins}
+        self.place_of = place_of
 
     def set_jump(self, Entry entry):
         """Say where the parts of a sub-graph node enter; called once, while building."""
@@ -1706,10 +1791,13 @@ cdef class Stepper:
 
     cdef int c_run(self, Visit visit) except -1:
         """Run a visit in an instance, and send it on or fail it."""
-        cdef Station station = visit.node.station
+        cdef Station station
         cdef Engine engine = self.engine
         cdef int64_t started
         cdef int index
+        if visit.node.twins is not None and not engine.c_choose_twin(visit, self.turn):
+            return 0
+        station = visit.node.station
         if station.thread_bound:
             started = now_ns()
             visit.stepper = self                                # what becomes of it is left with the visit, not acted upon
@@ -1809,12 +1897,32 @@ cdef class Stepper:
 
 
 cdef Station _station_awaited(tuple wait, list nodes):
-    """Which of some nodes has to run before a wait inside a backend can end, as far as queues tell; or None."""
+    """Which of some stuck stations has to run before a wait inside a backend can end, as far as queues tell; or None."""
     cdef Station station
+    if isinstance(wait[0], Station):
+        return wait[0] if _makes_no_room(<Station>wait[0], nodes) else None
     for station in nodes:
-        if wait[0] is station or isinstance(wait[0], Walk) and station.c_holds(<Walk>wait[0]):
+        if station.c_holds(<Walk>wait[0]):
             return station
     return None
+
+
+cdef c_bool _makes_no_room(Station front, list stuck):
+    """True if the stations of a node are stuck: all of them, or all that have something in its full queue."""
+    cdef Station station
+    cdef size_t i
+    cdef list able = [] if front in stuck else [front]
+    for i in range(front.others.size()):
+        if <Station>front.others[i] not in stuck:
+            able.append(<Station>front.others[i])
+    if not able:
+        return True
+    if len(able) == <Py_ssize_t>front.others.size() + 1 or front.reserved > 0:
+        return False
+    for station in able:
+        if station.queued.load(memory_order_seq_cst) > station.ghosts:
+            return False
+    return True
 
 
 cdef c_bool _is_run_by(object awaited, list waits, tuple but) noexcept:
@@ -1939,8 +2047,8 @@ cdef class Engine:
         visit.request = walk.request
         visit.is_callers = True
         visit.way = ENTERED
-        if walk.home is not None and walk.home.batches:
-            walk.home.c_note_arrival(now_ns())
+        if walk.home is not None and walk.home.batches and visit.node.twins is None:
+            walk.home.c_note_arrival(now_ns())                  # where there are twins, at the one that is chosen
         if turn.stepper != NULL:
             turn.arrived.append(visit)
             return 0
@@ -2206,9 +2314,12 @@ cdef class Engine:
         station = _station_awaited(wait, nodes)
         if station is None:
             return None
-        held = " and ".join([repr((<Station>each).name) for each in nodes])
-        what = "a call of its own pipe, which is queued" if isinstance(wait[0], Walk) else "room for a call of its own pipe"
-        return CallLoop(f"a backend waits for {what} at node {station.name!r}; but all instances of {held} wait for such calls: "
+        held = " and ".join([repr((<Station>each).name) + _at(<Station>each) for each in nodes])
+        if isinstance(wait[0], Walk):
+            what = f"a call of its own pipe, which is queued at {station.title}"
+        else:
+            what = f"room for a call of its own pipe at node {station.name!r}"
+        return CallLoop(f"a backend waits for {what}; but all instances of {held} wait for such calls: "
                         "give the node more instances, or use a graph, or MapReduce")
 
     # ---- admission ---------------------------------------------------------------------------------------------
@@ -2346,7 +2457,8 @@ cdef class Engine:
             finally:
                 if wait is not None:
                     self.waits_inside.remove(wait)
-            if error is not None:
+            # Looked at last: a place that is not stuck may have taken the last of what it had meanwhile.
+            if error is not None and station.c_is_full(size if station is home else 0):
                 self.refused += 1
                 raise error
             self.c_check_open()
@@ -2424,6 +2536,26 @@ cdef class Engine:
         if status != STATUS_SKIP and turn.observer is not None:
             turn.observer.hidden(exit.hidden, _part_of(visit.walk))
         return self.c_advance(visit, exit, turn)
+
+    cdef c_bool c_choose_twin(self, Visit visit, Turn turn) noexcept:
+        """Decide where a visit is to run whose node has twins, just before it is queued or run: so loads are what they are.
+
+        False: what says where its data is has failed, and so has its walk.
+        """
+        cdef Node node = visit.node
+        cdef Station station
+        try:
+            visit.node = _twin_for(self, node, visit.request)
+        except BaseException as error:
+            self.c_fail_visit(visit, _with_place(error, node), turn)
+            return False
+        node.station.next_twin = (node.twins.index(visit.node) + 1) % len(node.twins)
+        station = visit.node.station
+        if visit.way == ENTERED:                                # its caller is likely to come back to that place
+            visit.walk.home = station
+            if station.batches:
+                station.c_note_arrival(now_ns())
+        return True
 
     cdef dict c_request_of(self, Visit visit):
         """The dict with which a visit arrives; {} if its node's map cannot be made. It is the visit's own from now on."""
@@ -2935,6 +3067,7 @@ cdef class Engine:
         """Decide what an exception of a batch means for each of its requests."""
         cdef Visit visit
         cdef int index
+        cdef int number = station.numbers[instance.index]
         cdef int count = len(alive)
         cdef dict errors
         if issubclass(type(error), ItemErrors):
@@ -2943,7 +3076,7 @@ cdef class Engine:
                 visit = <Visit>alive[index]
                 if index in errors:
                     station.requests_failed += 1
-                    self.c_fail_visit(visit, _with_batch(errors[index], visit, instance.index, count), turn)
+                    self.c_fail_visit(visit, _with_batch(errors[index], visit, number, count), turn)
                 else:
                     self.c_step(visit, turn)
             return 0
@@ -2959,7 +3092,7 @@ cdef class Engine:
             station.lost = error
             for visit in alive:
                 station.requests_failed += 1
-                self.c_fail_visit(visit, _with_batch(self.c_lost_error(visit, error), visit, instance.index, count), turn)
+                self.c_fail_visit(visit, _with_batch(self.c_lost_error(visit, error), visit, number, count), turn)
             return 0
         if count > 1 and before is not None and (<Visit>alive[0]).node.retry_alone:
             if is_out_of_memory(error):                         # half as many may fit
@@ -2978,21 +3111,25 @@ cdef class Engine:
             return 0
         for visit in alive:
             station.requests_failed += 1
-            self.c_fail_visit(visit, _with_batch(error, visit, instance.index, count), turn)
+            self.c_fail_visit(visit, _with_batch(error, visit, number, count), turn)
         return 0
 
     cdef object c_lost_error(self, Visit visit, object cause):
         """The error of a visit whose node is lost: one of its own, caused by what happened there."""
+        cdef str where = f"node {visit.node.name!r}{_at(visit.node.station)}"
         if issubclass(type(cause), BackendHung):
-            return BackendHung(f"node {visit.node.name!r} has no instance left: {text_of(cause)}", cause.stacks)
-        error = DeviceLost(f"node {visit.node.name!r} has lost its device: {type(cause).__name__}: {text_of(cause)}")
+            return BackendHung(f"{where} has no instance left: {text_of(cause)}", cause.stacks)
+        error = DeviceLost(f"{where} has lost its device: {type(cause).__name__}: {text_of(cause)}")
         error.__cause__ = cause
         return error
 
     cdef int c_queue(self, Visit visit, Turn turn, c_bool notify) noexcept:
         """Put a visit into its station's queue."""
-        cdef Station station = visit.node.station
+        cdef Station station
         cdef list entry
+        if visit.node.twins is not None and not self.c_choose_twin(visit, turn):
+            return 0
+        station = visit.node.station
         if station.lost is not None:
             self.c_fail_visit(visit, self.c_lost_error(visit, station.lost), turn)
             return 0
@@ -3041,18 +3178,19 @@ cdef class Engine:
     cdef c_bool c_make_room(self, Visit visit, Turn turn) noexcept:
         """Make sure that a visit may be put into a queue with a limit; False, and its walk has failed, if it may not."""
         cdef Station station = visit.node.station
+        cdef Station front = _front_of(station)
         cdef Visit oldest
         if visit.walk.has_room and station is visit.walk.home:
             _leave_room(visit.walk)                             # it has been let in
         try:
             visit.size_bytes = _size_of(visit.request) if station.max_queue_bytes > 0 else 0
-            while station.when_full != BLOCK and station.c_is_full(visit.size_bytes):
-                error = station.c_full_error(visit.size_bytes)
+            while station.when_full != BLOCK and front.c_is_full(visit.size_bytes):
+                error = front.c_full_error(visit.size_bytes)
                 if station.when_full == REJECT:
                     visit.size_bytes = 0
                     self.c_fail_visit(visit, error, turn)
                     return False
-                oldest = station.c_take_oldest()
+                oldest = front.c_take_oldest_of_all()
                 if oldest is None:
                     break
                 self.c_fail_visit(oldest, error, turn)          # of what waits, it is the one that has waited longest
@@ -3128,7 +3266,7 @@ cdef class Engine:
             if not turn.ready:
                 continue
             visit = <Visit>turn.ready.pop()
-            if _is_dead(visit):
+            if _is_dead(visit) or visit.node.twins is not None and not self.c_choose_twin(visit, turn):
                 continue
             station = visit.node.station
             weight = 1.0
@@ -3260,6 +3398,9 @@ cdef class Engine:
         visit.node = node
         visit.request = request
         visit.walk = _new_walk(self, self.c_entry_at(node), request, SINK_CALLER, None)
+        if node.twins is not None:
+            visit.node = _twin_for(self, node, request)
+            station = visit.node.station
         weight = _weight(visit) if station.batches else 1.0
         bucket = _bucket_of(visit) if station.has_buckets else None
         with nogil:
@@ -3277,6 +3418,8 @@ cdef class Engine:
             "weight": weight,
             "bucket": bucket,
         }
+        if node.twins is not None:
+            preview["place"] = station.place
         load.queued = preview["queued_in_bucket"] + 1
         load.queued_weight += weight
         if load.queued == 1:
@@ -3324,10 +3467,43 @@ cdef Walk _new_walk(Engine engine, Entry entry, object request, uint8_t sink_kin
     return walk
 
 
+cdef Node _twin_for(Engine engine, Node node, object request):
+    """Where a request is to run: where its data is; if that is nowhere or has no instance, where there is least to do."""
+    cdef Node twin
+    if node.place_of is not None:
+        place = _enter_user_code(<void*>engine, node.place_of, request)
+        if place is not None:
+            twin = <Node>node.twin_at.get(place)
+            if twin is not None:
+                return twin
+    return _least_busy(node)
+
+
+cdef Node _least_busy(Node node):
+    """The twin with the fewest requests for each instance, of those that are not lost; of several such the next in turn."""
+    cdef Node best = None
+    cdef Station station
+    cdef int64_t outstanding
+    cdef int64_t least = 0
+    cdef Py_ssize_t count = len(node.twins)
+    cdef Py_ssize_t i
+    for i in range(count):
+        twin = node.twins[(node.station.next_twin + i) % count]
+        station = (<Node>twin).station
+        if station.lost is not None:
+            continue
+        outstanding = _present(<PyObject*>station) - station.ghosts
+        if best is None or outstanding * best.station.instance_count < least * station.instance_count:
+            best = <Node>twin
+            least = outstanding
+    return <Node>node.twins[0] if best is None else best
+
+
 cdef inline void _leave_room(Walk walk) noexcept:
     """Give up the place that is held in a queue: it is taken for good, or not needed."""
+    cdef Station front = _front_of(walk.home)
     walk.has_room = False
-    walk.home.reserved -= 1
+    front.reserved -= 1
 
 
 cdef Terms _terms(Engine engine, object timeout, object priority):
@@ -3578,8 +3754,9 @@ def decide(str rule, *, list preferred=None, **load_fields):
     load.company = load_fields.pop("company", 0)
     if load_fields:
         raise TypeError(f"a Load has no {sorted(load_fields)}")
-    for size in sorted(preferred or ()):
-        sizes.push_back(size)
+    if preferred is not None:
+        for size in sorted(preferred):
+            sizes.push_back(size)
     if rule == "adaptive":
         verdict = decide_adaptive(&load)
     elif rule == "timeout":

@@ -132,7 +132,8 @@ def _batch(batch: dict[str, Any]) -> str:
         text = f"{size} of up to {batch['max_batch']} so far; it would wait for company"
     else:
         text = f"{size} of up to {batch['max_batch']}, {decision} ({reason})"
-    text += f"; {batch['queued']} queued, {batch['idle']} of {batch['instances']} instances idle"
+    where = f" at {batch['place']}" if batch.get("place") is not None else ""
+    text += f"; {batch['queued']} queued, {batch['idle']} of {batch['instances']} instances idle{where}"
     if batch["weight"] != 1:
         text += f"; it weighs {batch['weight']:.3g}"
     if batch["bucket"] is not None:

@@ -13,7 +13,7 @@ from fastpipe._building import CameBack, build_backend, connect, thread_name
 from fastpipe._faults import text_of
 from fastpipe._workers import Worker, serve_and_close, serve_shared
 from fastpipe.backend import close_all
-from fastpipe.errors import BackendHung
+from fastpipe.errors import BackendHung, ConfigError
 
 if TYPE_CHECKING:
     from fastpipe.config import StepPlan
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HungInstances"]
 
-# So many threads of a node may be stuck in a backend at once before its instances are not replaced any more.
+# So many threads of a node may be stuck in a backend at once, at one place, before its instances are not replaced any
+# more.
 MOST_STUCK_THREADS = 4
 
 
@@ -36,10 +37,11 @@ class HungInstances:
         self._pipe = weakref.ref(pipe)
         # Guards the books below; never held while a backend is built. Told when an instance is in service again.
         self._changed = threading.Condition()
-        self._stuck: Counter[str] = Counter()  # by node: threads that hang in its backend
-        # By node, then by instance: who builds it anew, or None. Those that are not named are in service.
+        # By station, that is by node, or where its instances are at several places by node and place.
+        self._stuck: Counter[_core.Station] = Counter()  # threads that hang in its backend
+        # Then by instance: who builds it anew, or None. Those that are not named are in service.
         self._absent: defaultdict[_core.Station, dict[int, Worker | None]] = defaultdict(dict)
-        self._why: dict[str, str] = {}  # by node: why the last replacement could not be built
+        self._why: dict[_core.Station, str] = {}  # why the last replacement could not be built
 
     def problems(self) -> list[str]:
         """Return a sentence for each node that lacks instances."""
@@ -48,38 +50,38 @@ class HungInstances:
             for station, absent in self._absent.items():
                 if not absent:
                     continue
-                why = self._why.get(station.name, f"{self._stuck[station.name]} threads are stuck in its backend")
+                why = self._why.get(station, f"{self._stuck[station]} threads are stuck in its backend")
                 if any(absent.values()):
                     why = "being built again"
-                said.append(f"node {station.name!r} lacks {len(absent)} instance{'s'[: len(absent) != 1]}: {why}")
+                said.append(f"{station.title} lacks {len(absent)} instance{'s'[: len(absent) != 1]}: {why}")
         return said
 
     def give_up(self, station: _core.Station, index: int) -> None:
         """An instance hangs, and a thread with it: have it replaced."""
         with self._changed:
-            self._stuck[station.name] += 1
+            self._stuck[station] += 1
             self._absent[station][index] = None
         self._fill(station)
 
     def came_back(self, station: _core.Station) -> None:
         """A thread that had been given up has left the backend."""
         with self._changed:
-            self._stuck[station.name] -= 1
+            self._stuck[station] -= 1
         self._fill(station)
 
     def could_not_replace(self, station: _core.Station, index: int, error: BaseException) -> None:
         """A replacement could not be built."""
         with self._changed:
-            self._why[station.name] = f"its backend could not be built again: {type(error).__name__}: {text_of(error)}"
+            self._why[station] = f"its backend could not be built again: {type(error).__name__}: {text_of(error)}"
             self._absent[station][index] = None
             self._changed.notify_all()
-        self._lose(station, self._why.get(station.name, text_of(error)))
+        self._lose(station, self._why.get(station, text_of(error)))
 
     def is_in_service(self, station: _core.Station, index: int) -> Worker:
         """A replacement is built; return the worker that has done it."""
         with self._changed:
             worker = self._absent[station].pop(index)
-            self._why.pop(station.name, None)
+            self._why.pop(station, None)
             if type(station.lost) is BackendHung:
                 station.recover()
             self._changed.notify_all()
@@ -104,16 +106,16 @@ class HungInstances:
         workers = {}
         with self._changed:
             absent = self._absent[station]
-            if pipe is not None and not pipe.closing and self._stuck[station.name] <= MOST_STUCK_THREADS:
+            if pipe is not None and not pipe.closing and self._stuck[station] <= MOST_STUCK_THREADS:
                 for index in [index for index, worker in absent.items() if worker is None]:
-                    name = thread_name(station.name, index)
+                    name = thread_name(station.name, station.numbers[index])
                     workers[index] = absent[index] = Worker(name, _replace, self._pipe, self, station, index)
         for index, worker in workers.items():
             try:
                 worker.thread.start()
             except RuntimeError as error:  # there can be no more threads
                 self.could_not_replace(station, index, error)
-        self._lose(station, self._why.get(station.name, "all of them hung, and are not replaced any more"))
+        self._lose(station, self._why.get(station, "all of them hung, and are not replaced any more"))
 
     def _lose(self, station: _core.Station, why: str, *, also_if_being_built: bool = False) -> None:
         """Fail what waits for a node, and what comes, if it has no instance and none is being built."""
@@ -135,8 +137,11 @@ def _replace(pipe_ref: weakref.ref[Pipe], hung: HungInstances, station: _core.St
     plan = next(config.plan for config in pipe._configs if config.name == station.name)
     came_back = CameBack(pipe)
     try:
-        backend = build_backend(cast("StepPlan", plan), station.name, index)  # only what has an instance can hang
+        # Only what has an instance can hang.
+        backend = build_backend(cast("StepPlan", plan), station.name, station.numbers[index], station.place)
         try:
+            if backend.place != station.place:
+                raise ConfigError(f"it was to be at {station.place}, as the one that hung, and is at {backend.place}")
             connect(pipe, pipe._configs, backend)
         except BaseException:
             close_all([backend])

@@ -73,7 +73,8 @@ class Step:
     """The nodes that SerialSkip or SubGraphSkip has skipped, this one first."""
     batch: dict[str, Any] = field(default_factory=dict)
     """What its queue would have done with it: max_batch, instances, idle, queued, queued_in_bucket, weight, bucket,
-    decision and reason. Empty: it has no queue, or the request did not get there."""
+    decision and reason; and place, where its instances are at several. Empty: it has no queue, or the request did not
+    get there."""
     part_count: int | None = None
     """Of a Jump or MapReduce: into how many parts the request was split, which are steps of their own."""
     restarted_at: str | None = None

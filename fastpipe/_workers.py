@@ -80,23 +80,22 @@ def serve_shared(station: Station, index: int, came_back: Callable[[Station], No
 
 def serve_thread_bound(
     build: Callable[[], Backend],
-    index: int,
     built: Future[Backend],
-    station: Future[Station | None],
+    desk: Future[tuple[Station, int] | None],
     came_back: Callable[[Station], None],
 ) -> None:
-    """The life of a thread-bound instance: built, run and closed on one thread."""
+    """The life of a thread-bound instance: built, run and closed on one thread. ``desk``: its station and token."""
     try:
         backend = build()
     except BaseException as error:
         built.set_exception(error)
         return
     built.set_result(backend)
-    desk = station.result()
-    if desk is None:
+    found = desk.result()
+    if found is None:
         backend.close()
     else:
-        serve_and_close(desk, index, backend, came_back)
+        serve_and_close(*found, backend, came_back)
 
 
 def serve_and_close(station: Station, index: int, backend: Backend, came_back: Callable[[Station], None]) -> None:

@@ -28,12 +28,13 @@ Both are accepted wherever a configuration names a backend; so are ``"module:Nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Backend", "Between", "Child", "Container", "Request", "backend"]
+__all__ = ["Backend", "Between", "Child", "Container", "Request", "Site", "backend", "site"]
 
 Request = dict[str, Any]
 """What travels: input under ``"data"``, output under ``"result"``, anything else under its own key."""
@@ -65,6 +66,13 @@ class Backend:
     retry_alone: bool = True
     """If ``forward`` raises for a batch, run its requests again one by one, so that one bad request fails alone."""
 
+    place: Hashable = None
+    """Where the instance is, ``"cuda:1"``; set it in the constructor. None: everywhere.
+
+    Where instances of a node are at several places, each place has a queue of its own. A request goes where its data
+    is, see ``place_of``; otherwise, and if no instance is there, to the place with the fewest requests per instance.
+    """
+
     def forward(self, batch: list[Request]) -> None:
         """Run ``batch``, ``min_batch`` to ``max_batch`` requests, filling each one in place.
 
@@ -88,6 +96,12 @@ class Backend:
     """``def weigh(self, request)``: a request counts as so many towards ``max_batch``. Default 1.
 
     It is then the weight of a batch that is limited: of requests that weigh less than 1, it may hold more.
+    """
+
+    place_of: Callable[[Request], Hashable] | None = None
+    """``def place_of(self, request)``: where a request's data is, in the words of ``place``. None: anywhere.
+
+    Asked, for every request, only of a node whose instances are at several places, and of one of them for all.
     """
 
     surround: Callable[[], AbstractContextManager[Any]] | None = None
@@ -143,10 +157,53 @@ class Container(Backend):
     """
 
     def __init__(self, children: list[Child]) -> None:
+        """Keep the children; the container is where they are, and the first that is somewhere tells where data is.
+
+        Raises:
+            ConfigError: if they are at different places.
+        """
         self.children = children
+        placed = [child for child in children if child.backend.place is not None]
+        if len({child.backend.place for child in placed}) > 1:
+            from fastpipe.errors import ConfigError
+
+            listed = ", ".join(f"{child.name} is at {child.backend.place}" for child in placed)
+            raise ConfigError(f"the parts of an instance must be at one place: {listed}; make nodes of them")
+        if placed:
+            self.place = placed[0].backend.place
+            self.place_of = placed[0].backend.place_of
 
     def close(self) -> None:
         close_all(child.backend for child in self.children)
+
+
+@dataclass(eq=False)
+class Site:
+    """The instance that is being built on this thread; its parts, which are built the last one first, share it.
+
+    Whichever part chooses a place writes it here, and the others go there, too.
+    """
+
+    place: Hashable = None
+    """Where the instance has to be: as one of its parts is, or the one that hung and that it replaces. None: open."""
+
+
+_site: ContextVar[Site | None] = ContextVar("fastpipe site", default=None)
+
+
+def site() -> Site:
+    """Return the site of the instance that is being built; a new one for a backend that is built by hand."""
+    return _site.get() or Site()
+
+
+@contextmanager
+def building(where: Site) -> Iterator[None]:
+    """For the engine: have ``site()`` be ``where``, within a ``with`` statement."""
+    token = _site.set(where)
+    try:
+        yield
+    finally:
+        _site.reset(token)
 
 
 def close_all(backends: Iterable[Backend]) -> None:

@@ -253,21 +253,25 @@ class Pipe(_core.Engine):
         ``nodes`` has, by name: batches and requests run (a retried request counts each time), mean_batch, failed,
         run_by_caller (requests that ran on their caller's thread), gil_acquires (by workers), busy_s (time in
         backends, summed over instances), queued and running now, why batches left the queue, batches that hung, and
-        how often a worker died and was set to work again.
+        how often a worker died and was set to work again. Where the instances of a node are at several places (GPUs),
+        ``places`` has the same for each place.
         """
-        nodes = {station.name: station.stats() for station in self.stations}
+        stations: dict[str, list[_core.Station]] = {}
+        for station in self.stations:
+            stations.setdefault(station.name, []).append(station)
         return {
             "requests": self._counts(),
             "failures": dict(self.failures),
             "copies": self.copies,
-            "nodes": nodes,
+            "nodes": {name: _stats_of(each) for name, each in stations.items()},
         }
 
     def graph(self) -> Picture:
         """Return the picture of the pipe: to print, to show in a notebook, or as SVG, Mermaid, DOT or HTML."""
         from fastpipe.picture import Picture
 
-        return Picture(self._configs, self._compiled, {station.name: station.max_batch for station in self.stations})
+        largest = {station.name: station.max_batch for station in reversed(self.stations)}  # at its first place
+        return Picture(self._configs, self._compiled, largest)
 
     def health(self) -> dict[str, Any]:
         """Whether the pipe can do its work: for a service's health check.
@@ -283,7 +287,7 @@ class Pipe(_core.Engine):
         for station in self.stations:
             if station.lost is not None and not isinstance(station.lost, BackendHung):
                 kind = type(station.lost).__name__
-                problems.append(f"node {station.name!r} has lost its device: {kind}: {text_of(station.lost)}")
+                problems.append(f"{station.title} has lost its device: {kind}: {text_of(station.lost)}")
         problems += self._hung.problems()
         return {"healthy": not problems, "problems": problems}
 
@@ -466,10 +470,29 @@ class Pipe(_core.Engine):
         self._workers.append(worker)
         instance = _core.Instance(backend, index)
         for node in self.nodes:
-            if node.station is station:
-                node.instances[index] = instance
+            for twin in (node,) if node.twins is None else node.twins:
+                if twin.station is station:
+                    twin.instances[index] = instance
         if not station.thread_bound:
             self._own(backend, station, index)
+
+
+def _stats_of(stations: list[_core.Station]) -> dict[str, Any]:
+    """Return the counters of a node: those of its stations together, and at each place if there are several."""
+    places = {station.place: station.stats() for station in stations}
+    first, *others = places.values()
+    if not others:
+        return first
+    total = {**first, "why_batches_left": dict(first["why_batches_left"])}
+    for other in others:
+        for key, value in other.items():
+            if key == "why_batches_left":
+                for reason, count in value.items():
+                    total[key][reason] = total[key].get(reason, 0) + count
+            else:
+                total[key] += value
+    total["mean_batch"] = total["requests"] / total["batches"] if total["batches"] else 0.0
+    return {**total, "places": places}
 
 
 def _set_up_process() -> None:
