@@ -28,15 +28,16 @@ class Staging:
     def join(
         self, place: int, tensors: Sequence[torch.Tensor], shape: tuple[int, ...], device: torch.device
     ) -> torch.Tensor:
-        """Return tensors of equal shape, dtype and device as one of shape ``(len(tensors), *shape)``.
+        """Return tensors of equal shape, dtype and device as one of shape ``(rows, *shape)``.
 
-        It may be one of them; where it has to go to a GPU, it is there, queued on the current stream.
+        It may be one of them, and one alone may have many rows; where it has to go to a GPU, it is there, queued on the
+        current stream.
         """
         rows = _with_batch_axis(tensors, len(shape) + 1)
         first = rows[0]
         if first.is_cuda or device.type != "cuda":
             return torch.cat(rows).to(device) if len(rows) > 1 else first.to(device)
-        staged = self._buffer(place, (len(rows), *shape), first.dtype)
+        staged = self._buffer(place, (sum(map(len, rows)), *shape), first.dtype)
         torch.cat(rows, out=staged)
         joined = staged.to(device, non_blocking=True)
         self._copied[place] = copied = torch.cuda.Event(blocking=True)
@@ -65,13 +66,12 @@ class Graph:
     def __init__(self, graph: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
         self._graph, self._inputs, self._outputs = graph, inputs, outputs
 
-    def fill(self, by_input: Sequence[Sequence[torch.Tensor]], staging: Staging) -> None:
-        """Queue the copy of a batch into the inputs; the rows behind it become zeros."""
+    def fill(self, by_input: Sequence[Sequence[torch.Tensor]], count: int, staging: Staging) -> None:
+        """Queue the copy of a batch of ``count`` rows into the inputs; those behind it become zeros."""
         for place, (buffer, tensors) in enumerate(zip(self._inputs, by_input, strict=True)):
-            count = len(tensors)
             first = tensors[0]
             target = buffer[:count] if count < len(buffer) else buffer
-            if first.device == buffer.device and first.dtype == buffer.dtype and count > 1:
+            if first.device == buffer.device and first.dtype == buffer.dtype and len(tensors) > 1:
                 torch.cat(_with_batch_axis(tensors, buffer.ndim), out=target)
             else:
                 shape = tuple(buffer.shape[1:])

@@ -20,9 +20,10 @@ from fastpipe.backend import Backend, Between, Request
 from fastpipe.errors import ConfigError, DecodeError, ItemErrors, MissingExtra
 
 from . import _nvimagecodec
+from ._handed_on import Pixels
 from ._image_header import ImageHeader, read_header
 from ._nvimagecodec import SUCCESS, BatchDecoder, Picture, status_name
-from ._pixels import Pixels
+from ._places import claim_gpu, place_of
 from ._streams import InstanceStream, hand_over
 from ._torch_gpu import torch_gpu
 
@@ -78,16 +79,20 @@ class DecodeTensor(Backend):
     its channel three times, alpha is dropped, EXIF's orientation is applied.
 
     **Memory.** A result is a view of memory that was made for this batch: the pixels lie as (height, width, 3) rows,
-    so that ``ResizeNormalizeTensor`` reads them without a copy (as the next step of a Sequential it gets no tensor at
-    all, and ``data`` is then what it was before); ``result.contiguous()`` is a copy of its own, in planes. It is nobody else's, and it keeps the images of the batch that are about as wide in memory, too: copy it to
-    keep one for long.
+    so that ``ResizeNormalizeTensor`` reads them without a copy; ``result.contiguous()`` is a copy of its own, in
+    planes. It is nobody else's, and it keeps the images of the batch that are about as wide in memory, too: copy it to
+    keep one for long. Where ``ResizeNormalizeTensor`` is the next step of a Sequential, no tensors are made, and
+    ``data`` is then what it was before.
 
-    **The GIL** is given up twice for a batch while it is decoded, and a few times more for its memory and its stream,
-    never for each image. Inside of a Sequential with ``SyncTensor``, the work is queued on that one's stream.
+    **The GIL** is given up twice for a batch while it is decoded, and a few times more for its memory and its stream;
+    for each image only when its tensor is dropped, if it is one. Inside of a Sequential with ``SyncTensor``, the work
+    is queued on that one's stream.
 
     Args:
         color: the order of the channels.
         device_id: which GPU.
+        device: the same in words: ``"cuda:1"``, several of them, or ``"all"``: each instance goes to the one that has
+            the fewest. With neither, where the instance's other steps are, otherwise the first.
         max: the most images of a batch.
         hybrid: "auto": as above. "gpu": what the GPU does not take fails with DecodeError. "cpu": ``DecodeMat`` decodes
             everything, and only the result is on the GPU.
@@ -107,7 +112,8 @@ class DecodeTensor(Backend):
         self,
         *,
         color: Literal["rgb", "bgr"] = "rgb",
-        device_id: Annotated[int, Between(0, 1023)] = 0,
+        device_id: Annotated[int, Between(0, 1023)] | None = None,
+        device: list[str] | None = None,
         max: Annotated[int, Between(1, 4096)] = 64,
         hybrid: Literal["auto", "gpu", "cpu"] = "auto",
         fancy_upsampling: bool = True,
@@ -126,6 +132,9 @@ class DecodeTensor(Backend):
         self._most_scans = MOST_SCANS
         self._gives_pixels = False  # see feed()
         self._cupy: Any = None
+        self._claim = claim_gpu("DecodeTensor", device, device_id)
+        self.place, self.place_of = self._claim.place, place_of
+        device_id = self._claim.number
         self._device = torch_gpu("DecodeTensor", device_id)
         self._stream = InstanceStream(device_id)
         self._on_cpu = DecodeMat(max_pixels=max_pixels)
@@ -177,6 +186,7 @@ class DecodeTensor(Backend):
 
     def close(self) -> None:
         """Let go of the decoder and the threads; results stay valid."""
+        self._claim.release()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None

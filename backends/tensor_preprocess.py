@@ -13,7 +13,8 @@ from fastpipe.errors import ConfigError, ItemErrors, KernelError
 from fastpipe.kernels import cuda
 from fastpipe.kernels._arguments import check_levels
 
-from ._pixels import Pixels
+from ._handed_on import Pixels, Row
+from ._places import claim_gpu, place_of
 from ._streams import InstanceStream, hand_over
 from ._torch_gpu import torch_gpu
 
@@ -54,6 +55,8 @@ class ResizeNormalizeTensor(Backend):
         dtype: of the result; computed in float32 and rounded once.
         array: whose the result is, "torch" or "cupy", which has no bfloat16.
         device_id: which GPU.
+        device: the same in words: ``"cuda:1"``, several of them, or ``"all"``: each instance goes to the one that has
+            the fewest. With neither, where the instance's other steps are, otherwise the first.
         max: the most images of a batch.
 
     Raises:
@@ -73,7 +76,8 @@ class ResizeNormalizeTensor(Backend):
         std: Sequence[float] = (1.0,),
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         array: Literal["torch", "cupy"] = "torch",
-        device_id: Annotated[int, Between(0, 1023)] = 0,
+        device_id: Annotated[int, Between(0, 1023)] | None = None,
+        device: list[str] | None = None,
         max: Annotated[int, Between(1, 4096)] = 64,
     ) -> None:
         self.max_batch = max
@@ -91,6 +95,10 @@ class ResizeNormalizeTensor(Backend):
             raise ConfigError("ResizeNormalizeTensor: CuPy has no bfloat16; take array = 'torch'")
         self.dtype = dtype
         self.array = array
+        self._gives_rows = False  # see feed()
+        self._claim = claim_gpu("ResizeNormalizeTensor", device, device_id)
+        self.place, self.place_of = self._claim.place, place_of
+        device_id = self._claim.number
         self._device = torch_gpu("ResizeNormalizeTensor", device_id)
         self._stream = InstanceStream(device_id)
         self._workspace = cuda.Workspace(device_id, max_batch=max)
@@ -119,8 +127,14 @@ class ResizeNormalizeTensor(Backend):
         if errors:
             raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
 
+    def feed(self, following: Backend) -> None:
+        from .torch_model import TorchTensor
+
+        self._gives_rows = isinstance(following, TorchTensor) and self.array == "torch"
+
     def close(self) -> None:
         """Let go of the kernels' memory; results stay valid."""
+        self._claim.release()
         del self._workspace
 
     def _image(self, request: Request) -> tuple[cuda.Color, _Image]:
@@ -174,9 +188,9 @@ class ResizeNormalizeTensor(Backend):
             out=out,
             stream=stream,
         )
-        for number, image in enumerate(images):
-            image.request["result"] = out[number : number + 1]
-            image.request["color"] = target
-            if type(image.pixels) is Pixels:
-                image.request["data"] = image.pixels.data
+        for number, (request, _, pixels) in enumerate(images):
+            if type(pixels) is Pixels:
+                request["data"] = pixels.data
+            request["result"] = Row(out, number, request["data"]) if self._gives_rows else out[number : number + 1]
+            request["color"] = target
         return out

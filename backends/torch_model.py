@@ -21,6 +21,7 @@ import torch
 from fastpipe.backend import Backend, Between, Request
 from fastpipe.errors import BackendError, ConfigError
 
+from ._handed_on import Row
 from ._model_runs import bucket_of, run_in_groups
 from ._postprocessors import find_postprocessor, postprocess
 from ._streams import InstanceStream, hand_over
@@ -149,6 +150,8 @@ class TorchTensor(Backend):
 
     def bucket(self, request: Request) -> Hashable:
         """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
+        if type(request.get("data")) is Row:
+            return id(request["data"].whole)
         return bucket_of(self._inputs, request)  # type: ignore[arg-type]  # it reads in the same way
 
     def forward(self, batch: list[Request]) -> None:
@@ -159,7 +162,8 @@ class TorchTensor(Backend):
             Exception: what torch raises, with a note that names the model and the shapes.
         """
         with self._entered():
-            run_in_groups(self._inputs, batch, self._run_requests)  # type: ignore[arg-type]
+            if not self._run_whole(batch):
+                run_in_groups(self._inputs, batch, self._run_requests)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
@@ -171,17 +175,37 @@ class TorchTensor(Backend):
     def _entered(self) -> AbstractContextManager[Any]:
         return self._stream.entered() if self._stream is not None else nullcontext()
 
+    def _run_whole(self, batch: list[Request]) -> bool:
+        """Run the model on a batch that is one tensor already; False: it is not. Rows of one are then tensors."""
+        given = [request.get("data") for request in batch]
+        first = given[0]
+        if type(first) is not Row or not _is_whole(first.whole, given):
+            for request, row in zip(batch, given, strict=True):
+                if type(row) is Row:
+                    request["data"] = row.tensor
+            return False
+        for request, row in zip(batch, given, strict=True):
+            request["data"] = row.data
+        fit = self._inputs.read({"data": first.tensor}).fit
+        for start in range(0, len(batch), fit.profile.max_batch):
+            part = batch[start : start + fit.profile.max_batch]
+            self._run(part, [[first.whole[start : start + len(part)]]], fit)
+        return True
+
     def _run_requests(self, group: list[tuple[Request, Any]]) -> None:
         """Run the model once, on requests of equal shapes."""
-        fit = group[0][1].fit
-        count = len(group)
         by_input = list(zip(*[sample.tensors for _, sample in group], strict=True))
+        self._run([request for request, _ in group], by_input, group[0][1].fit)
+
+    def _run(self, requests: list[Request], by_input: Sequence[Sequence[torch.Tensor]], fit: Any) -> None:
+        """Run the model once; of each input there is a tensor for each request, or one with a row for each."""
+        count = len(requests)
         graph = None
         if self._graphs is not None:
             graph = self._graphs.find(fit.item_shapes, fit.dtypes, max(count, fit.profile.pad_to))
         try:
             if graph is not None:
-                graph.fill(by_input, self._staging)
+                graph.fill(by_input, count, self._staging)
                 outputs = graph.replay()
             else:
                 outputs = self._run_eagerly(by_input, fit, max(count, fit.profile.pad_to))
@@ -192,7 +216,6 @@ class TorchTensor(Backend):
             raise
         if self._stream is not None:
             hand_over(outputs)
-        requests = [request for request, _ in group]
         postprocess(self._postprocessor, outputs, requests)
 
     def _run_eagerly(self, by_input: Sequence[Sequence[torch.Tensor]], fit: Any, rows: int) -> list[torch.Tensor]:
@@ -253,6 +276,13 @@ class TorchTensor(Backend):
                 reason = self._graphs.capture(self._module, zeros, sizes)
                 if reason:
                     _say_once(f"{self._name}: it is run without CUDA graphs, as it cannot be captured: {reason}")
+
+
+def _is_whole(whole: torch.Tensor, given: list[Any]) -> bool:
+    """Say whether these are all the rows of a tensor, in order."""
+    return len(whole) == len(given) and all(
+        type(row) is Row and row.whole is whole and row.number == number for number, row in enumerate(given)
+    )
 
 
 def _normalized(

@@ -103,7 +103,7 @@ def test_pixels_of_the_step_before_give_what_a_tensor_gives(
     build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, array: Any
 ) -> None:
     """Whichever library the results are of; ``data`` is then what it was before that step."""
-    from fastpipe.backends._pixels import Pixels
+    from fastpipe.backends._handed_on import Pixels
 
     monkeypatch.setitem(sys.modules, "cupy", emulated_gpu.EmulatedDevice.cupy)
     backend = build(color="rgb", mean=MEAN, std=STD, array=array)
@@ -122,6 +122,28 @@ def test_pixels_of_the_step_before_give_what_a_tensor_gives(
         np.testing.assert_array_equal(np.asarray(request["result"])[0], row)
     assert type(requests[0]["result"]).__module__.partition(".")[0] == {"torch": "torch", "cupy": "numpy"}[array]
     assert [request["data"] for request in requests[1:]] == [b"encoded"] * 2
+
+
+def test_a_model_of_torchs_as_the_next_step_gets_the_batch_as_one_tensor(build: Callable[..., Any]) -> None:
+    """In rows, each with what its request had as data; no other step does."""
+    from fastpipe.backends._handed_on import Row
+    from fastpipe.backends.torch_model import TorchTensor
+
+    backend, other = build(), build()
+    backend.feed(object.__new__(TorchTensor))
+    other.feed(fastpipe.Backend())
+    tensors = [tensor_of(picture(20, 30)), tensor_of(picture(5, 60))]
+    requests: list[dict[str, Any]] = [{"data": tensor} for tensor in tensors]
+    expected: list[dict[str, Any]] = [{"data": tensor} for tensor in tensors]
+    backend.forward(requests)
+    other.forward(expected)
+    rows = [request["result"] for request in requests]
+    assert [type(row) for row in rows] == [Row, Row]
+    assert rows[0].whole is rows[1].whole
+    assert [row.number for row in rows] == [0, 1]
+    for row, tensor, request in zip(rows, tensors, expected, strict=True):
+        assert row.data is tensor
+        np.testing.assert_array_equal(row.tensor.numpy(), request["result"].numpy())
 
 
 def test_cupy_has_no_bfloat16(build: Callable[..., Any]) -> None:

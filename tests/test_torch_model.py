@@ -21,6 +21,7 @@ torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip in
 
 torch_model: Any = pytest.importorskip("fastpipe.backends.torch_model")
 TorchTensor = torch_model.TorchTensor
+Row: Any = pytest.importorskip("fastpipe.backends._handed_on").Row
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
@@ -89,6 +90,36 @@ def test_each_request_gets_its_own_row(device: str, count: int) -> None:
     for result, before in zip(results, kept, strict=True):
         assert torch.equal(result, before)
         result += 1
+    backend.close()
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_a_batch_that_is_one_tensor_already_is_run_as_it_is(device: str, count: int) -> None:
+    """As the step before hands it on; ``data`` is then what it was before that step."""
+    model = Scores()
+    backend = TorchTensor(model=model, max="4x3x6x5", device=[device])
+    whole = torch.cat(images(count)).to(device)
+    batch = [{"data": Row(whole, number, f"encoded {number}")} for number in range(count)]
+    assert len({backend.bucket(request) for request in batch}) == 1
+    backend.forward(batch)
+    for number, request in enumerate(batch):
+        assert request["data"] == f"encoded {number}"
+        expected = model(whole[number : number + 1].cpu())
+        torch.testing.assert_close(request["result"].cpu(), expected, check_device=False, rtol=1e-4, atol=1e-4)
+    backend.close()
+
+
+@pytest.mark.parametrize("picked", [[2, 0], [0], [0, 1, 3], [3, 2, 1, 0], [0, 1, 2, 3, "other"], ["other", 1]])
+def test_rows_of_a_batch_that_fell_apart_are_run_as_tensors(device: str, picked: list[Any]) -> None:
+    """Others are missing, in another order, or come from elsewhere."""
+    model = Scores()
+    backend = TorchTensor(model=model, max="8x3x6x5", device=[device])
+    whole, (other,) = torch.cat(images(4)).to(device), images(1)
+    batch = [{"data": other if number == "other" else Row(whole, number, b"")} for number in picked]
+    backend.forward(batch)
+    for number, request in zip(picked, batch, strict=True):
+        image = other if number == "other" else whole[number : number + 1].cpu()
+        torch.testing.assert_close(request["result"].cpu(), model(image), check_device=False, rtol=1e-4, atol=1e-4)
     backend.close()
 
 
