@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from fastpipe.backend import Backend, Between, Child, Request
 from fastpipe.errors import ConfigError, MissingExtra
 
+from ._places import Follower, claim_gpu, place_of
 from ._streams import InstanceStream, gpu_count, hand_over
 from .containers import Sequential
 
@@ -33,15 +34,25 @@ class SyncTensor(Backend):
     nothing.
 
     Args:
-        device_id: the GPU whose stream it is; steps on another have, and await, one of their own.
+        device_id: the GPU whose stream it is; without it, that of the other steps, and if none is on one, the first.
+            Steps on another have, and await, a stream of their own.
+        device: the same in words, as for the other steps: ``"cuda:1"``; of several, the one on which those are.
     """
 
-    def __init__(self, *, device_id: Annotated[int, Between(0, 1023)] = 0) -> None:
-        self._stream = InstanceStream(device_id)
+    def __init__(
+        self, *, device_id: Annotated[int, Between(0, 1023)] | None = None, device: list[str] | None = None
+    ) -> None:
+        self._gpu = Follower("SyncTensor", device, device_id)
+        self._stream: InstanceStream | None = None
         self._is_there = False
 
     def surround(self) -> AbstractContextManager[Any]:
         """Return the context for a batch of the Sequential."""
+        if self._stream is None:  # only now: the other steps are built after this one
+            number = self._gpu.number()
+            if number is None:
+                return nullcontext()
+            self._stream = InstanceStream(number)
         # Asked again until there is one: a step may import torch with its first batch.
         if not self._is_there and gpu_count() <= self._stream.device_number:
             return nullcontext()
@@ -64,22 +75,36 @@ class Torch(Sequential):
         children: at least one.
         device_id: which GPU, as torch counts.
 
+        device: the same in words: ``"cuda:1"``, several of them, or ``"all"``: each instance goes to the one that has
+            the fewest. With neither, where the children are, otherwise the first.
+
     Raises:
-        ConfigError: if there is no such GPU.
+        ConfigError: if there is no such GPU, or the children are on another one.
         MissingExtra: if torch is not installed.
     """
 
-    def __init__(self, children: list[Child], *, device_id: Annotated[int, Between(0, 1023)] = 0) -> None:
+    def __init__(
+        self,
+        children: list[Child],
+        *,
+        device_id: Annotated[int, Between(0, 1023)] | None = None,
+        device: list[str] | None = None,
+    ) -> None:
         try:
             import torch
         except ImportError as error:
             raise MissingExtra("Torch", "torch", error) from error
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if device_id >= count:
-            raise ConfigError(f"Torch: there is no GPU {device_id}; torch sees {count}")
         super().__init__(children)
-        self._device = torch.device("cuda", device_id)
-        self._stream = InstanceStream(device_id)
+        self._claim = claim_gpu("Torch", device, device_id)
+        number = self._claim.number
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if number >= count:
+            raise ConfigError(f"Torch: there is no GPU {number}; torch sees {count}")
+        if self.place not in (None, self._claim.place):
+            raise ConfigError(f"Torch: it is to be at {self._claim.place}, and its children are at {self.place}")
+        self.place, self.place_of = self._claim.place, place_of
+        self._device = torch.device("cuda", number)
+        self._stream = InstanceStream(number)
 
     def forward(self, batch: list[Request]) -> None:
         with self._stream.entered():
@@ -87,6 +112,11 @@ class Torch(Sequential):
                 request["data"] = moved(request["data"], self._device)
             super().forward(batch)
             hand_over([request.get("result") for request in batch])
+
+    def close(self) -> None:
+        """Close the children."""
+        self._claim.release()
+        super().close()
 
 
 def moved(value: Any, device: Any) -> Any:

@@ -7,13 +7,16 @@ stream and are awaited, so that a result may be used on any.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 from fastpipe.backend import Backend, Between, Request
-from fastpipe.errors import ConfigError, ItemErrors, KernelError
+from fastpipe.errors import ItemErrors, KernelError
+
+from ._places import claim_gpu, place_of
+from ._torch_gpu import torch_gpu
 
 __all__ = ["Mat2CpuTensor", "Mat2GpuTensor", "Mat2Tensor", "Tensor2Mat", "Tensor2Vector"]
 
@@ -42,8 +45,9 @@ class Mat2Tensor(_PerRequest):
     """An image -> a tensor of shape (1, channels, height, width), same dtype, contiguous; a deep copy.
 
     Args:
-        device: "cpu", or "gpu" (also called "cuda").
-        device_id: which GPU.
+        device: "cpu"; "gpu" (also called "cuda"), "cuda:1", several of them, or "all": each instance goes to the one
+            that has the fewest.
+        device_id: which GPU, beside "gpu" or "cuda".
 
     Raises:
         ConfigError: if there is no such GPU.
@@ -51,14 +55,23 @@ class Mat2Tensor(_PerRequest):
     """
 
     def __init__(
-        self, *, device: Literal["cpu", "gpu", "cuda"] = "cpu", device_id: Annotated[int, Between(0, 1023)] = 0
+        self, *, device: list[str] | None = None, device_id: Annotated[int, Between(0, 1023)] | None = None
     ) -> None:
-        self.device = torch.device("cpu")
-        if device != "cpu":
-            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            if device_id >= count:
-                raise ConfigError(f"{type(self).__name__}: there is no GPU {device_id}; torch sees {count}")
-            self.device = torch.device("cuda", device_id)
+        name = type(self).__name__
+        kinds = [each.lower() for each in device or ["cpu"]]
+        if kinds in (["gpu"], ["cuda"]):  # then device_id may say which, as in torchpipe's files
+            device, device_id = None, device_id or 0
+        elif kinds == ["cpu"]:
+            device, device_id = ["cpu"], None
+        self._claim = claim_gpu(name, device, device_id, or_cpu=True)
+        self.place = self._claim.place
+        on_cpu = self.place is None
+        self.device = torch.device("cpu") if on_cpu else torch_gpu(name, self._claim.number)
+        self.place_of = None if on_cpu else place_of
+
+    def close(self) -> None:
+        """Hold no GPU any more."""
+        self._claim.release()
 
     def convert(self, data: Any) -> torch.Tensor:
         if not isinstance(data, np.ndarray) or data.ndim not in (2, 3):
@@ -77,7 +90,7 @@ class Mat2CpuTensor(Mat2Tensor):
     """``Mat2Tensor`` to the CPU."""
 
     def __init__(self) -> None:
-        super().__init__(device="cpu")
+        super().__init__(device=["cpu"])
 
 
 class Mat2GpuTensor(Mat2Tensor):
@@ -85,10 +98,16 @@ class Mat2GpuTensor(Mat2Tensor):
 
     Args:
         device_id: which one.
+        device: the same in words: ``"cuda:1"``, several of them, or ``"all"``: each instance goes to the one that has
+            the fewest. With neither, where the instance's other steps are, otherwise the first.
     """
 
-    def __init__(self, *, device_id: Annotated[int, Between(0, 1023)] = 0) -> None:
-        super().__init__(device="gpu", device_id=device_id)
+    def __init__(
+        self, *, device_id: Annotated[int, Between(0, 1023)] | None = None, device: list[str] | None = None
+    ) -> None:
+        self._claim = claim_gpu("Mat2GpuTensor", device, device_id)
+        self.place, self.place_of = self._claim.place, place_of
+        self.device = torch_gpu("Mat2GpuTensor", self._claim.number)
 
 
 class Tensor2Mat(_PerRequest):

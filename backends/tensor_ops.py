@@ -24,6 +24,7 @@ from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
 
 from ._fitting import fitted
 from ._image_requests import LARGEST_SIDE, Side
+from ._places import claim_gpu, place_of
 from ._streams import InstanceStream, hand_over
 from ._torch_gpu import torch_gpu
 
@@ -357,14 +358,24 @@ class GpuTensor(_PerTensor):
 
     Args:
         device_id: which GPU.
+        device: the same in words: ``"cuda:1"``, several of them, or ``"all"``: each instance goes to the one that has
+            the fewest. With neither, where the instance's other steps are, otherwise the first.
 
     Raises:
         ConfigError: if there is no such GPU.
     """
 
-    def __init__(self, *, device_id: Annotated[int, Between(0, 1023)] = 0) -> None:
+    def __init__(
+        self, *, device_id: Annotated[int, Between(0, 1023)] | None = None, device: list[str] | None = None
+    ) -> None:
         super().__init__()
-        self.device = torch_gpu("GpuTensor", device_id)
+        self._claim = claim_gpu("GpuTensor", device, device_id)
+        self.place, self.place_of = self._claim.place, place_of
+        self.device = torch_gpu("GpuTensor", self._claim.number)
+
+    def close(self) -> None:
+        """Hold no GPU any more."""
+        self._claim.release()
 
     def gpu_of(self, request: Request) -> int | None:
         number: int = self.device.index

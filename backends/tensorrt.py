@@ -29,6 +29,7 @@ from ._model_runs import Group, bucket_of, run_in_groups
 from ._model_shapes import InputSpec, Profile, make_profiles
 from ._model_source import ModelSource, fingerprint, open_model
 from ._onnx_precision import Precision, with_precision
+from ._places import claim_gpu, place_of
 from ._postprocessors import find_postprocessor, postprocess
 from ._streams import InstanceStream, hand_over
 from ._tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
@@ -81,6 +82,8 @@ class TensorrtTensor(Backend):
         model_cache_bytes: how much a folder may hold; the engines not used for longest are deleted first.
         model_key: of an encrypted model: the environment variable that holds it, or a callable that returns it.
         device_id: which GPU, as torch counts.
+        device: the same in words: ``"cuda:1"``, several of them, or ``"all"``: each instance goes to the one that has
+            the fewest. With neither, where the instance's other steps are, otherwise the first.
         warm_up: run the largest and the smallest batch of each profile once, on zeros, while the instance is built.
 
     Raises:
@@ -104,7 +107,8 @@ class TensorrtTensor(Backend):
         model_cache: Path | None = None,
         model_cache_bytes: Annotated[int, Between(0, 2**60)] = DEFAULT_LIMIT_BYTES,
         model_key: ModelKey = KEY_VARIABLE,
-        device_id: Annotated[int, Between(0, 1023)] = 0,
+        device_id: Annotated[int, Between(0, 1023)] | None = None,
+        device: list[str] | None = None,
         warm_up: bool = True,
     ) -> None:
         self._name = f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
@@ -112,7 +116,9 @@ class TensorrtTensor(Backend):
         _need_onnx()
         try:
             source = open_model(model, model_key)
-            self._gpu = _open_gpu(device_id)
+            self._claim = claim_gpu("TensorrtTensor", device, device_id)
+            self.place = self._claim.place
+            self._gpu = _open_gpu(self._claim.number)
             changed = with_precision(
                 source.model,
                 precision,
@@ -146,6 +152,10 @@ class TensorrtTensor(Backend):
         """Return the shapes and dtypes of a request's data: what must be equal within a batch."""
         return bucket_of(self._inputs, request)
 
+    def place_of(self, request: Request) -> Hashable:
+        """Return the GPU on which a request's data is; None: on none."""
+        return place_of(request)
+
     def forward(self, batch: list[Request]) -> None:
         """Run the model on a batch; requests whose shapes differ are run apart.
 
@@ -160,6 +170,7 @@ class TensorrtTensor(Backend):
 
     def close(self) -> None:
         """Let go of the engine; results handed out stay valid."""
+        self._claim.release()
         self._slots = {}
         del self._engine
 

@@ -10,7 +10,6 @@ into results. ``_torch_files`` loads the model; ``_torch_graphs`` captures and r
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,9 +22,11 @@ from fastpipe.errors import BackendError, ConfigError
 
 from ._handed_on import Row
 from ._model_runs import bucket_of, run_in_groups
+from ._places import Claim, claim_gpu, place_of
 from ._postprocessors import find_postprocessor, postprocess
 from ._streams import InstanceStream, hand_over
 from ._torch_files import Loaded, describe, load
+from ._torch_gpu import torch_gpu
 from ._torch_graphs import Graphs, Staging, flatten
 from ._torch_inputs import TorchInputs, is_image
 
@@ -72,8 +73,8 @@ class TorchTensor(Backend):
             ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
         min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.
         device: ``"cpu"``; ``"cuda"`` or ``"gpu"``, the first one, ``"cuda:1"``; several, ``"cuda:0,cuda:1"``, or
-            ``"all"``: each instance goes to that one of them that has the fewest. Without it, ``"cuda"`` if torch sees
-            a GPU, otherwise ``"cpu"``.
+            ``"all"``: each instance goes to that one of them that has the fewest. Without it, the GPU of the
+            instance's other steps, otherwise ``"cuda"`` if torch sees a GPU, otherwise ``"cpu"``.
         precision: the type in which it computes; without it, that of the model's weights. An exported program keeps
             the types that it was exported with.
         mean: subtracted from image inputs, (n, channels, h, w), in float32 and within the graph, on the scale of the
@@ -114,10 +115,16 @@ class TorchTensor(Backend):
         trusted: bool = False,
     ) -> None:
         self._name = describe(model)
-        self._place: torch.device | None = None  # counted as in use, until close()
+        self._claim: Claim | None = None
         try:
             channels = _channels(mean, std)
-            self._device = self._place = _choose_device(device)
+            # With nothing said, where the instance's other steps are, otherwise the first GPU, if there is one.
+            self._claim = claim_gpu(
+                "TorchTensor", device or (None if torch.cuda.is_available() else ["cpu"]), or_cpu=True
+            )
+            self.place = self._claim.place
+            on_cpu = self.place is None
+            self._device = torch.device("cpu") if on_cpu else torch_gpu("TorchTensor", self._claim.number)
             loaded = load(model, weights, self._device, trusted=trusted)
             floats = _set_precision(loaded, precision)
             known = _input_dtypes(loaded, dtypes)
@@ -154,6 +161,10 @@ class TorchTensor(Backend):
             return id(request["data"].whole)
         return bucket_of(self._inputs, request)  # type: ignore[arg-type]  # it reads in the same way
 
+    def place_of(self, request: Request) -> Hashable:
+        """Return the GPU on which a request's data is; None: on none."""
+        return place_of(request)
+
     def forward(self, batch: list[Request]) -> None:
         """Run the model on a batch; requests whose shapes differ are run apart.
 
@@ -168,16 +179,15 @@ class TorchTensor(Backend):
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
         self._module = self._graphs = self._staging = None  # type: ignore[assignment]
-        place, self._place = self._place, None
-        if place is not None:
-            _release(place)
+        if self._claim is not None:
+            self._claim.release()
 
     def _entered(self) -> AbstractContextManager[Any]:
         return self._stream.entered() if self._stream is not None else nullcontext()
 
     def _run_whole(self, batch: list[Request]) -> bool:
         """Run the model on a batch that is one tensor already; False: it is not. Rows of one are then tensors."""
-        given = [request.get("data") for request in batch]
+        given: list[Any] = [request.get("data") for request in batch]
         first = given[0]
         if type(first) is not Row or not _is_whole(first.whole, given):
             for request, row in zip(batch, given, strict=True):
@@ -373,41 +383,6 @@ def _sizes(largest: int, pad_to: int, buckets: Sequence[int] | None) -> list[int
         raise ConfigError(f"buckets: the largest batch is {top}, got {list(buckets)}")
     chosen = [1 << power for power in range(top.bit_length())] if buckets is None else buckets
     return sorted({max(size, pad_to) for size in [*chosen, top]}, reverse=True)
-
-
-# ---- which device ----------------------------------------------------------------------------------------------
-
-_instances: dict[torch.device, int] = {}  # how many instances of this process are on each GPU
-_instances_lock = threading.Lock()
-
-
-def _choose_device(wanted: list[str] | None) -> torch.device:
-    """Return that one of the devices that has the fewest instances, and count one more there.
-
-    Raises:
-        ConfigError: if there is no such device.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    names = wanted or ["cuda" if count else "cpu"]
-    if [name.lower() for name in names] == ["all"]:
-        names = [f"cuda:{number}" for number in range(count)] or ["cuda"]
-    devices = []
-    for name in names:
-        kind, _, number = name.lower().replace("gpu", "cuda").partition(":")
-        if kind not in ("cpu", "cuda") or (number and not (number.isdecimal() and kind == "cuda")):
-            raise ConfigError(f"device: expected 'cpu', 'cuda', 'cuda:1', several of them, or 'all', got {name!r}")
-        if kind == "cuda" and int(number or 0) >= count:
-            raise ConfigError(f"there is no GPU {int(number or 0)}; torch sees {count}")
-        devices.append(torch.device("cuda", int(number or 0)) if kind == "cuda" else torch.device("cpu"))
-    with _instances_lock:
-        chosen = min(devices, key=lambda device: _instances.get(device, 0))
-        _instances[chosen] = _instances.get(chosen, 0) + 1
-    return chosen
-
-
-def _release(device: torch.device) -> None:
-    with _instances_lock:
-        _instances[device] -= 1
 
 
 # ---- what is said ----------------------------------------------------------------------------------------------

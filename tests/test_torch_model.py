@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import fastpipe
+from fastpipe.backends import _places
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe[torch]'")
@@ -504,32 +505,14 @@ def test_a_model_is_compiled_if_that_is_asked_for(monkeypatch: pytest.MonkeyPatc
     assert len(compiled) == 1
 
 
-def test_instances_spread_over_the_devices_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each goes where the fewest are; closing one makes room."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch_model, "_instances", {})
-    choose, release = torch_model._choose_device, torch_model._release
-    assert [choose(["all"]).index for _ in range(4)] == [0, 1, 2, 0]
-    assert choose(["cuda:1", "gpu:2"]).index == 1
-    assert choose(["cuda:1", "gpu:2"]).index == 2
-    release(torch.device("cuda", 1))
-    assert choose(["ALL"]).index == 1
-    assert choose(None).index == 0
-    assert choose(["cpu"]).type == "cpu"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ConfigError, match="there is no GPU 0; torch sees 0"):
-        choose(["all"])
-
-
 def test_an_instance_that_could_not_be_built_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_model, "_instances", {})
+    monkeypatch.setattr(_places, "_instances", {})
     with pytest.raises(ConfigError):
         TorchTensor(model=Path("nowhere.pt2"), device=["cpu"])
     backend = TorchTensor(model=Scores(), device=["cpu"])
     backend.close()
     backend.close()
-    assert torch_model._instances == {torch.device("cpu"): 0}
+    assert _places._instances == {"cpu": 0}
 
 
 def test_batch_sizes_are_powers_of_two_or_what_was_asked_for() -> None:
