@@ -12,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,9 @@ from fastpipe.backend import Child, Container, Site, building, site
 from fastpipe.backends import _places
 from fastpipe.backends._places import Follower, claim_gpu, place_of
 
-from .ledger import DONE, Ledger
+sys.path.append(str(Path(__file__).resolve().parent))
+import fake_cuda
+from ledger import DONE, UNCLEAR, Ledger
 
 WAIT_S = 20.0
 
@@ -708,7 +711,7 @@ def test_each_request_runs_once_at_its_place_under_load() -> None:
             for future in [pipe.submit(request) for request in requests]:
                 future.result(WAIT_S)
         for request in requests:
-            ledger.end(request["data"], DONE if request["result"] == request["data"] else 6)
+            ledger.end(request["data"], DONE if request["result"] == request["data"] else UNCLEAR)
 
     with Pipe(node) as pipe:
         clients = [threading.Thread(target=client, args=(seed,)) for seed in range(8)]
@@ -893,6 +896,39 @@ def test_where_a_tensor_is_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(Tensor=Tensor))  # type: ignore[arg-type]
     assert place_of({"data": [Tensor()]}) == "cuda:3"
+
+
+def test_a_chain_on_a_stream_is_on_the_gpu_of_its_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs that are none: tensors stay where they are, and are worked on by a stream of that GPU."""
+    driver = fake_cuda.Driver(gpus=2)
+    torch = fake_cuda.fake_torch(driver)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(_places, "_instances", {})
+    seen: list[tuple[int, int]] = []
+
+    class Tensor(fake_cuda.FakeTensor):
+        def to(self, device: Any, non_blocking: bool) -> Any:
+            return self if device == ("cuda", self.gpu) else Tensor(device[1])
+
+    class Looks(Backend):
+        def forward(self, batch: list[Request]) -> None:
+            for request in batch:
+                gpu = torch.library.device()
+                seen.append((gpu, torch.library.current(gpu).gpu))
+                request["result"] = request["data"]
+
+    torch.Tensor, torch.device = Tensor, lambda *parts: parts
+    backend = fastpipe.Step("Torch", Looks, "SyncTensor")
+    with Pipe(backend=backend, device="all", instance_num=2) as pipe:
+        tensors = [Tensor(number) for number in (1, 1, 0, 1)]
+        answers = [pipe({"data": [tensor]}) for tensor in tensors]
+        assert [answer["result"][0] is tensor for answer, tensor in zip(answers, tensors, strict=True)] == [True] * 4
+        assert seen == [(1, 1), (1, 1), (0, 0), (1, 1)]
+        assert {place: each["requests"] for place, each in stats_of(pipe)["places"].items()} == {
+            "cuda:0": 1,
+            "cuda:1": 3,
+        }
+    assert _places._instances == {"cuda:0": 0, "cuda:1": 0}
 
 
 # ---- on two GPUs -----------------------------------------------------------------------------------------------------

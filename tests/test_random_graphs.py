@@ -12,6 +12,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import importlib.util
+import itertools
 import os
 import pprint
 import random
@@ -23,6 +24,7 @@ from typing import Any
 import pytest
 
 from fastpipe import Backend, ItemErrors, Pipe, Request, Sequential, Status, Step
+from fastpipe.backend import site
 
 GRAPHS = int(os.environ.get("FASTPIPE_GRAPHS", "400"))
 FIRST_GRAPH = int(os.environ.get("FASTPIPE_FIRST_GRAPH", "0"))
@@ -98,11 +100,21 @@ KINDS: dict[str, Callable[[Request, Any, str], None]] = {
 
 
 class Works(Backend):
-    """Does to each request of a batch what the interpreter does to one."""
+    """Does to each request of a batch what the interpreter does to one; every other instance at another place."""
+
+    built = itertools.count()
 
     def __init__(self, *, kind: str, node_name: str = "", times: int = 1, plus: int = 0, target: str = "") -> None:
         self.kind, self.name = kind, node_name
         self.keys = {"times": times, "plus": plus, "target": target}
+        where = site()  # the same for all steps of an instance
+        if where.place is None:
+            where.place = next(self.built) % 2
+        self.place = where.place
+
+    def place_of(self, request: Request) -> int:
+        """Return one of the two places, or one where nobody is."""
+        return len(request.get("trail", ())) % 3
 
     def forward(self, batch: list[Request]) -> None:
         failed: dict[int, BaseException] = {}
