@@ -89,6 +89,9 @@ HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressiv
 PROGRESSIVE_FRAMES = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 MOST_STEPS = 4096  # a real header has less than 300; one made to be walked through for minutes is none
 NO_SEGMENT = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD8)})  # no marker, or one that stands alone
+PASSED_OVER = frozenset(
+    {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)} - {EXIF_SEGMENT}
+)  # tables, texts
 JPEG_END = b"\xff\xd9"
 SCAN_START = b"\xff\xda"
 SEARCH_STEP = 1 << 20  # bytes of the file that are copied at a time
@@ -99,8 +102,12 @@ def _read_jpeg(encoded: memoryview) -> ImageHeader | None:
     frame: tuple[int, ...] | None = None  # bits, height, width, channels
     frame_marker = 0
     exif: memoryview | None = None  # the first, if there are several
+    segment = SEGMENT.unpack_from
     for _ in range(MOST_STEPS):
-        prefix, marker, length = SEGMENT.unpack_from(encoded, at)
+        prefix, marker, length = segment(encoded, at)
+        if marker in PASSED_OVER and prefix == 0xFF:
+            at += 2 + length if length > 2 else 4
+            continue
         if prefix != 0xFF or marker in NO_SEGMENT:
             at += 1 if prefix != 0xFF or marker == 0xFF else 2  # passed over, as libjpeg does
             continue

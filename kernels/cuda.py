@@ -526,6 +526,10 @@ def _rows(count: int) -> struct.Struct:
 # ---- everything else -------------------------------------------------------------------------------------------------
 
 
+# Tuples: a union made for each call costs more than all else that is looked at.
+_WHOLE, _NUMBER = (int, np.integer), (int, float)
+
+
 @functools.lru_cache(maxsize=256)
 def _look(mean: Any, std: Any, source: Color, target: Color, fill: Any) -> bytes:
     """Return the part of a launch that says how a byte becomes a number: ``struct Batch`` from ``planes`` on."""
@@ -613,13 +617,13 @@ def _shared_bytes(band: int, strip: int, scale_y: float, scale_x: float, widest:
 
 def _size(height: int, width: int) -> tuple[int, int]:
     for what, side in (("height", height), ("width", width)):
-        if not isinstance(side, int | np.integer) or not 1 <= side < 2**31:
+        if not isinstance(side, _WHOLE) or not 1 <= side < 2**31:
             raise KernelError(f"{what}: expected a whole number of at least 1, got {side!r}")
     return int(height), int(width)
 
 
 def _hashable(value: Any) -> Any:
-    return value if isinstance(value, int | float) else tuple(value)
+    return value if isinstance(value, _NUMBER) else tuple(value)
 
 
 def _output(dtype: Any, out: Any) -> int:

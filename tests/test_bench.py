@@ -186,3 +186,62 @@ def test_a_case_that_does_not_exist_is_answered_with_those_that_do(tmp_path: Pat
     ran = run_peers(tmp_path, "--case", "nonsense")
     assert ran.returncode == 2
     assert "batches under load" in ran.stderr
+
+
+def test_the_table_of_the_gpu_says_what_was_reached(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From what its scripts write: a goal is reached or not, whoever calls, and what has none is only shown."""
+    monkeypatch.syspath_prepend(BENCH / "gpu")
+    lines_of = importlib.import_module("run").LINES
+    sys.modules.pop("run")
+
+    def kernel(what: str, us: float, **more: Any) -> dict[str, Any]:
+        way = {"host: an empty launch": "CuPy"}.get(what, "fastpipe, CuPy arrays")
+        return {"what": what, "way": way, "us": us, "least": us, "greatest": us, **more}
+
+    host = kernel("host: resize opencv, 64", 29.0)
+    kernels = [
+        kernel("fast", 1.0, share=0.95, goal=0.9),
+        kernel("slow", 9.0, share=0.5, goal=0.9),
+        kernel("host: an empty launch", 10.0),
+        host,
+        {**host, "way": "fastpipe, a table", "us": 31.0},
+    ]
+
+    def decode(way: str, rate: float, **more: float) -> dict[str, Any]:
+        return {"what": "640x640", "way": way, "goal": 100, "requests_per_s": rate, **more}
+
+    decoded = [
+        decode("binding, decode only", 1e6),
+        decode("64 threads", 101, p50_us=1.0, p99_us=21_000),
+        decode("map", 99),
+        decode("64 threads, beside a busy thread", 60, p50_us=1.0, p99_us=2.0, share=0.6),
+        decode("map, beside a busy thread", 10, share=0.1),
+        decode("one client", 5, p50_us=400.0, p99_us=500.0),
+    ]
+    models = [
+        {"what": "graph, batch 64", "images_per_s": 100.0},
+        {"what": "map", "images_per_s": 91.0, "share": 0.91},
+    ]
+    classified = [
+        {"what": "a", "way": "map", "pipe": pipe, "goal": goal, "requests_per_s": rate}
+        for pipe, rate, goal in (("one node", 7.0, 8), ("two nodes", 9.0, 8))
+    ]
+    several = [
+        {"what": "cuda:0, map", "images_per_s": 10.0, "each": {"cuda:0": 10.0}, "ratio_to_one_gpu": 1.0},
+        {"what": "all, map", "images_per_s": 18.0, "each": {"cuda:0": 9.0, "cuda:1": 9.0}, "ratio_to_one_gpu": 1.8},
+    ]
+    numbers = {
+        "kernels": {"rows": kernels},
+        "decode": {"rows": decoded},
+        "torch_model": models,
+        "classify": classified,
+        "several_gpus": several,
+    }
+    reached = {name: [line.is_reached for line in make(numbers[name])] for name, make in lines_of.items()}
+    assert reached == {
+        "kernels": [True, False, True, False],
+        "decode": [False, False, True, True],
+        "torch_model": [True],
+        "classify": [True],
+        "several_gpus": [False],
+    }

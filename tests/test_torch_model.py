@@ -16,6 +16,7 @@ import pytest
 
 import fastpipe
 from fastpipe.backends import _places
+from fastpipe.config import load
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe[torch]'")
@@ -614,3 +615,22 @@ def test_the_example_classifies_images_and_names_what_is_none(repository_root: P
     first, second = ran.stdout.splitlines()
     assert first.startswith("a.jpg: class ")
     assert second == "b.jpg: no image that can be decoded"
+
+
+@pytest.mark.parametrize("name", ["cpu.toml", "gpu.toml"])
+def test_the_examples_configurations_are_right(
+    repository_root: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each key is taken by the backend that it is meant for; nothing is built, so that no GPU is needed."""
+    pytest.importorskip("cv2", reason="OpenCV is not installed (extra cpu)")
+    folder = repository_root / "examples" / "resnet"
+    monkeypatch.syspath_prepend(folder)
+    nodes = {node.name: node for node in load(folder / name, {}).nodes}
+    plan = nodes["model"].plan
+    assert plan is not None
+    plans = [plan, *plan.children, *(inner for child in plan.children for inner in child.children)]
+    given = {each.name: each.parameters for each in plans}
+    assert given["TorchTensor"]["postprocessor"] == "SoftmaxArgMax"
+    if name == "gpu.toml":
+        assert given["ResizeNormalizeTensor"]["dtype"] == "float16"
+        assert nodes["model"].filter is None

@@ -232,6 +232,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             with BusyThread():
                 for way, run in WAYS.items():
                     add(what, f"{way}, beside a busy thread", run(pipe, data, CLIENTS, window), rates[way])
+        with new_pipe(arguments, array="cupy") as pipe:  # whose arrays do not give up the GIL when they are dropped
+            for clients in (CLIENTS, 2 * CLIENTS):
+                add(what, f"{clients} threads, CuPy's arrays", of_threads(pipe, data, clients, window))
         more = {"max": BUSY_BATCH, "instance_num": BUSY_INSTANCES, "array": "cupy"}
         with new_pipe(arguments, **more) as pipe:
             for way, run in ((f"{2 * BUSY_BATCH} tasks", of_asyncio), (f"4 threads, lists of {BUSY_BATCH}", of_lists)):
@@ -239,8 +242,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 free = add(what, name, run(pipe, data, BUSY_BATCH, window))
                 with BusyThread():
                     add(what, f"{name}, busy", run(pipe, data, BUSY_BATCH, window), free)
-        with new_pipe(arguments, instance_num=1) as pipe:
-            add(what, "one client", of_threads(pipe, data, 1, window))
+        for array, name in (("torch", "one client"), ("cupy", "one client, CuPy's arrays")):
+            with new_pipe(arguments, instance_num=1, array=array) as pipe:
+                add(what, name, of_threads(pipe, data, 1, window))
     return {"gpu": torch.cuda.get_device_name(0), "cpus": os.cpu_count(), "differences": differences, "rows": rows}
 
 
