@@ -90,7 +90,7 @@ def check(pipe: fastpipe.Pipe, encoded: dict[str, bytes]) -> None:
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Run everything, print a table, and return its rows."""
-    window = Window(0.3, 0.5) if arguments.quick else Window(0.7, 1.5)
+    window = Window(0.3, 0.5) if arguments.quick else Window(0.5, 1.0)
     encoded = images(arguments.images)
     rows: list[dict[str, Any]] = []
     for name, config in (

@@ -204,7 +204,7 @@ WAYS: dict[str, Callable[..., Numbers]] = {
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run everything, print a table, and return it."""
-    window = Window(0.3, 0.5) if arguments.quick else Window(0.7, 1.5)
+    window = Window(0.3, 0.5) if arguments.quick else Window(0.5, 1.0)
     encoded = images(arguments.images)
     rows: list[dict[str, Any]] = []
 
