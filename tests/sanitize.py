@@ -45,6 +45,7 @@ TESTS = [
     "tests/test_asyncio.py",
     "tests/test_life.py",
     "tests/test_hooks.py",
+    "tests/test_places.py",
     "tests/test_routes.py",
     "tests/test_stepper.py",
 ]
