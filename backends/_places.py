@@ -109,17 +109,19 @@ def place_of(request: Request) -> str | None:
 
 
 def _place_of(data: Any) -> str | None:
+    if isinstance(data, bytes):
+        return None
     torch: Any = sys.modules.get("torch")  # who has a tensor has imported it
     if torch is not None and isinstance(data, torch.Tensor):
         return f"cuda:{data.get_device()}" if data.is_cuda else None
+    if hasattr(data, "__dlpack_device__"):
+        kind, number = data.__dlpack_device__()
+        return f"cuda:{int(number)}" if int(kind) in _ON_CUDA else None
     if isinstance(data, Mapping):
         data = list(data.values())
     if isinstance(data, list | tuple):
         return next((place for part in data[:_MOST_LOOKED_AT] if (place := _place_of(part)) is not None), None)
-    if not hasattr(data, "__dlpack_device__"):
-        return None
-    kind, number = data.__dlpack_device__()
-    return f"cuda:{int(number)}" if int(kind) in _ON_CUDA else None
+    return None
 
 
 def _chosen(where: Site, devices: Sequence[str] | None) -> Claim:
