@@ -72,7 +72,7 @@ class DecodeTensor(Backend):
     GPU, the whole batch by one call of nvImageCodec. Everything else (other formats; CMYK, RGB or 12 bits in a JPEG;
     JPEGs that the GPU refuses or fails at) is decoded by ``DecodeMat`` on threads of the CPU, meanwhile, and copied to
     the GPU. ``hybrid`` changes that. Which of them decoded an image is seen only in the last bits: each rounds in its
-    own way, by 3 of 255 at most. One instance with large batches is as fast as several.
+    own way, by 3 of 255 at most. Two instances: while one decodes, the callers of the other are answered and come back.
 
     **What fails, and what has no result**, is as with ``DecodeMat``: no image, or the beginning of one only, leaves no
     result; too many pixels are a ``DecodeError``. One image of a batch never changes the outcome of another. Gray has
