@@ -401,6 +401,6 @@ def test_ctrl_c_ends_the_demo_in_one_line(tmp_path: Path) -> None:
             shown += chunk
         demo.send_signal(signal.SIGINT)
         start = time.monotonic()
-        _, said = demo.communicate(timeout=30)
+        _, said = demo.communicate(timeout=60)
     assert (demo.returncode, said) == (130, b"interrupted\n")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20  # some pages are being read, on whatever machine
