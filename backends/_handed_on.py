@@ -23,7 +23,7 @@ class Pixels(NamedTuple):
     memory: Any
     """What keeps its memory, and that of its neighbours."""
     data: Any
-    """What the request had as ``data`` before; the step that takes the pixels puts it back."""
+    """What the request had as ``data`` before; the step that takes the pixels puts it back, whatever happens there."""
 
 
 class Row(NamedTuple):

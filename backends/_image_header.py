@@ -89,9 +89,7 @@ HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressiv
 PROGRESSIVE_FRAMES = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 MOST_STEPS = 4096  # a real header has less than 300; one made to be walked through for minutes is none
 NO_SEGMENT = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD8)})  # no marker, or one that stands alone
-PASSED_OVER = frozenset(
-    {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)} - {EXIF_SEGMENT}
-)  # tables, texts
+PASSED_OVER = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)} - {EXIF_SEGMENT})  # tables, texts
 JPEG_END = b"\xff\xd9"
 SCAN_START = b"\xff\xda"
 SEARCH_STEP = 1 << 20  # bytes of the file that are copied at a time

@@ -18,7 +18,7 @@ from typing import Any
 from fastpipe.backend import Request, Site, site
 from fastpipe.errors import ConfigError
 
-__all__ = ["Claim", "Follower", "claim_gpu", "place_of"]
+__all__ = ["Claim", "Follower", "claim_gpu", "gpus_of_torch", "place_of"]
 
 # So many elements of a list are looked at for one that is on a GPU.
 _MOST_LOOKED_AT = 16
@@ -151,7 +151,7 @@ def _devices(
         return [f"cuda:{device_id}"]
     if not device or (may_miss and _is_all(device)):
         return None
-    count = None if may_miss or (len(device) == 1 and not _is_all(device)) else _count()
+    count = None if may_miss or (len(device) == 1 and not _is_all(device)) else gpus_of_torch()
     if _is_all(device):
         return [f"cuda:{number}" for number in range(count or 0)] or ["cuda:0"]
     devices = []
@@ -179,7 +179,8 @@ def _number(device: str) -> int:
     return int(device.partition(":")[2] or 0)
 
 
-def _count() -> int:
+def gpus_of_torch() -> int:
+    """Return how many GPUs torch can use; it is imported for that."""
     import torch
 
     return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0

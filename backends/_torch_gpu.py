@@ -6,6 +6,8 @@ import torch
 
 from fastpipe.errors import ConfigError
 
+from ._places import gpus_of_torch
+
 __all__ = ["torch_gpu"]
 
 
@@ -15,7 +17,7 @@ def torch_gpu(backend: str, number: int) -> torch.device:
     Raises:
         ConfigError: if there is no such GPU.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = gpus_of_torch()
     if number >= count:
         raise ConfigError(f"{backend}: there is no GPU {number}; torch sees {count}")
     return torch.device("cuda", number)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from fastpipe.backend import Backend, Between, Child, Request
 from fastpipe.errors import ConfigError, MissingExtra
 
-from ._places import Follower, claim_gpu, place_of
+from ._places import Follower, claim_gpu, gpus_of_torch, place_of
 from ._streams import InstanceStream, gpu_count, hand_over
 from .containers import Sequential
 
@@ -97,7 +97,7 @@ class Torch(Sequential):
         super().__init__(children)
         self._claim = claim_gpu("Torch", device, device_id)
         number = self._claim.number
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count = gpus_of_torch()
         if number >= count:
             raise ConfigError(f"Torch: there is no GPU {number}; torch sees {count}")
         if self.place not in (None, self._claim.place):

@@ -179,10 +179,11 @@ class DecodeTensor(Backend):
     def feed(self, following: Backend) -> None:
         from .tensor_preprocess import ResizeNormalizeTensor
 
-        if isinstance(following, ResizeNormalizeTensor):
+        self._gives_pixels = type(following) is ResizeNormalizeTensor  # what extends it expects what is documented
+        if self._gives_pixels:
             import cupy  # which that one needs, too
 
-            self._cupy, self._gives_pixels = cupy, True
+            self._cupy = cupy
 
     def close(self) -> None:
         """Let go of the decoder and the threads; results stay valid."""
@@ -367,7 +368,12 @@ class DecodeTensor(Backend):
             if self.color == "rgb":
                 copied = copied.flip(2)
             made.append(copied)
-            request["result"] = copied.permute(2, 0, 1)[None]
+            if self._gives_pixels:
+                height, width, _ = copied.shape
+                row = (copied.data_ptr(), copied.stride(0), height, width, *copied.stride()[1:], 0, 0, 0, 0)
+                request["result"] = Pixels(row, self.color, copied, request["data"])
+            else:
+                request["result"] = copied.permute(2, 0, 1)[None]
             request["color"] = self.color
         return made
 

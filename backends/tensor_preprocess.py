@@ -123,18 +123,23 @@ class ResizeNormalizeTensor(Backend):
                 groups.setdefault(source, []).append(image)
             except Exception as error:  # its own request's
                 errors[index] = error
-        if groups:
-            with self._stream.entered() as current:
-                made = [self._run(source, images, current.handle) for source, images in groups.items()]
-                if current.is_outermost:
-                    hand_over(made)
+        try:
+            if groups:
+                with self._stream.entered() as current:
+                    made = [self._run(source, images, current.handle) for source, images in groups.items()]
+                    if current.is_outermost:
+                        hand_over(made)
+        finally:  # nobody else is to see them
+            for request in batch:
+                if type(request.get("data")) is Pixels:
+                    request["data"] = request["data"].data
         if errors:
             raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
 
     def feed(self, following: Backend) -> None:
         from .torch_model import TorchTensor
 
-        self._gives_rows = isinstance(following, TorchTensor) and self.array == "torch"
+        self._gives_rows = type(following) is TorchTensor and self.array == "torch"
 
     def close(self) -> None:
         """Let go of the kernels' memory; results stay valid."""
@@ -193,8 +198,7 @@ class ResizeNormalizeTensor(Backend):
             stream=stream,
         )
         for number, (request, _, pixels) in enumerate(images):
-            if type(pixels) is Pixels:
-                request["data"] = pixels.data
-            request["result"] = Row(out, number, request["data"]) if self._gives_rows else out[number : number + 1]
+            data = pixels.data if type(pixels) is Pixels else pixels
+            request["result"] = Row(out, number, data) if self._gives_rows else out[number : number + 1]
             request["color"] = target
         return out

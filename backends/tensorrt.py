@@ -33,6 +33,7 @@ from ._places import claim_gpu, place_of
 from ._postprocessors import find_postprocessor, postprocess
 from ._streams import InstanceStream, hand_over
 from ._tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
+from ._torch_gpu import torch_gpu
 from .encrypted import KEY_VARIABLE, ModelKey, decrypt, encrypt
 
 __all__ = ["TensorrtTensor"]
@@ -315,12 +316,10 @@ class _Slot:
 
 
 def _open_gpu(device_id: int) -> _Gpu:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device_id >= count:
-        raise ConfigError(f"TensorrtTensor: there is no GPU {device_id}; torch sees {count}")
+    device = torch_gpu("TensorrtTensor", device_id)
     properties = torch.cuda.get_device_properties(device_id)
     return _Gpu(
-        torch.device("cuda", device_id),
+        device,
         InstanceStream(device_id),
         {
             "GPU": properties.name,

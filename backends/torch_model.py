@@ -157,8 +157,8 @@ class TorchTensor(Backend):
 
     def bucket(self, request: Request) -> Hashable:
         """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
-        if type(request.get("data")) is Row:
-            return id(request["data"].whole)
+        if type(row := request.get("data")) is Row:
+            return tuple(row.whole.shape[1:]), row.whole.dtype, row.whole.device
         return bucket_of(self._inputs, request)  # type: ignore[arg-type]  # it reads in the same way
 
     def place_of(self, request: Request) -> Hashable:
@@ -172,9 +172,22 @@ class TorchTensor(Backend):
             ItemErrors: for the requests that the model cannot take.
             Exception: what torch raises, with a note that names the model and the shapes.
         """
-        with self._entered():
-            if not self._run_whole(batch):
+        rows = [row for request in batch if type(row := request.get("data")) is Row]
+        if not rows:
+            with self._entered():
                 run_in_groups(self._inputs, batch, self._run_requests)  # type: ignore[arg-type]
+            return
+        before = [row.data if type(row := request.get("data")) is Row else row for request in batch]
+        try:
+            with self._entered():
+                if not self._run_whole(batch, rows):
+                    for request in batch:
+                        if type(row := request.get("data")) is Row:
+                            request["data"] = row.tensor
+                    run_in_groups(self._inputs, batch, self._run_requests)  # type: ignore[arg-type]
+        finally:  # nobody else is to see them
+            for request, data in zip(batch, before, strict=True):
+                request["data"] = data
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
@@ -185,21 +198,19 @@ class TorchTensor(Backend):
     def _entered(self) -> AbstractContextManager[Any]:
         return self._stream.entered() if self._stream is not None else nullcontext()
 
-    def _run_whole(self, batch: list[Request]) -> bool:
-        """Run the model on a batch that is one tensor already; False: it is not. Rows of one are then tensors."""
-        given: list[Any] = [request.get("data") for request in batch]
-        first = given[0]
-        if type(first) is not Row or not _is_whole(first.whole, given):
-            for request, row in zip(batch, given, strict=True):
-                if type(row) is Row:
-                    request["data"] = row.tensor
+    def _run_whole(self, batch: list[Request], rows: list[Row]) -> bool:
+        """Run the model on a batch that is one tensor already; False: it is not, or not one that the model takes."""
+        whole = rows[0].whole
+        if not len(whole) == len(batch) == len(rows) or any(
+            row.whole is not whole or row.number != number for number, row in enumerate(rows)
+        ):
             return False
-        for request, row in zip(batch, given, strict=True):
-            request["data"] = row.data
-        fit = self._inputs.read({"data": first.tensor}).fit
+        fit = self._inputs.read({"data": rows[0].tensor}).fit
+        if whole.ndim != len(fit.item_shapes[0]) + 1:
+            return False
         for start in range(0, len(batch), fit.profile.max_batch):
             part = batch[start : start + fit.profile.max_batch]
-            self._run(part, [[first.whole[start : start + len(part)]]], fit)
+            self._run(part, [[whole[start : start + len(part)]]], fit)
         return True
 
     def _run_requests(self, group: list[tuple[Request, Any]]) -> None:
@@ -286,13 +297,6 @@ class TorchTensor(Backend):
                 reason = self._graphs.capture(self._module, zeros, sizes)
                 if reason:
                     _say_once(f"{self._name}: it is run without CUDA graphs, as it cannot be captured: {reason}")
-
-
-def _is_whole(whole: torch.Tensor, given: list[Any]) -> bool:
-    """Say whether these are all the rows of a tensor, in order."""
-    return len(whole) == len(given) and all(
-        type(row) is Row and row.whole is whole and row.number == number for number, row in enumerate(given)
-    )
 
 
 def _normalized(

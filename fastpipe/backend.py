@@ -163,15 +163,20 @@ class Container(Backend):
             ConfigError: if they are at different places.
         """
         self.children = children
-        placed = [child for child in children if child.backend.place is not None]
-        if len({child.backend.place for child in placed}) > 1:
+        placed = [(child.name, child.backend) for child in children if child.backend.place is not None]
+        if self.place is not None:  # a subclass has said so already
+            placed.insert(0, (type(self).__name__, self))
+        if not placed:
+            return
+        _, first = placed[0]
+        if any(other.place != first.place for _, other in placed):
             from fastpipe.errors import ConfigError
 
-            listed = ", ".join(f"{child.name} is at {child.backend.place}" for child in placed)
+            listed = ", ".join(f"{name} is at {other.place}" for name, other in placed)
             raise ConfigError(f"the parts of an instance must be at one place: {listed}; make nodes of them")
-        if placed:
-            self.place = placed[0].backend.place
-            self.place_of = placed[0].backend.place_of
+        self.place = first.place
+        if self.place_of is None:
+            self.place_of = next((other.place_of for _, other in placed if other.place_of is not None), None)
 
     def close(self) -> None:
         close_all(child.backend for child in self.children)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastpipe.backend import Backend, Child, Request
+from fastpipe.backend import Backend, Child, Container, Request
 from fastpipe.backends.containers import Sequential
 from fastpipe.config import load
 from fastpipe.errors import BackendError, ConfigError, ItemErrors
@@ -420,3 +420,30 @@ def test_a_child_is_told_which_one_gets_its_results_unless_a_filter_sees_them_fi
     assert first.told == [second]
     assert second.told == []
     assert third.told == [last]
+
+
+def test_what_a_container_says_of_places_itself_counts() -> None:
+    """Where it is, and where data is; its children fill in what it does not say."""
+
+    class Placed(Recorder):
+        place = "a"
+
+        def place_of(self, request: Request) -> str:
+            return "a"
+
+    class Own(Container):
+        def place_of(self, request: Request) -> str:
+            return "b"
+
+    class Elsewhere(Container):
+        def __init__(self, children: list[Child]) -> None:
+            self.place = ["b"]  # what cannot be hashed is told with the node's name, when it is built
+            super().__init__(children)
+
+    child = Child("A", Placed())
+    assert Container([child]).place == Own([child]).place == "a"
+    assert Container([child]).place_of is not None
+    assert Container([child]).place_of({}) == "a"
+    assert Own([child]).place_of({}) == "b"
+    with pytest.raises(ConfigError, match=r"Elsewhere is at \['b'\], A is at a"):
+        Elsewhere([child])

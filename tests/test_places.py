@@ -788,7 +788,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A machine with three GPUs on which nothing runs, or as many as are asked for."""
 
     def count(number: int) -> None:
-        monkeypatch.setattr(_places, "_count", lambda: number)
+        monkeypatch.setattr(_places, "gpus_of_torch", lambda: number)
 
     monkeypatch.setattr(_places, "_instances", {})
     count(3)

@@ -447,11 +447,41 @@ def test_where_only_the_next_step_sees_it_no_tensor_is_made(
         assert (pixels.color, request["color"]) == ("rgb", "rgb")
 
 
-def test_any_other_step_gets_tensors(backend: Callable[..., Any]) -> None:
+def test_what_the_cpu_decodes_is_handed_on_in_the_same_way(
+    backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that ``data`` does not depend on the format of a file."""
+    cv2 = pytest.importorskip("cv2")
+    from fastpipe.backends.tensor_preprocess import ResizeNormalizeTensor
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
     made = backend()
-    made.feed(fastpipe.Backend())
-    requests, _ = run(made, [jpeg(6, 4)])
-    assert image_of(requests[0]).shape == (4, 6, 3)
+    made.feed(object.__new__(ResizeNormalizeTensor))
+    pixels = picture(12, 9)
+    png = cv2.imencode(".png", pixels)[1].tobytes()
+    (request,), errors = run(made, [png])
+    assert not errors
+    handed_on = request["result"]
+    assert handed_on.row[1:] == (27, 12, 9, 3, 1, 0, 0, 0, 0)
+    assert handed_on.row[0] == handed_on.memory.data_ptr()
+    np.testing.assert_array_equal(handed_on.memory.numpy(), pixels[..., ::-1])
+    assert handed_on.data is png
+
+
+def test_any_other_step_gets_tensors(backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that extends ResizeNormalizeTensor, too; and the last step that is told counts."""
+    from fastpipe.backends.tensor_preprocess import ResizeNormalizeTensor
+
+    class Extended(ResizeNormalizeTensor):
+        """It may expect the tensors that are documented."""
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+    made = backend()
+    made.feed(object.__new__(ResizeNormalizeTensor))
+    for following in (fastpipe.Backend(), object.__new__(Extended)):
+        made.feed(following)
+        requests, _ = run(made, [jpeg(6, 4)])
+        assert image_of(requests[0]).shape == (4, 6, 3)
 
 
 def test_what_the_gpu_does_not_take_is_decoded_on_the_cpu(fake: Fake, backend: Callable[..., Any]) -> None:

@@ -129,9 +129,13 @@ def test_a_model_of_torchs_as_the_next_step_gets_the_batch_as_one_tensor(build: 
     from fastpipe.backends._handed_on import Row
     from fastpipe.backends.torch_model import TorchTensor
 
+    class Extended(TorchTensor):
+        """It may expect the tensors that are documented."""
+
     backend, other = build(), build()
+    other.feed(object.__new__(TorchTensor))
+    other.feed(object.__new__(Extended))
     backend.feed(object.__new__(TorchTensor))
-    other.feed(fastpipe.Backend())
     tensors = [tensor_of(picture(20, 30)), tensor_of(picture(5, 60))]
     requests: list[dict[str, Any]] = [{"data": tensor} for tensor in tensors]
     expected: list[dict[str, Any]] = [{"data": tensor} for tensor in tensors]
@@ -144,6 +148,19 @@ def test_a_model_of_torchs_as_the_next_step_gets_the_batch_as_one_tensor(build: 
     for row, tensor, request in zip(rows, tensors, expected, strict=True):
         assert row.data is tensor
         np.testing.assert_array_equal(row.tensor.numpy(), request["result"].numpy())
+
+
+def test_pixels_are_seen_by_nobody_also_if_the_kernel_fails(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastpipe.backends._handed_on import Pixels
+
+    backend, image = build(), picture(5, 6)
+    monkeypatch.setattr(backend, "_run", lambda *given: 1 / 0)
+    request = {"data": Pixels((image.ctypes.data, 18, 5, 6, 3, 1, 0, 0, 0, 0), "bgr", image, b"encoded")}
+    with pytest.raises(ZeroDivisionError):
+        backend.forward([request])
+    assert request["data"] == b"encoded"
 
 
 def test_cupy_has_no_bfloat16(build: Callable[..., Any]) -> None:

@@ -122,7 +122,52 @@ def test_rows_of_a_batch_that_fell_apart_are_run_as_tensors(device: str, picked:
     for number, request in zip(picked, batch, strict=True):
         image = other if number == "other" else whole[number : number + 1].cpu()
         torch.testing.assert_close(request["result"].cpu(), model(image), check_device=False, rtol=1e-4, atol=1e-4)
+        assert request["data"] is other if number == "other" else request["data"] == b""
     backend.close()
+
+
+def test_rows_of_two_tensors_are_one_run(device: str) -> None:
+    """Where their shapes are equal."""
+    runs: list[int] = []
+
+    class Counting(Scores):
+        def forward(self, image: Any) -> Any:
+            runs.append(len(image))
+            return super().forward(image)
+
+    backend = TorchTensor(model=Counting(), max="8x3x6x5", device=[device], warm_up=False)
+    wholes = [torch.cat(images(2)).to(device), torch.cat(images(3)).to(device)]
+    batch = [{"data": Row(whole, number, b"")} for whole in wholes for number in range(len(whole))]
+    assert len({backend.bucket(request) for request in batch}) == 1
+    backend.forward(batch)
+    assert runs == [5]
+    backend.close()
+
+
+def test_a_tensor_of_another_rank_is_run_row_by_row_as_it_would_be(device: str) -> None:
+    """An axis of 1 may be missing in what is given, as for requests of their own."""
+    backend = TorchTensor(model=torch.nn.Flatten(), max="8x1x2x2", device=[device])
+    whole = torch.rand(3, 2, 2, device=device)
+    alone = run(backend, *[whole[number : number + 1] for number in range(3)])
+    batch = [{"data": Row(whole, number, b"")} for number in range(3)]
+    backend.forward(batch)
+    for request, result in zip(batch, alone, strict=True):
+        assert torch.equal(request["result"], result)
+    backend.close()
+
+
+def test_what_the_step_before_handed_on_is_seen_by_nobody_also_if_the_model_fails() -> None:
+    class Fails(torch.nn.Module):
+        def forward(self, image: Any) -> Any:
+            raise ValueError("no")
+
+    backend = TorchTensor(model=Fails(), max=4, warm_up=False, device=["cpu"])
+    whole = torch.rand(2, *SHAPE)
+    for picked in ([0, 1], [1]):
+        batch = [{"data": Row(whole, number, b"before")} for number in picked]
+        with pytest.raises(ValueError, match="no"):
+            backend.forward(batch)
+        assert [request["data"] for request in batch] == [b"before"] * len(picked)
 
 
 def test_a_module_is_copied_and_left_alone() -> None:
