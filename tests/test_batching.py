@@ -487,7 +487,7 @@ def by_width(request: Request) -> Any:
 def test_the_oldest_bucket_goes_first_unless_another_is_full() -> None:
     """No bucket is starved."""
     requests = [{"data": index, "bucket": bucket} for index, bucket in enumerate("abbbbbac")]
-    batches = batches_of(Bucketing(4), requests, batching="greedy")
+    batches = batches_of(Bucketing(4), requests, batching="greedy", batching_timeout=LONG_MS)
     assert batches == [[1, 2, 3, 4], [0, 6], [5], [7]]
 
 
