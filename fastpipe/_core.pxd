@@ -47,6 +47,7 @@ cdef class Station:
     cdef vector[PyObject*] others               # built: at the front, the other places'. Not owned: who asks holds the engine
     cdef int next_twin                          # GIL: at the front, where the look for the least work begins
     cdef readonly int instance_count            # built
+    cdef public int in_service                  # GIL: how many of them; the others hung and are being built again
     cdef readonly int max_batch                 # built; also the greatest weight of a batch
     cdef readonly bint thread_bound             # built: only worker i may hold token i
     cdef bint workers_only                      # built: no caller runs a batch here
@@ -78,6 +79,7 @@ cdef class Station:
     cdef int32_t max_queue                      # built: 0: no limit
     cdef int64_t max_queue_bytes                # built: 0: no limit
     cdef int32_t reserved                       # GIL: admitted requests that will be queued, or run, here in a moment
+    cdef list waiting_alone                     # GIL: visits of steppers that wait for a token, and not in the queue
     cdef int64_t queued_bytes                   # GIL
     cdef EventCount room                        # where callers wait until the queue is shorter
     cdef list room_waiters                      # GIL: (loop, future) of coroutines that do

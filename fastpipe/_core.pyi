@@ -33,6 +33,7 @@ class Station:
     numbers: tuple[int, ...]
     upstream: tuple[Station, ...]
     instance_count: int
+    in_service: int
     max_batch: int
     thread_bound: bool
     batches_run: int
@@ -109,6 +110,7 @@ class Node:
         restart_limit: int,
     ) -> None: ...
     def set_twins(self, twins: tuple[Node, ...], place_of: Callable[[_Request], Any] | None) -> None: ...
+    def ask(self, backend: Any, bucket: str | Callable[[_Request], Any] | None) -> None: ...
     def set_jump(self, entry: Entry) -> None: ...
 
 @final

@@ -362,6 +362,7 @@ cdef class Station:
         self.place = place
         self.numbers = tuple(range(instance_count)) if numbers is None else numbers
         self.instance_count = instance_count
+        self.in_service = instance_count
         self.max_batch = max_batch
         self.batches = max_batch > 1
         self.thread_bound = thread_bound
@@ -384,6 +385,7 @@ cdef class Station:
         self.max_queue_bytes = max_queue_bytes
         self.when_full = _WHEN_FULL[when_full]
         self.room_waiters = []
+        self.waiting_alone = []
         inbox_init(&self.inbox)
         self.cost_size = min(max_batch, COST_TABLE_SIZE) + 1
         self.token_is_free = <atomic[uint8_t]*>calloc(instance_count, sizeof(atomic[uint8_t]))
@@ -1416,6 +1418,13 @@ cdef class Node:
         self.twin_at = {(<Node>twin).station.place: twin for twin in twins}
         self.place_of = place_of
 
+    def ask(self, object backend, object bucket):
+        """Have a backend and no other say what a request weighs, where its data is, and, unless the node does, its bucket."""
+        self.bucket = backend.bucket if bucket is None else bucket
+        self.weigh = backend.weigh
+        if self.twins is not None:
+            self.place_of = backend.place_of
+
     def set_jump(self, Entry entry):
         """Say where the parts of a sub-graph node enter; called once, while building."""
         self.jump = entry
@@ -1879,6 +1888,7 @@ cdef class Stepper:
         cdef int64_t until
         cdef uint32_t epoch
         station.wanted.fetch_add(1, memory_order_seq_cst)
+        station.waiting_alone.append(visit)
         try:
             while True:
                 epoch = events_prepare(&station.workers)
@@ -1891,6 +1901,7 @@ cdef class Stepper:
                     events_sleep(&station.workers, epoch, until)
                 PyErr_CheckSignals()
         finally:
+            station.waiting_alone.remove(visit)
             station.wanted.fetch_sub(1, memory_order_seq_cst)
             if index < 0:
                 station.c_notify()                              # a wake-up that was a worker's may have come here
@@ -1911,13 +1922,22 @@ cdef c_bool _makes_no_room(Station front, list stuck):
     """True if the stations of a node are stuck: all of them, or all that have something in its full queue."""
     cdef Station station
     cdef size_t i
-    cdef list able = [] if front in stuck else [front]
+    cdef Visit visit
+    cdef int32_t on_the_way = front.reserved                    # requests that may yet leave a place in the queue behind
+    cdef list able = []
+    cdef list places = [front]
     for i in range(front.others.size()):
-        if <Station>front.others[i] not in stuck:
-            able.append(<Station>front.others[i])
+        places.append(<Station>front.others[i])
+    for station in places:
+        if station not in stuck:
+            able.append(station)
+            continue
+        for visit in station.waiting_alone:
+            if visit.walk.has_room and visit.walk.home is station:
+                on_the_way -= 1
     if not able:
         return True
-    if len(able) == <Py_ssize_t>front.others.size() + 1 or front.reserved > 0:
+    if len(able) == len(places) or on_the_way > 0:
         return False
     for station in able:
         if station.queued.load(memory_order_seq_cst) > station.ghosts:
@@ -3480,23 +3500,38 @@ cdef Node _twin_for(Engine engine, Node node, object request):
 
 
 cdef Node _least_busy(Node node):
-    """The twin with the fewest requests for each instance, of those that are not lost; of several such the next in turn."""
+    """The twin with the fewest requests for each instance in service, of those that are not lost; of several the next in turn.
+
+    Where none is in service, requests wait until one is built again: it is passed over while there is another place.
+    """
+    cdef Node best = _least_busy_of(node, True)
+    if best is None:
+        best = _least_busy_of(node, False)
+    return <Node>node.twins[0] if best is None else best
+
+
+cdef Node _least_busy_of(Node node, c_bool in_service):
+    """The same by the instances in service, or by all there should be; None: there is no such twin."""
     cdef Node best = None
     cdef Station station
     cdef int64_t outstanding
     cdef int64_t least = 0
+    cdef int64_t instances
+    cdef int64_t of_best = 1                                    # its instances
     cdef Py_ssize_t count = len(node.twins)
     cdef Py_ssize_t i
     for i in range(count):
         twin = node.twins[(node.station.next_twin + i) % count]
         station = (<Node>twin).station
-        if station.lost is not None:
+        instances = station.in_service if in_service else station.instance_count
+        if station.lost is not None or instances == 0:
             continue
         outstanding = _present(<PyObject*>station) - station.ghosts
-        if best is None or outstanding * best.station.instance_count < least * station.instance_count:
+        if best is None or outstanding * of_best < least * instances:
             best = <Node>twin
             least = outstanding
-    return <Node>node.twins[0] if best is None else best
+            of_best = instances
+    return best
 
 
 cdef inline void _leave_room(Walk walk) noexcept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import weakref
@@ -16,6 +17,7 @@ from fastpipe.backend import close_all
 from fastpipe.errors import BackendHung, ConfigError
 
 if TYPE_CHECKING:
+    from fastpipe.backend import Backend
     from fastpipe.config import StepPlan
     from fastpipe.pipe import Pipe
 
@@ -61,6 +63,7 @@ class HungInstances:
         with self._changed:
             self._stuck[station] += 1
             self._absent[station][index] = None
+            self._count(station)
         self._fill(station)
 
     def came_back(self, station: _core.Station) -> None:
@@ -82,6 +85,7 @@ class HungInstances:
         with self._changed:
             worker = self._absent[station].pop(index)
             self._why.pop(station, None)
+            self._count(station)
             if type(station.lost) is BackendHung:
                 station.recover()
             self._changed.notify_all()
@@ -96,6 +100,30 @@ class HungInstances:
                 while self._has_none(station) and any(self._absent[station].values()) and time.monotonic() < until:
                     self._changed.wait(max(until - time.monotonic(), 0.0))
             self._lose(station, "the pipe closes, and they are not built again yet", also_if_being_built=True)
+
+    def _count(self, station: _core.Station) -> None:
+        """Count what is in service, and have nothing else be asked: what hung may be closed at any time."""
+        station.in_service = station.instance_count - len(self._absent[station])
+        pipe = self._pipe()
+        if pipe is None:
+            return
+        bucket = next(config.bucket for config in pipe._configs if config.name == station.name)
+        for node in pipe.nodes:
+            if node.station is None or node.station.name != station.name:
+                continue
+            twins = node.twins or (node,)
+            serving = [self._serving(twin) for twin in twins]
+            anywhere = next(itertools.chain(*serving), None)
+            if anywhere is None:
+                continue  # the next replacement is asked
+            for twin, here in zip(twins, serving, strict=True):
+                twin.ask(here[0] if here else anywhere, bucket)
+            if node.twins is not None:
+                node.ask(anywhere, bucket)
+
+    def _serving(self, twin: _core.Node) -> list[Backend]:
+        absent = self._absent.get(cast("_core.Station", twin.station), ())
+        return [instance.backend for index, instance in enumerate(twin.instances) if index not in absent]
 
     def _has_none(self, station: _core.Station) -> bool:
         return len(self._absent[station]) == station.instance_count
@@ -152,7 +180,7 @@ def _replace(pipe_ref: weakref.ref[Pipe], hung: HungInstances, station: _core.St
     if station.is_closed:
         close_all([backend])
         return
-    pipe._put_in_place(station, index, backend, hung.is_in_service(station, index))
+    pipe._put_in_place(station, index, backend)
     station.open_instance(index)
     del pipe, hung
     if station.thread_bound:

@@ -465,14 +465,14 @@ class Pipe(_core.Engine):
                 self._workers.remove(worker)
                 worker.give_up()
 
-    def _put_in_place(self, station: _core.Station, index: int, backend: Backend, worker: Worker) -> None:
+    def _put_in_place(self, station: _core.Station, index: int, backend: Backend) -> None:
         """Give an instance a new backend, and wait for its worker from now on when closing."""
-        self._workers.append(worker)
         instance = _core.Instance(backend, index)
         for node in self.nodes:
             for twin in (node,) if node.twins is None else node.twins:
                 if twin.station is station:
                     twin.instances[index] = instance
+        self._workers.append(self._hung.is_in_service(station, index))
         if not station.thread_bound:
             self._own(backend, station, index)
 

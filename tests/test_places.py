@@ -550,6 +550,89 @@ def test_a_replacement_that_goes_elsewhere_is_refused(world: World) -> None:
         until(lambda: len(world.closed) >= 2)  # what was refused, and what comes back
 
 
+@pytest.mark.parametrize("places", ["ab", "a"])
+def test_an_instance_that_hung_is_asked_nothing_any_more(places: str) -> None:
+    """Neither where data is nor for its bucket: it is closed once it comes back, before another is built or after."""
+    world = World(*places)
+    may_be_built = threading.Event()
+
+    class Knows(Placed):
+        max_batch = 4
+
+        def __init__(self, *, world: World) -> None:
+            assert len(world.built) < len(places) or may_be_built.wait(WAIT_S)
+            super().__init__(world=world)
+            self.known = {"a": "a", "b": "b"}
+
+        def place_of(self, request: Request) -> Any:
+            return self.known[request["at"]]
+
+        def bucket(self, request: Request) -> Any:  # type: ignore[override]
+            return self.known[request["at"]]
+
+        def close(self) -> None:
+            self.known.clear()
+            super().close()
+
+    node = {"backend": Knows, "world": world, "instance_num": len(places), "hang_timeout": 0.2, "next": "main.2"}
+    with Pipe({"main": node, "main.2": {}}) as pipe:
+        world.shut("a")
+        with pytest.raises(BackendHung):
+            pipe({"data": "hangs", "at": "a"})
+        world.open()
+        until(lambda: len(world.closed) == 1)
+        if "b" in places:
+            assert pipe({"data": 1, "at": "b"})["at"] == "b"
+        may_be_built.set()
+        until(lambda: pipe.health()["healthy"])
+        assert [pipe({"data": 2, "at": place})["at"] for place in places] == list(places)
+        hung = weakref.ref(world.built.pop(0))
+        world.closed.clear()
+        gc.collect()
+        until(lambda: hung() is None)
+
+
+def test_host_data_passes_over_a_place_whose_instances_are_being_built_again(world: World) -> None:
+    """It would wait there; data that is there does."""
+    may_be_built = threading.Event()
+
+    class Slow(Placed):
+        def __init__(self, *, world: World) -> None:
+            assert len(world.built) < 2 or may_be_built.wait(WAIT_S)
+            super().__init__(world=world)
+
+    with Pipe(backend=Slow, world=world, instance_num=2, hang_timeout=0.2) as pipe:
+        world.shut("b")
+        with pytest.raises(BackendHung):
+            pipe({"data": "hangs", "at": "b"})
+        world.open()
+        assert [pipe({"data": number}, timeout=WAIT_S)["at"] for number in range(4)] == ["a"] * 4
+        waits = pipe.submit({"data": 4, "at": "b"})
+        assert outstanding(pipe) == {"a": 0, "b": 1}
+        may_be_built.set()
+        assert waits.result(WAIT_S)["at"] == "b"
+        assert {pipe({"data": number})["at"] for number in range(4)} == {"a", "b"}
+
+
+def test_host_data_waits_if_all_instances_are_being_built_again(world: World) -> None:
+    may_be_built = threading.Event()
+
+    class Slow(Placed):
+        def __init__(self, *, world: World) -> None:
+            assert len(world.built) < 2 or may_be_built.wait(WAIT_S)
+            super().__init__(world=world)
+
+    with Pipe(backend=Slow, world=world, instance_num=2, hang_timeout=0.2) as pipe:
+        for future in occupied(pipe, world, "a", "b"):
+            with pytest.raises(BackendHung):
+                future.result(WAIT_S)
+        world.open()
+        futures = [pipe.submit({"data": number}) for number in range(4)]
+        assert outstanding(pipe) == {"a": 2, "b": 2}
+        may_be_built.set()
+        assert [future.result(WAIT_S)["result"] for future in futures] == [0, 1, 2, 3]
+
+
 def test_closing_in_the_middle_ends_what_waits_at_every_place(world: World) -> None:
     with Pipe(backend=Placed, world=world, instance_num=2) as pipe:
         futures = occupied(pipe, world, "a", "b")
@@ -626,6 +709,42 @@ def test_a_backend_that_waits_for_room_which_only_its_own_place_can_make_is_told
             first.result(WAIT_S)
         assert second.result(WAIT_S)["at"] == "b"
         assert world.at("a") == []
+        del Calls.pipe
+
+
+@pytest.mark.parametrize("way", ["eager", "debugger"])
+def test_who_waits_for_a_stuck_place_without_queueing_makes_no_room(world: World, way: str) -> None:
+    """Its place in the queue that is full is held for it, until it has the instance which waits for that place."""
+    ready = threading.Event()
+
+    class Calls(Placed):
+        pipe: Pipe
+
+        def forward(self, batch: list[Request]) -> None:
+            super().forward(batch)
+            if batch[0]["data"] == "calls":
+                assert ready.wait(WAIT_S)
+                self.pipe({"data": "inner", "at": "a"})
+
+    def other() -> None:
+        if way == "eager":
+            pipe({"data": "other", "at": "b"}, eager=True)
+        else:
+            with pipe.debug({"data": "other", "at": "b"}) as debugger:
+                debugger.step()
+
+    with Pipe(backend=Calls, world=world, instance_num=2, max_queue=1) as pipe:
+        Calls.pipe = pipe
+        first = pipe.submit({"data": "calls", "at": "b"})
+        world.await_inside("b")
+        caller = threading.Thread(target=other)
+        caller.start()
+        until(lambda: pipe.stats()["requests"]["accepted"] == 2)
+        ready.set()
+        with pytest.raises(CallLoop, match=r"room for a call of its own pipe at node 'main'; but all .* 'main' at b"):
+            first.result(WAIT_S)
+        caller.join(WAIT_S)
+        assert world.ran == [("b", "calls"), ("b", "other")]
         del Calls.pipe
 
 
