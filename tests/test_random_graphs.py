@@ -100,16 +100,18 @@ KINDS: dict[str, Callable[[Request, Any, str], None]] = {
 
 
 class Works(Backend):
-    """Does to each request of a batch what the interpreter does to one; every other instance at another place."""
+    """Does to each request of a batch what the interpreter does to one, at one of its places in turn, or everywhere."""
 
     built = itertools.count()
 
-    def __init__(self, *, kind: str, node_name: str = "", times: int = 1, plus: int = 0, target: str = "") -> None:
+    def __init__(
+        self, *, kind: str, node_name: str = "", times: int = 1, plus: int = 0, target: str = "", place_count: int = 0
+    ) -> None:
         self.kind, self.name = kind, node_name
         self.keys = {"times": times, "plus": plus, "target": target}
         where = site()  # the same for all steps of an instance
-        if where.place is None:
-            where.place = next(self.built) % 2
+        if place_count and where.place is None:
+            where.place = next(self.built) % place_count
         self.place = where.place
 
     def place_of(self, request: Request) -> int:
@@ -205,6 +207,7 @@ class Generator:
         self.nodes: dict[str, dict[str, Any]] = {}
         # The key `restart` travels into a Jump, and would be obeyed inside: those two are not tried together.
         self.has_restart_keys = self.chance(0.1)
+        self.place_count = self.rng.choice((0, 2))
 
     def chance(self, probability: float) -> bool:
         return self.rng.random() < probability
@@ -268,7 +271,7 @@ class Generator:
             node: dict[str, Any] = {"steps": steps}
         else:
             node = self.step(inner_roots, places)
-        node |= {"instance_num": rng.randint(1, 2), "max": rng.randint(1, 4)}
+        node |= {"instance_num": rng.randint(1, 4), "max": rng.randint(1, 4)}
         if self.chance(0.2):
             node["batching"] = rng.choice(("greedy", "timeout"))
         if self.chance(0.05):
@@ -298,7 +301,7 @@ class Generator:
         kind = rng.choice(("affine",) * 12 + ("mutates",) * 8 + ("raises", "tells", "silent"))
         if self.has_restart_keys and self.chance(0.15):
             kind = "restarts"
-        step = {"kind": kind, "times": rng.randint(1, 3), "plus": rng.randint(-3, 3)}
+        step = {"kind": kind, "times": rng.randint(1, 3), "plus": rng.randint(-3, 3), "place_count": self.place_count}
         if kind == "restarts":
             step["target"] = rng.choice(places)
         if self.chance(0.03):
@@ -347,7 +350,7 @@ def _step(step: Any, **filter: Any) -> Step:
     if step["kind"] in ("Jump", "MapReduce"):
         own = {key: step[key] for key in ("jump", "split", "merge", "on_error") if key in step}
         return Step(step["kind"], **filter, **own)
-    own = {key: step[key] for key in ("kind", "times", "plus", "target") if key in step}
+    own = {key: step[key] for key in ("kind", "times", "plus", "target", "place_count") if key in step}
     return Step(WorksOnItsThread if "own_thread" in step else Works, **filter, **own)
 
 
