@@ -439,7 +439,7 @@ def requests_in_tenths(leaks: bool) -> tuple[list[float], list[str]]:
                     promise_load.run_clients(clients, count // 8)
                 ledger.check(pipe.stats())
                 if {leaks}:
-                    kept.append(b"x" * 3_000_000)
+                    kept.append(b"x" * 1_000_000)
                 samples.append(settled_megabytes())
             del pipe, clients, ledger
             for _ in range(3):
