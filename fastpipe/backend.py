@@ -70,8 +70,8 @@ class Backend:
     """Where the instance is, ``"cuda:1"``; set it in the constructor. None: everywhere.
 
     Where instances of a node are at several places, each place has a queue of its own. A request goes where its data
-    is, see ``place_of``; otherwise, and if no instance is there, to the place with the fewest requests for each instance
-    in service.
+    is, see ``place_of``; otherwise, and if no instance is there, to the place with the fewest requests for each of
+    its instances in service.
     """
 
     def forward(self, batch: list[Request]) -> None:
