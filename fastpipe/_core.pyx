@@ -51,6 +51,7 @@ from fastpipe._parking cimport (
 )
 
 from heapq import heapify, heappop, heappush
+from os import environ
 from threading import current_thread
 
 from fastpipe.errors import (
@@ -195,6 +196,13 @@ def note_fork_in_child() -> None:
 cdef dict _actions = {}                 # GIL: of hooks, by point
 
 
+cdef int _check_test_hooks() except -1:
+    """Hooks and frozen time are for fastpipe's own tests: without the variable in the environment they are inert."""
+    if environ.get("FASTPIPE_TEST_HOOKS") != "1":
+        raise PipeError("hooks and frozen time are for fastpipe's own tests; the environment has no FASTPIPE_TEST_HOOKS=1")
+    return 0
+
+
 def _hook(str point, action):
     """For tests: have ``action()`` called by whatever thread comes to ``point`` of the engine, in any pipe; None: no more.
 
@@ -203,6 +211,7 @@ def _hook(str point, action):
     came there, if it is one, with what it holds (WorkerDied); elsewhere it is reported to sys.unraisablehook.
     """
     cdef uint32_t number = _HOOKS.index(point)
+    _check_test_hooks()
     if action is None:
         hooked_points.fetch_and(~(<uint32_t>1 << number))
         _actions.pop(number, None)
@@ -213,11 +222,13 @@ def _hook(str point, action):
 
 def _freeze_time():
     """For tests: have time stand still, for every pipe of the process; _advance_time moves it, _thaw_time ends it."""
+    _check_test_hooks()
     frozen_ns.store(now_ns(), memory_order_seq_cst)
 
 
 def _advance_time(int64_t elapsed_ns):
     """For tests: let so much time pass, at once."""
+    _check_test_hooks()
     frozen_ns.fetch_add(elapsed_ns, memory_order_seq_cst)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Before any test imports fastpipe: its hooks and frozen time are inert without it, also in the processes that tests start.
+os.environ["FASTPIPE_TEST_HOOKS"] = "1"
 
 # A thread that was told to end needs the GIL once more to do so; on a busy machine that takes a while, never this long.
 THREADS_END_WITHIN_S = 20.0

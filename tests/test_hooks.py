@@ -19,6 +19,7 @@ from fastpipe import (
     DeviceLost,
     Pipe,
     PipeClosed,
+    PipeError,
     QueueFull,
     Request,
     RequestTimeout,
@@ -456,3 +457,17 @@ def test_a_future_is_not_cancelled_once_its_request_has_failed() -> None:
         assert running.result(WAIT_S)["result"] == 1
         counts = pipe.stats()["requests"]
         assert (counts["done"], counts["failed"], counts["cancelled"]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "use", [lambda: _core._hook("admit", print), _core._freeze_time, lambda: _core._advance_time(1)]
+)
+def test_hooks_and_frozen_time_are_inert_outside_of_tests(
+    monkeypatch: pytest.MonkeyPatch, use: Callable[[], object]
+) -> None:
+    """A process whose environment does not ask for them cannot be made to stop, or to lie about the time, by a call."""
+    monkeypatch.delenv("FASTPIPE_TEST_HOOKS")
+    with pytest.raises(PipeError, match="FASTPIPE_TEST_HOOKS=1"):
+        use()
+    with Pipe(backend=Echo) as pipe:
+        assert pipe({"data": 1})["result"] == 1
