@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Where the programs of `make lint`, `make wheel` are; .ci/run has them of its own, pinned.
+TOOLS ?= $(VENV)/bin
 MINUTES ?= 5
 SCALE ?= 50
 
@@ -14,13 +16,14 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no
 # Compiles the engine if its sources changed, or FASTPIPE_DEBUG did; otherwise this takes a second.
 CORE = $(VENV)/bin/python setup.py --quiet build_ext --inplace
 
-.PHONY: help demo test lint check model promises overload sanitize soak bench bench-peers clean
+.PHONY: help demo test lint check wheel model promises overload sanitize soak bench bench-peers clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo         read the text of a page with three models in one pipe; ARGS=\"FILE...\" for your own pages"
 	@echo "make test         run the tests; ARGS=\"-k NAME\" for some of them"
 	@echo "make check        lint, types and tests: what CI runs"
+	@echo "make wheel        sdist, wheel and a CycloneDX bill of materials, in dist/"
 	@echo "make model        check the models of the engine with Spin; ARGS=\"close\" for some of them"
 	@echo "make promises     the tests of docs/reliability.md under SCALE=50 times the load of make test; ARGS=\"-k p07\""
 	@echo "make overload     memory under ten times the load that can be served, a minute for each setting"
@@ -40,12 +43,22 @@ test: $(VENV)/dev-installed
 	@$(VENV)/bin/pytest $(ARGS)
 
 lint: $(VENV)/dev-installed
-	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/ruff format --check .
-	@PATH="$(VENV)/bin:$$PATH" cython-lint fastpipe  # it calls pycodestyle by name
-	@$(VENV)/bin/codespell
+	@$(TOOLS)/ruff check .
+	@$(TOOLS)/ruff format --check .
+	@PATH="$(TOOLS):$$PATH" cython-lint fastpipe  # it calls pycodestyle by name
+	@$(TOOLS)/codespell
 
 check: lint test  # the types are checked by tests/test_typing.py
+
+# The bill of materials lists what a fresh environment has once the wheel is in it.
+wheel: $(VENV)/dev-installed
+	@rm -rf dist build/wheel-installed
+	@$(TOOLS)/python -m build
+	@$(PYTHON) -m venv build/wheel-installed
+	@build/wheel-installed/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	@build/wheel-installed/bin/python -m pip uninstall --quiet --yes setuptools pip
+	@$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --spec-version 1.6 \
+	    --output-reproducible --of JSON -o "$$(ls dist/*.whl | sed 's/-cp.*//').cdx.json" build/wheel-installed
 
 # Needs spin and a C compiler, and nothing of Python's.
 model:

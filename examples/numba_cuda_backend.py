@@ -17,7 +17,7 @@ try:
     import cupy
     from numba import cuda as numba_cuda
 except ImportError as error:
-    raise SystemExit(f"this example needs {error.name}: pip install 'fastpipe[cuda]' numba-cuda") from None
+    raise SystemExit(f"this example needs {error.name}: pip install 'fastpipe-engine[cuda]' numba-cuda") from None
 
 
 @numba_cuda.jit

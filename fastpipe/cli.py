@@ -157,7 +157,7 @@ def _check(options: argparse.Namespace) -> int:
             _show_finding(report, finding)
         _show_summary(report)
     if not all(report.has_positions for report in reports if report.findings):
-        _say(("lines and columns are known with: pip install 'fastpipe[cli]'", "dim"))
+        _say(("lines and columns are known with: pip install 'fastpipe-engine[cli]'", "dim"))
     mistakes = sum(report.mistake_count for report in reports)
     warned = sum(report.warning_count for report in reports)
     return MISTAKES if mistakes or (options.strict and warned) else FINE

@@ -90,7 +90,7 @@ class MissingExtra(PipeError, ImportError):
     """A backend needs an optional library that is not installed; the message names the extra to install."""
 
     def __init__(self, what: str, extra: str, cause: ImportError) -> None:
-        super().__init__(f"{what} needs {cause.name or cause}: pip install 'fastpipe[{extra}]'")
+        super().__init__(f"{what} needs {cause.name or cause}: pip install 'fastpipe-engine[{extra}]'")
 
 
 # ---- who calls the pipe ----------------------------------------------------------------------------------------

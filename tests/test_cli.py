@@ -267,7 +267,7 @@ def test_a_library_that_is_missing(
     status, lines = checked('[a]\nbackend = "OnnxTensor"\nmodel = "m.onnx"\n', capsys)
     assert status == 1
     assert "node 'a': backend: OnnxTensor needs " in lines[0]
-    assert "pip install 'fastpipe[cpu]'" in lines[0]
+    assert "pip install 'fastpipe-engine[cpu]'" in lines[0]
 
 
 def test_without_tree_sitter(
@@ -280,7 +280,7 @@ def test_without_tree_sitter(
         [
             "pipe.toml: node 'a': backend: no backend is named 'Pov'; did you mean 'Pow'?",
             "pipe.toml: 1 mistake",
-            "lines and columns are known with: pip install 'fastpipe[cli]'",
+            "lines and columns are known with: pip install 'fastpipe-engine[cli]'",
         ],
     )
     assert checked("[a\n", capsys)[1][0].startswith("pipe.toml:1:3: not TOML: ")

@@ -382,7 +382,7 @@ def test_a_missing_library_is_said_in_one_line(tmp_path: Path) -> None:
     script = "import sys; sys.modules['pyclipper'] = None; from fastpipe.demo.__main__ import main; sys.exit(main([]))"
     ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 1
-    assert ran.stderr == "fastpipe.demo: the demo needs pyclipper: pip install 'fastpipe[demo]'\n"
+    assert ran.stderr == "fastpipe.demo: the demo needs pyclipper: pip install 'fastpipe-engine[demo]'\n"
 
 
 def test_ctrl_c_ends_the_demo_in_one_line(tmp_path: Path) -> None:

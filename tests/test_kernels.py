@@ -355,7 +355,7 @@ def test_without_numba_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delitem(sys.modules, "fastpipe.kernels._loops", raising=False)
     monkeypatch.delattr(sys.modules["fastpipe.kernels"], "_loops", raising=False)
     cpu._loops.cache_clear()
-    with pytest.raises(MissingExtra, match=r"fastpipe.kernels.cpu needs numba: pip install 'fastpipe\[cpu\]'"):
+    with pytest.raises(MissingExtra, match=r"fastpipe.kernels.cpu needs numba: pip install 'fastpipe-engine\[cpu\]'"):
         cpu.normalize(PIXELS)
     assert reference.normalize(PIXELS).shape == (3, 4, 5)
 

@@ -460,7 +460,7 @@ def test_without_cupy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     """Making a workspace says what to install; importing the module needs nothing."""
     monkeypatch.setitem(sys.modules, "cupy", None)
     _cuda_device.device.cache_clear()
-    with pytest.raises(MissingExtra, match=r"fastpipe.kernels.cuda needs cupy: pip install 'fastpipe\[cuda\]'"):
+    with pytest.raises(MissingExtra, match=r"fastpipe.kernels.cuda needs cupy: pip install 'fastpipe-engine\[cuda\]'"):
         cuda.Workspace(0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -18,7 +19,7 @@ IN_A_WHEEL = {".py", ".pyi", ".typed", ".toml", ".cu"}
 
 def test_only_fastpipe_is_installed_at_the_top() -> None:
     """The folders beside the package must not become packages of their own."""
-    assert importlib.metadata.distribution("fastpipe").read_text("top_level.txt") == "fastpipe\n"
+    assert importlib.metadata.distribution("fastpipe-engine").read_text("top_level.txt") == "fastpipe\n"
 
 
 @pytest.mark.parametrize("folder", ["kernels", "backends", "tests", "bench", "setup"])
@@ -72,7 +73,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(request: pytest.FixtureReque
     """A forgotten package or data file, a stale one, and a room at the top level all show here."""
     wheel = request.config.getoption("--wheel")
     if wheel is None:
-        pytest.skip("no wheel to look into: pytest --wheel dist/fastpipe-....whl")
+        pytest.skip("no wheel to look into: pytest --wheel dist/fastpipe_engine-....whl")
     expected = {"fastpipe/_core.so"}
     for folder, package in {
         "fastpipe": "fastpipe",
@@ -81,8 +82,54 @@ def test_a_wheel_holds_the_package_and_nothing_else(request: pytest.FixtureReque
     }.items():
         sources = [path for path in (repository_root / folder).rglob("*") if path.suffix in IN_A_WHEEL]
         expected |= {f"{package}/{path.relative_to(repository_root / folder).as_posix()}" for path in sources}
-    info = f"fastpipe-{importlib.metadata.version('fastpipe')}.dist-info"
-    told = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt")
+    info = f"fastpipe_engine-{importlib.metadata.version('fastpipe-engine')}.dist-info"
+    told = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "licenses/NOTICE", "top_level.txt")
     expected |= {f"{info}/{name}" for name in told}
     held = {re.sub(r"_core\.cpython-[\w-]+\.so$", "_core.so", name) for name in zipfile.ZipFile(wheel).namelist()}
     assert held == expected
+
+
+# Not this project: what stands under that name on the package index is somebody else's.
+FOREIGN = re.compile(r"pip (?:install|download)[^\n]*[\s'\"]fastpipe(?![\w/-])|\bfastpipe\\?\[[\w,{}]+\\?\]['\"]")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_foreign"),
+    [
+        ("pip install 'fast" + "pipe[cpu]'", True),
+        ("pip install fast" + "pipe", True),
+        (r"match='fast" + r"pipe\[cuda\]'", True),
+        ('"fast' + 'pipe[cuda,torch]"', True),
+        ("pip install 'fastpipe-engine[cpu]'", False),
+        ("pip install dist/fastpipe_engine-0.1.0.whl", False),
+        ("python -m fastpipe", False),
+    ],
+)
+def test_texts_that_name_the_foreign_distribution_are_told_from_ours(text: str, is_foreign: bool) -> None:
+    """The test below is only as good as this."""
+    assert bool(FOREIGN.search(text)) is is_foreign
+
+
+def test_no_text_sends_users_to_the_foreign_distribution(repository_root: Path) -> None:
+    """What is installed is called ``fastpipe-engine``, whatever text says so."""
+    listed = subprocess.run(["git", "ls-files"], cwd=repository_root, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout: there is no list of the project's own texts")
+    paths = [repository_root / name for name in listed.stdout.splitlines()]
+    endings = {".cfg", ".md", ".py", ".pyi", ".pyx", ".sh", ".toml", ".txt", ".yml", ""}
+    texts = {path: path.read_text(errors="replace") for path in paths if path.suffix in endings and path.is_file()}
+    assert len(texts) > 100
+    assert [(path.name, match.group()) for path, text in texts.items() for match in FOREIGN.finditer(text)] == []
+
+
+def test_the_bill_of_materials_names_the_package_and_what_it_needs(request: pytest.FixtureRequest) -> None:
+    """It is made with the wheel, lies beside it, and lists the package itself and NumPy, each with its version."""
+    wheel = request.config.getoption("--wheel")
+    if wheel is None:
+        pytest.skip("no wheel to look beside: pytest --wheel dist/fastpipe_engine-....whl")
+    version = importlib.metadata.version("fastpipe-engine")
+    bill = json.loads((wheel.parent / f"fastpipe_engine-{version}.cdx.json").read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    assert bill["metadata"]["component"]["name"] == "fastpipe-engine"
+    assert {part["name"].lower() for part in bill["components"]} == {"fastpipe-engine", "numpy"}
+    assert all(part["version"] for part in bill["components"])

@@ -121,7 +121,7 @@ def test_a_missing_optional_library_names_the_extra(monkeypatch: pytest.MonkeyPa
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
     monkeypatch.setattr(registry.importlib, "import_module", import_module)
-    with pytest.raises(MissingExtra, match=r"Needy needs torch: pip install 'fastpipe\[torch\]'"):
+    with pytest.raises(MissingExtra, match=r"Needy needs torch: pip install 'fastpipe-engine\[torch\]'"):
         registry.find("Needy")
 
 

@@ -196,7 +196,10 @@ def test_without_a_library_the_extra_is_named(driver: Any, monkeypatch: pytest.M
     for name in ("torch", "cupy"):
         monkeypatch.setitem(sys.modules, name, None)
     assert gpu_count() == 0
-    with pytest.raises(MissingExtra, match=r"a stream on a GPU needs .*fastpipe\[cuda\]"), InstanceStream(0).entered():
+    with (
+        pytest.raises(MissingExtra, match=r"a stream on a GPU needs .*fastpipe-engine\[cuda\]"),
+        InstanceStream(0).entered(),
+    ):
         pass
 
 
@@ -299,13 +302,13 @@ class TestTorch:
     """``Torch[...]``, with real tensors, which need the real library."""
 
     def test_a_gpu_that_is_not_there_is_found_when_the_pipe_is_built(self) -> None:
-        pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe[torch]'")
+        pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
         with pytest.raises(ConfigError, match="Torch: there is no GPU 1023; torch sees"):
             fastpipe.Pipe(backend="Torch(device_id=1023)[Identity]")
 
     def test_without_torch_the_extra_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "torch", None)
-        with pytest.raises((MissingExtra, ConfigError), match=r"Torch needs torch: .*fastpipe\[torch\]"):
+        with pytest.raises((MissingExtra, ConfigError), match=r"Torch needs torch: .*fastpipe-engine\[torch\]"):
             fastpipe.Pipe(backend="Torch[Identity]")
 
     def test_tensors_are_moved_and_all_runs_on_one_stream(

@@ -15,7 +15,7 @@ try:
 except ImportError:
     torch = None
 
-needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed: pip install 'fastpipe[torch]'")
+needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
 if torch is not None:
     from fastpipe.backends import tensor
 
@@ -33,7 +33,7 @@ def run(backend: fastpipe.Backend, data: Any) -> Any:
 @pytest.mark.skipif(torch is not None, reason="torch is installed")
 def test_without_torch_the_extra_is_named() -> None:
     """When the pipe is built."""
-    with pytest.raises((MissingExtra, ConfigError), match=r"fastpipe\[torch\]"):
+    with pytest.raises((MissingExtra, ConfigError), match=r"fastpipe-engine\[torch\]"):
         fastpipe.Pipe(backend="Mat2Tensor")
 
 

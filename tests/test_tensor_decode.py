@@ -213,7 +213,7 @@ def test_a_library_of_another_version_is_refused(fake: Fake, version: int, name:
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one line."""
     monkeypatch.setattr(_nvimagecodec.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"^DecodeTensor needs nvImageCodec: pip install 'fastpipe\[cuda\]'$"):
+    with pytest.raises(MissingExtra, match=r"^DecodeTensor needs nvImageCodec: pip install 'fastpipe-engine\[cuda\]'$"):
         _nvimagecodec.load()
 
 
@@ -222,7 +222,7 @@ def test_without_nvjpeg_the_extra_is_named(fake: Fake, monkeypatch: pytest.Monke
     found = SimpleNamespace(submodule_search_locations=[str(fake.folder)])
     monkeypatch.setattr(_nvimagecodec.importlib.util, "find_spec", lambda name: found)
     fake.set(cudart=99010)
-    with pytest.raises(MissingExtra, match=r"needs nvJPEG \(libnvjpeg.so.99\): pip install 'fastpipe\[cuda\]'$"):
+    with pytest.raises(MissingExtra, match=r"needs nvJPEG \(libnvjpeg.so.99\): pip install 'fastpipe-engine\[cuda\]'$"):
         _nvimagecodec.load()
 
 
@@ -613,7 +613,7 @@ def test_without_torch_the_extra_is_named() -> None:
     """In one line."""
     if importlib.util.find_spec("torch") is not None:
         pytest.skip("torch is installed")
-    with pytest.raises(MissingExtra, match=r"^DecodeTensor needs torch: pip install 'fastpipe\[torch\]'$"):
+    with pytest.raises(MissingExtra, match=r"^DecodeTensor needs torch: pip install 'fastpipe-engine\[torch\]'$"):
         fastpipe.Pipe(backend="DecodeTensor")
 
 

@@ -13,7 +13,7 @@ import pytest
 import fastpipe
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
-torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe[torch]'")
+torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
 ops: Any = pytest.importorskip("fastpipe.backends.tensor_ops")
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -410,7 +410,7 @@ def test_without_any_tensorrt_the_extra_is_named(monkeypatch):
     """Both modules are looked for."""
     for name in set(MODULES.values()):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtra, match=r"TensorrtTensor needs .*pip install 'fastpipe\[tensorrt\]'"):
+    with pytest.raises(MissingExtra, match=r"TensorrtTensor needs .*pip install 'fastpipe-engine\[tensorrt\]'"):
         find_library()
 
 
@@ -661,7 +661,7 @@ def test_a_key_that_is_not_in_the_environment_is_an_error_without_the_key(tmp_pa
 def test_without_cryptography_the_extra_is_named(monkeypatch):
     """One line."""
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
-    with pytest.raises(MissingExtra, match=r"an encrypted model needs .*pip install 'fastpipe\[encryption\]'"):
+    with pytest.raises(MissingExtra, match=r"an encrypted model needs .*pip install 'fastpipe-engine\[encryption\]'"):
         encrypt(b"model", bytes(32), "model")
     with pytest.raises(ConfigError, match="a key has 32 bytes, got 3"):
         encrypt(b"model", b"key", "model")

@@ -19,7 +19,7 @@ from fastpipe.backends import _places
 from fastpipe.config import load
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError
 
-torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe[torch]'")
+torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
 
 torch_model: Any = pytest.importorskip("fastpipe.backends.torch_model")
 TorchTensor = torch_model.TorchTensor
