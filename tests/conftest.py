@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Before any test imports fastpipe: its hooks and frozen time are inert without it, also in the processes that tests start.
+# Before any test imports fastpipe: its hooks and frozen time are inert without it. The processes of tests inherit it.
 os.environ["FASTPIPE_TEST_HOOKS"] = "1"
 
 # A thread that was told to end needs the GIL once more to do so; on a busy machine that takes a while, never this long.
