@@ -37,7 +37,7 @@ _DTYPES = {
     "BOOL": "bool",
     "UINT8": "uint8",
 }
-# Builds in parallel have crashed and hung TensorRT, also where each was for a GPU of its own.
+# One build at a time in a process: TensorRT's builder is not asked to work on several threads at once.
 _build_lock = threading.Lock()
 
 Shape = tuple[int, ...]

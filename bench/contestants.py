@@ -178,7 +178,7 @@ class Omniback(Contestant):
                 "main": {
                     "backend": "Echo",
                     "instance_num": node.instance_num,
-                    "batching_timeout": int(node.timeout_ms),  # it crashes on a fraction
+                    "batching_timeout": int(node.timeout_ms),  # it takes whole milliseconds
                 }
             }
         )

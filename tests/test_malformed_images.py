@@ -30,6 +30,7 @@ cv2 = pytest.importorskip("cv2", reason="the image backends need OpenCV")
 Image = pytest.importorskip("PIL.Image", reason="the tests of images need Pillow")
 
 import fastpipe  # noqa: E402
+from fastpipe.backends._image_header import read_header  # noqa: E402
 from fastpipe.backends.image_codec import DecodeMat  # noqa: E402
 from fastpipe.errors import DecodeError  # noqa: E402
 
@@ -354,6 +355,18 @@ def test_the_first_frame_of_an_animated_webp_is_the_result() -> None:
     np.testing.assert_array_equal(decoded(content), corpus.picture()[..., ::-1])
     frame = content.index(b"ANMF") + 8
     assert decoded(content[:frame] + b"\x01" + content[frame + 1 :]) is None
+
+
+def test_the_decoder_is_handed_the_still_image_of_an_animated_png_alone() -> None:
+    """No chunk of the animation reaches it, whatever is in there."""
+    content = IMAGES["png animated"]
+    assert all(kind in content for kind in (b"acTL", b"fcTL", b"fdAT"))
+    header = read_header(memoryview(content))
+    assert header is not None
+    assert header.pieces is not None
+    handed_on = b"".join(header.pieces)
+    assert b"IDAT" in handed_on
+    assert not any(kind in handed_on for kind in (b"acTL", b"fcTL", b"fdAT"))
 
 
 # ---- through a pipe --------------------------------------------------------------------------------------------------

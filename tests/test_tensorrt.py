@@ -330,7 +330,7 @@ def test_a_model_that_cannot_be_batched_is_told_so(tensorrt):
 
 
 def test_builds_of_a_process_come_one_after_the_other(fake):
-    """Two at once have crashed TensorRT; the fake asserts that there is no second one."""
+    """TensorRT's builder is used by one thread at a time; the fake asserts that there is no second one."""
     library = find_library()
     inside, errors = threading.Barrier(2), []
     fake.world.during_build = lambda: threading.Event().wait(0.05)

@@ -1,7 +1,4 @@
-"""What torchpipe 0.2 does when something goes wrong was measured; here is, case by case, what fastpipe does instead.
-
-docs/from-torchpipe.md has the differences that a user of both meets.
-"""
+"""What goes wrong where such libraries are used, case by case: a mistake, an odd moment, an odd value."""
 
 from __future__ import annotations
 
@@ -50,13 +47,13 @@ def run(code: str, **keywords: Any) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("value", [-5, "x"])
 def test_a_batching_timeout_that_makes_no_sense_is_a_sentence(value: Any) -> None:
-    """There the process dies of a signal."""
+    """With the node, the key, and what is allowed."""
     with pytest.raises(ConfigError, match=r"node 'main': batching_timeout: must be .*, got"):
         Pipe(backend=Echo, batching_timeout=value)
 
 
 def test_two_pipes_with_one_node_name_know_nothing_of_each_other() -> None:
-    """There the second is an error, after which the first crashes the process."""
+    """Neither while they work, nor when one is closed."""
     with Pipe(same={"backend": Echo}) as first, Pipe(same={"backend": "Pow"}) as second:
         assert first({"data": 3})["result"] == 3
         assert second({"data": 3})["result"] == 9
@@ -65,7 +62,7 @@ def test_two_pipes_with_one_node_name_know_nothing_of_each_other() -> None:
 
 
 def test_one_request_object_sent_by_four_threads_is_four_requests() -> None:
-    """There the process aborts."""
+    """Each call has its answer, and the dict holds one of them."""
     request: Request = {"data": 7}
     begin = threading.Barrier(4)
 
@@ -81,7 +78,7 @@ def test_one_request_object_sent_by_four_threads_is_four_requests() -> None:
 
 
 def test_ctrl_c_does_not_wait_for_the_request() -> None:
-    """There it is ignored for the 8 s of the request, and becomes a RuntimeError without words."""
+    """KeyboardInterrupt comes at once, although the backend goes on."""
     ran = run("""
 gate = threading.Event()
 class Holds(fastpipe.Backend):
@@ -100,7 +97,7 @@ gate.set()
 
 
 def test_in_the_child_of_a_fork_a_request_is_refused_at_once() -> None:
-    """There it hangs for ever."""
+    """With ForkedPipe; the parent goes on."""
     ran = run("""
 pipe = fastpipe.Pipe(backend="Identity")
 pipe({"data": 1})
@@ -118,7 +115,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), pipe({"data": 2})["res
 
 
 def test_pipes_that_are_dropped_are_freed() -> None:
-    """There fifty of them leave a hundred threads behind."""
+    """With their threads, although nobody has closed them."""
     before = ours()
     references = []
     for _ in range(50):
@@ -135,7 +132,7 @@ def test_pipes_that_are_dropped_are_freed() -> None:
 
 
 def test_the_process_ends_with_a_hundred_idle_threads() -> None:
-    """There it takes 8 s. (What it takes here: test_life.py.)"""
+    """Silently, although nobody has closed the pipe. (How long it takes: test_life.py.)"""
     ran = run("pipe = fastpipe.Pipe(backend='Identity', instance_num=100); print(pipe({'data': 1})['result'])")
     assert (ran.stdout, ran.stderr, ran.returncode) == ("1\n", "", 0)
 
@@ -160,7 +157,7 @@ class NoForward(Backend):
     ],
 )
 def test_what_is_misspelt_or_missing_is_said_with_the_nearest_name(nodes: dict[str, Any], words: str) -> None:
-    """There all of these are accepted silently."""
+    """Nothing is accepted silently."""
     with pytest.raises(ConfigError) as raised:
         Pipe(nodes)
     assert words in str(raised.value)
@@ -168,7 +165,7 @@ def test_what_is_misspelt_or_missing_is_said_with_the_nearest_name(nodes: dict[s
 
 
 def test_one_bad_request_of_four_fails_alone() -> None:
-    """There all four do."""
+    """The other three have their answers."""
 
     class Inverts(Backend):
         max_batch = 4
@@ -186,13 +183,13 @@ def test_one_bad_request_of_four_fails_alone() -> None:
 
 
 def test_one_object_cannot_be_two_instances() -> None:
-    """There it is called by two threads at once, without a warning."""
+    """It would be called by two threads at once."""
     with pytest.raises(ConfigError, match="instance"):
         Pipe(backend=Echo(), instance_num=2)
 
 
 def test_the_callers_configuration_is_left_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    """There it is changed in place, and printed."""
+    """It is neither changed nor printed."""
     config = {"a": {"backend": "Identity", "next": "b", "max": "4"}, "b": {"backend": "S[Identity,Identity]"}}
     before = copy.deepcopy(config)
     with Pipe(config) as pipe:
@@ -203,7 +200,7 @@ def test_the_callers_configuration_is_left_alone(capfd: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("data", [[1, 2], (1, 2), {"a": 1}, np.arange(4), 2**100, None, b"x", object(), 1 + 2j])
 def test_data_comes_out_as_the_object_that_went_in(data: Any) -> None:
-    """There lists, tuples, dicts and arrays come back as other types, and large integers as OverflowError."""
+    """Whatever its type: nothing is converted on the way."""
     with Pipe(a={"backend": "Identity", "next": "b"}, b={"backend": "S[Identity,Identity]"}) as pipe:
         assert pipe({"data": data})["result"] is data
 
@@ -216,14 +213,14 @@ def test_data_comes_out_as_the_object_that_went_in(data: Any) -> None:
     ],
 )
 def test_a_cycle_or_no_instances_are_a_sentence(nodes: dict[str, Any], words: list[str]) -> None:
-    """There it is an assertion without words."""
+    """With the path, or the node, and the range."""
     with pytest.raises((ConfigError, GraphError)) as raised:
         Pipe(nodes)
     assert all(word in str(raised.value) for word in words), raised.value
 
 
 def test_missing_data_is_a_key_error_that_says_where() -> None:
-    """There it is six lines of positions in C++ sources, without the node."""
+    """The node, the backend and the keys that are there; the traceback leads into forward."""
     with Pipe(reads={"backend": Echo}) as pipe, pytest.raises(KeyError) as raised:
         pipe({"image": 1})
     said = "\n".join(raised.value.__notes__)
@@ -232,7 +229,7 @@ def test_missing_data_is_a_key_error_that_says_where() -> None:
 
 
 def test_sys_exit_in_a_backend_is_its_requests_error() -> None:
-    """There it is RuntimeError('3')."""
+    """With its code; the worker lives."""
 
     class Exits(Echo):
         thread_bound = True
@@ -250,7 +247,7 @@ def test_sys_exit_in_a_backend_is_its_requests_error() -> None:
 
 
 def test_the_first_exception_of_a_process_is_as_fast_as_any_other() -> None:
-    """There it takes about a second. Here nothing is loaded for it."""
+    """Nothing is loaded for it."""
     ran = run("""
 class Fails(fastpipe.Backend):
     def forward(self, batch):
@@ -266,7 +263,7 @@ except ValueError:
 
 
 def test_thirty_two_clients_are_served_first_come_first_served() -> None:
-    """There the slowest of them waits 14 times as long as is fair."""
+    """Nobody is served twice while another has waited for longer."""
     served: list[int] = []
     turn = threading.Semaphore(0)
 
@@ -299,7 +296,7 @@ def test_thirty_two_clients_are_served_first_come_first_served() -> None:
 
 
 def test_a_batch_that_nobody_else_can_join_leaves_at_once() -> None:
-    """There two or three of `max` 4 wait out the whole timeout, here an hour, while all instances are idle."""
+    """Two or three of `max` 4 do not wait out the timeout, here an hour, while all instances are idle."""
     with Pipe(backend=Echo, max=4, batching_timeout=3_600_000) as pipe:
         for count in (2, 3):
             futures = [pipe.submit({"data": index}) for index in range(count)]
