@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 
 from fastpipe._cpus import usable_cpu_count
-from fastpipe.backend import Backend, Between, Request
+from fastpipe.backend import Backend, Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError, nearest
 
 from ._model_data import Array, ModelInputs, gather, to_torch
@@ -95,7 +95,7 @@ class OnnxTensor(Backend):
     def __init__(
         self,
         *,
-        model: Path | str | bytes,
+        model: Annotated[Path, Existing()] | str | bytes,
         max: int | str | None = None,
         min: int | str | None = None,
         instance_num: Annotated[int, Between(1, 4096)] = 1,

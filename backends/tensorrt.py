@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 
-from fastpipe.backend import Backend, Between, Request
+from fastpipe.backend import Backend, Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError, KernelError, MissingExtra
 
 from ._engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
@@ -96,7 +96,7 @@ class TensorrtTensor(Backend):
     def __init__(
         self,
         *,
-        model: Path | str | bytes,
+        model: Annotated[Path, Existing()] | str | bytes,
         max: int | str | None = None,
         min: int | str | None = None,
         precision: Precision = "fp32",

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from fastpipe.backend import Backend, Between, Request
+from fastpipe.backend import Backend, Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError
 
 from ._handed_on import Row
@@ -98,8 +98,8 @@ class TorchTensor(Backend):
     def __init__(
         self,
         *,
-        model: Path | str | torch.nn.Module | Callable[..., Any],
-        weights: Path | None = None,
+        model: Annotated[Path, Existing()] | str | torch.nn.Module | Callable[..., Any],
+        weights: Annotated[Path, Existing()] | None = None,
         max: int | str | None = None,
         min: int | str | None = None,
         device: list[str] | None = None,

@@ -16,7 +16,7 @@ for _part in ("fastpipe._core", "fastpipe.backends"):
         )
 
 from fastpipe._core import cancelled
-from fastpipe.backend import Backend, Between, Container, Request, backend
+from fastpipe.backend import Backend, Between, Container, Existing, Request, backend
 from fastpipe.batched import batched
 from fastpipe.errors import (
     BackendError,
@@ -54,6 +54,7 @@ __all__ = [
     "Container",
     "DecodeError",
     "DeviceLost",
+    "Existing",
     "Filter",
     "ForkedPipe",
     "GraphError",

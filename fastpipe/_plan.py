@@ -17,10 +17,10 @@ from fastpipe import registry
 from fastpipe._values import BadValue, Parameter, coerce, constructor_parameters, own_copy
 from fastpipe.backend import Backend, Child, Container, Request
 from fastpipe.errors import ConfigError, MissingExtra, Mistake, nearest
-from fastpipe.expression import Step, as_step
+from fastpipe.expression import Step, as_step, parse_steps
 from fastpipe.filters import find_filter
 
-__all__ = ["PASSED_ON", "SCHEDULER_KEYS", "Problems", "StepPlan", "TreePlanner", "resolve_filter"]
+__all__ = ["PASSED_ON", "SCHEDULER_KEYS", "Problems", "StepPlan", "TreePlanner", "is_grafting", "resolve_filter"]
 
 SCHEDULER_KEYS = (
     "backend",
@@ -41,8 +41,14 @@ SCHEDULER_KEYS = (
     "when_full",
     "hang_timeout",
 )
+_GRAFTING = ("::backend", "::dependency")
 # The scheduler's keys that a backend may want to know too: its constructor gets what was written.
 PASSED_ON = ("instance_num", "max", "min", "batching_timeout")
+
+
+def is_grafting(key: str) -> bool:
+    """Whether a key says which backends stand inside another one."""
+    return key.endswith(_GRAFTING)
 
 
 class Problems:
@@ -252,17 +258,19 @@ class TreePlanner:
     # ---- finding the backends ----------------------------------------------------------------------------------
 
     def _graft(self, step: Step, keys: Mapping[str, Any], taken: set[str], *, are_defaults: bool) -> Step:
-        """Put ``"A::backend": "B"`` into the tree: B becomes the child of every A; each key counts once.
+        """Put ``"A::backend": "B,C"`` into the tree: B and C become the children of every A; each key counts once.
 
-        Where A has children, a default gives way to them; the node's own key contradicts itself.
+        ``"A::dependency"`` is version 1 of torchpipe's word for it. Where A has children, a default gives way to them;
+        the node's own key contradicts itself.
         """
-        waiting = {key: value for key, value in keys.items() if key.endswith("::backend")}
+        waiting = {key: value for key, value in keys.items() if is_grafting(key)}
         found = True
         while waiting and found:
             found = False
             for key, value in list(waiting.items()):
-                name = key.removesuffix("::backend").lower()
-                grafted, count = _with_child(step, name, as_step(value), keep=are_defaults)
+                name = key.rpartition("::")[0].lower()
+                inside = parse_steps(value) if isinstance(value, str) else (as_step(value),)
+                grafted, count = _with_children(step, name, inside, keep=are_defaults)
                 if count:
                     step, found = grafted, True
                     del waiting[key]
@@ -278,6 +286,9 @@ class TreePlanner:
             self.problems.add_error(f"{self.where}: backend", error)
             return None
         is_container = issubclass(_class_of(backend), Container)
+        if step.children and not is_container and _class_of(backend).surround is not None:
+            # Torchpipe writes such a step around others: "SyncTensor[A]" for "S[A,SyncTensor]".
+            return self._branch(step.behind_its_children())
         if step.children and not is_container:
             self.problems.add(self.where, f"backend: {step.name} takes no children, got {step}")
         elif step.children and isinstance(backend, Backend):
@@ -413,6 +424,8 @@ def resolve_filter(
     """Return the filter itself: one registered by name, ``"module:Name"``, or a callable as it is."""
     if filter is None or callable(filter):
         return filter
+    if filter == "":  # as `next` and `map`: nothing is said
+        return None
     if not isinstance(filter, str):
         problems.add(where, f"filter: must be a name or a callable, got {filter!r}")
         return None
@@ -435,20 +448,20 @@ def _class_of(backend: type[Backend] | Backend) -> type[Backend]:
     return type(backend) if isinstance(backend, Backend) else backend
 
 
-def _with_child(step: Step, name: str, child: Step, *, keep: bool) -> tuple[Step, int]:
-    """Return ``step`` with ``child`` inside every step called ``name``, and how many there were.
+def _with_children(step: Step, name: str, inside: tuple[Step, ...], *, keep: bool) -> tuple[Step, int]:
+    """Return ``step`` with ``inside`` as the children of every step called ``name``, and how many there were.
 
     Where such a step has children, it keeps them, or ConfigError is raised.
     """
     count = 0
     children = []
     for inner in step.children:
-        grafted, found = _with_child(inner, name, child, keep=keep)
+        grafted, found = _with_children(inner, name, inside, keep=keep)
         children.append(grafted)
         count += found
     if step.name.lower() == name and not (step.children and keep):
         if step.children:
             raise ConfigError(f"{step.name}::backend: {step.name} has children already, in {step}")
-        return step.replaced(children=(child,)), count + 1
+        return step.replaced(children=inside), count + 1
     is_kept = step.name.lower() == name
     return (step.replaced(children=tuple(children)) if count else step), count + is_kept

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fastpipe.backend import Between
+from fastpipe.backend import Between, Existing
 
 __all__ = ["BadValue", "Parameter", "coerce", "constructor_parameters", "own_copy"]
 
@@ -97,6 +97,13 @@ def own_copy(value: Any) -> Any:
     if type(value) is list:
         return [own_copy(inner) for inner in value]
     return value
+
+
+def names_existing(annotation: Any) -> bool:
+    """Whether an annotation, or a member of a union, says of a path that it has to be there: ``Existing``."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(names_existing(member) for member in get_args(annotation))
+    return get_origin(annotation) is Annotated and any(isinstance(each, Existing) for each in get_args(annotation))
 
 
 def coerce(value: Any, annotation: Any, base_directory: Path | None = None) -> Any:

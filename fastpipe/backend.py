@@ -34,7 +34,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Backend", "Between", "Child", "Container", "Request", "Site", "backend", "site"]
+__all__ = ["Backend", "Between", "Child", "Container", "Existing", "Request", "Site", "backend", "site"]
 
 Request = dict[str, Any]
 """What travels: input under ``"data"``, output under ``"result"``, anything else under its own key."""
@@ -129,6 +129,14 @@ def backend(function: Callable[[Any], Any]) -> type[Backend]:
     from fastpipe._function import backend_from_function
 
     return backend_from_function(function)
+
+
+@dataclass(frozen=True)
+class Existing:
+    """In an annotation of a path: ``Annotated[Path, Existing()]`` is a file or a folder that has to be there already.
+
+    ``fastpipe check`` looks for it. Who opens it says in words, while the pipe is built, that it is missing.
+    """
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import tomllib
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastpipe._plan import StepPlan
+from fastpipe._values import constructor_parameters, names_existing
 from fastpipe.config import BYTE_ORDER_MARK, ONE_NODE_NAME, NodeConfig, examine
-from fastpipe.errors import GraphError, Mistake
-from fastpipe.graph import compile_graph
+from fastpipe.errors import ConfigError, Mistake
 
 __all__ = ["Finding", "Report", "check"]
 
-# A mistake in one of these makes other nodes look wrong, which are not.
-_WIRING = {"next", "map", "restart"}
 _COLUMN = re.compile(r"column (\d+): ")
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _QUOTED = re.compile(r"'((?:[^'\\]|\\.)+)'")
@@ -65,11 +67,16 @@ class Report:
         return len(self.findings) - self.mistake_count
 
 
-def check(path: Path) -> Report:
+def check(path: Path, *, builds: bool = False) -> Report:
     """Find all mistakes of the nodes and, as far as those can be read, of the graph that they make.
 
-    The backends that the file names are imported, and nothing is built. An optional library that is missing is a
-    mistake, too, and so is whatever a module of the user's raises while it is imported.
+    The backends that the file names are imported, and nothing is built; modules that lie beside the file are found. An
+    optional library that is missing is a mistake, too, and so are a model file that is missing, and whatever a module
+    of the user's raises while it is imported.
+
+    Args:
+        path: of a TOML file.
+        builds: where nothing is wrong so far, build the pipe and close it: what its backends refuse is a mistake.
     """
     try:
         source = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
@@ -89,32 +96,85 @@ def check(path: Path) -> Report:
     # A mistake in a default is one of every node.
     found = list(dict.fromkeys(_finding(mistake, written, places, source) for mistake in mistakes))
     found += [replace(_finding(Mistake(remark), written, places, source), is_warning=True) for remark in remarks]
+    if builds and not mistakes:
+        found += [_finding(Mistake(text), written, places, source) for text in _refused(path)]
     found.sort(key=lambda finding: (finding.line is None, finding.line or 0, finding.column or 0))
     return Report(path, tuple(found), lines, sum(not node.is_hidden for node in nodes), places is not None)
 
 
 def _examined(written: dict[str, Any], path: Path) -> tuple[Sequence[NodeConfig], Sequence[Mistake], Sequence[str]]:
-    from fastpipe._building import jumps_of  # here, since it loads the engine
+    from fastpipe._wiring import add_mistakes_of_the_graph  # here, since it loads the engine
 
-    nodes, problems, remarks = examine(written, {}, path.absolute().parent)
+    with _modules_beside(path):
+        nodes, problems, remarks = examine(written, {}, path.absolute().parent)
+        add_mistakes_of_the_graph(nodes, problems)
     mistakes = [Mistake(sentence) for sentence in problems.sentences]
-    if _is_wired(mistakes):
-        wrong = {mistake.node for mistake in mistakes}
-        # What a plan with a mistake lacks may be where it jumps to.
-        readable = [replace(node, plan=None) if node.name in wrong else node for node in nodes]
-        try:
-            compile_graph(readable, jumps_of(readable))
-        except GraphError as error:
-            mistakes += [mistake for mistake in error.problems if mistake not in mistakes]
+    for node in nodes:
+        mistakes += _missing_files(node)
+        remarks += _slow_models(node)
     return nodes, mistakes, remarks
 
 
-def _is_wired(mistakes: Sequence[Mistake]) -> bool:
-    """Whether all nodes are there, with what leads from one to another."""
-    return not any(
-        mistake.key in _WIRING or (mistake.key is None and not mistake.endswith(": it has no backend"))
-        for mistake in mistakes
-    )
+@contextmanager
+def _modules_beside(path: Path) -> Iterator[None]:
+    """Have ``module:Name`` find modules that lie beside the file, behind all others."""
+    folder = str(path.absolute().parent)
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _steps(plan: StepPlan | None) -> Iterator[StepPlan]:
+    if plan is not None:
+        yield plan
+        for child in plan.children:
+            yield from _steps(child)
+
+
+def _missing_files(node: NodeConfig) -> Iterator[Mistake]:
+    """Files and folders that have to be there, by the annotations of the backends, and are not."""
+    for step in _steps(node.plan):
+        if not isinstance(step.backend, type):
+            continue
+        for key, parameter in constructor_parameters(step.backend).items():
+            value = step.parameters.get(key)
+            if not isinstance(value, Path) or not names_existing(parameter.annotation):
+                continue
+            if not value.exists() and ":" not in value.name:  # TorchTensor's model may be "module:function"
+                text = f"node {node.name!r}: {key}: {step.name} needs it, and there is no file {str(value)!r}"
+                yield Mistake(text, node.name, key)
+
+
+def _slow_models(node: NodeConfig) -> Iterator[str]:
+    """Models that run one request at a time because nobody has said how many they may take."""
+    for step in _steps(node.plan):
+        if isinstance(step.backend, type):
+            takes = constructor_parameters(step.backend)
+            if {"model", "max"} <= takes.keys() and step.parameters.get("max") is None:
+                yield Mistake(
+                    f"node {node.name!r}: max: it is not set, so {step.name} runs one request at a time (unless the "
+                    "model's own batch size is fixed); max = 8 lets up to 8 requests share a run",
+                    node.name,
+                    "max",
+                )
+
+
+def _refused(path: Path) -> Sequence[str]:
+    """Build the pipe of a file, close it, and return what was refused."""
+    from fastpipe.pipe import Pipe
+
+    try:
+        with _modules_beside(path), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are among the remarks
+            Pipe(path).close()
+    except ConfigError as error:
+        return error.problems
+    except Exception as error:  # whatever a constructor raises
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        return [f"building it raised {type(error).__name__}: {error}{notes}"]
+    return []
 
 
 def _syntax_error(message: str, lines: Sequence[str]) -> Finding:

@@ -67,9 +67,11 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="find all mistakes in configurations",
-        description="Find all mistakes in configurations, with their places. Backends are imported, and none is built.",
+        description="Find all mistakes in configurations, with their places. Backends are imported; none is built "
+        "without --build.",
     )
     check.add_argument("files", metavar="FILE", nargs="+", type=Path, help="TOML files")
+    check.add_argument("--build", action="store_true", help="where no mistake is found, build the pipe, too")
     check.add_argument("--strict", action="store_true", help="warnings are mistakes, too")
     check.set_defaults(run=_check)
 
@@ -151,7 +153,7 @@ def _picture_of(path: Path) -> Picture:
 def _check(options: argparse.Namespace) -> int:
     from fastpipe.check import check
 
-    reports = [check(path) for path in options.files]
+    reports = [check(path, builds=options.build) for path in options.files]
     for report in reports:
         for finding in report.findings:
             _show_finding(report, finding)

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from fastpipe._plan import PASSED_ON, SCHEDULER_KEYS, Problems, StepPlan, TreePlanner, resolve_filter
+from fastpipe._plan import PASSED_ON, SCHEDULER_KEYS, Problems, StepPlan, TreePlanner, is_grafting, resolve_filter
 from fastpipe._proxies import proxied
 from fastpipe._values import BadValue, coerce, own_copy
 from fastpipe.backend import Between
@@ -131,12 +131,17 @@ class PipeConfig:
     """What becomes of an instance that does not return within its node's ``hang_timeout``; or of the process."""
 
 
-def load(source: str | Path | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> PipeConfig:
+def load(
+    source: str | Path | Mapping[str, Any] | None,
+    keywords: Mapping[str, Any],
+    add_more: Callable[[tuple[NodeConfig, ...], Problems], None] | None = None,
+) -> PipeConfig:
     """Read and check a configuration.
 
     Args:
         source: the path of a TOML file, or a mapping of node names to nodes, or of one node's keys; or nothing.
         keywords: more of the same; where both have a value, the keyword wins. Neither is changed.
+        add_more: called if there are mistakes, to note what else is wrong, as far as the nodes could be read.
 
     Raises:
         ConfigError: with all mistakes.
@@ -144,6 +149,8 @@ def load(source: str | Path | Mapping[str, Any] | None, keywords: Mapping[str, A
     """
     written, base_directory = _read(source)
     nodes, problems, remarks = examine(written, keywords, base_directory)
+    if problems.sentences and add_more is not None:
+        add_more(nodes, problems)
     problems.raise_if_any()
     for remark in remarks:
         warnings.warn(remark, stacklevel=3)
@@ -433,7 +440,13 @@ class _Loader:
             for key in table:
                 if key not in known and key.replace("::", "_") not in known:
                     self.problems.add(where, f"nobody takes {key!r}{nearest(key, known)}", key)
-        ignored = [key for key in table if key not in _LOGICAL_KEYS]
+        if table.get("backend") is not None:
+            self.problems.add(
+                where,
+                f"backend: it shares the instances of {shares!r} and runs no backend of its own: take the key out, or "
+                "give the node a name without a dot",
+            )
+        ignored = [key for key in table if key not in _LOGICAL_KEYS and key != "backend"]
         if ignored:
             given = ", ".join(map(repr, ignored))
             remark = f"{where}: it shares the instances of {shares!r}; its own {given} is ignored"
@@ -632,7 +645,7 @@ class _Loader:
 
 
 def _is_for_backends(key: str) -> bool:
-    return (key not in SCHEDULER_KEYS or key in PASSED_ON) and not key.endswith("::backend")
+    return (key not in SCHEDULER_KEYS or key in PASSED_ON) and not is_grafting(key)
 
 
 def _between_ampersands(text: str) -> list[str]:
@@ -660,7 +673,7 @@ def _with_limits(problem: BadValue, annotation: Any, unit: str) -> str:
 
 def _name_of(filter: Any) -> str | None:
     if filter is None or isinstance(filter, str):
-        return filter
+        return filter or None
     return getattr(filter, "__name__", None) or type(filter).__name__
 
 

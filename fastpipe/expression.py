@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from fastpipe.errors import ConfigError
 
-__all__ = ["Sequential", "Step", "as_step", "parse"]
+__all__ = ["Sequential", "Step", "as_step", "parse", "parse_steps"]
 
 _NAME = re.compile(r"[\w.:-]+")
 _KEY = re.compile(r"([^\W\d]\w*)\s*=")
@@ -86,6 +86,11 @@ class Step:
         """Return the same step with other children."""
         return _step(self.backend, children, self.filter, self.arguments, self.parameters)
 
+    def behind_its_children(self) -> Step:
+        """Return the Sequential of the step's children and, behind them, the step itself."""
+        last = _step(self.backend, (), None, self.arguments, self.parameters)
+        return _step("Sequential", (*self.children, last), self.filter, (), {})
+
     def __str__(self) -> str:
         """The step in the notation; for what only Python can say, the name of the object stands in."""
         text = ""
@@ -143,6 +148,21 @@ def parse(text: str) -> Step:
     if parser.position < len(text):
         parser.fail("nothing more" if step.children else "'(', '[' or the end")
     return step
+
+
+def parse_steps(text: str) -> tuple[Step, ...]:
+    """Read steps with commas between them, as they stand in brackets: ``"A,(or)B[C]"``.
+
+    Raises:
+        ConfigError: as parse().
+    """
+    parser = _Parser(text)
+    steps = [parser.step(1)]
+    while parser.take(","):
+        steps.append(parser.step(1))
+    if parser.position < len(text):
+        parser.fail("',' or the end")
+    return tuple(steps)
 
 
 class _Parser:

@@ -19,6 +19,7 @@ from fastpipe._cpus import usable_cpu_count
 from fastpipe._faults import text_of
 from fastpipe._hung import HungInstances
 from fastpipe._values import own_copy
+from fastpipe._wiring import add_mistakes_of_the_graph
 from fastpipe._workers import Worker
 from fastpipe.backend import Backend, Request, close_all
 from fastpipe.config import load
@@ -66,7 +67,7 @@ class Pipe(_core.Engine):
     """
 
     def __init__(self, source: str | Path | Mapping[str, Any] | None = None, /, **keywords: Any) -> None:
-        config = load(source, keywords)
+        config = load(source, keywords, add_mistakes_of_the_graph)
         configs = config.nodes
         graph = compile_graph(configs, jumps_of(configs))
         _set_up_process()

@@ -27,7 +27,7 @@ _BOX = {
     "catsplit": "CatSplit Concatenate SplitRows",
     "composites": "Range",
     "conditions": "HasKey NotHasKey Random",
-    "containers": "Sequential S=Sequential",
+    "containers": "Sequential S=Sequential SequentialV0=Sequential S_v0=Sequential",
     "control": "Jump MapReduce Proxy",
     "image_codec": "DecodeMat SaveMat",
     "image_color": "CvtColorMat NormalizeMat",

@@ -77,7 +77,7 @@ _PIPE_KEYS = {
 }
 _SPACES = r"\s*"
 _OPEN: Schema = {"additionalProperties": True}  # which is what a schema means anyway; some editors want it said
-_NO_GRAFT: Schema = {"not": {"pattern": "::backend$"}}
+_NO_GRAFT: Schema = {"not": {"pattern": "::(backend|dependency)$"}}
 
 
 def schema() -> Schema:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -285,6 +286,48 @@ def test_without_tree_sitter(
     )
     assert checked("[a\n", capsys)[1][0].startswith("pipe.toml:1:3: not TOML: ")
     assert checked(GOOD, capsys) == (0, ["pipe.toml: no mistakes, 2 nodes"])
+
+
+def test_a_model_file_that_is_not_there(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Paths that have to be there are looked at, in every step, beside the file; without `max` there is a warning."""
+    pytest.importorskip("onnxruntime")
+    text = '[a]\nbackend = "S[Pow,OnnxTensor]"\nmodel = "there.onnx"\n'
+    text += '[b]\nbackend = "OnnxTensor"\nmodel = "m.onnx"\nmax = 4\n'
+    Path("there.onnx").write_bytes(b"x")
+    status, lines = checked(text + '[c]\nbackend = "SaveMat"\nsave_dir = "later"\n', capsys)
+    said = [line for line in lines if line.startswith("pipe.toml:")]
+    assert status == 1
+    assert said[0].startswith("pipe.toml:1:2: warning: node 'a': max: it is not set, so OnnxTensor runs one request")
+    assert "pipe.toml:6:9: node 'b': model: OnnxTensor needs it, and there is no file" in said[1]
+    assert said[2] == "pipe.toml: 1 mistake, 1 warning"
+
+
+def test_modules_beside_the_file_are_found(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever the command is run from; `sys.path` is as before afterwards."""
+    folder = in_folder / "elsewhere"
+    folder.mkdir()
+    (folder / "lies_beside_it.py").write_text("def half(data):\n    return data / 2\n")
+    (folder / "pipe.toml").write_text('[a]\nbackend = "lies_beside_it:half"\n')
+    before = list(sys.path)
+    assert main(["check", "elsewhere/pipe.toml"]) == 0
+    assert "no mistakes, 1 node" in capsys.readouterr().out
+    assert [path for path in sys.path if path not in before] in ([], [os.getcwd()])
+
+
+def test_building_it_as_well(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What only a constructor can refuse is a mistake with `--build`, and not without."""
+    Path("refuses.py").write_text(
+        "import fastpipe\n\nclass Refuses(fastpipe.Backend):\n    def __init__(self, *, size: int = 1):\n"
+        "        if size > 3:\n            raise ValueError(f'{size} is too large')\n"
+        "    def forward(self, batch): ...\n"
+    )
+    text = '[a]\nbackend = "refuses:Refuses"\nsize = 4\n'
+    assert checked(text, capsys)[0] == 0
+    status, lines = checked(text, capsys, "--build")
+    assert status == 1
+    assert "ValueError: 4 is too large" in lines[0]
+    assert "node 'a'" in lines[0]
+    assert checked(text.replace("4", "3"), capsys, "--build")[0] == 0
 
 
 def test_several_files_one_of_which_is_not_there(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

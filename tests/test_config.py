@@ -339,6 +339,36 @@ def test_a_bar_reaches_a_child_inside_a_child() -> None:
     assert plan.children[1].parameters == {"jump": "b"}
 
 
+@pytest.mark.parametrize("key", ["S::backend", "S::dependency"])
+def test_a_key_that_names_several_children(key: str) -> None:
+    """With commas, as they would stand in brackets; version 1 of torchpipe says `dependency`."""
+    plan = plan_of(node({"backend": "S", key: "Pow, (or)S[Identity,Pow] ,Identity"}))
+    assert [(child.name, child.filter is not None) for child in plan.children] == [
+        ("Pow", False),
+        ("S", True),
+        ("Identity", False),
+    ]
+    (said,) = problems({"backend": "S", key: "Pow,"})
+    assert "expected the name of a backend, found the end in 'Pow,'" in said
+
+
+def test_a_step_that_surrounds_others_may_be_written_around_them() -> None:
+    """`SyncTensor[A]` is torchpipe's way of writing `S[A,SyncTensor]`; a filter in front is the whole's."""
+    plan = plan_of(node(backend="StreamGuard(device_id=1)[Pow,Identity]"))
+    assert [child.name for child in plan.children] == ["Pow", "Identity", "StreamGuard"]
+    assert plan.children[2].parameters == {"device_id": 1}
+    inner = plan_of(node(backend="S[Pow,(or)SyncTensor[Pow]]")).children[1]
+    assert [child.name for child in inner.children] == ["Pow", "SyncTensor"]
+    assert inner.filter is not None
+    assert inner.children[1].filter is None
+
+
+def test_a_filter_without_a_name_is_none() -> None:
+    """As `next` and `map`."""
+    config = by_name(load({"a": {"backend": "Pow", "filter": ""}}, {}))["a"]
+    assert (config.filter, config.filter_name) == (None, None)
+
+
 def test_torchpipes_way_of_nesting() -> None:
     """'A::backend': 'B' puts B into A, step by step."""
     plan = plan_of(node({"backend": "S", "S::backend": "Sequential", "Sequential::backend": "Pow"}))
@@ -705,9 +735,13 @@ def test_a_logical_node_shares_instances_and_has_its_own_place() -> None:
 
 
 def test_what_a_logical_node_cannot_have_of_its_own_is_ignored_with_a_warning() -> None:
-    """Its backend is not even looked up; a key nobody knows is still a mistake."""
-    with pytest.warns(UserWarning, match=r"shares the instances of 'rec'; its own 'backend', 'max' is ignored"):
-        load({"rec": {"backend": "Identity"}, "rec.2": {"backend": "Nonsense", "max": 2}}, {})
+    """A key nobody knows is still a mistake, and so is a backend: it would not run."""
+    with pytest.warns(UserWarning, match=r"shares the instances of 'rec'; its own 'max' is ignored"):
+        load({"rec": {"backend": "Identity"}, "rec.2": {"max": 2}}, {})
+    assert problems({"rec": {"backend": "Identity"}, "rec.2": {"backend": "Pow"}}) == [
+        "node 'rec.2': backend: it shares the instances of 'rec' and runs no backend of its own: take the key out, or "
+        "give the node a name without a dot"
+    ]
     assert problems({"rec": {"backend": "Sleep"}, "rec.2": {"tim": 2}}) == [
         "node 'rec.2': nobody takes 'tim'; did you mean 'time'?"
     ]

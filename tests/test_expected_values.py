@@ -143,13 +143,13 @@ def test_break_at_a_branch_ends_the_request_with_the_dict_there(answer: Answer) 
 
 
 def test_a_logical_node_shares_the_instances_of_its_name(way: Callable[[Pipe, Request], None]) -> None:
-    """rec.2 has its own place in the graph; its own backend is ignored with a warning."""
-    with pytest.warns(UserWarning, match=r"rec\.2.*shares the instances of 'rec'.*'backend' is ignored"):
+    """rec.2 has its own place in the graph; its own `max` is ignored with a warning."""
+    with pytest.warns(UserWarning, match=r"rec\.2.*shares the instances of 'rec'.*'max' is ignored"):
         pipe = Pipe(
             {
                 "in": node(next="rec,rec.2"),
                 "rec": node(next="final"),
-                "rec.2": node("RuntimeError", next="final"),
+                "rec.2": {"max": 2, "next": "final"},
                 "final": node(map="rec[result:data],rec.2[result:data_2]"),
             }
         )

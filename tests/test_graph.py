@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastpipe import Backend, BackendError, Filter, GraphError, Pipe, Request, Status, UnknownNode
+from fastpipe import Backend, BackendError, ConfigError, Filter, GraphError, Pipe, Request, Status, UnknownNode
 from fastpipe.config import load
 from fastpipe.graph import Graph, compile_graph
 
@@ -462,3 +462,12 @@ def test_a_long_chain_of_skips() -> None:
     with Pipe(nodes) as pipe:
         assert pipe({"data": 0}) == {"data": 0}
         assert pipe.submit({"data": 0}).result(WAIT_S) == {"data": 0}
+
+
+def test_mistakes_of_the_graph_are_told_with_those_of_the_nodes() -> None:
+    """A `next` to nowhere beside a backend that nobody knows and a misspelt key: three mistakes at once."""
+    with pytest.raises(ConfigError) as raised:
+        Pipe({"a": {"backend": "Pow", "next": "bb"}, "b": {"backend": "Pov"}, "c": {"backend": "Pow", "maxx": 2}})
+    assert sorted(problem.node for problem in raised.value.problems) == ["a", "b", "c"]
+    text = str(raised.value)
+    assert all(word in text for word in ("no node is named 'bb'", "mean 'Pow'?", "mean 'max'?"))
