@@ -59,7 +59,8 @@ class Pipe(_core.Engine):
         keywords: nodes, or one node's keys; they win over ``source``.
 
     Raises:
-        ConfigError: every mistake of the description, each with node and key. Nothing was started.
+        ConfigError: all mistakes of the description that show before anything is built, those of the graph included,
+            each with node and key; or what a backend's constructor refused. Nothing goes on running.
         MissingExtra: a backend needs a library that is not installed.
         Exception: whatever a backend's constructor raised, with a note that names node and instance.
 
