@@ -86,5 +86,5 @@ def __getattr__(name: str) -> str:
     if name == "__version__":  # looked up when asked for: it takes longer than importing the rest
         from importlib.metadata import version
 
-        return version("fastpipe")
+        return version("fastpipe-engine")
     raise AttributeError(f"module 'fastpipe' has no attribute {name!r}")
