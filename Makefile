@@ -9,6 +9,7 @@ ARGS ?=
 # Where the programs of `make lint`, `make wheel` are; .ci/run has them of its own, pinned.
 TOOLS ?= $(VENV)/bin
 MINUTES ?= 5
+SECONDS ?= 60
 SCALE ?= 50
 
 # --no-warn-conflicts: rapidocr-onnxruntime misses opencv-python, which opencv-python-headless stands in for.
@@ -16,7 +17,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no
 # Compiles the engine if its sources changed, or FASTPIPE_DEBUG did; otherwise this takes a second.
 CORE = $(VENV)/bin/python setup.py --quiet build_ext --inplace
 
-.PHONY: help demo test lint check wheel model promises overload sanitize soak bench bench-peers clean
+.PHONY: help demo test lint check wheel model promises overload sanitize soak fuzz bench bench-peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +30,7 @@ help:
 	@echo "make overload     memory under ten times the load that can be served, a minute for each setting"
 	@echo "make sanitize     tests under ThreadSanitizer, then AddressSanitizer; ARGS=\"thread\" for one of them"
 	@echo "make soak         everything that goes wrong in a service, for MINUTES=5; ends badly if anything grows"
+	@echo "make fuzz         fuzz what reads untrusted input, SECONDS=60 for each reader; ARGS=\"headers\" for one of them"
 	@echo "make bench        the benchmarks"
 	@echo "make bench-peers  fastpipe beside other ways of doing the same, in one run"
 	@echo "make clean        remove what was built and installed here"
@@ -80,6 +82,11 @@ sanitize: $(VENV)/dev-installed
 soak: $(VENV)/dev-installed
 	@$(CORE)
 	@$(VENV)/bin/python tests/soak.py --minutes $(MINUTES) $(ARGS)
+
+fuzz: $(VENV)/dev-installed
+	@$(CORE)
+	@$(PIP) --only-binary atheris "atheris>=3.0"
+	@$(VENV)/bin/python tests/fuzz.py --seconds $(SECONDS) $(ARGS)
 
 bench: $(VENV)/dev-installed
 	@$(CORE)
