@@ -10,6 +10,7 @@ ARGS ?=
 TOOLS ?= $(VENV)/bin
 MINUTES ?= 5
 SECONDS ?= 60
+REQUESTS ?= 200000
 SCALE ?= 50
 
 # --no-warn-conflicts: rapidocr-onnxruntime misses opencv-python, which opencv-python-headless stands in for.
@@ -17,7 +18,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no
 # Compiles the engine if its sources changed, or FASTPIPE_DEBUG did; otherwise this takes a second.
 CORE = $(VENV)/bin/python setup.py --quiet build_ext --inplace
 
-.PHONY: help demo test lint check wheel model promises overload sanitize soak fuzz bench bench-peers clean
+.PHONY: help demo test lint check wheel model promises overload sanitize soak storm fuzz bench bench-peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,6 +31,7 @@ help:
 	@echo "make overload     memory under ten times the load that can be served, a minute for each setting"
 	@echo "make sanitize     tests under ThreadSanitizer, then AddressSanitizer; ARGS=\"thread\" for one of them"
 	@echo "make soak         everything that goes wrong in a service, for MINUTES=5; ends badly if anything grows"
+	@echo "make storm        REQUESTS=200000 under signals, cancelling and failing allocations; ends badly if one is lost"
 	@echo "make fuzz         fuzz what reads untrusted input, SECONDS=60 for each reader; ARGS=\"headers\" for one of them"
 	@echo "make bench        the benchmarks"
 	@echo "make bench-peers  fastpipe beside other ways of doing the same, in one run"
@@ -82,6 +84,10 @@ sanitize: $(VENV)/dev-installed
 soak: $(VENV)/dev-installed
 	@$(CORE)
 	@$(VENV)/bin/python tests/soak.py --minutes $(MINUTES) $(ARGS)
+
+storm: $(VENV)/dev-installed
+	@$(CORE)
+	@$(VENV)/bin/python tests/storm.py --requests $(REQUESTS) $(ARGS)
 
 fuzz: $(VENV)/dev-installed
 	@$(CORE)
