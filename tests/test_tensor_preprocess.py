@@ -228,7 +228,7 @@ def test_what_does_not_fit_fails_alone(build: Callable[..., Any]) -> None:
         ({"color": "gray", "mean": [1.0, 2.0, 3.0]}, "mean: "),
         (
             {"resize_h": 20_000, "resize_w": 20_000},
-            "a result of 20000 x 20000 pixels has more than max_pixels = 178956970",
+            "a result of 20000 x 20000 pixels has more than max_pixels",
         ),
     ],
 )
