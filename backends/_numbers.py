@@ -15,7 +15,7 @@ import numpy as np
 from fastpipe.backend import Backend, Between
 from fastpipe.errors import ConfigError, KernelError
 
-__all__ = ["MOST_PIXELS", "MaxPixels", "check_levels", "check_pixels", "check_size", "fits"]
+__all__ = ["MOST_PIXELS", "MaxPixels", "check_levels", "check_pixels", "check_results", "check_size", "fits"]
 
 MOST_PIXELS = 178_956_970  # half a gigabyte of three bytes each; Pillow's limit for what it decodes, too
 MaxPixels = Annotated[int, Between(1, 1 << 30)]
@@ -74,3 +74,17 @@ def check_levels(mean: Sequence[float] | None, std: Sequence[float] | None, dtyp
             problems.append(f"std must not have a zero in {np.dtype(dtype)}, got {list(values)}")
     if problems:
         raise ConfigError(*problems)
+
+
+def check_results(mean: Sequence[float], std: Sequence[float], dtype: str) -> None:
+    """Check that ``(byte - mean) / std`` is a number of a dtype for every byte; ``mean`` and ``std`` are checked.
+
+    Raises:
+        ConfigError: if one would become infinite.
+    """
+    limit = 65_504.0 if dtype == "float16" else 3.3895e38  # bfloat16 ends there, float32 hardly above
+    with np.errstate(all="ignore"):
+        ends = np.subtract.outer([0.0, 255.0], np.asarray(mean, np.float64)) / np.asarray(std, np.float64)
+    largest = float(np.abs(ends).max())
+    if not largest <= limit:
+        raise ConfigError(f"mean and std make numbers of up to {largest:.6g}, which {dtype} has not")

@@ -10,7 +10,7 @@ from fastpipe.errors import ConfigError, ItemErrors, KernelError
 from fastpipe.kernels import cpu
 
 from ._image_requests import PerRequest, Pixels, color_of, pixels_of
-from ._numbers import check_levels
+from ._numbers import check_levels, check_results
 
 __all__ = ["CvtColorMat", "NormalizeMat"]
 
@@ -76,6 +76,8 @@ class NormalizeMat(Backend):
         ]
         try:
             check_levels(mean, std)
+            if not problems:
+                check_results(mean, std, dtype)
         except ConfigError as error:
             problems += [f"NormalizeMat: {problem}" for problem in error.problems]
         if problems:

@@ -15,7 +15,7 @@ from fastpipe.kernels import cuda
 from fastpipe.kernels._arguments import check_levels
 
 from ._handed_on import Pixels, Row
-from ._numbers import MOST_PIXELS, MaxPixels, check_size
+from ._numbers import MOST_PIXELS, MaxPixels, check_results, check_size
 from ._places import claim_gpu, place_of
 from ._streams import InstanceStream, hand_over
 from ._torch_gpu import torch_gpu
@@ -97,7 +97,8 @@ class ResizeNormalizeTensor(Backend):
         self.std: float | tuple[float, ...] = std[0] if len(std) == 1 else tuple(std)
         try:
             check_levels(self.mean, self.std, color or "bgr", color or "bgr")
-        except KernelError as error:
+            check_results(mean, std, dtype)
+        except (KernelError, ConfigError) as error:
             raise ConfigError(f"ResizeNormalizeTensor: {error}") from None
         if (array, dtype) == ("cupy", "bfloat16"):
             raise ConfigError("ResizeNormalizeTensor: CuPy has no bfloat16; take array = 'torch'")

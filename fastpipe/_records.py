@@ -5,8 +5,8 @@ with one key that says what it is: ``{"list": [...]}``, ``{"dict": [[key, value]
 What cannot be kept is ``{"lost": {"type": ..., "text": ..., "why": ...}}``.
 
 Reading a file runs nothing that is in it: no class is imported, and no pickle loaded unless the reader asks for it. Nor
-does it cost more memory than the file is large, whatever the file says of itself: members are stored, not compressed,
-an array or a tensor is as long as its bytes, and each member becomes one value, under however many keys.
+does it take more memory than goes with the file's size, whatever the file says of itself: members are stored, not
+compressed, an array or a tensor is as long as its bytes, and each member becomes one value, under however many keys.
 
 Values under keys that look like those of secrets (``_secrets``) are not written; their places are.
 """

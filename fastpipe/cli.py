@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PipeError, OSError) as error:
         complain(f"fastpipe: {error}")
         return MISTAKES
+    except Exception:  # of code that a file names: its traceback is shown, but not by Python, which escapes nothing
+        import traceback
+
+        complain(traceback.format_exc().rstrip("\n"))
+        return MISTAKES
     return status
 
 
@@ -121,8 +126,8 @@ def _graph(options: argparse.Namespace) -> int:
     try:
         picture = _picture_of(options.file)
     except PipeError as error:
-        hint = f"`fastpipe check {options.file}` says where"
-        complain(f"fastpipe graph: {options.file}: {error}\n{hint}")
+        name = escaped_line(str(options.file))
+        complain(f"fastpipe graph: {name}: {error}\n`fastpipe check {name}` says where")
         return MISTAKES
     if kind == "txt" and options.output is None:
         for rails, name, rest in picture.rows():

@@ -644,6 +644,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"backend": "NormalizeMat", "std": "1, 0, 1"}, "NormalizeMat: std must not have a zero in float32, got"),
     ({"backend": "NormalizeMat", "std": "1e-60"}, "NormalizeMat: std must not have a zero in float32, got"),
     ({"backend": "NormalizeMat", "std": "inf"}, "NormalizeMat: std must have finite numbers of float32, got"),
+    (
+        {"backend": "NormalizeMat", "std": "1, 0.001, 1", "dtype": "float16"},
+        "NormalizeMat: mean and std make numbers of up to 255000, which float16 has not",
+    ),
     ({"backend": "NormalizeMat", "mean": "1, 1e39, 3"}, "NormalizeMat: mean must have finite numbers of float32, got"),
     *(
         (
