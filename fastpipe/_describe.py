@@ -180,7 +180,7 @@ def _short_collection(value: Any, depth: int) -> str:
         shown = [(key, dict.__getitem__(value, key)) for key in _first(dict.__iter__(value))]
         inner = ", ".join(f"{_short(key, depth + 1)}: {_short_under(key, item, depth)}" for key, item in shown)
     elif is_secret_pair(value):
-        inner = f"{_short(value[0], depth + 1)}, {_short_under(*value, depth)}"
+        inner = f"{_short(value[0], depth + 1)}, {_short_under(value[0], value[1], depth)}"
     else:
         texts = [_short(item, depth + 1) for item in _first(base.__iter__(value))]
         if length > 2 and len(set(texts)) == 1:  # arrays of one shape

@@ -48,7 +48,8 @@ def own_copy_without(written: Any, left_out: list[str], where: str = "") -> Any:
         kept = {}
         for key, inner in written.items():
             place = f"{where}[{key!r}]"
-            if looks_secret(key) or (isinstance(inner, str) and _has_secret_parameter(inner)):
+            is_secret = looks_secret(key) and not (not where and _is_node(inner))
+            if is_secret or (isinstance(inner, str) and _has_secret_parameter(inner)):
                 left_out.append(place)
             else:
                 kept[key] = own_copy_without(inner, left_out, place)
@@ -56,6 +57,11 @@ def own_copy_without(written: Any, left_out: list[str], where: str = "") -> Any:
     if isinstance(written, list | tuple):
         return [own_copy_without(inner, left_out, f"{where}[{index}]") for index, inner in enumerate(written)]
     return written
+
+
+def _is_node(value: Any) -> bool:
+    """Say whether the value of a name is a node, whatever the node is called."""
+    return isinstance(value, Mapping) and not {"backend", "filter", "next", "map"}.isdisjoint(value)
 
 
 def _has_secret_parameter(text: str) -> bool:

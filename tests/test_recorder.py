@@ -800,6 +800,14 @@ def test_a_configuration_is_kept_without_its_secrets(written: Any, place: str) -
     assert HIDDEN not in repr(kept)
 
 
+def test_a_node_is_kept_whatever_it_is_called() -> None:
+    """Its secrets are not."""
+    left_out: list[str] = []
+    nodes = {"check_token": {"backend": "Pow", "api_key": HIDDEN}, "credentials": {"user": "x"}}
+    assert _secrets.own_copy_without(nodes, left_out) == {"check_token": {"backend": "Pow"}}
+    assert left_out == ["['check_token']['api_key']", "['credentials']"]
+
+
 def test_a_pipe_without_its_secrets_is_built_only_if_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], pipe: Pipe
 ) -> None:

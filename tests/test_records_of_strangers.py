@@ -16,7 +16,7 @@ import sys
 import threading
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,7 +24,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastpipe import ConfigError, PipeError, _records, registry
+from fastpipe._values import constructor_parameters
+from fastpipe.backend import Container
 from fastpipe.cli import main
+from fastpipe.errors import MissingExtra
 
 Request = dict[str, Any]
 
@@ -180,6 +183,14 @@ def test_every_backend_of_the_box_is_known_to_compute_only_or_to_need_trust() ->
     in_the_box = {name for name, _, _ in registry._BUILT_IN.values()}
     assert in_the_box == computes | needs_trust
     assert {name.lower() for name in needs_trust} == registry._NEEDS_TRUST
+    for name in computes:
+        try:
+            backend = registry.find(name)
+        except MissingExtra:
+            continue
+        parameters = constructor_parameters(backend, skip_first=issubclass(backend, Container))
+        kinds = {kind for each in parameters.values() for kind in (each.annotation, *get_args(each.annotation))}
+        assert not {kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Path)}, name
 
 
 def test_distrust_ends_with_its_block_and_is_of_its_thread() -> None:
