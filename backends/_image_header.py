@@ -53,7 +53,10 @@ def read_header(encoded: memoryview) -> ImageHeader | None:
 EXIF_PREFIX = b"Exif\0\0"  # part of JPEG's segment; in PNG and WebP some programs write it too
 MOST_EXIF_BYTES = 65_536  # as many as a JPEG can have; a directory further behind is not looked for
 ORIENTATION_TAG = 0x0112
-SHORT_TYPE = 3
+# How a number may be stored that OpenCV and Pillow both take for the orientation: EXIF's type -> struct's letter, and
+# how many of them fit into an entry. Standard is SHORT, the first. OpenCV looks at two bytes whatever the type, so that
+# it misses big-endian numbers of another width; Pillow reads them, and the file says what it says.
+ORIENTATION_TYPES = {3: ("H", 2), 4: ("I", 1), 6: ("b", 1), 8: ("h", 2), 9: ("i", 1), 13: ("I", 1)}
 
 
 def _read_orientation(exif: memoryview) -> int:
@@ -67,11 +70,13 @@ def _read_orientation(exif: memoryview) -> int:
     try:
         (directory,) = struct.unpack_from(f"{order}I", exif, 4)
         (entries,) = struct.unpack_from(f"{order}H", exif, directory)
-        entry_layout = struct.Struct(f"{order}HHIH")
+        entry_layout = struct.Struct(f"{order}HHI")
         for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
-            tag, kind, count, value = entry_layout.unpack_from(exif, entry)
+            tag, kind, count = entry_layout.unpack_from(exif, entry)
             if tag == ORIENTATION_TAG:
-                return value if (kind, count) == (SHORT_TYPE, 1) and 1 <= value <= 8 else 1
+                letter, most = ORIENTATION_TYPES.get(kind, ("H", 0))
+                (value,) = struct.unpack_from(f"{order}{letter}", exif, entry + 8)
+                return value if 1 <= count <= most and 1 <= value <= 8 else 1
     except struct.error:
         pass
     return 1

@@ -13,6 +13,8 @@ import numpy as np
 
 from fastpipe.errors import ConfigError, MissingExtra
 
+from ._numbers import check_levels
+
 if TYPE_CHECKING:
     import onnx
 
@@ -65,8 +67,7 @@ def _check_normalization(mean: list[float] | None, std: list[float] | None) -> N
     counts = {len(values) for values in (mean, std) if values is not None} - {1}
     if len(counts) > 1 or 0 in counts:
         raise ConfigError(f"mean and std need one number, or one for each channel, got {mean} and {std}")
-    if std is not None and 0 in std:
-        raise ConfigError(f"std must not have a zero, got {std}")
+    check_levels(mean, std)
 
 
 def _changed(
@@ -177,6 +178,7 @@ def _normalization(
     from onnx import helper, numpy_helper
 
     dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    check_levels(mean, std, dtype)
     steps = [(kind, numbers) for kind, numbers in (("Sub", mean), ("Div", std)) if numbers is not None]
     normalized, value.name = value.name, value.name + RAW_SUFFIX
     current = value.name

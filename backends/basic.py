@@ -170,7 +170,7 @@ class Logger(Backend):
 
     def _described(self, request: Request) -> str:
         if self.keys is None:
-            return ", ".join(f"{key}: {_kind(value)}" for key, value in request.items())
+            return ", ".join(f"{_visible(key)}: {_kind(value)}" for key, value in request.items())
         return ", ".join(f"{key}={request[key]!r}" for key in self.keys if key in request)
 
 
@@ -192,6 +192,11 @@ def pass_on(request: Request) -> None:
     """Make the data the result of a request that has none, so that the chain goes on."""
     if "result" not in request and "data" in request:
         request["result"] = request["data"]
+
+
+def _visible(key: Any) -> str:
+    """Return a key that a request has brought so that it cannot end the line, or steer a terminal."""
+    return key if isinstance(key, str) and key.isprintable() else repr(key)
 
 
 def _kind(value: Any) -> str:

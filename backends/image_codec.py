@@ -10,16 +10,17 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
-from fastpipe.backend import Between, Request
+from fastpipe.backend import Request
 from fastpipe.errors import DecodeError, KernelError
 
 from ._image_header import ImageHeader, read_header
 from ._image_requests import PerRequest, Pixels, pixels_of
+from ._numbers import MOST_PIXELS, MaxPixels
 
 __all__ = ["DecodeMat", "SaveMat"]
 
@@ -59,7 +60,7 @@ class DecodeMat(PerRequest):
         TypeError: if ``data`` is not bytes, bytearray, memoryview or a uint8 array.
     """
 
-    def __init__(self, *, max_pixels: Annotated[int, Between(1, 1 << 30)] = 178_956_970) -> None:
+    def __init__(self, *, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         self.max_pixels = max_pixels
         self._decode_jpeg: Callable[[memoryview, str], Pixels] | None = None
         try:
@@ -136,7 +137,9 @@ class SaveMat(PerRequest):
             raise KernelError(f"SaveMat: expected 1, 3 or 4 channels, got shape {pixels.shape}")
         if request.get("color") == "rgb" and pixels.shape[2:] == (3,):
             pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-        _, encoded = cv2.imencode(".png", pixels)
+        is_encoded, encoded = cv2.imencode(".png", pixels)
+        if not is_encoded:
+            raise KernelError(f"SaveMat: expected an image that OpenCV writes as PNG, got shape {pixels.shape}")
         with open(self.save_dir / f"{uuid.uuid4().hex}.png", "xb") as file:
             file.write(encoded.tobytes())
         request["result"] = request["data"]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from fastpipe.backend import Backend, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 from fastpipe.kernels import cpu
 
 from ._image_requests import PerRequest, Pixels, color_of, pixels_of
+from ._numbers import check_levels, check_results
 
 __all__ = ["CvtColorMat", "NormalizeMat"]
 
@@ -75,8 +74,12 @@ class NormalizeMat(Backend):
             for name, value in (("mean", mean), ("std", std))
             if len(value) not in sizes
         ]
-        if any(np.float32(value) == 0 for value in std):
-            problems.append(f"NormalizeMat: std must not be zero, got {std}")
+        try:
+            check_levels(mean, std)
+            if not problems:
+                check_results(mean, std, dtype)
+        except ConfigError as error:
+            problems += [f"NormalizeMat: {problem}" for problem in error.problems]
         if problems:
             raise ConfigError(*problems)
 

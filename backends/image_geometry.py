@@ -21,6 +21,7 @@ from fastpipe.kernels import cpu
 
 from ._fitting import fitted
 from ._image_requests import LARGEST_SIDE, PerRequest, Pixels, Side, pixels_of
+from ._numbers import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits
 
 __all__ = [
     "AlignMat",
@@ -44,30 +45,44 @@ SUBSTITUTE_FOR_S = 1.0
 # ---- size ------------------------------------------------------------------------------------------------------------
 
 
-class ResizeMat(PerRequest):
+class _Sized(PerRequest):
+    """Base: results have one size, ``resize_h`` x ``resize_w``."""
+
+    def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
+        check_size(self, resize_h, resize_w, max_pixels)
+        self.resize_h = resize_h
+        self.resize_w = resize_w
+        self.max_pixels = max_pixels
+
+
+class ResizeMat(_Sized):
     """Pixels of another size, bilinear, as ``cv2.resize`` does it (which does not smooth what it makes smaller).
 
     Beside a thread that runs Python all the time, ``cv2.resize`` takes 0.2 ms and then waits 5 ms for the GIL that it
     had released. Where that is noticed, ``fastpipe.kernels.cpu.resize`` takes over for a while: slower, but it keeps
     the GIL, and its results are the same. (That is tried out when the instance is built; otherwise OpenCV does it all.)
+
+    Args:
+        resize_h: height of the results.
+        resize_w: width of the results.
+        max_pixels: what is larger is not made: a ConfigError, or for an image of more than four channels a KernelError.
     """
 
-    def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
-        self.resize_h = resize_h
-        self.resize_w = resize_w
+    def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
+        super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
         self._has_substitute = resize_h * resize_w < cpu.GIL_KEPT_BELOW_PIXELS and self._agrees_with_opencv()
         self._use_substitute_until_s = 0.0
 
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self)
         if not self._has_substitute or pixels.shape[2:] != (3,):
-            request["result"] = _resized(pixels, self.resize_h, self.resize_w)
+            request["result"] = _resized(self, pixels, self.resize_h, self.resize_w)
             return
         started_s = monotonic()
         if started_s < self._use_substitute_until_s:
             request["result"] = cpu.resize(pixels, self.resize_h, self.resize_w)
             return
-        request["result"] = _resized(pixels, self.resize_h, self.resize_w)
+        request["result"] = _resized(self, pixels, self.resize_h, self.resize_w)
         ended_s = monotonic()
         if ended_s - started_s > LOST_GIL_S:
             self._use_substitute_until_s = ended_s + SUBSTITUTE_FOR_S
@@ -78,7 +93,7 @@ class ResizeMat(PerRequest):
         rng = np.random.default_rng(0)
         for height, width in ((181, 243), (self.resize_h, 3 * self.resize_w), (2 * self.resize_h, 2 * self.resize_w)):
             noise = rng.integers(0, 256, (min(height, 1000), min(width, 1000), 3), dtype=np.uint8)
-            expected = _resized(noise, self.resize_h, self.resize_w)
+            expected = _resized(self, noise, self.resize_h, self.resize_w)
             if not np.array_equal(cpu.resize(noise, self.resize_h, self.resize_w), expected):
                 return False
         return True
@@ -87,34 +102,45 @@ class ResizeMat(PerRequest):
 class DynamicResizeMat(PerRequest):
     """``ResizeMat`` to the request's own ``resize_h`` and ``resize_w``.
 
+    Args:
+        max_pixels: a request for a larger image fails before anything is allocated for it.
+
     Raises:
         KeyError: if a request has not both.
         ValueError: if they are not whole numbers from 1 to 1048576.
+        KernelError: if together they are more than ``max_pixels``.
     """
+
+    def __init__(self, *, max_pixels: MaxPixels = MOST_PIXELS) -> None:
+        self.max_pixels = max_pixels
 
     def run(self, request: Request) -> None:
         height, width = (_side(request, key) for key in ("resize_h", "resize_w"))
-        request["result"] = _resized(pixels_of(request, self), height, width)
+        request["result"] = _resized(self, pixels_of(request, self), height, width)
 
 
-class PillowResizeMat(PerRequest):
+class PillowResizeMat(_Sized):
     """Pixels of another size, equal to Pillow's ``resize(..., BILINEAR)``, which smooths what it makes smaller.
 
     Pillow does it, channel by channel, so that BGR is as good as RGB.
+
+    Args:
+        resize_h: height of the results.
+        resize_w: width of the results.
+        max_pixels: a larger size is a ConfigError.
 
     Raises:
         KernelError: if there are neither one nor three channels.
     """
 
-    def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
+    def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
+        super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
         try:
             from PIL import Image
         except ImportError as error:
             raise MissingExtra("PillowResizeMat", "cpu", error) from error
         self._from_array = Image.fromarray
         self._bilinear = Image.Resampling.BILINEAR
-        self.resize_h = resize_h
-        self.resize_w = resize_w
 
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self)
@@ -152,7 +178,8 @@ class ResizePadMat(PerRequest):
     Args:
         max_h: height of the result; ``resize_h`` is another name for it.
         max_w: width of the result; ``resize_w`` is another name for it.
-        pad_value: of the padding, one number or one per channel.
+        pad_value: of the padding, one number or one per channel, from 0 to 255.
+        max_pixels: a larger size is a ConfigError.
     """
 
     def __init__(
@@ -163,6 +190,7 @@ class ResizePadMat(PerRequest):
         resize_h: Side | None = None,
         resize_w: Side | None = None,
         pad_value: Annotated[Sequence[int], Between(0, 255)] = (0,),
+        max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
         height = max_h if max_h is not None else resize_h
         width = max_w if max_w is not None else resize_w
@@ -173,15 +201,19 @@ class ResizePadMat(PerRequest):
         ]
         if not 1 <= len(pad_value) <= 4:
             problems.append(f"{type(self).__name__}: pad_value must have 1 to 4 numbers, got {pad_value}")
+        if not all(fits(number, 0, 255) for number in pad_value):
+            problems.append(f"{type(self).__name__}: pad_value must be between 0 and 255, got {pad_value}")
         if height is None or width is None or problems:
             raise ConfigError(*problems)
+        check_size(self, height, width, max_pixels)
         self.max_h = height
         self.max_w = width
+        self.max_pixels = max_pixels
         self.pad_value = tuple(pad_value)
 
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self)
-        channels = pixels.shape[2] if pixels.ndim == 3 else 1
+        channels = _channels(pixels)
         if len(self.pad_value) not in (1, channels):
             raise KernelError(
                 f"{type(self).__name__}: expected {len(self.pad_value)} channels, as pad_value has, got {channels}"
@@ -189,7 +221,8 @@ class ResizePadMat(PerRequest):
         height, width = pixels.shape[:2]
         new_height, new_width = fitted(height, width, self.max_h, self.max_w)
         top, left = self.offsets(self.max_h - new_height, self.max_w - new_width)
-        resized = _resized(pixels, new_height, new_width)
+        check_pixels(self, self.max_h, self.max_w, channels, self.max_pixels)
+        resized = _resized(self, pixels, new_height, new_width)
         padded = cv2.copyMakeBorder(
             resized,
             top,
@@ -270,15 +303,11 @@ class CropMat(PerRequest):
         request["result"] = _cropped(request, self).copy()
 
 
-class CropResizeMat(PerRequest):
+class CropResizeMat(_Sized):
     """``CropMat``, then ``ResizeMat``."""
 
-    def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
-        self.resize_h = resize_h
-        self.resize_w = resize_w
-
     def run(self, request: Request) -> None:
-        request["result"] = _resized(_cropped(request, self), self.resize_h, self.resize_w)
+        request["result"] = _resized(self, _cropped(request, self), self.resize_h, self.resize_w)
 
 
 class PerspectiveTransformMat(PerRequest):
@@ -291,14 +320,17 @@ class PerspectiveTransformMat(PerRequest):
     Args:
         rotate_tall: turn a result that is at least 1.5 times as high as wide by 90 degrees, anticlockwise: upright
             text, as PP-OCR does.
+        max_pixels: a request for a larger image fails before anything is allocated for it.
 
     Raises:
         KeyError: if a request has neither ``quad`` nor ``box``.
         ValueError: if it is not four points, or they do not span an area.
+        KernelError: if they span more than ``max_pixels``.
     """
 
-    def __init__(self, *, rotate_tall: bool = False) -> None:
+    def __init__(self, *, rotate_tall: bool = False, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         self.rotate_tall = rotate_tall
+        self.max_pixels = max_pixels
 
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self)
@@ -309,6 +341,7 @@ class PerspectiveTransformMat(PerRequest):
         width, height = int(max(top, bottom)), int(max(left, right))
         if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
             raise ValueError(f"PerspectiveTransformMat: expected sides of 1 to {LARGEST_SIDE}, got {quad.tolist()}")
+        check_pixels(self, height, width, _channels(pixels), self.max_pixels)
         corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
         matrix = cv2.getPerspectiveTransform(quad, corners)
         result = cv2.warpPerspective(
@@ -322,7 +355,12 @@ class PerspectiveTransformMat(PerRequest):
 # ---- shared ----------------------------------------------------------------------------------------------------------
 
 
-def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
+def _channels(pixels: Pixels) -> int:
+    return pixels.shape[2] if pixels.ndim == 3 else 1
+
+
+def _resized(backend: _Sized | DynamicResizeMat | ResizePadMat, pixels: Pixels, height: int, width: int) -> Pixels:
+    check_pixels(backend, height, width, _channels(pixels), backend.max_pixels)
     resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     return resized.reshape(height, width, *pixels.shape[2:])  # OpenCV drops an axis of one channel
 

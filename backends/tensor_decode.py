@@ -22,6 +22,7 @@ from fastpipe.errors import ConfigError, DecodeError, ItemErrors, MissingExtra
 from . import _nvimagecodec
 from ._handed_on import Pixels
 from ._image_header import ImageHeader, read_header
+from ._numbers import MOST_PIXELS, MaxPixels
 from ._nvimagecodec import SUCCESS, BatchDecoder, Picture, status_name
 from ._places import claim_gpu, place_of
 from ._streams import InstanceStream, hand_over
@@ -119,7 +120,7 @@ class DecodeTensor(Backend):
         fancy_upsampling: bool = True,
         threads: Annotated[int, Between(1, 4096)] | None = None,
         instance_num: Annotated[int, Between(1, 4096)] = 1,
-        max_pixels: Annotated[int, Between(1, 1 << 30)] = 178_956_970,
+        max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
         try:
             from .image_codec import MOST_SCANS, DecodeMat

@@ -24,6 +24,7 @@ from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
 
 from ._fitting import fitted
 from ._image_requests import LARGEST_SIDE, Side
+from ._numbers import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits
 from ._places import claim_gpu, place_of
 from ._streams import InstanceStream, hand_over
 from ._torch_gpu import torch_gpu
@@ -113,14 +114,23 @@ class ResizeTensor(_PerTensor):
 
     Pixel centers are where OpenCV, Pillow and torch (``align_corners=False``) have them. Float16 and bfloat16 stay what
     they are; all else becomes float32, and nothing is rounded.
+
+    Args:
+        resize_h: height of the results.
+        resize_w: width of the results.
+        max_pixels: what is larger is not made: a ConfigError, or for an image of more than four channels a KernelError.
     """
 
-    def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
+    def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         super().__init__()
+        check_size(self, resize_h, resize_w, max_pixels)
         self.size = (resize_h, resize_w)
+        self.max_pixels = max_pixels
 
     def run(self, request: Request) -> None:
-        request["result"] = _resized(_floats(_image_of(request, self)), self.size)
+        image = _image_of(request, self)
+        check_pixels(self, *self.size, image.shape[1], self.max_pixels)
+        request["result"] = _resized(_floats(image), self.size)
 
 
 class PillowResizeTensor(_PerTensor):
@@ -129,13 +139,19 @@ class PillowResizeTensor(_PerTensor):
     On the CPU Pillow does it, channel by channel, so that BGR is as good as RGB; on a GPU ``fastpipe.kernels.cuda``
     does, with the bits of the Pillow that is installed.
 
+    Args:
+        resize_h: height of the results.
+        resize_w: width of the results.
+        max_pixels: a larger size is a ConfigError.
+
     Raises:
         KernelError: if the tensor is not uint8, or there are neither one nor three channels.
         MissingExtra: if Pillow is not installed; for a request on a GPU, if CuPy is not.
     """
 
-    def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
+    def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         super().__init__()
+        check_size(self, resize_h, resize_w, max_pixels)
         try:
             import PIL.Image
         except ImportError as error:
@@ -191,7 +207,8 @@ class ResizePadTensor(_PerTensor):
     Args:
         max_h: height of the result; ``resize_h`` is another name for it.
         max_w: width of the result; ``resize_w`` is another name for it.
-        pad_value: of the padding, one number or one per channel.
+        pad_value: of the padding, one number or one per channel, within the range of the result's dtype.
+        max_pixels: what is larger is not made: a ConfigError, or for an image of more than four channels a KernelError.
     """
 
     def __init__(
@@ -202,6 +219,7 @@ class ResizePadTensor(_PerTensor):
         resize_h: Side | None = None,
         resize_w: Side | None = None,
         pad_value: Sequence[float] = (0.0,),
+        max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
         super().__init__()
         height = max_h if max_h is not None else resize_h
@@ -211,18 +229,19 @@ class ResizePadTensor(_PerTensor):
             for side, value in (("h", height), ("w", width))
             if value is None
         ]
-        if not pad_value:
-            problems.append("ResizePadTensor: pad_value must have a number, or one for each channel")
+        problems += _pad_value_problems(self, pad_value)
         if height is None or width is None or problems:
             raise ConfigError(*problems)
+        check_size(self, height, width, max_pixels)
         self.size = (height, width)
+        self.max_pixels = max_pixels
         self.pad_value = tuple(pad_value)
 
     def run(self, request: Request) -> None:
         image = _floats(_image_of(request, self))
         height, width = image.shape[2:]
         new_height, new_width = fitted(height, width, *self.size)
-        result = _filled(image, (*self.size,), self.pad_value, self)
+        result = _filled(image, self.size, self.pad_value, self)
         result[..., :new_height, :new_width] = _resized(image, (new_height, new_width))
         request["result"] = result
         request["inverse_trans"] = _Scaled(width / new_width, height / new_height)
@@ -274,10 +293,12 @@ class CopyMakeBorderTensor(_PerTensor):
         bottom: rows below.
         left: columns to the left.
         right: columns to the right.
-        pad_value: one number, or one for each channel.
+        pad_value: one number, or one for each channel, within the range of the tensor's dtype; rounded for integers.
+        max_pixels: a request for a larger image fails before anything is allocated for it.
 
     Raises:
         ValueError: if a request's own number is no whole number from 0 to 1048576.
+        KernelError: if ``pad_value`` is no number of the tensor's dtype, or the result has more than ``max_pixels``.
     """
 
     def __init__(
@@ -288,21 +309,25 @@ class CopyMakeBorderTensor(_PerTensor):
         left: Annotated[int, Between(0, LARGEST_SIDE)] = 0,
         right: Annotated[int, Between(0, LARGEST_SIDE)] = 0,
         pad_value: Sequence[float] = (0.0,),
+        max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
         super().__init__()
-        if not pad_value:
-            raise ConfigError("CopyMakeBorderTensor: pad_value must have a number, or one for each channel")
+        if problems := _pad_value_problems(self, pad_value):
+            raise ConfigError(*problems)
+        check_size(self, 1 + top + bottom, 1 + left + right, max_pixels)
+        self.max_pixels = max_pixels
         self.border = {"top": top, "bottom": bottom, "left": left, "right": right}
         self.pad_value = tuple(pad_value)
 
     def run(self, request: Request) -> None:
         image = _image_of(request, self)
-        border = {side: request.get(side, width) for side, width in self.border.items()}
-        for side, size in border.items():
-            if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= LARGEST_SIDE:
+        given = {side: request.get(side, width) for side, width in self.border.items()}
+        for side, size in given.items():
+            if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 0 <= size <= LARGEST_SIDE:
                 raise ValueError(
                     f"CopyMakeBorderTensor: {side} must be a whole number from 0 to {LARGEST_SIDE}, got {size!r}"
                 )
+        border = {side: int(size) for side, size in given.items()}
         height, width = image.shape[2:]
         size = (height + border["top"] + border["bottom"], width + border["left"] + border["right"])
         result = _filled(image, size, self.pad_value, self)
@@ -319,20 +344,30 @@ class WarpAffineTensor(_PerTensor):
     Args:
         target_h: height of the result.
         target_w: width of the result.
-        pad_value: one number for all channels.
+        pad_value: one number for all channels, within the range of the result's dtype.
+        max_pixels: what is larger is not made: a ConfigError, or for an image of more than four channels a KernelError.
 
     Raises:
         KeyError: if a request has no ``affine_matrix``.
         ValueError: if it is not 2 x 3, or cannot be inverted.
+        KernelError: if ``pad_value`` is no number of the result's dtype.
     """
 
-    def __init__(self, *, target_h: Side, target_w: Side, pad_value: float = 0.0) -> None:
+    def __init__(
+        self, *, target_h: Side, target_w: Side, pad_value: float = 0.0, max_pixels: MaxPixels = MOST_PIXELS
+    ) -> None:
         super().__init__()
+        if problems := _pad_value_problems(self, [pad_value]):
+            raise ConfigError(*problems)
+        check_size(self, target_h, target_w, max_pixels)
+        self.max_pixels = max_pixels
         self.size = (target_h, target_w)
         self.pad_value = pad_value
 
     def run(self, request: Request) -> None:
         image = _floats(_image_of(request, self))
+        check_pixels(self, *self.size, image.shape[1], self.max_pixels)
+        _as(self.pad_value, image, self)
         given = request["affine_matrix"]
         matrix = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given, np.float64)
         if matrix.shape != (2, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:, :2])) < 1e-12:
@@ -491,21 +526,49 @@ def _resized(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.nn.functional.interpolate(image, size, mode="bilinear", align_corners=False)
 
 
-def _filled(image: torch.Tensor, size: tuple[int, int], value: tuple[float, ...], backend: Backend) -> torch.Tensor:
+def _filled(
+    image: torch.Tensor,
+    size: tuple[int, int],
+    value: tuple[float, ...],
+    backend: ResizePadTensor | CopyMakeBorderTensor,
+) -> torch.Tensor:
     """Return a new image of one color."""
     channels = image.shape[1]
+    check_pixels(backend, *size, channels, backend.max_pixels)
     if len(value) not in (1, channels):
         raise KernelError(f"{type(backend).__name__}: expected {len(value)} channels, as pad_value has, got {channels}")
     if len(value) == 1:
-        return image.new_full((1, channels, *size), _as(value[0], image))
+        return image.new_full((1, channels, *size), _as(value[0], image, backend))
     filled = image.new_empty((1, channels, *size))
     for channel, number in enumerate(value):
-        filled[:, channel] = _as(number, image)
+        filled[:, channel] = _as(number, image, backend)
     return filled
 
 
-def _as(number: float, image: torch.Tensor) -> float | int:
-    return number if image.is_floating_point() else math.floor(number + 0.5)
+def _as(number: float, image: torch.Tensor, backend: Backend) -> float | int:
+    """Return a padding's number as one of the image's dtype, which torch would wrap around, or make infinite."""
+    lowest: float
+    highest: float
+    if image.dtype == torch.bool:
+        lowest, highest = 0, 1
+    else:
+        limits = torch.finfo(image.dtype) if image.is_floating_point() else torch.iinfo(image.dtype)
+        lowest, highest = limits.min, limits.max
+    rounded = number if image.is_floating_point() or not math.isfinite(number) else math.floor(number + 0.5)
+    if not fits(rounded, lowest, highest):
+        raise KernelError(
+            f"{type(backend).__name__}: pad_value must be between {lowest} and {highest} for {image.dtype}, "
+            f"got {number}"
+        )
+    return rounded
+
+
+def _pad_value_problems(backend: Backend, pad_value: Sequence[float]) -> list[str]:
+    if not pad_value:
+        return [f"{type(backend).__name__}: pad_value must have a number, or one for each channel"]
+    if not all(map(math.isfinite, pad_value)):
+        return [f"{type(backend).__name__}: pad_value must be finite, got {pad_value}"]
+    return []
 
 
 def _to_pixels(width: int, height: int) -> Any:

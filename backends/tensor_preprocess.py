@@ -15,6 +15,7 @@ from fastpipe.kernels import cuda
 from fastpipe.kernels._arguments import check_levels
 
 from ._handed_on import Pixels, Row
+from ._numbers import MOST_PIXELS, MaxPixels, check_results, check_size
 from ._places import claim_gpu, place_of
 from ._streams import InstanceStream, hand_over
 from ._torch_gpu import torch_gpu
@@ -62,6 +63,7 @@ class ResizeNormalizeTensor(Backend):
         device: the same in words: ``"cuda:1"``, several of them, or ``"all"``: each instance goes to the one that has
             the fewest. With neither, where the instance's other steps are, otherwise the first.
         max: the most images of a batch.
+        max_pixels: a larger size is a ConfigError.
 
     Raises:
         ConfigError: if there is no such GPU, or mean and std do not fit the colors.
@@ -83,7 +85,9 @@ class ResizeNormalizeTensor(Backend):
         device_id: Annotated[int, Between(0, 1023)] | None = None,
         device: list[str] | None = None,
         max: Annotated[int, Between(1, 4096)] = 64,
+        max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
+        check_size(self, resize_h, resize_w, max_pixels)
         self.max_batch = max
         self.height, self.width = resize_h, resize_w
         self.filter: cuda.Filter = filter
@@ -93,7 +97,8 @@ class ResizeNormalizeTensor(Backend):
         self.std: float | tuple[float, ...] = std[0] if len(std) == 1 else tuple(std)
         try:
             check_levels(self.mean, self.std, color or "bgr", color or "bgr")
-        except KernelError as error:
+            check_results(mean, std, dtype)
+        except (KernelError, ConfigError) as error:
             raise ConfigError(f"ResizeNormalizeTensor: {error}") from None
         if (array, dtype) == ("cupy", "bfloat16"):
             raise ConfigError("ResizeNormalizeTensor: CuPy has no bfloat16; take array = 'torch'")

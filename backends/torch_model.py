@@ -22,6 +22,7 @@ from fastpipe.errors import BackendError, ConfigError
 
 from ._handed_on import Row
 from ._model_runs import bucket_of, run_in_groups
+from ._numbers import check_levels
 from ._places import Claim, claim_gpu, place_of
 from ._postprocessors import find_postprocessor, postprocess
 from ._streams import InstanceStream, hand_over
@@ -329,8 +330,7 @@ def _channels(mean: list[float] | None, std: list[float] | None) -> int:
     counts = {len(values) for values in (mean, std) if values is not None}
     if len(counts - {1}) > 1 or 0 in counts:
         raise ConfigError(f"mean and std need one number, or one for each channel, got {mean} and {std}")
-    if std is not None and 0 in std:
-        raise ConfigError(f"std must not have a zero, got {std}")
+    check_levels(mean, std)
     return max(counts, default=0)
 
 

@@ -20,6 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastpipe._secrets import is_secret_pair, looks_secret
+
 __all__ = ["Summary", "in_units", "summarize", "type_name"]
 
 LONGEST_TEXT = 120
@@ -176,7 +178,9 @@ def _short_collection(value: Any, depth: int) -> str:
         return f"{opening}...{closing}"
     if base is dict:
         shown = [(key, dict.__getitem__(value, key)) for key in _first(dict.__iter__(value))]
-        inner = ", ".join(f"{_short(key, depth + 1)}: {_short(item, depth + 1)}" for key, item in shown)
+        inner = ", ".join(f"{_short(key, depth + 1)}: {_short_under(key, item, depth)}" for key, item in shown)
+    elif is_secret_pair(value):
+        inner = f"{_short(value[0], depth + 1)}, {_short_under(value[0], value[1], depth)}"
     else:
         texts = [_short(item, depth + 1) for item in _first(base.__iter__(value))]
         if length > 2 and len(set(texts)) == 1:  # arrays of one shape
@@ -185,6 +189,11 @@ def _short_collection(value: Any, depth: int) -> str:
     if length > MOST_ITEMS:
         inner += f", ... {length - MOST_ITEMS} more"
     return f"{opening}{inner}{',' if base is tuple and length == 1 else ''}{closing}"
+
+
+def _short_under(key: Any, value: Any, depth: int) -> str:
+    """A value inside of another, unless its key says that it is nobody's business: summaries go to files and logs."""
+    return "<secret>" if looks_secret(key) else _short(value, depth + 1)
 
 
 def _first(items: Iterable[Any]) -> list[Any]:
@@ -212,7 +221,7 @@ def _short_object(value: Any, depth: int) -> str:
     names = [name for name in attributes if isinstance(name, str) and not name.startswith("_")]
     if not names or depth >= DEEPEST:
         return f"{_short_name(kind)} object"
-    inner = ", ".join(f"{name}={_short(attributes[name], depth + 1)}" for name in names[:MOST_ITEMS])
+    inner = ", ".join(f"{name}={_short_under(name, attributes[name], depth)}" for name in names[:MOST_ITEMS])
     return f"{_short_name(kind)}({inner}{', ...' if len(names) > MOST_ITEMS else ''})"
 
 

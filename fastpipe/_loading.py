@@ -10,8 +10,12 @@ from typing import Any
 
 from fastpipe.errors import PipeError
 from fastpipe.pipe import Pipe
+from fastpipe.registry import distrusting
 
 __all__ = ["pipe_named", "pipe_of_record"]
+
+MOST_CONFIGURATION_BYTES = 16 << 20  # a record may name any file of the machine
+REMEDY = "--config FILE takes a configuration of yours instead, --trust runs whatever the record names"
 
 
 def pipe_named(name: str) -> Pipe:
@@ -45,25 +49,52 @@ def pipe_named(name: str) -> Pipe:
     return found
 
 
-def pipe_of_record(configuration: Mapping[str, Any], config: Path | None) -> Pipe:
+def pipe_of_record(configuration: Any, config: Path | None, *, trust: bool, allow_missing: bool = False) -> Pipe:
     """Build the pipe that a record comes from.
 
     Args:
-        configuration: what the record says; see ``recorder``.
-        config: a file to use instead of the one that the record names.
+        configuration: what the record says; see ``recorder``. Anybody may have written it.
+        config: a file of the user's to use instead; of the record, nothing is then used unless it is trusted.
+        trust: build whatever the record names; otherwise what computes only, of what is in the box.
+        allow_missing: build it without the keys that were left out of the record.
 
     Raises:
         PipeError: the record cannot say what its pipe was, or its file is gone.
         ConfigError, ...: whatever ``Pipe`` raises.
     """
-    keywords = configuration.get("keywords") or {}
+    if config is not None and not trust:
+        return Pipe(config)
+    if not isinstance(configuration, dict):
+        raise PipeError(f"the record's configuration is damaged: a mapping is expected, got {configuration!r}")
+    keywords = _checked(configuration, "keywords", dict) or {}
+    left_out = [place for place in _checked(configuration, "left_out", list) or () if isinstance(place, str)]
+    if left_out and not allow_missing:
+        places = ", ".join(left_out)
+        raise PipeError(
+            f"the record leaves out the configuration's {places}, which look like secrets: say --config FILE or --pipe "
+            "module:attribute; --allow-missing builds it without"
+        )
     if config is not None:
         return Pipe(config, **keywords)
-    if configuration.get("needs"):
-        raise PipeError(str(configuration["needs"]))
-    path = configuration.get("file")
-    if path is None:
-        return Pipe(configuration.get("mapping"), **keywords)
-    if not Path(path).is_file():
+    needs = _checked(configuration, "needs", str)
+    if needs:
+        raise PipeError(needs)
+    path = _checked(configuration, "file", str)
+    mapping = _checked(configuration, "mapping", dict)
+    if path is not None and not Path(path).is_file():
         raise PipeError(f"the configuration {path} is not there: say --config FILE or --pipe module:attribute")
-    return Pipe(path, **keywords)
+    source = mapping if path is None else path
+    if trust:
+        return Pipe(source, **keywords)
+    if path is not None and Path(path).stat().st_size > MOST_CONFIGURATION_BYTES:
+        raise PipeError(f"{path} has more than {MOST_CONFIGURATION_BYTES} bytes: {REMEDY}")
+    with distrusting(REMEDY):
+        return Pipe(source, **keywords)
+
+
+def _checked(configuration: dict[str, Any], key: str, kind: type) -> Any:
+    """Return what a record says, which is of a type or missing: text, where a mapping is meant, would be a path."""
+    value = configuration.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise PipeError(f"the record's configuration is damaged: {key} is {value!r}")
+    return value

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastpipe._terminal import complain, escaped, escaped_line, print_rich
 from fastpipe.errors import PipeError
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. ``arguments`` are those behind the command's name."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser(given).parse_args(given)
-    # A file may name backends of modules beside which the command is run, as with `python -m`.
-    if os.getcwd() not in sys.path and "" not in sys.path:
+    # A file may name backends of modules beside which the command is run, as with `python -m`. A record may not: beside
+    # it may lie whatever came with it, under the name of a module that fastpipe imports.
+    if options.runs_own_code(options) and os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         status: int = options.run(options)
@@ -46,13 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return MISTAKES
     except (PipeError, OSError) as error:
-        sys.stderr.write(f"fastpipe: {error}\n")
+        complain(f"fastpipe: {error}")
+        return MISTAKES
+    except Exception:  # of code that a file names: its traceback is shown, but not by Python, which escapes nothing
+        import traceback
+
+        complain(traceback.format_exc().rstrip("\n"))
         return MISTAKES
     return status
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastpipe", description="Look at configurations of pipes, and into requests.")
+    parser.set_defaults(runs_own_code=lambda options: True)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     graph = commands.add_parser(
@@ -103,7 +111,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
         from fastpipe import replay as replaying
 
         replaying.add_arguments(replay)
-        replay.set_defaults(run=replaying.run)
+        replay.set_defaults(run=replaying.run, runs_own_code=replaying.is_trusted)
     return parser
 
 
@@ -120,8 +128,8 @@ def _graph(options: argparse.Namespace) -> int:
     try:
         picture = _picture_of(options.file)
     except PipeError as error:
-        hint = f"`fastpipe check {options.file}` says where"
-        sys.stderr.write(f"fastpipe graph: {options.file}: {error}\n{hint}\n")
+        name = escaped_line(str(options.file))
+        complain(f"fastpipe graph: {name}: {error}\n`fastpipe check {name}` says where")
         return MISTAKES
     if kind == "txt" and options.output is None:
         for rails, name, rest in picture.rows():
@@ -166,16 +174,20 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _show_finding(report: Report, finding: Finding) -> None:
-    place = [str(report.path), *(str(number) for number in (finding.line, finding.column) if number is not None)]
+    place = [
+        escaped_line(str(report.path)),
+        *(str(number) for number in (finding.line, finding.column) if number is not None),
+    ]
     kind = ("warning: ", "yellow") if finding.is_warning else ("", "")
     _say((f"{':'.join(place)}: ", "bold"), kind, (_one_line(finding.text), ""))
     if finding.line is None or finding.column is None or finding.line > len(report.lines):
         return
-    source = report.lines[finding.line - 1]
-    before, meant = source[: finding.column - 1], source[finding.column - 1 :][: finding.length]
+    raw = report.lines[finding.line - 1]
+    start, end = finding.column - 1, finding.column - 1 + finding.length
+    before, meant, rest = (escaped(part) for part in (raw[:start], raw[start:end], raw[end:]))
     margin = f"{finding.line:>5} | "
     caret = "^" + "~" * (_columns(meant) - 1)
-    _say((margin, "dim"), (source, ""))
+    _say((margin, "dim"), (before + meant + rest, ""))
     _say((" " * (len(margin) - 2) + "| ", "dim"), (_blank(before), ""), (caret, "bold red"))
 
 
@@ -184,7 +196,7 @@ def _show_summary(report: Report) -> None:
     said = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
     nodes = f"{report.node_count} node{'s' if report.node_count != 1 else ''}"
     colour = "red" if report.mistake_count else "yellow" if said else "green"
-    _say((f"{report.path}: ", "bold"), (", ".join(said) or f"no mistakes, {nodes}", colour))
+    _say((f"{escaped_line(str(report.path))}: ", "bold"), (", ".join(said) or f"no mistakes, {nodes}", colour))
 
 
 def _schema(options: argparse.Namespace) -> int:
@@ -216,8 +228,9 @@ def _say(*parts: Part) -> None:
         except ModuleNotFoundError:
             pass
         else:
-            Console(soft_wrap=True, highlight=False).print(Text.assemble(*parts))
+            print_rich(Console(soft_wrap=True), Text.assemble(*parts))
             return
+    text = escaped(text)
     encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode(encoding)

@@ -321,9 +321,10 @@ class Pipe(_core.Engine):
                 serve(pipe)
 
         A thread of its own writes. The pipe never waits for it and never fails with it: what is too much is dropped.
+        Files are their owner's alone. Values under keys that look like those of secrets are left out.
 
         Args:
-            path: the directory; it is made if it is not there.
+            path: the directory; it is made if it is not there, for its owner alone.
             sample: the share of all requests, 0 to 1, that are kept with their answers.
             failures: keep all requests that fail.
             limit: of files in the directory; the oldest go.

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastpipe._terminal import show
 from fastpipe.errors import PipeError, UnknownNode, nearest
 
 if TYPE_CHECKING:
     from fastpipe.debugger import Debugger
 
-__all__ = ["add_arguments", "interact", "run", "show"]
+__all__ = ["add_arguments", "interact", "run"]
 
 HELP = """\
   s, step [N]        take one step, or N; an empty line does the same as s
@@ -33,20 +34,6 @@ HELP = """\
 """
 MOST_PRINTED = 20_000
 PROMPT = "(fastpipe) "
-
-
-def show(shown: Any) -> None:
-    """Write something to the standard output: with rich in a terminal, if it is installed; otherwise as text."""
-    if sys.stdout.isatty():
-        try:
-            from rich.console import Console
-        except ImportError:
-            pass
-        else:
-            Console().print(shown, highlight=False, markup=False)
-            return
-    sys.stdout.write(f"{shown}\n")
-    sys.stdout.flush()
 
 
 def interact(debugger: Debugger) -> None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fastpipe import _records
 from fastpipe._describe import summarize, type_name
+from fastpipe._secrets import LEFT_OUT, looks_secret, own_copy_without, secret_texts
 from fastpipe.backend import Request
 from fastpipe.errors import PipeClosed, PipeError
 
@@ -42,6 +43,7 @@ MOST_QUEUED = 64
 # Of a request, so many values inside of lists and dicts are looked at for arrays to copy.
 MOST_COPIED_VALUES = 10_000
 DEEPEST = 16
+OWNERS_FOLDER = 0o700
 
 _NODE_IN_NOTE = re.compile(r"fastpipe: node '([^']+)'")
 _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -234,10 +236,17 @@ class _Writer:
         self.last_error: str | None = None
 
     def prepare(self) -> None:
-        """Make the directory, and see whether it can be written to."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Make the directory, its owner's alone, and see whether it can be written to; one that is there stays so."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(OWNERS_FOLDER)
+        except FileExistsError:
+            if not self.folder.is_dir():
+                raise
+        else:
+            self.folder.chmod(OWNERS_FOLDER)  # whatever the umask has taken away
         trial = self.folder / f".{os.getpid()}-{id(self)}.part"
-        trial.touch(exist_ok=False)
+        trial.touch(_records.OWNER_ONLY, exist_ok=False)
         trial.unlink()
 
     def work(self) -> None:
@@ -262,8 +271,11 @@ class _Writer:
             "time": ended.time.isoformat(),
             "outcome": "answered" if ended.error is None else "failed",
             "node_name": ended.inputs.get("node_name") if isinstance(ended.inputs.get("node_name"), str) else None,
-            "error": None if ended.error is None else _told_error(ended.error, node),
-            "summary": {str(key): summarize(value).text for key, value in ended.inputs.items()},
+            "error": None if ended.error is None else _told_error(ended.error, node, ended.inputs),
+            "summary": {
+                str(key): LEFT_OUT if looks_secret(key) else summarize(value).text
+                for key, value in ended.inputs.items()
+            },
             **encoded,
         }
         stamp = ended.time.strftime("%Y%m%d-%H%M%S-%f")
@@ -286,13 +298,21 @@ def _node_of(error: BaseException) -> str:
     return ""
 
 
-def _told_error(error: BaseException, node: str) -> dict[str, Any]:
+def _told_error(error: BaseException, node: str, inputs: Request) -> dict[str, Any]:
+    """What is to be known of an error; where it repeats a value that the record leaves out, the value is left out."""
+    secrets = sorted(set(secret_texts(inputs)), key=len, reverse=True)  # one may be a part of another
+
+    def scrubbed(text: str) -> str:
+        for secret in secrets:
+            text = text.replace(secret, "<secret>")
+        return text
+
     return {
         "type": type_name(error),
-        "message": message_of(error),
+        "message": scrubbed(message_of(error)),
         "node": node or None,
-        "notes": [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)],
-        "traceback": "".join(traceback.format_exception(error)),
+        "notes": [scrubbed(note) for note in getattr(error, "__notes__", ()) if isinstance(note, str)],
+        "traceback": scrubbed("".join(traceback.format_exception(error))),
     }
 
 
@@ -310,7 +330,8 @@ def message_of(error: BaseException) -> str:
 def _common_manifest(pipe: Pipe) -> dict[str, Any]:
     import fastpipe
 
-    source, keywords = (_with_names(written) for written in pipe._written)
+    left_out: list[str] = []
+    source, keywords = (_with_names(own_copy_without(written, left_out)) for written in pipe._written)
     described: dict[str, Any] = {"file": None, "keywords": None, "mapping": None, "needs": None}
     odd = next(_not_plain(keywords), None)
     if isinstance(source, str | Path):
@@ -324,6 +345,7 @@ def _common_manifest(pipe: Pipe) -> dict[str, Any]:
         described["keywords"] = _as_json(keywords)
     else:
         described = {"needs": f"{odd}: no text says what that is, so replay needs --pipe module:attribute"}
+    described["left_out"] = left_out
     versions = {"fastpipe": fastpipe.__version__, "python": sys.version.split()[0]}
     nodes = [config.name for config in pipe._configs]
     return {**versions, "directory": os.getcwd(), "configuration": described, "nodes": nodes}

@@ -2,12 +2,18 @@
 
 A name is looked up in that order, whatever its case. The box is a table of names; a module is imported when a
 configuration first names something in it, and an entry point when nothing else has its name.
+
+Whoever writes a configuration therefore runs code. For one that somebody else may have written (a record has one) there
+is ``distrusting``: within it, names mean what computes, of what is in the box, and nothing else is imported.
 """
 
 from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from fastpipe.backend import Backend
@@ -16,7 +22,7 @@ from fastpipe.errors import ConfigError, MissingExtra, nearest
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["find", "import_object", "known_names", "register", "resolve"]
+__all__ = ["distrusting", "find", "import_object", "known_names", "register", "resolve"]
 
 ENTRY_POINT_GROUP = "fastpipe.backends"
 
@@ -52,6 +58,12 @@ _EXTRAS = {
 }
 
 
+# Of the box, what reads or writes files, or runs code, that its parameters or a request name. All else only computes.
+_NEEDS_TRUST = frozenset(
+    ("readfile", "savemat", "savetensor", "loadtensor", "onnxtensor", "tensorrttensor", "torchtensor")
+)
+
+
 def _read_box() -> dict[str, tuple[str, str, str]]:
     table = {}
     for module, entries in _BOX.items():
@@ -64,6 +76,7 @@ def _read_box() -> dict[str, tuple[str, str, str]]:
 _BUILT_IN = _read_box()
 _REGISTERED: dict[str, tuple[str, Any, type[Backend] | Backend]] = {}  # folded name -> name, as given, resolved
 _entry_points: dict[str, EntryPoint] | None = None
+_distrust: ContextVar[str] = ContextVar("fastpipe distrust", default="")  # what to do about it; empty: all is trusted
 _lock = threading.Lock()  # guards writing _REGISTERED and reading the entry points once
 
 
@@ -91,6 +104,29 @@ def register(name: str, backend: Any) -> None:
             _REGISTERED[folded] = (name, backend, resolved)
 
 
+@contextmanager
+def distrusting(remedy: str) -> Iterator[None]:
+    """Let names mean only backends of the box that compute, within a ``with`` statement and on this thread.
+
+    Refused are ``"module:Name"``, what was registered, what other packages offer, and those of the box that read or
+    write files, or run code, which their parameters name: nothing is imported for any of them.
+
+    Args:
+        remedy: ends the error of what is refused: how the reader says that it is to be trusted.
+    """
+    token = _distrust.set(remedy)
+    try:
+        yield
+    finally:
+        _distrust.reset(token)
+
+
+def _refuse_if_distrusted(name: str, why: str) -> None:
+    remedy = _distrust.get()
+    if remedy:
+        raise ConfigError(f"{name!r} {why}, and the configuration may be anybody's: {remedy}")
+
+
 def find(name: str) -> type[Backend] | Backend:
     """Return what ``name`` means; a function is returned as the backend class made of it.
 
@@ -101,6 +137,10 @@ def find(name: str) -> type[Backend] | Backend:
     if ":" in name:
         return _from_object(import_object(name), repr(name))
     folded = name.lower()
+    if folded in _NEEDS_TRUST:
+        _refuse_if_distrusted(name, "opens files, or runs code, that its parameters or a request name")
+    elif folded not in _BUILT_IN:
+        _refuse_if_distrusted(name, "is not in the box")
     if folded in _BUILT_IN:
         return _from_box(*_BUILT_IN[folded])
     if folded not in _REGISTERED:
@@ -129,6 +169,7 @@ def import_object(path: str) -> Any:
     Raises:
         ConfigError: if there is no such module or name; what the module itself raises while imported is its cause.
     """
+    _refuse_if_distrusted(path, "is code")
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise ConfigError(f"{path!r}: 'package.module:Name' is expected")

@@ -6,6 +6,7 @@ It reproduces if the same error comes (type and message), or an equal answer. ``
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from fastpipe import _comparison, _records
 from fastpipe._describe import type_name
 from fastpipe._loading import pipe_named, pipe_of_record
+from fastpipe._terminal import Escaping, complain, escaped_line, show
 from fastpipe.errors import PipeError
 from fastpipe.pipe import Pipe
-from fastpipe.prompt import interact, show
+from fastpipe.prompt import interact
 from fastpipe.recorder import message_of, sha256_of
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Replay(tuple[Outcome, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        rows = [(_mark(outcome), outcome.name, *_told(outcome)) for outcome in self]
+        rows = [(_mark(outcome), escaped_line(outcome.name), *_told(outcome)) for outcome in self]
         width = max((len(name) for _, name, *_ in rows), default=0)
         lines = [f"{mark:9}  {name:{width}}  {'; '.join(filter(None, rest))}" for mark, name, *rest in rows]
         return "\n".join([*lines, self._total()])
@@ -69,7 +71,10 @@ class Replay(tuple[Outcome, ...]):
             style = _STYLES[_mark(outcome)]
             then, *now = _told(outcome)
             table.add_row(
-                Text(_mark(outcome), style=style), outcome.name, Text(then), Text("\n".join(filter(None, now)))
+                Text(_mark(outcome), style=style),
+                Text(escaped_line(outcome.name)),
+                Text(then),
+                Text("\n".join(filter(None, now))),
             )
         return Group(table, Text(self._total(), style="bold"))
 
@@ -86,9 +91,9 @@ def _mark(outcome: Outcome) -> str:
     return "same" if outcome.reproduced else "different"
 
 
-def _told(outcome: Outcome) -> tuple[str, str, str, str]:
+def _told(outcome: Outcome) -> list[str]:
     now = "" if outcome.reproduced or outcome.difference else outcome.now
-    return outcome.recorded, now, outcome.difference, outcome.remark
+    return [escaped_line(text) for text in (outcome.recorded, now, outcome.difference, outcome.remark)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +107,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument(
         "--config", metavar="FILE", type=Path, help="the configuration, instead of what the record names"
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run whatever the records name, code and files: for records that only you can have written",
     )
     parser.add_argument("--debug", action="store_true", help="take each request through the debugger, at a prompt")
     parser.add_argument(
@@ -121,12 +131,20 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         paths = list(records_in(arguments.paths))
     except OSError as error:
-        sys.stderr.write(f"fastpipe replay: {error}\n")
+        complain(f"fastpipe replay: {error}")
         return USAGE_ERROR
-    with _Pipes(arguments.pipe, arguments.config) as pipes:
+    with contextlib.ExitStack() as entered:
+        if not is_trusted(arguments):  # then whatever else writes there, such as logging, writes a stranger's text
+            entered.enter_context(contextlib.redirect_stderr(Escaping(sys.stderr)))
+        pipes = entered.enter_context(_Pipes(arguments))
         outcomes = Replay(_outcome(path, pipes, arguments) for path in paths)
     show(outcomes)
     return 0 if all(outcome.reproduced for outcome in outcomes) else 1
+
+
+def is_trusted(arguments: argparse.Namespace) -> bool:
+    """Say whether code of the user's is run: that of a configuration or a pipe of theirs, or of records they trust."""
+    return arguments.trust or arguments.pipe is not None or arguments.config is not None
 
 
 def records_in(paths: Iterable[Path]) -> Iterable[Path]:
@@ -150,17 +168,22 @@ def records_in(paths: Iterable[Path]) -> Iterable[Path]:
 class _Pipes:
     """Builds each pipe once, and closes all at the end."""
 
-    def __init__(self, name: str | None, config: Path | None) -> None:
-        self.name = name
-        self.config = config
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.name: str | None = arguments.pipe
+        self.config: Path | None = arguments.config
+        self.trust: bool = arguments.trust
+        self.allow_missing: bool = arguments.allow_missing
         self.built: dict[str, Pipe] = {}
 
     def of(self, record: _records.Record) -> Pipe:
         configuration = record.manifest.get("configuration") or {}
-        key = "" if self.name is not None else json.dumps(configuration, sort_keys=True)
+        is_of_record = self.name is None and (self.config is None or self.trust)
+        key = json.dumps(configuration, sort_keys=True) if is_of_record else ""
         if key not in self.built:
             self.built[key] = (
-                pipe_named(self.name) if self.name is not None else pipe_of_record(configuration, self.config)
+                pipe_named(self.name)
+                if self.name is not None
+                else pipe_of_record(configuration, self.config, trust=self.trust, allow_missing=self.allow_missing)
             )
         return self.built[key]
 

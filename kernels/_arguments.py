@@ -17,6 +17,7 @@ __all__ = [
     "Color",
     "Normalization",
     "check_conversion",
+    "check_fill",
     "check_levels",
     "check_normalization",
     "check_resize",
@@ -110,6 +111,15 @@ def check_levels(
     _check_color("target", target)
     channels = CHANNELS[target]
     return _per_channel("mean", _hashable(mean), channels), _per_channel("std", _hashable(std), channels)
+
+
+def check_fill(fill: Any, planes: int) -> Array:
+    """Check what is to be where no image is: a byte, or one for each of ``planes``; return it as an array."""
+    fills = np.asarray(fill)
+    is_whole = fills.dtype.kind in "iu" and fills.shape in ((), (planes,))
+    if not is_whole or not (fills.min() >= 0 and fills.max() <= 255):
+        raise KernelError(f"fill: expected a whole number of 0 to 255, or {planes} of them, got {fill!r}")
+    return fills
 
 
 def _check_color(what: str, color: str) -> None:

@@ -16,10 +16,12 @@ import numba
 import numpy as np
 from numba.extending import intrinsic, overload
 
-__all__ = ["convert", "convert_nogil", "normalize", "normalize_nogil", "resize", "resize_nogil"]
+__all__ = ["ARE_COMPILED", "convert", "convert_nogil", "normalize", "normalize_nogil", "resize", "resize_nogil"]
 
 _numba: Any = numba  # its annotations are incomplete
 _carray = _numba.carray
+
+ARE_COMPILED = not _numba.config.DISABLE_JIT  # False: addresses cannot be read here, and nothing below can be called
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

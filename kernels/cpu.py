@@ -3,7 +3,8 @@
     batch = normalize(images, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], target="rgb")
 
 Compiling takes seconds, once: the machine code is kept beside the source, or in the user's cache folder where that
-cannot be written to, or, if neither can, in this process only. Numba itself is imported by the first call too.
+cannot be written to, or, if neither can, in this process only. Numba itself is imported by the first call too. Where
+``NUMBA_DISABLE_JIT`` forbids it to compile, ``reference`` does the work: the same bits, much slower.
 
 Thread-safety: every function is reentrant. The GIL is released once per call, and not at all for few pixels.
 """
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from fastpipe.errors import MissingExtra
 
+from . import reference
 from ._arguments import CHANNELS, Array, Color, check_conversion, check_normalization, check_resize
 from .reference import BLUE, GREEN, RED, taps
 
@@ -54,6 +56,8 @@ def convert_color(image: Array, source: Color, target: Color, *, out: Array | No
         return out
     height, width = image.shape[:2]
     loops = _loops()
+    if loops is None:
+        return reference.convert_color(image, source, target, out=out)
     run = loops.convert if height * width < GIL_KEPT_BELOW_PIXELS else loops.convert_nogil
     run(
         _described([image], [(*image.strides, 1)[:3]]),
@@ -99,6 +103,9 @@ def normalize(
         MissingExtra: if Numba is not installed.
     """
     checked = check_normalization(images, mean, std, source, target, dtype, out)
+    loops = _loops()
+    if loops is None:
+        return reference.normalize(images, mean=mean, std=std, source=source, target=target, out=checked.out)
     count, planes, height, width = checked.batch_nchw.shape
     channels = CHANNELS[source]
     if all(image.flags.c_contiguous for image in checked.images):
@@ -110,7 +117,6 @@ def normalize(
     levels = _levels(checked.mean.tobytes(), checked.std.tobytes(), out.dtype)
     if out.dtype == np.float16:
         out = out.view(np.uint16)  # Numba cannot compute in float16, but it can copy the bits
-    loops = _loops()
     run = loops.normalize if count * height * width < GIL_KEPT_BELOW_PIXELS else loops.normalize_nogil
     run(
         _described(checked.images, strides),
@@ -145,6 +151,8 @@ def resize(image: Array, height: int, width: int, *, out: Array | None = None) -
     """
     out = check_resize(image, height, width, out)
     loops = _loops()
+    if loops is None:
+        return reference.resize(image, height, width, out=out)
     run = loops.resize if height * width < GIL_KEPT_BELOW_PIXELS else loops.resize_nogil
     run(
         _described([image], [image.strides]),
@@ -172,12 +180,13 @@ def prepare() -> None:
 
 
 @functools.cache
-def _loops() -> ModuleType:
+def _loops() -> ModuleType | None:
+    """Return the module of loops; None: Numba must not compile them, and they cannot run as they are written."""
     try:
         from . import _loops as loops
     except ImportError as error:
         raise MissingExtra("fastpipe.kernels.cpu", "cpu", error) from error
-    return loops
+    return loops if loops.ARE_COMPILED else None
 
 
 def _described(images: list[Array], strides: list[tuple[int, ...]]) -> Array:

@@ -31,7 +31,7 @@ import numpy as np
 
 from fastpipe.errors import KernelError
 
-from ._arguments import CHANNELS, Array, Color, check_levels
+from ._arguments import CHANNELS, Array, Color, check_fill, check_levels
 from ._cuda_device import OUTPUTS, Device, Slot, device
 from ._device_arrays import Arrays, arrays_of, stream_handle
 from .reference import BLUE, GREEN, RED
@@ -535,10 +535,7 @@ def _look(mean: Any, std: Any, source: Color, target: Color, fill: Any) -> bytes
     """Return the part of a launch that says how a byte becomes a number: ``struct Batch`` from ``planes`` on."""
     means, stds = check_levels(mean, std, source, target)
     planes = CHANNELS[target]
-    fills = np.asarray(fill)
-    is_whole = fills.dtype.kind in "iu" and fills.shape in ((), (planes,))
-    if not is_whole or not (fills.min() >= 0 and fills.max() <= 255):
-        raise KernelError(f"fill: expected a whole number of 0 to 255, or {planes} of them, got {fill!r}")
+    fills = check_fill(fill, planes)
     weights = [0, 0, 0]
     if target == "gray" and source != "gray":
         weights = [BLUE, GREEN, RED] if source == "bgr" else [RED, GREEN, BLUE]

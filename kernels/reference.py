@@ -14,7 +14,16 @@ import numpy.typing as npt
 
 from fastpipe.errors import KernelError
 
-from ._arguments import Array, Color, check_conversion, check_normalization, check_resize
+from ._arguments import (
+    CHANNELS,
+    Array,
+    Color,
+    check_conversion,
+    check_fill,
+    check_levels,
+    check_normalization,
+    check_resize,
+)
 
 __all__ = [
     "Color",
@@ -231,7 +240,7 @@ def warp(
         first.append(np.floor(inside).astype(np.int64))
         weight.append(np.rint((inside - np.floor(inside)) * 2048).astype(np.int64)[..., np.newaxis])
     framed = np.empty((sides[0] + 3, sides[1] + 3, 3), np.int64)  # one before, two behind
-    framed[:] = fill
+    framed[:] = check_fill(fill, 3)
     framed[1:-2, 1:-2] = image
     if border == "repeat":
         framed = np.pad(image, ((1, 2), (1, 2), (0, 0)), mode="edge").astype(np.int64)
@@ -309,6 +318,8 @@ def resize_normalize(
         KernelError: if shape, dtype or layout differ; the message has both, expected and got.
     """
     whole = np.broadcast_to([0, 0, height, width], (len(images), 4)) if places is None else np.asarray(places)
+    check_levels(mean, std, source, target)  # before the images are made, and the colors with it
+    fills = check_fill(fill, CHANNELS[target])
     canvases = []
     for image, (top, left, new_height, new_width) in zip(images, whole.tolist(), strict=True):
         in_color = np.repeat(image[..., np.newaxis], 3, axis=2) if image.ndim == 2 else image
@@ -318,7 +329,7 @@ def resize_normalize(
             made = resize_pillow(in_color, new_height, new_width, as_pillow_13=filter == "pillow13")
         converted = convert_color(made[..., 0] if image.ndim == 2 else made, source, target)
         canvas = np.empty((height, width, *converted.shape[2:]), np.uint8)
-        canvas[...] = fill
+        canvas[...] = fills
         canvas[top : top + new_height, left : left + new_width] = converted
         canvases.append(canvas)
     return normalize(canvases, mean=mean, std=std, source=target, target=target, dtype=dtype)

@@ -104,6 +104,13 @@ def test_logger_logs_types_and_shapes_and_changes_nothing(caplog: pytest.LogCapt
     assert requests[0]["result"] is requests[0]["data"]
 
 
+def test_a_key_that_a_request_brings_does_not_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor steer the terminal that shows it."""
+    with caplog.at_level(logging.INFO, "mine"):
+        run(basic.Logger(logger="mine"), {"data": 1, "x\nadmin logged in \x1b[2J": 2, 3: 4})
+    assert caplog.messages == ["request: data: int, 'x\\nadmin logged in \\x1b[2J': int, 3: int"]
+
+
 def test_read_file_gives_bytes_and_fails_what_cannot_be_read(tmp_path: Path) -> None:
     """A missing file fails its own request; the others have their bytes."""
     path = tmp_path / "a.bin"

@@ -461,6 +461,53 @@ def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixt
     assert said in capsys.readouterr().err
 
 
+CONTROL = "\x1b]0;title\x07\x9b2J\r\u202e"
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_no_raw_control_character_of_a_file_reaches_the_terminal(
+    is_terminal: bool, in_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its name, its text, its keys and what errors say of them, by every command."""
+    if is_terminal:
+        console = pytest.importorskip("rich.console", reason="colours come from rich")
+        real = console.Console
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        # Without colours, all escapes that are left would be the file's.
+        monkeypatch.setattr(
+            console, "Console", lambda **_: real(file=sys.stdout, no_color=True, color_system=None, soft_wrap=True)
+        )
+    told = CONTROL.encode("unicode_escape").decode("ascii")
+    in_toml = "".join(c if c == "\u202e" else f"\\u{ord(c):04x}" for c in CONTROL)
+    bad, good = Path(f"bad{CONTROL}\nforged.toml"), Path(f"good{CONTROL}.toml")
+    bad.write_text(f'["a{in_toml}"]\nbackend = "\u202eno{in_toml}"\nnext = "{in_toml}"\n# \x9b')
+    good.write_text(f'["{in_toml}"]\nbackend = "Logger"\nmessage = "{in_toml}"\nmax = "x{in_toml}"\n')
+    module = Path("our_raising_module.py")
+    module.write_text(f"raise ValueError({CONTROL!r})")
+    Path("raises.toml").write_text('[a]\nbackend = "our_raising_module:x"\n')
+    fine = Path("fine.toml")
+    fine.write_text('[a]\nbackend = "Identity"\n')
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"step{CONTROL}\nstep\nprint data\nbreak {CONTROL}\nrun\n"))
+    for words in (
+        ["check", str(bad), str(good), "raises.toml", f"absent{CONTROL}"],
+        ["graph", str(bad)],
+        ["graph", str(good)],
+        ["graph", "fine.toml"],
+        ["debug", str(good), "--data", "x"],
+        ["debug", "raises.toml", "--data", "x"],
+        ["debug", "fine.toml", "--data", CONTROL],
+        ["debug", "fine.toml", "--data", f"@absent{CONTROL}"],
+        ["debug", "fine.toml", "--data", "x", "--break", CONTROL],
+        ["replay", f"absent{CONTROL}"],
+    ):
+        main(words)
+        said = capsys.readouterr()
+        written = said.out + said.err
+        assert [c for c in written if not c.isprintable() and c not in "\n\t"] == [], words
+        assert told in written or words == ["graph", "fine.toml"], words
+        assert "\nforged" not in written
+
+
 def test_as_a_process(tmp_path: Path) -> None:
     """``python -m fastpipe``: the exit status is the process's, and it survives a reader that leaves."""
     (tmp_path / "pipe.toml").write_text('[a]\nbackend = "Pov"\n')

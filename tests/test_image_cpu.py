@@ -354,6 +354,51 @@ def test_a_request_with_an_impossible_size_fails(side: Any) -> None:
         run(image_geometry.DynamicResizeMat(), picture(), resize_h=5, resize_w=side)
 
 
+LARGE_REQUESTS: list[tuple[Any, dict[str, Any]]] = [
+    (image_geometry.DynamicResizeMat(), {"resize_h": 13_378, "resize_w": 13_378}),
+    (image_geometry.DynamicResizeMat(), {"resize_h": 1_048_576, "resize_w": 1_048_576}),
+    (image_geometry.DynamicResizeMat(max_pixels=99), {"resize_h": 10, "resize_w": 10}),
+    (image_geometry.PerspectiveTransformMat(), {"quad": [(0, 0), (20_000, 0), (20_000, 20_000), (0, 20_000)]}),
+    (image_geometry.PerspectiveTransformMat(max_pixels=99), {"quad": [(0, 0), (10, 0), (10, 10), (0, 10)]}),
+]
+
+
+@pytest.mark.parametrize(("backend", "keys"), LARGE_REQUESTS)
+def test_a_request_for_too_many_pixels_fails_alone_before_anything_is_made(
+    backend: Any, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few bytes that ask for gigabytes; the neighbours in the batch have their results."""
+    good = {"data": picture(), "resize_h": 3, "resize_w": 4, "quad": [(0, 0), (4, 0), (4, 3), (0, 3)]}
+    batch = [dict(good), {"data": picture(), **keys}, dict(good)]
+    with pytest.raises(ItemErrors) as caught:
+        backend.forward(batch)
+    assert list(caught.value.errors) == [1]
+    assert f"expected a result of at most max_pixels = {backend.max_pixels}, got " in str(caught.value.errors[1])
+    assert [request["result"].shape if "result" in request else None for request in batch] == [
+        (3, 4, 3), None, (3, 4, 3)
+    ]  # fmt: skip
+    monkeypatch.setattr(image_geometry, "cv2", None)  # nothing of it is called
+    with pytest.raises(KernelError, match="max_pixels"):
+        run(backend, picture(), **keys)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        image_geometry.ResizeMat(resize_h=400, resize_w=400, max_pixels=200_000),
+        image_geometry.CropResizeMat(resize_h=400, resize_w=400, max_pixels=200_000),
+        image_geometry.ResizePadMat(max_h=400, max_w=400, max_pixels=200_000),
+        image_geometry.LetterBoxMat(max_h=400, max_w=400, max_pixels=200_000),
+    ],
+    ids=lambda backend: type(backend).__name__,
+)
+def test_many_channels_count_as_many_pixels(backend: Any) -> None:
+    """An image of one pixel and five channels becomes no larger than one of four may; four are as good as three."""
+    run(backend, np.zeros((1, 1, 4), np.uint8), box=(0, 0, 1, 1))
+    with pytest.raises(KernelError, match="max_pixels = 200000, got 400 x 400 pixels of 5 channels"):
+        run(backend, np.zeros((1, 1, 5), np.uint8), box=(0, 0, 1, 1))
+
+
 def test_pillow_resize_is_pillows_bit_for_bit() -> None:
     """Up, down, one side only, to and from single pixels; BGR is as good as RGB, gray as color."""
     rng = np.random.default_rng(0)
@@ -596,10 +641,33 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"backend": "ResizePadMat", "max_h": 5, "max_w": 5, "pad_value": "1,2,3,4,5"}, "pad_value must have 1 to 4"),
     ({"backend": "AlignMat", "resize_h": 48, "max_w": 100}, "max_w must be a multiple of align = 32, got 100"),
     ({"backend": "NormalizeMat", "mean": "1, 2"}, "mean must have 1 or 3 numbers"),
-    ({"backend": "NormalizeMat", "std": "1, 0, 1"}, "std must not be zero"),
+    ({"backend": "NormalizeMat", "std": "1, 0, 1"}, "NormalizeMat: std must not have a zero in float32, got"),
+    ({"backend": "NormalizeMat", "std": "1e-60"}, "NormalizeMat: std must not have a zero in float32, got"),
+    ({"backend": "NormalizeMat", "std": "inf"}, "NormalizeMat: std must have finite numbers of float32, got"),
+    (
+        {"backend": "NormalizeMat", "std": "1, 0.001, 1", "dtype": "float16"},
+        "NormalizeMat: mean and std make numbers of up to 255000, which float16 has not",
+    ),
+    ({"backend": "NormalizeMat", "mean": "1, 1e39, 3"}, "NormalizeMat: mean must have finite numbers of float32, got"),
+    *(
+        (
+            {"backend": name, "resize_h": 20_000, "resize_w": 10_000},
+            f"{name}: a result of 20000 x 10000 pixels has more",
+        )
+        for name in ("ResizeMat", "PillowResizeMat", "CropResizeMat", "ResizePadMat", "LetterBoxMat")
+    ),
+    ({"backend": "ResizeMat", "resize_h": 2, "resize_w": 2, "max_pixels": 3}, "more than max_pixels = 3; a larger"),
+    ({"backend": "DynamicResizeMat", "max_pixels": 1 << 31}, "max_pixels.*between 1 and"),
     ({"backend": "NormalizeMat", "dtype": "float64"}, "dtype.*'float32' or 'float16'"),
     ({"backend": "DecodeMat", "max_pixels": 0}, "max_pixels.*between 1 and"),
 ]
+
+
+@pytest.mark.parametrize("value", [-1, 256, float("nan")])
+def test_a_padding_that_is_no_byte_is_refused_although_nobody_coerced_it(value: Any) -> None:
+    """A backend built by hand is as strict as one of a pipe."""
+    with pytest.raises(ConfigError, match="LetterBoxMat: pad_value must be between 0 and 255"):
+        image_geometry.LetterBoxMat(max_h=3, max_w=3, pad_value=[value])
 
 
 @pytest.mark.parametrize(("node", "message"), MISTAKES, ids=[f"{m[0]['backend']} {m[1][:12]}" for m in MISTAKES])

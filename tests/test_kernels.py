@@ -288,6 +288,15 @@ def test_a_wrong_argument_is_refused_with_expected_and_got(
     assert isinstance(caught.value, ValueError)
 
 
+@pytest.mark.parametrize("fill", [-1, 256, 1.5, [1, 2], float("nan")], ids=repr)
+def test_a_fill_that_is_no_byte_is_refused(fill: Any) -> None:
+    """It would wrap around, or lose its fraction."""
+    with pytest.raises(KernelError, match="fill: expected a whole number of 0 to 255, or 3 of them, got"):
+        reference.warp(PIXELS, np.eye(3), 4, 4, fill=fill)
+    with pytest.raises(KernelError, match="fill: expected a whole number of 0 to 255, or 3 of them, got"):
+        reference.resize_normalize([PIXELS], 2, 2, filter="opencv", fill=fill)
+
+
 @both
 def test_an_output_that_shares_the_images_memory_is_refused(kernels: ModuleType) -> None:
     """In place, a pixel would be read after it was written."""
@@ -358,6 +367,38 @@ def test_without_numba_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(MissingExtra, match=r"fastpipe.kernels.cpu needs numba: pip install 'fastpipe-engine\[cpu\]'"):
         cpu.normalize(PIXELS)
     assert reference.normalize(PIXELS).shape == (3, 4, 5)
+
+
+def test_where_numba_must_not_compile_the_reference_works(tmp_path: Path) -> None:
+    """NUMBA_DISABLE_JIT: kernels and the backends that use them give the same bits as ever."""
+    script = """
+import numpy, fastpipe
+from fastpipe.kernels import cpu, reference
+def refuse(*_, **__):
+    raise AssertionError("the loops were called")
+loops = __import__("fastpipe.kernels._loops", fromlist=["convert"])
+for name in loops.__all__:
+    if callable(getattr(loops, name)):
+        setattr(loops, name, refuse)
+cpu.prepare()
+one = numpy.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=numpy.uint8)
+two = numpy.stack([one, one[::-1]])
+out = numpy.empty((3, 9, 7), numpy.float16)
+same = [
+    cpu.convert_color(one, "bgr", "gray").tolist() == reference.convert_color(one, "bgr", "gray").tolist(),
+    cpu.resize(one, 5, 4).tolist() == reference.resize(one, 5, 4).tolist(),
+    cpu.normalize(one, mean=3, out=out) is out,
+    *(cpu.normalize(x, mean=[1, 2, 3], std=2).tolist() == reference.normalize(x, mean=[1, 2, 3], std=2).tolist()
+      for x in (one, two, [one], two[:0])),
+]
+for node in ({"backend": "CvtColorMat", "color": "rgb"}, {"backend": "NormalizeMat", "std": 2.0},
+             {"backend": "ResizeMat", "resize_h": 5, "resize_w": 4}):
+    with fastpipe.Pipe(node) as pipe:
+        same.append(pipe({"data": one})["result"].shape in ((9, 7, 3), (3, 9, 7), (5, 4, 3)))
+print(set(same))
+"""
+    pytest.importorskip("cv2", reason="the image backends need OpenCV")
+    assert run_python(script, cwd=tmp_path, NUMBA_DISABLE_JIT="1") == "{True}"
 
 
 # fastpipe.kernels alone, at a place of its own: what a read-only installation looks like (whoever runs the tests may

@@ -148,10 +148,13 @@ def exif_in(kind: str, exif: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(data)) + b"WEBP" + data
 
 
-def tiff(order: str, *entries: tuple[int, int, int, int]) -> bytes:
-    """Return EXIF data with these entries: tag, type, count, value."""
+def tiff(order: str, *entries: tuple[int, int, int, int], letter: str = "H") -> bytes:
+    """Return EXIF data with these entries: tag, type, count, value; ``letter`` is struct's for the value."""
     start = b"II*\0" if order == "<" else b"MM\0*"
-    packed = b"".join(struct.pack(f"{order}HHIHxx", *entry) for entry in entries)
+    packed = b"".join(
+        struct.pack(f"{order}HHI", *entry) + struct.pack(f"{order}{letter}", value).ljust(4, b"\0")
+        for *entry, value in entries
+    )
     return start + struct.pack(f"{order}IH", 8, len(entries)) + packed + bytes(4)
 
 
@@ -178,13 +181,39 @@ def test_all_eight_orientations_are_obeyed(orientation: int, order: str, kind: s
     np.testing.assert_array_equal(result, fuzzer.by_pillow(content))
 
 
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("order", ["<", ">"], ids=["little", "big"])
+@pytest.mark.parametrize(
+    ("stored_as", "letter", "count"),
+    [(4, "I", 1), (6, "b", 1), (8, "h", 1), (9, "i", 1), (13, "I", 1), (3, "H", 2), (8, "h", 2)],
+    ids=["LONG", "SBYTE", "SSHORT", "SLONG", "IFD", "two SHORT", "two SSHORT"],
+)
+def test_an_orientation_is_obeyed_however_the_number_is_stored(
+    stored_as: int, letter: str, count: int, order: str, kind: str
+) -> None:
+    """As Pillow does, and OpenCV wherever the number lies in the two bytes that it looks at."""
+    content = exif_in(kind, tiff(order, (corpus.ORIENTATION_TAG, stored_as, count, 6), letter=letter))
+    result = decoded(content)
+    np.testing.assert_array_equal(result, fuzzer.by_pillow(content))
+    upright = decoded(exif_in(kind, tiff(order)))
+    np.testing.assert_array_equal(result, upright.transpose(1, 0, 2)[:, ::-1])
+    if order == "<" or letter in "Hh":
+        by_opencv = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        np.testing.assert_array_equal(result, by_opencv)
+
+
 DAMAGED_EXIF = {
     "empty": b"",
     "no order": b"XX*\0" + tiff("<", (corpus.ORIENTATION_TAG, 3, 1, 6))[4:],
     "0": tiff("<", (corpus.ORIENTATION_TAG, 3, 1, 0)),
     "9": tiff("<", (corpus.ORIENTATION_TAG, 3, 1, 9)),
     "text": tiff("<", (corpus.ORIENTATION_TAG, 2, 1, 6)),
-    "two of them": tiff("<", (corpus.ORIENTATION_TAG, 3, 2, 6)),
+    "three of them": tiff("<", (corpus.ORIENTATION_TAG, 3, 3, 6)),
+    "two wide ones": tiff("<", (corpus.ORIENTATION_TAG, 4, 2, 6)),
+    "none of them": tiff("<", (corpus.ORIENTATION_TAG, 4, 0, 6)),
+    "bytes": tiff("<", (corpus.ORIENTATION_TAG, 1, 1, 6)),
+    "a negative number": tiff("<", (corpus.ORIENTATION_TAG, 9, 1, -6), letter="i"),
+    "a large number": tiff("<", (corpus.ORIENTATION_TAG, 4, 1, 0x10006), letter="I"),
     "cut in the entry": tiff("<", (corpus.ORIENTATION_TAG, 3, 1, 6))[:16],
     "directory outside": b"II*\0\xff\xff\xff\xff" + tiff("<", (corpus.ORIENTATION_TAG, 3, 1, 6))[8:],
     "65535 entries": b"II*\0" + struct.pack("<IH", 8, 65535) + bytes(12 * 1000),

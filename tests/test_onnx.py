@@ -438,12 +438,37 @@ def test_mean_and_std_reach_an_input_that_is_read_inside_a_branch():
         ([1.0, 2.0], [1.0, 2.0, 3.0], "one number, or one for each channel"),
         ([], None, "one number, or one for each channel"),
         (None, [1.0, 0.0, 1.0], "std must not have a zero"),
+        (None, [1e-60], "std must not have a zero in float32"),
+        (None, [float("inf")], "std must have finite numbers of float32, got"),
+        ([1e39], [1.0], "mean must have finite numbers of float32, got"),
     ],
 )
 def test_mean_and_std_that_cannot_be_meant_are_refused(mean, std, problem):
     """A wrong number of channels, or a division by zero."""
     with pytest.raises(ConfigError, match=problem):
         OnnxTensor(model=convolution_model(), mean=mean, std=std)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "problem"),
+    [
+        ([65_520.0], None, "mean must have finite numbers of float16"),
+        (None, [1e-9], "std must not have a zero in float1"),
+    ],
+)
+def test_mean_and_std_are_held_against_the_dtype_of_the_input(mean, std, problem):
+    """An input of halves is normalised in halves, where a small std is zero and a large mean infinite."""
+    node = helper.make_node("Identity", ["x"], ["y"])
+    shape = ["n", 1, 2, 2]
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT16, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    with pytest.raises(ConfigError, match=problem):
+        OnnxTensor(model=model, mean=mean, std=std)
 
 
 def test_fp16_keeps_the_types_of_inputs_and_outputs_and_is_close():

@@ -7,6 +7,8 @@ import datetime
 import gc
 import io
 import json
+import os
+import stat
 import subprocess
 import sys
 import threading
@@ -20,7 +22,16 @@ import numpy as np
 import pytest
 
 import fastpipe
-from fastpipe import Backend, Pipe, PipeClosed, PipeError, _comparison, _records, replay
+from fastpipe import (
+    Backend,
+    Pipe,
+    PipeClosed,
+    PipeError,
+    _comparison,
+    _records,
+    _secrets,
+    replay,
+)
 from fastpipe.recorder import MOST_QUEUED, Recording
 
 Request = dict[str, Any]
@@ -518,7 +529,7 @@ def recorded(source: Any, *numbers: Any, folder: str = "records", **keys: Any) -
 def test_what_was_recorded_reproduces_in_a_fresh_process(project: Path) -> None:
     """The same error, addresses aside, and the same answer; status 0."""
     recorded("pipe.toml", 2, 3, 6, sample=1.0)
-    command = [sys.executable, "-m", "fastpipe", "replay", "records"]
+    command = [sys.executable, "-m", "fastpipe", "replay", "--trust", "records"]
     ran = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
     lines = ran.stdout.splitlines()
@@ -534,7 +545,7 @@ def test_the_pipe_is_found_by_file_mapping_classes_or_name(project: Path, capsys
     recorded("pipe.toml", 3)
     recorded({"a": {"backend": "recorded_backends:half"}}, 5)
     recorded(backends.configuration, 7)
-    assert replayed(capsys, "records")[0] == 0
+    assert replayed(capsys, "records", "--trust")[0] == 0
     with backends.pipe() as pipe, pipe.record("named"):
         call(pipe, {"data": 3})
     for name in ("pipe", "configuration"):
@@ -549,7 +560,7 @@ def test_what_does_not_reproduce_is_told_and_the_status_is_1(project: Path, caps
     (project / "recorded_backends.py").write_text(changed)
     del sys.modules["recorded_backends"]
     (project / "pipe.toml").write_text(TOML + "\n")
-    status, lines = replayed(capsys, "records")
+    status, lines = replayed(capsys, "records", "--trust")
     assert status == 1
     assert "now ValueError: 3 is bad" in lines[0]
     assert "['result']['tenth']: 0.4, now 0.8" in lines[1]
@@ -561,11 +572,11 @@ def test_what_does_not_reproduce_is_told_and_the_status_is_1(project: Path, caps
 def test_a_record_that_lacks_a_value_is_not_run_unless_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It says which key; --allow-missing leaves it out."""
     recorded("pipe.toml", {"data": 3, "point": Point(1)})
-    status, lines = replayed(capsys, "records")
+    status, lines = replayed(capsys, "records", "--trust")
     assert status == 1
     assert lines[0].startswith("not run")
     assert f"the record lacks request['point'] ({Point.__module__}.Point); --allow-missing runs it without" in lines[0]
-    assert replayed(capsys, "records", "--allow-missing")[0] == 0
+    assert replayed(capsys, "records", "--trust", "--allow-missing")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -598,7 +609,7 @@ def test_a_configuration_that_is_gone_is_said(project: Path, capsys: pytest.Capt
     """With the ways to name another one."""
     recorded("pipe.toml", 3)
     (project / "pipe.toml").unlink()
-    _, lines = replayed(capsys, "records")
+    _, lines = replayed(capsys, "records", "--trust")
     assert "pipe.toml is not there: say --config FILE or --pipe module:attribute" in lines[0]
 
 
@@ -616,7 +627,7 @@ def test_a_file_that_is_no_record_is_a_row_of_the_table(project: Path, capsys: p
     """The others are replayed."""
     recorded("pipe.toml", 3)
     Path("records/a.fastpipe.zip").write_bytes(b"")
-    status, lines = replayed(capsys, "records")
+    status, lines = replayed(capsys, "records", "--trust")
     assert (status, lines[-1]) == (1, "1 of 2 reproduced")
     assert sum("is no record of fastpipe" in line for line in lines) == 1
 
@@ -628,7 +639,7 @@ def test_debug_stops_before_the_node_that_failed(
     recorded("pipe.toml", 6, {"data": "text"})
     recorded("pipe.toml", {"data": 5}, folder="other")
     monkeypatch.setattr("sys.stdin", io.StringIO("run\nprint data\nset data 4\nstep\nrun\n"))
-    status, lines = replayed(capsys, "other", "--debug")
+    status, lines = replayed(capsys, "other", "--trust", "--debug")
     text = "\n".join(lines)
     assert "breakpoint before a (after 0 steps)" in text
     assert "(fastpipe) print data\n5\n" in text
@@ -693,3 +704,158 @@ def test_the_handle_is_what_record_returns(pipe: Pipe, tmp_path: Path) -> None:
     with pipe.record(str(tmp_path)) as recording:
         assert isinstance(recording, Recording)
         assert repr(recording) == f"<fastpipe recording to {str(tmp_path)!r}: 0 written, 0 dropped>"
+
+
+# ---- secrets, and who may read -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("password", "DB_Password", "passphrase", "secret", "clientSecret", "token", "X-Auth-Token", "access_token"),
+        *("api_key", "API-Key", "apiKey", "Authorization", "Cookie", "Set-Cookie", "model_key", "model::key", "jwt"),
+        *("private_key", "credentials", b"authorization", "aws_secret_access_key", "DB_PWD"),
+    ],
+)  # fmt: skip
+def test_keys_that_look_like_those_of_secrets(key: str | bytes) -> None:
+    """Whatever their case, and however their words are joined."""
+    assert _secrets.looks_secret(key)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["data", "tokens", "token_ids", "max_tokens", "tokenizer", "key", "keys", "monkey", "pass", "author", 3, None],
+)
+def test_keys_that_do_not(key: Any) -> None:
+    """What language models are given, and words that have such words in them."""
+    assert not _secrets.looks_secret(key)
+
+
+HIDDEN = "correct horse battery"
+
+
+@dataclass
+class Login:
+    """A type of the user's with a secret in it."""
+
+    name: str
+    password: str
+
+
+class Refuses(Backend):
+    """Fails, and says with what."""
+
+    def forward(self, batch: list[Request]) -> None:
+        raise ValueError(f"no user has {batch[0]['password']!r}")
+
+
+def test_secrets_are_left_out_of_records_and_a_replay_says_which(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At any depth, in headers and objects, in what errors repeat, and in the configuration."""
+    request = {
+        "data": 3,
+        "password": HIDDEN,
+        "user": {"name": "x", "Api-Key": HIDDEN, "inner": [{"token": HIDDEN.encode()}]},
+        "headers": [("Authorization", HIDDEN), (b"cookie", HIDDEN.encode()), ("Accept", "*/*")],
+        "login": Login("x", HIDDEN),
+    }
+    nodes = {"a": {"backend": Refuses, "next": "b"}, "b": {"backend": "Add", "key": "x", "value": {"secret": HIDDEN}}}
+    folder = tmp_path / "records"
+    with Pipe(nodes) as pipe, pipe.record(folder, sample=1.0):
+        call(pipe, request)
+    (path,) = files_in(folder)
+    assert HIDDEN.encode() not in path.read_bytes()
+    record = _records.read(path)
+    why = "left out, as its key looks like that of a secret"
+    assert record.lost == [
+        f"request['password'] (str: {why})",
+        f"request['user']['Api-Key'] (str: {why})",
+        f"request['user']['inner'][0]['token'] (bytes: {why})",
+        f"request['headers'][0][1] (str: {why})",
+        f"request['headers'][1][1] (bytes: {why})",
+        f"request['login'] ({Login.__module__}.Login)",
+    ]
+    assert record.manifest["error"]["message"] == "no user has '<secret>'"
+    assert record.manifest["configuration"]["left_out"] == ["['b']['value']['secret']"]
+    assert record.request() == {"data": 3}
+    _, lines = replayed(capsys, str(path), "--trust")
+    assert "the record lacks request['password'] (str: left out, as its key looks like that of a secret); " in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("written", "place"),
+    [
+        ({"keywords": {"backend": "Pow", "model_key": HIDDEN}}, "['model_key']"),
+        ({"keywords": {"a": {"backend": "Pow", "Pow::api_key": HIDDEN}}}, "['a']['Pow::api_key']"),
+        ({"mapping": {"a": {"backend": f"OnnxTensor(model_key={HIDDEN})"}}}, "['a']['backend']"),
+        ({"mapping": {"a": {"backend": "Pow", "value": [{"token": HIDDEN}]}}}, "['a']['value'][0]['token']"),
+    ],
+)
+def test_a_configuration_is_kept_without_its_secrets(written: Any, place: str) -> None:
+    """Under any way to write a parameter."""
+    left_out: list[str] = []
+    kept = _secrets.own_copy_without(next(iter(written.values())), left_out)
+    assert left_out == [place]
+    assert HIDDEN not in repr(kept)
+
+
+def test_a_node_is_kept_whatever_it_is_called() -> None:
+    """Its secrets are not."""
+    left_out: list[str] = []
+    nodes = {"check_token": {"backend": "Pow", "api_key": HIDDEN}, "credentials": {"user": "x"}}
+    assert _secrets.own_copy_without(nodes, left_out) == {"check_token": {"backend": "Pow"}}
+    assert left_out == ["['check_token']['api_key']", "['credentials']"]
+
+
+def test_a_pipe_without_its_secrets_is_built_only_if_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], pipe: Pipe
+) -> None:
+    """A replay says what the configuration lacks, and the ways on."""
+    node = {"backend": "Add", "key": "x", "value": {"secret": 1}}
+    with Pipe(node) as adding, adding.record(tmp_path, sample=1.0):
+        adding({"data": 3})
+    _, lines = replayed(capsys, str(tmp_path))
+    assert lines[0].startswith("not run")
+    assert (
+        "the record leaves out the configuration's ['value']['secret'], which look like secrets: say --config"
+        in lines[0]
+    )
+    status, lines = replayed(capsys, str(tmp_path), "--allow-missing")
+    assert (status, lines[0][:9]) == (1, "different")
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o277])
+def test_records_are_their_owner_s_alone_whatever_the_umask(pipe: Pipe, tmp_path: Path, mask: int) -> None:
+    """Files 0600 from the moment they are there, and the directory 0700 if it is made."""
+    before = os.umask(mask)
+    try:
+        with pipe.record(tmp_path / "made" if mask != 0o277 else tmp_path / "one"):
+            call(pipe, {"data": 3})
+    finally:
+        os.umask(before)
+    (folder,) = files_in(tmp_path)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(path.stat().st_mode) for path in files_in(folder)] == [0o600]
+
+
+def test_a_directory_that_is_there_keeps_its_mode(pipe: Pipe, tmp_path: Path) -> None:
+    """It may be shared on purpose; the files in it are the owner's all the same."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o755)
+    with pipe.record(folder):
+        call(pipe, {"data": 3})
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    assert [stat.S_IMODE(path.stat().st_mode) for path in files_in(folder)] == [0o600]
+
+
+def test_a_record_is_not_written_through_a_link_of_somebody_else_s(tmp_path: Path) -> None:
+    """In a directory that others may write to: the link stays, what it leads to is not touched."""
+    other = tmp_path / "of_somebody"
+    other.write_text("theirs")
+    (tmp_path / ".x.zip.part").symlink_to(other)
+    with pytest.raises(FileExistsError):
+        _records.write(tmp_path / "x.zip", {}, {})
+    assert other.read_text() == "theirs"
+    assert (tmp_path / ".x.zip.part").is_symlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,47 @@ def test_to_the_cpu_and_to_a_gpu() -> None:
         assert torch.equal(run(ops.CpuTensor(), gone), tensor)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "limits"),
+    [
+        ("uint8", -1, "0 and 255"),
+        ("uint8", 256, "0 and 255"),
+        ("int8", 128, "-128 and 127"),
+        ("int16", -32_769, "-32768 and 32767"),
+        ("bool", 2, "0 and 1"),
+        ("float16", 65_505, "-65504.0 and 65504.0"),
+        ("bfloat16", 3.5e38, "-3.3895.* and 3.3895"),
+    ],
+)
+def test_a_padding_outside_of_the_dtype_is_an_error_with_its_name(dtype: str, value: float, limits: str) -> None:
+    """It neither wraps around nor becomes infinite; the other numbers of the list do not matter."""
+    data = torch.zeros((1, 2, 3, 3), dtype=getattr(torch, dtype))
+    message = (
+        f"CopyMakeBorderTensor: pad_value must be between {limits}.* for torch.{dtype}, got {re.escape(str(value))}"
+    )
+    for pad_value in ([value], [0, value]):
+        with pytest.raises(KernelError, match=message):
+            run(ops.CopyMakeBorderTensor(left=1, pad_value=pad_value), data)
+    if data.is_floating_point():
+        with pytest.raises(KernelError, match="ResizePadTensor: pad_value must be between"):
+            run(ops.ResizePadTensor(max_h=4, max_w=4, pad_value=[value]), data)
+        with pytest.raises(KernelError, match="WarpAffineTensor: pad_value must be between"):
+            run(
+                ops.WarpAffineTensor(target_h=2, target_w=2, pad_value=value),
+                data,
+                affine_matrix=[[1, 0, 0], [0, 1, 0]],
+            )
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("uint8", 255.4), ("int8", -128), ("bool", 1), ("float16", -65_504)])
+def test_a_padding_at_the_end_of_the_dtype_is_taken(dtype: str, value: float) -> None:
+    """Rounded, where there are no fractions."""
+    data = torch.zeros((1, 1, 1, 1), dtype=getattr(torch, dtype))
+    result = run(ops.CopyMakeBorderTensor(left=1, pad_value=[value]), data)
+    assert result.dtype == data.dtype
+    assert result[0, 0, 0, 0].item() == round(value)
+
+
 RESIZE = {"resize_h": 2, "resize_w": 2}
 
 
@@ -257,6 +299,29 @@ RESIZE = {"resize_h": 2, "resize_w": 2}
         ("CropTensor", {}, (3, 4, 4), {}, "box"),
         ("CopyMakeBorderTensor", {}, (3, 4, 4), {"left": -1}, "left must be a whole number from 0 to 1048576, got -1"),
         ("CopyMakeBorderTensor", {"pad_value": [1, 2]}, (3, 4, 4), {}, "expected 2 channels, as pad_value has, got 3"),
+        (
+            "CopyMakeBorderTensor",
+            {},
+            (3, 4, 4),
+            {"top": 1_048_576, "left": 1_048_576},
+            "at most max_pixels = 178956970, got 1048580 x 1048580 pixels of 3 channels",
+        ),
+        ("CopyMakeBorderTensor", {"max_pixels": 39}, (3, 4, 4), {"top": 6}, "max_pixels = 39, got 10 x 4 pixels"),
+        ("ResizeTensor", {"resize_h": 5, "resize_w": 8, "max_pixels": 40}, (5, 1, 1), {}, "max_pixels = 40, got 5 x 8"),
+        (
+            "ResizePadTensor",
+            {"resize_h": 5, "resize_w": 8, "max_pixels": 40},
+            (5, 1, 1),
+            {},
+            "max_pixels = 40, got 5 x 8 pixels of 5 channels",
+        ),
+        (
+            "WarpAffineTensor",
+            {"target_h": 5, "target_w": 8, "max_pixels": 40},
+            (5, 1, 1),
+            {},
+            "max_pixels = 40, got 5 x 8 pixels of 5 channels",
+        ),
         ("WarpAffineTensor", {"target_h": 2, "target_w": 2}, (3, 4, 4), {"affine_matrix": [1, 2]}, "a matrix of 2 x 3"),
         (
             "WarpAffineTensor",
@@ -296,6 +361,15 @@ def test_what_is_wrong_is_told_and_fails_alone(
         ("ResizePadTensor", {"max_h": 3}, r"max_w \(or resize_w\) is missing"),
         ("ResizePadTensor", {"max_h": 3, "max_w": 3, "pad_value": []}, "pad_value must have a number"),
         ("CopyMakeBorderTensor", {"pad_value": []}, "pad_value must have a number"),
+        ("CopyMakeBorderTensor", {"pad_value": [float("inf")]}, "CopyMakeBorderTensor: pad_value must be finite"),
+        ("CopyMakeBorderTensor", {"top": 20_000, "left": 20_000}, "a result of 20001 x 20001 pixels has more than"),
+        ("ResizePadTensor", {"max_h": 3, "max_w": 3, "pad_value": [float("nan")]}, "pad_value must be finite"),
+        ("ResizePadTensor", {"max_h": 20_000, "max_w": 20_000}, "a result of 20000 x 20000 pixels has more than"),
+        ("ResizeTensor", {"resize_h": 20_000, "resize_w": 20_000}, "max_pixels = 178956970; a larger max_pixels"),
+        ("ResizeTensor", {"resize_h": 2, "resize_w": 2, "max_pixels": 3}, "more than max_pixels = 3"),
+        ("PillowResizeTensor", {"resize_h": 20_000, "resize_w": 20_000}, "PillowResizeTensor: a result of 20000 x"),
+        ("WarpAffineTensor", {"target_h": 20_000, "target_w": 20_000}, "WarpAffineTensor: a result of 20000 x"),
+        ("WarpAffineTensor", {"target_h": 2, "target_w": 2, "pad_value": float("inf")}, "pad_value must be finite"),
     ],
 )
 def test_what_is_wrong_with_a_configuration_is_told(name: str, parameters: Any, message: str) -> None:

@@ -226,9 +226,13 @@ def test_what_does_not_fit_fails_alone(build: Callable[..., Any]) -> None:
         ({"mean": [1.0, 2.0]}, "mean: "),
         ({"std": [0.0]}, "std: "),
         ({"color": "gray", "mean": [1.0, 2.0, 3.0]}, "mean: "),
+        (
+            {"resize_h": 20_000, "resize_w": 20_000},
+            "a result of 20000 x 20000 pixels has more than max_pixels",
+        ),
     ],
 )
-def test_levels_that_cannot_be_are_refused(build: Callable[..., Any], parameters: Any, message: str) -> None:
+def test_levels_and_sizes_that_cannot_be_are_refused(build: Callable[..., Any], parameters: Any, message: str) -> None:
     """Before anything starts."""
     with pytest.raises(ConfigError, match=f"^ResizeNormalizeTensor: {message}"):
         build(**parameters)

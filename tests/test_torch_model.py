@@ -334,6 +334,8 @@ def test_a_request_without_data_is_told() -> None:
         ({"model": Sums(), "max": "4x3"}, "max or min has shapes of 1 inputs, but the model takes 2 to 3"),
         ({"max": "4x90", "mean": [1.0]}, "mean and std with 1 channels fit no input"),
         ({"mean": [1.0, 2.0], "std": [1.0, 2.0, 3.0]}, "mean and std need one number"),
+        ({"std": [1.0, 1e-60]}, "std must not have a zero in float32"),
+        ({"mean": [float("inf")]}, "mean must have finite numbers of float32"),
         ({"std": [0.0]}, "std must not have a zero"),
         ({"max": "4x3x6x5", "buckets": [8]}, r"buckets: the largest batch is 4, got \[8\]"),
         ({"max": "4.5"}, "max must be a batch size like 4"),

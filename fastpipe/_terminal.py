@@ -1,0 +1,82 @@
+r"""What the command line writes: the one way to the terminal, on which no text of others can do more than be read.
+
+Records, requests, names of files and errors may hold whatever a stranger has sent: control characters that move the
+cursor, set the window's title, or let a line look like another. Here they are shown as Python writes them: ``\x1b``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
+
+__all__ = ["Escaping", "complain", "escaped", "escaped_line", "print_rich", "show"]
+
+
+def escaped(text: str) -> str:
+    """Return text with everything escaped that is no visible character, blank, tab or end of a line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def escaped_line(text: str) -> str:
+    """Return text as one line, so that nobody's text can pass for a line of ours."""
+    return escaped(text).replace("\n", "\\n")
+
+
+def show(shown: Any) -> None:
+    """Write something to the standard output: with rich in a terminal, if it is installed; otherwise as text."""
+    if sys.stdout.isatty():
+        try:
+            from rich.console import Console
+        except ImportError:
+            pass
+        else:
+            print_rich(Console(), shown)
+            return
+    sys.stdout.write(f"{escaped(str(shown))}\n")
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """Write a line to the standard error output."""
+    sys.stderr.write(f"{escaped(text)}\n")
+
+
+def print_rich(console: Console, shown: Any) -> None:
+    """Print what rich can draw, or text; what is rich's own, colours and the like, is as it was."""
+    console.print(_Escaped(shown), highlight=False, markup=False)
+
+
+@dataclass(frozen=True)
+class _Escaped:
+    """Something that rich draws, with its text escaped."""
+
+    drawn: Any
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        from rich.segment import Segment
+
+        drawn = escaped(self.drawn) if isinstance(self.drawn, str) else self.drawn
+        for text, style, control in console.render(drawn, options.update(highlight=False, markup=False)):
+            yield Segment(text if control else escaped(text), style, control)
+
+
+class Escaping:
+    """A text stream in front of another, which escapes what is written: for others that write, such as ``logging``."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(escaped(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
