@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastpipe import ConfigError, PipeError, _records, registry
@@ -413,6 +413,7 @@ def read_whole(path: Path) -> None:
     assert isinstance(record.request(), dict)
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(nodes=st.lists(st.tuples(NODES, NODES), max_size=3), more=NODES)
 def test_any_values_in_a_manifest_are_read_or_refused(
     nodes: list[Any], more: Any, tmp_path_factory: pytest.TempPathFactory
@@ -425,6 +426,7 @@ def test_any_values_in_a_manifest_are_read_or_refused(
         read_whole(path)
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_record_with_any_bytes_changed_is_read_or_refused(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
