@@ -13,12 +13,17 @@ from fastpipe.errors import ConfigError, KernelError
 
 from ._model_data import _describe_item
 from ._model_shapes import InputSpec, Profile, is_within, make_profiles
+from ._torch_arrays import Unreadable, as_tensor
 from ._torch_files import Loaded
 
 __all__ = ["Fit", "Sample", "TorchInputs", "is_image"]
 
 # How many combinations of shapes, dtypes and devices are remembered as checked; a model fed with more starts anew.
 _REMEMBERED_FITS = 1024
+# Torch holds the wider unsigned types but hardly computes in them: a model that does not ask for one gets these, which
+# hold the same numbers. Nothing does for uint64.
+_COMPUTES_IN = {torch.uint16: torch.int32, torch.uint32: torch.int64}
+_WHOLE = {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 
 
 class Fit(NamedTuple):
@@ -127,18 +132,9 @@ class TorchInputs:
 
     def _to_tensor(self, place: int, value: Any) -> torch.Tensor:
         try:
-            if isinstance(value, torch.Tensor):
-                return value.detach() if value.requires_grad else value
-            if isinstance(value, np.ndarray | np.generic):
-                array = np.asarray(value)
-                if not array.flags.writeable or min(array.strides, default=0) < 0:
-                    array = array.copy()  # torch takes neither
-                return torch.from_numpy(array)
-            if hasattr(value, "__dlpack__"):
-                return torch.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise self._unusable(place, f"a {type(value).__name__} that torch cannot read: {error}") from error
-        raise self._unusable(place, f"a {type(value).__name__}, which is no array")
+            return as_tensor(value)
+        except Unreadable as error:
+            raise self._unusable(place, str(error)) from error
 
     def _find_fit(self, signature: tuple[tuple[torch.Size, torch.dtype, torch.device], ...]) -> Fit:
         """Return what is true of tensors with these shapes, dtypes and devices, and remember it."""
@@ -159,6 +155,11 @@ class TorchInputs:
             elif len(shape) != len(self._specs[place].shape) - 1:
                 raise self._unusable(place, f"{dtype} of shape {shape}")
             target = self._target(place, dtype, shape)
+            if target == torch.uint64 and self._dtypes is None:
+                raise self._unusable(
+                    place,
+                    f"{dtype} of shape {shape}, in which torch hardly computes: make it int64, or name it in dtypes",
+                )
             if not _may_become(dtype, target):
                 raise self._unusable(place, f"{dtype} of shape {shape}")
             shapes.append(shape)
@@ -199,6 +200,8 @@ class TorchInputs:
             wanted = self._dtypes[place]
         elif given.is_floating_point or given == torch.uint8:
             wanted = self._floats
+        else:
+            wanted = _COMPUTES_IN.get(given, given)
         return torch.float32 if self._channels and is_image((1, *item), wanted, self._channels) else wanted
 
     def _unusable(self, place: int, got: str) -> KernelError:
@@ -224,10 +227,13 @@ def _may_become(given: torch.dtype, wanted: torch.dtype) -> bool:
     """Say whether values may be converted: they may be rounded to a float, but never wrap around or lose a fraction."""
     if wanted.is_floating_point:
         return not given.is_complex
+    if given in _WHOLE and wanted in _WHOLE:  # torch has no common type for the wider unsigned ones
+        low, high = torch.iinfo(wanted).min, torch.iinfo(wanted).max
+        return bool(low <= torch.iinfo(given).min and torch.iinfo(given).max <= high)
     try:
-        return bool(torch.promote_types(given, wanted) == wanted)
-    except RuntimeError:  # torch has no common type for the wider unsigned ones
-        return bool(given == wanted)
+        return bool(given == wanted or torch.promote_types(given, wanted) == wanted)
+    except RuntimeError:  # nor one with floats of 8 bits
+        return False
 
 
 def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded) -> list[InputSpec] | None:

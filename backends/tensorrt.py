@@ -33,6 +33,7 @@ from ._places import claim_gpu, place_of
 from ._postprocessors import find_postprocessor, postprocess
 from ._streams import InstanceStream, hand_over
 from ._tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
+from ._torch_arrays import Unreadable, as_tensor
 from ._torch_gpu import torch_gpu
 from .encrypted import KEY_VARIABLE, ModelKey, decrypt, encrypt
 
@@ -284,16 +285,9 @@ class _TensorInputs(ModelInputs):
 
     def _to_tensor(self, spec: InputSpec, value: Any) -> torch.Tensor:
         try:
-            if isinstance(value, torch.Tensor):
-                tensor = value.detach()
-            elif isinstance(value, np.ndarray | np.generic):
-                tensor = torch.from_numpy(np.require(value, requirements=["C", "W"]))
-            elif hasattr(value, "__dlpack__"):
-                tensor = torch.from_dlpack(value)
-            else:
-                raise self._unusable(spec, f"a {type(value).__name__}, which is no array")
-        except (BufferError, RuntimeError, TypeError) as error:
-            raise self._unusable(spec, f"a {type(value).__name__} that torch cannot read: {error}") from error
+            tensor = as_tensor(value)
+        except Unreadable as error:
+            raise self._unusable(spec, str(error)) from error
         if tensor.dtype not in _NUMPY_DTYPES:
             raise self._unusable(spec, f"a tensor of {tensor.dtype}")
         return tensor

@@ -244,10 +244,10 @@ class TorchTensor(Backend):
         inputs = []
         for place, (tensors, shape, dtype) in enumerate(zip(by_input, fit.item_shapes, fit.dtypes, strict=True)):
             joined = self._staging.join(place, tensors, shape, self._device)
-            joined = joined.to(self._device, dtype, non_blocking=True)
             if rows > len(joined):
                 joined = torch.cat([joined, joined.new_zeros((rows - len(joined), *shape))])
-            inputs.append(joined)
+            # A copy, unless it is one already: a model that works in place must meet no memory of the caller's.
+            inputs.append(joined.to(dtype, copy=joined.data_ptr() == tensors[0].data_ptr()))
         if self._graphs is not None and self._graphs.is_complete:
             _say_once(f"{self._name}: requests of shape {_listed(fit.item_shapes)} are run without a CUDA graph")
         with torch.inference_mode():
@@ -282,7 +282,8 @@ class TorchTensor(Backend):
                 # The largest comes first, so that memory grows once. Twice: some of torch's work is the second one's.
                 with torch.inference_mode():
                     for size in [size for size in sizes for _ in range(2)]:
-                        self._checked(flatten(self._module(*[each[:size] for each in zeros])), size)
+                        # Copies, as the model may work in place.
+                        self._checked(flatten(self._module(*[each[:size].clone() for each in zeros])), size)
                 if self._stream is not None:
                     torch.cuda.current_stream().synchronize()
             except Exception as error:  # whatever the model raises
