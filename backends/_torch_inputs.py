@@ -84,6 +84,11 @@ class TorchInputs:
         else:
             self._counts = (len(self._specs), len(self._specs))
             self.profiles = make_profiles(self._specs, max, min)
+        self._misfit = loaded.rules.misfit if loaded.rules is not None else lambda items: None
+        for profile in self.profiles:
+            items = profile.largest_items()
+            if items is not None and (problem := self._misfit(items)) is not None:
+                raise ConfigError(f"max: input {self._name_of(problem[0])!r} must have {problem[1]}")
         if dtypes is not None and self._specs is not None and len(dtypes) != len(self._specs):
             raise ConfigError(f"there are {len(dtypes)} dtypes for {len(self._specs)} inputs")
         # Where several profiles take a request, it goes where it can have the most company.
@@ -165,6 +170,8 @@ class TorchInputs:
             shapes.append(shape)
             targets.append(target)
         items = tuple(shapes)
+        if (problem := self._misfit(items)) is not None:
+            raise KernelError(f"{self._model}, input {self._name_of(problem[0])!r}: expected {problem[1]}")
         if self._channels and not any(
             is_image((1, *shape), target, self._channels) for shape, target in zip(items, targets, strict=True)
         ):
@@ -205,7 +212,6 @@ class TorchInputs:
         return torch.float32 if self._channels and is_image((1, *item), wanted, self._channels) else wanted
 
     def _unusable(self, place: int, got: str) -> KernelError:
-        name = self._names[place] if self._names is not None and place < len(self._names) else f"number {place + 1}"
         if self._specs is None:
             expected = "a tensor with a batch axis of 1 in front (max='8x3x224x224' would say which shapes it may have)"
         else:
@@ -215,7 +221,10 @@ class TorchInputs:
             )
             dtype = f"{self._dtypes[place]} " if self._dtypes is not None else ""
             expected = f"{dtype}of shape {' or '.join(items)}, with or without a batch axis of 1 in front"
-        return KernelError(f"{self._model}, input {name!r}: expected {expected}, got {got}")
+        return KernelError(f"{self._model}, input {self._name_of(place)!r}: expected {expected}, got {got}")
+
+    def _name_of(self, place: int) -> str:
+        return self._names[place] if self._names is not None and place < len(self._names) else f"number {place + 1}"
 
 
 def is_image(shape: Sequence[int], dtype: torch.dtype, channels: int) -> bool:

@@ -516,14 +516,18 @@ def test_a_fixed_batch_is_filled_up(device: str, tmp_path: Path) -> None:
         TorchTensor(model=path, max=8, device=[device])
 
 
-def test_torchscript_is_loaded_and_said_to_be_deprecated(
+def test_torchscript_is_code_and_refused_unless_it_is_trusted(
     device: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And said to be deprecated."""
     model = Scores().eval()
     path = tmp_path / "model.pt"
     torch.jit.trace(model, torch.zeros(1, *SHAPE)).save(path)
+    with pytest.raises(ConfigError, match="it is TorchScript, whose operators may read and write files, .* trusted=true"):
+        TorchTensor(model=path, max="4x3x6x5", device=[device])
+    assert not caplog.text
     with caplog.at_level(logging.WARNING):
-        backend = TorchTensor(model=path, max="4x3x6x5", device=[device])
+        backend = TorchTensor(model=path, max="4x3x6x5", device=[device], trusted=True)
     assert "is TorchScript, which torch has deprecated" in caplog.text
     data = images(3)
     for result, image in zip(run(backend, *data), data, strict=True):
