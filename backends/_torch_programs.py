@@ -58,7 +58,9 @@ class SizeRules:
                 low, high = axis.range
                 if rest or value < low or (high is not None and value > high):
                     return place, f"{_in_words(axis)} in axis {number + 1}, as it was exported for, not {size}"
-                value_there, there = found.setdefault(axis.symbol, (value, f"axis {number + 1} of {self._names[place]!r}"))
+                value_there, there = found.setdefault(
+                    axis.symbol, (value, f"axis {number + 1} of {self._names[place]!r}")
+                )
                 if value_there != value:
                     wanted = axis.factor * value_there + axis.offset
                     return place, f"{wanted} in axis {number + 1}, which goes with {there}, not {size}"

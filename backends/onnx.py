@@ -26,7 +26,7 @@ from ._model_shapes import InputSpec, Profile, make_profiles
 from ._model_source import open_model
 from ._onnx_graph import LOG_SEVERITY, RAW_SUFFIX, prepare
 from ._postprocessors import find_postprocessor, postprocess
-from .encrypted import KEY_VARIABLE, ModelKey
+from .encrypted import ModelKey
 
 __all__ = ["OnnxTensor"]
 
@@ -84,7 +84,8 @@ class OnnxTensor(Backend):
         providers: names of execution providers, in order of preference.
         warm_up: run every batch size once, on zeros, while the instance is built. Where an item's size is open, this
             needs ``max`` to have shapes, and is done with those.
-        model_key: of an encrypted model: the environment variable that holds it, or a callable that returns it.
+        model_key: of an encrypted model: the environment variable that holds it, or a callable that returns it. A model
+            that is not encrypted is then refused. Without it, ``FASTPIPE_MODEL_KEY`` is looked for if it is needed.
 
     Raises:
         ConfigError: if the file is missing or no model, its key is missing or wrong, or the parameters do not fit it.
@@ -106,7 +107,7 @@ class OnnxTensor(Backend):
         threads: Annotated[int, Between(1, 4096)] | None = None,
         providers: list[str] | None = None,
         warm_up: bool = True,
-        model_key: ModelKey = KEY_VARIABLE,
+        model_key: ModelKey | None = None,
     ) -> None:
         self._name = f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
         try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastpipe._secrets import text_without
 from fastpipe.config import BYTE_ORDER_MARK, ONE_NODE_NAME, NodeConfig, examine
 from fastpipe.errors import GraphError, Mistake
 from fastpipe.graph import compile_graph
@@ -76,7 +77,8 @@ def check(path: Path) -> Report:
         text = source.decode()
     except (OSError, UnicodeDecodeError) as error:
         return Report(path, (Finding(f"cannot be read: {error}"),))
-    lines = tuple(line.rstrip("\r\n") for line in io.StringIO(text))  # TOML's lines, which "\u2028" does not end
+    # TOML's lines, which "\u2028" does not end. They are shown beside what is wrong with them, but for keys of models.
+    lines = tuple(text_without(line.rstrip("\r\n")) for line in io.StringIO(text))
     try:
         written = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

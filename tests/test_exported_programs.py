@@ -73,7 +73,9 @@ def test_max_is_a_batch_that_the_program_was_exported_for(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="max is a batch of 8, but the model was exported for at most 4: lower it"):
         TorchTensor(model=path, max=8, device=["cpu"])
     backend = TorchTensor(model=path, max=4, device=["cpu"])
-    assert run(backend, *[torch.full((1, 3), float(number)) for number in range(4)]) == [[[n * 2] * 3] for n in range(4)]
+    assert run(backend, *[torch.full((1, 3), float(number)) for number in range(4)]) == [
+        [[n * 2] * 3] for n in range(4)
+    ]
 
 
 @pytest.mark.parametrize("dim", [Dim.AUTO, Dim.DYNAMIC, Dim("batch", min=2, max=4)], ids=["auto", "dynamic", "2 to 4"])
@@ -115,7 +117,11 @@ def test_sizes_that_belong_together_are_checked_together(tmp_path: Path) -> None
     words = Dim("words", min=2, max=50)
     batch = Dim("batch", min=1, max=8)
     path = saved(
-        tmp_path / "m.pt2", Added(), torch.zeros(2, 4), torch.zeros(2, 5), dims=({0: batch, 1: words}, {0: batch, 1: words + 1})
+        tmp_path / "m.pt2",
+        Added(),
+        torch.zeros(2, 4),
+        torch.zeros(2, 5),
+        dims=({0: batch, 1: words}, {0: batch, 1: words + 1}),
     )
     backend = TorchTensor(model=path, max=2, device=["cpu"])
     assert run(backend, [torch.ones(1, 3), torch.ones(1, 4)]) == [[[6]]]
@@ -143,7 +149,9 @@ def test_a_size_in_steps_is_checked(tmp_path: Path) -> None:
 def test_a_batch_in_steps_is_refused(tmp_path: Path) -> None:
     """No number of requests that come one by one is sure to be even."""
     path = saved(tmp_path / "m.pt2", Doubled(), torch.zeros(4, 3), dims=({0: 2 * Dim("half", min=1, max=8)},))
-    with pytest.raises(ConfigError, match=r"input 'x' takes batches of 2\*\w+ only; export the program with a batch axis"):
+    with pytest.raises(
+        ConfigError, match=r"input 'x' takes batches of 2\*\w+ only; export the program with a batch axis"
+    ):
         TorchTensor(model=path, max=2, device=["cpu"])
 
 
@@ -195,7 +203,9 @@ def test_a_compiled_package_is_told_what_it_is(tmp_path: Path) -> None:
         archive.writestr("compiled/archive_format", "pt2")
         archive.writestr("compiled/data/aotinductor/model/code.so", b"")
     for trusted in (False, True):
-        with pytest.raises(ConfigError, match=r"a package of AOTInductor: .* torch.export.save, and compile='inductor'"):
+        with pytest.raises(
+            ConfigError, match=r"a package of AOTInductor: .* torch.export.save, and compile='inductor'"
+        ):
             TorchTensor(model=path, device=["cpu"], trusted=trusted)
 
 
@@ -221,7 +231,12 @@ class Everything(torch.nn.Module):
         words = self.encoder(words)
         shifted = torch.cond(x.sum() > 0, lambda given: given + 1, lambda given: given - 1, (x,))
         padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % 8))
-        return {"words": words, "shifted": shifted, "rows": padded.flatten(2), "rounded": torch.div(x, 3, rounding_mode="floor")}
+        return {
+            "words": words,
+            "shifted": shifted,
+            "rows": padded.flatten(2),
+            "rounded": torch.div(x, 3, rounding_mode="floor"),
+        }
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")

@@ -523,7 +523,9 @@ def test_torchscript_is_code_and_refused_unless_it_is_trusted(
     model = Scores().eval()
     path = tmp_path / "model.pt"
     torch.jit.trace(model, torch.zeros(1, *SHAPE)).save(path)
-    with pytest.raises(ConfigError, match="it is TorchScript, whose operators may read and write files, .* trusted=true"):
+    with pytest.raises(
+        ConfigError, match="it is TorchScript, whose operators may read and write files, .* trusted=true"
+    ):
         TorchTensor(model=path, max="4x3x6x5", device=[device])
     assert not caplog.text
     with caplog.at_level(logging.WARNING):

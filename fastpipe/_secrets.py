@@ -1,0 +1,91 @@
+"""Which keys have values that nobody but their owner should see: the one list of them, for records and summaries.
+
+A key is judged by its name alone, whatever its case and however its words are joined: ``API-Key``, ``apiKey`` and
+``api_key`` are the same. Text that holds a secret under another name is not noticed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["LEFT_OUT", "is_secret_pair", "looks_secret", "own_copy_without", "secret_texts", "text_without"]
+
+LEFT_OUT = "left out, as its key looks like that of a secret"
+
+# Of a key in lower case, without what joins its words. "token" only at the end: "tokens", "token_ids" and "tokenizer"
+# are what language models are given.
+_SECRET = re.compile(
+    r"passw(or)?d|passphrase|pwd$|secret|authorization|cookie|credential|bearer|jwt$|token$"
+    r"|(api|access|auth|private|secret|model|encryption|decryption|signing|ssh|shared)key"
+)
+_NOT_IN_WORDS = re.compile(r"[^a-z0-9]+")
+# A parameter in the bracket notation, as in "OnnxTensor(model_key=...)".
+_WRITTEN_PARAMETER = re.compile(r"([A-Za-z_][\w:-]*)\s*=")
+# A text that is shorter may be a part of any other.
+_SHORTEST_SCRUBBED = 4
+
+
+def looks_secret(key: Any) -> bool:
+    """Say whether a key, text or bytes, is named like that of a secret."""
+    if isinstance(key, bytes):
+        key = bytes.decode(key, "latin-1")
+    return isinstance(key, str) and _SECRET.search(_NOT_IN_WORDS.sub("", str.lower(key))) is not None
+
+
+def is_secret_pair(value: Any) -> bool:
+    """Say whether a value is a key like that with what belongs to it, as headers are: ``("Authorization", ...)``."""
+    return type(value) is tuple and len(value) == 2 and looks_secret(value[0])
+
+
+def own_copy_without(written: Any, left_out: list[str], where: str = "") -> Any:
+    """Return a configuration without the values of such keys; ``left_out`` gets the places where they were.
+
+    A text in bracket notation that has such a parameter is left out as a whole.
+    """
+    if isinstance(written, Mapping):
+        kept = {}
+        for key, inner in written.items():
+            place = f"{where}[{key!r}]"
+            if looks_secret(key) or (isinstance(inner, str) and _has_secret_parameter(inner)):
+                left_out.append(place)
+            else:
+                kept[key] = own_copy_without(inner, left_out, place)
+        return kept
+    if isinstance(written, list | tuple):
+        return [own_copy_without(inner, left_out, f"{where}[{index}]") for index, inner in enumerate(written)]
+    return written
+
+
+def _has_secret_parameter(text: str) -> bool:
+    return any(looks_secret(name) for name in _WRITTEN_PARAMETER.findall(text))
+
+
+def secret_texts(value: Any, depth: int = 8) -> Iterator[str]:
+    """Yield the texts under such keys, at any depth up to ``depth``: what an error may repeat."""
+    if not depth:
+        return
+    if type(value) is dict:
+        pairs = list(dict.items(value))
+    elif type(value) in (list, tuple):
+        pairs = [value] if is_secret_pair(value) else [(None, item) for item in value]
+    else:
+        return
+    for key, inner in pairs:
+        if not looks_secret(key):
+            yield from secret_texts(inner, depth - 1)
+        elif isinstance(inner, str | bytes) and len(inner) >= _SHORTEST_SCRUBBED:
+            yield inner if isinstance(inner, str) else inner.decode("latin-1")
+
+
+# A key of a file, or a parameter of the bracket notation, with what assigns to it.
+_ASSIGNED = re.compile(r"([A-Za-z_][\w:.-]*)[\"']?\s*=")
+
+
+def text_without(text: str) -> str:
+    """Return a line that was written for a configuration, up to the first value that nobody should see."""
+    for found in _ASSIGNED.finditer(text):
+        if looks_secret(found[1]):
+            return f"{text[: found.end()]} ..."
+    return text
