@@ -16,7 +16,7 @@ from fastpipe.errors import ConfigError
 
 __all__ = ["weights_beside"]
 
-# Of each kind of message, the fields that lead to an external file: number -> the kind of message in it. From onnx.proto.
+# Of each kind of message in onnx.proto, the fields that lead to an external file: number -> the kind of what is there.
 _MODEL, _GRAPH, _NODE, _ATTRIBUTE, _TENSOR, _SPARSE, _FUNCTION, _TRAINING, _ENTRY = range(9)
 _FIELDS: dict[int, dict[int, int]] = {
     _MODEL: {7: _GRAPH, 20: _TRAINING, 25: _FUNCTION},

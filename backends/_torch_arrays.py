@@ -15,7 +15,7 @@ import torch
 __all__ = ["Unreadable", "as_tensor", "from_numpy"]
 
 _KINDS = "biufc"
-# DLPack's numbers: memory of the host, of the host and page-locked for CUDA; CUDA's own, and what it shares with the host.
+# DLPack's numbers: memory of the host, also if page-locked for CUDA; CUDA's own, and what it shares with the host.
 _ON_HOST = (1, 3)
 _ON_CUDA = (2, 13)
 
@@ -53,7 +53,8 @@ def as_tensor(value: Any) -> torch.Tensor:
         if kind not in _ON_CUDA:
             raise Unreadable(f"a {name} on a device that torch is not asked to read (DLPack's number {kind})")
         _check_cuda_array(value)
-        return torch.from_dlpack(value)
+        tensor: torch.Tensor = torch.from_dlpack(value)  # type: ignore[attr-defined]
+        return tensor
     except Unreadable:
         raise
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:

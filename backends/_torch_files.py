@@ -115,8 +115,8 @@ def _from_file(path: Path, device: torch.device, *, trusted: bool) -> Loaded:
     kind = kind_of(content)
     if kind == "compiled":
         raise ConfigError(
-            "it is a package of AOTInductor: machine code for one kind of machine, which TorchTensor does not run. Save "
-            "the program itself with torch.export.save, and compile='inductor' compiles it where it runs"
+            "it is a package of AOTInductor: machine code for one kind of machine, which TorchTensor does not run. "
+            "Save the program itself with torch.export.save, and compile='inductor' compiles it where it runs"
         )
     try:
         if not trusted:

@@ -58,9 +58,8 @@ class SizeRules:
                 low, high = axis.range
                 if rest or value < low or (high is not None and value > high):
                     return place, f"{_in_words(axis)} in axis {number + 1}, as it was exported for, not {size}"
-                value_there, there = found.setdefault(
-                    axis.symbol, (value, f"axis {number + 1} of {self._names[place]!r}")
-                )
+                here = f"axis {number + 1} of {self._names[place]!r}"
+                value_there, there = found.setdefault(axis.symbol, (value, here))
                 if value_there != value:
                     wanted = axis.factor * value_there + axis.offset
                     return place, f"{wanted} in axis {number + 1}, which goes with {there}, not {size}"
@@ -120,7 +119,7 @@ def read_program(program: Any, device: torch.device) -> Program:
             )
         )
         items.append({place - 1: axis for place, axis in axes.items() if place and axis is not None})
-    module = move_to_device_pass(program, device).module()
+    module: torch.nn.Module = move_to_device_pass(program, device).module()
     if program.call_spec.in_spec != pytree.tree_structure(((0,) * len(names), {})):
         module = _Called(module, program.call_spec.in_spec, leaves)
     return Program(module, names, specs, dtypes, SizeRules(items, names))

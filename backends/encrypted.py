@@ -77,9 +77,7 @@ def find_key(source: ModelKey) -> bytes:
     variable = "the environment variable " + (KEY_VARIABLE if source == KEY_VARIABLE else "that model_key names")
     text = os.environ.get(source)
     if text is None:
-        hint = (
-            "" if source == KEY_VARIABLE else "; if that is the key itself, put it into a variable, and its name here"
-        )
+        hint = "" if source == KEY_VARIABLE else "; a key itself belongs into a variable, and its name here"
         raise ConfigError(f"its key is expected in {variable}, which is not set{hint}")
     try:
         key = bytes.fromhex(text)

@@ -142,7 +142,7 @@ def test_a_size_in_steps_is_checked(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.pt2", Halved(), torch.zeros(2, 8), dims=dims)
     backend = TorchTensor(model=path, max=2, device=["cpu"])
     assert run(backend, torch.ones(1, 6)) == [[[2, 2, 2]]]
-    with pytest.raises(ItemErrors, match="input 'x': expected 4 to 100 in steps of 2 in axis 1, .* not 7"):
+    with pytest.raises(ItemErrors, match=r"input 'x': expected 4 to 100 in steps of 2 in axis 1, .* not 7"):
         run(backend, torch.ones(1, 7))
 
 

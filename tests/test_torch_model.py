@@ -524,7 +524,7 @@ def test_torchscript_is_code_and_refused_unless_it_is_trusted(
     path = tmp_path / "model.pt"
     torch.jit.trace(model, torch.zeros(1, *SHAPE)).save(path)
     with pytest.raises(
-        ConfigError, match="it is TorchScript, whose operators may read and write files, .* trusted=true"
+        ConfigError, match=r"it is TorchScript, whose operators may read and write files, .* trusted=true"
     ):
         TorchTensor(model=path, max="4x3x6x5", device=[device])
     assert not caplog.text
