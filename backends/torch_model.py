@@ -41,13 +41,14 @@ class TorchTensor(Backend):
     """Run a torch model in batches, on the CPU or on a GPU.
 
     **Model**: a ``torch.nn.Module``, a class or function that makes one (``"package.module:Name"`` in a file), or a
-    file: an exported program (``.pt2``, of ``torch.export.save``) or TorchScript (which torch has deprecated). Files
-    that can run code when they are loaded, pickled modules before all, are refused unless ``trusted``.
+    file: an exported program (``.pt2``, of ``torch.export.save``). Files by which code can run, which are exported
+    programs with more than arithmetic in them, pickled modules, and TorchScript, are refused unless ``trusted``.
 
     **In**: ``data`` is a tensor, or for several inputs a list of them in the model's order or a mapping from input
     name to tensor: torch, NumPy, or anything with ``__dlpack__``, on any device. Each is one sample with a batch axis
     of 1 in front (``1CHW``); where the model or ``max`` says which shapes there are, it may be missing. Other floats
-    and uint8 become the type in which the model computes; other integers stay what they are.
+    and uint8 become the type in which the model computes; other integers stay what they are, but for uint16 and uint32,
+    which become int32 and int64. The model gets a copy, so that it may work in place.
 
     **Out**: ``result`` is the output's row with a batch axis of 1, or a list of them where the model has several
     outputs, on the model's device, complete. It is a view of a copy made for this batch: yours to change, and it keeps
@@ -55,7 +56,7 @@ class TorchTensor(Backend):
 
     **Batches**: requests of other shapes, dtypes or devices never share a run, and one that the model cannot take
     fails alone, with ``KernelError``. A model with a fixed batch size n takes 1 to n requests, and is fed zeros for
-    those that are missing.
+    those that are missing; so is an exported program with a smallest batch.
 
     **CUDA graphs**: on a GPU, where the shapes are known (an exported program, or ``max`` with shapes), every batch
     size in ``buckets`` is captured before the instance is ready, for the largest item; a batch is filled up with zeros
