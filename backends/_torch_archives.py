@@ -58,6 +58,8 @@ def harmless_copy(content: bytes) -> bytes:
         folded = {info.filename.lower() for info in infos}  # torch's reader of archives does not tell "A" from "a"
         if len(folded) < len(infos) or len({info.filename.partition("/")[0] for info in infos}) > 1:
             raise Suspicious("has two parts of one name")
+        if sum(info.file_size for info in infos) > len(content):
+            raise Suspicious("has parts that lie upon each other")
         for info in infos:
             record = info.filename.partition("/")[2]
             if info.compress_type != zipfile.ZIP_STORED:
@@ -104,7 +106,7 @@ _WORD = re.compile(r"[\w.+-]*", re.ASCII)
 # What operators are told in words, "mean" or "bchw,bchw->bc": torch puts them between quotes.
 _TEXT = re.compile(r"[\w .,:;<>=!?+*/|&%()\[\]{}-]*", re.ASCII)
 _OPERATOR = re.compile(
-    r"torch\.ops\.aten\.\w+\.\w+"
+    r"torch\.ops\.aten\.(__i?(and|or|xor|lshift|rshift)__|(?!__)\w+)\.(?!__)\w+"
     r"|torch\.ops\.higher_order\.(cond|while_loop|map_impl|scan|wrap_with_set_grad_enabled|wrap_with_autocast)"
     r"|torch\._?sym_\w+|math\.\w+"
     r"|_operator\.(abs|add|and_|eq|floordiv|ge|getitem|gt|index|inv|invert|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos|pow"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils import dlpack
 
 __all__ = ["Unreadable", "as_tensor", "from_numpy"]
 
@@ -53,7 +54,7 @@ def as_tensor(value: Any) -> torch.Tensor:
         if kind not in _ON_CUDA:
             raise Unreadable(f"a {name} on a device that torch is not asked to read (DLPack's number {kind})")
         _check_cuda_array(value)
-        tensor: torch.Tensor = torch.from_dlpack(value)  # type: ignore[attr-defined]
+        tensor: torch.Tensor = dlpack.from_dlpack(value)
         return tensor
     except Unreadable:
         raise

@@ -293,7 +293,6 @@ def test_an_engine_of_another_user_is_loaded_only_where_others_cannot_write(tmp_
     cache = EngineCache(tmp_path)
     cache.put(KEY, b"engine")
     monkeypatch.setattr(_engine_cache.os, "geteuid", lambda: 12345)
-    (path,) = tmp_path.glob("*.engine")
     real = os.fstat
 
     def of_another(descriptor):

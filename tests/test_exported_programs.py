@@ -320,6 +320,8 @@ def _set_container(kind: str, context: str = "null") -> Change:
         (_set_target("torch.serialization.os.getpid"), "calls 'torch.serialization.os.getpid', which is none"),
         (_set_target("torch.ops.mine.twice.default"), "calls 'torch.ops.mine.twice.default', which is none"),
         (_set_target("torch.ops.aten.from_file.default"), "calls 'torch.ops.aten.from_file.default', which is none"),
+        (_set_target("torch.ops.aten.__class__.mro"), "calls 'torch.ops.aten.__class__.mro', which is none"),
+        (_set_target("torch.ops.aten.mul.__class__"), "calls 'torch.ops.aten.mul.__class__', which is none"),
         (_set_target("torch.ops.load_library"), "calls 'torch.ops.load_library', which is none"),
         (_set_target("_operator.attrgetter"), "calls '_operator.attrgetter', which is none"),
         (_set_target("#extension:twice"), "calls '#extension:twice', which is none"),

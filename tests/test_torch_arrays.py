@@ -82,7 +82,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         raise AssertionError("memory of the host goes through NumPy")
 
     monkeypatch.setattr(torch, "from_numpy", keep)
-    monkeypatch.setattr(torch, "from_dlpack", refuse)
+    monkeypatch.setattr(torch.utils.dlpack, "from_dlpack", refuse)
     return arrays
 
 
@@ -167,7 +167,7 @@ def test_what_does_not_say_where_it_is_is_refused() -> None:
 
 def test_an_array_on_a_gpu_that_lies_as_torch_can_have_it_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is; so is one that says nothing of its strides, which is contiguous."""
-    monkeypatch.setattr(torch, "from_dlpack", lambda value: value)
+    monkeypatch.setattr(torch.utils.dlpack, "from_dlpack", lambda value: value)
     for interface in (None, {"typestr": "<f4", "shape": (2,)}, {"typestr": "<f4", "strides": (12, 4), "shape": (2, 3)}):
         value = Given(None, kind=2, interface=interface)
         assert _torch_arrays.as_tensor(value) is value
