@@ -12,6 +12,7 @@ import inspect
 import io
 import logging
 import pkgutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class Loaded(NamedTuple):
     dtypes: list[torch.dtype] | None  # the same
     is_exported: bool  # its types are a part of its graph
     rules: SizeRules | None = None  # of an exported program
+    arrange: Callable[[Any], Callable[..., Any]] | None = None  # makes of it what is called with tensors alone
 
 
 def describe(model: Any) -> str:
@@ -164,4 +166,5 @@ def _without_code(content: bytes, kind: str) -> bytes:
 
 def _exported(program: Any, device: torch.device) -> Loaded:
     found = read_program(program, device)
-    return Loaded(found.module, found.names, len(found.names), found.specs, found.dtypes, True, found.rules)
+    names, specs, dtypes = found.names, found.specs, found.dtypes
+    return Loaded(found.module, names, len(names), specs, dtypes, True, rules=found.rules, arrange=found.arrange)

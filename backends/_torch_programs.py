@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,11 +70,12 @@ class SizeRules:
 class Program(NamedTuple):
     """An exported program, ready to be run."""
 
-    module: torch.nn.Module  # called with the tensors alone, in their order
+    module: torch.nn.Module
     names: list[str]
     specs: list[InputSpec]
     dtypes: list[torch.dtype]
     rules: SizeRules
+    arrange: Callable[[Any], Callable[..., Any]] | None  # makes of the module what is called with tensors alone
 
 
 def read_program(program: Any, device: torch.device) -> Program:
@@ -119,28 +121,26 @@ def read_program(program: Any, device: torch.device) -> Program:
             )
         )
         items.append({place - 1: axis for place, axis in axes.items() if place and axis is not None})
-    module: torch.nn.Module = move_to_device_pass(program, device).module()
-    if program.call_spec.in_spec != pytree.tree_structure(((0,) * len(names), {})):
-        module = _Called(module, program.call_spec.in_spec, leaves)
-    return Program(module, names, specs, dtypes, SizeRules(items, names))
+    in_spec, arrange = program.call_spec.in_spec, None
+    if in_spec != pytree.tree_structure(((0,) * len(names), {})):
+        arrange = partial(_arranged, in_spec=in_spec, leaves=leaves)
+    module = move_to_device_pass(program, device).module()
+    return Program(module, names, specs, dtypes, SizeRules(items, names), arrange)
 
 
 _HERE = object()
 
 
-class _Called(torch.nn.Module):
-    """A program whose inputs are nested, given by keyword, or no tensors, as one of tensors alone."""
+def _arranged(module: Any, in_spec: Any, leaves: Sequence[Any]) -> Callable[..., Any]:
+    """Return a program whose inputs are nested, given by keyword, or no tensors, as one of tensors alone."""
 
-    def __init__(self, program: torch.nn.Module, in_spec: Any, leaves: list[Any]) -> None:
-        super().__init__()
-        self.program = program
-        self._in_spec, self._leaves = in_spec, leaves
-
-    def forward(self, *tensors: torch.Tensor) -> Any:
+    def run(*tensors: torch.Tensor) -> Any:
         rest = iter(tensors)
-        leaves = [next(rest) if leaf is _HERE else leaf for leaf in self._leaves]
-        arguments, keywords = pytree.tree_unflatten(leaves, self._in_spec)
-        return self.program(*arguments, **keywords)
+        given = [next(rest) if leaf is _HERE else leaf for leaf in leaves]
+        arguments, keywords = pytree.tree_unflatten(given, in_spec)
+        return module(*arguments, **keywords)
+
+    return run
 
 
 def _check_batch(name: str, value: torch.Tensor, axis: _Axis | None) -> None:

@@ -134,6 +134,8 @@ class TorchTensor(Backend):
             self._module: Any = loaded.module.to(self._device)
             if channels_last:
                 self._module = self._module.to(memory_format=torch.channels_last)
+            if loaded.arrange is not None:
+                self._module = loaded.arrange(self._module)
             if channels:
                 columns = (_column(mean, self._device), _column(std, self._device))
                 self._module = _normalized(self._module, channels, columns, known, floats)
