@@ -35,7 +35,7 @@ def kind_of(content: bytes) -> str:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             records = {name.partition("/")[2] for name in archive.namelist()}
-    except zipfile.BadZipFile:
+    except Exception:  # it is no archive, or one whose directory is damaged, of which zipfile makes all sorts of errors
         return "pickle"
     if "constants.pkl" in records:
         return "TorchScript"

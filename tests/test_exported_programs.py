@@ -370,6 +370,19 @@ def test_a_compressed_part_is_refused(tmp_path: Path) -> None:
         TorchTensor(model=path, device=["cpu"])
 
 
+def test_a_damaged_archive_is_refused_in_words(tmp_path: Path) -> None:
+    """Wherever the damage is."""
+    path = saved(tmp_path / "m.pt2", Doubled(), torch.zeros(2, 3))
+    content = path.read_bytes()
+    directory = content.rindex(b"PK\1\2")
+    for place in range(directory, len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x81]) + content[place + 1 :])
+        _torch_archives.kind_of(path.read_bytes())
+    path.write_bytes(content[:-30])
+    with pytest.raises(ConfigError, match="it is a pickle"):
+        TorchTensor(model=path, device=["cpu"])
+
+
 @pytest.mark.parametrize("content", [b"[]", b"{", b'{"graph_module": 3}', b"\xff"])
 def test_a_program_that_cannot_be_read_is_no_program(content: bytes, tmp_path: Path) -> None:
     path = saved(tmp_path / "m.pt2", Doubled(), torch.zeros(2, 3))
