@@ -198,6 +198,11 @@ def _drop_detours(model: onnx.ModelProto, old_names: set[str]) -> None:
                 node.op_type = "Identity"
                 del node.attribute[:]
                 node.input[0] = source.input[0]
+        read = {name for each in _graphs(graph) for node in each.node for name in node.input}
+        read |= {value.name for each in _graphs(graph) for value in each.output}
+        for source, _ in casts.values():
+            if source.op_type == "Cast" and source.output[0] not in read:
+                graph.node.remove(source)
 
 
 def _note_half_inputs(model: onnx.ModelProto) -> None:
