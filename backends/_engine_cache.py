@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ _SCHEMA = 1  # to be raised when what a key or a file means changes
 _MAGIC = b"fpengine"
 _HEADER = struct.Struct("<8s32sQ32s")  # magic, key, length of the content, its SHA-256
 _ENGINE, _LOCK, _PART = ".engine", ".lock", ".part"
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _FILE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
@@ -118,7 +120,7 @@ class EngineCache:
     def _read(self, path: Path, key: str) -> bytes | None:
         """Return the content of a whole file of this key, or None."""
         try:
-            data = path.read_bytes()
+            data = _content(path)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -139,7 +141,9 @@ class EngineCache:
         part = path.with_name(path.name + _PART)  # one name: what a killed writer left is overwritten by the next
         header = _HEADER.pack(_MAGIC, bytes.fromhex(key), len(content), hashlib.sha256(content).digest())
         try:
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            # Through no link, and not waiting, should somebody have put something else there.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(part, flags, 0o600)
             with open(descriptor, "wb") as file:
                 file.write(header)
                 file.write(content)
@@ -182,6 +186,24 @@ class EngineCache:
                 with _held(lock, may_wait=False) as is_ours, contextlib.suppress(OSError):
                     if is_ours:
                         part.unlink()
+
+
+def _content(path: Path) -> bytes:
+    """Return what is in a file that nobody but its owner, who is this user or root, can have written.
+
+    Raises:
+        OSError: if it cannot be read, is no plain file, or others could have put it there: they would run here.
+    """
+    # Without waiting: of a pipe that somebody has put there, nothing may ever come.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no plain file")
+        is_others = status.st_uid not in (os.geteuid(), 0) and os.stat(path.parent).st_mode & _OTHERS_WRITE
+        if is_others or status.st_mode & _OTHERS_WRITE:
+            raise OSError("others may have written it: keep engines in a folder that is yours alone")
+        return file.read()
 
 
 def _problem(data: bytes, key: str) -> str | None:

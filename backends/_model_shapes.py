@@ -31,6 +31,7 @@ class InputSpec:
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str, ...]  # with the batch axis in front; a dynamic axis has a name, not a number
+    ranges: tuple[tuple[int, int | None], ...] = ()  # of each axis; (): the model says nothing. None: no largest
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def make_profiles(specs: list[InputSpec], max: int | str | None, min: int | str 
     most, least = [group * count if len(group) == 1 else group for group in (most, least)]
     profiles = []
     for largest, smallest in zip(most, least, strict=True):
-        max_batch, pad_to = _batch_limits(fixed_batch, largest.batch, smallest.batch)
+        max_batch, pad_to = _batch_limits(fixed_batch, largest.batch, smallest.batch, _batch_range(specs))
         limits = [
             _item_limits(spec, low, high) for spec, low, high in zip(specs, smallest.items, largest.items, strict=True)
         ]
@@ -131,9 +132,19 @@ def _fixed_batch(specs: list[InputSpec]) -> int | None:
     return next((size for size in fixed if isinstance(size, int)), None)
 
 
-def _batch_limits(fixed: int | None, most: int | None, least: int | None) -> tuple[int, int]:
+def _batch_range(specs: list[InputSpec]) -> tuple[int, int | None]:
+    """Return the smallest and the largest batch of a model that says what it takes; None: there is no largest."""
+    ranges = [spec.ranges[0] for spec in specs if spec.ranges]
+    low = max((low for low, _ in ranges), default=1)
+    return low, min((high for _, high in ranges if high is not None), default=None)
+
+
+def _batch_limits(
+    fixed: int | None, most: int | None, least: int | None, allowed: tuple[int, int | None]
+) -> tuple[int, int]:
     """Return how many requests run together, and up to how many they are padded."""
     max_batch = most or fixed or least or 1
+    low, high = allowed
     if least is not None and least > max_batch:
         raise ConfigError(f"the batch of min is {least}, that of max only {max_batch}")
     if fixed is not None and max_batch > fixed:
@@ -141,7 +152,12 @@ def _batch_limits(fixed: int | None, most: int | None, least: int | None) -> tup
             f"max is a batch of {max_batch}, but the model's is fixed at {fixed}: "
             f"lower max, or export the model with a dynamic batch axis"
         )
-    return max_batch, fixed or least or 1
+    if high is not None and max_batch > high:
+        raise ConfigError(
+            f"{'max' if most else 'min'} is a batch of {max_batch}, but the model was exported for at most {high}: "
+            f"lower it, or export the model for larger ones"
+        )
+    return max_batch, fixed or max(least or 1, low)
 
 
 def _item_limits(spec: InputSpec, least: tuple[int, ...] | None, most: tuple[int, ...] | None) -> Limits:
@@ -165,6 +181,17 @@ def _item_limits(spec: InputSpec, least: tuple[int, ...] | None, most: tuple[int
             limits.append((size, size))
         elif low is not None and high is not None and low > high:
             raise ConfigError(f"min is {low} in axis {axis + 1} of input {spec.name!r}, max only {high}")
+        elif high is not None and spec.ranges and not _is_in(high, spec.ranges[axis + 1]):
+            least_size, most_size = spec.ranges[axis + 1]
+            exported_for = f"{least_size} or more" if most_size is None else f"{least_size} to {most_size}"
+            raise ConfigError(
+                f"max is {high} in axis {axis + 1} of input {spec.name!r}, the model was exported for {exported_for}"
+            )
         else:
             limits.append((1 if low is None else low, high))
     return tuple(limits)
+
+
+def _is_in(size: int, allowed: tuple[int, int | None]) -> bool:
+    low, high = allowed
+    return low <= size and (high is None or size <= high)

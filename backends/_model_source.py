@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from fastpipe.errors import ConfigError
 
-from .encrypted import ModelKey, decrypt, find_key, is_encrypted
-
-if TYPE_CHECKING:
-    import onnx
+from ._onnx_files import weights_beside
+from .encrypted import KEY_VARIABLE, ModelKey, decrypt, find_key, is_encrypted
 
 __all__ = ["ModelSource", "fingerprint", "open_model"]
 
@@ -25,57 +22,60 @@ class ModelSource(NamedTuple):
     model: Path | bytes
     secret: bytes | None  # the key of an encrypted one: what is made of it belongs under the same key
 
+    def __repr__(self) -> str:
+        """Say what it is, and nothing of what is in it: others' tools print the variables of a traceback."""
+        what = f"{len(self.model)} bytes" if isinstance(self.model, bytes) else repr(str(self.model))
+        return f"ModelSource({what}{', encrypted' if self.secret is not None else ''})"
 
-def open_model(model: Path | str | bytes, key: ModelKey) -> ModelSource:
+
+def open_model(model: Path | str | bytes, key: ModelKey | None) -> ModelSource:
     """Return a file that exists, or a content: as it was given, or of an encrypted file, decrypted.
 
+    Args:
+        model: an ONNX file, or the content of one.
+        key: where the key is; with it the model must be encrypted. None: in ``KEY_VARIABLE``, if it is.
+
     Raises:
-        ConfigError: if there is no such file, or it is encrypted and the key is missing or wrong.
+        ConfigError: if there is no such file, it is not encrypted though a key was given, it is and the key is missing
+            or wrong, or its weights lie where they must not.
         MissingExtra: if it is encrypted and the library cryptography is missing.
     """
+    source = _opened(model, key)
+    weights_beside(source.model)
+    return source
+
+
+def _opened(model: Path | str | bytes, key: ModelKey | None) -> ModelSource:
     if isinstance(model, bytes):
-        if not is_encrypted(model):
-            return ModelSource(model, None)
         content, name = model, f"model of {len(model)} bytes"
     else:
         path = Path(model)
         if not path.is_file():
             raise ConfigError(f"there is {'a folder' if path.is_dir() else 'nothing'} at {path.absolute()}, not a file")
         with path.open("rb") as file:
-            beginning = file.read(_LONGEST_MAGIC)
-            if not is_encrypted(beginning):
+            content, name = file.read(_LONGEST_MAGIC), str(path)
+            if is_encrypted(content):
+                content += file.read()
+            elif key is None:
                 return ModelSource(path, None)
-            content, name = beginning + file.read(), str(path)
-    secret = find_key(key)
-    return ModelSource(decrypt(content, secret, name), secret)
+    if is_encrypted(content):
+        secret = find_key(KEY_VARIABLE if key is None else key)
+        return ModelSource(decrypt(content, secret, name), secret)
+    if key is not None:
+        raise ConfigError("model_key is given, but it is not encrypted: somebody may have put another in its place")
+    return ModelSource(content, None)
 
 
 def fingerprint(model: Path | bytes) -> str:
     """Return the SHA-256 of an ONNX model, of its file and of the files beside it that hold its weights.
 
-    Needs the package onnx where the model is a file.
+    Raises:
+        ConfigError: if it names files that it must not, see ``weights_beside``.
     """
     if isinstance(model, bytes):
         return hashlib.sha256(model).hexdigest()
-    import onnx
-
     total = hashlib.sha256(model.read_bytes())
-    loaded = onnx.load(model, load_external_data=False)
-    for location in sorted({location for tensor in _tensors(loaded.graph) for location in _locations(tensor)}):
-        with (model.parent / location).open("rb") as file:
+    for location, path in weights_beside(model).items():
+        with path.open("rb") as file:
             total.update(location.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[Any]:
-    """Yield every constant of a graph and of those inside it."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
-
-
-def _locations(tensor: Any) -> list[str]:
-    return [entry.value for entry in tensor.external_data if entry.key == "location"]

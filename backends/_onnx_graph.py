@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,12 @@ import numpy as np
 from fastpipe.errors import ConfigError, MissingExtra
 
 from ._numbers import check_levels
+from ._onnx_files import weights_beside
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["LOG_SEVERITY", "RAW_SUFFIX", "prepare"]
+__all__ = ["HALF_INPUTS", "LARGEST_HALF", "LOG_SEVERITY", "RAW_SUFFIX", "prepare"]
 
 LOG_SEVERITY = 4
 """Fatal only: at "error", ONNX Runtime writes to stderr what it also raises."""
@@ -26,6 +28,12 @@ LOG_SEVERITY = 4
 RAW_SUFFIX = "::raw"
 """Put behind the name of an input whose values are normalised in the graph: the name itself is then the normalised
 tensor's, so that whoever reads it, also in the body of a loop, need not be changed."""
+
+HALF_INPUTS = "fastpipe.float16_inputs"
+"""The entry of a model's metadata with the names, as JSON, of the inputs whose values become float16 as they are."""
+
+LARGEST_HALF = 65504.0
+"""What float16 cannot exceed."""
 
 
 def prepare(
@@ -40,7 +48,9 @@ def prepare(
 
     Args:
         model: a file, or its content. Weights in files of their own are taken in.
-        half: compute in float16. Inputs and outputs keep their types; values that float16 cannot hold are clipped.
+        half: compute in float16. Inputs and outputs keep their types; constants that float16 cannot hold are clipped.
+            Operators that take float32 only (trees, those of quantised graphs) stay in it, and what they read is not
+            rounded on its way to them.
         mean: subtracted from every image input: one number, or one for each channel.
         std: then divides it; the same form, none zero.
         choose_float32: gets the names of all nodes and returns those that ``half`` leaves alone; without it, none.
@@ -80,14 +90,14 @@ def _changed(
     import onnx
 
     if half:
-        folded = _folded(model)
-        names = choose_float32([node.name for node in folded.graph.node])
-        loaded = _float16_converter().convert_float_to_float16(folded, keep_io_types=True, node_block_list=names)
+        loaded = _halved(_folded(model), choose_float32)
     else:
         loaded = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)
     if mean is not None or std is not None:
         # After the conversion, so that the normalisation is in the input's own precision.
         _normalize_images(loaded, mean, std)
+    if half:
+        _note_half_inputs(loaded)
     try:
         changed: bytes = loaded.SerializeToString()
     except ValueError as error:
@@ -110,8 +120,106 @@ def _folded(model: Path | bytes) -> onnx.ModelProto:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
         options.intra_op_num_threads = 1
-        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(_with_weights_inside(model), options, providers=["CPUExecutionProvider"])
         return onnx.load(options.optimized_model_filepath)
+
+
+def _with_weights_inside(model: Path | bytes) -> Path | bytes:
+    """Return the model in one piece: what ONNX Runtime writes elsewhere would look there for the weights beside it."""
+    import onnx
+
+    if isinstance(model, bytes) or not weights_beside(model):
+        return model
+    content: bytes = onnx.load(model).SerializeToString()
+    return content
+
+
+def _halved(model: onnx.ModelProto, choose_float32: Callable[[list[str]], list[str]]) -> onnx.ModelProto:
+    converter = _float16_converter()
+    chosen = choose_float32([node.name for node in model.graph.node])
+    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    taken = {node.name for node in nodes}
+    for number, node in enumerate(nodes):  # they are chosen by name, and converted nodes are told from new ones by it
+        if not node.name:
+            node.name = next(
+                name for name in (f"{node.op_type}_{number}{'_' * more}" for more in range(99)) if name not in taken
+            )
+            taken.add(node.name)
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    always = converter.ALWAYS_FLOAT_INPUTS  # whose inputs the converter knows by number
+    kept = [node.name for node in nodes if node.op_type not in always and not _takes_float16(node, versions)]
+    halved: onnx.ModelProto = converter.convert_float_to_float16(
+        model, keep_io_types=True, node_block_list=[*chosen, *kept]
+    )
+    _drop_detours(halved, taken)
+    return halved
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and those inside it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _graphs(inner)
+
+
+def _takes_float16(node: onnx.NodeProto, versions: Mapping[str, int]) -> bool:
+    """Say whether an operator that takes or gives float32 could have float16 in its place; of one unknown: no."""
+    import onnx
+
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    try:
+        schema = onnx.defs.get_schema(node.op_type, versions.get(domain, 1), domain)
+    except onnx.defs.SchemaError:
+        return False
+    allowed = {each.type_param_str: each.allowed_type_strs for each in schema.type_constraints}
+    for names, formals in ((node.input, schema.inputs), (node.output, schema.outputs)):
+        for name, formal in zip(names, formals, strict=False):
+            types = allowed.get(formal.type_str, [formal.type_str])
+            if name and "tensor(float)" in types and "tensor(float16)" not in types:
+                return False
+    return True
+
+
+def _drop_detours(model: onnx.ModelProto, old_names: set[str]) -> None:
+    """Lead what went from float32 to float16 and back, for the converter's sake alone, past float16."""
+    from onnx import TensorProto
+
+    for graph in _graphs(model.graph):
+        casts = {
+            node.output[0]: (node, next(each.i for each in node.attribute if each.name == "to"))
+            for node in graph.node
+            if node.op_type == "Cast" and node.name not in old_names
+        }
+        for node, kind in casts.values():
+            source, kind_there = casts.get(node.input[0], (None, None))
+            if source is not None and (kind_there, kind) == (TensorProto.FLOAT16, TensorProto.FLOAT):
+                node.op_type = "Identity"
+                del node.attribute[:]
+                node.input[0] = source.input[0]
+        read = {name for each in _graphs(graph) for node in each.node for name in node.input}
+        read |= {value.name for each in _graphs(graph) for value in each.output}
+        for source, _ in casts.values():
+            if source.op_type == "Cast" and source.output[0] not in read:
+                graph.node.remove(source)
+
+
+def _note_half_inputs(model: onnx.ModelProto) -> None:
+    """Write down which inputs become float16 as they are: what is larger than that can hold would become infinite."""
+    from onnx import TensorProto, helper
+
+    read = {name for graph in _graphs(model.graph) for node in graph.node for name in node.input}
+    read |= {value.name for value in model.graph.output}
+    floats = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    halves = {
+        node.input[0]
+        for node in model.graph.node
+        if node.op_type == "Cast"
+        and node.output[0] in read
+        and any(each.name == "to" and each.i == TensorProto.FLOAT16 for each in node.attribute)
+    }
+    helper.set_model_props(model, {HALF_INPUTS: json.dumps(sorted(floats & halves))})
 
 
 def _float16_converter() -> ModuleType:

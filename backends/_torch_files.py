@@ -1,8 +1,8 @@
 """Where a torch model comes from: a module, something that makes one, or a file; and what may be in a file.
 
-Loading a pickle runs whatever code its author put there. A file is therefore looked at first: TorchScript, which torch
-reads without Python's pickle, and exported programs whose parts all pass torch's own restricted reader are loaded; all
-else is refused, unless the caller trusts it.
+Loading a pickle runs whatever code its author put there, and TorchScript is code. A file is therefore looked at first:
+exported programs are loaded as far as ``_torch_archives`` understands them, all else is refused, unless the caller
+trusts it.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-import json
 import logging
 import pkgutil
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from fastpipe.errors import ConfigError
 
 from ._model_shapes import InputSpec
+from ._torch_archives import Suspicious, harmless_copy, kind_of
+from ._torch_programs import SizeRules, read_program
 
 __all__ = ["Loaded", "describe", "load"]
 
@@ -39,6 +38,8 @@ class Loaded(NamedTuple):
     specs: list[InputSpec] | None  # None: it does not say which shapes it takes
     dtypes: list[torch.dtype] | None  # the same
     is_exported: bool  # its types are a part of its graph
+    rules: SizeRules | None = None  # of an exported program
+    arrange: Callable[[Any], Callable[..., Any]] | None = None  # makes of it what is called with tensors alone
 
 
 def describe(model: Any) -> str:
@@ -113,14 +114,18 @@ def _put_in(module: torch.nn.Module, weights: Path) -> None:
 
 def _from_file(path: Path, device: torch.device, *, trusted: bool) -> Loaded:
     content = _existing(path).read_bytes()
-    records = _records(content)
-    kind = _kind(records)
+    kind = kind_of(content)
+    if kind == "compiled":
+        raise ConfigError(
+            "it is a package of AOTInductor: machine code for one kind of machine, which TorchTensor does not run. "
+            "Save the program itself with torch.export.save, and compile='inductor' compiles it where it runs"
+        )
     try:
+        if not trusted:
+            content = _without_code(content, kind)
         if kind == "TorchScript":
             _log.warning("'%s' is TorchScript, which torch has deprecated: torch.export replaces it", path)
             return _plain(torch.jit.load(io.BytesIO(content), map_location="cpu"))
-        if not trusted:
-            _refuse_code(content, records, kind)
         if kind == "exported":
             return _exported(torch.export.load(io.BytesIO(content)), device)
         module = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
@@ -141,84 +146,25 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _records(content: bytes) -> list[str]:
-    """Return the names in an archive, without its folder; none if it is no archive."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return [name.partition("/")[2] for name in archive.namelist()]
-    except zipfile.BadZipFile:
-        return []
+def _without_code(content: bytes, kind: str) -> bytes:
+    """Return a file that may be loaded though nobody vouches for it.
 
-
-def _kind(records: Sequence[str]) -> str:
-    # As torch.load tells them apart.
-    if "constants.pkl" in records:
-        return "TorchScript"
-    return "exported" if "archive_format" in records or "models/model.json" in records else "pickle"
-
-
-def _refuse_code(content: bytes, records: Sequence[str], kind: str) -> None:
-    """Raise ConfigError if reading the file may run code that is in it."""
-    reason = "it is a pickle"
+    Raises:
+        ConfigError: if loading it, or running it, may run code that is in it.
+    """
     if kind == "exported":
-        reason = _code_in_export(content, records)
-    if reason:
-        raise ConfigError(
-            f"{reason}, and loading that runs whatever code is in it: trusted=true loads it, if you know who made it"
-        )
-
-
-def _code_in_export(content: bytes, records: Sequence[str]) -> str:
-    """Return why torch would unpickle a part of an exported program without restrictions, or nothing."""
-    folded = [record.lower() for record in records]  # torch's reader of archives does not tell "A" from "a"
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if len(set(folded)) < len(folded) or len({name.partition("/")[0] for name in archive.namelist()}) > 1:
-            return "it has two parts of one name"
-        for name, record in zip(archive.namelist(), folded, strict=True):
-            if record.endswith("_config.json"):
-                config = json.loads(archive.read(name)).get("config", {})
-                if any(part.get("use_pickle") for part in config.values()):
-                    return "it has pickled parts"
-            elif record.endswith((".pt", ".pkl")):
-                try:
-                    torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
-                except Exception:  # it is not what the restricted reader takes, whatever it is
-                    return "it has pickled parts"
-            elif not (record in _PLAIN_RECORDS or record.startswith(("data/weights/", "data/constants/tensor_"))):
-                return f"it has a part '{record}' of an unknown kind"
-    return ""
-
-
-_PLAIN_RECORDS = {
-    "archive_format",
-    "archive_version",
-    "byteorder",
-    "version",
-    "models/model.json",
-    ".data/version",
-    ".data/serialization_id",
-    ".format_version",
-    ".storage_alignment",
-}
+        try:
+            return harmless_copy(content)
+        except Suspicious as error:
+            reason = f"it {error}, and loading that"
+    elif kind == "TorchScript":
+        reason = "it is TorchScript, whose operators may read and write files, and running that"
+    else:
+        reason = "it is a pickle, and loading that"
+    raise ConfigError(f"{reason} runs whatever code is in it: trusted=true loads it, if you know who made it")
 
 
 def _exported(program: Any, device: torch.device) -> Loaded:
-    from torch.export.passes import move_to_device_pass
-
-    names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
-    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    if len(names) != len(program.graph_signature.user_inputs) or not all(
-        isinstance(values.get(name), torch.Tensor) for name in names
-    ):
-        raise ConfigError("its inputs are not all tensors")
-    specs = [
-        InputSpec(
-            name,
-            np.dtype(np.float32),  # not asked for: the types are torch's, below
-            tuple(size if isinstance(size, int) else str(size) for size in values[name].shape),
-        )
-        for name in names
-    ]
-    dtypes = [values[name].dtype for name in names]
-    module = move_to_device_pass(program, device).module()
-    return Loaded(module, names, len(names), specs, dtypes, True)
+    found = read_program(program, device)
+    names, specs, dtypes = found.names, found.specs, found.dtypes
+    return Loaded(found.module, names, len(names), specs, dtypes, True, rules=found.rules, arrange=found.arrange)

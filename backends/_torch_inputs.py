@@ -13,12 +13,17 @@ from fastpipe.errors import ConfigError, KernelError
 
 from ._model_data import _describe_item
 from ._model_shapes import InputSpec, Profile, is_within, make_profiles
+from ._torch_arrays import Unreadable, as_tensor
 from ._torch_files import Loaded
 
 __all__ = ["Fit", "Sample", "TorchInputs", "is_image"]
 
 # How many combinations of shapes, dtypes and devices are remembered as checked; a model fed with more starts anew.
 _REMEMBERED_FITS = 1024
+# Torch holds the wider unsigned types but hardly computes in them: a model that does not ask for one gets these, which
+# hold the same numbers. Nothing does for uint64.
+_COMPUTES_IN = {torch.uint16: torch.int32, torch.uint32: torch.int64}
+_WHOLE = {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 
 
 class Fit(NamedTuple):
@@ -79,6 +84,11 @@ class TorchInputs:
         else:
             self._counts = (len(self._specs), len(self._specs))
             self.profiles = make_profiles(self._specs, max, min)
+        self._misfit = loaded.rules.misfit if loaded.rules is not None else lambda items: None
+        for profile in self.profiles:
+            items = profile.largest_items()
+            if items is not None and (problem := self._misfit(items)) is not None:
+                raise ConfigError(f"max: input {self._name_of(problem[0])!r} must have {problem[1]}")
         if dtypes is not None and self._specs is not None and len(dtypes) != len(self._specs):
             raise ConfigError(f"there are {len(dtypes)} dtypes for {len(self._specs)} inputs")
         # Where several profiles take a request, it goes where it can have the most company.
@@ -127,18 +137,9 @@ class TorchInputs:
 
     def _to_tensor(self, place: int, value: Any) -> torch.Tensor:
         try:
-            if isinstance(value, torch.Tensor):
-                return value.detach() if value.requires_grad else value
-            if isinstance(value, np.ndarray | np.generic):
-                array = np.asarray(value)
-                if not array.flags.writeable or min(array.strides, default=0) < 0:
-                    array = array.copy()  # torch takes neither
-                return torch.from_numpy(array)
-            if hasattr(value, "__dlpack__"):
-                return torch.from_dlpack(value)
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise self._unusable(place, f"a {type(value).__name__} that torch cannot read: {error}") from error
-        raise self._unusable(place, f"a {type(value).__name__}, which is no array")
+            return as_tensor(value)
+        except Unreadable as error:
+            raise self._unusable(place, str(error)) from error
 
     def _find_fit(self, signature: tuple[tuple[torch.Size, torch.dtype, torch.device], ...]) -> Fit:
         """Return what is true of tensors with these shapes, dtypes and devices, and remember it."""
@@ -159,11 +160,18 @@ class TorchInputs:
             elif len(shape) != len(self._specs[place].shape) - 1:
                 raise self._unusable(place, f"{dtype} of shape {shape}")
             target = self._target(place, dtype, shape)
+            if target == torch.uint64 and self._dtypes is None:
+                raise self._unusable(
+                    place,
+                    f"{dtype} of shape {shape}, in which torch hardly computes: make it int64, or name it in dtypes",
+                )
             if not _may_become(dtype, target):
                 raise self._unusable(place, f"{dtype} of shape {shape}")
             shapes.append(shape)
             targets.append(target)
         items = tuple(shapes)
+        if (problem := self._misfit(items)) is not None:
+            raise KernelError(f"{self._model}, input {self._name_of(problem[0])!r}: expected {problem[1]}")
         if self._channels and not any(
             is_image((1, *shape), target, self._channels) for shape, target in zip(items, targets, strict=True)
         ):
@@ -199,10 +207,11 @@ class TorchInputs:
             wanted = self._dtypes[place]
         elif given.is_floating_point or given == torch.uint8:
             wanted = self._floats
+        else:
+            wanted = _COMPUTES_IN.get(given, given)
         return torch.float32 if self._channels and is_image((1, *item), wanted, self._channels) else wanted
 
     def _unusable(self, place: int, got: str) -> KernelError:
-        name = self._names[place] if self._names is not None and place < len(self._names) else f"number {place + 1}"
         if self._specs is None:
             expected = "a tensor with a batch axis of 1 in front (max='8x3x224x224' would say which shapes it may have)"
         else:
@@ -212,7 +221,10 @@ class TorchInputs:
             )
             dtype = f"{self._dtypes[place]} " if self._dtypes is not None else ""
             expected = f"{dtype}of shape {' or '.join(items)}, with or without a batch axis of 1 in front"
-        return KernelError(f"{self._model}, input {name!r}: expected {expected}, got {got}")
+        return KernelError(f"{self._model}, input {self._name_of(place)!r}: expected {expected}, got {got}")
+
+    def _name_of(self, place: int) -> str:
+        return self._names[place] if self._names is not None and place < len(self._names) else f"number {place + 1}"
 
 
 def is_image(shape: Sequence[int], dtype: torch.dtype, channels: int) -> bool:
@@ -224,10 +236,13 @@ def _may_become(given: torch.dtype, wanted: torch.dtype) -> bool:
     """Say whether values may be converted: they may be rounded to a float, but never wrap around or lose a fraction."""
     if wanted.is_floating_point:
         return not given.is_complex
+    if given in _WHOLE and wanted in _WHOLE:  # torch has no common type for the wider unsigned ones
+        low, high = torch.iinfo(wanted).min, torch.iinfo(wanted).max
+        return bool(low <= torch.iinfo(given).min and torch.iinfo(given).max <= high)
     try:
-        return bool(torch.promote_types(given, wanted) == wanted)
-    except RuntimeError:  # torch has no common type for the wider unsigned ones
-        return bool(given == wanted)
+        return bool(given == wanted or torch.promote_types(given, wanted) == wanted)
+    except RuntimeError:  # nor one with floats of 8 bits
+        return False
 
 
 def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded) -> list[InputSpec] | None:

@@ -36,7 +36,7 @@ _LONGEST = 2**31 - 1 - _TAG_BYTES  # of cryptography; an ONNX file is smaller an
 
 
 def encrypt_model(source: Path | str, target: Path | str, key: bytes) -> None:
-    """Write an encrypted copy of a model file. Weights that lie in files of their own stay where they are, as they are.
+    """Write an encrypted copy of a model file, whose weights are to be inside: it can be loaded from no other files.
 
     Args:
         source: the model.
@@ -60,7 +60,8 @@ def find_key(source: ModelKey) -> bytes:
     """Return the key that an environment variable or a callable gives.
 
     Raises:
-        ConfigError: if the variable is not set, or what it holds is no key. The message never has the key.
+        ConfigError: if the variable is not set, or what it holds is no key. The message never has the key, nor the name
+            of a variable: who mistakes one for the other has written the key there.
     """
     if callable(source):
         key = source()
@@ -68,15 +69,22 @@ def find_key(source: ModelKey) -> bytes:
             got = f"{len(key)} bytes" if isinstance(key, bytes) else f"a {type(key).__name__}"
             raise ConfigError(f"model_key must return {_KEY_BYTES} bytes, got {got}")
         return key
+    if not isinstance(source, str):
+        raise ConfigError(
+            f"model_key must be the name of an environment variable, or a callable that returns the key, got a "
+            f"{type(source).__name__}"
+        )
+    variable = "the environment variable " + (KEY_VARIABLE if source == KEY_VARIABLE else "that model_key names")
     text = os.environ.get(source)
     if text is None:
-        raise ConfigError(f"its key is expected in the environment variable {source}, which is not set")
+        hint = "" if source == KEY_VARIABLE else "; a key itself belongs into a variable, and its name here"
+        raise ConfigError(f"its key is expected in {variable}, which is not set{hint}")
     try:
         key = bytes.fromhex(text)
     except ValueError:
         key = b""
     if len(key) != _KEY_BYTES:
-        raise ConfigError(f"the environment variable {source} must hold {2 * _KEY_BYTES} hexadecimal digits")
+        raise ConfigError(f"{variable} must hold {2 * _KEY_BYTES} hexadecimal digits")
     return key
 
 

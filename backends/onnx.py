@@ -9,6 +9,8 @@ reads ``max`` and ``min``; ``_onnx_graph`` changes the graph for ``mean``, ``std
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,15 +20,15 @@ import onnxruntime
 
 from fastpipe._cpus import usable_cpu_count
 from fastpipe.backend import Backend, Between, Existing, Request
-from fastpipe.errors import BackendError, ConfigError, nearest
+from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
-from ._model_data import Array, ModelInputs, gather, to_torch
+from ._model_data import Array, ModelInputs, Sample, gather, to_torch
 from ._model_runs import Group, bucket_of, run_in_groups
 from ._model_shapes import InputSpec, Profile, make_profiles
 from ._model_source import open_model
-from ._onnx_graph import LOG_SEVERITY, RAW_SUFFIX, prepare
+from ._onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
 from ._postprocessors import find_postprocessor, postprocess
-from .encrypted import KEY_VARIABLE, ModelKey
+from .encrypted import ModelKey
 
 __all__ = ["OnnxTensor"]
 
@@ -70,7 +72,8 @@ class OnnxTensor(Backend):
         min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.
         instance_num: the node's number of instances, which share ``threads``.
         precision: ``fp16`` computes in half precision; inputs and outputs keep their types. A CPU without arithmetic of
-            that kind is slower with it, constants beyond 65504 are clipped, and a model may lose accuracy: compare.
+            that kind is slower with it, constants beyond 65504 are clipped, and a model may lose accuracy: compare. A
+            request with values beyond 65504 is refused. Operators that take float32 only, such as trees, keep it.
         mean: put into the graph in front of every image input (four axes, float, as many channels): subtracted from
             the values, on the scale of the data (0 to 255 for pixels). One number, or one for each channel. Data may
             then be uint8; the conversion to float comes first.
@@ -84,7 +87,8 @@ class OnnxTensor(Backend):
         providers: names of execution providers, in order of preference.
         warm_up: run every batch size once, on zeros, while the instance is built. Where an item's size is open, this
             needs ``max`` to have shapes, and is done with those.
-        model_key: of an encrypted model: the environment variable that holds it, or a callable that returns it.
+        model_key: of an encrypted model: the environment variable that holds it, or a callable that returns it. A model
+            that is not encrypted is then refused. Without it, ``FASTPIPE_MODEL_KEY`` is looked for if it is needed.
 
     Raises:
         ConfigError: if the file is missing or no model, its key is missing or wrong, or the parameters do not fit it.
@@ -106,7 +110,7 @@ class OnnxTensor(Backend):
         threads: Annotated[int, Between(1, 4096)] | None = None,
         providers: list[str] | None = None,
         warm_up: bool = True,
-        model_key: ModelKey = KEY_VARIABLE,
+        model_key: ModelKey | None = None,
     ) -> None:
         self._name = f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
         try:
@@ -124,6 +128,9 @@ class OnnxTensor(Backend):
             self._postprocessor = find_postprocessor(postprocessor, [value.shape for value in outputs])
             profiles = make_profiles(specs, max, min)
             self._inputs = ModelInputs(self._name, specs, profiles)
+            halves = json.loads(self._session.get_modelmeta().custom_metadata_map.get(HALF_INPUTS, "[]"))
+            # Checked when a batch is run, not whenever a request is looked at.
+            self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
             self.max_batch = self._inputs.max_batch
             # Where no run ever has two rows, no output needs to have rows.
             self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
@@ -143,7 +150,7 @@ class OnnxTensor(Backend):
             ItemErrors: for the requests that the model cannot take.
             Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
         """
-        run_in_groups(self._inputs, batch, self._run_requests)
+        run_in_groups(self._inputs_to_run, batch, self._run_requests)
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
@@ -198,6 +205,44 @@ class OnnxTensor(Backend):
                         f"the warm-up with zeros of shape {_shapes(arrays)} failed: {str(error).strip()}; "
                         f"warm_up=false leaves it out, if zeros are no valid data"
                     ) from error
+
+
+class _HalfInputs(ModelInputs):
+    """Reads requests for a model some of whose inputs become float16.
+
+    Args:
+        model, specs, profiles: as of ``ModelInputs``.
+        halves: names of those inputs.
+    """
+
+    def __init__(
+        self, model: str, specs: Sequence[InputSpec], profiles: Sequence[Profile], halves: Sequence[str]
+    ) -> None:
+        super().__init__(model, specs, profiles)
+        self._halves = [(place, spec) for place, spec in enumerate(specs) if spec.name in halves]
+
+    def read(self, request: Request) -> Sample:
+        """Return the data of a request, checked, its values too."""
+        sample = super().read(request)
+        for place, spec in self._halves:
+            largest = _largest(sample.arrays[place])
+            if largest > LARGEST_HALF:
+                raise KernelError(
+                    f"{self._model}, input {spec.name!r}: expected values of -65504 to 65504, which is what float16 "
+                    f"can hold, got {largest:g} (or its negative); precision='fp32' takes larger ones"
+                )
+        return sample
+
+
+def _largest(array: Array) -> float:
+    """Return the largest magnitude of an array's numbers, without those that are infinite or none."""
+    if array.size == 0 or array.dtype.kind == "b":
+        return 0.0
+    largest = max(float(array.max()), -float(array.min()))
+    if math.isfinite(largest):
+        return largest
+    numbers = array[np.isfinite(array)]
+    return max(float(numbers.max()), -float(numbers.min())) if numbers.size else 0.0
 
 
 def _open_session(source: Path | bytes, thread_count: int, providers: list[str] | None) -> Any:

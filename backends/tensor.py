@@ -16,6 +16,7 @@ from fastpipe.backend import Backend, Between, Request
 from fastpipe.errors import ItemErrors, KernelError
 
 from ._places import claim_gpu, place_of
+from ._torch_arrays import Unreadable, from_numpy
 from ._torch_gpu import torch_gpu
 
 __all__ = ["Mat2CpuTensor", "Mat2GpuTensor", "Mat2Tensor", "Tensor2Mat", "Tensor2Vector"]
@@ -79,10 +80,9 @@ class Mat2Tensor(_PerRequest):
             got = f"shape {data.shape}" if isinstance(data, np.ndarray) else f"a {type(data).__name__}"
             raise KernelError(f"{type(self).__name__}: expected {expected}, got {got}")
         planes = data[np.newaxis] if data.ndim == 2 else data.transpose(2, 0, 1)
-        copied = np.array(planes[np.newaxis], order="C")
         try:
-            return torch.from_numpy(copied).to(self.device)
-        except TypeError as error:
+            return from_numpy(planes[np.newaxis], copy=True).to(self.device)
+        except Unreadable as error:
             raise KernelError(f"{type(self).__name__}: expected a dtype that torch has, got {data.dtype}") from error
 
 

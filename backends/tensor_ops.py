@@ -27,6 +27,7 @@ from ._image_requests import LARGEST_SIDE, Side
 from ._numbers import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits
 from ._places import claim_gpu, place_of
 from ._streams import InstanceStream, hand_over
+from ._torch_arrays import Unreadable, from_numpy
 from ._torch_gpu import torch_gpu
 
 __all__ = [
@@ -496,8 +497,8 @@ def _tensor_of(request: Request, backend: Backend) -> torch.Tensor:
     data = request["data"]
     if isinstance(data, np.ndarray):
         try:
-            return torch.from_numpy(np.array(data, order="C"))
-        except TypeError as error:
+            return from_numpy(data, copy=True)
+        except Unreadable as error:
             raise KernelError(f"{type(backend).__name__}: expected a dtype that torch has, got {data.dtype}") from error
     if not isinstance(data, torch.Tensor):
         raise KernelError(f"{type(backend).__name__}: expected a torch tensor, got a {type(data).__name__}")

@@ -33,8 +33,9 @@ from ._places import claim_gpu, place_of
 from ._postprocessors import find_postprocessor, postprocess
 from ._streams import InstanceStream, hand_over
 from ._tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
+from ._torch_arrays import Unreadable, as_tensor
 from ._torch_gpu import torch_gpu
-from .encrypted import KEY_VARIABLE, ModelKey, decrypt, encrypt
+from .encrypted import ModelKey, decrypt, encrypt
 
 __all__ = ["TensorrtTensor"]
 
@@ -81,7 +82,8 @@ class TensorrtTensor(Backend):
         model_cache: where engines are kept: a folder, or one file that ends in ``.trt``, ``.engine`` or ``.plan``.
             Without it, ``fastpipe/engines`` in the user's cache folder. Nobody else should be able to write there.
         model_cache_bytes: how much a folder may hold; the engines not used for longest are deleted first.
-        model_key: of an encrypted model: the environment variable that holds it, or a callable that returns it.
+        model_key: of an encrypted model: the environment variable that holds it, or a callable that returns it. A model
+            that is not encrypted is then refused. Without it, ``FASTPIPE_MODEL_KEY`` is looked for if it is needed.
         device_id: which GPU, as torch counts.
         device: the same in words: ``"cuda:1"``, several of them, or ``"all"``: each instance goes to the one that has
             the fewest. With neither, where the instance's other steps are, otherwise the first.
@@ -107,7 +109,7 @@ class TensorrtTensor(Backend):
         postprocessor: str | Callable[..., Any] = "split",
         model_cache: Path | None = None,
         model_cache_bytes: Annotated[int, Between(0, 2**60)] = DEFAULT_LIMIT_BYTES,
-        model_key: ModelKey = KEY_VARIABLE,
+        model_key: ModelKey | None = None,
         device_id: Annotated[int, Between(0, 1023)] | None = None,
         device: list[str] | None = None,
         warm_up: bool = True,
@@ -284,16 +286,9 @@ class _TensorInputs(ModelInputs):
 
     def _to_tensor(self, spec: InputSpec, value: Any) -> torch.Tensor:
         try:
-            if isinstance(value, torch.Tensor):
-                tensor = value.detach()
-            elif isinstance(value, np.ndarray | np.generic):
-                tensor = torch.from_numpy(np.require(value, requirements=["C", "W"]))
-            elif hasattr(value, "__dlpack__"):
-                tensor = torch.from_dlpack(value)
-            else:
-                raise self._unusable(spec, f"a {type(value).__name__}, which is no array")
-        except (BufferError, RuntimeError, TypeError) as error:
-            raise self._unusable(spec, f"a {type(value).__name__} that torch cannot read: {error}") from error
+            tensor = as_tensor(value)
+        except Unreadable as error:
+            raise self._unusable(spec, str(error)) from error
         if tensor.dtype not in _NUMPY_DTYPES:
             raise self._unusable(spec, f"a tensor of {tensor.dtype}")
         return tensor

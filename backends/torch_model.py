@@ -42,13 +42,14 @@ class TorchTensor(Backend):
     """Run a torch model in batches, on the CPU or on a GPU.
 
     **Model**: a ``torch.nn.Module``, a class or function that makes one (``"package.module:Name"`` in a file), or a
-    file: an exported program (``.pt2``, of ``torch.export.save``) or TorchScript (which torch has deprecated). Files
-    that can run code when they are loaded, pickled modules before all, are refused unless ``trusted``.
+    file: an exported program (``.pt2``, of ``torch.export.save``). Files by which code can run, which are exported
+    programs with more than arithmetic in them, pickled modules, and TorchScript, are refused unless ``trusted``.
 
     **In**: ``data`` is a tensor, or for several inputs a list of them in the model's order or a mapping from input
     name to tensor: torch, NumPy, or anything with ``__dlpack__``, on any device. Each is one sample with a batch axis
     of 1 in front (``1CHW``); where the model or ``max`` says which shapes there are, it may be missing. Other floats
-    and uint8 become the type in which the model computes; other integers stay what they are.
+    and uint8 become the type in which the model computes; other integers stay what they are, but for uint16 and uint32,
+    which become int32 and int64. The model gets a copy, so that it may work in place.
 
     **Out**: ``result`` is the output's row with a batch axis of 1, or a list of them where the model has several
     outputs, on the model's device, complete. It is a view of a copy made for this batch: yours to change, and it keeps
@@ -56,7 +57,7 @@ class TorchTensor(Backend):
 
     **Batches**: requests of other shapes, dtypes or devices never share a run, and one that the model cannot take
     fails alone, with ``KernelError``. A model with a fixed batch size n takes 1 to n requests, and is fed zeros for
-    those that are missing.
+    those that are missing; so is an exported program with a smallest batch.
 
     **CUDA graphs**: on a GPU, where the shapes are known (an exported program, or ``max`` with shapes), every batch
     size in ``buckets`` is captured before the instance is ready, for the largest item; a batch is filled up with zeros
@@ -134,6 +135,8 @@ class TorchTensor(Backend):
             self._module: Any = loaded.module.to(self._device)
             if channels_last:
                 self._module = self._module.to(memory_format=torch.channels_last)
+            if loaded.arrange is not None:
+                self._module = loaded.arrange(self._module)
             if channels:
                 columns = (_column(mean, self._device), _column(std, self._device))
                 self._module = _normalized(self._module, channels, columns, known, floats)
@@ -245,10 +248,10 @@ class TorchTensor(Backend):
         inputs = []
         for place, (tensors, shape, dtype) in enumerate(zip(by_input, fit.item_shapes, fit.dtypes, strict=True)):
             joined = self._staging.join(place, tensors, shape, self._device)
-            joined = joined.to(self._device, dtype, non_blocking=True)
             if rows > len(joined):
                 joined = torch.cat([joined, joined.new_zeros((rows - len(joined), *shape))])
-            inputs.append(joined)
+            # A copy, unless it is one already: a model that works in place must meet no memory of the caller's.
+            inputs.append(joined.to(dtype, copy=joined.data_ptr() == tensors[0].data_ptr()))
         if self._graphs is not None and self._graphs.is_complete:
             _say_once(f"{self._name}: requests of shape {_listed(fit.item_shapes)} are run without a CUDA graph")
         with torch.inference_mode():
@@ -283,7 +286,8 @@ class TorchTensor(Backend):
                 # The largest comes first, so that memory grows once. Twice: some of torch's work is the second one's.
                 with torch.inference_mode():
                     for size in [size for size in sizes for _ in range(2)]:
-                        self._checked(flatten(self._module(*[each[:size] for each in zeros])), size)
+                        # Copies, as the model may work in place.
+                        self._checked(flatten(self._module(*[each[:size].clone() for each in zeros])), size)
                 if self._stream is not None:
                     torch.cuda.current_stream().synchronize()
             except Exception as error:  # whatever the model raises

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fastpipe import registry
+from fastpipe._secrets import looks_secret
 from fastpipe._values import BadValue, Parameter, coerce, constructor_parameters, own_copy
 from fastpipe.backend import Backend, Child, Container, Request
 from fastpipe.errors import ConfigError, MissingExtra, Mistake, nearest
@@ -88,7 +89,7 @@ class StepPlan:
     name: str
     """As in errors: the name written, or the class's."""
     backend: type[Backend] | Backend
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, Any] = field(repr=False)  # a key may be among them
     """Keyword arguments of the constructor, each of the annotated type."""
     children: tuple[StepPlan, ...] = ()
     filter: Callable[[Request], Any] | None = None
@@ -376,7 +377,8 @@ class TreePlanner:
         try:
             parameters[name] = coerce(value, branch.takes[name].annotation, self.base_directory)
         except BadValue as problem:
-            self.problems.add(self.where, f"{written}: {problem}")
+            shown = f"must be {problem.expected}; what was given is not shown" if looks_secret(name) else problem
+            self.problems.add(self.where, f"{written}: {shown}")
             parameters[name] = value  # nothing is built; it only keeps a weaker source from being tried
 
     def _for_child(self, branch: _Branch, index: int, layers: list[list[_Key]]) -> list[list[_Key]]:
@@ -406,7 +408,8 @@ class TreePlanner:
             self.problems.add(
                 self.where,
                 f"{key.written}: {len(shares)} values between '|' for {len(branch.children)} children of "
-                f"{branch.name}, {len(takers)} of which take it: {key.value!r}",
+                f"{branch.name}, {len(takers)} of which take it"
+                f"{'' if looks_secret(key.parameter) else f': {key.value!r}'}",
             )
             return None
         share = shares[places.index(index)] if index in places else ""

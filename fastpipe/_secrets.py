@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["LEFT_OUT", "is_secret_pair", "looks_secret", "own_copy_without", "secret_texts"]
+__all__ = ["LEFT_OUT", "is_secret_pair", "looks_secret", "own_copy_without", "secret_texts", "text_without"]
 
 LEFT_OUT = "left out, as its key looks like that of a secret"
 
@@ -83,3 +83,15 @@ def secret_texts(value: Any, depth: int = 8) -> Iterator[str]:
             yield from secret_texts(inner, depth - 1)
         elif isinstance(inner, str | bytes) and len(inner) >= _SHORTEST_SCRUBBED:
             yield inner if isinstance(inner, str) else inner.decode("latin-1")
+
+
+# A key of a file, or a parameter of the bracket notation, with what assigns to it.
+_ASSIGNED = re.compile(r"([A-Za-z_][\w:.-]*)[\"']?\s*=")
+
+
+def text_without(text: str) -> str:
+    """Return a line that was written for a configuration, up to the first value that nobody should see."""
+    for found in _ASSIGNED.finditer(text):
+        if looks_secret(found[1]):
+            return f"{text[: found.end()]} ..."
+    return text

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from fastpipe._plan import PASSED_ON, SCHEDULER_KEYS, Problems, StepPlan, TreePlanner, is_grafting, resolve_filter
 from fastpipe._proxies import proxied
+from fastpipe._secrets import looks_secret
 from fastpipe._values import BadValue, coerce, own_copy
 from fastpipe.backend import Between
 from fastpipe.backends.composites import Composite
@@ -273,7 +274,10 @@ class _Loader:
             self.defaults = {}
         elif not self.tables:
             hint = next(filter(None, (nearest(key, ["backend"]) for key in self.defaults)), "")
-            odd = "".join(f"; {key!r} is {value!r}, not a table" for key, value in list(self.defaults.items())[:1])
+            odd = "".join(
+                f"; {key!r} is {'no table' if looks_secret(key) else f'{value!r}, not a table'}"
+                for key, value in list(self.defaults.items())[:1]
+            )
             what = "there is no node: give backend=... or a table per node, such as {'decode': {'backend': ...}}"
             self.problems.add("configuration", what + (hint or odd))
             return ()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from fastpipe._secrets import looks_secret, text_without
 from fastpipe.errors import ConfigError
 
 __all__ = ["Sequential", "Step", "as_step", "parse", "parse_steps"]
@@ -92,18 +93,21 @@ class Step:
         return _step("Sequential", (*self.children, last), self.filter, (), {})
 
     def __str__(self) -> str:
-        """The step in the notation; for what only Python can say, the name of the object stands in."""
+        """The step in the notation; for what only Python can say, the name of the object stands in, for a key "..."."""
         text = ""
         if self.filter is not None:
             text = f"({self.filter if isinstance(self.filter, str) else _shown_name(self.filter)})"
         text += self.name
         written = [_shown(value) for value in self.arguments]
-        written += [f"{key}={_shown(value)}" for key, value in self.parameters.items()]
+        written += [f"{key}={'...' if looks_secret(key) else _shown(value)}" for key, value in self.parameters.items()]
         if written:
             text += f"({', '.join(written)})"
         if self.children:
             text += f"[{','.join(map(str, self.children))}]"
         return text
+
+    def __repr__(self) -> str:
+        return f"<Step {self}>"
 
 
 def _step(
@@ -178,7 +182,7 @@ class _Parser:
 
     def fail_with(self, problem: str, position: int | None = None) -> NoReturn:
         column = (self.position if position is None else position) + 1
-        raise ConfigError(f"column {column}: {problem} in {self.text!r}")
+        raise ConfigError(f"column {column}: {problem} in {text_without(self.text)!r}")
 
     def skip_spaces(self) -> None:
         while self.position < len(self.text) and self.text[self.position].isspace():

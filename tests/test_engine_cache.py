@@ -266,6 +266,47 @@ def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
     assert path.read_bytes() == b"vtrt something"
 
 
+@pytest.mark.parametrize(
+    ("prepare", "problem"),
+    [
+        (lambda path: path.chmod(0o662), "others may have written it"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "it is no plain file"),
+        (lambda path: (path.unlink(), path.symlink_to("/dev/null")), "it is no plain file"),
+    ],
+    ids=["writable by others", "a pipe", "a device"],
+)
+def test_an_engine_that_others_may_have_put_there_is_built_anew(tmp_path, caplog, prepare, problem):
+    """Who can put one there runs it; and of a pipe nothing may ever come."""
+    cache = EngineCache(tmp_path)
+    cache.put(KEY, b"engine")
+    (path,) = tmp_path.glob("*.engine")
+    prepare(path)
+    with caplog.at_level(logging.WARNING):
+        assert cache.get(KEY, lambda: b"new") == b"new"
+    assert problem in caplog.text
+    assert cache.get(KEY, never) == b"new"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_engine_of_another_user_is_loaded_only_where_others_cannot_write(tmp_path, monkeypatch):
+    """As one that an administrator built for all."""
+    cache = EngineCache(tmp_path)
+    cache.put(KEY, b"engine")
+    monkeypatch.setattr(_engine_cache.os, "geteuid", lambda: 12345)
+    real = os.fstat
+
+    def of_another(descriptor):
+        values = list(real(descriptor))
+        values[4] = 54321  # st_uid
+        return os.stat_result(values)
+
+    monkeypatch.setattr(_engine_cache.os, "fstat", of_another)
+    tmp_path.chmod(0o755)
+    assert cache.get(KEY, never) == b"engine"
+    tmp_path.chmod(0o777)
+    assert cache.peek(KEY) is None
+
+
 def test_a_place_that_cannot_be_written_to_costs_a_warning(tmp_path, caplog):
     """The engine is built, and not kept."""
     (tmp_path / "file").write_bytes(b"")

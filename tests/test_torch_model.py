@@ -95,6 +95,105 @@ def test_each_request_gets_its_own_row(device: str, count: int) -> None:
     backend.close()
 
 
+class InPlace(torch.nn.Module):
+    """Writes over its input, and hands that out twice."""
+
+    def forward(self, values: Any) -> Any:
+        values.sub_(1)
+        return values, values.view_as(values)
+
+
+class Given:
+    """An array of somebody else's, known by its DLPack alone."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __dlpack__(self, **keywords: Any) -> Any:
+        return self.array.__dlpack__(**keywords)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+
+def read_only(array: Any) -> Any:
+    array.flags.writeable = False
+    return array
+
+
+FORMS = {
+    "numpy": np.asarray,
+    "read-only": read_only,
+    "broadcast": lambda array: np.broadcast_to(array[:1, :1], array.shape),
+    "without a batch axis": lambda array: array[0],
+    "wider": lambda array: array.astype(np.float64),
+    "torch": torch.from_numpy,
+    "with a gradient": lambda array: torch.from_numpy(array).requires_grad_(),
+    "expanded": lambda array: torch.from_numpy(array)[:, :1].expand(1, 3),
+    "dlpack": Given,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("options", [{"max": "1x3"}, {"max": "4x3"}, {"max": "2x3", "min": "2x3"}], ids=str)
+def test_a_model_that_works_in_place_leaves_the_data_alone(device: str, form: str, options: Any) -> None:
+    """Whatever it is, and however often it is sent; results share no memory with it, nor with each other."""
+    array = np.ones((1, 3), np.float32)
+    data = FORMS[form](array)
+    backend = TorchTensor(model=InPlace(), device=[device], **options)
+    answers = [run(backend, data)[0] for _ in range(3)]
+    for first, second in answers:
+        assert first.tolist() == second.tolist() == [[0, 0, 0]]
+    assert array.tolist() == [[1, 1, 1]]
+    answers[0][0] += 5
+    assert answers[0][1].tolist() == answers[1][0].tolist() == [[0, 0, 0]]
+    assert array.tolist() == [[1, 1, 1]]
+    backend.close()
+
+
+def test_a_tensor_that_several_requests_send_is_changed_for_none_of_them(device: str) -> None:
+    """Also on the device where the model is, and as two inputs at once."""
+
+    class Difference(torch.nn.Module):
+        def forward(self, first: Any, second: Any) -> Any:
+            return first.sub_(1) - second
+
+    shared = torch.ones((1, 3), device=device)
+    backend = TorchTensor(model=Difference(), device=[device], max="4x3,4x3")
+    for count in (1, 2, 3):
+        for result in run(backend, *[[shared, shared]] * count):
+            assert result.tolist() == [[-1, -1, -1]]
+    assert shared.tolist() == [[1, 1, 1]]
+
+
+@pytest.mark.parametrize("model", [torch.nn.Identity(), torch.nn.Flatten()], ids=lambda model: type(model).__name__)
+def test_a_model_that_hands_out_its_input_hands_out_a_copy(device: str, model: Any) -> None:
+    """So that a caller who writes to a result changes nobody's data."""
+    backend = TorchTensor(model=model, device=[device], max="4x3")
+    data = [torch.full((1, 3), float(number), device=device) for number in range(4)]
+    for count in (1, 4):
+        results = run(backend, *data[:count])
+        for result in results:
+            result += 10
+        assert [each.tolist() for each in data] == [[[number] * 3] for number in range(4)]
+        assert [result.tolist() for result in results] == [[[number + 10] * 3] for number in range(count)]
+
+
+def test_the_warm_up_is_on_zeros_every_time_also_of_a_model_that_works_in_place(device: str) -> None:
+    """A model of places in a table, say, would be asked for places that there are not."""
+    met: list[float] = []
+
+    class Counting(torch.nn.Module):
+        def forward(self, values: Any) -> Any:
+            if not (values.is_cuda and torch.cuda.is_current_stream_capturing()):
+                met.append(float(values.abs().sum()))
+            return values.sub_(1)
+
+    TorchTensor(model=Counting(), device=[device], max="4x3").close()
+    assert len(met) > 2
+    assert set(met) == {0.0}
+
+
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_a_batch_that_is_one_tensor_already_is_run_as_it_is(device: str, count: int) -> None:
     """As the step before hands it on; ``data`` is then what it was before that step."""
@@ -287,7 +386,7 @@ def test_a_request_that_does_not_fit_fails_alone() -> None:
     ("keywords", "data", "message"),
     [
         ({"max": "4x3x6x5"}, "text", "input 'image': .* got a str, which is no array"),
-        ({"max": "4x3x6x5"}, np.array(["text"]), "got a ndarray that torch cannot read"),
+        ({"max": "4x3x6x5"}, np.array(["text"]), "got an array of <U4, a type that torch does not have"),
         ({"max": "4x3x6x5"}, torch.zeros(2, 3, 6, 5), r"got torch.float32 of shape \(2, 3, 6, 5\)"),
         (
             {"max": "4x3x6x5", "dtypes": ["float32"]},
@@ -419,14 +518,20 @@ def test_a_fixed_batch_is_filled_up(device: str, tmp_path: Path) -> None:
         TorchTensor(model=path, max=8, device=[device])
 
 
-def test_torchscript_is_loaded_and_said_to_be_deprecated(
+def test_torchscript_is_code_and_refused_unless_it_is_trusted(
     device: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And said to be deprecated."""
     model = Scores().eval()
     path = tmp_path / "model.pt"
     torch.jit.trace(model, torch.zeros(1, *SHAPE)).save(path)
+    with pytest.raises(
+        ConfigError, match=r"it is TorchScript, whose operators may read and write files, .* trusted=true"
+    ):
+        TorchTensor(model=path, max="4x3x6x5", device=[device])
+    assert not caplog.text
     with caplog.at_level(logging.WARNING):
-        backend = TorchTensor(model=path, max="4x3x6x5", device=[device])
+        backend = TorchTensor(model=path, max="4x3x6x5", device=[device], trusted=True)
     assert "is TorchScript, which torch has deprecated" in caplog.text
     data = images(3)
     for result, image in zip(run(backend, *data), data, strict=True):

@@ -1,0 +1,181 @@
+"""What an exported program says of itself: its inputs, the sizes that it was exported for, and how it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from fastpipe.errors import ConfigError
+
+from ._model_shapes import InputSpec
+
+__all__ = ["Program", "SizeRules", "read_program"]
+
+Range = tuple[int, int | None]
+_ENDLESS = 2**62  # from here on torch means that there is no largest
+
+
+class _Axis(NamedTuple):
+    """The size of an axis that is open: ``factor * symbol + offset``."""
+
+    symbol: str
+    factor: int
+    offset: int
+    range: Range  # of the symbol
+
+    def range_of_size(self) -> Range:
+        low, high = (None if end is None else self.factor * end + self.offset for end in self.range)
+        return low or 0, high
+
+
+class SizeRules:
+    """Which sizes the axes of a program's items may have, and which of them belong together.
+
+    Torch checks some of this when the program runs, for a whole batch at once, and some of it never.
+
+    Thread-safety: any thread may call it.
+    """
+
+    def __init__(self, items: Sequence[Mapping[int, _Axis]], names: Sequence[str]) -> None:
+        self._items = items  # of each input, its open axes, by their place in an item
+        self._names = names
+
+    def misfit(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, str] | None:
+        """Return which input has a size that cannot be, and what it should be in words; or None.
+
+        Args:
+            shapes: of each input's item, without the batch axis, with as many axes as the program has.
+        """
+        found: dict[str, tuple[int, str]] = {}  # symbol -> its value, and where that is from
+        for place, (axes, shape) in enumerate(zip(self._items, shapes, strict=True)):
+            for number, axis in axes.items():
+                size = shape[number]
+                value, rest = divmod(size - axis.offset, axis.factor)
+                low, high = axis.range
+                if rest or value < low or (high is not None and value > high):
+                    return place, f"{_in_words(axis)} in axis {number + 1}, as it was exported for, not {size}"
+                here = f"axis {number + 1} of {self._names[place]!r}"
+                value_there, there = found.setdefault(axis.symbol, (value, here))
+                if value_there != value:
+                    wanted = axis.factor * value_there + axis.offset
+                    return place, f"{wanted} in axis {number + 1}, which goes with {there}, not {size}"
+        return None
+
+
+class Program(NamedTuple):
+    """An exported program, ready to be run."""
+
+    module: torch.nn.Module
+    names: list[str]
+    specs: list[InputSpec]
+    dtypes: list[torch.dtype]
+    rules: SizeRules
+    arrange: Callable[[Any], Callable[..., Any]] | None  # makes of the module what is called with tensors alone
+
+
+def read_program(program: Any, device: torch.device) -> Program:
+    """Return a program on a device, and what it says of its inputs.
+
+    Args:
+        program: a ``torch.export.ExportedProgram``.
+        device: where it is to run.
+
+    Raises:
+        ConfigError: if it cannot be run in batches of tensors.
+    """
+    from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
+    from torch.export.passes import move_to_device_pass
+
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    leaves: list[Any] = []  # what it is called with: a constant, or _HERE for the next tensor
+    names, specs, dtypes, items = [], [], [], []
+    ranges = {str(symbol): _range(found) for symbol, found in program.range_constraints.items()}
+    for given in program.graph_signature.input_specs:
+        if given.kind != InputKind.USER_INPUT:
+            continue
+        if isinstance(given.arg, ConstantArgument):
+            leaves.append(given.arg.value)
+            continue
+        value = values.get(given.arg.name)
+        if not isinstance(given.arg, TensorArgument) or not isinstance(value, torch.Tensor):
+            raise ConfigError(
+                f"its input {given.arg.name!r} is a number that changes; inputs have to be tensors: make it one, or "
+                f"export the program with a fixed number"
+            )
+        leaves.append(_HERE)
+        names.append(given.arg.name)
+        dtypes.append(value.dtype)
+        axes = {place: _axis(size, ranges) for place, size in enumerate(value.shape) if not isinstance(size, int)}
+        _check_batch(given.arg.name, value, axes.get(0))
+        specs.append(
+            InputSpec(
+                given.arg.name,
+                np.dtype(np.float32),  # not asked for: the types are torch's
+                tuple(size if isinstance(size, int) else str(size) for size in value.shape),
+                tuple(_range_of_size(size, axes.get(place)) for place, size in enumerate(value.shape)),
+            )
+        )
+        items.append({place - 1: axis for place, axis in axes.items() if place and axis is not None})
+    in_spec, arrange = program.call_spec.in_spec, None
+    if in_spec != pytree.tree_structure(((0,) * len(names), {})):
+        arrange = partial(_arranged, in_spec=in_spec, leaves=leaves)
+    module = move_to_device_pass(program, device).module()
+    return Program(module, names, specs, dtypes, SizeRules(items, names), arrange)
+
+
+_HERE = object()
+
+
+def _arranged(module: Any, in_spec: Any, leaves: Sequence[Any]) -> Callable[..., Any]:
+    """Return a program whose inputs are nested, given by keyword, or no tensors, as one of tensors alone."""
+
+    def run(*tensors: torch.Tensor) -> Any:
+        rest = iter(tensors)
+        given = [next(rest) if leaf is _HERE else leaf for leaf in leaves]
+        arguments, keywords = pytree.tree_unflatten(given, in_spec)
+        return module(*arguments, **keywords)
+
+    return run
+
+
+def _check_batch(name: str, value: torch.Tensor, axis: _Axis | None) -> None:
+    is_open = bool(value.ndim) and not isinstance(value.shape[0], int)
+    if is_open and (axis is None or (axis.factor, axis.offset) != (1, 0)):
+        raise ConfigError(
+            f"input {name!r} takes batches of {value.shape[0]} only; export the program with a batch axis of its own, "
+            f"Dim('batch')"
+        )
+
+
+def _axis(size: Any, ranges: Mapping[str, Range]) -> _Axis | None:
+    """Return the size of an open axis as it is computed; None if it is not of that simple kind."""
+    expression = size.node.expr
+    if len(expression.free_symbols) != 1:
+        return None
+    (symbol,) = expression.free_symbols
+    factor, offset = expression.coeff(symbol), expression.subs(symbol, 0)
+    if not factor.is_Integer or not offset.is_Integer or int(factor) < 1 or expression != factor * symbol + offset:
+        return None
+    return _Axis(str(symbol), int(factor), int(offset), ranges.get(str(symbol), (0, None)))
+
+
+def _range(found: Any) -> Range:
+    low, high = (int(end) if end.is_Integer else None for end in (found.lower, found.upper))
+    return low or 0, None if high is None or high >= _ENDLESS else high
+
+
+def _range_of_size(size: Any, axis: _Axis | None) -> Range:
+    if isinstance(size, int):
+        return size, size
+    return (0, None) if axis is None else axis.range_of_size()
+
+
+def _in_words(axis: _Axis) -> str:
+    low, high = axis.range_of_size()
+    steps = f" in steps of {axis.factor}" if axis.factor > 1 else ""
+    return f"{low} or more{steps}" if high is None else f"{low} to {high}{steps}"
