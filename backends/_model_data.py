@@ -14,7 +14,7 @@ from fastpipe.errors import KernelError
 
 from ._model_shapes import InputSpec, Limits, Profile, SharedAxes, advice_on_empty, is_within
 
-__all__ = ["Array", "ModelInputs", "Sample", "gather", "to_torch"]
+__all__ = ["Array", "ModelInputs", "Sample", "gather", "to_array", "to_torch"]
 
 Array = npt.NDArray[Any]
 
@@ -192,6 +192,14 @@ def to_torch(arrays: Sequence[Array]) -> list[Any]:
     """Return arrays as torch tensors over the same memory; for requests that brought tensors, so torch is there."""
     from_numpy = sys.modules["torch"].from_numpy
     return [from_numpy(array) for array in arrays]
+
+
+def to_array(tensor: Any) -> Array:
+    """Return a torch tensor as an array of its own; bfloat16, which NumPy lacks, as float32."""
+    if tensor.dtype == sys.modules["torch"].bfloat16:
+        tensor = tensor.float()
+    array: Array = tensor.detach().cpu().numpy()
+    return array
 
 
 def _may_become(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:

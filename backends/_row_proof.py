@@ -9,7 +9,7 @@ together, and then one caller gets another's. There are two proofs:
 
 Trials are made where they can be, also of what a graph has proved, since a model may keep its rows and yet mix them (one
 that subtracts the mean of the batch does), and always where fewer requests are filled up with zeros: that is right only
-if no row depends on another. They cost about a dozen runs of one to three rows.
+if no row depends on another. They cost a dozen runs of one to three rows, four where the graph is proof.
 
 What is left: a trial shows what its numbers show. An output that loses rows only for data unlike any of them passes,
 unless its graph names the operator that does it (``Output.counted_by``). Every run is checked for its number of rows, too.
@@ -46,6 +46,8 @@ _INTEGERS_OFF = 0.1
 _GUESSES = (64, 8, 224, 3, 1)
 _LARGEST_GUESS = 1 << 22  # numbers in an item
 
+_SHAPES_ADVICE = "; shapes in max, as in '8x3x224x224', say how large an item is, so that the model can be tried"
+
 Run = Callable[[list[Array]], list[Array]]
 """Runs a model on inputs, one array each with the batch axis in front, and returns its outputs, of whatever shapes."""
 
@@ -60,7 +62,7 @@ class Output(NamedTuple):
 
 def prove_rows(
     run: Run,
-    specs: Sequence[InputSpec],
+    specs: Sequence[InputSpec] | None,
     profiles: Sequence[Profile],
     outputs: Sequence[Output] | None,
     *,
@@ -71,7 +73,7 @@ def prove_rows(
 
     Args:
         run: the model.
-        specs: its inputs.
+        specs: its inputs; None: they are not known.
         profiles: what it takes of them; where no run has two rows, there is nothing to prove.
         outputs: in the model's order; None: nothing is known of them.
         tolerance: ``FINE`` or ``COARSE``.
@@ -87,6 +89,9 @@ def prove_rows(
         if output.counted_by and not output.is_carried:
             reason = f"{output.counted_by} makes as many rows as the data have it"
             raise _refusal(f"output {output.name!r}: ", reason, several)
+    if specs is None:
+        reason = "the shapes of its inputs are not known, so that nothing can be tried"
+        raise _refusal("", reason, several, _SHAPES_ADVICE)
     # The one that is filled up proves more; small items are quicker.
     profile = min(several, key=lambda profile: (profile.pad_to == 1, _volume(profile)))
     is_needed = profile.pad_to > 1 or outputs is None or not all(output.is_carried for output in outputs)
@@ -94,7 +99,7 @@ def prove_rows(
         return
     failure: Exception | None = None
     for items in _items_to_try(profile):
-        trials = _Trials(run, specs, profile, items, tolerance)
+        trials = _Trials(run, specs, profile, items, tolerance, _TRIALS if is_needed else 1)
         try:
             if trials.succeed():
                 return
@@ -104,7 +109,7 @@ def prove_rows(
         failure = failure or trials.failure
     if is_needed:
         reason = f"it fails on pseudo-random data: {str(failure).strip()}" if failure else "no size of its items is known"
-        advice = ", or say in max how large an item is, as in '8x3x224x224'" if _volume(profile) == math.inf else ""
+        advice = _SHAPES_ADVICE if _volume(profile) == math.inf else ""
         raise _refusal("", f"this could not be tried, since {reason}", several, advice) from failure
 
 
@@ -130,7 +135,7 @@ class _Kind(NamedTuple):
 
 
 _KINDS = (_Kind(2, 0, False), _Kind(3, 1, False), _Kind(3, 2, True), _Kind(3, 0, True), _Kind(2, 1, True))
-# So many of them are enough, and a model that cannot take all of them has taken two.
+# So many of them are enough where trials are all there is; of a model that cannot take so many, two.
 _TRIALS = 3
 
 
@@ -147,12 +152,19 @@ class _Trials:
     """Runs of one model with items of certain shapes."""
 
     def __init__(
-        self, run: Run, specs: Sequence[InputSpec], profile: Profile, items: list[tuple[int, ...]], tolerance: float
+        self,
+        run: Run,
+        specs: Sequence[InputSpec],
+        profile: Profile,
+        items: list[tuple[int, ...]],
+        tolerance: float,
+        count: int,
     ) -> None:
         self._run = run
         self._specs = specs
         self._items = items
         self._tolerance = tolerance
+        self._count = count  # of trials that are enough
         sizes = profile.batch_sizes()
         self._least, self._most = sizes[-1], sizes[0]
         self._off: dict[int, tuple[int, int]] = {}  # output -> whole numbers that were off, and all
@@ -166,7 +178,7 @@ class _Trials:
         """
         tried = 0
         for seed, kind in enumerate(_KINDS):
-            if tried == _TRIALS:
+            if tried == self._count:
                 break
             size = max(self._least, min(kind.size, self._most))
             random = np.random.default_rng(seed)
@@ -193,7 +205,7 @@ class _Trials:
         for place, (off, total) in self._off.items():
             if off > _INTEGERS_OFF * total:
                 raise _ContradictionError(place, f"{off} of {total} numbers in batches are not what they are alone")
-        return tried >= 2
+        return tried >= min(self._count, 2)
 
     def _pairs(self) -> Iterator[tuple[InputSpec, tuple[int, ...]]]:
         return zip(self._specs, self._items, strict=True)

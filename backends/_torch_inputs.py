@@ -11,8 +11,8 @@ import torch
 from fastpipe.backend import Request
 from fastpipe.errors import ConfigError, KernelError
 
-from ._model_data import _describe_item
-from ._model_shapes import InputSpec, Profile, is_within, make_profiles
+from ._model_data import _describe_item, to_array
+from ._model_shapes import InputSpec, Profile, SharedAxes, advice_on_empty, is_within, make_profiles
 from ._torch_files import Loaded
 
 __all__ = ["Fit", "Sample", "TorchInputs", "is_image"]
@@ -78,6 +78,7 @@ class TorchInputs:
             self.profiles = make_profiles([InputSpec("input", np.dtype(np.float32), ("batch",))], max, min)
         else:
             self._counts = (len(self._specs), len(self._specs))
+            self._shared = SharedAxes(self._specs)
             self.profiles = make_profiles(self._specs, max, min)
         if dtypes is not None and self._specs is not None and len(dtypes) != len(self._specs):
             raise ConfigError(f"there are {len(dtypes)} dtypes for {len(self._specs)} inputs")
@@ -92,7 +93,19 @@ class TorchInputs:
         items = profile.largest_items() if self._specs is not None else None
         if items is None:
             return None
-        return items, [self._target(place, self._declared(place), item) for place, item in enumerate(items)]
+        return items, self.targets(items)
+
+    def targets(self, items: Sequence[tuple[int, ...]]) -> list[torch.dtype]:
+        """Return the types in which the model gets its inputs, for items of these shapes."""
+        return [self._target(place, self._declared(place), item) for place, item in enumerate(items)]
+
+    def trial_specs(self) -> list[InputSpec] | None:
+        """Return the inputs with the types in which NumPy can make data for them; None if no shapes are known."""
+        if self._specs is None:
+            return None
+        dtypes = [self._declared(place) for place in range(len(self._specs))]
+        arrays = [to_array(torch.empty(0, dtype=dtype)) for dtype in dtypes]
+        return [InputSpec(spec.name, array.dtype, spec.shape) for spec, array in zip(self._specs, arrays, strict=True)]
 
     def read(self, request: Request) -> Sample:
         """Return the data of a request, checked; nothing is copied that torch can read.
@@ -168,6 +181,9 @@ class TorchInputs:
             is_image((1, *shape), target, self._channels) for shape, target in zip(items, targets, strict=True)
         ):
             raise KernelError(f"{self._model}: no input is an image of {self._channels} channels for mean and std")
+        conflict = self._shared.conflict(items) if self._specs is not None else ""
+        if conflict:
+            raise KernelError(f"{self._model}: {conflict}")
         key = items, tuple([(dtype, device) for _, dtype, device in signature])
         fit = Fit(self._profile_of(signature, items), items, tuple(targets), key)
         if len(self._fits) >= _REMEMBERED_FITS:
@@ -186,7 +202,8 @@ class TorchInputs:
                 return profile
         for place, shape in enumerate(items):
             if not any(is_within(shape, profile.limits[place]) for profile in self._ordered):
-                raise self._unusable(place, f"{signature[place][1]} of shape {shape}")
+                advice = advice_on_empty(self._specs, place, shape, self._ordered)
+                raise self._unusable(place, f"{signature[place][1]} of shape {shape}{advice}")
         raise KernelError(f"{self._model}: each input fits in a profile, but not all in the same one: got {items}")
 
     def _declared(self, place: int) -> torch.dtype:

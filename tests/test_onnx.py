@@ -271,7 +271,7 @@ def test_padding_is_zero_and_not_what_an_earlier_batch_left():
         helper.make_node("Add", ["x", "sum"], ["y"]),
     ]
     model = make_model(sum_of_batch, {"x": [3, 1]}, {"y": [3, 1]}, {"axes": np.array([0])})
-    backend = OnnxTensor(model=model)
+    backend = OnnxTensor(model=model, rows="batch")
     assert [result.item() for result in run(backend, *rows(10, 20, 30, width=1))] == [70, 80, 90]
     assert [result.item() for result in run(backend, *rows(1, width=1))] == [2]
 
@@ -279,7 +279,8 @@ def test_padding_is_zero_and_not_what_an_earlier_batch_left():
 def test_min_is_the_smallest_batch_the_model_is_run_with():
     """One request is padded to two; the model's answer is the shape of what it saw, which has two rows, too."""
     node = helper.make_node("Shape", ["x"], ["y"])
-    backend = OnnxTensor(model=make_model([node], {"x": ["n", 4]}, {"y": (TensorProto.INT64, [2])}), max=2, min=2)
+    model = make_model([node], {"x": ["n", 4]}, {"y": (TensorProto.INT64, [2])})
+    backend = OnnxTensor(model=model, max=2, min=2, rows="batch")
     assert run(backend, *rows(1))[0].tolist() == [2]
 
 
@@ -320,7 +321,7 @@ def test_every_batch_size_is_run_before_the_first_request():
     OnnxTensor(model=model, max=3, min=3)
     with pytest.raises(ConfigError, match=r"(?s)zeros of shape \(2, 1\) failed.*warm_up=false"):
         OnnxTensor(model=model, max=3)
-    backend = OnnxTensor(model=model, max=3, warm_up=False)
+    backend = OnnxTensor(model=model, max=3, warm_up=False, rows="batch")
     with pytest.raises(Exception, match="Reshape") as caught:
         run(backend, *rows(1, 2, width=1))
     assert "run with inputs of shape (2, 1)" in caught.value.__notes__[0]

@@ -224,7 +224,7 @@ def test_a_batch_smaller_than_min_is_filled_up_with_zeros(tensorrt):
         {"x": ["n", 4]},
         {"y": ["n", 4]},
     )
-    backend = tensorrt.TensorrtTensor(model=total, min=2, max=3)
+    backend = tensorrt.TensorrtTensor(model=total, min=2, max=3, rows="batch")
     run(backend, *rows(100, 100, 100))
     assert run(backend, *rows(1))[0].tolist() == [[5, 5, 5, 5]]
 
@@ -321,7 +321,7 @@ def test_an_output_whose_size_depends_on_the_data_is_an_error(tensorrt):
 def test_a_model_that_cannot_be_batched_is_told_so(tensorrt):
     """An output without rows is noticed before it is cut into rows."""
     model = make_model([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], {"x": ["n", 4]}, {"y": []})
-    with pytest.raises(BackendError, match=r"expected 4 rows for a batch of 4, got shape \(\); .* needs max=1"):
+    with pytest.raises(ConfigError, match=r"expected 4 rows for a batch of 4, got shape \(\); .* needs max=1"):
         tensorrt.TensorrtTensor(model=model, max=4)
     assert run(tensorrt.TensorrtTensor(model=model, max=1), *rows(2))[0] == 8
 
