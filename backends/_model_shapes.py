@@ -66,14 +66,13 @@ def is_within(shape: tuple[int, ...], limits: Limits) -> bool:
     return True
 
 
-def advice_on_empty(
-    specs: Sequence[InputSpec], place: int, shape: tuple[int, ...], profiles: Sequence[Profile]
-) -> str:
+def advice_on_empty(specs: Sequence[InputSpec], place: int, shape: tuple[int, ...], profiles: Sequence[Profile]) -> str:
     """Return how ``min`` would let an item of this shape in, if nothing but empty axes keeps it out; else nothing."""
     declared = specs[place].shape[1:]
     if 0 not in shape or len(shape) != len(declared):
         return ""
-    if any(size == 0 and name == low for size, name, (low, _) in zip(shape, declared, profiles[0].limits[place], strict=True)):
+    # Where the model says a size, min cannot say another.
+    if any(isinstance(known, int) and size != known for size, known in zip(shape, declared, strict=True)):
         return ""
     least = [[low for low, _ in limits] for limits in profiles[0].limits]
     least[place] = [min(size, low) for size, low in zip(shape, least[place], strict=True)]

@@ -1,4 +1,4 @@
-"""What an ONNX file says about batches: the names of its axes, and which outputs its graph carries the batch axis to."""
+"""What an ONNX file says about batches: the names of its axes, and which outputs its batch axis is carried to."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def read_graph(model: Path | bytes) -> Graph | None:
         model: an ONNX file, or the content of one; weights beside the file are not read.
     """
     try:
-        import onnx
+        import onnx  # noqa: F401
     except ImportError:
         return None
     try:
-        loaded = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+        loaded = _load(model)
         weights = {tensor.name for tensor in loaded.graph.initializer}
         inputs = {value.name: _axes(value) for value in loaded.graph.input if value.name not in weights}
         tolerance = COARSE if _is_coarse(loaded) else FINE
@@ -53,11 +53,15 @@ def read_graph(model: Path | bytes) -> Graph | None:
         carried = _carried(loaded, inputs)
     except Exception:  # whatever protobuf makes of a file that only the runtime can read
         return None
-    outputs = [
-        Output(value.name, value.name in carried, f"the operator {counted[value.name]}" if value.name in counted else "")
-        for value in loaded.graph.output
-    ]
+    names = [value.name for value in loaded.graph.output]
+    outputs = [Output(name, name in carried, counted.get(name, "")) for name in names]
     return Graph(inputs, outputs, tolerance)
+
+
+def _load(model: Path | bytes) -> onnx.ModelProto:
+    import onnx
+
+    return onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
 
 
 def _axes(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
@@ -88,8 +92,8 @@ def _carried(model: onnx.ModelProto, inputs: Mapping[str, tuple[int | str, ...]]
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
     _forget_weights(graph)
-    followed = [_first_sizes(model, inputs, size) for size in _BATCH_SIZES]
-    return {name for name in followed[0] if all(sizes[name] == n for sizes, n in zip(followed, _BATCH_SIZES, strict=True))}
+    first, second = [_first_sizes(model, inputs, size) for size in _BATCH_SIZES]
+    return {name for name in first if (first[name], second[name]) == _BATCH_SIZES}
 
 
 def _first_sizes(model: onnx.ModelProto, inputs: Mapping[str, Any], size: int) -> dict[str, int]:
@@ -130,7 +134,9 @@ def _counted(model: onnx.ModelProto) -> dict[str, str]:
         if node.op_type in _SHAPES or not reads & of_data:
             continue
         of_data.update(node.output)
-        operators = [inner.op_type for inner in _nested(node, functions) if inner.op_type in _COUNTING]
+        operators = [
+            f"the operator {inner.op_type}" for inner in _nested(node, functions) if inner.op_type in _COUNTING
+        ]
         causes = operators or [counted[name] for name in sorted(reads) if name in counted]
         if causes:
             counted.update(dict.fromkeys(node.output, causes[0]))

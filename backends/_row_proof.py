@@ -1,18 +1,18 @@
 """Whether the rows of a model's outputs are those of its requests: proved before several requests share a run.
 
-That an output has as many rows as the batch proves nothing: a detector may have found as many boxes in all of its images
-together, and then one caller gets another's. There are two proofs:
+That an output has as many rows as the batch proves nothing: a detector may have found as many boxes in all of its
+images together, and then one caller gets another's. There are two proofs:
 
 - The model's own: the batch axis was followed through its graph, from the inputs to the output (``Output.is_carried``).
 - Trials: rows of pseudo-random numbers are run alone and together, in other places and in batches of other sizes, and
   each must give together what it gives alone.
 
-Trials are made where they can be, also of what a graph has proved, since a model may keep its rows and yet mix them (one
-that subtracts the mean of the batch does), and always where fewer requests are filled up with zeros: that is right only
-if no row depends on another. They cost a dozen runs of one to three rows, four where the graph is proof.
+Trials are made where they can be, also of what a graph has proved, since a model may keep its rows and yet mix them
+(one that subtracts the mean of the batch does), and always where fewer requests are filled up with zeros: that is right
+only if no row depends on another. They cost a dozen runs of one to three rows, four where the graph is proof.
 
 What is left: a trial shows what its numbers show. An output that loses rows only for data unlike any of them passes,
-unless its graph names the operator that does it (``Output.counted_by``). Every run is checked for its number of rows, too.
+unless its graph names the operator that does it (``Output.counted_by``). Every run's number of rows is checked, too.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Run = Callable[[list[Array]], list[Array]]
 class Output(NamedTuple):
     """What is known of an output before anything is run."""
 
-    name: str
+    name: str | int  # its number, where it has no name
     is_carried: bool = False  # its first axis is the inputs' first axis, followed through the graph
     counted_by: str = ""  # what makes as many rows as the data have it, where something does
 
@@ -67,7 +67,6 @@ def prove_rows(
     outputs: Sequence[Output] | None,
     *,
     tolerance: float = FINE,
-    is_thorough: bool = True,
 ) -> None:
     """Return if row i of every output is that of request i, whoever shares its run.
 
@@ -77,7 +76,6 @@ def prove_rows(
         profiles: what it takes of them; where no run has two rows, there is nothing to prove.
         outputs: in the model's order; None: nothing is known of them.
         tolerance: ``FINE`` or ``COARSE``.
-        is_thorough: make trials also where the graph is proof enough.
 
     Raises:
         ConfigError: if it is not so, or there is no proof; the message has the output, and what was tried.
@@ -95,8 +93,6 @@ def prove_rows(
     # The one that is filled up proves more; small items are quicker.
     profile = min(several, key=lambda profile: (profile.pad_to == 1, _volume(profile)))
     is_needed = profile.pad_to > 1 or outputs is None or not all(output.is_carried for output in outputs)
-    if not (is_needed or is_thorough):
-        return
     failure: Exception | None = None
     for items in _items_to_try(profile):
         trials = _Trials(run, specs, profile, items, tolerance, _TRIALS if is_needed else 1)
@@ -108,9 +104,9 @@ def prove_rows(
             raise _refusal(name if found.place >= 0 else "", found.reason, several) from found.__cause__
         failure = failure or trials.failure
     if is_needed:
-        reason = f"it fails on pseudo-random data: {str(failure).strip()}" if failure else "no size of its items is known"
         advice = _SHAPES_ADVICE if _volume(profile) == math.inf else ""
-        raise _refusal("", f"this could not be tried, since {reason}", several, advice) from failure
+        problem = str(failure).strip() if failure else "its items are too large"
+        raise _refusal("", f"it cannot be tried on pseudo-random data: {problem}", several, advice) from failure
 
 
 _proved: set[Hashable] = set()
@@ -258,16 +254,17 @@ def _moved(array: Array, places: Sequence[int]) -> Array:
 
 
 def _numbers(spec: InputSpec, shape: tuple[int, ...], kind: _Kind, random: np.random.Generator) -> Array:
-    """Return pseudo-random data, rows first. Bytes are pixels; whole numbers are small, as every table of tokens has."""
-    numbers: Array
-    if spec.dtype.kind == "f":
-        numbers = (random.random, random.standard_normal, lambda size: random.integers(0, 256, size))[kind.floats](shape)
-        if kind.floats == 2:
-            numbers[1] = 0
-    elif spec.dtype == np.uint8:
-        numbers = random.integers(0, 256, shape)
+    """Return pseudo-random data, rows first. Bytes are pixels; whole numbers are small, as every table has them."""
+    is_float = spec.dtype.kind == "f"
+    if is_float and kind.floats == 0:
+        numbers: Array = random.random(shape)
+    elif is_float and kind.floats == 1:
+        numbers = random.standard_normal(shape)
+    elif is_float or spec.dtype == np.uint8:
+        numbers = np.asarray(random.integers(0, 256, shape))
+        numbers[1:2] = 0
     else:
-        numbers = np.ones(shape) if kind.is_one else random.integers(0, 2, shape)
+        numbers = np.ones(shape) if kind.is_one else np.asarray(random.integers(0, 2, shape))
     return numbers.astype(spec.dtype)
 
 

@@ -236,9 +236,9 @@ def _outputs(program: Any, specs: Sequence[InputSpec]) -> list[Output]:
     firsts = {spec.shape[0] for spec in specs if spec.shape}
     outputs = []
     for place, name in enumerate(program.graph_signature.user_outputs):
-        shape = getattr(values.get(name), "shape", ())
+        shape: Sequence[Any] = getattr(values.get(name), "shape", ())
         first = shape[0] if len(shape) else None
         is_carried = isinstance(first, torch.SymInt) and firsts == {str(first)}
         counted = "" if not isinstance(first, torch.SymInt) or first.node.has_hint() else f"the program, by {first},"
-        outputs.append(Output(str(place), is_carried, counted))
+        outputs.append(Output(place, is_carried, counted))
     return outputs

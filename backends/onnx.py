@@ -145,8 +145,8 @@ class OnnxTensor(Backend):
             if self._has_rows and rows is None:
                 is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
                 prove_once(
-                    (_identity(source), max, min, warm_up, tuple(providers or ())),
-                    lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine, is_thorough=warm_up),
+                    (_identity(source), max, min, tuple(providers or ())),
+                    lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine),
                 )
         except ConfigError as error:
             raise ConfigError(*[f"{self._name}: {problem}" for problem in error.problems]) from error.__cause__
@@ -231,7 +231,6 @@ class OnnxTensor(Backend):
                 if problem:
                     raise ConfigError(problem)
 
-
     def _prove_rows(
         self,
         source: Path | bytes,
@@ -239,13 +238,12 @@ class OnnxTensor(Backend):
         profiles: Sequence[Profile],
         *,
         is_fine: bool,
-        is_thorough: bool,
     ) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
         graph = read_graph(source)
         tolerance = graph.tolerance if graph is not None and is_fine else FINE if is_fine else COARSE
         outputs = graph.outputs if graph is not None else [Output(name) for name in self._output_names]
-        prove_rows(self._compute, specs, profiles, outputs, tolerance=tolerance, is_thorough=is_thorough)
+        prove_rows(self._compute, specs, profiles, outputs, tolerance=tolerance)
 
 
 def _identity(source: Path | bytes) -> Hashable:

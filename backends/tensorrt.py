@@ -59,8 +59,8 @@ class TensorrtTensor(Backend):
     where the model has several outputs. It is a view of memory made for this batch, never of the engine's: yours to
     change. Outside of a ``SyncTensor`` it is complete when ``forward`` returns; within one, on its stream.
 
-    **Batches, rows**: as for ``OnnxTensor``. An engine takes what lies within its profiles: ``max`` must say the largest size
-    of every axis that the model leaves open.
+    **Batches, rows**: as for ``OnnxTensor``. An engine takes what lies within its profiles: ``max`` must say the
+    largest size of every axis that the model leaves open.
 
     **Building** takes seconds to minutes, once: the engine is kept in ``model::cache`` under a key of everything that
     it depends on (model, precision, shapes, GPU, versions), so that another GPU or TensorRT never gets the wrong one.
@@ -155,7 +155,7 @@ class TensorrtTensor(Backend):
             if warm_up:
                 self._warm_up(specs, profiles)
             if self._has_rows and rows is None and self._engine not in _proved:
-                self._prove_rows(graph, specs, profiles, is_thorough=warm_up)
+                self._prove_rows(graph, specs, profiles)
                 _proved.add(self._engine)
         except ConfigError as error:
             raise ConfigError(*[f"{self._name}: {problem}" for problem in error.problems]) from error.__cause__
@@ -252,9 +252,7 @@ class TensorrtTensor(Backend):
                         if problem:
                             raise ConfigError(problem)
 
-    def _prove_rows(
-        self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile], *, is_thorough: bool
-    ) -> None:
+    def _prove_rows(self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
 
         def run(arrays: list[Array]) -> list[Array]:
@@ -262,12 +260,12 @@ class TensorrtTensor(Backend):
             size = len(arrays[0])
             profile = next(each for each in profiles if each.takes(items) and size in each.batch_sizes())
             with self._gpu.stream.entered() as current:
-                rows = [list(torch.from_numpy(array).split(1)) for array in arrays]
+                rows = [[torch.from_numpy(row) for row in np.split(array, size)] for array in arrays]
                 outputs = self._run(profile, rows, items, size, current.handle, is_trial=True)
             return [to_array(output) for output in outputs]
 
         outputs = graph.outputs if graph is not None else [Output(info.name) for info in self._engine.outputs]
-        prove_rows(run, specs, profiles, outputs, tolerance=COARSE, is_thorough=is_thorough)
+        prove_rows(run, specs, profiles, outputs, tolerance=COARSE)
 
 
 class _Gpu(NamedTuple):
@@ -470,5 +468,14 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 _NUMPY_DTYPES = {
     _torch_dtype(name): np.dtype(name)
-    for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "uint16", "uint32")
+    for name in (
+        "bool",
+        "uint8",
+        "uint16",
+        "uint32",
+        *("int8", "int16", "int32", "int64"),
+        "float16",
+        "float32",
+        "float64",
+    )
 }

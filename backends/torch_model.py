@@ -163,7 +163,7 @@ class TorchTensor(Backend):
                     self._warm_up(buckets)
                 if rows is None:
                     is_fine = on_cpu and floats in (torch.float32, torch.float64)  # GPUs compute in TensorFloat-32
-                    self._prove_rows(plain, loaded.outputs, COARSE if not is_fine else FINE, is_thorough=warm_up)
+                    self._prove_rows(plain, loaded.outputs, FINE if is_fine else COARSE)
         except BaseException as error:
             self.close()
             if isinstance(error, ConfigError):
@@ -315,10 +315,7 @@ class TorchTensor(Backend):
                 if reason:
                     _say_once(f"{self._name}: it is run without CUDA graphs, as it cannot be captured: {reason}")
 
-
-    def _prove_rows(
-        self, module: Any, outputs: Sequence[Output] | None, tolerance: float, *, is_thorough: bool
-    ) -> None:
+    def _prove_rows(self, module: Any, outputs: Sequence[Output] | None, tolerance: float) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
 
         def run(arrays: list[Array]) -> list[Array]:
@@ -335,7 +332,6 @@ class TorchTensor(Backend):
             self._inputs.profiles,
             outputs,
             tolerance=tolerance,
-            is_thorough=is_thorough,
         )
 
 
