@@ -67,6 +67,7 @@ def prove_rows(
     outputs: Sequence[Output] | None,
     *,
     tolerance: float = FINE,
+    is_padded: bool = False,
 ) -> None:
     """Return if row i of every output is that of request i, whoever shares its run.
 
@@ -76,6 +77,7 @@ def prove_rows(
         profiles: what it takes of them; where no run has two rows, there is nothing to prove.
         outputs: in the model's order; None: nothing is known of them.
         tolerance: ``FINE`` or ``COARSE``.
+        is_padded: batches are filled up also where the profiles do not say so.
 
     Raises:
         ConfigError: if it is not so, or there is no proof; the message has the output, and what was tried.
@@ -92,7 +94,8 @@ def prove_rows(
         raise _refusal("", reason, several, _SHAPES_ADVICE)
     # The one that is filled up proves more; small items are quicker.
     profile = min(several, key=lambda profile: (profile.pad_to == 1, _volume(profile)))
-    is_needed = profile.pad_to > 1 or outputs is None or not all(output.is_carried for output in outputs)
+    is_padded = is_padded or profile.pad_to > 1
+    is_needed = is_padded or outputs is None or not all(output.is_carried for output in outputs)
     failure: Exception | None = None
     for items in _items_to_try(profile):
         trials = _Trials(run, specs, profile, items, tolerance, _TRIALS if is_needed else 1)

@@ -332,6 +332,7 @@ class TorchTensor(Backend):
             self._inputs.profiles,
             outputs,
             tolerance=tolerance,
+            is_padded=self._graphs is not None,
         )
 
 
