@@ -195,8 +195,9 @@ def to_torch(arrays: Sequence[Array]) -> list[Any]:
 
 
 def to_array(tensor: Any) -> Array:
-    """Return a torch tensor as an array of its own; bfloat16, which NumPy lacks, as float32."""
-    if tensor.dtype == sys.modules["torch"].bfloat16:
+    """Return a torch tensor as an array; bfloat16 and floats of 8 bits, which NumPy lacks, become float32."""
+    torch = sys.modules["torch"]
+    if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
         tensor = tensor.float()
     array: Array = tensor.detach().cpu().numpy()
     return array

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._row_proof import COARSE, FINE, Output
+from ._row_proof import COARSE, FINE, ROUGH, Output
 
 if TYPE_CHECKING:
     import onnx
@@ -31,7 +31,7 @@ class Graph(NamedTuple):
 
     inputs: Mapping[str, tuple[int | str, ...]]  # of each, its axes: a size, a name, or "?"
     outputs: list[Output]
-    tolerance: float  # ``COARSE`` if it computes in half precision, or in whole numbers on the scale of the batch
+    tolerance: float  # of the precision in which it computes: ``FINE``, ``COARSE`` or ``ROUGH``
 
 
 def read_graph(model: Path | bytes) -> Graph | None:
@@ -48,7 +48,7 @@ def read_graph(model: Path | bytes) -> Graph | None:
         loaded = _load(model)
         weights = {tensor.name for tensor in loaded.graph.initializer}
         inputs = {value.name: _axes(value) for value in loaded.graph.input if value.name not in weights}
-        tolerance = COARSE if _is_coarse(loaded) else FINE
+        tolerance = _tolerance(loaded)
         counted = _counted(loaded)
         carried = _carried(loaded, inputs)
     except Exception:  # whatever protobuf makes of a file that only the runtime can read
@@ -69,13 +69,13 @@ def _axes(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     return tuple(axis.dim_value if axis.dim_value > 0 else axis.dim_param or "?" for axis in axes)
 
 
-def _is_coarse(model: onnx.ModelProto) -> bool:
+def _tolerance(model: onnx.ModelProto) -> float:
     from onnx import TensorProto
 
+    if any(node.op_type.startswith("DynamicQuantize") for node in model.graph.node):
+        return ROUGH
     halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    return any(tensor.data_type in halves for tensor in model.graph.initializer) or any(
-        node.op_type.startswith("Dynamic") for node in model.graph.node
-    )
+    return COARSE if any(tensor.data_type in halves for tensor in model.graph.initializer) else FINE
 
 
 def _carried(model: onnx.ModelProto, inputs: Mapping[str, tuple[int | str, ...]]) -> set[str]:

@@ -61,7 +61,7 @@ def postprocess(postprocessor: Postprocessor, outputs: list[Any], batch: list[Re
         return
     # By its type, too: of a dict, a set or a text, the length alone could be right, and callers would get its keys, or
     # each other's results.
-    if not _is_list_like(results):
+    if type(results) is not list and not _is_list_like(results):
         kind = type(results).__name__
         advice = f"; list(...) makes one of a {kind}" if isinstance(results, Iterator | ValuesView) else ""
         raise BackendError(

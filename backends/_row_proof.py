@@ -9,7 +9,8 @@ images together, and then one caller gets another's. There are two proofs:
 
 Trials are made where they can be, also of what a graph has proved, since a model may keep its rows and yet mix them
 (one that subtracts the mean of the batch does), and always where fewer requests are filled up with zeros: that is right
-only if no row depends on another. They cost a dozen runs of one to three rows, eight where the graph is proof.
+only if no row depends on another. They cost a dozen runs of one to three rows, eight where the graph is proof; where
+the batch is fixed, runs of its size.
 
 What is left: a trial shows what its numbers show. An output that loses rows only for data unlike any of them passes,
 unless its graph names the operator that does it (``Output.counted_by``). Every run's number of rows is checked, too.
@@ -28,13 +29,17 @@ from fastpipe.errors import ConfigError
 from ._model_data import Array
 from ._model_shapes import InputSpec, Profile
 
-__all__ = ["COARSE", "FINE", "Output", "prove_once", "prove_rows"]
+__all__ = ["COARSE", "FINE", "ROUGH", "Output", "prove_once", "prove_rows"]
 
 FINE = 5e-3
 """How far a value together may be from the same value alone, of the largest in its column: float32 on a CPU."""
 
 COARSE = 5e-2
-"""The same for half precision, TensorFloat-32, and int8 whose scale is that of the batch."""
+"""The same for half precision and TensorFloat-32."""
+
+ROUGH = 0.3
+"""The same for int8 whose scale is found while the model runs, from the whole batch: such numbers do depend on the
+company, by as much as they are rounded anyway. A model that mixes its rows is farther off."""
 
 # A row that is compared has so many neighbours at most; more would cost more and show nothing else.
 _ROWS_COMPARED = 3
@@ -76,7 +81,7 @@ def prove_rows(
         specs: its inputs; None: they are not known.
         profiles: what it takes of them; where no run has two rows, there is nothing to prove.
         outputs: in the model's order; None: nothing is known of them.
-        tolerance: ``FINE`` or ``COARSE``.
+        tolerance: ``FINE``, ``COARSE`` or ``ROUGH``.
         is_padded: batches are filled up also where the profiles do not say so.
 
     Raises:

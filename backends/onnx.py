@@ -65,7 +65,7 @@ class OnnxTensor(Backend):
     the package onnx) follows the batch axis from the inputs to each output, and trial runs of one to three rows of
     pseudo-random data give together what they give alone. Where one of the two contradicts, or neither can be had, and
     where an output has as many rows as the data have it (``NonZero``), the model is refused, unless ``max`` is 1 or
-    ``rows`` says that all is well. One that is refused but right: random by design, or quantised by the batch.
+    ``rows`` says that all is well. One that is refused but right: random by design.
 
     **Threads**: each instance has a session of its own (as fast as a shared one, and nothing is shared; its price is a
     copy of the weights), which computes with ``threads // instance_num`` threads, the calling one included. Idle
@@ -241,7 +241,7 @@ class OnnxTensor(Backend):
     ) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
         graph = read_graph(source)
-        tolerance = graph.tolerance if graph is not None and is_fine else FINE if is_fine else COARSE
+        tolerance = max(FINE if is_fine else COARSE, graph.tolerance if graph is not None else FINE)
         outputs = graph.outputs if graph is not None else [Output(name) for name in self._output_names]
         prove_rows(self._compute, specs, profiles, outputs, tolerance=tolerance)
 

@@ -264,8 +264,9 @@ class TensorrtTensor(Backend):
                 outputs = self._run(profile, rows, items, size, current.handle, is_trial=True)
             return [to_array(output) for output in outputs]
 
+        tolerance = max(COARSE, graph.tolerance if graph is not None else COARSE)
         outputs = graph.outputs if graph is not None else [Output(info.name) for info in self._engine.outputs]
-        prove_rows(run, specs, profiles, outputs, tolerance=COARSE)
+        prove_rows(run, specs, profiles, outputs, tolerance=tolerance)
 
 
 class _Gpu(NamedTuple):

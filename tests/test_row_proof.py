@@ -510,6 +510,11 @@ def test_half_precision_in_a_file_is_measured_as_such() -> None:
     half = one_node("Add", inputs={"x": (TensorProto.FLOAT16, ["n", 4])}, constants={"w": np.ones(4, np.float16)})
     assert read_graph(half).tolerance == COARSE
     assert read_graph(one_node("Relu")).tolerance < COARSE
+    nodes = [helper.make_node("DynamicQuantizeLinear", ["x"], ["small", "scale", "zero"])]
+    nodes += [helper.make_node("DequantizeLinear", ["small", "scale", "zero"], ["y"])]
+    by_batch = make_model(nodes, {"x": ["n", 4]}, {"y": ["n", 4]})
+    assert read_graph(by_batch).tolerance > COARSE
+    assert OnnxTensor(model=by_batch, max=4).max_batch == 4
     assert read_graph(b"no model") is None
 
 
