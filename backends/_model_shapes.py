@@ -89,6 +89,8 @@ def make_profiles(specs: list[InputSpec], max: int | str | None, min: int | str 
         ConfigError: if the notation is wrong, or the numbers contradict the model or each other.
     """
     fixed_batch = _fixed_batch(specs)
+    if (fixed_batch or 1) > 1:  # what max says of it comes second
+        _refuse_moved_batch(specs, fixed_batch)
     most, least = _parse("max", max, len(specs)), _parse("min", min, len(specs))
     if len(most) > 1 and len(least) > 1 and len(most) != len(least):
         raise ConfigError(f"max={max!r} has {len(most)} profiles, min={min!r} has {len(least)}")

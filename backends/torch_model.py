@@ -324,7 +324,8 @@ class TorchTensor(Backend):
             inputs = [torch.tensor(array).to(self._device, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
             with torch.inference_mode():
                 given = flatten(module(*inputs))
-            return [to_array(output) if isinstance(output, torch.Tensor) else np.asarray(None) for output in given]
+            # Copies again, of what may be a buffer of its own; what is no tensor has no rows.
+            return [np.array(to_array(each) if isinstance(each, torch.Tensor) else None) for each in given]
 
         prove_rows(
             run,

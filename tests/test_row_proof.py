@@ -379,6 +379,7 @@ def test_first_axes_of_different_names_that_are_the_batch_are_taken() -> None:
         (state_model(), {}),
         (state_model(), {"max": 1}),
         (state_model(), {"max": 2}),
+        (state_model(), {"max": 4}),
         (state_model(), {"max": 2, "rows": "batch"}),
         (state_model("layers"), {"max": 2}),
     ],
