@@ -25,6 +25,7 @@ from fastpipe.errors import ConfigError
 
 from ._model_shapes import InputSpec
 from ._row_proof import Output
+from ._torch_rows import outputs_of
 
 __all__ = ["Loaded", "describe", "load"]
 
@@ -223,22 +224,4 @@ def _exported(program: Any, device: torch.device) -> Loaded:
     ]
     dtypes = [values[name].dtype for name in names]
     module = move_to_device_pass(program, device).module()
-    return Loaded(module, names, len(names), specs, dtypes, True, _outputs(program, specs))
-
-
-def _outputs(program: Any, specs: Sequence[InputSpec]) -> list[Output]:
-    """Return what is known of the rows of an exported program's outputs.
-
-    The exporter has followed every axis by a symbol: one that is the inputs' first axis is the batch, and one that has
-    no hint, the "unbacked", is counted by the data.
-    """
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    firsts = {spec.shape[0] for spec in specs if spec.shape}
-    outputs = []
-    for place, name in enumerate(program.graph_signature.user_outputs):
-        shape: Sequence[Any] = getattr(values.get(name), "shape", ())
-        first = shape[0] if len(shape) else None
-        is_carried = isinstance(first, torch.SymInt) and firsts == {str(first)}
-        counted = "" if not isinstance(first, torch.SymInt) or first.node.has_hint() else f"the program, by {first},"
-        outputs.append(Output(place, is_carried, counted))
-    return outputs
+    return Loaded(module, names, len(names), specs, dtypes, True, outputs_of(program, specs))
