@@ -12,7 +12,7 @@ from fastpipe.backend import Request
 from fastpipe.errors import ConfigError, KernelError
 
 from ._model_data import _describe_item, to_array
-from ._model_shapes import InputSpec, Profile, SharedAxes, advice_on_empty, is_within, make_profiles
+from ._model_shapes import InputSpec, Profile, advice_on_empty, is_within, make_profiles
 from ._torch_files import Loaded
 
 __all__ = ["Fit", "Sample", "TorchInputs", "is_image"]
@@ -78,7 +78,6 @@ class TorchInputs:
             self.profiles = make_profiles([InputSpec("input", np.dtype(np.float32), ("batch",))], max, min)
         else:
             self._counts = (len(self._specs), len(self._specs))
-            self._shared = SharedAxes(self._specs)
             self.profiles = make_profiles(self._specs, max, min)
         if dtypes is not None and self._specs is not None and len(dtypes) != len(self._specs):
             raise ConfigError(f"there are {len(dtypes)} dtypes for {len(self._specs)} inputs")
@@ -181,9 +180,6 @@ class TorchInputs:
             is_image((1, *shape), target, self._channels) for shape, target in zip(items, targets, strict=True)
         ):
             raise KernelError(f"{self._model}: no input is an image of {self._channels} channels for mean and std")
-        conflict = self._shared.conflict(items) if self._specs is not None else ""
-        if conflict:
-            raise KernelError(f"{self._model}: {conflict}")
         key = items, tuple([(dtype, device) for _, dtype, device in signature])
         fit = Fit(self._profile_of(signature, items), items, tuple(targets), key)
         if len(self._fits) >= _REMEMBERED_FITS:

@@ -624,24 +624,6 @@ def test_a_name_that_one_input_has_twice_in_two_sizes_means_nothing() -> None:
     assert (y.shape, z.shape) == ((1, 2, 3), (1, 5))
 
 
-def test_an_exported_programs_inputs_share_their_symbols(tmp_path: Any) -> None:
-    """Before torch's own guard is met."""
-    torch: Any = pytest.importorskip("torch", reason="torch is not installed")
-
-    class Product(torch.nn.Module):
-        def forward(self, a: Any, b: Any) -> Any:
-            return a * b
-
-    batch, length = torch.export.Dim("batch", max=64), torch.export.Dim("length", min=2, max=64)
-    shapes = ({0: batch, 1: length},) * 2
-    program = torch.export.export(Product(), (torch.ones(2, 3),) * 2, dynamic_shapes=shapes)
-    torch.export.save(program, tmp_path / "model.pt2")
-    backend = torch_tensor(model=tmp_path / "model.pt2", max=2)
-    assert run(backend, [torch.ones(5), torch.ones(5)])[0].shape == (1, 5)
-    with pytest.raises(ItemErrors, match=r"'a' and 'b' share the axis 's\d+', but it is 5 in 'a' and 4 in 'b'"):
-        run(backend, [torch.ones(5), torch.ones(4)])
-
-
 def test_a_torch_model_needs_min_for_an_empty_axis_and_says_so() -> None:
     """As OnnxTensor."""
     torch: Any = pytest.importorskip("torch", reason="torch is not installed")
