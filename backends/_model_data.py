@@ -12,9 +12,9 @@ import numpy.typing as npt
 from fastpipe.backend import Request
 from fastpipe.errors import KernelError
 
-from ._model_shapes import InputSpec, Limits, Profile, is_within
+from ._model_shapes import InputSpec, Limits, Profile, SharedAxes, advice_on_empty, is_within
 
-__all__ = ["Array", "ModelInputs", "Sample", "gather", "to_torch"]
+__all__ = ["Array", "ModelInputs", "Sample", "gather", "to_array", "to_torch"]
 
 Array = npt.NDArray[Any]
 
@@ -60,6 +60,7 @@ class ModelInputs:
         self._model = model
         self._specs = tuple(specs)
         self._names = [spec.name for spec in specs]
+        self._shared = SharedAxes(specs)
         # Where several profiles take a request, it goes where it can have the most company.
         self._profiles = sorted(profiles, key=lambda profile: -profile.max_batch)
         self.max_batch = self._profiles[0].max_batch
@@ -114,9 +115,10 @@ class ModelInputs:
             if hasattr(value, "__dlpack__"):
                 return np.from_dlpack(value), False
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            # It is on another device, or of a type that NumPy lacks (bfloat16). Moving it is left to a step of the
-            # pipe, where its cost can be seen.
-            raise self._unusable(spec, f"a {type(value).__name__} that NumPy cannot read: {error}") from error
+            # It is on another device, or of a type that NumPy lacks (bfloat16). Moving and converting it is left to a
+            # step of the pipe, where its cost can be seen.
+            advice = "; a step before has to make one of it on the CPU, of a type that NumPy has, such as float32"
+            raise self._unusable(spec, f"a {type(value).__name__} that NumPy cannot read: {error}{advice}") from error
         raise self._unusable(spec, f"a {type(value).__name__}, which is no array")
 
     def _find_fit(self, signature: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]) -> Fit:
@@ -130,6 +132,9 @@ class ModelInputs:
             if len(shape) != len(spec.shape) - 1:
                 raise self._misfit(spec, dtype, shape)
             item_shapes.append(shape)
+        conflict = self._shared.conflict(item_shapes)
+        if conflict:
+            raise KernelError(f"{self._model}: {conflict}")
         key = tuple(item_shapes), tuple([dtype for _, dtype in signature])
         for profile in self._profiles:
             if profile.takes(key[0]):
@@ -144,7 +149,8 @@ class ModelInputs:
         raise KernelError(f"{self._model}: each input fits in a profile, but not all in the same one: got {got}")
 
     def _misfit(self, spec: InputSpec, dtype: np.dtype[Any], shape: tuple[int, ...]) -> KernelError:
-        return self._unusable(spec, f"{dtype.name} of shape {shape}")
+        advice = advice_on_empty(self._specs, self._specs.index(spec), shape, self._profiles)
+        return self._unusable(spec, f"{dtype.name} of shape {shape}{advice}")
 
     def _unusable(self, spec: InputSpec, got: str) -> KernelError:
         number = self._specs.index(spec)
@@ -186,6 +192,15 @@ def to_torch(arrays: Sequence[Array]) -> list[Any]:
     """Return arrays as torch tensors over the same memory; for requests that brought tensors, so torch is there."""
     from_numpy = sys.modules["torch"].from_numpy
     return [from_numpy(array) for array in arrays]
+
+
+def to_array(tensor: Any) -> Array:
+    """Return a torch tensor as an array; bfloat16 and floats of 8 bits, which NumPy lacks, become float32."""
+    torch = sys.modules["torch"]
+    if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
+        tensor = tensor.float()
+    array: Array = tensor.detach().cpu().numpy()
+    return array
 
 
 def _may_become(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:

@@ -6,11 +6,13 @@
     max = "8x3x48x320;1x3x960x960"     two profiles: a request runs in one that it fits in, with that one's batch
 
 ``min`` is written the same way. Its batch number is the smallest batch the model is run with (fewer requests are
-padded), its other numbers are the smallest item.
+padded), its other numbers are the smallest item: 1 in an open axis of which nothing is said; ``min = "1x0x4"`` lets an
+axis be empty.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from fastpipe.errors import ConfigError
 
-__all__ = ["InputSpec", "Limits", "Profile", "is_within", "make_profiles"]
+__all__ = ["InputSpec", "Limits", "Profile", "SharedAxes", "advice_on_empty", "is_within", "make_profiles"]
 
 Limits = tuple[tuple[int, int | None], ...]
 """Smallest and largest size of each axis of an item (without the batch axis); None: no largest."""
@@ -65,6 +67,20 @@ def is_within(shape: tuple[int, ...], limits: Limits) -> bool:
     return True
 
 
+def advice_on_empty(specs: Sequence[InputSpec], place: int, shape: tuple[int, ...], profiles: Sequence[Profile]) -> str:
+    """Return how ``min`` would let an item of this shape in, if nothing but empty axes keeps it out; else nothing."""
+    declared = specs[place].shape[1:]
+    if 0 not in shape or len(shape) != len(declared):
+        return ""
+    # Where the model says a size, min cannot say another.
+    if any(isinstance(known, int) and size != known for size, known in zip(shape, declared, strict=True)):
+        return ""
+    least = [[low for low, _ in limits] for limits in profiles[0].limits]
+    least[place] = [min(size, low) for size, low in zip(shape, least[place], strict=True)]
+    text = ",".join("x".join(map(str, (profiles[0].pad_to, *item))) for item in least)
+    return f"; min={text!r} would let axes be empty"
+
+
 def make_profiles(specs: list[InputSpec], max: int | str | None, min: int | str | None) -> tuple[Profile, ...]:
     """Return the profiles that a model with these inputs has under a node's ``max`` and ``min``, in their order.
 
@@ -74,6 +90,8 @@ def make_profiles(specs: list[InputSpec], max: int | str | None, min: int | str 
         ConfigError: if the notation is wrong, or the numbers contradict the model or each other.
     """
     fixed_batch = _fixed_batch(specs)
+    if (fixed_batch or 1) > 1:  # what max says of it comes second
+        _refuse_moved_batch(specs, fixed_batch)
     most, least = _parse("max", max, len(specs)), _parse("min", min, len(specs))
     if len(most) > 1 and len(least) > 1 and len(most) != len(least):
         raise ConfigError(f"max={max!r} has {len(most)} profiles, min={min!r} has {len(least)}")
@@ -86,7 +104,44 @@ def make_profiles(specs: list[InputSpec], max: int | str | None, min: int | str 
             _item_limits(spec, low, high) for spec, low, high in zip(specs, smallest.items, largest.items, strict=True)
         ]
         profiles.append(Profile(max_batch, pad_to, tuple(limits)))
+    if any(profile.batch_sizes()[0] > 1 for profile in profiles):
+        _refuse_moved_batch(specs, fixed_batch)
     return tuple(profiles)
+
+
+class SharedAxes:
+    """The axes that several inputs of a model have by name, and so must have in one size.
+
+    Names count between inputs only: one input whose own axes of a name differ has shown that the name means nothing.
+    """
+
+    def __init__(self, specs: Sequence[InputSpec]) -> None:
+        self._names = [spec.name for spec in specs]
+        inner = {name for spec in specs for name in spec.shape[1:]}
+        places: dict[str, list[tuple[int, int]]] = {}  # name -> (input, axis)
+        for place, spec in enumerate(specs):
+            for axis, name in enumerate(spec.shape):
+                # In front is the batch, which is 1 where it is also an inner axis: more of it is refused when built.
+                if isinstance(name, str) and name != "?" and name in inner:
+                    places.setdefault(name, []).append((place, axis))
+        self._shared = {name: found for name, found in places.items() if len({place for place, _ in found}) > 1}
+
+    def conflict(self, items: Sequence[tuple[int, ...]]) -> str:
+        """Return what is wrong with items of these shapes, one for each input, without the batch axis, or nothing."""
+        for name, found in self._shared.items():
+            sizes: dict[int, set[int]] = {}
+            for place, axis in found:
+                sizes.setdefault(place, set()).add((1, *items[place])[axis])
+            if any(len(own) > 1 for own in sizes.values()):
+                continue
+            (first, expected), *others = [(place, own.pop()) for place, own in sizes.items()]
+            for place, size in others:
+                if size != expected:
+                    return (
+                        f"the inputs {self._names[first]!r} and {self._names[place]!r} share the axis {name!r}, "
+                        f"but it is {expected} in {self._names[first]!r} and {size} in {self._names[place]!r}"
+                    )
+        return ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +179,10 @@ def _parse_shape(key: str, text: int | str, shape: str) -> tuple[int, ...]:
 def _fixed_batch(specs: list[InputSpec]) -> int | None:
     for spec in specs:
         if not spec.shape:
-            raise ConfigError(f"input {spec.name!r} has no batch axis (it is a scalar, or its shape is not declared)")
+            raise ConfigError(
+                f"input {spec.name!r} has no batch axis (it is a scalar, or its shape is not declared): export it with "
+                f"an axis for the requests in front, such as (batch, 1), or make a constant of it"
+            )
     fixed = {spec.shape[0]: spec.name for spec in specs if isinstance(spec.shape[0], int)}
     if len(fixed) > 1:
         sizes = ", ".join(f"{size} in {name!r}" for size, name in fixed.items())
@@ -137,6 +195,20 @@ def _batch_range(specs: list[InputSpec]) -> tuple[int, int | None]:
     ranges = [spec.ranges[0] for spec in specs if spec.ranges]
     low = max((low for low, _ in ranges), default=1)
     return low, min((high for _, high in ranges if high is not None), default=None)
+
+
+def _refuse_moved_batch(specs: list[InputSpec], fixed_batch: int | None) -> None:
+    """Raise ConfigError if the axis along which requests would be joined is also another one: they would be mixed."""
+    firsts = {spec.shape[0]: spec.name for spec in specs if isinstance(spec.shape[0], str) and spec.shape[0] != "?"}
+    for spec in specs:
+        for axis, name in enumerate(spec.shape[1:], 1):
+            if isinstance(name, str) and name in firsts:
+                way = "" if (fixed_batch or 1) > 1 else ", or run one request at a time, with max=1"
+                raise ConfigError(
+                    f"the axis {name!r} is the first of input {firsts[name]!r} and axis {axis} of input {spec.name!r}, "
+                    f"but requests are joined along the first axis of every input: "
+                    f"export the model with the batch in front everywhere{way}"
+                )
 
 
 def _batch_limits(

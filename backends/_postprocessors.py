@@ -5,12 +5,13 @@ A postprocessor is called with the model's outputs, each with one row for each r
     def top_three(outputs, batch):
         return [scores.argsort()[-3:] for scores in outputs[0]]
 
-It returns one result for each request, or None if it has filled the requests itself.
+It returns a list with one result for each request (a tuple or an array will do), or None if it has filled the requests
+itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, ValuesView
 from typing import Any
 
 import numpy as np
@@ -53,15 +54,35 @@ def postprocess(postprocessor: Postprocessor, outputs: list[Any], batch: list[Re
     """Fill ``request["result"]`` of a batch.
 
     Raises:
-        BackendError: if the postprocessor returned a wrong number of results.
+        BackendError: if the postprocessor returned anything but one result for each request, in an order.
     """
     results = postprocessor(outputs, batch)
     if results is None:
         return
+    # By its type, too: of a dict, a set or a text, the length alone could be right, and callers would get its keys, or
+    # each other's results.
+    if type(results) is not list and not _is_list_like(results):
+        kind = type(results).__name__
+        advice = f"; list(...) makes one of a {kind}" if isinstance(results, Iterator | ValuesView) else ""
+        raise BackendError(
+            f"the postprocessor returned a {kind} for {len(batch)} requests: "
+            f"expected a list with a result for each of them, in their order, or None{advice}"
+        )
     if len(results) != len(batch):
-        raise BackendError(f"the postprocessor returned {len(results)} results for {len(batch)} requests")
+        raise BackendError(
+            f"the postprocessor returned {len(results)} results for {len(batch)} requests: expected one for each"
+        )
     for request, result in zip(batch, results, strict=True):
         request["result"] = result
+
+
+def _is_list_like(results: Any) -> bool:
+    """Say whether it has an order and a length: a list, a tuple, or an array of at least one axis."""
+    if isinstance(results, str | bytes | bytearray | memoryview):
+        return False
+    if hasattr(results, "__dlpack__"):  # arrays of every library, and no tables, whose elements are their columns
+        return len(getattr(results, "shape", ())) > 0
+    return isinstance(results, Sequence)
 
 
 def split(outputs: list[Any], batch: list[Request]) -> list[Any]:

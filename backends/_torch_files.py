@@ -21,8 +21,10 @@ import torch
 from fastpipe.errors import ConfigError
 
 from ._model_shapes import InputSpec
+from ._row_proof import Output
 from ._torch_archives import Suspicious, harmless_copy, kind_of
 from ._torch_programs import SizeRules, read_program
+from ._torch_rows import outputs_of
 
 __all__ = ["Loaded", "describe", "load"]
 
@@ -40,6 +42,7 @@ class Loaded(NamedTuple):
     is_exported: bool  # its types are a part of its graph
     rules: SizeRules | None = None  # of an exported program
     arrange: Callable[[Any], Callable[..., Any]] | None = None  # makes of it what is called with tensors alone
+    outputs: list[Output] | None = None  # what an exported program's graph says of its outputs
 
 
 def describe(model: Any) -> str:
@@ -166,5 +169,14 @@ def _without_code(content: bytes, kind: str) -> bytes:
 
 def _exported(program: Any, device: torch.device) -> Loaded:
     found = read_program(program, device)
-    names, specs, dtypes = found.names, found.specs, found.dtypes
-    return Loaded(found.module, names, len(names), specs, dtypes, True, rules=found.rules, arrange=found.arrange)
+    return Loaded(
+        found.module,
+        found.names,
+        len(found.names),
+        found.specs,
+        found.dtypes,
+        True,
+        rules=found.rules,
+        arrange=found.arrange,
+        outputs=outputs_of(program, found.specs),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from fastpipe.backend import Request
 from fastpipe.errors import ConfigError, KernelError
 
-from ._model_data import _describe_item
-from ._model_shapes import InputSpec, Profile, is_within, make_profiles
+from ._model_data import _describe_item, to_array
+from ._model_shapes import InputSpec, Profile, advice_on_empty, is_within, make_profiles
 from ._torch_arrays import Unreadable, as_tensor
 from ._torch_files import Loaded
 
@@ -102,7 +103,19 @@ class TorchInputs:
         items = profile.largest_items() if self._specs is not None else None
         if items is None:
             return None
-        return items, [self._target(place, self._declared(place), item) for place, item in enumerate(items)]
+        return items, self.targets(items)
+
+    def targets(self, items: Sequence[tuple[int, ...]]) -> list[torch.dtype]:
+        """Return the types in which the model gets its inputs, for items of these shapes."""
+        return [self._target(place, self._declared(place), item) for place, item in enumerate(items)]
+
+    def trial_specs(self) -> list[InputSpec] | None:
+        """Return the inputs with the types in which NumPy can make data for them; None if no shapes are known."""
+        if self._specs is None:
+            return None
+        dtypes = [self._declared(place) for place in range(len(self._specs))]
+        arrays = [to_array(torch.empty(0, dtype=dtype)) for dtype in dtypes]
+        return [replace(spec, dtype=array.dtype) for spec, array in zip(self._specs, arrays, strict=True)]
 
     def read(self, request: Request) -> Sample:
         """Return the data of a request, checked; nothing is copied that torch can read.
@@ -194,7 +207,8 @@ class TorchInputs:
                 return profile
         for place, shape in enumerate(items):
             if not any(is_within(shape, profile.limits[place]) for profile in self._ordered):
-                raise self._unusable(place, f"{signature[place][1]} of shape {shape}")
+                advice = advice_on_empty(self._specs, place, shape, self._ordered)
+                raise self._unusable(place, f"{signature[place][1]} of shape {shape}{advice}")
         raise KernelError(f"{self._model}: each input fits in a profile, but not all in the same one: got {items}")
 
     def _declared(self, place: int) -> torch.dtype:

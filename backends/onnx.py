@@ -9,6 +9,7 @@ reads ``max`` and ``min``; ``_onnx_graph`` changes the graph for ``mean``, ``std
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -27,7 +28,9 @@ from ._model_runs import Group, bucket_of, run_in_groups
 from ._model_shapes import InputSpec, Profile, make_profiles
 from ._model_source import open_model
 from ._onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
+from ._onnx_rows import read_graph
 from ._postprocessors import find_postprocessor, postprocess
+from ._row_proof import COARSE, FINE, Output, prove_once, prove_rows
 from .encrypted import ModelKey
 
 __all__ = ["OnnxTensor"]
@@ -60,6 +63,12 @@ class OnnxTensor(Backend):
     alone, with ``KernelError``. A model with a fixed batch size n takes 1 to n requests, and is fed zeros for those
     that are missing.
 
+    **Rows**: requests share a run only if there is proof that each gets what it would get alone: shape inference (of
+    the package onnx) follows the batch axis from the inputs to each output, and trial runs of one to three rows of
+    pseudo-random data give together what they give alone. Where one of the two contradicts, or neither can be had, and
+    where an output has as many rows as the data have it (``NonZero``), the model is refused, unless ``max`` is 1 or
+    ``rows`` says that all is well. One that is refused but right: random by design.
+
     **Threads**: each instance has a session of its own (as fast as a shared one, and nothing is shared; its price is a
     copy of the weights), which computes with ``threads // instance_num`` threads, the calling one included. Idle
     threads do not spin. The GIL is released once a batch, while the model runs (and once more if a batch must be
@@ -69,7 +78,10 @@ class OnnxTensor(Backend):
         model: an ``.onnx`` file, or the content of one; it may be encrypted, see ``fastpipe.backends.encrypted``.
         max: requests in a batch, or largest shapes: ``8``, ``"8x3x224x224"``, inputs separated by ``,``, profiles by
             ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
-        min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.
+        min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form. An open axis
+            may be empty only where it says so, as in ``"1x0x4"``.
+        rows: ``batch`` says that each row of every output belongs to one request, in order, and depends on it alone.
+            Without it, that is proved while the instance is built (see "Rows" above).
         instance_num: the node's number of instances, which share ``threads``.
         precision: ``fp16`` computes in half precision; inputs and outputs keep their types. A CPU without arithmetic of
             that kind is slower with it, constants beyond 65504 are clipped, and a model may lose accuracy: compare. A
@@ -107,6 +119,7 @@ class OnnxTensor(Backend):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         postprocessor: str | Callable[..., Any] = "split",
+        rows: Literal["batch"] | None = None,
         threads: Annotated[int, Between(1, 4096)] | None = None,
         providers: list[str] | None = None,
         warm_up: bool = True,
@@ -136,6 +149,12 @@ class OnnxTensor(Backend):
             self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
             if warm_up:
                 self._warm_up(specs, profiles)
+            if self._has_rows and rows is None:
+                is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
+                prove_once(
+                    (_identity(source), max, min, tuple(providers or ())),
+                    lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine),
+                )
         except ConfigError as error:
             raise ConfigError(*[f"{self._name}: {problem}" for problem in error.problems]) from error.__cause__
 
@@ -173,22 +192,32 @@ class OnnxTensor(Backend):
             outputs = to_torch(outputs)
         postprocess(self._postprocessor, outputs, [request for request, _ in group])
 
+    def _compute(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run the model."""
+        outputs: list[Array] = self._session.run(self._output_names, dict(zip(self._feed_names, arrays, strict=True)))
+        return outputs
+
     def _run(self, arrays: Sequence[Array]) -> list[Array]:
         """Run the model and check that every output has one row for each row of the inputs."""
-        feed = dict(zip(self._feed_names, arrays, strict=True))
         try:
-            outputs: list[Array] = self._session.run(self._output_names, feed)
+            outputs = self._compute(arrays)
         except Exception as error:
             error.add_note(f"{self._name}, run with inputs of shape {_shapes(arrays)}")
             raise
-        row_count = len(arrays[0])
+        problem = self._row_problem(outputs, len(arrays[0]))
+        if problem:
+            raise BackendError(f"{self._name}, {problem}")
+        return outputs
+
+    def _row_problem(self, outputs: Sequence[Array], row_count: int) -> str:
+        """Return which output has too few rows, or too many; nothing if none has, or none needs any."""
         for name, output in zip(self._output_names, outputs, strict=True):
             if self._has_rows and output.shape[:1] != (row_count,):
-                raise BackendError(
-                    f"{self._name}, output {name!r}: expected {row_count} rows for a batch of {row_count}, "
-                    f"got shape {output.shape}; a model that cannot be batched needs max=1"
+                return (
+                    f"output {name!r}: expected {row_count} rows for a batch of {row_count}, got shape {output.shape}; "
+                    f"a model that cannot be batched needs max=1"
                 )
-        return outputs
+        return ""
 
     def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         # The largest batch comes first, so that the arena grows once.
@@ -199,12 +228,37 @@ class OnnxTensor(Backend):
             for size in profile.batch_sizes():
                 arrays = [np.zeros((size, *item), spec.dtype) for item, spec in zip(items, specs, strict=True)]
                 try:
-                    self._run(arrays)
+                    outputs = self._compute(arrays)
                 except Exception as error:  # ONNX Runtime's errors have no base class of their own
                     raise ConfigError(
                         f"the warm-up with zeros of shape {_shapes(arrays)} failed: {str(error).strip()}; "
                         f"warm_up=false leaves it out, if zeros are no valid data"
                     ) from error
+                problem = self._row_problem(outputs, size)
+                if problem:
+                    raise ConfigError(problem)
+
+    def _prove_rows(
+        self,
+        source: Path | bytes,
+        specs: Sequence[InputSpec],
+        profiles: Sequence[Profile],
+        *,
+        is_fine: bool,
+    ) -> None:
+        """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
+        graph = read_graph(source)
+        tolerance = max(FINE if is_fine else COARSE, graph.tolerance if graph is not None else FINE)
+        outputs = graph.outputs if graph is not None else [Output(name) for name in self._output_names]
+        prove_rows(self._compute, specs, profiles, outputs, tolerance=tolerance)
+
+
+def _identity(source: Path | bytes) -> Hashable:
+    """Return what is equal for the instances of a node, and for no other model."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).digest()
+    status = source.stat()
+    return source.absolute(), status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class _HalfInputs(ModelInputs):
@@ -280,8 +334,24 @@ def _input_spec(value: Any) -> InputSpec:
 
 def _dtype(what: str, value: Any) -> np.dtype[Any]:
     if value.type not in _DTYPES:
-        raise ConfigError(f"{what} {value.name!r} is a {value.type}, which has no form in NumPy that could be batched")
+        raise ConfigError(
+            f"{what} {value.name!r} is a {value.type}, which has no form in NumPy that could be batched: "
+            f"{_advice(what, value.type)}"
+        )
     return _DTYPES[value.type]
+
+
+def _advice(what: str, kind: str) -> str:
+    """Return what to do about an input or output of a type that is not taken."""
+    if kind == "tensor(string)":
+        how = "turns text into numbers" if what == "input" else "turns numbers into text"
+        return f"leave out of the file what takes or gives text, and write a step of the pipe that {how}"
+    if kind.startswith(("seq(", "map(", "optional(")):
+        return (
+            "export it so that every output is a tensor; of a classifier of scikit-learn, without its ZipMap: "
+            "convert_sklearn(..., options={'zipmap': False})"
+        )
+    return "export it with float32 there, cast within the graph"
 
 
 def _shapes(arrays: Sequence[Array]) -> str:

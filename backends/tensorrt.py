@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,13 +24,16 @@ from fastpipe.backend import Backend, Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError, KernelError, MissingExtra
 
 from ._engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
-from ._model_data import ModelInputs, Sample
+from ._model_data import Array, ModelInputs, Sample, to_array
 from ._model_runs import Group, bucket_of, run_in_groups
 from ._model_shapes import InputSpec, Profile, make_profiles
 from ._model_source import ModelSource, fingerprint, open_model
+from ._onnx_graph import RAW_SUFFIX
 from ._onnx_precision import Precision, with_precision
+from ._onnx_rows import Graph, read_graph
 from ._places import claim_gpu, place_of
 from ._postprocessors import find_postprocessor, postprocess
+from ._row_proof import COARSE, Output, prove_rows
 from ._streams import InstanceStream, hand_over
 from ._tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
 from ._torch_arrays import Unreadable, as_tensor
@@ -43,6 +46,8 @@ __all__ = ["TensorrtTensor"]
 # builds come one after the other anyway.
 _engines: weakref.WeakValueDictionary[tuple[str, int], Engine] = weakref.WeakValueDictionary()
 _engines_lock = threading.Lock()
+# Those of them whose outputs' rows are known to be the requests'.
+_proved: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class TensorrtTensor(Backend):
@@ -55,8 +60,8 @@ class TensorrtTensor(Backend):
     where the model has several outputs. It is a view of memory made for this batch, never of the engine's: yours to
     change. Outside of a ``SyncTensor`` it is complete when ``forward`` returns; within one, on its stream.
 
-    **Batches**: as for ``OnnxTensor``. An engine takes what lies within its profiles: ``max`` must say the largest size
-    of every axis that the model leaves open.
+    **Batches, rows**: as for ``OnnxTensor``. An engine takes what lies within its profiles: ``max`` must say the
+    largest size of every axis that the model leaves open.
 
     **Building** takes seconds to minutes, once: the engine is kept in ``model::cache`` under a key of everything that
     it depends on (model, precision, shapes, GPU, versions), so that another GPU or TensorRT never gets the wrong one.
@@ -71,6 +76,7 @@ class TensorrtTensor(Backend):
         max: requests in a batch, or largest shapes: ``8``, ``"8x3x224x224"``, inputs separated by ``,``, profiles by
             ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
         min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.
+        rows: as in ``OnnxTensor``: ``batch`` vouches for what is proved otherwise.
         precision: what the model computes in: ``fp32`` (with TensorFloat-32 where the GPU has it, TensorRT's default),
             ``fp16``, ``bf16`` (needs nvidia-modelopt), or ``int8`` for a file that is quantised already, with
             QuantizeLinear and DequantizeLinear. Inputs and outputs keep their types.
@@ -101,6 +107,7 @@ class TensorrtTensor(Backend):
         model: Annotated[Path, Existing()] | str | bytes,
         max: int | str | None = None,
         min: int | str | None = None,
+        rows: Literal["batch"] | None = None,
         precision: Precision = "fp32",
         precision_fp32: list[str] | None = None,
         precision_fp16: list[str] | None = None,
@@ -134,7 +141,8 @@ class TensorrtTensor(Backend):
             wanted = _Wanted(library, source._replace(model=changed), self._gpu, max, min)
             with _use(self._gpu), _engines_lock:
                 self._engine = _shared_engine(wanted, cache)
-            specs = _specs(self._engine.inputs)
+            graph = read_graph(changed)
+            specs = _named(_specs(self._engine.inputs), graph)
             profiles = make_profiles(specs, max, min)
             self._inputs = _TensorInputs(self._name, specs, profiles)
             self.max_batch = self._inputs.max_batch
@@ -148,6 +156,9 @@ class TensorrtTensor(Backend):
                 }
             if warm_up:
                 self._warm_up(specs, profiles)
+            if self._has_rows and rows is None and self._engine not in _proved:
+                self._prove_rows(graph, specs, profiles)
+                _proved.add(self._engine)
         except ConfigError as error:
             raise ConfigError(*[f"{self._name}: {problem}" for problem in error.problems]) from error.__cause__
 
@@ -194,18 +205,17 @@ class TensorrtTensor(Backend):
         item_shapes: Sequence[tuple[int, ...]],
         row_count: int,
         stream: int,
+        *,
+        is_trial: bool = False,
     ) -> list[torch.Tensor]:
-        """Run the model and check that every output has one row for each row of the inputs."""
+        """Run the model and, but for a trial, check that every output has one row for each row of the inputs."""
         slot = self._slots[profile]
         shapes = [(row_count, *item) for item in item_shapes]
         try:
             output_shapes = slot.context.set_input_shapes(shapes, stream)
-            for name, shape in zip(self._engine.outputs, output_shapes, strict=True):
-                if self._has_rows and shape[:1] != (row_count,):
-                    raise BackendError(
-                        f"output {name.name!r}: expected {row_count} rows for a batch of {row_count}, "
-                        f"got shape {shape}; a model that cannot be batched needs max=1"
-                    )
+            problem = "" if is_trial else self._row_problem(output_shapes, row_count)
+            if problem:
+                raise BackendError(problem)
             for buffer, rows, shape in zip(slot.inputs, by_input, shapes, strict=True):
                 _fill(buffer[: math.prod(shape)].view(shape), rows)
             outputs = [
@@ -218,6 +228,16 @@ class TensorrtTensor(Backend):
             raise
         return outputs
 
+    def _row_problem(self, shapes: Sequence[Sequence[int]], row_count: int) -> str:
+        """Return which output has too few rows, or too many; nothing if none has, or none needs any."""
+        for info, shape in zip(self._engine.outputs, shapes, strict=True):
+            if self._has_rows and tuple(shape[:1]) != (row_count,):
+                return (
+                    f"output {info.name!r}: expected {row_count} rows for a batch of {row_count}, "
+                    f"got shape {tuple(shape)}; a model that cannot be batched needs max=1"
+                )
+        return ""
+
     def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         with self._gpu.stream.entered() as current:
             for profile in profiles:
@@ -229,7 +249,26 @@ class TensorrtTensor(Backend):
                             [torch.zeros((1, *item), dtype=_torch_dtype(spec.dtype.name))] * size
                             for item, spec in zip(items, specs, strict=True)
                         ]
-                        self._run(profile, rows, items, size, current.handle)
+                        outputs = self._run(profile, rows, items, size, current.handle, is_trial=True)
+                        problem = self._row_problem([output.shape for output in outputs], size)
+                        if problem:
+                            raise ConfigError(problem)
+
+    def _prove_rows(self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
+        """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
+
+        def run(arrays: list[Array]) -> list[Array]:
+            items = tuple([array.shape[1:] for array in arrays])
+            size = len(arrays[0])
+            profile = next(each for each in profiles if each.takes(items) and size in each.batch_sizes())
+            with self._gpu.stream.entered() as current:
+                rows = [[torch.from_numpy(row) for row in np.split(array, size)] for array in arrays]
+                outputs = self._run(profile, rows, items, size, current.handle, is_trial=True)
+            return [to_array(output) for output in outputs]
+
+        tolerance = max(COARSE, graph.tolerance if graph is not None else COARSE)
+        outputs = graph.outputs if graph is not None else [Output(info.name) for info in self._engine.outputs]
+        prove_rows(run, specs, profiles, outputs, tolerance=tolerance)
 
 
 class _Gpu(NamedTuple):
@@ -376,6 +415,16 @@ def _specs(inputs: Sequence[TensorInfo]) -> list[InputSpec]:
     ]
 
 
+def _named(specs: Sequence[InputSpec], graph: Graph | None) -> list[InputSpec]:
+    """Return inputs with the names that the file has for their open axes, and without what normalisation put there."""
+    named = []
+    for spec in specs:
+        axes = graph.inputs.get(spec.name, spec.shape) if graph is not None else spec.shape
+        shape = tuple(name if size == "?" else size for size, name in zip(spec.shape, axes, strict=True))
+        named.append(InputSpec(spec.name.removesuffix(RAW_SUFFIX), spec.dtype, shape))
+    return named
+
+
 def _profile_shapes(specs: Sequence[InputSpec], profile: Profile) -> ProfileShapes:
     largest = profile.largest_items()
     if largest is None:
@@ -415,5 +464,14 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 _NUMPY_DTYPES = {
     _torch_dtype(name): np.dtype(name)
-    for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+    for name in (
+        "bool",
+        "uint8",
+        "uint16",
+        "uint32",
+        *("int8", "int16", "int32", "int64"),
+        "float16",
+        "float32",
+        "float64",
+    )
 }

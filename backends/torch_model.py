@@ -15,16 +15,19 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 
 from fastpipe.backend import Backend, Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError
 
 from ._handed_on import Row
+from ._model_data import Array, to_array
 from ._model_runs import bucket_of, run_in_groups
 from ._numbers import check_levels
 from ._places import Claim, claim_gpu, place_of
 from ._postprocessors import find_postprocessor, postprocess
+from ._row_proof import COARSE, FINE, Output, prove_rows
 from ._streams import InstanceStream, hand_over
 from ._torch_files import Loaded, describe, load
 from ._torch_gpu import torch_gpu
@@ -59,6 +62,11 @@ class TorchTensor(Backend):
     fails alone, with ``KernelError``. A model with a fixed batch size n takes 1 to n requests, and is fed zeros for
     those that are missing; so is an exported program with a smallest batch.
 
+    **Rows**: requests share a run only if there is proof that each gets what it would get alone: ``torch.export`` has
+    followed the batch axis from the inputs to each output, and trial runs of one to three rows of pseudo-random data
+    give together what they give alone. Where one of the two contradicts, or neither can be had (also since ``max`` does
+    not say how large an item is), the model is refused, unless ``max`` is 1 or ``rows`` says that all is well.
+
     **CUDA graphs**: on a GPU, where the shapes are known (an exported program, or ``max`` with shapes), every batch
     size in ``buckets`` is captured before the instance is ready, for the largest item; a batch is filled up with zeros
     to the next of them. The graphs share their memory. Other shapes are run eagerly, and so is a model that cannot be
@@ -74,6 +82,8 @@ class TorchTensor(Backend):
         max: requests in a batch, or largest shapes: ``8``, ``"8x3x224x224"``, inputs separated by ``,``, profiles by
             ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
         min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.
+        rows: ``batch`` says that each row of every output belongs to one request, in order, and depends on it alone.
+            Without it, that is proved while the instance is built.
         device: ``"cpu"``; ``"cuda"`` or ``"gpu"``, the first one, ``"cuda:1"``; several, ``"cuda:0,cuda:1"``, or
             ``"all"``: each instance goes to that one of them that has the fewest. Without it, the GPU of the
             instance's other steps, otherwise ``"cuda"`` if torch sees a GPU, otherwise ``"cpu"``.
@@ -104,6 +114,7 @@ class TorchTensor(Backend):
         weights: Annotated[Path, Existing()] | None = None,
         max: int | str | None = None,
         min: int | str | None = None,
+        rows: Literal["batch"] | None = None,
         device: list[str] | None = None,
         precision: Literal["fp32", "fp16", "bf16"] | None = None,
         mean: list[float] | None = None,
@@ -140,6 +151,7 @@ class TorchTensor(Backend):
             if channels:
                 columns = (_column(mean, self._device), _column(std, self._device))
                 self._module = _normalized(self._module, channels, columns, known, floats)
+            plain = self._module
             if compile is not None:
                 self._module = torch.compile(self._module)
             self._postprocessor = find_postprocessor(postprocessor, [()])
@@ -153,6 +165,9 @@ class TorchTensor(Backend):
             with self._entered():
                 if warm_up:
                     self._warm_up(buckets)
+                if rows is None:
+                    is_fine = on_cpu and floats in (torch.float32, torch.float64)  # GPUs compute in TensorFloat-32
+                    self._prove_rows(plain, loaded.outputs, FINE if is_fine else COARSE)
         except BaseException as error:
             self.close()
             if isinstance(error, ConfigError):
@@ -290,6 +305,8 @@ class TorchTensor(Backend):
                         self._checked(flatten(self._module(*[each[:size].clone() for each in zeros])), size)
                 if self._stream is not None:
                     torch.cuda.current_stream().synchronize()
+            except BackendError as error:  # of the outputs
+                raise ConfigError(str(error).removeprefix(f"{self._name}, ")) from error
             except Exception as error:  # whatever the model raises
                 shapes = _listed([tuple(each.shape) for each in zeros])
                 raise ConfigError(
@@ -302,6 +319,27 @@ class TorchTensor(Backend):
                 reason = self._graphs.capture(self._module, zeros, sizes)
                 if reason:
                     _say_once(f"{self._name}: it is run without CUDA graphs, as it cannot be captured: {reason}")
+
+    def _prove_rows(self, module: Any, outputs: Sequence[Output] | None, tolerance: float) -> None:
+        """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
+
+        def run(arrays: list[Array]) -> list[Array]:
+            dtypes = self._inputs.targets([array.shape[1:] for array in arrays])
+            # Copies, since a model may work in place.
+            inputs = [torch.tensor(array).to(self._device, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
+            with torch.inference_mode():
+                given = flatten(module(*inputs))
+            # Copies again, of what may be a buffer of its own; what is no tensor has no rows.
+            return [np.array(to_array(each) if isinstance(each, torch.Tensor) else None) for each in given]
+
+        prove_rows(
+            run,
+            self._inputs.trial_specs(),
+            self._inputs.profiles,
+            outputs,
+            tolerance=tolerance,
+            is_padded=self._graphs is not None,
+        )
 
 
 def _normalized(

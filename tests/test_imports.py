@@ -73,7 +73,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "picture": {"_layout", "backends", "config", "filters", "graph"},
     "check": {"_plan", "_secrets", "_values", "_wiring", "config", "errors", "pipe"},
     "schema": {"_plan", "_values", "backend", "config", "errors", "registry"},
-    "_secrets": set(),
     "_describe": {"_secrets"},
     "_terminal": set(),
     "_steps": {"_debug_views", "_describe", "backend", "filters"},

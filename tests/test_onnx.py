@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 import threading
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,15 @@ def test_arrays_of_any_layout_are_read_right(layout):
             np.testing.assert_array_equal(result[0], values * 2)
 
 
+@pytest.mark.parametrize("given", [">i8", ">i4", ">u2"])
+def test_big_endian_integers_are_converted(given):
+    """ONNX Runtime would take them as they lie; alone and in a batch the place in the table is the right one."""
+    backend = OnnxTensor(model=lookup_model(), max=2)
+    items = [np.array([place], given) for place in (3, 1)]
+    results = run(backend, items[0]) + run(backend, *items)
+    assert [result.item() for result in results] == [3, 3, 1]
+
+
 @pytest.mark.parametrize("given", [np.uint8, np.int64, np.float64, np.float16, np.bool_])
 def test_numbers_become_floats_where_the_model_wants_floats(given):
     """Alone and in a batch; a batch of one dtype is one run."""
@@ -271,7 +281,7 @@ def test_padding_is_zero_and_not_what_an_earlier_batch_left():
         helper.make_node("Add", ["x", "sum"], ["y"]),
     ]
     model = make_model(sum_of_batch, {"x": [3, 1]}, {"y": [3, 1]}, {"axes": np.array([0])})
-    backend = OnnxTensor(model=model)
+    backend = OnnxTensor(model=model, rows="batch")
     assert [result.item() for result in run(backend, *rows(10, 20, 30, width=1))] == [70, 80, 90]
     assert [result.item() for result in run(backend, *rows(1, width=1))] == [2]
 
@@ -279,7 +289,8 @@ def test_padding_is_zero_and_not_what_an_earlier_batch_left():
 def test_min_is_the_smallest_batch_the_model_is_run_with():
     """One request is padded to two; the model's answer is the shape of what it saw, which has two rows, too."""
     node = helper.make_node("Shape", ["x"], ["y"])
-    backend = OnnxTensor(model=make_model([node], {"x": ["n", 4]}, {"y": (TensorProto.INT64, [2])}), max=2, min=2)
+    model = make_model([node], {"x": ["n", 4]}, {"y": (TensorProto.INT64, [2])})
+    backend = OnnxTensor(model=model, max=2, min=2, rows="batch")
     assert run(backend, *rows(1))[0].tolist() == [2]
 
 
@@ -320,7 +331,7 @@ def test_every_batch_size_is_run_before_the_first_request():
     OnnxTensor(model=model, max=3, min=3)
     with pytest.raises(ConfigError, match=r"(?s)zeros of shape \(2, 1\) failed.*warm_up=false"):
         OnnxTensor(model=model, max=3)
-    backend = OnnxTensor(model=model, max=3, warm_up=False)
+    backend = OnnxTensor(model=model, max=3, warm_up=False, rows="batch")
     with pytest.raises(Exception, match="Reshape") as caught:
         run(backend, *rows(1, 2, width=1))
     assert "run with inputs of shape (2, 1)" in caught.value.__notes__[0]
@@ -357,6 +368,21 @@ def test_a_request_that_does_not_fit_fails_alone_and_says_why(data, problem, tmp
     assert isinstance(caught.value.errors[1], KernelError)
     assert "convolution.onnx" in str(caught.value)
     assert ["result" in request for request in batch] == [True, False, True]
+
+
+def test_an_empty_axis_needs_min_and_the_error_says_which():
+    """A picture without boxes: in a batch, too; where the model has a size there, nothing can be done."""
+    model = doubling_model(("n", "boxes", 4))
+    none, two = np.zeros((0, 4), np.float32), np.ones((2, 4), np.float32)
+    with pytest.raises(ItemErrors, match=r"got float32 of shape \(0, 4\); min='1x0x4' would let axes be empty"):
+        run(OnnxTensor(model=model, max=2), none)
+    backend = OnnxTensor(model=model, max=2, min="1x0x4")
+    assert [result.shape for result in run(backend, none, none, two)] == [(1, 0, 4), (1, 0, 4), (1, 2, 4)]
+    with pytest.raises(ItemErrors, match=r"got float32 of shape \(0, 3\), with|got float32 of shape \(0, 3\)$"):
+        run(backend, np.zeros((0, 3), np.float32))
+    backend = OnnxTensor(model=two_by_two_model(), max="2x3x4x4,2", min="2x3x2x2,2")
+    with pytest.raises(ItemErrors, match=r"; min='2x3x0x2,2' would let axes be empty"):
+        run(backend, [np.zeros((3, 0, 4), np.float32), np.zeros((), np.float32)])
 
 
 def test_a_request_without_data_fails_alone():
@@ -711,8 +737,43 @@ def test_a_callable_gets_the_rows_of_the_requests_and_may_fill_them_itself():
 def test_a_callable_that_returns_too_few_results_is_found_out():
     """BackendError, with both numbers."""
     backend = OnnxTensor(model=doubling_model(), max=3, postprocessor=lambda outputs, batch: [1])
-    with pytest.raises(BackendError, match="returned 1 results for 3 requests"):
+    with pytest.raises(BackendError, match="returned 1 results for 3 requests: expected one for each"):
         run(backend, *rows(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: {"a": 1, "b": 2, "c": 3}, "a dict"),
+        (lambda: {1, 2, 3}, "a set"),
+        (lambda: frozenset({1, 2, 3}), "a frozenset"),
+        (lambda: "abc", "a str"),
+        (lambda: b"abc", "a bytes"),
+        (lambda: bytearray(3), "a bytearray"),
+        (lambda: {"a": 1, "b": 2, "c": 3}.keys(), "a dict_keys"),
+        (lambda: 3, "a int"),
+        (lambda: np.float32(3), "a float32"),
+        (lambda: np.array(3), "a ndarray"),
+        (lambda: (number for number in range(3)), "a generator.*list.* makes one of a generator"),
+        (lambda: map(str, range(3)), "a map.*makes one of a map"),
+        (lambda: {"a": 1, "b": 2, "c": 3}.values(), "a dict_values.*makes one of a dict_values"),
+    ],
+)
+def test_a_callable_that_returns_no_list_is_found_out(make, kind):
+    """Although its length may be right: its elements are no results, or come in no order."""
+    backend = OnnxTensor(model=doubling_model(), max=3, postprocessor=lambda outputs, batch: make())
+    batch = [{"data": item} for item in rows(1, 2, 3)]
+    with pytest.raises(BackendError, match=rf"returned {kind}") as caught:
+        backend.forward(batch)
+    assert "for 3 requests: expected a list with a result for each of them" in str(caught.value)
+    assert not any("result" in request for request in batch)
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, deque])
+def test_a_callable_may_return_whatever_has_an_order_and_a_length(make):
+    """A list, a tuple, an array."""
+    backend = OnnxTensor(model=doubling_model(), max=3, postprocessor=lambda outputs, batch: make([1, 2, 3]))
+    assert run(backend, *rows(1, 2, 3)) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -748,6 +809,28 @@ def test_a_file_that_is_no_model_is_named(content, problem, options, tmp_path):
         OnnxTensor(model=str(path), **options)
 
 
+def text_model():
+    """The names of classes."""
+    node = helper.make_node("Gather", ["names", "x"], ["y"])
+    names = helper.make_tensor("names", TensorProto.STRING, [2], [b"cat", b"dog"])
+    x = helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])
+    y = helper.make_tensor_value_info("y", TensorProto.STRING, ["n"])
+    graph = helper.make_graph([node], "graph", [x], [y], [names])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def zip_map_model():
+    """What skl2onnx puts behind a classifier, unless it is told not to."""
+    domain = "ai.onnx.ml"
+    node = helper.make_node("ZipMap", ["x"], ["y"], domain=domain, classlabels_int64s=[0, 1])
+    x = helper.make_tensor_value_info("x", FLOAT, ["n", 2])
+    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(FLOAT, []))
+    y = helper.make_value_info("y", helper.make_sequence_type_proto(kind))
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 3)]
+    graph = helper.make_graph([node], "graph", [x], [y])
+    return helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString()
+
+
 @pytest.mark.parametrize(
     ("model", "limits", "problem"),
     [
@@ -762,7 +845,19 @@ def test_a_file_that_is_no_model_is_named(content, problem, options, tmp_path):
         (doubling_model(()), {}, "input 'x' has no batch axis"),
         (two_by_two_model(), {"max": "2x3x4x4,3"}, "must be the same for every input"),
         (doubling_model(("n", "w")), {"max": "1x2;1x3;1x4", "min": "1x1;1x2"}, "has 3 profiles, min='1x1;1x2' has 2"),
-        (identity_model(kind=TensorProto.STRING), {}, r"input 'x' is a tensor\(string\)"),
+        (
+            identity_model(kind=TensorProto.STRING),
+            {},
+            r"input 'x' is a tensor\(string\).*write a step of the pipe that",
+        ),
+        (
+            identity_model(kind=TensorProto.BFLOAT16),
+            {},
+            r"input 'x' is a tensor\(bfloat16\).*export it with float32 there",
+        ),
+        (text_model(), {}, r"output 'y' is a tensor\(string\).*a step of the pipe that turns numbers into text"),
+        (zip_map_model(), {}, r"output 'y' is a seq\(map\(.*options=\{'zipmap': False\}"),
+        (doubling_model(()), {}, r"export it with an axis for the requests in front, such as \(batch, 1\)"),
         (doubling_model(), {"providers": ["CpuExecutionProvider"]}, "did you mean 'CPUExecutionProvider'"),
     ],
 )
@@ -905,7 +1000,9 @@ def test_a_tensor_that_numpy_cannot_read_fails_alone():
     """bfloat16 has no form in NumPy; the meta device has no data."""
     torch = pytest.importorskip("torch")
     for tensor in (torch.zeros(3, dtype=torch.bfloat16), torch.zeros(3, device="meta")):
-        with pytest.raises(ItemErrors, match="a Tensor that NumPy cannot read"):
+        with pytest.raises(
+            ItemErrors, match=r"a Tensor that NumPy cannot read: .*; a step before has to make one of it"
+        ):
             run(OnnxTensor(model=identity_model()), tensor)
 
 

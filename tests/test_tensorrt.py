@@ -224,7 +224,7 @@ def test_a_batch_smaller_than_min_is_filled_up_with_zeros(tensorrt):
         {"x": ["n", 4]},
         {"y": ["n", 4]},
     )
-    backend = tensorrt.TensorrtTensor(model=total, min=2, max=3)
+    backend = tensorrt.TensorrtTensor(model=total, min=2, max=3, rows="batch")
     run(backend, *rows(100, 100, 100))
     assert run(backend, *rows(1))[0].tolist() == [[5, 5, 5, 5]]
 
@@ -288,7 +288,7 @@ def test_in_a_pipe_instances_share_the_engine_and_run_at_the_same_time(tensorrt,
 )
 def test_what_tensorrt_refuses_while_it_runs_is_an_error_with_its_reason(tensorrt, fake, call, what):
     """And the next batch is told everything that was refused once more."""
-    backend = tensorrt.TensorrtTensor(model=doubling_model(), max=2, warm_up=False)
+    backend = tensorrt.TensorrtTensor(model=doubling_model(), max=2, rows="batch", warm_up=False)
     fake.world.fails.add(call)
     with pytest.raises(BackendError, match=f"{what}: {call} was made to fail") as caught:
         run(backend, *rows(1, 2))
@@ -321,9 +321,53 @@ def test_an_output_whose_size_depends_on_the_data_is_an_error(tensorrt):
 def test_a_model_that_cannot_be_batched_is_told_so(tensorrt):
     """An output without rows is noticed before it is cut into rows."""
     model = make_model([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], {"x": ["n", 4]}, {"y": []})
-    with pytest.raises(BackendError, match=r"expected 4 rows for a batch of 4, got shape \(\); .* needs max=1"):
+    with pytest.raises(ConfigError, match=r"expected 4 rows for a batch of 4, got shape \(\); .* needs max=1"):
         tensorrt.TensorrtTensor(model=model, max=4)
     assert run(tensorrt.TensorrtTensor(model=model, max=1), *rows(2))[0] == 8
+
+
+def test_a_model_that_mixes_its_rows_is_refused(tensorrt):
+    """As for OnnxTensor: by trials, once for an engine, however many instances share it."""
+    nodes = [helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0]), helper.make_node("Sub", ["x", "mean"], ["y"])]
+    model = make_model(nodes, {"x": ["n", 4]}, {"y": ["n", 4]})
+    with pytest.raises(ConfigError, match=r"output 'y': .*a row in a batch of [23] is not what it is alone"):
+        tensorrt.TensorrtTensor(model=model, max=4)
+    assert tensorrt.TensorrtTensor(model=model, max=4, rows="batch").max_batch == 4
+    assert run(tensorrt.TensorrtTensor(model=model), *rows(2))[0].tolist() == [[0] * 4]
+
+
+def test_an_engine_is_tried_once_for_all_its_instances(tensorrt, fake):
+    """The second instance runs its warm-up alone."""
+    model, runs = doubling_model(), []
+    kept = []
+    for _ in range(2):
+        before = fake.world.calls.count("execute_async_v3")
+        kept.append(tensorrt.TensorrtTensor(model=model, max=4))
+        runs.append(fake.world.calls.count("execute_async_v3") - before)
+    assert runs == [2 + 8, 2]
+
+
+def test_inputs_that_share_an_axis_and_a_batch_on_another_one_are_seen_by_their_names_in_the_file(tensorrt):
+    """The engine knows only that they are open."""
+    shapes = {"a": ["n", "seq"], "b": ["n", "seq"]}
+    node = helper.make_node("Mul", ["a", "b"], ["y"])
+    backend = tensorrt.TensorrtTensor(model=make_model([node], shapes, {"y": ["n", "seq"]}), max="2x8,2x8")
+    with pytest.raises(ItemErrors, match="share the axis 'seq', but it is 4 in 'a' and 1 in 'b'"):
+        run(backend, [*rows(1), *rows(1, width=1)])
+    node = helper.make_node("Add", ["x", "state"], ["y"])
+    model = make_model([node], {"x": ["n", 4], "state": [2, "n", 4]}, {"y": [2, "n", 4]})
+    with pytest.raises(ConfigError, match="axis 'n' is the first of input 'x' and axis 1 of input 'state'"):
+        tensorrt.TensorrtTensor(model=model, max="2x4,2x2x4")
+
+
+def test_the_wider_unsigned_integers_are_converted(tensorrt):
+    """torch knows them, but has no common type for them and others."""
+    torch = sys.modules["torch"]
+    backend = tensorrt.TensorrtTensor(model=doubling_model(), max=2)
+    for dtype in (torch.uint16, torch.uint32):
+        data = [torch.tensor([1, 2, 3, 60000]).to(dtype)] * 2
+        for results in (run(backend, data[0]), run(backend, *data)):
+            assert [result.tolist() for result in results] == [[[2, 4, 6, 120000]]] * len(results)
 
 
 # ---- building --------------------------------------------------------------------------------------------------------

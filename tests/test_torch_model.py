@@ -189,7 +189,7 @@ def test_the_warm_up_is_on_zeros_every_time_also_of_a_model_that_works_in_place(
                 met.append(float(values.abs().sum()))
             return values.sub_(1)
 
-    TorchTensor(model=Counting(), device=[device], max="4x3").close()
+    TorchTensor(model=Counting(), device=[device], max="4x3", rows="batch").close()  # no trials on other numbers
     assert len(met) > 2
     assert set(met) == {0.0}
 
@@ -234,7 +234,7 @@ def test_rows_of_two_tensors_are_one_run(device: str) -> None:
             runs.append(len(image))
             return super().forward(image)
 
-    backend = TorchTensor(model=Counting(), max="8x3x6x5", device=[device], warm_up=False)
+    backend = TorchTensor(model=Counting(), max="8x3x6x5", rows="batch", device=[device], warm_up=False)
     wholes = [torch.cat(images(2)).to(device), torch.cat(images(3)).to(device)]
     batch = [{"data": Row(whole, number, b"")} for whole in wholes for number in range(len(whole))]
     assert len({backend.bucket(request) for request in batch}) == 1
@@ -260,7 +260,7 @@ def test_what_the_step_before_handed_on_is_seen_by_nobody_also_if_the_model_fail
         def forward(self, image: Any) -> Any:
             raise ValueError("no")
 
-    backend = TorchTensor(model=Fails(), max=4, warm_up=False, device=["cpu"])
+    backend = TorchTensor(model=Fails(), max=4, rows="batch", warm_up=False, device=["cpu"])
     whole = torch.rand(2, *SHAPE)
     for picked in ([0, 1], [1]):
         batch = [{"data": Row(whole, number, b"before")} for number in picked]
@@ -320,7 +320,7 @@ def test_several_inputs_and_outputs_are_lists_in_the_models_order(device: str) -
     for total, taken in run(backend, *given):
         assert total.tolist() == [[14.0]]
         assert taken.tolist() == [[4.0]]
-    open_model = TorchTensor(model=Sums(), max=4, device=[device])
+    open_model = TorchTensor(model=Sums(), max=4, rows="batch", device=[device])
     assert [part.tolist() for part in run(open_model, [values, places])[0]] == [[[14.0]], [[4.0]]]
 
 
@@ -459,7 +459,7 @@ def test_outputs_without_rows_are_told() -> None:
     with pytest.raises(ConfigError, match=r"output 0: expected 2 rows .* got shape \(\)"):
         TorchTensor(model=Total(), max="2x3x6x5", device=["cpu"])
     with pytest.raises(BackendError, match="a model that cannot be batched needs max=1"):
-        run(TorchTensor(model=Total(), max=2, device=["cpu"]), images(1)[0])
+        run(TorchTensor(model=Total(), max=2, rows="batch", device=["cpu"]), images(1)[0])
     assert run(TorchTensor(model=Total(), max=1, device=["cpu"]), torch.ones(1, 3))[0].tolist() == 3
 
     class Text(torch.nn.Module):

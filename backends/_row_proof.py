@@ -1,0 +1,337 @@
+"""Whether the rows of a model's outputs are those of its requests: proved before several requests share a run.
+
+That an output has as many rows as the batch proves nothing: a detector may have found as many boxes in all of its
+images together, and then one caller gets another's. There are two proofs:
+
+- The model's own: the batch axis was followed through its graph, from the inputs to the output (``Output.is_carried``).
+- Trials: rows of pseudo-random numbers are run alone and together, in other places and in batches of other sizes, and
+  each must give together what it gives alone.
+
+Trials are made where they can be, also of what a graph has proved, since a model may keep its rows and yet mix them
+(one that subtracts the mean of the batch does), and always where fewer requests are filled up with zeros: that is right
+only if no row depends on another. They cost a dozen runs of one to three rows, eight where the graph is proof; where
+the batch is fixed, runs of its size.
+
+What is left: a trial shows what its numbers show. An output that loses rows only for data unlike any of them passes,
+unless its graph names the operator that does it (``Output.counted_by``). Every run's number of rows is checked, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fastpipe.errors import ConfigError
+
+from ._model_data import Array
+from ._model_shapes import InputSpec, Profile
+
+__all__ = ["COARSE", "FINE", "ROUGH", "Output", "prove_once", "prove_rows"]
+
+FINE = 5e-3
+"""How far a value together may be from the same value alone, of the largest in its column: float32 on a CPU."""
+
+COARSE = 5e-2
+"""The same for half precision and TensorFloat-32."""
+
+ROUGH = 0.3
+"""The same for int8 whose scale is found while the model runs, from the whole batch: such numbers do depend on the
+company, by as much as they are rounded anyway. A model that mixes its rows is farther off."""
+
+# A row that is compared has so many neighbours at most; more would cost more and show nothing else.
+_ROWS_COMPARED = 3
+# Of an output's floats, so many may be off: where a number is compared inside a model, a rounding can tip it over.
+_FLOATS_OFF = 0.01
+# Whole numbers are exact, but for ties: a forest of 100 trees in ONNX Runtime labels them by the size of the batch.
+_INTEGERS_OFF = 0.1
+# What is tried for axes without a largest size: most networks take the first, sequences the second.
+_GUESSES = (64, 8, 224, 3, 1)
+_LARGEST_GUESS = 1 << 22  # numbers in an item
+
+_SHAPES_ADVICE = "; shapes in max, as in '8x3x224x224', say how large an item is, so that the model can be tried"
+
+Run = Callable[[list[Array]], list[Array]]
+"""Runs a model on inputs, one array each with the batch axis in front, and returns its outputs, of whatever shapes."""
+
+
+class Output(NamedTuple):
+    """What is known of an output before anything is run."""
+
+    name: str | int  # its number, where it has no name
+    is_carried: bool = False  # its first axis is the inputs' first axis, followed through the graph
+    counted_by: str = ""  # what makes as many rows as the data have it, where something does
+
+
+def prove_rows(
+    run: Run,
+    specs: Sequence[InputSpec] | None,
+    profiles: Sequence[Profile],
+    outputs: Sequence[Output] | None,
+    *,
+    tolerance: float = FINE,
+    is_padded: bool = False,
+) -> None:
+    """Return if row i of every output is that of request i, whoever shares its run.
+
+    Args:
+        run: the model.
+        specs: its inputs; None: they are not known.
+        profiles: what it takes of them; where no run has two rows, there is nothing to prove.
+        outputs: in the model's order; None: nothing is known of them.
+        tolerance: ``FINE``, ``COARSE`` or ``ROUGH``.
+        is_padded: batches are filled up also where the profiles do not say so.
+
+    Raises:
+        ConfigError: if it is not so, or there is no proof; the message has the output, and what was tried.
+    """
+    several = [profile for profile in profiles if profile.batch_sizes()[0] > 1]
+    if not several:
+        return
+    for output in outputs or ():
+        if output.counted_by and not output.is_carried:
+            reason = f"{output.counted_by} makes as many rows as the data have it"
+            raise _refusal(f"output {output.name!r}: ", reason, several)
+    if specs is None:
+        reason = "the shapes of its inputs are not known, so that nothing can be tried"
+        raise _refusal("", reason, several, _SHAPES_ADVICE)
+    # The one that is filled up proves more; small items are quicker.
+    profile = min(several, key=lambda profile: (profile.pad_to == 1, _volume(profile)))
+    is_padded = is_padded or profile.pad_to > 1
+    is_needed = is_padded or outputs is None or not all(output.is_carried for output in outputs)
+    failure: Exception | None = None
+    for items in _items_to_try(profile, specs):
+        trials = _Trials(run, specs, profile, items, tolerance, _TRIALS if is_needed else _TRIALS_BESIDE_A_PROOF)
+        try:
+            if trials.succeed():
+                return
+        except _ContradictionError as found:
+            name = f"output {outputs[found.place].name!r}: " if outputs else f"output {found.place}: "
+            raise _refusal(name if found.place >= 0 else "", found.reason, several) from found.__cause__
+        failure = failure or trials.failure
+    if is_needed:
+        advice = _SHAPES_ADVICE if _volume(profile) == math.inf else ""
+        problem = str(failure).strip() if failure else "its items are too large"
+        raise _refusal("", f"it cannot be tried on pseudo-random data: {problem}", several, advice) from failure
+
+
+_proved: set[Hashable] = set()
+
+
+def prove_once(key: Hashable, prove: Callable[[], None]) -> None:
+    """Call ``prove``, but not again for a key for which it has returned: instances of one model need one proof."""
+    if key in _proved:
+        return
+    prove()
+    if len(_proved) >= 1024:
+        _proved.clear()
+    _proved.add(key)
+
+
+class _Kind(NamedTuple):
+    """A kind of pseudo-random data."""
+
+    size: int  # of the batch
+    floats: int  # 0: from 0 to 1; 1: normal, around another mean in each row; 2: pixels, with zeros in the second row
+    is_one: bool  # whole numbers are 1, which is a length or a mask; otherwise 0 and 1
+
+
+_KINDS = (_Kind(3, 1, False), _Kind(2, 0, False), _Kind(3, 2, True), _Kind(2, 1, True), _Kind(3, 0, True))
+# So many of them are enough where trials are all there is; of a model that cannot take so many, and of one whose graph
+# is proof, two.
+_TRIALS = 3
+_TRIALS_BESIDE_A_PROOF = 2
+# Around what the normal numbers of the first rows are: a mean over the batch is none of them, and as the rows are moved
+# within it, they are in no order that a model which sorts its rows would keep.
+_MEANS = (0.0, -1.0, 1.0)
+
+
+class _ContradictionError(Exception):
+    """A trial has shown that rows are not the requests'."""
+
+    def __init__(self, place: int, reason: str) -> None:
+        super().__init__(place, reason)
+        self.place = place  # of the output; -1: of none
+        self.reason = reason
+
+
+class _Trials:
+    """Runs of one model with items of certain shapes."""
+
+    def __init__(
+        self,
+        run: Run,
+        specs: Sequence[InputSpec],
+        profile: Profile,
+        items: list[tuple[int, ...]],
+        tolerance: float,
+        count: int,
+    ) -> None:
+        self._run = run
+        self._specs = specs
+        self._items = items
+        self._tolerance = tolerance
+        self._count = count  # of trials that are enough
+        sizes = profile.batch_sizes()
+        self._least, self._most = sizes[-1], sizes[0]
+        self._off: dict[int, tuple[int, int]] = {}  # output -> whole numbers that were off, and all
+        self.failure: Exception | None = None
+
+    def succeed(self) -> bool:
+        """Say whether the model takes such data, and treats each row as if it were alone.
+
+        Raises:
+            _ContradictionError: if it does not.
+        """
+        tried = 0
+        for seed, kind in enumerate(_KINDS):
+            if tried == self._count:
+                break
+            size = max(self._least, min(kind.size, self._most))
+            random = np.random.default_rng(seed)
+            batch = [_numbers(spec, (size, *item), kind, random) for spec, item in self._pairs()]
+            count = min(size, _ROWS_COMPARED)
+            try:
+                alone = [self._alone(batch, row) for row in range(count)]
+                again = self._alone(batch, 0) if not tried else alone[0]
+            except _ContradictionError:
+                raise
+            except Exception as error:  # of any library, about data that the model cannot take
+                self.failure = error
+                continue
+            tried += 1
+            self._compare([again], [alone[0]], "the same data, run twice, give different results")
+            # Elsewhere than where it was: the last place, then the first ones.
+            places = [size - 1, *range(count - 1)]
+            together = self._together([_moved(array, places) for array in batch], size)
+            self._compare(
+                [[output[place : place + 1] for output in together] for place in places],
+                alone,
+                f"a row in a batch of {size} is not what it is alone",
+            )
+        for place, (off, total) in self._off.items():
+            if off > _INTEGERS_OFF * total:
+                raise _ContradictionError(place, f"{off} of {total} numbers in batches are not what they are alone")
+        return tried >= min(self._count, 2)
+
+    def _pairs(self) -> Iterator[tuple[InputSpec, tuple[int, ...]]]:
+        return zip(self._specs, self._items, strict=True)
+
+    def _alone(self, batch: list[Array], row: int) -> list[Array]:
+        """Return what one row gives, in the smallest batch there is, with zeros behind it."""
+        inputs = []
+        for array in batch:
+            padded = np.zeros((self._least, *array.shape[1:]), array.dtype)
+            padded[0] = array[row]
+            inputs.append(padded)
+        return [output[:1] for output in self._with_rows(self._run(inputs), self._least)]
+
+    def _together(self, inputs: list[Array], size: int) -> list[Array]:
+        try:
+            outputs = self._run(inputs)
+        except Exception as error:  # though the model took each row alone
+            raise _ContradictionError(-1, f"a batch of {size} fails: {str(error).strip()}") from error
+        return self._with_rows(outputs, size)
+
+    def _with_rows(self, outputs: list[Array], size: int) -> list[Array]:
+        for place, output in enumerate(outputs):
+            if output.shape[:1] != (size,):
+                raise _ContradictionError(place, f"a batch of {size} gives an output of shape {output.shape}")
+        return outputs
+
+    def _compare(self, rows: list[list[Array]], expected: list[list[Array]], problem: str) -> None:
+        for place, arrays in enumerate(zip(*expected, strict=True)):
+            found = [row[place] for row in rows]
+            if any(given.shape != wanted.shape for given, wanted in zip(found, arrays, strict=True)):
+                shapes = f"{found[0].shape[1:]} and {arrays[0].shape[1:]}"
+                raise _ContradictionError(place, f"{problem}: its shape is {shapes}")
+            given, wanted = np.concatenate(found), np.concatenate(arrays)
+            if wanted.dtype.kind in "fc":
+                off = _count_off(given, wanted, self._tolerance)
+                if off > _FLOATS_OFF * wanted.size:
+                    raise _ContradictionError(place, f"{problem}: {off} of {wanted.size} numbers differ")
+            else:
+                off, total = self._off.get(place, (0, 0))
+                self._off[place] = off + int(np.count_nonzero(given != wanted)), total + wanted.size
+
+
+def _moved(array: Array, places: Sequence[int]) -> Array:
+    """Return a batch whose first rows are at ``places``, among the others."""
+    moved = np.empty_like(array)
+    rest = [place for place in range(len(array)) if place not in places]
+    moved[list(places)] = array[: len(places)]
+    moved[rest] = array[len(places) :]
+    return moved
+
+
+def _numbers(spec: InputSpec, shape: tuple[int, ...], kind: _Kind, random: np.random.Generator) -> Array:
+    """Return pseudo-random data, rows first. Bytes are pixels; whole numbers are small, as every table has them."""
+    is_float = spec.dtype.kind == "f"
+    if is_float and kind.floats == 0:
+        numbers: Array = random.random(shape)
+    elif is_float and kind.floats == 1:
+        numbers = random.standard_normal(shape)
+        for row, mean in zip(numbers, _MEANS, strict=False):
+            row += mean
+    elif is_float or spec.dtype == np.uint8:
+        numbers = np.asarray(random.integers(0, 256, shape))
+        numbers[1:2] = 0
+    else:
+        numbers = np.ones(shape) if kind.is_one else np.asarray(random.integers(0, 2, shape))
+    return numbers.astype(spec.dtype)
+
+
+def _count_off(given: Array, wanted: Array, tolerance: float) -> int:
+    """Count what is farther off than ``tolerance`` of the largest number in its column, or a tenth of that of all."""
+    if not wanted.size:
+        return 0
+    if wanted.dtype.kind == "f":
+        given, wanted = given.astype(np.float64), wanted.astype(np.float64)
+    sizes = np.where(np.isfinite(wanted), np.abs(wanted), 0)
+    columns = sizes.reshape(-1, sizes.shape[-1] if sizes.ndim > 1 else 1).max(axis=0)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        close = np.abs(given - wanted) <= tolerance * np.maximum(columns, sizes.max() / 10)
+    same = (given == wanted) | (np.isnan(given) & np.isnan(wanted))
+    return int(np.count_nonzero(~(same | close)))
+
+
+def _volume(profile: Profile) -> float:
+    items = profile.largest_items()
+    return math.inf if items is None else sum(math.prod(item) for item in items)
+
+
+def _items_to_try(profile: Profile, specs: Sequence[InputSpec]) -> Iterator[list[tuple[int, ...]]]:
+    """Yield the shapes of each input's item: the largest, or guesses for the axes that have no largest size."""
+    items = profile.largest_items()
+    if items is not None:
+        yield items
+        return
+    for guess in _GUESSES:
+        items = [
+            tuple(
+                high if high is not None else _within(guess, low, spec, axis) for axis, (low, high) in enumerate(limits)
+            )
+            for limits, spec in zip(profile.limits, specs, strict=True)
+        ]
+        if all(math.prod(item) <= _LARGEST_GUESS for item in items):
+            yield items
+
+
+def _within(guess: int, least: int, spec: InputSpec, axis: int) -> int:
+    """Return the nearest size that an axis of an item may have, as far as the model says."""
+    low, high = spec.ranges[axis + 1] if spec.ranges else (least, None)
+    size = max(guess, least, low)
+    return size if high is None else min(size, high)
+
+
+def _refusal(what: str, reason: str, profiles: Sequence[Profile], advice: str = "") -> ConfigError:
+    size = max(profile.batch_sizes()[0] for profile in profiles)
+    ways = "max=1 runs one request at a time"
+    if any(profile.pad_to > 1 for profile in profiles):
+        ways = "without a fixed batch and without min, max=1 runs one request at a time"
+    return ConfigError(
+        f"{what}there is no proof that in a batch of {size} row i is that of request i, whoever shares the batch: "
+        f"{reason}. {ways}{advice}; if you know that each row belongs to its request alone, rows='batch' says so"
+    )
