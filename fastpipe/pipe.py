@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -111,7 +112,7 @@ class Pipe(_core.Engine):
         a node's queue is full, and ``when_full`` is "block", it waits for room.
         ``timeout`` and ``priority``: as in a call.
         """
-        from fastpipe._future import RequestFuture  # here: what it imports takes longer than all of fastpipe
+        from fastpipe._future import RequestFuture  # loaded by _set_up_process
 
         future = RequestFuture()
         self._submit(request, future, timeout, priority)
@@ -389,7 +390,11 @@ class Pipe(_core.Engine):
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # While the interpreter is taken down, the names of this module may be gone, which is why the function is an
+        # argument, and _close_at_exit has closed what could be closed.
+        if is_finalizing():
+            return
         # Dropped without close: no request is in flight, as each holds its pipe. Threads are told to leave, not
         # awaited: this may run on one of them.
         if hasattr(self, "_backends") and not self._is_forked():
@@ -501,6 +506,12 @@ def _set_up_process() -> None:
     with _set_up_lock:
         if _process_is_set_up:
             return
+        # Futures, and what tells where threads hang: they take longer to import than all of fastpipe, but when the first
+        # is needed, there may be no file descriptor left to open a module with.
+        import traceback  # noqa: F401
+
+        import fastpipe._future  # noqa: F401
+
         _process_is_set_up = True
         _configure()
         os.register_at_fork(after_in_child=_after_fork_in_child)
