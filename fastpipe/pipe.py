@@ -20,10 +20,10 @@ from fastpipe._cpus import usable_cpu_count
 from fastpipe._faults import text_of
 from fastpipe._hung import HungInstances
 from fastpipe._values import own_copy
-from fastpipe._workers import Worker
+from fastpipe._workers import Worker, check_threads
 from fastpipe.backend import Backend, Request, close_all
 from fastpipe.config import load
-from fastpipe.errors import BackendHung
+from fastpipe.errors import BackendHung, PipeError
 from fastpipe.graph import compile_graph
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ SPIN_NS = 2_000
 LEAST_JOIN_S = 0.2
 
 _open_pipes: weakref.WeakSet[Pipe] = weakref.WeakSet()
+_living_pipes: weakref.WeakSet[Pipe] = weakref.WeakSet()  # closed ones, and those that are being built, too
 _process_is_set_up = False
 _set_up_lock = threading.Lock()
 
@@ -61,6 +62,7 @@ class Pipe(_core.Engine):
     Raises:
         ConfigError: every mistake of the description, each with node and key. Nothing was started.
         MissingExtra: a backend needs a library that is not installed.
+        PipeError: gevent or eventlet has made greenlets of all threads.
         Exception: whatever a backend's constructor raised, with a note that names node and instance.
 
     Thread-safety: everything but construction may be called from any thread, ``close`` too.
@@ -70,6 +72,7 @@ class Pipe(_core.Engine):
         config = load(source, keywords)
         configs = config.nodes
         graph = compile_graph(configs, jumps_of(configs))
+        check_threads()
         _set_up_process()
         self._written = own_copy(source if source is None or isinstance(source, str | Path) else dict(source)), keywords
         self._configs = configs
@@ -88,6 +91,7 @@ class Pipe(_core.Engine):
             self._set_timeout(config.request_timeout_s)
         if config.max_in_flight is not None:
             self._set_gate(config.max_in_flight, config.when_overloaded)
+        _living_pipes.add(self)
         builder = Builder(self, configs, graph, aborts_when_hung=config.when_hung == "abort")
         try:
             builder.build()
@@ -418,7 +422,7 @@ class Pipe(_core.Engine):
 
     def _start_clock(self, clock: _core.Clock) -> None:
         worker = Worker("fastpipe clock", clock.serve)
-        worker.thread.start()
+        worker.start()
         self._workers.append(worker)
 
     def _own(self, backend: Backend, station: _core.Station | None, index: int) -> None:
@@ -455,8 +459,8 @@ class Pipe(_core.Engine):
     def _give_up(self, station: _core.Station, index: int) -> None:
         """Called by the watchdog: give an instance up, on a thread of its own, as callbacks of futures run there."""
         try:
-            Worker("fastpipe hung", station.give_up, index).thread.start()
-        except RuntimeError:  # there can be no more threads
+            Worker("fastpipe hung", station.give_up, index).start()
+        except (PipeError, RuntimeError):  # there can be no more threads
             station.give_up(index)
 
     def _replace_hung(
@@ -503,6 +507,10 @@ def _stats_of(stations: list[_core.Station]) -> dict[str, Any]:
 def _set_up_process() -> None:
     """Do, once, what concerns the process: signals, fork, exit. Not at import, but when the first pipe is built."""
     global _process_is_set_up
+    if "greenlet" in sys.modules:  # not once: it may be imported, or loaded with another library, at any time
+        _core.know_greenlets(sys.modules["greenlet"].getcurrent)
+    if _process_is_set_up:
+        return  # without the lock: in the child of a fork nobody would give it back
     with _set_up_lock:
         if _process_is_set_up:
             return
@@ -528,6 +536,11 @@ def _configure() -> None:
 def _after_fork_in_child() -> None:
     _core.note_fork_in_child()
     _open_pipes.clear()
+    # Libraries have threads, locks and devices that are the parent's: what frees a model may wait for them for ever, or
+    # crash. So the child frees nothing of what the parent has built, neither when it drops it nor when it ends.
+    for pipe in list(_living_pipes):
+        _core.keep_for_ever(pipe)
+    _living_pipes.clear()
     _configure()
 
 
