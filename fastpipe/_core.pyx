@@ -47,7 +47,7 @@ from fastpipe._inbox cimport inbox_init, inbox_pop, inbox_push
 from fastpipe._parking cimport (
     FOREVER, SET, Frame, abort_process, atomic_thread_fence, enter_frame, events_leave, events_notify, events_prepare, events_sleep,
     frozen_ns, futex_wake, hooked_points, innermost_batch, innermost_frame, is_another_inside, is_hooked, is_inside,
-    is_settling, kernel_now_ns, leave_frame, now_ns, want_precise_timers, word_set, word_wait,
+    is_settling, kernel_now_ns, leave_frame, now_ns, skip_exit_handlers, want_precise_timers, word_set, word_wait,
 )
 
 from heapq import heapify, heappop, heappush
@@ -58,6 +58,7 @@ from fastpipe.errors import (
     BackendError, BackendHung, CallLoop, DeviceLost, ForkedPipe, ItemErrors, PipeClosed, PipeError, QueueFull, RequestTimeout,
     RestartLimit, UnknownNode, WorkerDied, nearest,
 )
+from fastpipe._results import checked_parts
 from fastpipe._faults import is_device_lost, is_out_of_memory, stacks, text_of
 from fastpipe.filters import Status
 
@@ -195,9 +196,12 @@ def note_fork_in_child() -> None:
     _generation += 1
 
 
-def keep_for_ever(thing):
-    """Never free an object, whatever happens to those who refer to it, nor what it refers to: not even at the end."""
-    Py_INCREF(thing)
+def abandon_in_child(list pipes):
+    """Never free pipes that the parent of a fork has built, nor what they refer to: not even when the process ends."""
+    for pipe in pipes:
+        Py_INCREF(pipe)
+    if pipes:
+        skip_exit_handlers()
 
 
 cdef dict _actions = {}                 # GIL: of hooks, by point
@@ -2769,16 +2773,13 @@ cdef class Engine:
         if len(_part_of(visit.walk)) > len(self.nodes):         # only a loop leads so deep
             raise RestartLimit(f"node {node.name!r}: parts within parts without end: a restart leads from the inside of a "
                                "sub-graph back to the node that jumps there")
-        parts = _enter_user_code(<void*>self, node.subgraph.split, visit.request)
+        parts = checked_parts(_enter_user_code(<void*>self, node.subgraph.split, visit.request), f"split() of node {node.name!r}")
         gather = Gather.__new__(Gather)
         gather.visit = visit
         gather.left = len(parts)
         gather.answers = [None] * gather.left
         if gather.left == 0:
             return self.c_merge(gather, turn)
-        for index, request in enumerate(parts):
-            if not isinstance(request, dict):
-                raise BackendError(f"split() of node {node.name!r} must give dicts; part {index} is {type(request).__name__}")
         for index, request in enumerate(parts):
             part = _new_walk(self, node.jump, request, SINK_GATHER, gather)
             part.sink_index = index

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <climits>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <linux/futex.h>
@@ -162,6 +163,15 @@ inline bool is_hooked(uint32_t point) noexcept {
     return false;
 #else
     return __builtin_expect(hooked_points.load(std::memory_order_relaxed) & (1u << point), 0);
+#endif
+}
+
+// Have this process, the child of a fork, end without the exit handlers that the parent has registered: destructors of
+// libraries' globals are among them, and those may wait for the parent's threads. Handlers run in reverse, so what the
+// child registers later runs; so does all that Python does. Elsewhere than in glibc no handler is told the exit code.
+inline void skip_exit_handlers() noexcept {
+#ifdef __GLIBC__
+    on_exit([](int status, void*) { std::fflush(nullptr); _exit(status); }, nullptr);
 #endif
 }
 

@@ -39,6 +39,7 @@ cdef extern from "_futex.hpp" namespace "fastpipe" nogil:
     Frame* innermost_frame() noexcept
     atomic[uint32_t] hooked_points
     c_bool is_hooked(uint32_t point) noexcept
+    void skip_exit_handlers() noexcept
     void abort_process() noexcept
 
 cdef extern from "<atomic>" namespace "std" nogil:

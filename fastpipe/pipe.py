@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
+from numbers import Number
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -96,6 +98,8 @@ class Pipe(_core.Engine):
         try:
             builder.build()
         except BaseException as error:
+            if self._is_forked():  # a backend's constructor did, and this is the child: all of it is the parent's
+                raise
             self._stop_workers(None)
             # Nothing runs, whether or not its instance was opened.
             self._backends = {key: (backend, None, 0) for key, (backend, _, _) in self._backends.items()}
@@ -189,9 +193,7 @@ class Pipe(_core.Engine):
             timeout: seconds that each request may take, from when it is taken.
             priority: as of a call.
         """
-        window = self._capacity * 2 if look_ahead is None else look_ahead
-        if window < 1:
-            raise ValueError(f"look_ahead must be at least 1, got {look_ahead}")
+        window = self._window(look_ahead)
         self._terms(timeout, priority)  # what is wrong with them is said now
         return self._map(iter(requests), window, return_exceptions, timeout, priority)
 
@@ -239,6 +241,63 @@ class Pipe(_core.Engine):
             raise error
         finally:
             del error, walk  # the traceback holds this frame: without this, a cycle would keep the request and its pipe
+
+    @overload
+    def amap(
+        self,
+        requests: Iterable[Request] | AsyncIterable[Request],
+        *,
+        look_ahead: int | None = ...,
+        return_exceptions: Literal[False] = ...,
+        timeout: float | None = ...,
+        priority: float = ...,
+    ) -> AsyncGenerator[Request, None]: ...
+    @overload
+    def amap(
+        self,
+        requests: Iterable[Request] | AsyncIterable[Request],
+        *,
+        look_ahead: int | None = ...,
+        return_exceptions: bool,
+        timeout: float | None = ...,
+        priority: float = ...,
+    ) -> AsyncGenerator[Request | BaseException, None]: ...
+    def amap(
+        self,
+        requests: Iterable[Request] | AsyncIterable[Request],
+        *,
+        look_ahead: int | None = None,
+        return_exceptions: bool = False,
+        timeout: float | None = None,
+        priority: float = 0,
+    ) -> AsyncGenerator[Any, None]:
+        """Run requests concurrently and yield them in order, without blocking the event loop.
+
+            async with contextlib.aclosing(pipe.amap(requests)) as answers:
+                async for answer in answers: ...
+
+        Args:
+            requests: also an asynchronous iterable. While the next request is awaited, answers go on being yielded.
+            look_ahead, return_exceptions, timeout, priority: as of ``map``.
+
+        Whoever leaves the loop early cancels what was taken ahead, and a request that was being awaited: with
+        ``aclosing``, before the block ends; without, as soon as the event loop gets to it.
+        """
+        window = self._window(look_ahead)
+        self._terms(timeout, priority)  # what is wrong with them is said now
+        from fastpipe._async_map import async_map  # loads asyncio
+
+        return async_map(self, requests, window, return_exceptions, timeout, priority)
+
+    def _window(self, look_ahead: int | None) -> int:
+        """Return how many requests a map takes ahead."""
+        if look_ahead is None:
+            return self._capacity * 2
+        if not isinstance(look_ahead, int) or isinstance(look_ahead, bool):
+            raise TypeError(f"look_ahead must be a whole number of requests, at least 1; got {look_ahead!r}")
+        if look_ahead < 1:
+            raise ValueError(f"look_ahead must be at least 1, got {look_ahead}")
+        return look_ahead
 
     def __repr__(self) -> str:
         state = "closed" if self.closing else f"{self.in_flight} in flight"
@@ -362,14 +421,13 @@ class Pipe(_core.Engine):
         Idempotent; may be called from any thread; does nothing in the child of a fork. Called from inside one of the
         pipe's own backends it returns at once, and the rest happens as soon as that backend is done.
         """
+        timeout = _time_to_close(timeout)
         if self._is_forked():
             return
         self._refuse_new()
         if self._is_inside():
             threading.Thread(target=self.close, args=(timeout,), name="fastpipe closer", daemon=True).start()
             return
-        if timeout is not None and timeout >= threading.TIMEOUT_MAX:
-            timeout = None
         deadline = None if timeout is None else time.monotonic() + timeout
         for debugger in list(self._debuggers):
             debugger._pipe_closes()
@@ -385,6 +443,47 @@ class Pipe(_core.Engine):
                 self._close_backends(deadline)
         if self.recorder is not None:
             self.recorder.stop(None if deadline is None else max(deadline - time.monotonic(), LEAST_JOIN_S))
+
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Close the pipe without blocking the event loop; see ``close``.
+
+        Requests whose tasks run in this loop go on meanwhile. Cancelling the task ends the waiting, not the closing: that
+        goes on on a thread of its own.
+        """
+        import asyncio  # a caller that has a running loop has imported it
+
+        _time_to_close(timeout)
+        loop = asyncio.get_running_loop()
+        closed = loop.create_future()
+
+        def settle(error: BaseException | None) -> None:
+            if closed.done():  # cancelled
+                return
+            if error is None:
+                closed.set_result(None)
+            else:
+                closed.set_exception(error)
+
+        def close() -> None:
+            failure = None
+            try:
+                self.close(timeout)
+            except BaseException as error:
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, failure)
+
+        if not self._is_forked():
+            Worker("fastpipe closer", close).start()
+            await closed
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     def __enter__(self) -> Self:
         return self
@@ -486,6 +585,21 @@ class Pipe(_core.Engine):
             self._own(backend, station, index)
 
 
+def _time_to_close(timeout: float | None) -> float | None:
+    """Return the seconds that close() has, or None for no limit.
+
+    Raises:
+        TypeError, ValueError: it is no number.
+    """
+    if timeout is None:
+        return None
+    if not isinstance(timeout, Number) or isinstance(timeout, bool):
+        raise TypeError(f"timeout must be a number of seconds, or None for no limit; got {timeout!r}")
+    if timeout != timeout:
+        raise ValueError("timeout must be a number of seconds, or None for no limit; got nan")
+    return None if timeout >= threading.TIMEOUT_MAX else float(timeout)
+
+
 def _stats_of(stations: list[_core.Station]) -> dict[str, Any]:
     """Return the counters of a node: those of its stations together, and at each place if there are several."""
     places = {station.place: station.stats() for station in stations}
@@ -538,8 +652,7 @@ def _after_fork_in_child() -> None:
     _open_pipes.clear()
     # Libraries have threads, locks and devices that are the parent's: what frees a model may wait for them for ever, or
     # crash. So the child frees nothing of what the parent has built, neither when it drops it nor when it ends.
-    for pipe in list(_living_pipes):
-        _core.keep_for_ever(pipe)
+    _core.abandon_in_child(list(_living_pipes))
     _living_pipes.clear()
     _configure()
 
