@@ -10,7 +10,7 @@ import ast
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 __all__ = [
     "BackendError",
@@ -44,7 +44,7 @@ class PipeError(Exception):
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _, arguments, *state = super().__reduce__()  # type: ignore[misc]  # BaseException's is a tuple of 2 or 3
+        _, arguments, *state = cast("tuple[Any, ...]", super().__reduce__())
         return _restored, (type(self), arguments), *state
 
 
