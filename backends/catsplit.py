@@ -16,7 +16,7 @@ Without ``cat`` and ``split``, those for arrays are used: :class:`Concatenate` a
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np

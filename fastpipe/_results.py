@@ -55,7 +55,9 @@ def _is_list_of_results(results: Any) -> bool:
         # A named tuple is one answer with several fields.
         return not isinstance(results, _TEXTS) and not hasattr(results, "_fields")
     kind = type(results)
-    is_array = hasattr(kind, "__dlpack__") or hasattr(kind, "__array_interface__")  # of which a table of pandas has none
+    is_array = hasattr(kind, "__dlpack__") or hasattr(
+        kind, "__array_interface__"
+    )  # of which a table of pandas has none
     return is_array and hasattr(kind, "__len__") and len(getattr(results, "shape", ())) > 0
 
 

@@ -34,8 +34,8 @@ def check_threads() -> None:
     else:
         return
     raise PipeError(
-        f"{patched} has patched 'threading', so that threads are greenlets; a pipe needs real ones. Patch with {instead}"
-        ", or not at all in processes that build pipes"
+        f"{patched} has patched 'threading', so that threads are greenlets; a pipe needs real ones. Patch with "
+        f"{instead}, or not at all in processes that build pipes"
     )
 
 

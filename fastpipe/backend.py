@@ -140,8 +140,8 @@ def backend(function: Function) -> Function:
         def resize(data, *, side: int = 224):
             return cv2.resize(data, (side, side))
 
-    It stays a function: ``resize(image, side=64)`` calls it, in a test for instance. Several instances may call it at the
-    same time. An exception fails that request alone.
+    It stays a function: ``resize(image, side=64)`` calls it, in a test for instance. Several instances may call it at
+    the same time. An exception fails that request alone.
 
     Raises:
         ConfigError: if it cannot be a backend: it is asynchronous, or cannot be called with one item alone.

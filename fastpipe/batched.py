@@ -226,8 +226,8 @@ class BatchedMethod(Generic[Item, Result]):
                 alive = weakref.ref(owner, functools.partial(_forget, self._calls, id(owner)))
             except TypeError:
                 raise TypeError(
-                    f"{self._function.__qualname__}: a batched method needs an object that can be referred to weakly; add "
-                    f"'__weakref__' to the __slots__ of {type(owner).__name__}"
+                    f"{self._function.__qualname__}: a batched method needs an object that can be referred to weakly; "
+                    f"add '__weakref__' to the __slots__ of {type(owner).__name__}"
                 ) from None
             known = self._calls.setdefault(id(owner), (alive, _Calls(self._settings)))
         return known[1]

@@ -278,7 +278,10 @@ class Pipe(_core.Engine):
 
         Args:
             requests: also an asynchronous iterable. While the next request is awaited, answers go on being yielded.
-            look_ahead, return_exceptions, timeout, priority: as of ``map``.
+            look_ahead: as of ``map``.
+            return_exceptions: as of ``map``.
+            timeout: as of ``map``.
+            priority: as of a call.
 
         Whoever leaves the loop early cancels what was taken ahead, and a request that was being awaited: with
         ``aclosing``, before the block ends; without, as soon as the event loop gets to it.
@@ -447,8 +450,8 @@ class Pipe(_core.Engine):
     async def aclose(self, timeout: float | None = None) -> None:
         """Close the pipe without blocking the event loop; see ``close``.
 
-        Requests whose tasks run in this loop go on meanwhile. Cancelling the task ends the waiting, not the closing: that
-        goes on on a thread of its own.
+        Requests whose tasks run in this loop go on meanwhile. Cancelling the task ends the waiting, not the closing,
+        which goes on on a thread of its own.
         """
         import asyncio  # a caller that has a running loop has imported it
 
@@ -628,8 +631,8 @@ def _set_up_process() -> None:
     with _set_up_lock:
         if _process_is_set_up:
             return
-        # Futures, and what tells where threads hang: they take longer to import than all of fastpipe, but when the first
-        # is needed, there may be no file descriptor left to open a module with.
+        # Futures, and what tells where threads hang: they take longer to import than all of fastpipe, but when the
+        # first is needed, there may be no file descriptor left to open a module with.
         import traceback  # noqa: F401
 
         import fastpipe._future  # noqa: F401

@@ -181,6 +181,11 @@ def synchronous(items: Any, taken: list[Any] | None = None) -> Iterator[Request]
         yield {"data": item}
 
 
+async def collect(answers: AsyncIterator[Any], results: list[Any]) -> None:
+    async for answer in answers:
+        results.append(answer["result"])
+
+
 SOURCES = [synchronous, asynchronous]
 
 
@@ -282,10 +287,9 @@ def test_a_failure_ends_amap_in_its_place_or_is_yielded() -> None:
 
     async def main() -> None:
         async with Pipe(backend=opened(), max=1) as pipe:
-            got = []
+            got: list[Any] = []
             with pytest.raises(ZeroDivisionError):
-                async for answer in pipe.amap(synchronous([1, 2, ZeroDivisionError("three"), 4])):
-                    got.append(answer["result"])
+                await collect(pipe.amap(synchronous([1, 2, ZeroDivisionError("three"), 4])), got)
             assert got == [1, 2]
             answers = [each async for each in pipe.amap(synchronous([1, KeyError(2), 3]), return_exceptions=True)]
             assert [type(each) for each in answers] == [dict, KeyError, dict]
@@ -304,10 +308,9 @@ def test_what_the_source_raises_comes_behind_the_answers_of_what_it_gave(source:
     async def main() -> None:
         async with Pipe(backend=opened()) as pipe:
             for returns in (False, True):
-                got = []
+                got: list[Any] = []
                 with pytest.raises(LookupError, match="the source"):
-                    async for answer in pipe.amap(source(items()), return_exceptions=returns):
-                        got.append(answer["result"])
+                    await collect(pipe.amap(source(items()), return_exceptions=returns), got)
                 assert got == list(range(5))
 
     run(main)

@@ -162,7 +162,9 @@ def test_the_wrong_number_of_results_is_said_in_words() -> None:
     def forgets(items: list[int]) -> list[int]:
         return items[1:]
 
-    with pytest.raises(BackendError, match="forgets must return a list with one result for each of 1 items; got 0 in a list"):
+    with pytest.raises(
+        BackendError, match="forgets must return a list with one result for each of 1 items; got 0 in a list"
+    ):
         forgets(1)
     forgets.close()
 

@@ -29,7 +29,9 @@ WITH_CONSTRUCTORS: dict[type[PipeError], Callable[[], PipeError]] = {
     MissingExtra: lambda: MissingExtra("TorchTensor", "torch", MISSING),
     ItemErrors: lambda: ItemErrors({2: ValueError("bad"), 0: KeyError("worse")}),
     BackendHung: lambda: BackendHung("it hangs", "Thread 'fastpipe main#0': ..."),
-    ConfigError: lambda: ConfigError("node 'resize': max_h: must be at least 1", Mistake("no such file", None, "model")),
+    ConfigError: lambda: ConfigError(
+        "node 'resize': max_h: must be at least 1", Mistake("no such file", None, "model")
+    ),
     GraphError: lambda: GraphError("node 'resize': next: no node is named 'modle'"),
 }
 WAYS: dict[str, Callable[[Any], Any]] = {

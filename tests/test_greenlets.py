@@ -164,7 +164,11 @@ def run(code: str, *, first: str = "") -> None:
     """Run code in a child that must end well, without a word on stderr."""
     source = "\n".join([first, PROLOGUE, textwrap.dedent(code)])
     ran = subprocess.run(
-        [sys.executable, "-P", "-W", "ignore", "-c", source], capture_output=True, text=True, check=False, timeout=HANG_S
+        [sys.executable, "-P", "-W", "ignore", "-c", source],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_S,
     )
     assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout + ran.stderr
 
@@ -213,7 +217,7 @@ def test_a_pipe_that_was_built_before_its_threads_became_greenlets_starts_no_mor
 
 
 def test_gevent_with_real_threads_works() -> None:
-    """patch_all(thread=False), before or after the import: calls, futures, and the thread pool, which does not block."""
+    """patch_all(thread=False): calls, futures, the thread pool, which does not block, and greenlets of one thread."""
     pytest.importorskip("gevent", reason="gevent is not installed here")
     run(
         """

@@ -216,9 +216,8 @@ def test_a_child_skips_the_exit_handlers_of_the_parents_libraries() -> None:
     """The C library's, which destroy a library's globals; those that the child registers run, and its Python's do."""
     if not sys.platform.startswith("linux") or not hasattr(__import__("ctypes").CDLL(None), "on_exit"):
         pytest.skip("on_exit() is glibc's")
-    assert (
-        run(
-            """
+    assert run(
+        """
             import atexit, ctypes
             libc = ctypes.CDLL(None)
             def at_exit(words):
@@ -233,9 +232,7 @@ def test_a_child_skips_the_exit_handlers_of_the_parents_libraries() -> None:
                 sys.exit(1)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
             """
-        )
-        == ["the child's Python's", "the child's"]
-    )
+    ) == ["the child's Python's", "the child's"]
 
 
 def test_without_a_pipe_a_child_ends_as_ever() -> None:
