@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ from fastpipe.backend import Request
 from fastpipe.errors import PipeClosed
 
 if TYPE_CHECKING:
+    import asyncio
+
     from fastpipe.pipe import Pipe
 
 __all__ = ["async_map"]
@@ -25,6 +26,8 @@ async def async_map(
     priority: float,
 ) -> AsyncGenerator[Any, None]:
     """Yield the answers of ``requests`` in order; see ``Pipe.amap``."""
+    import asyncio  # a caller that has a running loop has imported it
+
     source = _Source(requests)
     started: deque[asyncio.Task[Request]] = deque()
     try:
@@ -76,6 +79,8 @@ class _Source:
 
     async def take(self, unless: asyncio.Task[Any] | None) -> Request | None:
         """Return the next request; None if there is none, or if ``unless`` ends before there is one."""
+        import asyncio
+
         try:
             if isinstance(self._iterator, Iterator):
                 return next(self._iterator)

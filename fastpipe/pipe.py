@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from fastpipe import _core
+from fastpipe._async_map import async_map
 from fastpipe._building import Builder, jumps_of
 from fastpipe._cpus import usable_cpu_count
 from fastpipe._faults import text_of
@@ -288,8 +289,6 @@ class Pipe(_core.Engine):
         """
         window = self._window(look_ahead)
         self._terms(timeout, priority)  # what is wrong with them is said now
-        from fastpipe._async_map import async_map  # loads asyncio
-
         return async_map(self, requests, window, return_exceptions, timeout, priority)
 
     def _window(self, look_ahead: int | None) -> int:
@@ -624,8 +623,10 @@ def _stats_of(stations: list[_core.Station]) -> dict[str, Any]:
 def _set_up_process() -> None:
     """Do, once, what concerns the process: signals, fork, exit. Not at import, but when the first pipe is built."""
     global _process_is_set_up
-    if "greenlet" in sys.modules:  # not once: it may be imported, or loaded with another library, at any time
-        _core.know_greenlets(sys.modules["greenlet"].getcurrent)
+    # Not once: it may be imported at any time, by another library, too.
+    getcurrent = getattr(sys.modules.get("greenlet"), "getcurrent", None)
+    if getcurrent is not None:
+        _core.know_greenlets(getcurrent)
     if _process_is_set_up:
         return  # without the lock: in the child of a fork nobody would give it back
     with _set_up_lock:

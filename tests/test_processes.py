@@ -55,6 +55,12 @@ WAYS_TO_CALL = {
         assert loop.run_until_complete(pipe.acall({"data": 1}))["result"] == 1
         loop.close()
         """,
+    "amap": """
+        async def main():
+            return [each["result"] async for each in pipe.amap([{"data": 1}, {"data": 2}])]
+        assert loop.run_until_complete(main()) == [1, 2]
+        loop.close()
+        """,
     "a failure": """
         try:
             pipe.submit({}).result(30)
@@ -77,7 +83,7 @@ WAYS_TO_CALL = {
 @pytest.mark.parametrize("way", WAYS_TO_CALL)
 def test_a_built_pipe_needs_no_file_descriptor(way: str) -> None:
     """The first call of each kind works although the process has used all descriptors up: nothing is imported by it."""
-    before = "import asyncio; loop = asyncio.new_event_loop()" if way == "acall" else ""
+    before = "import asyncio; loop = asyncio.new_event_loop()" if way in ("acall", "amap") else ""
     run(
         f"""
         import resource
