@@ -3608,7 +3608,7 @@ cdef Terms _terms(Engine engine, object timeout, object priority):
 
 cdef double _number(object value, str expected) except? -1:
     """An argument that has to be a number: neither a truth value nor a text that reads like one."""
-    if isinstance(value, Number) and not isinstance(value, bool):
+    if type(value) is float or type(value) is int or (isinstance(value, Number) and not isinstance(value, bool)):
         try:
             return value
         except (TypeError, OverflowError):                      # complex, or beyond what a float holds
