@@ -16,11 +16,12 @@ Without ``cat`` and ``split``, those for arrays are used: :class:`Concatenate` a
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Sequence, Sized
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 
+from fastpipe._results import checked_results
 from fastpipe.backend import Backend, Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError
 
@@ -166,13 +167,7 @@ class CatSplit(Container):
             return
         whole["data"] = whole.pop("result")
         self._split.run_alone(whole)
-        parts = whole.get("result")
-        if not isinstance(parts, Sequence) or isinstance(parts, str | bytes) or len(parts) != len(group):
-            got = f"{len(parts)} in a {type(parts).__name__}" if isinstance(parts, Sized) else repr(parts)
-            raise BackendError(
-                f"CatSplit: expected a list with one element for each of {len(group)} items as the result of "
-                f"{self._split.name!r}, got {got}"
-            )
+        parts = checked_results(whole.get("result"), len(group), f"CatSplit: {self._split.name!r}")
         for request, part in zip(group, parts, strict=True):
             request["result"] = part
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from fastpipe._results import checked_parts
 from fastpipe.backend import Backend, Request
 from fastpipe.errors import BackendError, ItemErrors
 
@@ -57,8 +58,8 @@ class SubGraph(Backend):
     def forward(self, batch: list[Request]) -> None:
         if self._run_parts is None:
             raise BackendError(f"{type(self).__name__} works only inside a pipe")
-        splits = [self.split(request) for request in batch]
-        answers = self._run_parts([list(parts) for parts in splits], self.keeps_failures)
+        splits = [checked_parts(self.split(request), f"split() of {type(self).__name__}") for request in batch]
+        answers = self._run_parts(splits, self.keeps_failures)
         errors: dict[int, BaseException] = {}
         for index, (request, own) in enumerate(zip(batch, answers, strict=True)):
             failure = None if self.keeps_failures else _first_failure(own)

@@ -82,7 +82,7 @@ class Builder:
                 station.watch(watchdog)
             self.pipe._watchdog = watchdog
             self.pipe._watchdog_worker = Worker("fastpipe watchdog", watchdog.serve)
-            self.pipe._watchdog_worker.thread.start()
+            self.pipe._watchdog_worker.start()
 
     def _physical(self, config: NodeConfig) -> str:
         return config.name if config.shares is None else config.shares
@@ -135,7 +135,7 @@ class Builder:
         self._open_stations(config, backends, thread_bound=True)
 
     def _start(self, worker: Worker) -> None:
-        worker.thread.start()
+        worker.start()
         self.pipe._workers.append(worker)
 
     def _open_stations(self, config: NodeConfig, backends: list[Backend], *, thread_bound: bool) -> list[_core.Station]:

@@ -46,11 +46,12 @@ from fastpipe._batching cimport (
 from fastpipe._inbox cimport inbox_init, inbox_pop, inbox_push
 from fastpipe._parking cimport (
     FOREVER, SET, Frame, abort_process, atomic_thread_fence, enter_frame, events_leave, events_notify, events_prepare, events_sleep,
-    frozen_ns, futex_wake, hooked_points, innermost_batch, innermost_frame, is_hooked, is_inside, is_settling, kernel_now_ns,
-    leave_frame, now_ns, want_precise_timers, word_set, word_wait,
+    frozen_ns, futex_wake, hooked_points, innermost_batch, innermost_frame, is_another_inside, is_hooked, is_inside,
+    is_settling, kernel_now_ns, leave_frame, now_ns, skip_exit_handlers, want_precise_timers, word_set, word_wait,
 )
 
 from heapq import heapify, heappop, heappush
+from numbers import Number
 from os import environ
 from threading import current_thread
 
@@ -58,6 +59,7 @@ from fastpipe.errors import (
     BackendError, BackendHung, CallLoop, DeviceLost, ForkedPipe, ItemErrors, PipeClosed, PipeError, QueueFull, RequestTimeout,
     RestartLimit, UnknownNode, WorkerDied, nearest,
 )
+from fastpipe._results import checked_parts
 from fastpipe._faults import is_device_lost, is_out_of_memory, stacks, text_of
 from fastpipe.filters import Status
 
@@ -152,6 +154,8 @@ cdef enum:                  # the points at which a test may step in, see _hook
     AT_CLOSE = 16
     AT_HANG = 17
 
+_GREENLET_ADVICE = ("Call the pipe from real threads (gevent: gevent.get_hub().threadpool.apply(pipe, (request,)); eventlet: "
+                    "eventlet.tpool.execute(pipe, request)), or do not switch greenlets inside a backend")
 _HOOKS = ("admit", "admitted", "push", "pushed", "take", "taken", "sleep", "forward", "return", "end", "ended", "wake", "release",
           "park", "cancel", "expire", "close", "hang")
 _FAILURES = ("error", "timeout", "queue full", "closed", "hung", "worker died", "device lost")
@@ -191,6 +195,14 @@ def note_fork_in_child() -> None:
     """Make every pipe built before the fork refuse in this process."""
     global _generation
     _generation += 1
+
+
+def abandon_in_child(list pipes):
+    """Never free pipes that the parent of a fork has built, nor what they refer to: not even when the process ends."""
+    for pipe in pipes:
+        Py_INCREF(pipe)
+    if pipes:
+        skip_exit_handlers()
 
 
 cdef dict _actions = {}                 # GIL: of hooks, by point
@@ -263,29 +275,51 @@ cdef c_bool _act_without_gil(uint32_t point, PyObject* turn) noexcept with gil:
     return (<Turn>turn).death is not None
 
 
+cdef object _current_greenlet = None    # greenlet.getcurrent, where the process has greenlets
+
+
+def know_greenlets(getcurrent):
+    """Tell the engine how to find out which greenlet runs: of two on a thread, either may be in a backend."""
+    global _current_greenlet
+    _current_greenlet = getcurrent
+
+
+cdef inline const void* _greenlet() noexcept:
+    if _current_greenlet is None:
+        return NULL
+    return _ask_for_greenlet()
+
+
+cdef const void* _ask_for_greenlet() noexcept:
+    greenlet = _current_greenlet()
+    return <const void*>greenlet
+
+
 cdef object _enter_user_code(const void* engine, object function, object argument, object second=None):
     # The place where the engine calls what users wrote: filters, rules, buckets, weights, split and merge.
     # (Callbacks of futures are called by c_settle.) The frame lets close() know that it is called from in there.
-    cdef Frame frame
-    enter_frame(&frame, engine, False)
+    cdef Frame* frame = enter_frame(engine, False, _greenlet())
+    if frame == NULL:
+        raise MemoryError
     try:
         if second is None:
             return function(argument)
         return function(argument, second)
     finally:
-        leave_frame(&frame)
+        leave_frame(frame)
 
 
 cdef object _run_backend(const void* engine, object forward, list batch, list visits, Station station):
     # The same for a backend's forward(): cancelled() can tell which requests it runs.
-    cdef Frame frame
-    enter_frame(&frame, engine, False)
+    cdef Frame* frame = enter_frame(engine, False, _greenlet())
+    if frame == NULL:
+        raise MemoryError
     frame.batch = <void*>visits
     frame.station = <void*>station
     try:
         return forward(batch)
     finally:
-        leave_frame(&frame)
+        leave_frame(frame)
 
 
 def cancelled():
@@ -294,7 +328,7 @@ def cancelled():
     They were cancelled, have run out of time, or failed in another branch. What the batch does is then for nothing; a long
     ``forward`` may look here from time to time and return early. False where no backend runs on this thread.
     """
-    cdef void* batch = innermost_batch()
+    cdef void* batch = innermost_batch(_greenlet())
     if batch == NULL:
         return False
     for visit in <list>batch:
@@ -808,7 +842,7 @@ cdef class Station:
         cdef Visit visit
         cdef Engine engine
         cdef Instance instance
-        cdef Frame frame
+        cdef Frame* frame
         cdef str where = _stacks()                              # first: this runs Python code, and may take a while
         cdef list visits
         visits, lost, instance, thread = self.held[index]
@@ -822,7 +856,7 @@ cdef class Station:
         turn.wakes.swap(lost.wakes)
         count = len(visits)
         self.running.fetch_sub(count, memory_order_relaxed)
-        enter_frame(&frame, <void*>engine, True)
+        frame = enter_frame(<void*>engine, True, _greenlet())
         try:
             try:
                 engine._replace_hung(self, index, instance, thread)     # first: close() may only wait for the requests
@@ -839,7 +873,7 @@ cdef class Station:
             engine.c_queue_all(turn)
             engine.c_settle(turn)
         finally:
-            leave_frame(&frame)
+            leave_frame(frame)
             turn.wake()
         return 0
 
@@ -1329,7 +1363,7 @@ cdef void station_serve_hold(Station station, Batch* batch, int worker, Turn tur
     cdef int64_t started = kernel_now_ns()
     cdef int64_t cost_ns
     cdef c_bool is_long
-    cdef Frame frame
+    cdef Frame* frame
     cdef list visits
     cdef Visit visit
     cdef Instance instance
@@ -1367,10 +1401,11 @@ cdef void station_serve_hold(Station station, Batch* batch, int worker, Turn tur
                     visit.is_held = False
         if engine.steppers:
             engine.c_send_back(visits, turn)
-        enter_frame(&frame, <void*>engine, False)               # filters are asked while the token is held
-        frame.station = <void*>station
+        frame = enter_frame(<void*>engine, False, _greenlet())  # filters are asked while the token is held
+        if frame != NULL:
+            frame.station = <void*>station
         engine.c_queue_all(turn)
-        leave_frame(&frame)
+        leave_frame(frame)
         station.running.fetch_sub(count, memory_order_relaxed)
         visits = None
         # Answers are handed out at the end of the hold: a caller woken earlier would only queue for the GIL. But a batch
@@ -1389,9 +1424,9 @@ cdef void station_serve_hold(Station station, Batch* batch, int worker, Turn tur
     batch.instance = -1
     if turn.settled:
         if worker >= 0:
-            enter_frame(&frame, <void*>engine, True)
+            frame = enter_frame(<void*>engine, True, _greenlet())
             engine.c_settle(turn)
-            leave_frame(&frame)
+            leave_frame(frame)
         else:
             engine.c_settle(turn)
 
@@ -1611,7 +1646,7 @@ cdef class Clock:
         """The body of the thread. Sleeps until the next deadline, or until an earlier one comes."""
         cdef Turn turn = Turn.__new__(Turn)
         cdef Walk walk
-        cdef Frame frame
+        cdef Frame* frame
         cdef list timer
         cdef uint32_t epoch
         cdef int64_t until
@@ -1624,9 +1659,10 @@ cdef class Clock:
                 if walk is None:
                     self.over -= 1
                     continue
-                enter_frame(&frame, <void*>walk.engine, True)   # callbacks run here: one that waits would stop the clock
+                # Callbacks run here: one that waits would stop the clock.
+                frame = enter_frame(<void*>walk.engine, True, _greenlet())
                 walk.engine.c_expire(walk, turn)
-                leave_frame(&frame)
+                leave_frame(frame)
                 walk = None
                 turn.wake()
             if self.stops.load(memory_order_seq_cst):
@@ -2095,6 +2131,9 @@ cdef class Engine:
         cdef Stepper stepper
         cdef list errors = []
         self.c_check_may_wait()
+        if is_another_inside(_greenlet()):                      # it has the thread's stepper, or an instance
+            raise PipeError("an eager call is not possible while another greenlet of this thread is inside a backend. "
+                            + _GREENLET_ADVICE)
         if isinstance(requests, dict):
             stepper = _new_stepper(self, requests, None, terms)
             stepper.run()
@@ -2346,6 +2385,9 @@ cdef class Engine:
         if station is None:
             return None
         held = " and ".join([repr((<Station>each).name) + _at(<Station>each) for each in nodes])
+        if is_another_inside(_greenlet()):
+            return CallLoop(f"a call waits for {station.title}, whose instances are all in calls of other greenlets of this thread, "
+                            f"which cannot go on while it waits. {_GREENLET_ADVICE}")
         if isinstance(wait[0], Walk):
             what = f"a call of its own pipe, which is queued at {station.title}"
         else:
@@ -2742,16 +2784,13 @@ cdef class Engine:
         if len(_part_of(visit.walk)) > len(self.nodes):         # only a loop leads so deep
             raise RestartLimit(f"node {node.name!r}: parts within parts without end: a restart leads from the inside of a "
                                "sub-graph back to the node that jumps there")
-        parts = _enter_user_code(<void*>self, node.subgraph.split, visit.request)
+        parts = checked_parts(_enter_user_code(<void*>self, node.subgraph.split, visit.request), f"split() of node {node.name!r}")
         gather = Gather.__new__(Gather)
         gather.visit = visit
         gather.left = len(parts)
         gather.answers = [None] * gather.left
         if gather.left == 0:
             return self.c_merge(gather, turn)
-        for index, request in enumerate(parts):
-            if not isinstance(request, dict):
-                raise BackendError(f"split() of node {node.name!r} must give dicts; part {index} is {type(request).__name__}")
         for index, request in enumerate(parts):
             part = _new_walk(self, node.jump, request, SINK_GATHER, gather)
             part.sink_index = index
@@ -3556,12 +3595,13 @@ cdef Terms _terms(Engine engine, object timeout, object priority):
     """What a caller asked for, checked; None: nothing."""
     cdef Terms terms
     cdef double seconds
+    cdef double rank
     if timeout is None and priority == 0 and engine.timeout_ns < 0:
         return None
     terms = Terms.__new__(Terms)
     terms.deadline_ns = FOREVER
     if timeout is not None:
-        seconds = timeout
+        seconds = _number(timeout, "timeout must be a number of seconds, more than 0")
         if not seconds > 0:
             raise ValueError(f"timeout must be more than 0 seconds, got {timeout!r}")
         terms.timeout_s = seconds
@@ -3570,10 +3610,21 @@ cdef Terms _terms(Engine engine, object timeout, object priority):
     elif engine.timeout_ns >= 0:
         terms.timeout_s = engine.timeout_ns / 1e9
         terms.deadline_ns = now_ns() + engine.timeout_ns
-    if not -1000 <= priority <= 1000:
+    rank = _number(priority, "priority must be a number from -1000 to 1000, of which lower ones go first")
+    if not -1000 <= rank <= 1000:
         raise ValueError(f"priority must be from -1000 to 1000, got {priority!r}")
-    terms.priority_ns = <int64_t>(priority * PRIORITY_NS)
+    terms.priority_ns = <int64_t>(rank * PRIORITY_NS)
     return terms
+
+
+cdef double _number(object value, str expected) except? -1:
+    """An argument that has to be a number: neither a truth value nor a text that reads like one."""
+    if type(value) is float or type(value) is int or (isinstance(value, Number) and not isinstance(value, bool)):
+        try:
+            return value
+        except (TypeError, OverflowError):                      # complex, or beyond what a float holds
+            pass
+    raise TypeError(f"{expected}; got {value!r}")
 
 
 cdef int64_t _size_of(object request) except -1:

@@ -1,4 +1,4 @@
-"""How ``@fastpipe.backend`` makes a backend of a function of one item."""
+"""How a function of one item, ``@fastpipe.backend`` or not, becomes a backend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 class FunctionBackend(Backend):
-    """Base of what ``@fastpipe.backend`` returns; ``function`` is the function as it was written."""
+    """Base of the classes made of functions; ``function`` is the function as it was written."""
 
     function: Callable[..., Any]
     retry_alone = False  # items are run one by one anyway, and each failure is reported with its index

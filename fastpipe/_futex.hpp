@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <climits>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <linux/futex.h>
@@ -78,26 +79,58 @@ inline void want_precise_timers() noexcept { prctl(PR_SET_TIMERSLACK, 2000UL, 0,
 
 // What this thread is running for an engine at the moment, innermost first: lets close() know that it was called from a
 // backend, and a call that it was made by a future's callback on the very thread that would have to serve it.
+//
+// Not on the C stack: a backend that switches greenlets has its stack copied away, with whatever stood on it, and other
+// greenlets of the thread look at its frame meanwhile, and may leave theirs in any order.
 struct Frame {
     const void* engine;
-    bool settles;  // in callbacks of futures, on a worker's thread; else in a backend
-    void* batch;   // the visits that a backend runs; null elsewhere
-    void* station; // where it runs them
+    const void* greenlet;  // which one entered it; for comparing only. Null: the process has none
+    bool settles;          // in callbacks of futures, on a worker's thread; else in a backend
+    void* batch;           // the visits that a backend runs; null elsewhere
+    void* station;         // where it runs them
     Frame* outer;
 };
-inline Frame*& innermost_frame() noexcept {
-    static thread_local Frame* frame = nullptr;
+// So many frames of a thread need no allocation: more are for backends that call pipes whose backends call pipes.
+constexpr unsigned OWN_FRAMES = 4;
+struct Frames {
+    Frame* innermost;
+    unsigned taken;  // a bit for each of its own
+    Frame own[OWN_FRAMES];
+};
+inline Frames& frames() noexcept {
+    static thread_local Frames here{};
+    return here;
+}
+inline Frame* innermost_frame() noexcept { return frames().innermost; }
+
+// Null if memory ran out: what runs is then not known to run inside.
+inline Frame* enter_frame(const void* engine, bool settles, const void* greenlet) noexcept {
+    Frames& here = frames();
+    unsigned free = ~here.taken & ((1u << OWN_FRAMES) - 1);
+    Frame* frame;
+    if (__builtin_expect(free != 0, 1)) {
+        unsigned index = __builtin_ctz(free);
+        here.taken |= 1u << index;
+        frame = &here.own[index];
+    } else {
+        frame = static_cast<Frame*>(std::malloc(sizeof(Frame)));
+        if (!frame) return nullptr;
+    }
+    *frame = Frame{engine, greenlet, settles, nullptr, nullptr, here.innermost};
+    here.innermost = frame;
     return frame;
 }
-inline void enter_frame(Frame* frame, const void* engine, bool settles) noexcept {
-    frame->engine = engine;
-    frame->settles = settles;
-    frame->batch = nullptr;
-    frame->station = nullptr;
-    frame->outer = innermost_frame();
-    innermost_frame() = frame;
+inline void leave_frame(Frame* frame) noexcept {
+    Frames& here = frames();
+    Frame** link = &here.innermost;
+    while (*link && *link != frame) link = &(*link)->outer;  // the first, but where greenlets were switched
+    if (!frame || !*link) return;
+    *link = frame->outer;
+    if (frame >= here.own && frame < here.own + OWN_FRAMES)
+        here.taken &= ~(1u << (frame - here.own));
+    else
+        std::free(frame);
 }
-inline void leave_frame(Frame* frame) noexcept { innermost_frame() = frame->outer; }
 inline bool is_inside(const void* engine) noexcept {
     for (Frame* frame = innermost_frame(); frame; frame = frame->outer)
         if (frame->engine == engine) return true;
@@ -109,10 +142,16 @@ inline bool is_settling(const void* engine) noexcept {
     return false;
 }
 
-inline void* innermost_batch() noexcept {
+inline void* innermost_batch(const void* greenlet) noexcept {
     for (Frame* frame = innermost_frame(); frame; frame = frame->outer)
-        if (frame->batch) return frame->batch;
+        if (frame->batch && frame->greenlet == greenlet) return frame->batch;
     return nullptr;
+}
+// Whether another greenlet of this thread is inside, and has switched to this one in the middle.
+inline bool is_another_inside(const void* greenlet) noexcept {
+    for (Frame* frame = innermost_frame(); frame; frame = frame->outer)
+        if (frame->greenlet && frame->greenlet != greenlet) return true;
+    return false;
 }
 
 // Where tests step in, see _core._hook: a bit for each point that has an action. One load and a branch that is never
@@ -124,6 +163,15 @@ inline bool is_hooked(uint32_t point) noexcept {
     return false;
 #else
     return __builtin_expect(hooked_points.load(std::memory_order_relaxed) & (1u << point), 0);
+#endif
+}
+
+// Have this process, the child of a fork, end without the exit handlers that the parent has registered: destructors of
+// libraries' globals are among them, and those may wait for the parent's threads. Handlers run in reverse, so what the
+// child registers later runs; so does all that Python does. Elsewhere than in glibc no handler is told the exit code.
+inline void skip_exit_handlers() noexcept {
+#ifdef __GLIBC__
+    on_exit([](int status, void*) { std::fflush(nullptr); _exit(status); }, nullptr);
 #endif
 }
 

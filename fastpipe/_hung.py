@@ -14,7 +14,7 @@ from fastpipe._building import CameBack, build_backend, connect, thread_name
 from fastpipe._faults import text_of
 from fastpipe._workers import Worker, serve_and_close, serve_shared
 from fastpipe.backend import close_all
-from fastpipe.errors import BackendHung, ConfigError
+from fastpipe.errors import BackendHung, ConfigError, PipeError
 
 if TYPE_CHECKING:
     from fastpipe.backend import Backend
@@ -140,8 +140,8 @@ class HungInstances:
                     workers[index] = absent[index] = Worker(name, _replace, self._pipe, self, station, index)
         for index, worker in workers.items():
             try:
-                worker.thread.start()
-            except RuntimeError as error:  # there can be no more threads
+                worker.start()
+            except (PipeError, RuntimeError) as error:  # there can be no more threads
                 self.could_not_replace(station, index, error)
         self._lose(station, self._why.get(station, "all of them hung, and are not replaced any more"))
 

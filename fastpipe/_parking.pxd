@@ -26,17 +26,20 @@ cdef extern from "_futex.hpp" namespace "fastpipe" nogil:
     void want_precise_timers() noexcept
     ctypedef struct Frame:
         const void* engine
+        const void* greenlet
         void* batch
         void* station
         Frame* outer
-    void enter_frame(Frame* frame, const void* engine, c_bool settles) noexcept
+    Frame* enter_frame(const void* engine, c_bool settles, const void* greenlet) noexcept
     void leave_frame(Frame* frame) noexcept
     c_bool is_inside(const void* engine) noexcept
     c_bool is_settling(const void* engine) noexcept
-    void* innermost_batch() noexcept
+    void* innermost_batch(const void* greenlet) noexcept
+    c_bool is_another_inside(const void* greenlet) noexcept
     Frame* innermost_frame() noexcept
     atomic[uint32_t] hooked_points
     c_bool is_hooked(uint32_t point) noexcept
+    void skip_exit_handlers() noexcept
     void abort_process() noexcept
 
 cdef extern from "<atomic>" namespace "std" nogil:

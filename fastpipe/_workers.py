@@ -5,6 +5,7 @@ Each serves a station, which knows no pipe, so that threads which sleep keep no 
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,14 +13,30 @@ from typing import TYPE_CHECKING, Any
 
 from fastpipe._core import Station
 from fastpipe.backend import Backend, close_all
+from fastpipe.errors import PipeError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["Worker", "serve_and_close", "serve_shared", "serve_thread_bound"]
+__all__ = ["Worker", "check_threads", "serve_and_close", "serve_shared", "serve_thread_bound"]
 
 # A worker that has died is set to work again at once, or, if it dies again and again, after a pause up to this long.
 LONGEST_PAUSE_S = 0.1
+
+
+def check_threads() -> None:
+    """Raise PipeError if ``threading`` makes greenlets: a worker that waited would stop all of them, for ever."""
+    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+    if gevent is not None and gevent.is_module_patched("threading"):
+        patched, instead = "gevent", "gevent.monkey.patch_all(thread=False)"
+    elif eventlet is not None and eventlet.is_monkey_patched("thread"):
+        patched, instead = "eventlet", "eventlet.monkey_patch(thread=False)"
+    else:
+        return
+    raise PipeError(
+        f"{patched} has patched 'threading', so that threads are greenlets; a pipe needs real ones. Patch with "
+        f"{instead}, or not at all in processes that build pipes"
+    )
 
 
 class Worker:
@@ -36,6 +53,16 @@ class Worker:
             body(*arguments)
         finally:
             self._is_over.set()
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            PipeError: it would be a greenlet.
+            RuntimeError: there can be no more threads.
+        """
+        check_threads()
+        self.thread.start()
 
     def join(self, timeout: float | None) -> None:
         """Wait until the thread has ended, or was given up."""

@@ -32,9 +32,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = ["Backend", "Between", "Child", "Container", "Existing", "Request", "Site", "backend", "site"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 Request = dict[str, Any]
 """What travels: input under ``"data"``, output under ``"result"``, anything else under its own key."""
@@ -49,6 +51,20 @@ class Backend:
     **Threads.** At most one batch at a time runs in an instance, so its attributes need no lock. It is not always
     the same thread: often it is the caller's own. With ``thread_bound`` it is one thread for construction, every
     batch and ``close``. Code that waits or computes outside of Python should release the GIL, once per batch.
+
+    Attributes, of the class or set in the constructor; in the source, each has a paragraph:
+        max_batch: how many requests ``forward`` takes at once. None: one, or the node's ``max``.
+        min_batch: the fewest it takes.
+        thread_bound: built, run and closed on one thread of its own.
+        retry_alone: if it raises for a batch, run the requests again one by one.
+        place: where the instance is, ``"cuda:1"``. None: everywhere.
+
+    Methods that a subclass may define; here they are None:
+        bucket(self, request): only requests with equal buckets share a batch.
+        weigh(self, request): as how many a request counts.
+        place_of(self, request): where its data is, in the words of ``place``.
+        surround(self): the context within which the whole Sequential runs that it is a step of.
+        feed(self, following): told which step gets the results next.
     """
 
     max_batch: int | None = None
@@ -115,20 +131,25 @@ class Backend:
     """
 
 
-def backend(function: Callable[[Any], Any]) -> type[Backend]:
-    """Make a backend of a function of one item: ``result = function(data)``.
+def backend(function: Function) -> Function:
+    """Say that a function of one item is a backend: ``result = function(data)``.
 
-    Its keyword-only parameters become the node's parameters:
+    Its keyword-only parameters are the node's parameters:
 
         @fastpipe.backend
         def resize(data, *, side: int = 224):
             return cv2.resize(data, (side, side))
 
-    Several instances may call the function at the same time. An exception fails that request alone.
+    It stays a function: ``resize(image, side=64)`` calls it, in a test for instance. Several instances may call it at
+    the same time. An exception fails that request alone.
+
+    Raises:
+        ConfigError: if it cannot be a backend: it is asynchronous, or cannot be called with one item alone.
     """
     from fastpipe._function import backend_from_function
 
-    return backend_from_function(function)
+    backend_from_function(function)  # what is wrong with it is said here, not where it is used
+    return function
 
 
 @dataclass(frozen=True)

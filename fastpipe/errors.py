@@ -10,7 +10,7 @@ import ast
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Self
+from typing import Any, Self, cast
 
 __all__ = [
     "BackendError",
@@ -37,7 +37,23 @@ __all__ = [
 
 
 class PipeError(Exception):
-    """Base of all errors that fastpipe raises on its own account."""
+    """Base of all errors that fastpipe raises on its own account.
+
+    Each can be copied and pickled, whatever its constructor takes: process pools send them. As of any exception, notes
+    and attributes come along; cause and traceback do not.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, arguments, *state = cast("tuple[Any, ...]", super().__reduce__())
+        return _restored, (type(self), arguments), *state
+
+
+def _restored(kind: type[PipeError], arguments: tuple[Any, ...]) -> PipeError:
+    """Make an error of its message; the constructor of ``kind`` may want what the message was made from."""
+    error: PipeError = kind.__new__(kind, *arguments)
+    built_in: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    built_in.__init__(error, *arguments)  # ImportError and others keep more than BaseException.__new__ does
+    return error
 
 
 # ---- who wrote the configuration -------------------------------------------------------------------------------
@@ -90,7 +106,8 @@ class MissingExtra(PipeError, ImportError):
     """A backend needs an optional library that is not installed; the message names the extra to install."""
 
     def __init__(self, what: str, extra: str, cause: ImportError) -> None:
-        super().__init__(f"{what} needs {cause.name or cause}: pip install 'fastpipe-engine[{extra}]'")
+        needs = f"{what} needs {cause.name or cause}"
+        super().__init__(f"{needs}: pip install 'fastpipe-engine[{extra}]'", name=cause.name)
 
 
 # ---- who calls the pipe ----------------------------------------------------------------------------------------

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
+from numbers import Number
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from fastpipe import _core
+from fastpipe._async_map import async_map
 from fastpipe._building import Builder, jumps_of
 from fastpipe._cpus import usable_cpu_count
 from fastpipe._faults import text_of
 from fastpipe._hung import HungInstances
 from fastpipe._values import own_copy
 from fastpipe._wiring import add_mistakes_of_the_graph
-from fastpipe._workers import Worker
+from fastpipe._workers import Worker, check_threads
 from fastpipe.backend import Backend, Request, close_all
 from fastpipe.config import load
-from fastpipe.errors import BackendHung
+from fastpipe.errors import BackendHung, PipeError
 from fastpipe.graph import compile_graph
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ SPIN_NS = 2_000
 LEAST_JOIN_S = 0.2
 
 _open_pipes: weakref.WeakSet[Pipe] = weakref.WeakSet()
+_living_pipes: weakref.WeakSet[Pipe] = weakref.WeakSet()  # closed ones, and those that are being built, too
 _process_is_set_up = False
 _set_up_lock = threading.Lock()
 
@@ -62,6 +67,7 @@ class Pipe(_core.Engine):
         ConfigError: all mistakes of the description that show before anything is built, those of the graph included,
             each with node and key; or what a backend's constructor refused. Nothing goes on running.
         MissingExtra: a backend needs a library that is not installed.
+        PipeError: gevent or eventlet has made greenlets of all threads.
         Exception: whatever a backend's constructor raised, with a note that names node and instance.
 
     Thread-safety: everything but construction may be called from any thread, ``close`` too.
@@ -71,6 +77,7 @@ class Pipe(_core.Engine):
         config = load(source, keywords, add_mistakes_of_the_graph)
         configs = config.nodes
         graph = compile_graph(configs, jumps_of(configs))
+        check_threads()
         _set_up_process()
         self._written = own_copy(source if source is None or isinstance(source, str | Path) else dict(source)), keywords
         self._configs = configs
@@ -89,10 +96,13 @@ class Pipe(_core.Engine):
             self._set_timeout(config.request_timeout_s)
         if config.max_in_flight is not None:
             self._set_gate(config.max_in_flight, config.when_overloaded)
+        _living_pipes.add(self)
         builder = Builder(self, configs, graph, aborts_when_hung=config.when_hung == "abort")
         try:
             builder.build()
         except BaseException as error:
+            if self._is_forked():  # a backend's constructor did, and this is the child: all of it is the parent's
+                raise
             self._stop_workers(None)
             # Nothing runs, whether or not its instance was opened.
             self._backends = {key: (backend, None, 0) for key, (backend, _, _) in self._backends.items()}
@@ -113,7 +123,7 @@ class Pipe(_core.Engine):
         a node's queue is full, and ``when_full`` is "block", it waits for room.
         ``timeout`` and ``priority``: as in a call.
         """
-        from fastpipe._future import RequestFuture  # here: what it imports takes longer than all of fastpipe
+        from fastpipe._future import RequestFuture  # loaded by _set_up_process
 
         future = RequestFuture()
         self._submit(request, future, timeout, priority)
@@ -186,9 +196,7 @@ class Pipe(_core.Engine):
             timeout: seconds that each request may take, from when it is taken.
             priority: as of a call.
         """
-        window = self._capacity * 2 if look_ahead is None else look_ahead
-        if window < 1:
-            raise ValueError(f"look_ahead must be at least 1, got {look_ahead}")
+        window = self._window(look_ahead)
         self._terms(timeout, priority)  # what is wrong with them is said now
         return self._map(iter(requests), window, return_exceptions, timeout, priority)
 
@@ -236,6 +244,64 @@ class Pipe(_core.Engine):
             raise error
         finally:
             del error, walk  # the traceback holds this frame: without this, a cycle would keep the request and its pipe
+
+    @overload
+    def amap(
+        self,
+        requests: Iterable[Request] | AsyncIterable[Request],
+        *,
+        look_ahead: int | None = ...,
+        return_exceptions: Literal[False] = ...,
+        timeout: float | None = ...,
+        priority: float = ...,
+    ) -> AsyncGenerator[Request, None]: ...
+    @overload
+    def amap(
+        self,
+        requests: Iterable[Request] | AsyncIterable[Request],
+        *,
+        look_ahead: int | None = ...,
+        return_exceptions: bool,
+        timeout: float | None = ...,
+        priority: float = ...,
+    ) -> AsyncGenerator[Request | BaseException, None]: ...
+    def amap(
+        self,
+        requests: Iterable[Request] | AsyncIterable[Request],
+        *,
+        look_ahead: int | None = None,
+        return_exceptions: bool = False,
+        timeout: float | None = None,
+        priority: float = 0,
+    ) -> AsyncGenerator[Any, None]:
+        """Run requests concurrently and yield them in order, without blocking the event loop.
+
+            async with contextlib.aclosing(pipe.amap(requests)) as answers:
+                async for answer in answers: ...
+
+        Args:
+            requests: also an asynchronous iterable. While the next request is awaited, answers go on being yielded.
+            look_ahead: as of ``map``.
+            return_exceptions: as of ``map``.
+            timeout: as of ``map``.
+            priority: as of a call.
+
+        Whoever leaves the loop early cancels what was taken ahead, and a request that was being awaited: with
+        ``aclosing``, before the block ends; without, as soon as the event loop gets to it.
+        """
+        window = self._window(look_ahead)
+        self._terms(timeout, priority)  # what is wrong with them is said now
+        return async_map(self, requests, window, return_exceptions, timeout, priority)
+
+    def _window(self, look_ahead: int | None) -> int:
+        """Return how many requests a map takes ahead."""
+        if look_ahead is None:
+            return self._capacity * 2
+        if not isinstance(look_ahead, int) or isinstance(look_ahead, bool):
+            raise TypeError(f"look_ahead must be a whole number of requests, at least 1; got {look_ahead!r}")
+        if look_ahead < 1:
+            raise ValueError(f"look_ahead must be at least 1, got {look_ahead}")
+        return look_ahead
 
     def __repr__(self) -> str:
         state = "closed" if self.closing else f"{self.in_flight} in flight"
@@ -360,14 +426,13 @@ class Pipe(_core.Engine):
         Idempotent; may be called from any thread; does nothing in the child of a fork. Called from inside one of the
         pipe's own backends it returns at once, and the rest happens as soon as that backend is done.
         """
+        timeout = _time_to_close(timeout)
         if self._is_forked():
             return
         self._refuse_new()
         if self._is_inside():
             threading.Thread(target=self.close, args=(timeout,), name="fastpipe closer", daemon=True).start()
             return
-        if timeout is not None and timeout >= threading.TIMEOUT_MAX:
-            timeout = None
         deadline = None if timeout is None else time.monotonic() + timeout
         for debugger in list(self._debuggers):
             debugger._pipe_closes()
@@ -384,6 +449,47 @@ class Pipe(_core.Engine):
         if self.recorder is not None:
             self.recorder.stop(None if deadline is None else max(deadline - time.monotonic(), LEAST_JOIN_S))
 
+    async def aclose(self, timeout: float | None = None) -> None:
+        """Close the pipe without blocking the event loop; see ``close``.
+
+        Requests whose tasks run in this loop go on meanwhile. Cancelling the task ends the waiting, not the closing,
+        which goes on on a thread of its own.
+        """
+        import asyncio  # a caller that has a running loop has imported it
+
+        _time_to_close(timeout)
+        loop = asyncio.get_running_loop()
+        closed = loop.create_future()
+
+        def settle(error: BaseException | None) -> None:
+            if closed.done():  # cancelled
+                return
+            if error is None:
+                closed.set_result(None)
+            else:
+                closed.set_exception(error)
+
+        def close() -> None:
+            failure = None
+            try:
+                self.close(timeout)
+            except BaseException as error:
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, failure)
+
+        if not self._is_forked():
+            Worker("fastpipe closer", close).start()
+            await closed
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
     def __enter__(self) -> Self:
         return self
 
@@ -392,7 +498,11 @@ class Pipe(_core.Engine):
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # While the interpreter is taken down, the names of this module may be gone, which is why the function is an
+        # argument, and _close_at_exit has closed what could be closed.
+        if is_finalizing():
+            return
         # Dropped without close: no request is in flight, as each holds its pipe. Threads are told to leave, not
         # awaited: this may run on one of them.
         if hasattr(self, "_backends") and not self._is_forked():
@@ -416,7 +526,7 @@ class Pipe(_core.Engine):
 
     def _start_clock(self, clock: _core.Clock) -> None:
         worker = Worker("fastpipe clock", clock.serve)
-        worker.thread.start()
+        worker.start()
         self._workers.append(worker)
 
     def _own(self, backend: Backend, station: _core.Station | None, index: int) -> None:
@@ -453,8 +563,8 @@ class Pipe(_core.Engine):
     def _give_up(self, station: _core.Station, index: int) -> None:
         """Called by the watchdog: give an instance up, on a thread of its own, as callbacks of futures run there."""
         try:
-            Worker("fastpipe hung", station.give_up, index).thread.start()
-        except RuntimeError:  # there can be no more threads
+            Worker("fastpipe hung", station.give_up, index).start()
+        except (PipeError, RuntimeError):  # there can be no more threads
             station.give_up(index)
 
     def _replace_hung(
@@ -480,6 +590,21 @@ class Pipe(_core.Engine):
             self._own(backend, station, index)
 
 
+def _time_to_close(timeout: float | None) -> float | None:
+    """Return the seconds that close() has, or None for no limit.
+
+    Raises:
+        TypeError, ValueError: it is no number.
+    """
+    if timeout is None:
+        return None
+    if not isinstance(timeout, Number) or isinstance(timeout, bool):
+        raise TypeError(f"timeout must be a number of seconds, or None for no limit; got {timeout!r}")
+    if timeout != timeout:
+        raise ValueError("timeout must be a number of seconds, or None for no limit; got nan")
+    return None if timeout >= threading.TIMEOUT_MAX else float(timeout)
+
+
 def _stats_of(stations: list[_core.Station]) -> dict[str, Any]:
     """Return the counters of a node: those of its stations together, and at each place if there are several."""
     places = {station.place: station.stats() for station in stations}
@@ -501,9 +626,21 @@ def _stats_of(stations: list[_core.Station]) -> dict[str, Any]:
 def _set_up_process() -> None:
     """Do, once, what concerns the process: signals, fork, exit. Not at import, but when the first pipe is built."""
     global _process_is_set_up
+    # Not once: it may be imported at any time, by another library, too.
+    getcurrent = getattr(sys.modules.get("greenlet"), "getcurrent", None)
+    if getcurrent is not None:
+        _core.know_greenlets(getcurrent)
+    if _process_is_set_up:
+        return  # without the lock: in the child of a fork nobody would give it back
     with _set_up_lock:
         if _process_is_set_up:
             return
+        # Futures, and what tells where threads hang: they take longer to import than all of fastpipe, but when the
+        # first is needed, there may be no file descriptor left to open a module with.
+        import traceback  # noqa: F401
+
+        import fastpipe._future  # noqa: F401
+
         _process_is_set_up = True
         _configure()
         os.register_at_fork(after_in_child=_after_fork_in_child)
@@ -520,6 +657,10 @@ def _configure() -> None:
 def _after_fork_in_child() -> None:
     _core.note_fork_in_child()
     _open_pipes.clear()
+    # Libraries have threads, locks and devices that are the parent's: what frees a model may wait for them for ever, or
+    # crash. So the child frees nothing of what the parent has built, neither when it drops it nor when it ends.
+    _core.abandon_in_child(list(_living_pipes))
+    _living_pipes.clear()
     _configure()
 
 

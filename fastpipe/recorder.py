@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fastpipe import _records
@@ -360,16 +360,16 @@ def sha256_of(path: Path) -> str | None:
 
 
 def _with_names(written: Any) -> Any:
-    """The configuration with ``module:Name`` for a backend's class that can be imported by that name."""
+    """The configuration with ``module:Name`` for a backend's class, or function, that can be imported by that name."""
     if not isinstance(written, Mapping):
         return written
     return {
-        key: _name_of_class(inner) if key == "backend" and isinstance(inner, type) else _with_names(inner)
+        key: _importable(inner) if key == "backend" and isinstance(inner, type | FunctionType) else _with_names(inner)
         for key, inner in written.items()
     }
 
 
-def _name_of_class(backend: type) -> Any:
+def _importable(backend: type | FunctionType) -> Any:
     module = sys.modules.get(backend.__module__)
     can_be_found = backend.__module__ != "__main__" and getattr(module, backend.__qualname__, None) is backend
     return f"{backend.__module__}:{backend.__qualname__}" if can_be_found else backend

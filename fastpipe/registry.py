@@ -80,15 +80,18 @@ _distrust: ContextVar[str] = ContextVar("fastpipe distrust", default="")  # what
 _lock = threading.Lock()  # guards writing _REGISTERED and reading the entry points once
 
 
-def register(name: str, backend: Any) -> None:
+def register(name: str, backend: Any, *, replace: bool = False) -> None:
     """Make ``backend`` known as ``name``, in any case, to every configuration of this process.
 
     Args:
         name: without ``:``, brackets or spaces.
         backend: a Backend subclass, an instance of one, or a function of one item.
+        replace: the name may mean something else so far, which is forgotten: a cell of a notebook that is run again
+            makes its class anew. Pipes that are built keep what they were built of.
 
     Raises:
-        ConfigError: if the name already means something else.
+        ConfigError: if the name is that of a backend which ships with fastpipe; if it already means something else, and
+            is not to be replaced.
     """
     if not isinstance(name, str) or not name or not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
         raise ConfigError(f"register: a name has letters, digits, '_', '-' and '.', got {name!r}")
@@ -98,9 +101,11 @@ def register(name: str, backend: Any) -> None:
         raise ConfigError(f"register: {name!r} is the name of a backend that ships with fastpipe")
     with _lock:
         known = _REGISTERED.get(folded)
-        if known is not None and known[1] is not backend:
-            raise ConfigError(f"register: {name!r} is already the name of {known[1]!r}")
-        if known is None:
+        if known is not None and known[1] is not backend and not replace:
+            raise ConfigError(
+                f"register: {name!r} is already the name of {known[1]!r}; replace=True makes it mean something else"
+            )
+        if known is None or known[1] is not backend:
             _REGISTERED[folded] = (name, backend, resolved)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
+import gc
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import fastpipe
@@ -158,7 +162,9 @@ def test_the_wrong_number_of_results_is_said_in_words() -> None:
     def forgets(items: list[int]) -> list[int]:
         return items[1:]
 
-    with pytest.raises(BackendError, match="forgets got 1 items and returned 0 results"):
+    with pytest.raises(
+        BackendError, match="forgets must return a list with one result for each of 1 items; got 0 in a list"
+    ):
         forgets(1)
     forgets.close()
 
@@ -170,7 +176,7 @@ def test_a_function_of_no_list_is_an_error_of_the_call() -> None:
     def nothing(items: list[int]) -> Any:
         return None
 
-    with pytest.raises(fastpipe.BackendError, match="must return a list of results, got None"):
+    with pytest.raises(fastpipe.BackendError, match="one result for each of 1 items; got None"):
         nothing(1)
     nothing.close()
 
@@ -191,15 +197,147 @@ def test_wrong_settings_are_a_configuration_error() -> None:
             fastpipe.batched(max=0)(lambda items: items)(1)
 
 
-def test_after_close_calls_are_refused(make: Made) -> None:
-    """Idempotent; also before the first call."""
+def test_a_call_after_close_starts_new_threads(make: Made) -> None:
+    """Closing is idempotent, also before the first call; the pipe that was closed stays to be looked at until then."""
     double, _ = make()
     double.close()
     assert double(1) == 2
+    before = our_threads()
     double.close()
     double.close()
+    closed = double.pipe
+    assert (our_threads(), closed.closing) == (before - 1, True)
     with pytest.raises(PipeClosed):
-        double(2)
+        closed({"data": 2})
+    assert double(2) == 4
+    assert double.pipe is not closed
+    assert double.submit(3).result(WAIT_S)["result"] == 6
+
+
+class Named(NamedTuple):
+    boxes: list[int]
+    scores: list[int]
+
+
+NO_LISTS: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
+    "dict": (lambda items: dict.fromkeys(items, "x"), "got dict, whose order is its own: return a list"),
+    "set": (lambda items: set(items), "got set, whose order is its own"),
+    "values": (lambda items: {item: item for item in items}.values(), "got dict_values"),
+    "text": (lambda items: "".join(map(str, items)), "got str"),
+    "bytes": (lambda items: bytes(items), "got bytes"),
+    "memory": (lambda items: memoryview(bytes(items)), "got memoryview"),
+    "named tuple": (lambda items: Named(items[:1], items[1:]), "got Named"),
+    "generator": (lambda items: (item for item in items), r"got generator: return list\(...\) of it"),
+    "map": (lambda items: map(str, items), r"got map: return list\(...\) of it"),
+    "number": (lambda items: len(items), "got int"),
+    "array of no axis": (lambda items: np.array(len(items)), "got ndarray"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_LISTS)
+def test_what_is_no_list_of_results_is_refused_also_if_it_is_as_long(kind: str) -> None:
+    """Two items, two keys or letters: nobody gets another's, or a key for an answer; the error says what to return."""
+    returns, words = NO_LISTS[kind]
+    function = fastpipe.batched(max=2, timeout_ms=60_000, retry_alone=False)(lambda items: returns(items))
+    try:
+        futures = [function.submit(item) for item in (1, 2)]
+        for future in futures:
+            with pytest.raises(BackendError, match=words):
+                future.result(WAIT_S)
+    finally:
+        function.close()
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, collections.deque])
+def test_lists_tuples_and_arrays_of_rows_are_results(kind: Callable[[list[Any]], Any]) -> None:
+    """Whatever has an order and one for each item."""
+    function = fastpipe.batched(max=2)(lambda items: kind([[item, item] for item in items]))
+    try:
+        assert [list(function(item)) for item in (1, 2)] == [[1, 1], [2, 2]]
+    finally:
+        function.close()
+
+
+# ---- methods ---------------------------------------------------------------------------------------------------------
+
+
+class Model:
+    """Adds its own number; equal to every other, and so in no dict's keys."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.batches: list[list[int]] = []
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    @fastpipe.batched(max=4)
+    def add(self, items: list[int]) -> list[int]:
+        """Add to each."""
+        self.batches.append(items)
+        return [item + self.number for item in items]
+
+
+def test_a_method_has_batches_and_threads_for_each_object() -> None:
+    """Items of two objects never meet; each object's threads start with its own first call."""
+    one, ten = Model(1), Model(10)
+    before = our_threads()
+    assert one.add(1) == 2
+    assert our_threads() == before + 1
+    assert (ten.add(1), Model.add(ten, 2), one.add.__doc__) == (11, 12, "Add to each.")
+    assert list(one.add.map(range(8))) == list(range(1, 9))
+    assert sum(map(len, one.batches)) == 9
+    assert ten.batches == [[1], [2]]
+
+    async def main() -> list[int]:
+        return [await ten.add.acall(3), ten.add.submit(4).result(WAIT_S)["result"]]
+
+    assert asyncio.run(main()) == [13, 14]
+    one.add.close()
+    assert our_threads() == before + 1
+    assert one.add(5) == 6
+    one.add.close()
+    ten.add.close()
+    assert our_threads() == before
+
+
+def test_the_threads_of_a_method_end_with_its_object() -> None:
+    """Nothing refers to the object but who uses it; a call in flight is a use."""
+    gate = threading.Event()
+
+    class Waits:
+        @fastpipe.batched(max=1)
+        def wait(self, items: list[int]) -> list[int]:
+            gate.wait(WAIT_S)
+            return items
+
+    before = our_threads()
+    future = Waits().wait.submit(1)  # of an object that nobody else keeps
+    gate.set()
+    assert future.result(WAIT_S)["result"] == 1
+    alive = weakref.ref(future.result()["self"])
+    del future
+    for _ in range(1000):  # the worker drops its request a moment after it has answered
+        gc.collect()
+        if alive() is None and our_threads() == before:
+            break
+        threading.Event().wait(0.01)
+    assert alive() is None
+    assert our_threads() == before
+
+
+def test_an_object_without_weak_references_is_told_what_to_add() -> None:
+    """__slots__ without __weakref__."""
+
+    class Slotted:
+        __slots__ = ()
+
+        @fastpipe.batched(max=1)
+        def same(self, items: list[int]) -> list[int]:
+            return items
+
+    with pytest.raises(TypeError, match=r"same.*add '__weakref__' to the __slots__ of Slotted"):
+        Slotted().same(1)
 
 
 def test_the_first_call_may_come_from_many_threads_at_once(make: Made) -> None:

@@ -172,11 +172,12 @@ class Returns(Backend):
     [
         (
             Returns([1, 2]),
-            "expected a list with one element for each of 1 items as the result of 'child2', got 2 in a list",
+            "CatSplit: 'child2' must return a list with one result for each of 1 items; got 2 in a list",
         ),
-        (Returns("x"), "got 1 in a str"),
-        (Returns(5), "of 'child2', got 5"),
-        (Returns(), "of 'child2', got None"),
+        (Returns("x"), "got str"),
+        (Returns({0: "x"}), "got dict, whose order is its own"),
+        (Returns(5), "got int"),
+        (Returns(), "got None"),
     ],
 )
 def test_a_split_that_does_not_give_one_for_each_is_told(parts: Backend, words: str) -> None:

@@ -282,9 +282,22 @@ def test_a_subclass_may_split_and_merge_its_own_way() -> None:
         assert pipe({"data": 123})["result"] == 1 + 4 + 9
 
 
-@pytest.mark.parametrize("bad", [[1, 2], None, 5, iter(())], ids=["no dicts", "None", "int", "generator"])
-def test_a_split_that_breaks_its_contract_fails_the_request(bad: Any) -> None:
-    """Not a hang: an error that names the node."""
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ([1, 2], "must give dicts; part 0 is int"),
+        (None, "got None"),
+        (5, "got int"),
+        (({"data": 1} for _ in range(2)), r"got generator: return list\(...\) of it"),
+        ({"data": 1}, "got dict, whose order is its own: return a list"),
+        ({1, 2}, "got set, whose order is its own"),
+        ("ab", "got str"),
+    ],
+    ids=["no dicts", "None", "int", "generator", "dict", "set", "text"],
+)
+@FORMS
+def test_a_split_that_breaks_its_contract_fails_the_request(form: Any, bad: Any, words: str) -> None:
+    """Not a hang, and no parts made of keys or letters: an error that names the node and says what to return."""
 
     class Wrong(SubGraph):
         def split(self, request: Request) -> list[Request]:
@@ -294,8 +307,9 @@ def test_a_split_that_breaks_its_contract_fails_the_request(bad: Any) -> None:
         def merge(self, request: Request, answers: Sequence[Any]) -> None:
             request["result"] = len(answers)
 
-    with Pipe(main=node(Wrong, jump="id"), id=node()) as pipe:
-        with pytest.raises((TypeError, BackendError)) as raised:
+    backend: Any = Wrong if form is as_node else SequentialStep(Identity, Step(Wrong))
+    with Pipe(main=node(backend, jump="id"), id=node()) as pipe:
+        with pytest.raises(BackendError, match=words) as raised:
             pipe({"data": 1})
         assert "'main'" in f"{raised.value} {getattr(raised.value, '__notes__', '')}"
         assert pipe.stats()["requests"]["in_flight"] == 0

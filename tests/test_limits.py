@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import decimal
+import fractions
 import gc
 import math
 import threading
@@ -507,9 +509,37 @@ def test_a_priority_must_be_in_bounds() -> None:
     with Pipe(backend="Identity") as pipe:
         with pytest.raises(ValueError, match="priority must be from -1000 to 1000, got 2000"):
             pipe({"data": 1}, priority=2000)
-        with pytest.raises(TypeError):
-            pipe({"data": 1}, priority="high")  # type: ignore[call-overload]
+        with pytest.raises(ValueError, match="priority must be from -1000 to 1000, got nan"):
+            pipe({"data": 1}, priority=math.nan)
         assert pipe({"data": 1}, priority=0.5)["result"] == 1
+
+
+WAYS_TO_CALL: dict[str, Callable[..., Any]] = {
+    "call": lambda pipe, **terms: pipe({"data": 1}, **terms),
+    "list": lambda pipe, **terms: pipe([{"data": 1}], **terms),
+    "eager": lambda pipe, **terms: pipe({"data": 1}, eager=True, **terms),
+    "submit": lambda pipe, **terms: pipe.submit({"data": 1}, **terms),
+    "map": lambda pipe, **terms: pipe.map([{"data": 1}], **terms),
+    "amap": lambda pipe, **terms: pipe.amap([{"data": 1}], **terms),
+    "acall": lambda pipe, **terms: asyncio.run(pipe.acall({"data": 1}, **terms)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_CALL)
+def test_terms_that_are_no_numbers_are_refused_with_what_is_allowed(way: str) -> None:
+    """Text, truth values and others, by each way of calling; nothing is accepted. Numbers of other libraries are."""
+    with Pipe(backend="Identity") as pipe:
+        for wrong in ("high", "1", b"1", True, [1], 1j, np.True_):
+            with pytest.raises(
+                TypeError, match="priority must be a number from -1000 to 1000, of which lower ones go f"
+            ):
+                WAYS_TO_CALL[way](pipe, priority=wrong)
+            with pytest.raises(TypeError, match="timeout must be a number of seconds, more than 0; got"):
+                WAYS_TO_CALL[way](pipe, timeout=wrong)
+        assert pipe.stats()["requests"]["accepted"] == 0
+        for number in (5, 5.0, np.float32(5), np.int64(5), fractions.Fraction(5), decimal.Decimal(5)):
+            assert pipe({"data": 1}, timeout=number, priority=number)["result"] == 1
+        assert pipe({"data": 1}, timeout=math.inf)["result"] == 1
 
 
 # ---- cancelled() -----------------------------------------------------------------------------------------------------

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
+import re
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-from fastpipe import registry
+from fastpipe import Pipe, registry
 from fastpipe.backend import Backend, Request, backend
 from fastpipe.errors import ConfigError, ItemErrors, MissingExtra
 
@@ -73,12 +75,31 @@ def test_registering_the_same_again_is_fine_and_something_else_is_refused() -> N
     """A module may be run twice, but a name has one meaning."""
     registry.register("double", double)
     registry.register("Double", double)
-    with pytest.raises(ConfigError, match="already the name of"):
+    with pytest.raises(ConfigError, match=r"already the name of .*replace=True"):
         registry.register("double", Half)
     with pytest.raises(ConfigError, match="ships with fastpipe"):
         registry.register("identity", Half)
     with pytest.raises(ConfigError, match="a name has letters"):
         registry.register("a[b]", Half)
+
+
+def test_a_name_may_be_given_another_meaning_on_purpose() -> None:
+    """replace=True, as for a notebook's cell that is run again; what is built keeps what it was built of."""
+    registry.register("double", double)
+    with Pipe(backend="double") as before:
+        registry.register("DOUBLE", Half, replace=True)
+        with Pipe(backend="double") as after:
+            assert (before({"data": 4})["result"], after({"data": 4})["result"]) == (8, 2)
+    registry.register("new", Half, replace=True)
+    assert registry.find("new") is Half
+    with pytest.raises(ConfigError, match="ships with fastpipe"):
+        registry.register("identity", Half, replace=True)
+
+
+def test_help_shows_what_a_backend_may_have() -> None:
+    """Each attribute and optional method is in the docstring, which is all that help() shows of them."""
+    documented = re.findall(r"^ {4}(\w+)(?:\(self.*\))?: ", inspect.getdoc(Backend) or "", re.MULTILINE)
+    assert sorted(documented) == sorted(Backend.__annotations__)
 
 
 def test_a_name_with_a_colon_is_imported() -> None:
@@ -175,17 +196,39 @@ def test_what_is_no_backend_is_refused_with_what_to_do(thing: Any, words: str) -
         registry.resolve(thing)
 
 
-def test_a_function_keeps_its_name_and_its_parameters() -> None:
-    """@fastpipe.backend makes a class that looks like the function; keyword-only parameters configure it."""
+def test_a_function_that_is_a_backend_can_still_be_called() -> None:
+    """In a unit test it is the function that was written, to type checkers, too; a pipe makes instances of it."""
+
+    @backend
+    def scaled(data: float, *, factor: float = 2.0) -> float:
+        return data * factor
+
+    twice: float = scaled(3.0)
+    assert (twice, scaled(3.0, factor=5.0)) == (6.0, 15.0)
+    registry.register("scaled", scaled)
+    with Pipe(backend=scaled) as pipe, Pipe(backend="Scaled", factor="5") as named, Pipe(backend="S[scaled]") as step:
+        assert [each({"data": 3.0})["result"] for each in (pipe, named, step)] == [6.0, 15.0, 6.0]
+
+
+def test_a_function_that_cannot_be_a_backend_is_refused_where_it_is_written() -> None:
+    """Not when a pipe is made of it."""
+    for wrong in (asynchronous, of_two, int):
+        with pytest.raises(ConfigError):
+            backend(wrong)
+
+
+def test_the_class_of_a_function_keeps_its_name_and_its_parameters() -> None:
+    """It looks like the function; keyword-only parameters configure it."""
 
     @backend
     def scaled(data: float, *, factor: float = 2.0) -> float:
         """Scale."""
         return data * factor
 
-    assert (scaled.__name__, scaled.__doc__, scaled.__module__) == ("scaled", "Scale.", __name__)
+    made = as_class(scaled)
+    assert (made.__name__, made.__doc__, made.__module__) == ("scaled", "Scale.", __name__)
     request = {"data": 3.0}
-    scaled(factor=5.0).forward([request])  # type: ignore[call-arg]
+    made(factor=5.0).forward([request])  # type: ignore[call-arg]
     assert request["result"] == 15.0
 
 
@@ -198,8 +241,8 @@ def test_a_function_that_raises_fails_its_item_alone() -> None:
 
     batch = [{"data": 2.0}, {"data": 0.0}, {"data": 4.0}]
     with pytest.raises(ItemErrors) as caught:
-        inverse().forward(batch)
+        as_class(inverse)().forward(batch)
     assert list(caught.value.errors) == [1]
     assert [request.get("result") for request in batch] == [0.5, None, 0.25]
     with pytest.raises(ZeroDivisionError):
-        inverse().forward([{"data": 0.0}])
+        as_class(inverse)().forward([{"data": 0.0}])
