@@ -20,6 +20,8 @@ Invariants, each held by the code that is named:
       A worker announces itself before it looks (EventCount), so a notification between look and sleep is not lost.
   E5  Nobody is overtaken, but by priority: a caller takes a token only if nothing is queued; workers take the oldest
       first, where a priority counts as having come earlier or later (Station.c_stage).
+      Nor is anybody who waits to be let in: whoever frees a place gives it to the first of the line, under the same hold
+      of the GIL (Station.c_tell_of_room), so there is never room for the first of a line.
   E6  User code is entered in _enter_user_code and, a backend's forward, in _run_backend, with no mutex held.
   E7  The GIL is never taken while a mutex is held; holders of the GIL may wait for a mutex, which is held for moments.
   E8  A batch that may hang is given up or comes back, not both: whoever changes Station.started_ns from the time at which
@@ -116,6 +118,13 @@ cdef enum:                  # Station.when_full
     BLOCK = 0
     REJECT = 1
     SHED_OLDEST = 2
+
+cdef enum:                  # Waiter.state
+    IN_LINE = 0
+    AWAY = 1                # serving signals
+    LET_IN = 2
+    TURNED_AWAY = 3
+    GONE = 4                # nobody waits for it
 
 cdef enum:                  # a worker, after a batch
     GOES_ON = 0
@@ -384,7 +393,7 @@ cdef class Station:
         self.max_queue = max_queue
         self.max_queue_bytes = max_queue_bytes
         self.when_full = _WHEN_FULL[when_full]
-        self.room_waiters = []
+        self.lines = []
         self.waiting_alone = []
         inbox_init(&self.inbox)
         self.cost_size = min(max_batch, COST_TABLE_SIZE) + 1
@@ -627,41 +636,49 @@ cdef class Station:
             size_bytes += (<Station>self.others[i]).queued_bytes
         return size_bytes
 
-    cdef c_bool c_is_full(self, int64_t more_bytes) noexcept:
+    cdef c_bool c_is_full(self, int64_t more_bytes, c_bool with_reserved) noexcept:
         cdef int32_t waiting = self.c_waiting()
-        if self.when_full != SHED_OLDEST:                       # which makes room when it is needed
+        cdef int64_t reserved_bytes = 0
+        if with_reserved:
             waiting += self.reserved
+            reserved_bytes = self.reserved_bytes
         if self.max_queue > 0 and waiting >= self.max_queue:
             return True
-        return self.max_queue_bytes > 0 and self.c_waiting_bytes() + more_bytes > self.max_queue_bytes
+        return self.max_queue_bytes > 0 and self.c_waiting_bytes() + reserved_bytes + more_bytes > self.max_queue_bytes
 
     cdef object c_full_error(self, int64_t more_bytes):
         cdef int32_t waiting = self.c_waiting() + self.reserved
         if self.name is None:
             return QueueFull(f"the pipe is full: {waiting} requests are in flight, and its max_in_flight is {self.max_queue}")
-        if self.max_queue_bytes > 0 and self.c_waiting_bytes() + more_bytes > self.max_queue_bytes:
-            said = (f"{self.c_waiting_bytes()} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "
+        cdef int64_t waiting_bytes = self.c_waiting_bytes() + self.reserved_bytes
+        if self.max_queue_bytes > 0 and waiting_bytes + more_bytes > self.max_queue_bytes:
+            said = (f"{waiting_bytes} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "
                     f"{self.max_queue_bytes}")
         else:
             said = f"{waiting} requests wait, and its max_queue is {self.max_queue}"
         return QueueFull(f"the queue of node {self.name!r} is full: {said}")
 
-    cdef int c_tell_of_room(self) except -1:
-        """The queue is shorter: let those who wait look again. They do at the front."""
+    cdef void c_tell_of_room(self) noexcept:
+        """The queue is shorter: let in who has waited longest, as many as there are places. They stand at the front.
+
+        No code of users runs in here. Coroutines that are let in wait for Engine.c_start_called, which whoever frees places
+        calls before it runs a backend, sleeps or lets the GIL go for good.
+        """
+        cdef Line line, chosen
+        cdef int64_t latest = -1                                # of those that were looked at, who come in order
         if self.front is not None:
-            return self.front.c_tell_of_room()
-        events_notify(&self.room, 0x7fffffff)
-        if self.room_waiters:
-            waiters = self.room_waiters
-            self.room_waiters = []
-            for loop, future in waiters:
-                try:
-                    loop.call_soon_threadsafe(_settle_room, future)
-                except RuntimeError:                            # the loop is closed
-                    pass
-                except BaseException as error:
-                    _report(error, loop)
-        return 0
+            self.front.c_tell_of_room()
+            return
+        while self.waiter_count > 0:
+            chosen = None
+            for line in self.lines:
+                if line.first is not None and line.first.number > latest and (chosen is None
+                                                                              or line.first.number < chosen.first.number):
+                    chosen = line
+            if chosen is None:                                  # what keeps them out is full elsewhere
+                return
+            latest = chosen.first.number
+            chosen.c_let_in_first()
 
     cdef Visit c_take_oldest(self):
         """Take the request that would be next out of the queue, or None."""
@@ -1339,6 +1356,8 @@ cdef void station_serve_hold(Station station, Batch* batch, int worker, Turn tur
             turn.death = error
             visits = []
             _fail_taken(batch, error, turn)
+        if engine.called_first is not None:
+            engine.c_start_called_beside(station)
         if visits:
             instance = <Instance>(<Visit>visits[0]).node.instances[batch.instance]
             if worker >= 0 and station.hang_ns > 0:
@@ -1376,7 +1395,7 @@ cdef void station_serve_hold(Station station, Batch* batch, int worker, Turn tur
         _act_in(AT_RELEASE, turn)
     station.c_release_token(batch.instance)
     batch.instance = -1
-    if turn.settled:
+    if turn.settled or engine.called_first is not None:
         if worker >= 0:
             enter_frame(&frame, <void*>engine, True)
             engine.c_settle(turn)
@@ -1462,15 +1481,203 @@ cdef class Entry:
         self.leaf_count = len(self.leaves)
         self.restart = None if plan.restart is None else nodes[plan.restart]
         stations = [(<Node>nodes[index]).station for index in sorted(plan.reached) if (<Node>nodes[index]).station is not None]
-        gates = [station for station in dict.fromkeys(stations) if (<Station>station).c_is_limited()
-                 and ((<Station>station).when_full == BLOCK
-                      or station is self.node.station and (<Station>station).when_full == REJECT)]
-        limited = self.node.station is not None and self.node.station.c_is_limited()
+        gates = tuple([station for station in dict.fromkeys(stations) if (<Station>station).c_is_limited()
+                       and ((<Station>station).when_full == BLOCK or station is self.node.station)])
+        home = self.node.station if self.node.station in gates else None
         if gate is not None:
-            gates.insert(0, gate)
-        self.gates = tuple(gates) if gates or limited else None
+            self.line = Line((gate, *gates), home, gate)
+            self.inner_line = Line(gates, home, None)
+        elif gates:
+            self.line = self.inner_line = Line(gates, home, None)
         self.exits = [None] * len(nodes)
         self.skips = {}
+
+
+# =================================================================================================================
+# Room: who is let in, and in which order
+# =================================================================================================================
+
+@cython.final
+cdef class Line:
+    """Those who wait to be let in at one entry. See ``_core.pxd`` for who owns what."""
+
+    def __init__(self, tuple gates, Station home, Station whole):
+        self.gates = gates
+        self.home = home
+        self.whole = whole
+
+    cdef Station c_shut_gate(self, int64_t size_bytes, c_bool is_patient):
+        """The first gate that has no room for a request; None: it may be let in."""
+        cdef Station gate
+        for gate in self.gates:
+            if gate.when_full == SHED_OLDEST and not is_patient:
+                continue                                        # it makes room when it is needed
+            if gate.c_is_full(size_bytes if gate is self.home else 0, True):
+                return gate
+        return None
+
+    cdef Station c_gate_of_first(self):
+        """Which gate keeps the line waiting."""
+        cdef Station gate = None
+        if self.first is not None:
+            gate = self.c_shut_gate(self.first.size_bytes, self.first.is_patient)
+        return <Station>self.gates[0] if gate is None else gate
+
+    cdef int64_t c_size_of(self, object request) except -1:
+        """How much of a limit in bytes a request needs; 0 where there is none."""
+        return _size_of(request) if self.home is not None and self.home.max_queue_bytes > 0 else 0
+
+    cdef void c_book(self, int64_t size_bytes) noexcept:
+        """Take a place in the queue and in the pipe, for a request that is let in."""
+        if self.home is not None:
+            self.home.reserved += 1
+            self.home.reserved_bytes += size_bytes
+        if self.whole is not None:
+            self.whole.reserved += 1
+
+    cdef void c_give_back(self, int64_t size_bytes) noexcept:
+        """The request does not come after all."""
+        if self.home is not None:
+            self.home.reserved -= 1
+            self.home.reserved_bytes -= size_bytes
+            self.home.c_tell_of_room()
+        if self.whole is not None:
+            self.whole.reserved -= 1
+            self.whole.c_tell_of_room()
+
+    cdef void c_promise(self) noexcept:
+        """Hold a place in the queues further on until the request has set out, so that no more are let in than fit."""
+        cdef Station gate
+        for gate in self.gates:
+            if gate is not self.home and gate is not self.whole:
+                gate.reserved += 1
+
+    cdef void c_keep_promise(self) noexcept:
+        """It has set out, or does not come."""
+        cdef Station gate
+        for gate in self.gates:
+            if gate is not self.home and gate is not self.whole:
+                gate.reserved -= 1
+                gate.c_tell_of_room()
+
+    cdef void c_join(self, Waiter waiter) noexcept:
+        """Stand where one's number belongs: at the end, or, coming back, near the beginning, as a rule."""
+        cdef Station gate
+        cdef Waiter before = self.last
+        cdef Waiter after = self.first
+        if before is not None and before.number > waiter.number:
+            before = None
+            while after.number < waiter.number:
+                before = after
+                after = after.next
+            waiter.next = after
+            after.before = <PyObject*>waiter
+        else:
+            self.last = waiter
+        waiter.before = <PyObject*>before
+        if before is None:
+            self.first = waiter
+            waiter.before = NULL
+        else:
+            before.next = waiter
+        waiter.state = IN_LINE
+        for gate in self.gates:
+            gate.waiter_count += 1
+
+    cdef void c_unlink(self, Waiter waiter) noexcept:
+        cdef Station gate
+        if waiter.before == NULL:
+            self.first = waiter.next
+        else:
+            (<Waiter>waiter.before).next = waiter.next
+        if waiter.next is None:
+            self.last = None if waiter.before == NULL else <Waiter>waiter.before
+        else:
+            waiter.next.before = waiter.before
+        waiter.next = None
+        waiter.before = NULL
+        for gate in self.gates:
+            gate.waiter_count -= 1
+
+    cdef c_bool c_let_in_first(self) noexcept:
+        """Let the first in, or turn it away, if its gates say so; False: it has to wait."""
+        cdef Waiter waiter = self.first
+        cdef Station shut = self.c_shut_gate(waiter.size_bytes, waiter.is_patient)
+        if shut is not None and (shut.when_full != REJECT or waiter.is_patient):
+            return False
+        self.c_unlink(waiter)
+        if shut is None:
+            self.c_book(waiter.size_bytes)
+            self.c_promise()
+            waiter.is_booked = True
+            waiter.state = LET_IN
+        else:
+            waiter.turned_away_by = shut
+            waiter.state = TURNED_AWAY
+        waiter.c_call()
+        return True
+
+    cdef void c_serve(self) noexcept:
+        """Let in all who may be, first come, first served."""
+        while self.first is not None and self.c_let_in_first():
+            pass
+
+    cdef void c_turn_all_away(self) noexcept:
+        """The pipe closes."""
+        cdef Waiter waiter
+        while self.first is not None:
+            waiter = self.first
+            self.c_unlink(waiter)
+            waiter.state = TURNED_AWAY
+            waiter.c_call()
+
+
+@cython.final
+cdef class Waiter:
+    """A request in a line; ``acall`` keeps it as a handle."""
+
+    cdef void c_call(self) noexcept:
+        """Tell whoever waits that it has left the line: its thread, or who starts the requests of coroutines."""
+        if self.sink is None:
+            if word_set(&self.word):
+                futex_wake(&self.word, 1)
+            return
+        if self.engine.called_last is None:
+            self.engine.called_first = self
+        else:
+            self.engine.called_last.next = self
+        self.engine.called_last = self
+
+    cdef c_bool c_leave(self) noexcept:
+        """Wait no longer, and hand on what one was given; False if the request has set out."""
+        if self.state == IN_LINE:
+            self.line.c_unlink(self)
+            self.state = GONE
+            self.line.c_serve()                                 # who comes next may need less
+        elif self.state != GONE and self.sink is not None:
+            if self.walk is not None:
+                return False
+            self.state = GONE                                   # c_start_waiter gives its places back
+        elif self.is_booked:
+            self.is_booked = False
+            self.state = GONE
+            self.line.c_keep_promise()
+            self.line.c_give_back(self.size_bytes)
+        self.engine.c_start_called()
+        return True
+
+    def cancel(self):
+        """Give the request up; True if it had not ended."""
+        if self.walk is not None:
+            return self.walk.cancel()
+        return self.c_leave()
+
+    def expire(self):
+        """Refuse the request if it still waits in line: its time is over. In its event loop's thread."""
+        if self.state == IN_LINE:
+            error = self.engine.c_late_for_room(self)
+            self.c_leave()
+            _settle_in_loop([(self.sink[1], self.request, error)])
 
 
 @cython.final
@@ -1827,6 +2034,7 @@ cdef class Stepper:
             if visit.walk.has_room:
                 _leave_room(visit.walk)
                 station.c_tell_of_room()
+            engine.c_start_called()
             before = engine.steppers.get(PyThread_get_thread_ident())
             engine.steppers[PyThread_get_thread_ident()] = self
             station.running.fetch_add(1, memory_order_relaxed)
@@ -1861,6 +2069,7 @@ cdef class Stepper:
         try:
             if not self.engine.c_queue(visit, self.turn, True):
                 return 0
+            self.engine.c_start_called()
             while self.returned.load(memory_order_acquire) != SET and not self.c_is_over(visit):
                 until = self.c_slice_end()
                 with nogil:
@@ -1992,9 +2201,15 @@ cdef class Engine:
         return self.c_entry_at(<Node>self.nodes[index])
 
     cdef Entry c_entry_at(self, Node node):
+        cdef Entry made
         cdef Entry entry = <Entry>self.entries.get(node.name)
         if entry is None:                                       # nobody has entered here before
-            entry = self.entries.setdefault(node.name, Entry(self.graph.entry(node.index), self.nodes, self.gate))
+            made = Entry(self.graph.entry(node.index), self.nodes, self.gate)
+            entry = self.entries.setdefault(node.name, made)
+            if entry is made:                                   # nobody was faster
+                for line in dict.fromkeys((made.line, made.inner_line)):
+                    for gate in (<Line>line).gates if line is not None else ():
+                        (<Station>gate).lines.append(line)
         return entry
 
     cdef Exit c_exit(self, Entry entry, Node node, int status):
@@ -2095,7 +2310,11 @@ cdef class Engine:
         for request in requests:                                # all mistakes before the first is admitted
             self.c_entry(request)
         for index, request in enumerate(requests):
-            stepper = _new_stepper(self, request, None, terms)
+            try:
+                stepper = _new_stepper(self, request, None, terms)
+            except Exception as refused:
+                _collect_error(errors, refused, index, len(requests))
+                continue
             stepper.run()
             _collect_error(errors, stepper.walk.error, index, len(requests))
         _raise_errors(errors, len(requests))
@@ -2105,6 +2324,7 @@ cdef class Engine:
         cdef Turn turn = Turn.__new__(Turn)
         cdef list walks = []
         cdef list errors = []
+        cdef dict refused = {}                                  # index -> why it was not let in
         cdef Walk walk
         cdef Visit visit
         cdef int index
@@ -2113,15 +2333,20 @@ cdef class Engine:
             self.c_entry(requests)                              # says what a request is
         entries = [self.c_entry(request) for request in requests]       # all mistakes before the first is admitted
         try:
-            for entry, request in zip(entries, requests):
-                walks.append(self.c_admit(entry, request, SINK_CALLER, None, terms))
-                if (<Entry>entry).gates is not None:            # waiting for room, workers must have something to do
+            for index, (entry, request) in enumerate(zip(entries, requests)):
+                try:
+                    walks.append(self.c_admit(entry, request, SINK_CALLER, None, terms))
+                except Exception as error:                              # no room, no time left, or closed in the middle
+                    refused[index] = error
+                    continue
+                if (<Entry>entry).line is not None:             # waiting for room, workers must have something to do
                     self.c_start_walk(<Walk>walks[len(walks) - 1], turn)
                     self.c_queue_all(turn)
+                    self.c_settle(turn)                         # others' requests, which it has shed
             for walk in walks:
-                if walk.entry.gates is None:
+                if walk.entry.line is None:
                     self.c_start_walk(walk, turn)
-        except BaseException:                                           # closed in the middle, or out of memory
+        except BaseException:                                           # a signal, or out of memory
             for walk in walks:
                 self.c_cancel(walk)
             self.c_settle(turn)                                         # others' requests, which it has shed
@@ -2145,9 +2370,11 @@ cdef class Engine:
             for walk in walks:
                 self.c_cancel(walk)
             raise
-        for index, walk in enumerate(walks):
-            _collect_error(errors, walk.error, index, len(walks))
-        _raise_errors(errors, len(walks))
+        let_in = iter(walks)
+        for index in range(len(entries)):
+            error = refused[index] if index in refused else (<Walk>next(let_in)).error
+            _collect_error(errors, error, index, len(entries))
+        _raise_errors(errors, len(entries))
         return requests
 
     def _help(self, Station station, Walk last, Turn turn):
@@ -2168,58 +2395,70 @@ cdef class Engine:
 
     def _submit(self, request, future, timeout, priority):
         """Start a request whose outcome goes to a ``RequestFuture``."""
-        return self.c_start_detached(request, SINK_FUTURE, future, _terms(self, timeout, priority))
+        return self.c_start_detached(request, SINK_FUTURE, future, _terms(self, timeout, priority), False)
 
     def _start_async(self, request, loop, future, Terms terms):
-        """Start a request whose outcome goes to an ``asyncio.Future`` of ``loop``. Raises _NoRoom instead of waiting."""
-        return self.c_start_detached(request, SINK_ASYNCIO, (loop, future), terms)
+        """Start a request whose outcome goes to an ``asyncio.Future`` of ``loop``: its walk, or who waits for room for it."""
+        return self.c_start_detached(request, SINK_ASYNCIO, (loop, future), terms, False)
 
-    def _start(self, request, timeout, priority):
-        """Start a request and return its walk, to be waited for."""
-        return self.c_start_detached(request, SINK_CALLER, None, _terms(self, timeout, priority))
+    def _start(self, request, timeout, priority, bint is_patient=False):
+        """Start a request and return its walk, to be waited for. ``is_patient``: wait for room whatever ``when_full`` says."""
+        return self.c_start_detached(request, SINK_CALLER, None, _terms(self, timeout, priority), is_patient)
 
     def _terms(self, timeout, priority):
         return _terms(self, timeout, priority)
 
-    def _wait_for_room_async(self, Station station, int64_t size, loop, future):
-        """Have ``future`` settled when the queue of a station is shorter."""
-        station.room_waiters.append((loop, future))
-        if not station.c_is_full(size):
-            station.c_tell_of_room()
-
-    def _late_for_room(self, Station station, Terms terms):
+    cdef object c_late_for_room(self, Waiter waiter):
         """Refuse a request that has waited for room until its time was over: return the error."""
+        cdef Station gate = waiter.line.c_gate_of_first()
         self.refused += 1
-        where = "in the pipe" if station is self.gate else f"in the queue of node {station.name!r}"
-        return RequestTimeout(f"the request waited {terms.timeout_s:g} s for room {where}")
+        where = "in the pipe" if gate is self.gate else f"in the queue of node {gate.name!r}"
+        return RequestTimeout(f"the request waited {waiter.terms.timeout_s:g} s for room {where}")
 
-    cdef Walk c_start_detached(self, request, uint8_t sink_kind, object sink, Terms terms):
+    cdef object c_start_detached(self, request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient):
+        """Start a request for which no thread waits: its walk. A coroutine's that has to wait for room: its Waiter."""
         cdef Turn turn = Turn.__new__(Turn)
         cdef Walk walk
         cdef Clock clock
-        cdef bint needs_clock = terms is not None and terms.deadline_ns >= 0 and sink_kind != SINK_CALLER
+        cdef Line line = None
+        cdef Waiter waiter
+        cdef int64_t size = 0
         entry = self.c_entry(request)
-        if needs_clock and self.clock is None:
+        if terms is not None and terms.deadline_ns >= 0 and sink_kind != SINK_CALLER and self.clock is None:
             clock = Clock.__new__(Clock)
             self._start_clock(clock)                            # raises if there can be no more threads
             if self.clock is None:
                 self.clock = clock
             else:                                               # somebody else was faster
                 clock.stop()
-        walk = self.c_admit(entry, request, sink_kind, sink, terms)
-        if sink_kind == SINK_FUTURE:
-            sink.walk = walk
+        if sink_kind == SINK_ASYNCIO and (<Entry>entry).line is not None:
+            if is_hooked(AT_ADMIT):
+                _act(AT_ADMIT)
+            line = self.c_line_at(entry)
+            size = line.c_size_of(request)
+            waiter = self.c_enter_line(line, entry, request, size, terms, is_patient, sink)
+            if waiter is not None:
+                return waiter
+            walk = self.c_admit_booked(line, size, entry, request, sink_kind, sink, terms)
+        else:
+            walk = self.c_admit(entry, request, sink_kind, sink, terms, is_patient)
+        self.c_start_admitted(walk, turn)
+        self.c_settle(turn)
+        turn.wake()
+        return walk
+
+    cdef int c_start_admitted(self, Walk walk, Turn turn) except -1:
+        """Send a request on its way for which no thread waits, or none on this thread."""
+        if walk.sink_kind == SINK_FUTURE:
+            walk.sink.walk = walk
         try:
-            if needs_clock:
+            if walk.deadline_ns >= 0 and walk.sink_kind != SINK_CALLER:
                 self.clock.c_add(walk)
         except BaseException:                                   # out of memory: the walk must not stay in the books
             self.c_cancel(walk)
             raise
         self.c_start_walk(walk, turn)
-        self.c_queue_all(turn)
-        self.c_settle(turn)
-        turn.wake()
-        return walk
+        return self.c_queue_all(turn)
 
     def _run_parts(self, Entry entry, list splits, bint keeps_failures):
         """Run the parts of several requests through the graph at ``entry`` from inside a backend; answers, or exceptions, in
@@ -2384,30 +2623,36 @@ cdef class Engine:
                               f"{list(self.root_names)}{nearest(str(name), self.node_named)}")
         return self.c_entry_at(<Node>node)
 
-    cdef Walk c_admit(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
-        cdef Walk walk
-        cdef Station home = None
-        cdef bint is_counted = False
+    cdef Walk c_admit(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient=False):
+        """Let a request in, when there is room. Blocks; serves signals."""
+        cdef Line line = None
+        cdef Waiter waiter
+        cdef int64_t size = 0
         if is_hooked(AT_ADMIT):
             _act(AT_ADMIT)
-        if entry.gates is not None:
-            self.c_wait_for_room(entry, request, terms, sink_kind != SINK_ASYNCIO)
-            is_counted = self.gate is not None and not is_inside(<void*>self)
-            if entry.node.station is not None and entry.node.station.c_is_limited():
-                home = entry.node.station
-                home.reserved += 1
-            if is_counted:
-                self.gate.reserved += 1
+        if entry.line is not None:
+            line = self.c_line_at(entry)
+            size = line.c_size_of(request)
+            waiter = self.c_enter_line(line, entry, request, size, terms, is_patient, None)
+            if waiter is not None:
+                self.c_stand_in_line(waiter)
+        return self.c_admit_booked(line, size, entry, request, sink_kind, sink, terms)
+
+    cdef Walk c_admit_booked(self, Line line, int64_t size_bytes, Entry entry, object request, uint8_t sink_kind, object sink,
+                             Terms terms):
+        """Let a request in whose places are booked; ``line`` None: it needs none."""
+        cdef Walk walk
         try:
             walk = self.c_admit_now(entry, request, sink_kind, sink, terms)
         except BaseException:
-            if home is not None:
-                home.reserved -= 1
-            if is_counted:
-                self.gate.reserved -= 1
+            if line is not None:
+                line.c_give_back(size_bytes)
+                self.c_start_called()
             raise
-        walk.has_room = home is not None
-        walk.is_counted = is_counted
+        if line is not None:
+            walk.has_room = line.home is not None
+            walk.room_bytes = size_bytes
+            walk.is_counted = line.whole is not None
         return walk
 
     cdef Walk c_admit_now(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
@@ -2426,64 +2671,167 @@ cdef class Engine:
         self.c_link(walk)
         return walk
 
-    cdef int c_wait_for_room(self, Entry entry, object request, Terms terms, c_bool may_block) except -1:
-        """Let a request in when no queue on its way is full; else wait, or refuse it, as the node says. Serves signals."""
-        cdef Station station
-        cdef Station home = entry.node.station
-        cdef int64_t deadline = FOREVER if terms is None else terms.deadline_ns
-        cdef int64_t until
-        cdef int64_t size = _size_of(request) if home is not None and home.max_queue_bytes > 0 else 0
-        cdef uint32_t epoch
-        cdef tuple wait = None
-        cdef c_bool inside = is_inside(<void*>self)
+    cdef Line c_line_at(self, Entry entry):
+        """Where to wait: a call from inside the pipe is part of a request that has been let in, and needs no place in it."""
+        return entry.inner_line if is_inside(<void*>self) else entry.line
+
+    cdef Waiter c_enter_line(self, Line line, Entry entry, object request, int64_t size, Terms terms, c_bool is_patient,
+                             object sink):
+        """Book the places of a request if no gate on its way is full and nobody waits there: None. Else refuse it, as the gate
+        says, or return its Waiter, which stands in line."""
+        cdef Station home = line.home
+        cdef Station shut
+        cdef Waiter waiter = None
         if home is not None and home.max_queue_bytes > 0 and size > home.max_queue_bytes:
             self.refused += 1
             raise home.c_full_error(size)
         while True:
-            station = None
-            for each in entry.gates:
-                # A call from inside the pipe is part of a request that has been let in.
-                if (<Station>each).c_is_full(size if each is home else 0) and not (inside and each is self.gate):
-                    station = <Station>each
-                    break
-            if station is None:
-                return 0
-            if station.when_full == REJECT:
+            shut = line.c_shut_gate(size, is_patient)
+            if shut is None and line.first is not None:         # nobody is overtaken
+                shut = line.c_gate_of_first()
+                if shut.when_full == SHED_OLDEST and not is_patient:
+                    shut = None                                 # but by those who do not wait there
+            if shut is None:
+                line.c_book(size)
+                return None
+            if shut.when_full == REJECT and not is_patient:
                 self.refused += 1
-                raise station.c_full_error(size)
+                raise shut.c_full_error(size)
             if is_settling(<void*>self):
                 self.refused += 1
-                error = station.c_full_error(size)
+                error = shut.c_full_error(size)
                 _add_note(error, "fastpipe: a callback of a future does not wait for room: it runs on a thread that has to make it")
                 raise error
-            if not may_block:
-                raise _NoRoom(station, size if station is home else 0)
-            epoch = events_prepare(&station.room)
-            if not station.c_is_full(size if station is home else 0):
-                events_leave(&station.room)
-                continue
-            if inside and wait is None:
-                wait = self.c_inside(station)
-            if wait is not None:
-                self.waits_inside.append(wait)
+            if waiter is not None:
+                break
+            waiter = Waiter.__new__(Waiter)                     # a destructor may run in here: hence another look
+            waiter.engine = self
+            waiter.line = line
+            waiter.entry = entry
+            waiter.request = request
+            waiter.terms = terms
+            waiter.sink = sink
+            waiter.size_bytes = size
+            waiter.is_patient = is_patient
+        self.c_check_open()
+        waiter.number = self.arrivals
+        self.arrivals += 1
+        line.c_join(waiter)
+        return waiter
+
+    cdef int c_stand_in_line(self, Waiter waiter) except -1:
+        """Wait until one is let in, and has the places booked. Serves signals.
+
+        A signal's handler may call the pipe, on this very thread: nobody is let in, and nobody kept waiting, while it runs.
+        """
+        cdef Line line = waiter.line
+        cdef int64_t deadline = FOREVER if waiter.terms is None else waiter.terms.deadline_ns
+        cdef int64_t until
+        cdef tuple wait = None
+        cdef Station gate
+        cdef c_bool inside = is_inside(<void*>self)
+        cdef c_bool serves_signals = PyThread_get_thread_ident() == _main_thread
+        try:
+            while waiter.state == IN_LINE:
+                self.c_start_called()                           # this thread may have made room for others
+                if inside:
+                    gate = line.c_gate_of_first()
+                    if wait is None or wait[0] is not gate:
+                        wait = self.c_inside(gate)
+                    if wait is not None:
+                        self.waits_inside.append(wait)
+                error = None
+                try:
+                    with nogil:
+                        until = _first_slice(deadline)
+                        if inside and (until < 0 or until > now_ns() + CALL_LOOP_SLICE_NS):
+                            until = now_ns() + CALL_LOOP_SLICE_NS
+                        word_wait(&waiter.word, until, _spin_ns)
+                    if waiter.state == IN_LINE and wait is not None:
+                        error = self.c_call_loop(wait)
+                finally:
+                    if wait is not None:
+                        self.waits_inside.remove(wait)
+                if waiter.state != IN_LINE:
+                    break
+                if error is not None:
+                    self.refused += 1
+                    raise error
+                if deadline >= 0 and now_ns() >= deadline:
+                    raise self.c_late_for_room(waiter)
+                if serves_signals:
+                    line.c_unlink(waiter)
+                    waiter.state = AWAY
+                    line.c_serve()
+                    self.c_start_called()
+                    PyErr_CheckSignals()
+                    self.c_check_open()
+                    line.c_join(waiter)
+                    line.c_serve()
+        except BaseException:
+            waiter.c_leave()
+            raise
+        if waiter.state == TURNED_AWAY:
+            if waiter.turned_away_by is None:
+                self.c_check_open()
+            self.refused += 1
+            raise waiter.turned_away_by.c_full_error(waiter.size_bytes)
+        waiter.is_booked = False                                # the places are the request's
+        line.c_keep_promise()
+        return 0
+
+    cdef int c_start_called(self) noexcept:
+        """Start the requests of coroutines that have been let in. Whoever makes room does so: their loops may be busy, or gone."""
+        cdef Waiter waiter
+        cdef Turn turn
+        while self.called_first is not None:
+            waiter = self.called_first
+            self.called_first = waiter.next
+            waiter.next = None
+            if self.called_first is None:
+                self.called_last = None
+            turn = None
             try:
-                with nogil:
-                    until = _first_slice(deadline)
-                    if inside and (until < 0 or until > now_ns() + CALL_LOOP_SLICE_NS):
-                        until = now_ns() + CALL_LOOP_SLICE_NS
-                    events_sleep(&station.room, epoch, until)
-                PyErr_CheckSignals()
-                error = None if wait is None else self.c_call_loop(wait)
-            finally:
-                if wait is not None:
-                    self.waits_inside.remove(wait)
-            # Looked at last: a place that is not stuck may have taken the last of what it had meanwhile.
-            if error is not None and station.c_is_full(size if station is home else 0):
-                self.refused += 1
-                raise error
-            self.c_check_open()
-            if deadline >= 0 and now_ns() >= deadline:
-                raise self._late_for_room(station, terms)
+                turn = Turn.__new__(Turn)
+                self.c_start_waiter(waiter, turn)
+            except BaseException as error:
+                _tell_loop(waiter.sink[0], [(waiter.sink[1], waiter.request, error)])
+            if waiter.is_booked:                                # it does not come: cancelled, or there is no memory
+                waiter.is_booked = False
+                waiter.line.c_keep_promise()
+                waiter.line.c_give_back(waiter.size_bytes)
+            if turn is not None:
+                self.c_hand_out(turn)
+                turn.wake()
+        return 0
+
+    cdef int c_start_called_beside(self, Station station) noexcept:
+        """The same on a thread that holds a token of a station, and is about to run a batch: filters that are asked now do not
+        wait for it."""
+        cdef Frame frame
+        enter_frame(&frame, <void*>self, False)
+        frame.station = <void*>station
+        self.c_start_called()
+        leave_frame(&frame)
+        return 0
+
+    cdef int c_start_waiter(self, Waiter waiter, Turn turn) except -1:
+        if waiter.state == GONE:
+            return 0
+        if waiter.state == TURNED_AWAY:
+            if waiter.turned_away_by is None:
+                self.c_check_open()
+            self.refused += 1
+            raise waiter.turned_away_by.c_full_error(waiter.size_bytes)
+        waiter.is_booked = False                                # c_admit_booked has them
+        try:
+            waiter.walk = self.c_admit_booked(waiter.line, waiter.size_bytes, waiter.entry, waiter.request, SINK_ASYNCIO,
+                                              waiter.sink, waiter.terms)
+        finally:
+            waiter.line.c_keep_promise()
+        if waiter.state == GONE:                                # while a recorder or a destructor ran
+            self.c_cancel(waiter.walk)
+        return self.c_start_admitted(waiter.walk, turn)
 
     cdef void c_link(self, Walk walk) noexcept:
         walk.older = self.newest
@@ -2840,6 +3188,7 @@ cdef class Engine:
         if word_set(&walk.word):
             futex_wake(&walk.word, 1)
         self.c_tell_of_places(walk)
+        self.c_start_called()
         return 1
 
     cdef c_bool c_begin(self, Walk walk) noexcept:
@@ -2926,7 +3275,13 @@ cdef class Engine:
         return 0
 
     cdef int c_settle(self, Turn turn) noexcept:
-        """Hand outcomes to futures: this runs callbacks that users have attached. No token of ours is needed."""
+        """Start what has been let in, and hand outcomes to futures. No token of ours is needed."""
+        if self.called_first is not None:
+            self.c_start_called()
+        return self.c_hand_out(turn) if turn.settled else 0
+
+    cdef int c_hand_out(self, Turn turn) noexcept:
+        """Hand outcomes to futures: this runs callbacks that users have attached."""
         cdef Walk walk
         cdef dict loops = None
         cdef list settled = turn.settled
@@ -2955,12 +3310,7 @@ cdef class Engine:
             walk.sink = None                                    # breaks the cycle future -> callback -> walk -> future
         if loops is not None:
             for loop, outcomes in loops.items():
-                try:
-                    loop.call_soon_threadsafe(_settle_in_loop, outcomes)
-                except RuntimeError:                            # the loop is closed: nobody is there to be told
-                    pass
-                except BaseException as error:
-                    _report(error, loop)
+                _tell_loop(loop, outcomes)
         return 0
 
     # ---- running -----------------------------------------------------------------------------------------------
@@ -3204,7 +3554,7 @@ cdef class Engine:
             _leave_room(visit.walk)                             # it has been let in
         try:
             visit.size_bytes = _size_of(visit.request) if station.max_queue_bytes > 0 else 0
-            while station.when_full != BLOCK and front.c_is_full(visit.size_bytes):
+            while station.when_full != BLOCK and front.c_is_full(visit.size_bytes, station.when_full == REJECT):
                 error = front.c_full_error(visit.size_bytes)
                 if station.when_full == REJECT:
                     visit.size_bytes = 0
@@ -3305,6 +3655,8 @@ cdef class Engine:
             if visit.walk.has_room:
                 _leave_room(visit.walk)
                 station.c_tell_of_room()
+            if self.called_first is not None:
+                self.c_start_called_beside(station)
             station.running.fetch_add(1, memory_order_relaxed)
             station.run_by_caller += 1
             self.c_run_batch(station, <Instance>visit.node.instances[index], [visit], turn)
@@ -3327,9 +3679,11 @@ cdef class Engine:
         if first:
             for station in self.stations:
                 (<Station>station).drain()
-                (<Station>station).c_tell_of_room()             # those who wait there are refused
-            if self.gate is not None:
-                self.gate.c_tell_of_room()
+            for entry in list(self.entries.values()):           # those who wait to be let in are refused
+                if (<Entry>entry).line is not None:
+                    (<Entry>entry).line.c_turn_all_away()
+                    (<Entry>entry).inner_line.c_turn_all_away()
+            self.c_start_called()
         return first
 
     def _wait_drained(self, double timeout_s):
@@ -3455,6 +3809,29 @@ cdef class Engine:
         return preview
 
 
+def _as_raised(error):
+    """The exception to raise out of a generator or a coroutine for a request's ``error``.
+
+    A StopIteration would end what iterates or awaits as if there were nothing more: a BackendError that names it, then.
+    """
+    if not isinstance(error, StopIteration):
+        return error
+    replacement = BackendError(f"a backend raised {error!r}")
+    replacement.__cause__ = error
+    return replacement
+
+
+cdef int _tell_loop(object loop, list outcomes) noexcept:
+    """Have asyncio futures settled by their loop."""
+    try:
+        loop.call_soon_threadsafe(_settle_in_loop, outcomes)
+    except RuntimeError:                                        # the loop is closed: nobody is there to be told
+        pass
+    except BaseException as error:
+        _report(error, loop)
+    return 0
+
+
 def _settle_in_loop(list outcomes):
     """Settle asyncio futures, in their loop's thread."""
     for future, request, error in outcomes:
@@ -3462,12 +3839,8 @@ def _settle_in_loop(list outcomes):
             continue
         if error is None:
             future.set_result(request)
-        elif isinstance(error, StopIteration):                  # asyncio refuses it: it would end the awaiting coroutine
-            replacement = BackendError(f"a backend raised {error!r}")
-            replacement.__cause__ = error
-            future.set_exception(replacement)
         else:
-            future.set_exception(error)
+            future.set_exception(_as_raised(error))             # asyncio refuses a StopIteration
 
 
 cdef Walk _new_walk(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink):
@@ -3539,6 +3912,7 @@ cdef inline void _leave_room(Walk walk) noexcept:
     cdef Station front = _front_of(walk.home)
     walk.has_room = False
     front.reserved -= 1
+    front.reserved_bytes -= walk.room_bytes
 
 
 cdef Terms _terms(Engine engine, object timeout, object priority):
@@ -3596,20 +3970,6 @@ cdef int _reason_of(object error) noexcept:
     if issubclass(kind, WorkerDied):
         return DIED
     return LOST if issubclass(kind, DeviceLost) else OTHER
-
-
-class _NoRoom(Exception):
-    """A queue is full, and this caller must not block."""
-
-    def __init__(self, station, size):
-        super().__init__(station, size)
-        self.station = station
-        self.size = size
-
-
-def _settle_room(future):
-    if not future.done():
-        future.set_result(None)
 
 
 cdef int _start_round(Walk walk) except -1:

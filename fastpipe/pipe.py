@@ -22,7 +22,7 @@ from fastpipe._values import own_copy
 from fastpipe._workers import Worker
 from fastpipe.backend import Backend, Request, close_all
 from fastpipe.config import load
-from fastpipe.errors import BackendHung
+from fastpipe.errors import BackendError, BackendHung, ForkedPipe, PipeClosed
 from fastpipe.graph import compile_graph
 
 if TYPE_CHECKING:
@@ -127,22 +127,19 @@ class Pipe(_core.Engine):
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         terms = self._terms(timeout, priority)
-        walk = None
-        while walk is None:
-            try:
-                walk = self._start_async(request, loop, future, terms)
-            except _core._NoRoom as full:
-                room = loop.create_future()
-                self._wait_for_room_async(full.station, full.size, loop, room)
-                try:
-                    await asyncio.wait_for(room, self._remaining_s(terms))
-                except TimeoutError:
-                    raise self._late_for_room(full.station, terms) from None
+        started = self._start_async(request, loop, future, terms)
+        limit = None
+        if isinstance(started, _core.Waiter):  # for room; once it is let in, the pipe's clock sees to its time limit
+            remaining_s = self._remaining_s(terms)
+            limit = None if remaining_s is None else loop.call_later(remaining_s, started.expire)
         try:
             await future
         except BaseException:  # cancelled, or the coroutine was closed
-            walk.cancel()
+            started.cancel()
             raise
+        finally:
+            if limit is not None:
+                limit.cancel()
         return request
 
     @overload
@@ -176,11 +173,17 @@ class Pipe(_core.Engine):
     ) -> Iterator[Any]:
         """Run requests concurrently and yield them in order.
 
+        It sets its own pace: where there is no room for a request it waits, whatever ``when_full`` says, so that no
+        request of its own is refused or shed because of another.
+
         Args:
             requests: may be endless: only ``look_ahead`` requests are taken ahead of the one to be yielded next.
             look_ahead: default twice what all instances of all nodes can hold.
-            return_exceptions: yield a failed request's exception in its place instead of raising it. What is raised
-                ends the iteration, and cancels the requests taken ahead.
+            return_exceptions: yield a failed request's exception in its place instead of raising it; its
+                ``failed_request`` is the request. Also if the request was not let in (it is no dict, there was no room
+                within its time). What is raised ends the iteration, and cancels the requests taken ahead: without
+                ``return_exceptions`` each failure; an exception of ``requests`` itself, and PipeClosed and ForkedPipe of
+                a pipe that takes no more requests, always.
             timeout: seconds that each request may take, from when it is taken.
             priority: as of a call.
         """
@@ -198,18 +201,26 @@ class Pipe(_core.Engine):
         timeout: float | None,
         priority: float,
     ) -> Iterator[Any]:
-        started: deque[tuple[_core.Walk, Request]] = deque()
+        started: deque[tuple[_core.Walk | Exception, Request]] = deque()
         failure: Exception | None = None
         try:
             while True:
                 try:
                     request = next(requests)
-                    started.append((self._start(request, timeout, priority), request))
                 except StopIteration:
                     break
-                except Exception as error:  # of the iterable, or no request: in its place, behind what has begun
+                except Exception as error:  # of the iterable: in its place, behind what has begun
                     failure = error
                     break
+                try:
+                    started.append((self._start(request, timeout, priority, True), request))
+                except (PipeClosed, ForkedPipe) as error:
+                    failure = error
+                    break
+                except Exception as error:  # it was not let in
+                    started.append((error.with_traceback(None), request))
+                    if not return_exceptions:
+                        break
                 if len(started) >= window:
                     yield self._next_of(started, return_exceptions)
             while started:
@@ -219,19 +230,20 @@ class Pipe(_core.Engine):
         finally:
             failure = None  # see _next_of
             for walk, _ in started:
-                walk.cancel()
+                if isinstance(walk, _core.Walk):
+                    walk.cancel()
 
     @staticmethod
-    def _next_of(started: deque[tuple[_core.Walk, Request]], return_exceptions: bool) -> Any:
+    def _next_of(started: deque[tuple[_core.Walk | Exception, Request]], return_exceptions: bool) -> Any:
         walk, request = started[0]
-        error = walk.wait()
+        error = walk.wait() if isinstance(walk, _core.Walk) else walk
         started.popleft()
         if error is None:
             return request
         if return_exceptions:
-            return error
+            return _with_request(error, request)
         try:
-            raise error
+            raise _core._as_raised(error)
         finally:
             del error, walk  # the traceback holds this frame: without this, a cycle would keep the request and its pipe
 
@@ -475,6 +487,18 @@ class Pipe(_core.Engine):
         self._workers.append(self._hung.is_in_service(station, index))
         if not station.thread_bound:
             self._own(backend, station, index)
+
+
+def _with_request(error: BaseException, request: Request) -> BaseException:
+    """Return an exception that ``map`` yields in the place of a request: it says which request it was."""
+    try:
+        error.failed_request = request  # type: ignore[attr-defined]
+    except Exception:  # its class forbids it
+        replacement = BackendError(f"{type(error).__name__}: {text_of(error)}")
+        replacement.__cause__ = error
+        replacement.failed_request = request  # type: ignore[attr-defined]
+        return replacement
+    return error
 
 
 def _stats_of(stations: list[_core.Station]) -> dict[str, Any]:
