@@ -17,6 +17,7 @@ from libcpp.vector cimport vector
 from fastpipe._batching cimport Load, Verdict
 from fastpipe._inbox cimport Inbox, Ticket
 from fastpipe._parking cimport EventCount, Word
+from fastpipe._ranking cimport Ranked
 
 
 cdef struct Batch:              # what a worker took from its station: owned by that worker
@@ -98,10 +99,7 @@ cdef class Station:
                                                 # with `idle`: they raise it and then try, release raises idle and then reads
 
     cdef mutex desk                             # guards what says "mutex"
-    cdef Ticket* staged_first                   # mutex: popped from the inbox, in order, not yet taken
-    cdef Ticket* staged_last                    # mutex
-    cdef int32_t staged_count                   # mutex
-    cdef double staged_weight                   # mutex
+    cdef Ranked staged                          # mutex: popped from the inbox, in order, not yet taken
 
     # What the rule has learned. Relaxed atomics: written under the GIL, read anywhere; a stale value is harmless.
     cdef atomic[int64_t] idle_since_ns          # when an instance became idle while none was
@@ -129,7 +127,6 @@ cdef class Station:
     cdef void c_push(self, Ticket* ticket) noexcept nogil
     cdef void c_notify(self) noexcept nogil
     cdef void c_drain(self) noexcept nogil                           # mutex held
-    cdef void c_stage(self, Ticket* ticket) noexcept nogil           # mutex held
     cdef c_bool c_has_twins(self) noexcept
     cdef c_bool c_is_limited(self) noexcept
     cdef c_bool c_is_full(self, int64_t more_bytes, c_bool with_reserved) noexcept      # GIL

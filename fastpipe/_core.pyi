@@ -21,6 +21,16 @@ _HOOKS: tuple[str, ...]
 def decide(rule: str, *, preferred: list[int] | None = ..., **load_fields: float) -> tuple[str, str, int, int]: ...
 
 @final
+class RankedTickets:
+    added: int
+    steps: int
+    is_indexed: bool
+    numbers: list[int]
+    def add(self, rank: int, bucket: int = ..., *, in_order: bool = ...) -> int: ...
+    def take(self, bucket: int, count: int) -> list[int]: ...
+    def check(self) -> None: ...
+
+@final
 class Instance:
     backend: Any
     index: int

@@ -19,7 +19,7 @@ Invariants, each held by the code that is named:
       and then looks at ``queued``; both sequentially consistent, so at least one of them sees the other and notifies.
       A worker announces itself before it looks (EventCount), so a notification between look and sleep is not lost.
   E5  Nobody is overtaken, but by priority: a caller takes a token only if nothing is queued; workers take the oldest
-      first, where a priority counts as having come earlier or later (Station.c_stage).
+      first, where a priority counts as having come earlier or later (_ranking.pxd).
       Nor is anybody who waits to be let in: whoever frees a place gives it to the first of the line, under the same hold
       of the GIL (Station.c_tell_of_room), so there is never room for the first of a line.
   E6  User code is entered in _enter_user_code and, a backend's forward, in _run_backend, with no mutex held.
@@ -45,11 +45,14 @@ from libcpp.atomic cimport memory_order_seq_cst
 from fastpipe._batching cimport (
     DISPATCH, LATE, REASON_COUNT, RULE, TIMEOUT, WAIT_UNTIL, decide_adaptive, decide_greedy, decide_preferred, decide_timeout,
 )
-from fastpipe._inbox cimport inbox_init, inbox_pop, inbox_push
+from fastpipe._inbox cimport LINKS_ABOVE, inbox_init, inbox_pop, inbox_push
 from fastpipe._parking cimport (
     FOREVER, SET, Frame, abort_process, atomic_thread_fence, enter_frame, events_leave, events_notify, events_prepare, events_sleep,
     frozen_ns, futex_wake, hooked_points, innermost_batch, innermost_frame, is_hooked, is_inside, is_settling, kernel_now_ns,
     leave_frame, now_ns, want_precise_timers, word_set, word_wait,
+)
+from fastpipe._ranking cimport (
+    Cursor, Ranked, cursor_begin, cursor_pass, cursor_take, next_of, ranked_append, ranked_init, ranked_insert,
 )
 
 from heapq import heapify, heappop, heappush
@@ -396,6 +399,7 @@ cdef class Station:
         self.lines = []
         self.waiting_alone = []
         inbox_init(&self.inbox)
+        ranked_init(&self.staged)
         self.cost_size = min(max_batch, COST_TABLE_SIZE) + 1
         self.token_is_free = <atomic[uint8_t]*>calloc(instance_count, sizeof(atomic[uint8_t]))
         self.cost_alone_ns = <atomic[int64_t]*>calloc(self.cost_size, sizeof(atomic[int64_t]))
@@ -515,8 +519,8 @@ cdef class Station:
                 self.desk.lock()
                 self.c_drain()
                 batch.first = NULL
-                if self.staged_first != NULL:
-                    self.c_take(&batch, self.staged_first.bucket, 0x7fffffff)
+                if self.staged.first != NULL:
+                    self.c_take(&batch, self.staged.first.bucket, 0x7fffffff)
                 self.desk.unlock()
             if batch.first == NULL:
                 return
@@ -686,8 +690,8 @@ cdef class Station:
         batch.first = NULL
         self.desk.lock()                                        # E7; nothing may come in between
         self.c_drain()
-        if self.staged_first != NULL:
-            self.c_take(&batch, self.staged_first.bucket, 1)
+        if self.staged.first != NULL:
+            self.c_take(&batch, self.staged.first.bucket, 1)
         self.desk.unlock()
         if batch.first == NULL:
             return None
@@ -721,18 +725,17 @@ cdef class Station:
         cdef c_bool found
         self.desk.lock()                                        # E7: a holder of the GIL may wait for it
         self.c_drain()
-        found = self.staged_first != NULL
+        found = self.staged.first != NULL
         if found:
-            rank_ns[0] = self.staged_first.rank_ns
+            rank_ns[0] = self.staged.first.rank_ns
         self.desk.unlock()
         return found
 
     cdef int c_sweep(self) except -1:
         """Take visits whose walks have ended out of the queue, once they are many: they keep their data alive."""
         cdef Batch ghosts
+        cdef Cursor cursor
         cdef Ticket* ticket
-        cdef Ticket* before = NULL
-        cdef Ticket* after
         cdef Ticket* last = NULL
         if self.ghosts < 32 or self.ghosts < self.queued.load(memory_order_relaxed) // 2:
             return 0
@@ -740,28 +743,18 @@ cdef class Station:
         ghosts.count = 0
         self.desk.lock()                                        # E7: a holder of the GIL may wait for it
         self.c_drain()
-        ticket = self.staged_first
-        while ticket != NULL:
-            after = <Ticket*>ticket.next.load(memory_order_relaxed)
-            if (<Visit>ticket.visit).is_ghost:
-                if before == NULL:
-                    self.staged_first = after
-                else:
-                    before.next.store(<void*>after, memory_order_relaxed)
-                if after == NULL:
-                    self.staged_last = before
-                self.staged_count -= 1
-                self.staged_weight -= ticket.weight
-                ticket.next.store(NULL, memory_order_relaxed)
-                if last == NULL:
-                    ghosts.first = ticket
-                else:
-                    last.next.store(<void*>ticket, memory_order_relaxed)
-                last = ticket
-                ghosts.count += 1
+        cursor_begin(&cursor, &self.staged)
+        while cursor.at != NULL:
+            if not (<Visit>cursor.at.visit).is_ghost:
+                cursor_pass(&cursor, &self.staged)
+                continue
+            ticket = cursor_take(&cursor, &self.staged)
+            if last == NULL:
+                ghosts.first = ticket
             else:
-                before = ticket
-            ticket = after
+                last.next.store(<void*>ticket, memory_order_relaxed)
+            last = ticket
+            ghosts.count += 1
         self.queued.fetch_sub(ghosts.count, memory_order_seq_cst)
         self.desk.unlock()
         if ghosts.first != NULL:
@@ -776,7 +769,7 @@ cdef class Station:
         cdef c_bool found = False
         self.desk.lock()                                        # E7: a holder of the GIL may wait for it
         self.c_drain()
-        ticket = self.staged_first
+        ticket = self.staged.first
         while ticket != NULL:                                   # E6: nothing in here may run a destructor
             visits.push_back(ticket.visit)
             Py_INCREF(<object>ticket.visit)
@@ -890,31 +883,14 @@ cdef class Station:
         return company
 
     cdef void c_drain(self) noexcept nogil:
-        """Move what has arrived from the inbox to the staged list. Mutex held."""
+        """Move what has arrived from the inbox to the staged list: to its end, or where its rank belongs. Mutex held."""
         cdef Ticket* ticket = inbox_pop(&self.inbox)
         while ticket != NULL:
-            self.c_stage(ticket)
+            if self.has_ranks.load(memory_order_relaxed):
+                ranked_insert(&self.staged, ticket)
+            else:
+                ranked_append(&self.staged, ticket)
             ticket = inbox_pop(&self.inbox)
-
-    cdef void c_stage(self, Ticket* ticket) noexcept nogil:
-        """Put a ticket into the staged list: at its end, or where its rank belongs. Mutex held."""
-        cdef Ticket* before = self.staged_last
-        cdef Ticket* after = NULL
-        if before != NULL and self.has_ranks.load(memory_order_relaxed) and before.rank_ns > ticket.rank_ns:
-            before = NULL
-            after = self.staged_first
-            while after.rank_ns <= ticket.rank_ns:
-                before = after
-                after = <Ticket*>after.next.load(memory_order_relaxed)
-        ticket.next.store(<void*>after, memory_order_relaxed)
-        if before == NULL:
-            self.staged_first = ticket
-        else:
-            before.next.store(<void*>ticket, memory_order_relaxed)
-        if after == NULL:
-            self.staged_last = ticket
-        self.staged_count += 1
-        self.staged_weight += ticket.weight
 
     cdef int64_t c_weigh_queue(self, Load* load) noexcept nogil:
         """Fill in what is queued of the bucket to go next, and return that bucket. Mutex held.
@@ -931,14 +907,14 @@ cdef class Station:
         cdef c_bool is_overdue
         cdef int32_t seen = 0
         cdef int32_t i
-        cdef Ticket* ticket = self.staged_first
+        cdef Ticket* ticket = self.staged.first
         load.queued = 0
         load.queued_weight = 0
         if ticket == NULL:
             return 0
         if not self.has_buckets:
-            load.queued = self.staged_count
-            load.queued_weight = self.staged_weight
+            load.queued = self.staged.count
+            load.queued_weight = self.staged.weight
             load.oldest_ns = ticket.arrival_ns
             return 0
         is_overdue = now_ns() - ticket.arrival_ns >= self.timeout_ns
@@ -1004,9 +980,8 @@ cdef class Station:
 
     cdef void c_take(self, Batch* batch, int64_t bucket, int32_t size) noexcept nogil:
         """Append to ``batch`` up to ``size`` staged requests of ``bucket``, within the node's max. Mutex held."""
-        cdef Ticket* before = NULL
-        cdef Ticket* ticket = self.staged_first
-        cdef Ticket* after
+        cdef Cursor cursor
+        cdef Ticket* ticket
         cdef Ticket* last = batch.first
         cdef int32_t taken = 0
         if last == NULL:
@@ -1016,23 +991,14 @@ cdef class Station:
         else:
             while last.next.load(memory_order_relaxed) != NULL:
                 last = <Ticket*>last.next.load(memory_order_relaxed)
-        while ticket != NULL and taken < size and batch.weight < self.max_batch:
-            after = <Ticket*>ticket.next.load(memory_order_relaxed)
-            if ticket.bucket != bucket:
-                before = ticket
-                ticket = after
+        cursor_begin(&cursor, &self.staged)
+        while cursor.at != NULL and taken < size and batch.weight < self.max_batch:
+            if cursor.at.bucket != bucket:
+                cursor_pass(&cursor, &self.staged)
                 continue
-            if batch.count > 0 and batch.weight + ticket.weight > self.max_batch:
+            if batch.count > 0 and batch.weight + cursor.at.weight > self.max_batch:
                 break
-            if before == NULL:
-                self.staged_first = after
-            else:
-                before.next.store(<void*>after, memory_order_relaxed)
-            if after == NULL:
-                self.staged_last = before
-            self.staged_count -= 1
-            self.staged_weight -= ticket.weight
-            ticket.next.store(NULL, memory_order_relaxed)
+            ticket = cursor_take(&cursor, &self.staged)
             if last == NULL:
                 batch.first = ticket
             else:
@@ -1041,9 +1007,6 @@ cdef class Station:
             batch.count += 1
             batch.weight += ticket.weight
             taken += 1
-            ticket = after
-        if self.staged_count == 0:
-            self.staged_weight = 0                              # no drift from adding and subtracting
         self.running.fetch_add(taken, memory_order_relaxed)
         self.queued.fetch_sub(taken, memory_order_seq_cst)
 
@@ -1094,7 +1057,7 @@ cdef class Station:
             if (self.rule != RULE_ADAPTIVE or self.has_buckets or self.has_weights.load(memory_order_relaxed)
                     or load.company <= 0):
                 # What has been seen, not what is counted: a ticket may be counted before its push can be seen.
-                self.wake_at.store(self.staged_count + 1, memory_order_seq_cst)
+                self.wake_at.store(self.staged.count + 1, memory_order_seq_cst)
             else:
                 self.wake_at.store(min(self.max_batch, load.queued + load.company), memory_order_seq_cst)
         if took and (verdict.reason == LATE or verdict.reason == TIMEOUT):
@@ -4161,3 +4124,93 @@ def decide(str rule, *, list preferred=None, **load_fields):
     else:
         verdict = decide_preferred(&load, sizes.data(), <int32_t>sizes.size())
     return _ACTIONS[verdict.action], _REASONS[verdict.reason], verdict.until_ns, verdict.size
+
+
+cdef int _hold(c_bool invariant) except -1:
+    if not invariant:                                           # assert is silent in a release build
+        raise AssertionError("the list breaks an invariant of _ranking.pxd")
+    return 0
+
+
+@cython.final
+cdef class RankedTickets:
+    """For tests: a station's staged list alone, of tickets that have nothing but a number, a rank and a bucket."""
+
+    cdef Ranked ranked
+    cdef list visits
+    cdef readonly int64_t added
+
+    def __cinit__(self):
+        self.visits = []
+        ranked_init(&self.ranked)
+
+    def add(self, int64_t rank, int64_t bucket=0, *, bint in_order=False):
+        """Insert a ticket, or with ``in_order`` append it, as is done while no request has had a priority; its number."""
+        cdef Visit visit = Visit.__new__(Visit)
+        visit.ticket.rank_ns = rank
+        visit.ticket.bucket = bucket
+        visit.ticket.arrival_ns = self.added                    # its number
+        visit.ticket.weight = 1.0
+        self.visits.append(visit)
+        self.added += 1
+        if in_order:
+            ranked_append(&self.ranked, &visit.ticket)
+        else:
+            ranked_insert(&self.ranked, &visit.ticket)
+        return self.added - 1
+
+    def take(self, int64_t bucket, int count):
+        """Take the first so many of a bucket, as a batch does; their numbers."""
+        cdef Cursor cursor
+        taken = []
+        cursor_begin(&cursor, &self.ranked)
+        while cursor.at != NULL and len(taken) < count:
+            if cursor.at.bucket == bucket:
+                taken.append(cursor_take(&cursor, &self.ranked).arrival_ns)
+            else:
+                cursor_pass(&cursor, &self.ranked)
+        return taken
+
+    @property
+    def numbers(self):
+        """The tickets' numbers, in the list's order."""
+        cdef Ticket* ticket = self.ranked.first
+        numbers = []
+        while ticket != NULL:
+            numbers.append(ticket.arrival_ns)
+            ticket = next_of(ticket)
+        return numbers
+
+    @property
+    def steps(self):
+        """How many tickets have been walked past in order to insert others."""
+        return self.ranked.steps
+
+    @property
+    def is_indexed(self):
+        return self.ranked.is_indexed
+
+    def check(self):
+        """Fail if the list breaks one of its invariants."""
+        cdef Ticket* ticket = self.ranked.first
+        cdef Ticket* last = NULL
+        cdef Ticket* reached[LINKS_ABOVE]
+        cdef int32_t count = 0
+        cdef int level
+        for level in range(LINKS_ABOVE):
+            reached[level] = self.ranked.first_above[level] if self.ranked.is_indexed else NULL
+        while ticket != NULL:
+            if self.ranked.is_indexed:
+                for level in range(ticket.links_above):
+                    _hold(reached[level] == ticket)
+                    reached[level] = ticket.above[level]
+                    _hold(reached[level] != NULL or self.ranked.last_above[level] == ticket)
+            last = ticket
+            count += 1
+            ticket = next_of(ticket)
+        for level in range(LINKS_ABOVE):
+            _hold(reached[level] == NULL)
+        _hold(self.ranked.last == last)
+        _hold(self.ranked.count == count)
+        _hold(self.ranked.weight == count)
+        _hold(count > 0 or not self.ranked.is_indexed)
