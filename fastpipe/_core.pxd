@@ -15,6 +15,7 @@ from libcpp.mutex cimport mutex
 from libcpp.vector cimport vector
 
 from fastpipe._batching cimport Load, Verdict
+from fastpipe._hanging cimport Watched
 from fastpipe._inbox cimport Inbox, Ticket
 from fastpipe._parking cimport EventCount, Word
 from fastpipe._ranking cimport Ranked
@@ -92,6 +93,7 @@ cdef class Station:
     cdef atomic[int64_t]* started_ns            # atomic: by instance, when the batch in it began; 0: none. Whoever changes
                                                 # it from that value, the worker or the watchdog, decides: it hung or not
     cdef list held                              # GIL: by instance, (visits, turn, instance, thread) while a batch may hang
+    cdef list lives                             # GIL: by instance, how often one was given up in its place
     cdef readonly int64_t hung                  # GIL: batches that did
     cdef readonly int64_t given_up_after_ns     # the watchdog's: how long the last of them had run
     cdef readonly int64_t deaths                # GIL: workers that ended, and were set to work again
@@ -328,10 +330,12 @@ cdef class Watchdog:
     cdef list stations                          # built
     cdef vector[PyObject*] stations_seen        # built: the same, for nogil code
     cdef bint aborts                            # built: end the process instead
+    cdef vector[Watched] watched                # its thread's: by station and instance, what it has seen there
+    cdef int64_t asked_ns                       # its thread's: when it meant to look next, at the latest
     cdef EventCount changed                     # where the thread sleeps
     cdef atomic[int64_t] until_ns               # atomic: until when it sleeps. Workers store `started_ns` and then read
                                                 # it; it stores NOTIFY_ME and then reads `started_ns`: one sees the other
-    cdef atomic[uint8_t] stops                  # atomic: it leaves
+    cdef atomic[uint8_t] stops                  # atomic: it leaves, once no batch runs
     cdef void c_tell(self, int64_t until) noexcept nogil
     cdef c_bool c_look(self, PyObject** station, int* index, int64_t* until) noexcept nogil
 

@@ -45,6 +45,7 @@ from libcpp.atomic cimport memory_order_seq_cst
 from fastpipe._batching cimport (
     DISPATCH, LATE, REASON_COUNT, RULE, TIMEOUT, WAIT_UNTIL, decide_adaptive, decide_greedy, decide_preferred, decide_timeout,
 )
+from fastpipe._hanging cimport LOOKS, Watched, late_at_ns
 from fastpipe._inbox cimport LINKS_ABOVE, inbox_init, inbox_pop, inbox_push
 from fastpipe._parking cimport (
     FOREVER, SET, Frame, abort_process, atomic_thread_fence, enter_frame, events_leave, events_notify, events_prepare, events_sleep,
@@ -381,6 +382,7 @@ cdef class Station:
         self.hang_ns = <int64_t>(hang_timeout_s * 1e9)
         self.workers_only = thread_bound or self.hang_ns > 0
         self.held = [None] * instance_count
+        self.lives = [0] * instance_count
         if isinstance(rule, str):
             self.rule = _RULES[rule]
         else:
@@ -441,9 +443,14 @@ cdef class Station:
         self.life.store(DRAINING, memory_order_seq_cst)
         events_notify(&self.workers, 0x7fffffff)
 
-    def retire(self, int index, double timeout_s):
+    def life_of(self, int index):
+        """Which of the backends that have had an instance's place has it now: how many were given up before."""
+        return self.lives[index]
+
+    def retire(self, int index, int life, double timeout_s):
         """Take an instance out of service for good, once its batch is done; False if that lasts longer. Serves signals.
 
+        None if the backend with that ``life`` was given up, before or while this waits: its token is another's, or nobody's.
         Only after close(): whoever releases a token then tells those who wait here. Negative ``timeout_s``: no limit.
         """
         cdef int64_t deadline = FOREVER if timeout_s < 0 else now_ns() + <int64_t>(timeout_s * 1e9)
@@ -451,6 +458,9 @@ cdef class Station:
         cdef uint32_t epoch
         while True:
             epoch = events_prepare(&self.workers)
+            if self.lives[index] != life:
+                events_leave(&self.workers)
+                return None
             if self.c_try_token(index):
                 events_leave(&self.workers)
                 return True
@@ -789,7 +799,7 @@ cdef class Station:
     cdef int c_begin_batch(self, int index, int64_t now) noexcept:
         """From now on the watchdog looks at what runs in an instance."""
         self.started_ns[index].store(now, memory_order_seq_cst)
-        self.watchdog.c_tell(now + self.hang_ns)
+        self.watchdog.c_tell(now + self.hang_ns // LOOKS)
         return 0
 
     cdef c_bool c_end_batch(self, int index, Turn turn, int64_t started) noexcept:
@@ -813,6 +823,8 @@ cdef class Station:
         visits, lost, instance, thread = self.held[index]
         engine = (<Visit>visits[0]).walk.engine
         self.held[index] = None
+        self.lives[index] += 1
+        events_notify(&self.workers, 0x7fffffff)                # for retire()
         self.hung += 1
         lost.abandoned = instance.backend
         turn.settled, lost.settled = lost.settled, []           # what it has not handed out
@@ -1810,41 +1822,49 @@ cdef class Watchdog:
     """Gives up batches that run for longer than their node's ``hang_timeout``. Knows no pipe: its thread keeps none alive.
 
     Finding one needs no GIL, which the hung backend may hold. What follows does, but for ``aborts``: that ends the process
-    at once, by SIGABRT. Sleeps until the next batch could be late; while none runs, for ever.
+    at once, by SIGABRT. Sleeps until the next look (_hanging.pxd); while no batch runs, for ever.
     """
 
     def __cinit__(self, list stations, bint aborts):
         self.stations = stations
         self.aborts = aborts
+        self.asked_ns = NOTIFY_ME
         for station in stations:
             self.stations_seen.push_back(<PyObject*>station)
+            self.watched.resize(self.watched.size() + <size_t>(<Station>station).instance_count)
 
     cdef void c_tell(self, int64_t until) noexcept nogil:
-        """A batch has begun that must have ended by then."""
+        """A batch has begun that is to be looked at by then."""
         if self.until_ns.load(memory_order_seq_cst) > until:
             events_notify(&self.changed, 1)                     # it sleeps for longer than that
 
     cdef c_bool c_look(self, PyObject** station, int* index, int64_t* until) noexcept nogil:
-        """True if a batch is late: where, and it is decided (E8). Else, when one could be."""
+        """True if a batch is late: where, and it is decided (E8). Else, when to look again."""
         cdef int64_t now = now_ns()
-        cdef int64_t started, late_at
+        cdef int64_t asked = self.asked_ns if frozen_ns.load(memory_order_relaxed) == 0 else -1
+        cdef int64_t started, late_at, hang_ns
         cdef size_t i
+        cdef size_t seen = 0
         cdef int k
         until[0] = NOTIFY_ME
         for i in range(self.stations_seen.size()):
             station[0] = self.stations_seen[i]
+            hang_ns = (<Station>station[0]).hang_ns
             for k in range((<Station>station[0]).instance_count):
+                seen += 1
                 started = (<Station>station[0]).started_ns[k].load(memory_order_seq_cst)
                 if started <= 0:
                     continue
-                late_at = started + (<Station>station[0]).hang_ns
+                late_at = late_at_ns(&self.watched[seen - 1], started, hang_ns, now, asked)
                 if late_at > now:
-                    until[0] = min(until[0], late_at)
+                    until[0] = min(until[0], min(late_at, now + hang_ns // LOOKS))
                 elif (<Station>station[0]).started_ns[k].compare_exchange_strong(started, GIVEN_UP, memory_order_seq_cst,
                                                                                  memory_order_seq_cst):
                     (<Station>station[0]).given_up_after_ns = now - started
                     index[0] = k
+                    self.asked_ns = now                         # the next look is at once
                     return True
+        self.asked_ns = until[0]
         return False
 
     def serve(self):
@@ -1855,22 +1875,28 @@ cdef class Watchdog:
         cdef uint32_t epoch
         with nogil:
             want_precise_timers()
-            while not self.stops.load(memory_order_seq_cst):
+            while True:
                 epoch = events_prepare(&self.changed)
                 self.until_ns.store(NOTIFY_ME, memory_order_seq_cst)
-                if self.stops.load(memory_order_seq_cst):
-                    events_leave(&self.changed)
-                elif self.c_look(&station, &index, &until):
+                if self.aborts and self.stops.load(memory_order_seq_cst):
+                    break
+                if self.c_look(&station, &index, &until):
                     events_leave(&self.changed)
                     if self.aborts:
                         abort_process()
                     _give_up(station, index)
+                elif until == NOTIFY_ME and self.stops.load(memory_order_seq_cst):
+                    break
                 else:
                     self.until_ns.store(until, memory_order_seq_cst)
                     events_sleep(&self.changed, epoch, FOREVER if until == NOTIFY_ME else until)
+            events_leave(&self.changed)
 
     def stop(self):
-        """Let the thread leave."""
+        """Let the thread leave, once no batch runs: what close() has left behind may still hang, and be given up then.
+
+        Where batches that hang end the process the thread leaves at once: a pipe that is closed does so no more.
+        """
         self.stops.store(1, memory_order_seq_cst)
         events_notify(&self.changed, 0x7fffffff)
 
@@ -4130,6 +4156,13 @@ cdef int _hold(c_bool invariant) except -1:
     if not invariant:                                           # assert is silent in a release build
         raise AssertionError("the list breaks an invariant of _ranking.pxd")
     return 0
+
+
+def late_at(int64_t hang_ns, list looks):
+    """When a batch counts as late after each of some looks at its instance: (when it began, when the look was meant, when it was)."""
+    cdef Watched watched
+    watched.started_ns = watched.since_ns = watched.pauses = 0
+    return [late_at_ns(&watched, started_ns, hang_ns, now_ns, asked_ns) for started_ns, asked_ns, now_ns in looks]
 
 
 @cython.final

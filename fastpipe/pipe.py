@@ -80,7 +80,7 @@ class Pipe(_core.Engine):
         self._hung = HungInstances(self)
         # What has to be closed by whoever closes the pipe: thread-bound backends are closed by their threads. By id(),
         # as several threads may take something out at the same time.
-        self._backends: dict[int, tuple[Backend, _core.Station | None, int]] = {}
+        self._backends: dict[int, tuple[Backend, _core.Station | None, int, int]] = {}
         # Reentrant: closing runs user code (backends, callbacks, signal handlers), which may close.
         self._close_lock = threading.RLock()
         if config.request_timeout_s is not None:
@@ -93,7 +93,7 @@ class Pipe(_core.Engine):
         except BaseException as error:
             self._stop_workers(None)
             # Nothing runs, whether or not its instance was opened.
-            self._backends = {key: (backend, None, 0) for key, (backend, _, _) in self._backends.items()}
+            self._backends = {key: (backend, None, 0, 0) for key, (backend, *_) in self._backends.items()}
             try:
                 self._close_backends(None)
             except Exception as close_error:  # the reason for closing is what the user must see
@@ -420,8 +420,12 @@ class Pipe(_core.Engine):
                 worker.join(None if deadline is None else max(deadline - time.monotonic(), 0.0))
         if self._watchdog is not None and self._watchdog_worker is not None:  # only now: a worker may hang until here
             self._watchdog.stop()
-            if self._watchdog_worker.thread is not threading.current_thread():
+            if self._watchdog_worker.thread is not threading.current_thread() and not self._has_left_behind():
                 self._watchdog_worker.join(LEAST_JOIN_S)
+
+    def _has_left_behind(self) -> bool:
+        """True if some worker has not left in time: it may hang."""
+        return any(worker.is_left_behind for worker in list(self._workers))
 
     def _start_clock(self, clock: _core.Clock) -> None:
         worker = Worker("fastpipe clock", clock.serve)
@@ -430,7 +434,8 @@ class Pipe(_core.Engine):
 
     def _own(self, backend: Backend, station: _core.Station | None, index: int) -> None:
         """Close a backend with the pipe, once its instance is free; ``station`` None: at any time."""
-        self._backends[id(backend)] = backend, station, index
+        life = 0 if station is None else station.life_of(index)
+        self._backends[id(backend)] = backend, station, index, life
 
     def _close_backends(self, deadline: float | None) -> None:
         idle: list[Backend] = []
@@ -441,12 +446,14 @@ class Pipe(_core.Engine):
                 each = self._backends.pop(key, None)
                 if each is None:
                     continue
-                backend, station, index = each
+                backend, station, index, life = each
                 # A branch of a request that has failed may still run on its caller's thread.
                 left_s = -1.0 if deadline is None else max(deadline - time.monotonic(), 0.0)
                 busy.append(each)
-                if station is None or station.retire(index, left_s):
+                is_ours = True if station is None else station.retire(index, life, left_s)
+                if is_ours is not False:
                     busy.pop()
+                if is_ours:  # else it was given up, and whoever hangs in it closes it, if ever
                     idle.append(backend)
         except BaseException:
             for backend in idle:
@@ -454,7 +461,7 @@ class Pipe(_core.Engine):
             raise
         finally:
             for each in busy:
-                self._own(*each)
+                self._backends[id(each[0])] = each
         close_all(idle)
 
     # ---- instances that hang -----------------------------------------------------------------------------------
