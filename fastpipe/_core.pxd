@@ -415,7 +415,8 @@ cdef class Engine:
     cdef int64_t[7] failed_by                   # GIL: how many requests, by reason
     cdef Station gate                           # built: its places are those of requests in flight; or None
     cdef EventCount drained                     # where close() sleeps
-    cdef int64_t arrivals                       # GIL: how many have stood in line
+    cdef readonly int64_t arrivals              # GIL: how many have stood in line
+    cdef readonly int64_t looks                 # GIL: how often it was looked whether the first of a line may go; for tests
     cdef Waiter called_first                    # GIL: coroutines that are let in, and whose requests are not started yet
     cdef Waiter called_last                     # GIL
     cdef uint32_t generation                    # built: in which process, see fork()

@@ -200,6 +200,8 @@ class Engine:
     cancelled: int
     refused: int
     copies: int
+    arrivals: int
+    looks: int
     nodes: tuple[Node, ...]
     recorder: Any
     @property

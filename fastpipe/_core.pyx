@@ -1578,6 +1578,7 @@ cdef class Line:
         """Let the first in, or turn it away, if its gates say so; False: it has to wait."""
         cdef Waiter waiter = self.first
         cdef Station shut = self.c_shut_gate(waiter.size_bytes, waiter.is_patient)
+        waiter.engine.looks += 1
         if shut is not None and (shut.when_full != REJECT or waiter.is_patient):
             return False
         self.c_unlink(waiter)
