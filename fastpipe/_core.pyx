@@ -2302,6 +2302,8 @@ cdef class Engine:
         for index, request in enumerate(requests):
             try:
                 stepper = _new_stepper(self, request, None, terms)
+            except PipeClosed:
+                raise
             except Exception as refused:
                 _collect_error(errors, refused, index, len(requests))
                 continue
@@ -2326,7 +2328,9 @@ cdef class Engine:
             for index, (entry, request) in enumerate(zip(entries, requests)):
                 try:
                     walks.append(self.c_admit(entry, request, SINK_CALLER, None, terms))
-                except Exception as error:                              # no room, no time left, or closed in the middle
+                except PipeClosed:                                      # nothing that follows has a chance
+                    raise
+                except Exception as error:                              # no room, or no time left
                     refused[index] = error
                     continue
                 if (<Entry>entry).line is not None:             # waiting for room, workers must have something to do
@@ -2336,7 +2340,7 @@ cdef class Engine:
             for walk in walks:
                 if walk.entry.line is None:
                     self.c_start_walk(walk, turn)
-        except BaseException:                                           # a signal, or out of memory
+        except BaseException:                                           # closed in the middle, a signal, or out of memory
             for walk in walks:
                 self.c_cancel(walk)
             self.c_settle(turn)                                         # others' requests, which it has shed
@@ -2785,7 +2789,7 @@ cdef class Engine:
                 turn = Turn.__new__(Turn)
                 self.c_start_waiter(waiter, turn)
             except BaseException as error:
-                _tell_loop(waiter.sink[0], [(waiter.sink[1], waiter.request, error)])
+                _tell_waiter(waiter, error)
             if waiter.is_booked:                                # it does not come: cancelled, or there is no memory
                 waiter.is_booked = False
                 waiter.line.c_keep_promise()
@@ -3300,7 +3304,12 @@ cdef class Engine:
             walk.sink = None                                    # breaks the cycle future -> callback -> walk -> future
         if loops is not None:
             for loop, outcomes in loops.items():
-                _tell_loop(loop, outcomes)
+                try:
+                    loop.call_soon_threadsafe(_settle_in_loop, outcomes)
+                except RuntimeError:                            # the loop is closed: nobody is there to be told
+                    pass
+                except BaseException as error:
+                    _report(error, loop)
         return 0
 
     # ---- running -----------------------------------------------------------------------------------------------
@@ -3811,14 +3820,18 @@ def _as_raised(error):
     return replacement
 
 
-cdef int _tell_loop(object loop, list outcomes) noexcept:
-    """Have asyncio futures settled by their loop."""
-    try:
-        loop.call_soon_threadsafe(_settle_in_loop, outcomes)
-    except RuntimeError:                                        # the loop is closed: nobody is there to be told
-        pass
-    except BaseException as error:
-        _report(error, loop)
+cdef int _tell_waiter(Waiter waiter, object error) noexcept:
+    """Have the future of a coroutine whose request was not let in settled by its loop."""
+    cdef int attempt
+    for attempt in range(3):                                    # a signal, or no memory for a moment: it must not wait for ever
+        try:
+            waiter.sink[0].call_soon_threadsafe(_settle_in_loop, [(waiter.sink[1], waiter.request, error)])
+            return 0
+        except RuntimeError:                                    # the loop is closed: nobody is there to be told
+            return 0
+        except BaseException as unexpected:
+            if attempt == 2:
+                _report(unexpected, waiter.sink[0])
     return 0
 
 
