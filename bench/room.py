@@ -144,8 +144,8 @@ def main() -> None:
     for count in (1_000 // scale, 32_000 // scale):
         for words, priorities in (("one priority", (0.0,)), ("mixed priorities", (0.0, -1.0, 1.0, 2.0, 5.0))):
             values = [queued(count, priorities) for _ in range(turns)]
-            middle = statistics.median(values)
-            print(f"{f'{count:,} queued':28} {words:16} {middle:8.2f} us a request ({min(values):.2f} to {max(values):.2f})")
+            middle, least, most = statistics.median(values), min(values), max(values)
+            print(f"{f'{count:,} queued':28} {words:16} {middle:8.2f} us a request ({least:.2f} to {most:.2f})")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ def _hook(point: str, action: Callable[[], object] | None) -> None: ...
 _HOOKS: tuple[str, ...]
 
 def decide(rule: str, *, preferred: list[int] | None = ..., **load_fields: float) -> tuple[str, str, int, int]: ...
-
 def late_at(hang_ns: int, looks: list[tuple[int, int, int]]) -> list[int]: ...
+
 @final
 class RankedTickets:
     added: int
@@ -152,6 +152,7 @@ class Watchdog:
     def stop(self) -> None: ...
 
 def _as_raised(error: BaseException) -> BaseException: ...
+
 @final
 class Waiter:
     state: int

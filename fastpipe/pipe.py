@@ -182,8 +182,8 @@ class Pipe(_core.Engine):
             return_exceptions: yield a failed request's exception in its place instead of raising it; its
                 ``failed_request`` is the request. Also if the request was not let in (it is no dict, there was no room
                 within its time). What is raised ends the iteration, and cancels the requests taken ahead: without
-                ``return_exceptions`` each failure; an exception of ``requests`` itself, and PipeClosed and ForkedPipe of
-                a pipe that takes no more requests, always.
+                ``return_exceptions`` each failure; always an exception of ``requests`` itself, and PipeClosed or
+                ForkedPipe of a pipe that takes no more requests.
             timeout: seconds that each request may take, from when it is taken.
             priority: as of a call.
         """

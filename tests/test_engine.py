@@ -1006,7 +1006,7 @@ def test_abandoning_map_cancels_what_it_took_ahead() -> None:
 @pytest.mark.parametrize("return_exceptions", [False, True])
 @pytest.mark.parametrize("bad", ["raises", "no dict", "unknown node"])
 def test_an_error_of_the_source_comes_in_its_place(echo: Pipe, bad: str, return_exceptions: bool) -> None:
-    """What was taken before it is answered first; then it ends the iteration. A request's own failure may be yielded."""
+    """Behind what was taken before it: it ends the iteration, or is yielded as any failure of a request is."""
     is_yielded = return_exceptions and bad != "raises"
 
     def source() -> Iterator[Any]:

@@ -774,5 +774,5 @@ def test_p17_a_process_that_was_stopped_has_not_hung(tmp_path: Path, when_hung: 
     ],
 )
 def test_when_a_batch_counts_as_late(looks: list[tuple[int, int, int]], late_at: list[int]) -> None:
-    """A hang_timeout of 1000 after it began, or after a look that came much later than it was meant to; thrice at most."""
+    """A hang_timeout of 1000 after it began, or after a look that came much later than meant; thrice at most."""
     assert _core.late_at(1000, looks) == late_at

@@ -216,7 +216,7 @@ def test_the_pipes_places_go_to_who_came_first_for_whatever_node(
 
 @pytest.mark.parametrize("limit", [{"max_queue": 8}, {"max_in_flight": 8}, {"max_queue": 8, "max_in_flight": 9}])
 def test_waiting_costs_the_same_however_many_wait(limit: dict[str, int]) -> None:
-    """4,000 coroutines wait for 8 places: whether one may go is looked at a few times for each, not thousands of times."""
+    """4,000 coroutines wait for 8 places: whether one may go is looked at a few times for each, not thousands."""
     count = 4_000
 
     async def main(pipe: Pipe) -> list[Any]:
@@ -250,7 +250,7 @@ def test_as_many_threads_are_woken_as_there_are_places() -> None:
 
 
 def test_an_event_loop_that_stands_still_holds_up_nobody(loop: Loop) -> None:
-    """A coroutine's request is let in, and run, without its loop; the next one waits for it no longer than for any other."""
+    """A coroutine's request is let in, and run, without its loop; the next one waits as for any other."""
     with Held(max_in_flight=1) as held:
         coroutine = loop.start(held.pipe, {"data": b"loop"})
         held.wait_for_arrivals(1)
@@ -322,10 +322,15 @@ def test_closing_refuses_all_who_wait(loop: Loop, executor: concurrent.futures.T
 
 @pytest.mark.parametrize(
     ("limit", "places"),
-    [({"max_queue": 3}, 3), ({"max_in_flight": 3}, 2), ({"max_queue_bytes": 6}, 3), ({"max_queue": 5, "max_in_flight": 4}, 3)],
+    [
+        ({"max_queue": 3}, 3),
+        ({"max_in_flight": 3}, 2),
+        ({"max_queue_bytes": 6}, 3),
+        ({"max_queue": 5, "max_in_flight": 4}, 3),
+    ],
 )
 def test_no_place_is_lost_whatever_happens_to_those_who_wait(limit: dict[str, int], places: int) -> None:
-    """Threads and coroutines, many of which are cancelled or run out of time as they are let in: then all places are free."""
+    """Many threads and coroutines are cancelled or run out of time as they are let in: then all places are free."""
     gate = Gate()
     gate.opened.set()
 
