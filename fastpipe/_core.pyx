@@ -2414,9 +2414,9 @@ cdef class Engine:
         cdef Turn turn = Turn.__new__(Turn)
         cdef Walk walk
         cdef Clock clock
-        cdef Line line = None
+        cdef Line line
         cdef Waiter waiter
-        cdef int64_t size = 0
+        cdef int64_t size
         entry = self.c_entry(request)
         if terms is not None and terms.deadline_ns >= 0 and sink_kind != SINK_CALLER and self.clock is None:
             clock = Clock.__new__(Clock)
@@ -2619,34 +2619,33 @@ cdef class Engine:
 
     cdef Walk c_admit(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient=False):
         """Let a request in, when there is room. Blocks; serves signals."""
-        cdef Line line = None
+        cdef Line line
         cdef Waiter waiter
-        cdef int64_t size = 0
+        cdef int64_t size
         if is_hooked(AT_ADMIT):
             _act(AT_ADMIT)
-        if entry.line is not None:
-            line = self.c_line_at(entry)
-            size = line.c_size_of(request)
-            waiter = self.c_enter_line(line, entry, request, size, terms, is_patient, None)
-            if waiter is not None:
-                self.c_stand_in_line(waiter)
+        if entry.line is None:
+            return self.c_admit_now(entry, request, sink_kind, sink, terms)
+        line = self.c_line_at(entry)
+        size = line.c_size_of(request)
+        waiter = self.c_enter_line(line, entry, request, size, terms, is_patient, None)
+        if waiter is not None:
+            self.c_stand_in_line(waiter)
         return self.c_admit_booked(line, size, entry, request, sink_kind, sink, terms)
 
     cdef Walk c_admit_booked(self, Line line, int64_t size_bytes, Entry entry, object request, uint8_t sink_kind, object sink,
                              Terms terms):
-        """Let a request in whose places are booked; ``line`` None: it needs none."""
+        """Let a request in whose places are booked."""
         cdef Walk walk
         try:
             walk = self.c_admit_now(entry, request, sink_kind, sink, terms)
         except BaseException:
-            if line is not None:
-                line.c_give_back(size_bytes)
-                self.c_start_called()
+            line.c_give_back(size_bytes)
+            self.c_start_called()
             raise
-        if line is not None:
-            walk.has_room = line.home is not None
-            walk.room_bytes = size_bytes
-            walk.is_counted = line.whole is not None
+        walk.has_room = line.home is not None
+        walk.room_bytes = size_bytes
+        walk.is_counted = line.whole is not None
         return walk
 
     cdef Walk c_admit_now(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
