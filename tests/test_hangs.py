@@ -733,7 +733,7 @@ STOPPED = """
 
 @pytest.mark.parametrize("when_hung", ["replace", "abort"])
 @pytest.mark.parametrize("hangs", [False, True], ids=["healthy", "hung"])
-def test_p17_a_process_that_was_stopped_has_not_hung(tmp_path: Path, when_hung: str, hangs: bool) -> None:
+def test_a_process_that_was_stopped_has_not_hung(tmp_path: Path, when_hung: str, hangs: bool) -> None:
     """While it was stopped no batch could get on: each gets another hang_timeout. One that hangs is found then."""
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(STOPPED))
