@@ -15,8 +15,10 @@ from libcpp.mutex cimport mutex
 from libcpp.vector cimport vector
 
 from fastpipe._batching cimport Load, Verdict
+from fastpipe._hanging cimport Watched
 from fastpipe._inbox cimport Inbox, Ticket
 from fastpipe._parking cimport EventCount, Word
+from fastpipe._ranking cimport Ranked
 
 
 cdef struct Batch:              # what a worker took from its station: owned by that worker
@@ -78,11 +80,12 @@ cdef class Station:
     cdef int when_full                          # built: BLOCK, REJECT or SHED_OLDEST
     cdef int32_t max_queue                      # built: 0: no limit
     cdef int64_t max_queue_bytes                # built: 0: no limit
-    cdef int32_t reserved                       # GIL: admitted requests that will be queued, or run, here in a moment
+    cdef int32_t reserved                       # GIL: requests let in that will be queued, or run, here in a moment
+    cdef int64_t reserved_bytes                 # GIL: theirs
     cdef list waiting_alone                     # GIL: visits of steppers that wait for a token, and not in the queue
     cdef int64_t queued_bytes                   # GIL
-    cdef EventCount room                        # where callers wait until the queue is shorter
-    cdef list room_waiters                      # GIL: (loop, future) of coroutines that do
+    cdef list lines                             # GIL: of Line: all in which one may wait for a place here, at the front
+    cdef int32_t waiter_count                   # GIL: how many stand in them
     cdef atomic[uint8_t] has_ranks              # atomic: some request had a priority, so the queue must be kept in order
     cdef int32_t ghosts                         # GIL: queued visits whose walks have ended: they hold no place
     cdef int64_t hang_ns                        # built: how long a batch may run; 0: however long
@@ -90,6 +93,7 @@ cdef class Station:
     cdef atomic[int64_t]* started_ns            # atomic: by instance, when the batch in it began; 0: none. Whoever changes
                                                 # it from that value, the worker or the watchdog, decides: it hung or not
     cdef list held                              # GIL: by instance, (visits, turn, instance, thread) while a batch may hang
+    cdef list lives                             # GIL: by instance, how often one was given up in its place
     cdef readonly int64_t hung                  # GIL: batches that did
     cdef readonly int64_t given_up_after_ns     # the watchdog's: how long the last of them had run
     cdef readonly int64_t deaths                # GIL: workers that ended, and were set to work again
@@ -97,10 +101,7 @@ cdef class Station:
                                                 # with `idle`: they raise it and then try, release raises idle and then reads
 
     cdef mutex desk                             # guards what says "mutex"
-    cdef Ticket* staged_first                   # mutex: popped from the inbox, in order, not yet taken
-    cdef Ticket* staged_last                    # mutex
-    cdef int32_t staged_count                   # mutex
-    cdef double staged_weight                   # mutex
+    cdef Ranked staged                          # mutex: popped from the inbox, in order, not yet taken
 
     # What the rule has learned. Relaxed atomics: written under the GIL, read anywhere; a stale value is harmless.
     cdef atomic[int64_t] idle_since_ns          # when an instance became idle while none was
@@ -128,12 +129,11 @@ cdef class Station:
     cdef void c_push(self, Ticket* ticket) noexcept nogil
     cdef void c_notify(self) noexcept nogil
     cdef void c_drain(self) noexcept nogil                           # mutex held
-    cdef void c_stage(self, Ticket* ticket) noexcept nogil           # mutex held
     cdef c_bool c_has_twins(self) noexcept
     cdef c_bool c_is_limited(self) noexcept
-    cdef c_bool c_is_full(self, int64_t more_bytes) noexcept         # GIL
+    cdef c_bool c_is_full(self, int64_t more_bytes, c_bool with_reserved) noexcept      # GIL
     cdef object c_full_error(self, int64_t more_bytes)               # GIL
-    cdef int c_tell_of_room(self) except -1                          # GIL
+    cdef void c_tell_of_room(self) noexcept                          # GIL
     cdef int32_t c_waiting(self) noexcept                            # GIL
     cdef int64_t c_waiting_bytes(self) noexcept                      # GIL
     cdef Visit c_take_oldest(self)                                   # GIL
@@ -157,6 +157,52 @@ cdef class Station:
     cdef void c_note_arrival(self, int64_t now) noexcept nogil
     cdef void c_note_cost(self, int32_t size, c_bool shared, int64_t elapsed_ns) noexcept nogil
     cdef int c_token_for_caller(self, double weight) noexcept    # GIL; instance, or -1: queue
+
+
+@cython.final
+cdef class Line:
+    # Those who wait to be let in at one entry, first come, first served. All of them need room at the same gates, so what
+    # keeps the first of them out keeps all. Knows stations only, so that workers which sleep there keep nothing else alive.
+    cdef tuple gates                            # built: of Station, fronts: one is let in only while none of them is full
+    cdef Station home                           # built: of the gates, the one where one will queue; or None
+    cdef Station whole                          # built: of the gates, the pipe's; or None
+    cdef Waiter first                           # GIL
+    cdef Waiter last                            # GIL
+    cdef Station c_shut_gate(self, int64_t size_bytes, c_bool is_patient)
+    cdef Station c_gate_of_first(self)
+    cdef int64_t c_size_of(self, object request) except -1
+    cdef void c_book(self, int64_t size_bytes) noexcept
+    cdef void c_give_back(self, int64_t size_bytes) noexcept
+    cdef void c_promise(self) noexcept
+    cdef void c_keep_promise(self) noexcept
+    cdef void c_join(self, Waiter waiter) noexcept
+    cdef void c_unlink(self, Waiter waiter) noexcept
+    cdef c_bool c_let_in_first(self) noexcept
+    cdef void c_serve(self) noexcept
+    cdef void c_turn_all_away(self) noexcept
+
+
+@cython.final
+cdef class Waiter:
+    # A request in a line. GIL: all but `word`.
+    cdef Engine engine
+    cdef Line line
+    cdef Entry entry
+    cdef object request
+    cdef Terms terms
+    cdef object sink                            # (loop, asyncio future) of a coroutine; None: a thread parks on `word`
+    cdef Walk walk                              # the coroutine's, once it is let in
+    cdef int64_t number                         # how many have come before it, in all lines of the pipe
+    cdef int64_t size_bytes
+    cdef bint is_patient                        # it waits even where others are refused, or shed what waits
+    cdef readonly int state                     # IN_LINE, AWAY, LET_IN, TURNED_AWAY or GONE
+    cdef bint is_booked                         # it holds the places for its request
+    cdef Station turned_away_by                 # None: the pipe closes
+    cdef Word word                              # parks its thread
+    cdef Waiter next                            # in the line, or among those who are called
+    cdef PyObject* before                       # in the line; not owned
+    cdef void c_call(self) noexcept
+    cdef c_bool c_leave(self) noexcept
 
 
 @cython.final
@@ -207,7 +253,8 @@ cdef class Entry:
     cdef tuple leaves                           # of Node, in file order
     cdef Node restart                           # where a request that has passed all leaves enters again, or None
     cdef list exits                             # GIL: by node index, an Exit or None
-    cdef tuple gates                            # of Station: a request is let in only while none of them is full
+    cdef Line line                              # where one waits to be let in; None: nothing here has a limit
+    cdef Line inner_line                        # the same for calls from inside the pipe: they are part of what is in it
     cdef dict skips                             # GIL: (node index, status) -> Exit
 
 
@@ -237,6 +284,7 @@ cdef class Walk:
     cdef int64_t priority_ns                    # how much later it counts as having arrived, in every queue
     cdef list timer                             # GIL: the clock's, if it has one
     cdef bint has_room                          # it holds a place in the queue of `home`, booked at its front
+    cdef int64_t room_bytes                     # of that place
     cdef bint is_counted                        # it holds a place in the engine's `gate`
     cdef list queued                            # GIL: its visits in queues that have a limit; or None
     cdef object recorded                        # what the recorder wants to have back at the end, or None
@@ -282,10 +330,12 @@ cdef class Watchdog:
     cdef list stations                          # built
     cdef vector[PyObject*] stations_seen        # built: the same, for nogil code
     cdef bint aborts                            # built: end the process instead
+    cdef vector[Watched] watched                # its thread's: by station and instance, what it has seen there
+    cdef int64_t asked_ns                       # its thread's: when it meant to look next, at the latest
     cdef EventCount changed                     # where the thread sleeps
     cdef atomic[int64_t] until_ns               # atomic: until when it sleeps. Workers store `started_ns` and then read
                                                 # it; it stores NOTIFY_ME and then reads `started_ns`: one sees the other
-    cdef atomic[uint8_t] stops                  # atomic: it leaves
+    cdef atomic[uint8_t] stops                  # atomic: it leaves, once no batch runs
     cdef void c_tell(self, int64_t until) noexcept nogil
     cdef c_bool c_look(self, PyObject** station, int* index, int64_t* until) noexcept nogil
 
@@ -365,15 +415,29 @@ cdef class Engine:
     cdef int64_t[7] failed_by                   # GIL: how many requests, by reason
     cdef Station gate                           # built: its places are those of requests in flight; or None
     cdef EventCount drained                     # where close() sleeps
+    cdef readonly int64_t arrivals              # GIL: how many have stood in line
+    cdef readonly int64_t looks                 # GIL: how often it was looked whether the first of a line may go; for tests
+    cdef Waiter called_first                    # GIL: coroutines that are let in, and whose requests are not started yet
+    cdef Waiter called_last                     # GIL
     cdef uint32_t generation                    # built: in which process, see fork()
 
     cdef int c_check_may_wait(self) except -1
     cdef int c_check_process(self) except -1
     cdef int c_check_open(self) except -1
     cdef Entry c_entry(self, object request)
-    cdef Walk c_admit(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms)
+    cdef Walk c_admit(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient=*)
+    cdef Walk c_admit_booked(self, Line line, int64_t size_bytes, Entry entry, object request, uint8_t sink_kind, object sink,
+                             Terms terms)
     cdef Walk c_admit_now(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms)
-    cdef int c_wait_for_room(self, Entry entry, object request, Terms terms, c_bool may_block) except -1
+    cdef Line c_line_at(self, Entry entry)
+    cdef Waiter c_enter_line(self, Line line, Entry entry, object request, int64_t size, Terms terms, c_bool is_patient,
+                             object sink)
+    cdef int c_start_called_beside(self, Station station) noexcept
+    cdef object c_late_for_room(self, Waiter waiter)
+    cdef int c_stand_in_line(self, Waiter waiter) except -1
+    cdef int c_start_called(self) noexcept
+    cdef int c_start_waiter(self, Waiter waiter, Turn turn) except -1
+    cdef int c_start_admitted(self, Walk walk, Turn turn) except -1
     cdef int c_expire(self, Walk walk, Turn turn) noexcept
     cdef int c_tell_of_places(self, Walk walk) noexcept
     cdef object c_lost_error(self, Visit visit, object cause)
@@ -400,7 +464,7 @@ cdef class Engine:
     cdef int c_start_part(self, Walk part, Turn turn) except -1
     cdef int c_send_back(self, list visits, Turn turn) noexcept
     cdef int c_fail_visit(self, Visit visit, object error, Turn turn) noexcept
-    cdef Walk c_start_detached(self, request, uint8_t sink_kind, object sink, Terms terms)
+    cdef object c_start_detached(self, request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient)
     cdef void c_link(self, Walk walk) noexcept
     cdef c_bool c_claim(self, Visit visit, Turn turn) except *
     cdef int c_part_ended(self, Walk part, Turn turn) noexcept
@@ -420,3 +484,4 @@ cdef class Engine:
     cdef int c_queue_all(self, Turn turn) noexcept
     cdef int c_run_ready(self, Turn turn) noexcept
     cdef int c_settle(self, Turn turn) noexcept
+    cdef int c_hand_out(self, Turn turn) noexcept

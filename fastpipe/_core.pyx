@@ -19,7 +19,9 @@ Invariants, each held by the code that is named:
       and then looks at ``queued``; both sequentially consistent, so at least one of them sees the other and notifies.
       A worker announces itself before it looks (EventCount), so a notification between look and sleep is not lost.
   E5  Nobody is overtaken, but by priority: a caller takes a token only if nothing is queued; workers take the oldest
-      first, where a priority counts as having come earlier or later (Station.c_stage).
+      first, where a priority counts as having come earlier or later (_ranking.pxd).
+      Nor is anybody who waits to be let in: whoever frees a place gives it to the first of the line, under the same hold
+      of the GIL (Station.c_tell_of_room), so there is never room for the first of a line.
   E6  User code is entered in _enter_user_code and, a backend's forward, in _run_backend, with no mutex held.
   E7  The GIL is never taken while a mutex is held; holders of the GIL may wait for a mutex, which is held for moments.
   E8  A batch that may hang is given up or comes back, not both: whoever changes Station.started_ns from the time at which
@@ -43,11 +45,15 @@ from libcpp.atomic cimport memory_order_seq_cst
 from fastpipe._batching cimport (
     DISPATCH, LATE, REASON_COUNT, RULE, TIMEOUT, WAIT_UNTIL, decide_adaptive, decide_greedy, decide_preferred, decide_timeout,
 )
-from fastpipe._inbox cimport inbox_init, inbox_pop, inbox_push
+from fastpipe._hanging cimport LOOKS, Watched, late_at_ns
+from fastpipe._inbox cimport LINKS_ABOVE, inbox_init, inbox_pop, inbox_push
 from fastpipe._parking cimport (
     FOREVER, SET, Frame, abort_process, atomic_thread_fence, enter_frame, events_leave, events_notify, events_prepare, events_sleep,
     frozen_ns, futex_wake, hooked_points, innermost_batch, innermost_frame, is_another_inside, is_hooked, is_inside,
     is_settling, kernel_now_ns, leave_frame, now_ns, skip_exit_handlers, want_precise_timers, word_set, word_wait,
+)
+from fastpipe._ranking cimport (
+    Cursor, Ranked, cursor_begin, cursor_pass, cursor_take, next_of, ranked_append, ranked_init, ranked_insert,
 )
 
 from heapq import heapify, heappop, heappush
@@ -119,6 +125,13 @@ cdef enum:                  # Station.when_full
     BLOCK = 0
     REJECT = 1
     SHED_OLDEST = 2
+
+cdef enum:                  # Waiter.state
+    IN_LINE = 0
+    AWAY = 1                # serving signals
+    LET_IN = 2
+    TURNED_AWAY = 3
+    GONE = 4                # nobody waits for it
 
 cdef enum:                  # a worker, after a batch
     GOES_ON = 0
@@ -414,6 +427,7 @@ cdef class Station:
         self.hang_ns = <int64_t>(hang_timeout_s * 1e9)
         self.workers_only = thread_bound or self.hang_ns > 0
         self.held = [None] * instance_count
+        self.lives = [0] * instance_count
         if isinstance(rule, str):
             self.rule = _RULES[rule]
         else:
@@ -429,9 +443,10 @@ cdef class Station:
         self.max_queue = max_queue
         self.max_queue_bytes = max_queue_bytes
         self.when_full = _WHEN_FULL[when_full]
-        self.room_waiters = []
+        self.lines = []
         self.waiting_alone = []
         inbox_init(&self.inbox)
+        ranked_init(&self.staged)
         self.cost_size = min(max_batch, COST_TABLE_SIZE) + 1
         self.token_is_free = <atomic[uint8_t]*>calloc(instance_count, sizeof(atomic[uint8_t]))
         self.cost_alone_ns = <atomic[int64_t]*>calloc(self.cost_size, sizeof(atomic[int64_t]))
@@ -473,9 +488,14 @@ cdef class Station:
         self.life.store(DRAINING, memory_order_seq_cst)
         events_notify(&self.workers, 0x7fffffff)
 
-    def retire(self, int index, double timeout_s):
+    def life_of(self, int index):
+        """Which of the backends that have had an instance's place has it now: how many were given up before."""
+        return self.lives[index]
+
+    def retire(self, int index, int life, double timeout_s):
         """Take an instance out of service for good, once its batch is done; False if that lasts longer. Serves signals.
 
+        None if the backend with that ``life`` was given up, before or while this waits: its token is another's, or nobody's.
         Only after close(): whoever releases a token then tells those who wait here. Negative ``timeout_s``: no limit.
         """
         cdef int64_t deadline = FOREVER if timeout_s < 0 else now_ns() + <int64_t>(timeout_s * 1e9)
@@ -483,6 +503,9 @@ cdef class Station:
         cdef uint32_t epoch
         while True:
             epoch = events_prepare(&self.workers)
+            if self.lives[index] != life:
+                events_leave(&self.workers)
+                return None
             if self.c_try_token(index):
                 events_leave(&self.workers)
                 return True
@@ -551,8 +574,8 @@ cdef class Station:
                 self.desk.lock()
                 self.c_drain()
                 batch.first = NULL
-                if self.staged_first != NULL:
-                    self.c_take(&batch, self.staged_first.bucket, 0x7fffffff)
+                if self.staged.first != NULL:
+                    self.c_take(&batch, self.staged.first.bucket, 0x7fffffff)
                 self.desk.unlock()
             if batch.first == NULL:
                 return
@@ -672,41 +695,49 @@ cdef class Station:
             size_bytes += (<Station>self.others[i]).queued_bytes
         return size_bytes
 
-    cdef c_bool c_is_full(self, int64_t more_bytes) noexcept:
+    cdef c_bool c_is_full(self, int64_t more_bytes, c_bool with_reserved) noexcept:
         cdef int32_t waiting = self.c_waiting()
-        if self.when_full != SHED_OLDEST:                       # which makes room when it is needed
+        cdef int64_t reserved_bytes = 0
+        if with_reserved:
             waiting += self.reserved
+            reserved_bytes = self.reserved_bytes
         if self.max_queue > 0 and waiting >= self.max_queue:
             return True
-        return self.max_queue_bytes > 0 and self.c_waiting_bytes() + more_bytes > self.max_queue_bytes
+        return self.max_queue_bytes > 0 and self.c_waiting_bytes() + reserved_bytes + more_bytes > self.max_queue_bytes
 
     cdef object c_full_error(self, int64_t more_bytes):
         cdef int32_t waiting = self.c_waiting() + self.reserved
         if self.name is None:
             return QueueFull(f"the pipe is full: {waiting} requests are in flight, and its max_in_flight is {self.max_queue}")
-        if self.max_queue_bytes > 0 and self.c_waiting_bytes() + more_bytes > self.max_queue_bytes:
-            said = (f"{self.c_waiting_bytes()} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "
+        cdef int64_t waiting_bytes = self.c_waiting_bytes() + self.reserved_bytes
+        if self.max_queue_bytes > 0 and waiting_bytes + more_bytes > self.max_queue_bytes:
+            said = (f"{waiting_bytes} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "
                     f"{self.max_queue_bytes}")
         else:
             said = f"{waiting} requests wait, and its max_queue is {self.max_queue}"
         return QueueFull(f"the queue of node {self.name!r} is full: {said}")
 
-    cdef int c_tell_of_room(self) except -1:
-        """The queue is shorter: let those who wait look again. They do at the front."""
+    cdef void c_tell_of_room(self) noexcept:
+        """The queue is shorter: let in who has waited longest, as many as there are places. They stand at the front.
+
+        No code of users runs in here. Coroutines that are let in wait for Engine.c_start_called, which whoever frees places
+        calls before it runs a backend, sleeps or lets the GIL go for good.
+        """
+        cdef Line line, chosen
+        cdef int64_t latest = -1                                # of those that were looked at, who come in order
         if self.front is not None:
-            return self.front.c_tell_of_room()
-        events_notify(&self.room, 0x7fffffff)
-        if self.room_waiters:
-            waiters = self.room_waiters
-            self.room_waiters = []
-            for loop, future in waiters:
-                try:
-                    loop.call_soon_threadsafe(_settle_room, future)
-                except RuntimeError:                            # the loop is closed
-                    pass
-                except BaseException as error:
-                    _report(error, loop)
-        return 0
+            self.front.c_tell_of_room()
+            return
+        while self.waiter_count > 0:
+            chosen = None
+            for line in self.lines:
+                if line.first is not None and line.first.number > latest and (chosen is None
+                                                                              or line.first.number < chosen.first.number):
+                    chosen = line
+            if chosen is None:                                  # what keeps them out is full elsewhere
+                return
+            latest = chosen.first.number
+            chosen.c_let_in_first()
 
     cdef Visit c_take_oldest(self):
         """Take the request that would be next out of the queue, or None."""
@@ -714,8 +745,8 @@ cdef class Station:
         batch.first = NULL
         self.desk.lock()                                        # E7; nothing may come in between
         self.c_drain()
-        if self.staged_first != NULL:
-            self.c_take(&batch, self.staged_first.bucket, 1)
+        if self.staged.first != NULL:
+            self.c_take(&batch, self.staged.first.bucket, 1)
         self.desk.unlock()
         if batch.first == NULL:
             return None
@@ -749,18 +780,17 @@ cdef class Station:
         cdef c_bool found
         self.desk.lock()                                        # E7: a holder of the GIL may wait for it
         self.c_drain()
-        found = self.staged_first != NULL
+        found = self.staged.first != NULL
         if found:
-            rank_ns[0] = self.staged_first.rank_ns
+            rank_ns[0] = self.staged.first.rank_ns
         self.desk.unlock()
         return found
 
     cdef int c_sweep(self) except -1:
         """Take visits whose walks have ended out of the queue, once they are many: they keep their data alive."""
         cdef Batch ghosts
+        cdef Cursor cursor
         cdef Ticket* ticket
-        cdef Ticket* before = NULL
-        cdef Ticket* after
         cdef Ticket* last = NULL
         if self.ghosts < 32 or self.ghosts < self.queued.load(memory_order_relaxed) // 2:
             return 0
@@ -768,28 +798,18 @@ cdef class Station:
         ghosts.count = 0
         self.desk.lock()                                        # E7: a holder of the GIL may wait for it
         self.c_drain()
-        ticket = self.staged_first
-        while ticket != NULL:
-            after = <Ticket*>ticket.next.load(memory_order_relaxed)
-            if (<Visit>ticket.visit).is_ghost:
-                if before == NULL:
-                    self.staged_first = after
-                else:
-                    before.next.store(<void*>after, memory_order_relaxed)
-                if after == NULL:
-                    self.staged_last = before
-                self.staged_count -= 1
-                self.staged_weight -= ticket.weight
-                ticket.next.store(NULL, memory_order_relaxed)
-                if last == NULL:
-                    ghosts.first = ticket
-                else:
-                    last.next.store(<void*>ticket, memory_order_relaxed)
-                last = ticket
-                ghosts.count += 1
+        cursor_begin(&cursor, &self.staged)
+        while cursor.at != NULL:
+            if not (<Visit>cursor.at.visit).is_ghost:
+                cursor_pass(&cursor, &self.staged)
+                continue
+            ticket = cursor_take(&cursor, &self.staged)
+            if last == NULL:
+                ghosts.first = ticket
             else:
-                before = ticket
-            ticket = after
+                last.next.store(<void*>ticket, memory_order_relaxed)
+            last = ticket
+            ghosts.count += 1
         self.queued.fetch_sub(ghosts.count, memory_order_seq_cst)
         self.desk.unlock()
         if ghosts.first != NULL:
@@ -804,7 +824,7 @@ cdef class Station:
         cdef c_bool found = False
         self.desk.lock()                                        # E7: a holder of the GIL may wait for it
         self.c_drain()
-        ticket = self.staged_first
+        ticket = self.staged.first
         while ticket != NULL:                                   # E6: nothing in here may run a destructor
             visits.push_back(ticket.visit)
             Py_INCREF(<object>ticket.visit)
@@ -824,7 +844,7 @@ cdef class Station:
     cdef int c_begin_batch(self, int index, int64_t now) noexcept:
         """From now on the watchdog looks at what runs in an instance."""
         self.started_ns[index].store(now, memory_order_seq_cst)
-        self.watchdog.c_tell(now + self.hang_ns)
+        self.watchdog.c_tell(now + self.hang_ns // LOOKS)
         return 0
 
     cdef c_bool c_end_batch(self, int index, Turn turn, int64_t started) noexcept:
@@ -848,6 +868,8 @@ cdef class Station:
         visits, lost, instance, thread = self.held[index]
         engine = (<Visit>visits[0]).walk.engine
         self.held[index] = None
+        self.lives[index] += 1
+        events_notify(&self.workers, 0x7fffffff)                # for retire()
         self.hung += 1
         lost.abandoned = instance.backend
         turn.settled, lost.settled = lost.settled, []           # what it has not handed out
@@ -918,31 +940,14 @@ cdef class Station:
         return company
 
     cdef void c_drain(self) noexcept nogil:
-        """Move what has arrived from the inbox to the staged list. Mutex held."""
+        """Move what has arrived from the inbox to the staged list: to its end, or where its rank belongs. Mutex held."""
         cdef Ticket* ticket = inbox_pop(&self.inbox)
         while ticket != NULL:
-            self.c_stage(ticket)
+            if self.has_ranks.load(memory_order_relaxed):
+                ranked_insert(&self.staged, ticket)
+            else:
+                ranked_append(&self.staged, ticket)
             ticket = inbox_pop(&self.inbox)
-
-    cdef void c_stage(self, Ticket* ticket) noexcept nogil:
-        """Put a ticket into the staged list: at its end, or where its rank belongs. Mutex held."""
-        cdef Ticket* before = self.staged_last
-        cdef Ticket* after = NULL
-        if before != NULL and self.has_ranks.load(memory_order_relaxed) and before.rank_ns > ticket.rank_ns:
-            before = NULL
-            after = self.staged_first
-            while after.rank_ns <= ticket.rank_ns:
-                before = after
-                after = <Ticket*>after.next.load(memory_order_relaxed)
-        ticket.next.store(<void*>after, memory_order_relaxed)
-        if before == NULL:
-            self.staged_first = ticket
-        else:
-            before.next.store(<void*>ticket, memory_order_relaxed)
-        if after == NULL:
-            self.staged_last = ticket
-        self.staged_count += 1
-        self.staged_weight += ticket.weight
 
     cdef int64_t c_weigh_queue(self, Load* load) noexcept nogil:
         """Fill in what is queued of the bucket to go next, and return that bucket. Mutex held.
@@ -959,14 +964,14 @@ cdef class Station:
         cdef c_bool is_overdue
         cdef int32_t seen = 0
         cdef int32_t i
-        cdef Ticket* ticket = self.staged_first
+        cdef Ticket* ticket = self.staged.first
         load.queued = 0
         load.queued_weight = 0
         if ticket == NULL:
             return 0
         if not self.has_buckets:
-            load.queued = self.staged_count
-            load.queued_weight = self.staged_weight
+            load.queued = self.staged.count
+            load.queued_weight = self.staged.weight
             load.oldest_ns = ticket.arrival_ns
             return 0
         is_overdue = now_ns() - ticket.arrival_ns >= self.timeout_ns
@@ -1032,9 +1037,8 @@ cdef class Station:
 
     cdef void c_take(self, Batch* batch, int64_t bucket, int32_t size) noexcept nogil:
         """Append to ``batch`` up to ``size`` staged requests of ``bucket``, within the node's max. Mutex held."""
-        cdef Ticket* before = NULL
-        cdef Ticket* ticket = self.staged_first
-        cdef Ticket* after
+        cdef Cursor cursor
+        cdef Ticket* ticket
         cdef Ticket* last = batch.first
         cdef int32_t taken = 0
         if last == NULL:
@@ -1044,23 +1048,14 @@ cdef class Station:
         else:
             while last.next.load(memory_order_relaxed) != NULL:
                 last = <Ticket*>last.next.load(memory_order_relaxed)
-        while ticket != NULL and taken < size and batch.weight < self.max_batch:
-            after = <Ticket*>ticket.next.load(memory_order_relaxed)
-            if ticket.bucket != bucket:
-                before = ticket
-                ticket = after
+        cursor_begin(&cursor, &self.staged)
+        while cursor.at != NULL and taken < size and batch.weight < self.max_batch:
+            if cursor.at.bucket != bucket:
+                cursor_pass(&cursor, &self.staged)
                 continue
-            if batch.count > 0 and batch.weight + ticket.weight > self.max_batch:
+            if batch.count > 0 and batch.weight + cursor.at.weight > self.max_batch:
                 break
-            if before == NULL:
-                self.staged_first = after
-            else:
-                before.next.store(<void*>after, memory_order_relaxed)
-            if after == NULL:
-                self.staged_last = before
-            self.staged_count -= 1
-            self.staged_weight -= ticket.weight
-            ticket.next.store(NULL, memory_order_relaxed)
+            ticket = cursor_take(&cursor, &self.staged)
             if last == NULL:
                 batch.first = ticket
             else:
@@ -1069,9 +1064,6 @@ cdef class Station:
             batch.count += 1
             batch.weight += ticket.weight
             taken += 1
-            ticket = after
-        if self.staged_count == 0:
-            self.staged_weight = 0                              # no drift from adding and subtracting
         self.running.fetch_add(taken, memory_order_relaxed)
         self.queued.fetch_sub(taken, memory_order_seq_cst)
 
@@ -1122,7 +1114,7 @@ cdef class Station:
             if (self.rule != RULE_ADAPTIVE or self.has_buckets or self.has_weights.load(memory_order_relaxed)
                     or load.company <= 0):
                 # What has been seen, not what is counted: a ticket may be counted before its push can be seen.
-                self.wake_at.store(self.staged_count + 1, memory_order_seq_cst)
+                self.wake_at.store(self.staged.count + 1, memory_order_seq_cst)
             else:
                 self.wake_at.store(min(self.max_batch, load.queued + load.company), memory_order_seq_cst)
         if took and (verdict.reason == LATE or verdict.reason == TIMEOUT):
@@ -1384,6 +1376,8 @@ cdef void station_serve_hold(Station station, Batch* batch, int worker, Turn tur
             turn.death = error
             visits = []
             _fail_taken(batch, error, turn)
+        if engine.called_first is not None:
+            engine.c_start_called_beside(station)
         if visits:
             instance = <Instance>(<Visit>visits[0]).node.instances[batch.instance]
             if worker >= 0 and station.hang_ns > 0:
@@ -1422,7 +1416,7 @@ cdef void station_serve_hold(Station station, Batch* batch, int worker, Turn tur
         _act_in(AT_RELEASE, turn)
     station.c_release_token(batch.instance)
     batch.instance = -1
-    if turn.settled:
+    if turn.settled or engine.called_first is not None:
         if worker >= 0:
             frame = enter_frame(<void*>engine, True, _greenlet())
             engine.c_settle(turn)
@@ -1508,15 +1502,204 @@ cdef class Entry:
         self.leaf_count = len(self.leaves)
         self.restart = None if plan.restart is None else nodes[plan.restart]
         stations = [(<Node>nodes[index]).station for index in sorted(plan.reached) if (<Node>nodes[index]).station is not None]
-        gates = [station for station in dict.fromkeys(stations) if (<Station>station).c_is_limited()
-                 and ((<Station>station).when_full == BLOCK
-                      or station is self.node.station and (<Station>station).when_full == REJECT)]
-        limited = self.node.station is not None and self.node.station.c_is_limited()
+        gates = tuple([station for station in dict.fromkeys(stations) if (<Station>station).c_is_limited()
+                       and ((<Station>station).when_full == BLOCK or station is self.node.station)])
+        home = self.node.station if self.node.station in gates else None
         if gate is not None:
-            gates.insert(0, gate)
-        self.gates = tuple(gates) if gates or limited else None
+            self.line = Line((gate, *gates), home, gate)
+            self.inner_line = Line(gates, home, None)
+        elif gates:
+            self.line = self.inner_line = Line(gates, home, None)
         self.exits = [None] * len(nodes)
         self.skips = {}
+
+
+# =================================================================================================================
+# Room: who is let in, and in which order
+# =================================================================================================================
+
+@cython.final
+cdef class Line:
+    """Those who wait to be let in at one entry. See ``_core.pxd`` for who owns what."""
+
+    def __init__(self, tuple gates, Station home, Station whole):
+        self.gates = gates
+        self.home = home
+        self.whole = whole
+
+    cdef Station c_shut_gate(self, int64_t size_bytes, c_bool is_patient):
+        """The first gate that has no room for a request; None: it may be let in."""
+        cdef Station gate
+        for gate in self.gates:
+            if gate.when_full == SHED_OLDEST and not is_patient:
+                continue                                        # it makes room when it is needed
+            if gate.c_is_full(size_bytes if gate is self.home else 0, True):
+                return gate
+        return None
+
+    cdef Station c_gate_of_first(self):
+        """Which gate keeps the line waiting."""
+        cdef Station gate = None
+        if self.first is not None:
+            gate = self.c_shut_gate(self.first.size_bytes, self.first.is_patient)
+        return <Station>self.gates[0] if gate is None else gate
+
+    cdef int64_t c_size_of(self, object request) except -1:
+        """How much of a limit in bytes a request needs; 0 where there is none."""
+        return _size_of(request) if self.home is not None and self.home.max_queue_bytes > 0 else 0
+
+    cdef void c_book(self, int64_t size_bytes) noexcept:
+        """Take a place in the queue and in the pipe, for a request that is let in."""
+        if self.home is not None:
+            self.home.reserved += 1
+            self.home.reserved_bytes += size_bytes
+        if self.whole is not None:
+            self.whole.reserved += 1
+
+    cdef void c_give_back(self, int64_t size_bytes) noexcept:
+        """The request does not come after all."""
+        if self.home is not None:
+            self.home.reserved -= 1
+            self.home.reserved_bytes -= size_bytes
+            self.home.c_tell_of_room()
+        if self.whole is not None:
+            self.whole.reserved -= 1
+            self.whole.c_tell_of_room()
+
+    cdef void c_promise(self) noexcept:
+        """Hold a place in the queues further on until the request has set out, so that no more are let in than fit."""
+        cdef Station gate
+        for gate in self.gates:
+            if gate is not self.home and gate is not self.whole:
+                gate.reserved += 1
+
+    cdef void c_keep_promise(self) noexcept:
+        """It has set out, or does not come."""
+        cdef Station gate
+        for gate in self.gates:
+            if gate is not self.home and gate is not self.whole:
+                gate.reserved -= 1
+                gate.c_tell_of_room()
+
+    cdef void c_join(self, Waiter waiter) noexcept:
+        """Stand where one's number belongs: at the end, or, coming back, near the beginning, as a rule."""
+        cdef Station gate
+        cdef Waiter before = self.last
+        cdef Waiter after = self.first
+        if before is not None and before.number > waiter.number:
+            before = None
+            while after.number < waiter.number:
+                before = after
+                after = after.next
+            waiter.next = after
+            after.before = <PyObject*>waiter
+        else:
+            self.last = waiter
+        waiter.before = <PyObject*>before
+        if before is None:
+            self.first = waiter
+            waiter.before = NULL
+        else:
+            before.next = waiter
+        waiter.state = IN_LINE
+        for gate in self.gates:
+            gate.waiter_count += 1
+
+    cdef void c_unlink(self, Waiter waiter) noexcept:
+        cdef Station gate
+        if waiter.before == NULL:
+            self.first = waiter.next
+        else:
+            (<Waiter>waiter.before).next = waiter.next
+        if waiter.next is None:
+            self.last = None if waiter.before == NULL else <Waiter>waiter.before
+        else:
+            waiter.next.before = waiter.before
+        waiter.next = None
+        waiter.before = NULL
+        for gate in self.gates:
+            gate.waiter_count -= 1
+
+    cdef c_bool c_let_in_first(self) noexcept:
+        """Let the first in, or turn it away, if its gates say so; False: it has to wait."""
+        cdef Waiter waiter = self.first
+        cdef Station shut = self.c_shut_gate(waiter.size_bytes, waiter.is_patient)
+        waiter.engine.looks += 1
+        if shut is not None and (shut.when_full != REJECT or waiter.is_patient):
+            return False
+        self.c_unlink(waiter)
+        if shut is None:
+            self.c_book(waiter.size_bytes)
+            self.c_promise()
+            waiter.is_booked = True
+            waiter.state = LET_IN
+        else:
+            waiter.turned_away_by = shut
+            waiter.state = TURNED_AWAY
+        waiter.c_call()
+        return True
+
+    cdef void c_serve(self) noexcept:
+        """Let in all who may be, first come, first served."""
+        while self.first is not None and self.c_let_in_first():
+            pass
+
+    cdef void c_turn_all_away(self) noexcept:
+        """The pipe closes."""
+        cdef Waiter waiter
+        while self.first is not None:
+            waiter = self.first
+            self.c_unlink(waiter)
+            waiter.state = TURNED_AWAY
+            waiter.c_call()
+
+
+@cython.final
+cdef class Waiter:
+    """A request in a line; ``acall`` keeps it as a handle."""
+
+    cdef void c_call(self) noexcept:
+        """Tell whoever waits that it has left the line: its thread, or who starts the requests of coroutines."""
+        if self.sink is None:
+            if word_set(&self.word):
+                futex_wake(&self.word, 1)
+            return
+        if self.engine.called_last is None:
+            self.engine.called_first = self
+        else:
+            self.engine.called_last.next = self
+        self.engine.called_last = self
+
+    cdef c_bool c_leave(self) noexcept:
+        """Wait no longer, and hand on what one was given; False if the request has set out."""
+        if self.state == IN_LINE:
+            self.line.c_unlink(self)
+            self.state = GONE
+            self.line.c_serve()                                 # who comes next may need less
+        elif self.state != GONE and self.sink is not None:
+            if self.walk is not None:
+                return False
+            self.state = GONE                                   # c_start_waiter gives its places back
+        elif self.is_booked:
+            self.is_booked = False
+            self.state = GONE
+            self.line.c_keep_promise()
+            self.line.c_give_back(self.size_bytes)
+        self.engine.c_start_called()
+        return True
+
+    def cancel(self):
+        """Give the request up; True if it had not ended."""
+        if self.walk is not None:
+            return self.walk.cancel()
+        return self.c_leave()
+
+    def expire(self):
+        """Refuse the request if it still waits in line: its time is over. In its event loop's thread."""
+        if self.state == IN_LINE:
+            error = self.engine.c_late_for_room(self)
+            self.c_leave()
+            _settle_in_loop([(self.sink[1], self.request, error)])
 
 
 @cython.final
@@ -1687,41 +1870,49 @@ cdef class Watchdog:
     """Gives up batches that run for longer than their node's ``hang_timeout``. Knows no pipe: its thread keeps none alive.
 
     Finding one needs no GIL, which the hung backend may hold. What follows does, but for ``aborts``: that ends the process
-    at once, by SIGABRT. Sleeps until the next batch could be late; while none runs, for ever.
+    at once, by SIGABRT. Sleeps until the next look (_hanging.pxd); while no batch runs, for ever.
     """
 
     def __cinit__(self, list stations, bint aborts):
         self.stations = stations
         self.aborts = aborts
+        self.asked_ns = NOTIFY_ME
         for station in stations:
             self.stations_seen.push_back(<PyObject*>station)
+            self.watched.resize(self.watched.size() + <size_t>(<Station>station).instance_count)
 
     cdef void c_tell(self, int64_t until) noexcept nogil:
-        """A batch has begun that must have ended by then."""
+        """A batch has begun that is to be looked at by then."""
         if self.until_ns.load(memory_order_seq_cst) > until:
             events_notify(&self.changed, 1)                     # it sleeps for longer than that
 
     cdef c_bool c_look(self, PyObject** station, int* index, int64_t* until) noexcept nogil:
-        """True if a batch is late: where, and it is decided (E8). Else, when one could be."""
+        """True if a batch is late: where, and it is decided (E8). Else, when to look again."""
         cdef int64_t now = now_ns()
-        cdef int64_t started, late_at
+        cdef int64_t asked = self.asked_ns if frozen_ns.load(memory_order_relaxed) == 0 else -1
+        cdef int64_t started, late_at, hang_ns
         cdef size_t i
+        cdef size_t seen = 0
         cdef int k
         until[0] = NOTIFY_ME
         for i in range(self.stations_seen.size()):
             station[0] = self.stations_seen[i]
+            hang_ns = (<Station>station[0]).hang_ns
             for k in range((<Station>station[0]).instance_count):
+                seen += 1
                 started = (<Station>station[0]).started_ns[k].load(memory_order_seq_cst)
                 if started <= 0:
                     continue
-                late_at = started + (<Station>station[0]).hang_ns
+                late_at = late_at_ns(&self.watched[seen - 1], started, hang_ns, now, asked)
                 if late_at > now:
-                    until[0] = min(until[0], late_at)
+                    until[0] = min(until[0], min(late_at, now + hang_ns // LOOKS))
                 elif (<Station>station[0]).started_ns[k].compare_exchange_strong(started, GIVEN_UP, memory_order_seq_cst,
                                                                                  memory_order_seq_cst):
                     (<Station>station[0]).given_up_after_ns = now - started
                     index[0] = k
+                    self.asked_ns = now                         # the next look is at once
                     return True
+        self.asked_ns = until[0]
         return False
 
     def serve(self):
@@ -1732,22 +1923,28 @@ cdef class Watchdog:
         cdef uint32_t epoch
         with nogil:
             want_precise_timers()
-            while not self.stops.load(memory_order_seq_cst):
+            while True:
                 epoch = events_prepare(&self.changed)
                 self.until_ns.store(NOTIFY_ME, memory_order_seq_cst)
-                if self.stops.load(memory_order_seq_cst):
-                    events_leave(&self.changed)
-                elif self.c_look(&station, &index, &until):
+                if self.aborts and self.stops.load(memory_order_seq_cst):
+                    break
+                if self.c_look(&station, &index, &until):
                     events_leave(&self.changed)
                     if self.aborts:
                         abort_process()
                     _give_up(station, index)
+                elif until == NOTIFY_ME and self.stops.load(memory_order_seq_cst):
+                    break
                 else:
                     self.until_ns.store(until, memory_order_seq_cst)
                     events_sleep(&self.changed, epoch, FOREVER if until == NOTIFY_ME else until)
+            events_leave(&self.changed)
 
     def stop(self):
-        """Let the thread leave."""
+        """Let the thread leave, once no batch runs: what close() has left behind may still hang, and be given up then.
+
+        Where batches that hang end the process the thread leaves at once: a pipe that is closed does so no more.
+        """
         self.stops.store(1, memory_order_seq_cst)
         events_notify(&self.changed, 0x7fffffff)
 
@@ -1874,6 +2071,7 @@ cdef class Stepper:
             if visit.walk.has_room:
                 _leave_room(visit.walk)
                 station.c_tell_of_room()
+            engine.c_start_called()
             before = engine.steppers.get(PyThread_get_thread_ident())
             engine.steppers[PyThread_get_thread_ident()] = self
             station.running.fetch_add(1, memory_order_relaxed)
@@ -1908,6 +2106,7 @@ cdef class Stepper:
         try:
             if not self.engine.c_queue(visit, self.turn, True):
                 return 0
+            self.engine.c_start_called()
             while self.returned.load(memory_order_acquire) != SET and not self.c_is_over(visit):
                 until = self.c_slice_end()
                 with nogil:
@@ -2039,9 +2238,15 @@ cdef class Engine:
         return self.c_entry_at(<Node>self.nodes[index])
 
     cdef Entry c_entry_at(self, Node node):
+        cdef Entry made
         cdef Entry entry = <Entry>self.entries.get(node.name)
         if entry is None:                                       # nobody has entered here before
-            entry = self.entries.setdefault(node.name, Entry(self.graph.entry(node.index), self.nodes, self.gate))
+            made = Entry(self.graph.entry(node.index), self.nodes, self.gate)
+            entry = self.entries.setdefault(node.name, made)
+            if entry is made:                                   # nobody was faster
+                for line in dict.fromkeys((made.line, made.inner_line)):
+                    for gate in (<Line>line).gates if line is not None else ():
+                        (<Station>gate).lines.append(line)
         return entry
 
     cdef Exit c_exit(self, Entry entry, Node node, int status):
@@ -2145,7 +2350,13 @@ cdef class Engine:
         for request in requests:                                # all mistakes before the first is admitted
             self.c_entry(request)
         for index, request in enumerate(requests):
-            stepper = _new_stepper(self, request, None, terms)
+            try:
+                stepper = _new_stepper(self, request, None, terms)
+            except PipeClosed:
+                raise
+            except Exception as refused:
+                _collect_error(errors, refused, index, len(requests))
+                continue
             stepper.run()
             _collect_error(errors, stepper.walk.error, index, len(requests))
         _raise_errors(errors, len(requests))
@@ -2155,6 +2366,7 @@ cdef class Engine:
         cdef Turn turn = Turn.__new__(Turn)
         cdef list walks = []
         cdef list errors = []
+        cdef dict refused = {}                                  # index -> why it was not let in
         cdef Walk walk
         cdef Visit visit
         cdef int index
@@ -2163,15 +2375,22 @@ cdef class Engine:
             self.c_entry(requests)                              # says what a request is
         entries = [self.c_entry(request) for request in requests]       # all mistakes before the first is admitted
         try:
-            for entry, request in zip(entries, requests):
-                walks.append(self.c_admit(entry, request, SINK_CALLER, None, terms))
-                if (<Entry>entry).gates is not None:            # waiting for room, workers must have something to do
+            for index, (entry, request) in enumerate(zip(entries, requests)):
+                try:
+                    walks.append(self.c_admit(entry, request, SINK_CALLER, None, terms))
+                except PipeClosed:                                      # nothing that follows has a chance
+                    raise
+                except Exception as error:                              # no room, or no time left
+                    refused[index] = error
+                    continue
+                if (<Entry>entry).line is not None:             # waiting for room, workers must have something to do
                     self.c_start_walk(<Walk>walks[len(walks) - 1], turn)
                     self.c_queue_all(turn)
+                    self.c_settle(turn)                         # others' requests, which it has shed
             for walk in walks:
-                if walk.entry.gates is None:
+                if walk.entry.line is None:
                     self.c_start_walk(walk, turn)
-        except BaseException:                                           # closed in the middle, or out of memory
+        except BaseException:                                           # closed in the middle, a signal, or out of memory
             for walk in walks:
                 self.c_cancel(walk)
             self.c_settle(turn)                                         # others' requests, which it has shed
@@ -2195,9 +2414,11 @@ cdef class Engine:
             for walk in walks:
                 self.c_cancel(walk)
             raise
-        for index, walk in enumerate(walks):
-            _collect_error(errors, walk.error, index, len(walks))
-        _raise_errors(errors, len(walks))
+        let_in = iter(walks)
+        for index in range(len(entries)):
+            error = refused[index] if index in refused else (<Walk>next(let_in)).error
+            _collect_error(errors, error, index, len(entries))
+        _raise_errors(errors, len(entries))
         return requests
 
     def _help(self, Station station, Walk last, Turn turn):
@@ -2218,58 +2439,70 @@ cdef class Engine:
 
     def _submit(self, request, future, timeout, priority):
         """Start a request whose outcome goes to a ``RequestFuture``."""
-        return self.c_start_detached(request, SINK_FUTURE, future, _terms(self, timeout, priority))
+        return self.c_start_detached(request, SINK_FUTURE, future, _terms(self, timeout, priority), False)
 
     def _start_async(self, request, loop, future, Terms terms):
-        """Start a request whose outcome goes to an ``asyncio.Future`` of ``loop``. Raises _NoRoom instead of waiting."""
-        return self.c_start_detached(request, SINK_ASYNCIO, (loop, future), terms)
+        """Start a request whose outcome goes to an ``asyncio.Future`` of ``loop``: its walk, or who waits for room for it."""
+        return self.c_start_detached(request, SINK_ASYNCIO, (loop, future), terms, False)
 
-    def _start(self, request, timeout, priority):
-        """Start a request and return its walk, to be waited for."""
-        return self.c_start_detached(request, SINK_CALLER, None, _terms(self, timeout, priority))
+    def _start(self, request, timeout, priority, bint is_patient=False):
+        """Start a request and return its walk, to be waited for. ``is_patient``: wait for room whatever ``when_full`` says."""
+        return self.c_start_detached(request, SINK_CALLER, None, _terms(self, timeout, priority), is_patient)
 
     def _terms(self, timeout, priority):
         return _terms(self, timeout, priority)
 
-    def _wait_for_room_async(self, Station station, int64_t size, loop, future):
-        """Have ``future`` settled when the queue of a station is shorter."""
-        station.room_waiters.append((loop, future))
-        if not station.c_is_full(size):
-            station.c_tell_of_room()
-
-    def _late_for_room(self, Station station, Terms terms):
+    cdef object c_late_for_room(self, Waiter waiter):
         """Refuse a request that has waited for room until its time was over: return the error."""
+        cdef Station gate = waiter.line.c_gate_of_first()
         self.refused += 1
-        where = "in the pipe" if station is self.gate else f"in the queue of node {station.name!r}"
-        return RequestTimeout(f"the request waited {terms.timeout_s:g} s for room {where}")
+        where = "in the pipe" if gate is self.gate else f"in the queue of node {gate.name!r}"
+        return RequestTimeout(f"the request waited {waiter.terms.timeout_s:g} s for room {where}")
 
-    cdef Walk c_start_detached(self, request, uint8_t sink_kind, object sink, Terms terms):
+    cdef object c_start_detached(self, request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient):
+        """Start a request for which no thread waits: its walk. A coroutine's that has to wait for room: its Waiter."""
         cdef Turn turn = Turn.__new__(Turn)
         cdef Walk walk
         cdef Clock clock
-        cdef bint needs_clock = terms is not None and terms.deadline_ns >= 0 and sink_kind != SINK_CALLER
+        cdef Line line
+        cdef Waiter waiter
+        cdef int64_t size
         entry = self.c_entry(request)
-        if needs_clock and self.clock is None:
+        if terms is not None and terms.deadline_ns >= 0 and sink_kind != SINK_CALLER and self.clock is None:
             clock = Clock.__new__(Clock)
             self._start_clock(clock)                            # raises if there can be no more threads
             if self.clock is None:
                 self.clock = clock
             else:                                               # somebody else was faster
                 clock.stop()
-        walk = self.c_admit(entry, request, sink_kind, sink, terms)
-        if sink_kind == SINK_FUTURE:
-            sink.walk = walk
+        if sink_kind == SINK_ASYNCIO and (<Entry>entry).line is not None:
+            if is_hooked(AT_ADMIT):
+                _act(AT_ADMIT)
+            line = self.c_line_at(entry)
+            size = line.c_size_of(request)
+            waiter = self.c_enter_line(line, entry, request, size, terms, is_patient, sink)
+            if waiter is not None:
+                return waiter
+            walk = self.c_admit_booked(line, size, entry, request, sink_kind, sink, terms)
+        else:
+            walk = self.c_admit(entry, request, sink_kind, sink, terms, is_patient)
+        self.c_start_admitted(walk, turn)
+        self.c_settle(turn)
+        turn.wake()
+        return walk
+
+    cdef int c_start_admitted(self, Walk walk, Turn turn) except -1:
+        """Send a request on its way for which no thread waits, or none on this thread."""
+        if walk.sink_kind == SINK_FUTURE:
+            walk.sink.walk = walk
         try:
-            if needs_clock:
+            if walk.deadline_ns >= 0 and walk.sink_kind != SINK_CALLER:
                 self.clock.c_add(walk)
         except BaseException:                                   # out of memory: the walk must not stay in the books
             self.c_cancel(walk)
             raise
         self.c_start_walk(walk, turn)
-        self.c_queue_all(turn)
-        self.c_settle(turn)
-        turn.wake()
-        return walk
+        return self.c_queue_all(turn)
 
     def _run_parts(self, Entry entry, list splits, bint keeps_failures):
         """Run the parts of several requests through the graph at ``entry`` from inside a backend; answers, or exceptions, in
@@ -2437,30 +2670,35 @@ cdef class Engine:
                               f"{list(self.root_names)}{nearest(str(name), self.node_named)}")
         return self.c_entry_at(<Node>node)
 
-    cdef Walk c_admit(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
-        cdef Walk walk
-        cdef Station home = None
-        cdef bint is_counted = False
+    cdef Walk c_admit(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient=False):
+        """Let a request in, when there is room. Blocks; serves signals."""
+        cdef Line line
+        cdef Waiter waiter
+        cdef int64_t size
         if is_hooked(AT_ADMIT):
             _act(AT_ADMIT)
-        if entry.gates is not None:
-            self.c_wait_for_room(entry, request, terms, sink_kind != SINK_ASYNCIO)
-            is_counted = self.gate is not None and not is_inside(<void*>self)
-            if entry.node.station is not None and entry.node.station.c_is_limited():
-                home = entry.node.station
-                home.reserved += 1
-            if is_counted:
-                self.gate.reserved += 1
+        if entry.line is None:
+            return self.c_admit_now(entry, request, sink_kind, sink, terms)
+        line = self.c_line_at(entry)
+        size = line.c_size_of(request)
+        waiter = self.c_enter_line(line, entry, request, size, terms, is_patient, None)
+        if waiter is not None:
+            self.c_stand_in_line(waiter)
+        return self.c_admit_booked(line, size, entry, request, sink_kind, sink, terms)
+
+    cdef Walk c_admit_booked(self, Line line, int64_t size_bytes, Entry entry, object request, uint8_t sink_kind, object sink,
+                             Terms terms):
+        """Let a request in whose places are booked."""
+        cdef Walk walk
         try:
             walk = self.c_admit_now(entry, request, sink_kind, sink, terms)
         except BaseException:
-            if home is not None:
-                home.reserved -= 1
-            if is_counted:
-                self.gate.reserved -= 1
+            line.c_give_back(size_bytes)
+            self.c_start_called()
             raise
-        walk.has_room = home is not None
-        walk.is_counted = is_counted
+        walk.has_room = line.home is not None
+        walk.room_bytes = size_bytes
+        walk.is_counted = line.whole is not None
         return walk
 
     cdef Walk c_admit_now(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
@@ -2479,64 +2717,167 @@ cdef class Engine:
         self.c_link(walk)
         return walk
 
-    cdef int c_wait_for_room(self, Entry entry, object request, Terms terms, c_bool may_block) except -1:
-        """Let a request in when no queue on its way is full; else wait, or refuse it, as the node says. Serves signals."""
-        cdef Station station
-        cdef Station home = entry.node.station
-        cdef int64_t deadline = FOREVER if terms is None else terms.deadline_ns
-        cdef int64_t until
-        cdef int64_t size = _size_of(request) if home is not None and home.max_queue_bytes > 0 else 0
-        cdef uint32_t epoch
-        cdef tuple wait = None
-        cdef c_bool inside = is_inside(<void*>self)
+    cdef Line c_line_at(self, Entry entry):
+        """Where to wait: a call from inside the pipe is part of a request that has been let in, and needs no place in it."""
+        return entry.inner_line if is_inside(<void*>self) else entry.line
+
+    cdef Waiter c_enter_line(self, Line line, Entry entry, object request, int64_t size, Terms terms, c_bool is_patient,
+                             object sink):
+        """Book the places of a request if no gate on its way is full and nobody waits there: None. Else refuse it, as the gate
+        says, or return its Waiter, which stands in line."""
+        cdef Station home = line.home
+        cdef Station shut
+        cdef Waiter waiter = None
         if home is not None and home.max_queue_bytes > 0 and size > home.max_queue_bytes:
             self.refused += 1
             raise home.c_full_error(size)
         while True:
-            station = None
-            for each in entry.gates:
-                # A call from inside the pipe is part of a request that has been let in.
-                if (<Station>each).c_is_full(size if each is home else 0) and not (inside and each is self.gate):
-                    station = <Station>each
-                    break
-            if station is None:
-                return 0
-            if station.when_full == REJECT:
+            shut = line.c_shut_gate(size, is_patient)
+            if shut is None and line.first is not None:         # nobody is overtaken
+                shut = line.c_gate_of_first()
+                if shut.when_full == SHED_OLDEST and not is_patient:
+                    shut = None                                 # but by those who do not wait there
+            if shut is None:
+                line.c_book(size)
+                return None
+            if shut.when_full == REJECT and not is_patient:
                 self.refused += 1
-                raise station.c_full_error(size)
+                raise shut.c_full_error(size)
             if is_settling(<void*>self):
                 self.refused += 1
-                error = station.c_full_error(size)
+                error = shut.c_full_error(size)
                 _add_note(error, "fastpipe: a callback of a future does not wait for room: it runs on a thread that has to make it")
                 raise error
-            if not may_block:
-                raise _NoRoom(station, size if station is home else 0)
-            epoch = events_prepare(&station.room)
-            if not station.c_is_full(size if station is home else 0):
-                events_leave(&station.room)
-                continue
-            if inside and wait is None:
-                wait = self.c_inside(station)
-            if wait is not None:
-                self.waits_inside.append(wait)
+            if waiter is not None:
+                break
+            waiter = Waiter.__new__(Waiter)                     # a destructor may run in here: hence another look
+            waiter.engine = self
+            waiter.line = line
+            waiter.entry = entry
+            waiter.request = request
+            waiter.terms = terms
+            waiter.sink = sink
+            waiter.size_bytes = size
+            waiter.is_patient = is_patient
+        self.c_check_open()
+        waiter.number = self.arrivals
+        self.arrivals += 1
+        line.c_join(waiter)
+        return waiter
+
+    cdef int c_stand_in_line(self, Waiter waiter) except -1:
+        """Wait until one is let in, and has the places booked. Serves signals.
+
+        A signal's handler may call the pipe, on this very thread: nobody is let in, and nobody kept waiting, while it runs.
+        """
+        cdef Line line = waiter.line
+        cdef int64_t deadline = FOREVER if waiter.terms is None else waiter.terms.deadline_ns
+        cdef int64_t until
+        cdef tuple wait = None
+        cdef Station gate
+        cdef c_bool inside = is_inside(<void*>self)
+        cdef c_bool serves_signals = PyThread_get_thread_ident() == _main_thread
+        try:
+            while waiter.state == IN_LINE:
+                self.c_start_called()                           # this thread may have made room for others
+                if inside:
+                    gate = line.c_gate_of_first()
+                    if wait is None or wait[0] is not gate:
+                        wait = self.c_inside(gate)
+                    if wait is not None:
+                        self.waits_inside.append(wait)
+                error = None
+                try:
+                    with nogil:
+                        until = _first_slice(deadline)
+                        if inside and (until < 0 or until > now_ns() + CALL_LOOP_SLICE_NS):
+                            until = now_ns() + CALL_LOOP_SLICE_NS
+                        word_wait(&waiter.word, until, _spin_ns)
+                    if waiter.state == IN_LINE and wait is not None:
+                        error = self.c_call_loop(wait)
+                finally:
+                    if wait is not None:
+                        self.waits_inside.remove(wait)
+                if waiter.state != IN_LINE:
+                    break
+                if error is not None:
+                    self.refused += 1
+                    raise error
+                if deadline >= 0 and now_ns() >= deadline:
+                    raise self.c_late_for_room(waiter)
+                if serves_signals:
+                    line.c_unlink(waiter)
+                    waiter.state = AWAY
+                    line.c_serve()
+                    self.c_start_called()
+                    PyErr_CheckSignals()
+                    self.c_check_open()
+                    line.c_join(waiter)
+                    line.c_serve()
+        except BaseException:
+            waiter.c_leave()
+            raise
+        if waiter.state == TURNED_AWAY:
+            if waiter.turned_away_by is None:
+                self.c_check_open()
+            self.refused += 1
+            raise waiter.turned_away_by.c_full_error(waiter.size_bytes)
+        waiter.is_booked = False                                # the places are the request's
+        line.c_keep_promise()
+        return 0
+
+    cdef int c_start_called(self) noexcept:
+        """Start the requests of coroutines that have been let in. Whoever makes room does so: their loops may be busy, or gone."""
+        cdef Waiter waiter
+        cdef Turn turn
+        while self.called_first is not None:
+            waiter = self.called_first
+            self.called_first = waiter.next
+            waiter.next = None
+            if self.called_first is None:
+                self.called_last = None
+            turn = None
             try:
-                with nogil:
-                    until = _first_slice(deadline)
-                    if inside and (until < 0 or until > now_ns() + CALL_LOOP_SLICE_NS):
-                        until = now_ns() + CALL_LOOP_SLICE_NS
-                    events_sleep(&station.room, epoch, until)
-                PyErr_CheckSignals()
-                error = None if wait is None else self.c_call_loop(wait)
-            finally:
-                if wait is not None:
-                    self.waits_inside.remove(wait)
-            # Looked at last: a place that is not stuck may have taken the last of what it had meanwhile.
-            if error is not None and station.c_is_full(size if station is home else 0):
-                self.refused += 1
-                raise error
-            self.c_check_open()
-            if deadline >= 0 and now_ns() >= deadline:
-                raise self._late_for_room(station, terms)
+                turn = Turn.__new__(Turn)
+                self.c_start_waiter(waiter, turn)
+            except BaseException as error:
+                _tell_waiter(waiter, error)
+            if waiter.is_booked:                                # it does not come: cancelled, or there is no memory
+                waiter.is_booked = False
+                waiter.line.c_keep_promise()
+                waiter.line.c_give_back(waiter.size_bytes)
+            if turn is not None:
+                self.c_hand_out(turn)
+                turn.wake()
+        return 0
+
+    cdef int c_start_called_beside(self, Station station) noexcept:
+        """The same on a thread that holds a token of a station, and is about to run a batch: filters that are asked now do not
+        wait for it."""
+        cdef Frame* frame = enter_frame(<void*>self, False, _greenlet())
+        if frame != NULL:
+            frame.station = <void*>station
+        self.c_start_called()
+        leave_frame(frame)
+        return 0
+
+    cdef int c_start_waiter(self, Waiter waiter, Turn turn) except -1:
+        if waiter.state == GONE:
+            return 0
+        if waiter.state == TURNED_AWAY:
+            if waiter.turned_away_by is None:
+                self.c_check_open()
+            self.refused += 1
+            raise waiter.turned_away_by.c_full_error(waiter.size_bytes)
+        waiter.is_booked = False                                # c_admit_booked has them
+        try:
+            waiter.walk = self.c_admit_booked(waiter.line, waiter.size_bytes, waiter.entry, waiter.request, SINK_ASYNCIO,
+                                              waiter.sink, waiter.terms)
+        finally:
+            waiter.line.c_keep_promise()
+        if waiter.state == GONE:                                # while a recorder or a destructor ran
+            self.c_cancel(waiter.walk)
+        return self.c_start_admitted(waiter.walk, turn)
 
     cdef void c_link(self, Walk walk) noexcept:
         walk.older = self.newest
@@ -2890,6 +3231,7 @@ cdef class Engine:
         if word_set(&walk.word):
             futex_wake(&walk.word, 1)
         self.c_tell_of_places(walk)
+        self.c_start_called()
         return 1
 
     cdef c_bool c_begin(self, Walk walk) noexcept:
@@ -2976,7 +3318,13 @@ cdef class Engine:
         return 0
 
     cdef int c_settle(self, Turn turn) noexcept:
-        """Hand outcomes to futures: this runs callbacks that users have attached. No token of ours is needed."""
+        """Start what has been let in, and hand outcomes to futures. No token of ours is needed."""
+        if self.called_first is not None:
+            self.c_start_called()
+        return self.c_hand_out(turn) if turn.settled else 0
+
+    cdef int c_hand_out(self, Turn turn) noexcept:
+        """Hand outcomes to futures: this runs callbacks that users have attached."""
         cdef Walk walk
         cdef dict loops = None
         cdef list settled = turn.settled
@@ -3254,7 +3602,7 @@ cdef class Engine:
             _leave_room(visit.walk)                             # it has been let in
         try:
             visit.size_bytes = _size_of(visit.request) if station.max_queue_bytes > 0 else 0
-            while station.when_full != BLOCK and front.c_is_full(visit.size_bytes):
+            while station.when_full != BLOCK and front.c_is_full(visit.size_bytes, station.when_full == REJECT):
                 error = front.c_full_error(visit.size_bytes)
                 if station.when_full == REJECT:
                     visit.size_bytes = 0
@@ -3355,6 +3703,8 @@ cdef class Engine:
             if visit.walk.has_room:
                 _leave_room(visit.walk)
                 station.c_tell_of_room()
+            if self.called_first is not None:
+                self.c_start_called_beside(station)
             station.running.fetch_add(1, memory_order_relaxed)
             station.run_by_caller += 1
             self.c_run_batch(station, <Instance>visit.node.instances[index], [visit], turn)
@@ -3377,9 +3727,11 @@ cdef class Engine:
         if first:
             for station in self.stations:
                 (<Station>station).drain()
-                (<Station>station).c_tell_of_room()             # those who wait there are refused
-            if self.gate is not None:
-                self.gate.c_tell_of_room()
+            for entry in list(self.entries.values()):           # those who wait to be let in are refused
+                if (<Entry>entry).line is not None:
+                    (<Entry>entry).line.c_turn_all_away()
+                    (<Entry>entry).inner_line.c_turn_all_away()
+            self.c_start_called()
         return first
 
     def _wait_drained(self, double timeout_s):
@@ -3505,6 +3857,33 @@ cdef class Engine:
         return preview
 
 
+def _as_raised(error):
+    """The exception to raise out of a generator or a coroutine for a request's ``error``.
+
+    A StopIteration would end what iterates or awaits as if there were nothing more: a BackendError that names it, then.
+    """
+    if not isinstance(error, StopIteration):
+        return error
+    replacement = BackendError(f"a backend raised {error!r}")
+    replacement.__cause__ = error
+    return replacement
+
+
+cdef int _tell_waiter(Waiter waiter, object error) noexcept:
+    """Have the future of a coroutine whose request was not let in settled by its loop."""
+    cdef int attempt
+    for attempt in range(3):                                    # a signal, or no memory for a moment: it must not wait for ever
+        try:
+            waiter.sink[0].call_soon_threadsafe(_settle_in_loop, [(waiter.sink[1], waiter.request, error)])
+            return 0
+        except RuntimeError:                                    # the loop is closed: nobody is there to be told
+            return 0
+        except BaseException as unexpected:
+            if attempt == 2:
+                _report(unexpected, waiter.sink[0])
+    return 0
+
+
 def _settle_in_loop(list outcomes):
     """Settle asyncio futures, in their loop's thread."""
     for future, request, error in outcomes:
@@ -3512,12 +3891,8 @@ def _settle_in_loop(list outcomes):
             continue
         if error is None:
             future.set_result(request)
-        elif isinstance(error, StopIteration):                  # asyncio refuses it: it would end the awaiting coroutine
-            replacement = BackendError(f"a backend raised {error!r}")
-            replacement.__cause__ = error
-            future.set_exception(replacement)
         else:
-            future.set_exception(error)
+            future.set_exception(_as_raised(error))             # asyncio refuses a StopIteration
 
 
 cdef Walk _new_walk(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink):
@@ -3589,6 +3964,7 @@ cdef inline void _leave_room(Walk walk) noexcept:
     cdef Station front = _front_of(walk.home)
     walk.has_room = False
     front.reserved -= 1
+    front.reserved_bytes -= walk.room_bytes
 
 
 cdef Terms _terms(Engine engine, object timeout, object priority):
@@ -3658,20 +4034,6 @@ cdef int _reason_of(object error) noexcept:
     if issubclass(kind, WorkerDied):
         return DIED
     return LOST if issubclass(kind, DeviceLost) else OTHER
-
-
-class _NoRoom(Exception):
-    """A queue is full, and this caller must not block."""
-
-    def __init__(self, station, size):
-        super().__init__(station, size)
-        self.station = station
-        self.size = size
-
-
-def _settle_room(future):
-    if not future.done():
-        future.set_result(None)
 
 
 cdef int _start_round(Walk walk) except -1:
@@ -3863,3 +4225,100 @@ def decide(str rule, *, list preferred=None, **load_fields):
     else:
         verdict = decide_preferred(&load, sizes.data(), <int32_t>sizes.size())
     return _ACTIONS[verdict.action], _REASONS[verdict.reason], verdict.until_ns, verdict.size
+
+
+cdef int _hold(c_bool invariant) except -1:
+    if not invariant:                                           # assert is silent in a release build
+        raise AssertionError("the list breaks an invariant of _ranking.pxd")
+    return 0
+
+
+def late_at(int64_t hang_ns, list looks):
+    """When a batch counts as late after each of some looks at its instance: (when it began, when the look was meant, when it was)."""
+    cdef Watched watched
+    watched.started_ns = watched.since_ns = watched.pauses = 0
+    return [late_at_ns(&watched, started_ns, hang_ns, now_ns, asked_ns) for started_ns, asked_ns, now_ns in looks]
+
+
+@cython.final
+cdef class RankedTickets:
+    """For tests: a station's staged list alone, of tickets that have nothing but a number, a rank and a bucket."""
+
+    cdef Ranked ranked
+    cdef list visits
+    cdef readonly int64_t added
+
+    def __cinit__(self):
+        self.visits = []
+        ranked_init(&self.ranked)
+
+    def add(self, int64_t rank, int64_t bucket=0, *, bint in_order=False):
+        """Insert a ticket, or with ``in_order`` append it, as is done while no request has had a priority; its number."""
+        cdef Visit visit = Visit.__new__(Visit)
+        visit.ticket.rank_ns = rank
+        visit.ticket.bucket = bucket
+        visit.ticket.arrival_ns = self.added                    # its number
+        visit.ticket.weight = 1.0
+        self.visits.append(visit)
+        self.added += 1
+        if in_order:
+            ranked_append(&self.ranked, &visit.ticket)
+        else:
+            ranked_insert(&self.ranked, &visit.ticket)
+        return self.added - 1
+
+    def take(self, int64_t bucket, int count):
+        """Take the first so many of a bucket, as a batch does; their numbers."""
+        cdef Cursor cursor
+        taken = []
+        cursor_begin(&cursor, &self.ranked)
+        while cursor.at != NULL and len(taken) < count:
+            if cursor.at.bucket == bucket:
+                taken.append(cursor_take(&cursor, &self.ranked).arrival_ns)
+            else:
+                cursor_pass(&cursor, &self.ranked)
+        return taken
+
+    @property
+    def numbers(self):
+        """The tickets' numbers, in the list's order."""
+        cdef Ticket* ticket = self.ranked.first
+        numbers = []
+        while ticket != NULL:
+            numbers.append(ticket.arrival_ns)
+            ticket = next_of(ticket)
+        return numbers
+
+    @property
+    def steps(self):
+        """How many tickets have been walked past in order to insert others."""
+        return self.ranked.steps
+
+    @property
+    def is_indexed(self):
+        return self.ranked.is_indexed
+
+    def check(self):
+        """Fail if the list breaks one of its invariants."""
+        cdef Ticket* ticket = self.ranked.first
+        cdef Ticket* last = NULL
+        cdef Ticket* reached[LINKS_ABOVE]
+        cdef int32_t count = 0
+        cdef int level
+        for level in range(LINKS_ABOVE):
+            reached[level] = self.ranked.first_above[level] if self.ranked.is_indexed else NULL
+        while ticket != NULL:
+            if self.ranked.is_indexed:
+                for level in range(ticket.links_above):
+                    _hold(reached[level] == ticket)
+                    reached[level] = ticket.above[level]
+                    _hold(reached[level] != NULL or self.ranked.last_above[level] == ticket)
+            last = ticket
+            count += 1
+            ticket = next_of(ticket)
+        for level in range(LINKS_ABOVE):
+            _hold(reached[level] == NULL)
+        _hold(self.ranked.last == last)
+        _hold(self.ranked.count == count)
+        _hold(self.ranked.weight == count)
+        _hold(count > 0 or not self.ranked.is_indexed)

@@ -188,7 +188,7 @@ def _replace(pipe_ref: weakref.ref[Pipe], hung: HungInstances, station: _core.St
         return
     serve_shared(station, index, came_back)
     pipe = pipe_ref()
-    if (
-        pipe is not None and station.is_closed
-    ):  # which may have looked for backends to be closed before this one was there
-        pipe._close_backends(None)
+    if pipe is not None and station.is_closed:
+        # close() may have looked for backends before this one was there. What is busy is close()'s, or nobody's: this
+        # thread must not wait for an instance that hangs.
+        pipe._close_backends(time.monotonic())

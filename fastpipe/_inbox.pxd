@@ -14,8 +14,12 @@
 # Owners       head: producers, by exchange.  tail, stub: the consumer.  ticket.next: producer until (B), then consumer.
 
 from cpython.ref cimport PyObject
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release
+
+
+cdef enum:
+    LINKS_ABOVE = 7             # of a staged ticket, see _ranking.pxd: enough for 4 ** 8 of them
 
 
 cdef struct Ticket:
@@ -26,6 +30,8 @@ cdef struct Ticket:
     int64_t rank_ns             # the queue's order: the arrival, moved by the request's priority
     int64_t bucket              # only equal buckets share a batch
     double weight               # counts so much towards the node's max
+    int32_t links_above         # while staged: how many of the next are in use
+    Ticket* above[LINKS_ABOVE]
 
 
 cdef struct Inbox:

@@ -69,6 +69,11 @@ class Worker:
         if self._is_over.wait(timeout) and not self._is_given_up:
             self.thread.join(timeout)
 
+    @property
+    def is_left_behind(self) -> bool:
+        """True while its thread runs, and another waits for its end in vain."""
+        return not self._is_over.is_set() and self.thread is not threading.current_thread()
+
     def give_up(self) -> None:
         """Say that the thread hangs: nobody is to wait for it."""
         self._is_given_up = True

@@ -27,7 +27,7 @@ from fastpipe._wiring import add_mistakes_of_the_graph
 from fastpipe._workers import Worker, check_threads
 from fastpipe.backend import Backend, Request, close_all
 from fastpipe.config import load
-from fastpipe.errors import BackendHung, PipeError
+from fastpipe.errors import BackendError, BackendHung, ForkedPipe, PipeClosed, PipeError
 from fastpipe.graph import compile_graph
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Pipe(_core.Engine):
         self._hung = HungInstances(self)
         # What has to be closed by whoever closes the pipe: thread-bound backends are closed by their threads. By id(),
         # as several threads may take something out at the same time.
-        self._backends: dict[int, tuple[Backend, _core.Station | None, int]] = {}
+        self._backends: dict[int, tuple[Backend, _core.Station | None, int, int]] = {}
         # Reentrant: closing runs user code (backends, callbacks, signal handlers), which may close.
         self._close_lock = threading.RLock()
         if config.request_timeout_s is not None:
@@ -105,7 +105,7 @@ class Pipe(_core.Engine):
                 raise
             self._stop_workers(None)
             # Nothing runs, whether or not its instance was opened.
-            self._backends = {key: (backend, None, 0) for key, (backend, _, _) in self._backends.items()}
+            self._backends = {key: (backend, None, 0, 0) for key, (backend, *_) in self._backends.items()}
             try:
                 self._close_backends(None)
             except Exception as close_error:  # the reason for closing is what the user must see
@@ -139,22 +139,19 @@ class Pipe(_core.Engine):
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         terms = self._terms(timeout, priority)
-        walk = None
-        while walk is None:
-            try:
-                walk = self._start_async(request, loop, future, terms)
-            except _core._NoRoom as full:
-                room = loop.create_future()
-                self._wait_for_room_async(full.station, full.size, loop, room)
-                try:
-                    await asyncio.wait_for(room, self._remaining_s(terms))
-                except TimeoutError:
-                    raise self._late_for_room(full.station, terms) from None
+        started = self._start_async(request, loop, future, terms)
+        limit = None
+        if isinstance(started, _core.Waiter):  # for room; once it is let in, the pipe's clock sees to its time limit
+            remaining_s = self._remaining_s(terms)
+            limit = None if remaining_s is None else loop.call_later(remaining_s, started.expire)
         try:
             await future
         except BaseException:  # cancelled, or the coroutine was closed
-            walk.cancel()
+            started.cancel()
             raise
+        finally:
+            if limit is not None:
+                limit.cancel()
         return request
 
     @overload
@@ -188,11 +185,17 @@ class Pipe(_core.Engine):
     ) -> Iterator[Any]:
         """Run requests concurrently and yield them in order.
 
+        It sets its own pace: where there is no room for a request it waits, whatever ``when_full`` says, so that no
+        request of its own is refused or shed because of another.
+
         Args:
             requests: may be endless: only ``look_ahead`` requests are taken ahead of the one to be yielded next.
             look_ahead: default twice what all instances of all nodes can hold.
-            return_exceptions: yield a failed request's exception in its place instead of raising it. What is raised
-                ends the iteration, and cancels the requests taken ahead.
+            return_exceptions: yield a failed request's exception in its place instead of raising it; its
+                ``failed_request`` is the request. Also if the request was not let in (it is no dict, there was no room
+                within its time). What is raised ends the iteration, and cancels the requests taken ahead: without
+                ``return_exceptions`` each failure; always an exception of ``requests`` itself, and PipeClosed or
+                ForkedPipe of a pipe that takes no more requests.
             timeout: seconds that each request may take, from when it is taken.
             priority: as of a call.
         """
@@ -208,18 +211,26 @@ class Pipe(_core.Engine):
         timeout: float | None,
         priority: float,
     ) -> Iterator[Any]:
-        started: deque[tuple[_core.Walk, Request]] = deque()
+        started: deque[tuple[_core.Walk | Exception, Request]] = deque()
         failure: Exception | None = None
         try:
             while True:
                 try:
                     request = next(requests)
-                    started.append((self._start(request, timeout, priority), request))
                 except StopIteration:
                     break
-                except Exception as error:  # of the iterable, or no request: in its place, behind what has begun
+                except Exception as error:  # of the iterable: in its place, behind what has begun
                     failure = error
                     break
+                try:
+                    started.append((self._start(request, timeout, priority, True), request))
+                except (PipeClosed, ForkedPipe) as error:
+                    failure = error
+                    break
+                except Exception as error:  # it was not let in
+                    started.append((error.with_traceback(None), request))
+                    if not return_exceptions:
+                        break
                 if len(started) >= window:
                     yield self._next_of(started, return_exceptions)
             while started:
@@ -229,19 +240,20 @@ class Pipe(_core.Engine):
         finally:
             failure = None  # see _next_of
             for walk, _ in started:
-                walk.cancel()
+                if isinstance(walk, _core.Walk):
+                    walk.cancel()
 
     @staticmethod
-    def _next_of(started: deque[tuple[_core.Walk, Request]], return_exceptions: bool) -> Any:
+    def _next_of(started: deque[tuple[_core.Walk | Exception, Request]], return_exceptions: bool) -> Any:
         walk, request = started[0]
-        error = walk.wait()
+        error = walk.wait() if isinstance(walk, _core.Walk) else walk
         started.popleft()
         if error is None:
             return request
         if return_exceptions:
-            return error
+            return _with_request(error, request)
         try:
-            raise error
+            raise _core._as_raised(error)
         finally:
             del error, walk  # the traceback holds this frame: without this, a cycle would keep the request and its pipe
 
@@ -521,8 +533,12 @@ class Pipe(_core.Engine):
                 worker.join(None if deadline is None else max(deadline - time.monotonic(), 0.0))
         if self._watchdog is not None and self._watchdog_worker is not None:  # only now: a worker may hang until here
             self._watchdog.stop()
-            if self._watchdog_worker.thread is not threading.current_thread():
+            if self._watchdog_worker.thread is not threading.current_thread() and not self._has_left_behind():
                 self._watchdog_worker.join(LEAST_JOIN_S)
+
+    def _has_left_behind(self) -> bool:
+        """True if some worker has not left in time: it may hang."""
+        return any(worker.is_left_behind for worker in list(self._workers))
 
     def _start_clock(self, clock: _core.Clock) -> None:
         worker = Worker("fastpipe clock", clock.serve)
@@ -531,7 +547,8 @@ class Pipe(_core.Engine):
 
     def _own(self, backend: Backend, station: _core.Station | None, index: int) -> None:
         """Close a backend with the pipe, once its instance is free; ``station`` None: at any time."""
-        self._backends[id(backend)] = backend, station, index
+        life = 0 if station is None else station.life_of(index)
+        self._backends[id(backend)] = backend, station, index, life
 
     def _close_backends(self, deadline: float | None) -> None:
         idle: list[Backend] = []
@@ -542,12 +559,14 @@ class Pipe(_core.Engine):
                 each = self._backends.pop(key, None)
                 if each is None:
                     continue
-                backend, station, index = each
+                backend, station, index, life = each
                 # A branch of a request that has failed may still run on its caller's thread.
                 left_s = -1.0 if deadline is None else max(deadline - time.monotonic(), 0.0)
                 busy.append(each)
-                if station is None or station.retire(index, left_s):
+                is_ours = True if station is None else station.retire(index, life, left_s)
+                if is_ours is not False:
                     busy.pop()
+                if is_ours:  # else it was given up, and whoever hangs in it closes it, if ever
                     idle.append(backend)
         except BaseException:
             for backend in idle:
@@ -555,7 +574,7 @@ class Pipe(_core.Engine):
             raise
         finally:
             for each in busy:
-                self._own(*each)
+                self._backends[id(each[0])] = each
         close_all(idle)
 
     # ---- instances that hang -----------------------------------------------------------------------------------
@@ -603,6 +622,18 @@ def _time_to_close(timeout: float | None) -> float | None:
     if timeout != timeout:
         raise ValueError("timeout must be a number of seconds, or None for no limit; got nan")
     return None if timeout >= threading.TIMEOUT_MAX else float(timeout)
+
+
+def _with_request(error: BaseException, request: Request) -> BaseException:
+    """Return an exception that ``map`` yields in the place of a request: it says which request it was."""
+    try:
+        error.failed_request = request  # type: ignore[attr-defined]
+    except Exception:  # its class forbids it
+        replacement = BackendError(f"{type(error).__name__}: {text_of(error)}")
+        replacement.__cause__ = error
+        replacement.failed_request = request  # type: ignore[attr-defined]
+        return replacement
+    return error
 
 
 def _stats_of(stations: list[_core.Station]) -> dict[str, Any]:

@@ -1006,7 +1006,8 @@ def test_abandoning_map_cancels_what_it_took_ahead() -> None:
 @pytest.mark.parametrize("return_exceptions", [False, True])
 @pytest.mark.parametrize("bad", ["raises", "no dict", "unknown node"])
 def test_an_error_of_the_source_comes_in_its_place(echo: Pipe, bad: str, return_exceptions: bool) -> None:
-    """What was taken before it is answered first; then it ends the iteration."""
+    """Behind what was taken before it: it ends the iteration, or is yielded as any failure of a request is."""
+    is_yielded = return_exceptions and bad != "raises"
 
     def source() -> Iterator[Any]:
         yield {"data": 0}
@@ -1014,12 +1015,20 @@ def test_an_error_of_the_source_comes_in_its_place(echo: Pipe, bad: str, return_
         if bad == "raises":
             raise KeyError("source")
         yield 5 if bad == "no dict" else {"data": 2, "node_name": "nobody"}
-        raise AssertionError("nothing is taken behind the error")
+        if not return_exceptions:
+            raise AssertionError("nothing is taken behind the error")
+        yield {"data": 3}
 
     answers = iter(echo.map(source(), look_ahead=10, return_exceptions=return_exceptions))
     assert [next(answers)["result"] for _ in range(2)] == [0, 1]  # type: ignore[index]
-    with pytest.raises((KeyError, TypeError, UnknownNode)):
-        next(answers)
+    if is_yielded:
+        error = next(answers)
+        assert isinstance(error, TypeError if bad == "no dict" else UnknownNode)
+        assert error.failed_request == (5 if bad == "no dict" else {"data": 2, "node_name": "nobody"})  # type: ignore[union-attr]
+        assert next(answers)["result"] == 3  # type: ignore[index]
+    else:
+        with pytest.raises((KeyError, TypeError, UnknownNode)):
+            next(answers)
     with pytest.raises(StopIteration):
         next(answers)
     assert echo.stats()["requests"]["in_flight"] == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import ctypes
 import gc
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,11 +16,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 
-from fastpipe import Backend, BackendHung, ConfigError, Pipe, Request, WorkerDied, _core
+from fastpipe import Backend, BackendHung, ConfigError, Pipe, PipeClosed, Request, WorkerDied, _core
 from fastpipe._hung import MOST_STUCK_THREADS
 
 WAIT_S = 20.0
@@ -289,6 +292,76 @@ def test_closing_does_not_wait_for_what_hangs(hangs: type[Hangs]) -> None:
     pipe.close()
     assert isinstance(future.exception(WAIT_S), BackendHung)
     assert not hangs.released.is_set()
+
+
+def test_closing_beside_a_hung_and_a_replaced_instance_leaves_nothing_but_what_hangs(hangs: type[Hangs]) -> None:
+    """The replacement's thread does not wait for the instance that hangs: it ends, and its backend is closed."""
+    inside = threading.Event()
+
+    class Spares(hangs):  # type: ignore[misc, valid-type]
+        spared: threading.Thread | None = None
+
+        def forward(self, batch: list[Request]) -> None:
+            if threading.current_thread() is self.spared:
+                batch[0]["result"] = True
+                return
+            if self.spared is not None:
+                inside.set()
+            super().forward(batch)
+
+    pipe = Pipe(backend=Spares, instance_num=2, hang_timeout=HANG_S)
+    (station,) = pipe.stations
+    with pytest.raises(BackendHung):
+        pipe({"data": "hang"})
+    until(lambda: station.in_service == 2)
+    Spares.spared = pipe._workers[-1].thread  # the replacement's
+    future = pipe.submit({"data": "hang"})
+    while not inside.wait(0.01):  # until the other thread has one
+        if future.done():
+            future = pipe.submit({"data": "hang"})
+    pipe.close(timeout=0.0)
+    assert isinstance(future.exception(WAIT_S), BackendHung | PipeClosed)
+    until(lambda: not Spares.spared.is_alive())
+    until(lambda: station.hung == 2)  # the watchdog goes on until nothing runs any more
+    assert sum(instance.is_closed for instance in hangs.instances) == 1
+    assert len(hangs.instances) == 3
+    Spares.spared = None
+
+
+def test_a_second_close_waits_no_longer_than_a_batch_may_run(hangs: type[Hangs]) -> None:
+    """The first has left a hung instance behind, and the second has no time limit."""
+    pipe = Pipe(backend=hangs, hang_timeout=2 * HANG_S)
+    inside = threading.Event()
+    _core._hook("forward", inside.set)
+    try:
+        future = pipe.submit({"data": "hang"})
+        assert inside.wait(WAIT_S)
+    finally:
+        _core._hook("forward", None)
+    pipe.close(timeout=0.0)
+    assert isinstance(future.exception(WAIT_S), PipeClosed)
+    pipe.close()
+    assert not hangs.released.is_set()
+    assert not hangs.instances[0].is_closed
+
+
+def test_nobody_waits_for_the_token_of_a_backend_that_is_given_up(hangs: type[Hangs]) -> None:
+    """It comes back never; what has its place by then is another's."""
+    with Pipe(backend=hangs, hang_timeout=HANG_S) as pipe, concurrent.futures.ThreadPoolExecutor(1) as executor:
+        (station,) = pipe.stations
+        inside = threading.Event()
+        _core._hook("forward", inside.set)
+        try:
+            future = pipe.submit({"data": "hang"})
+            assert inside.wait(WAIT_S)
+        finally:
+            _core._hook("forward", None)
+        retiring = executor.submit(station.retire, 0, 0, -1.0)
+        assert isinstance(future.exception(WAIT_S), BackendHung)
+        assert retiring.result(WAIT_S) is None
+        until(lambda: station.in_service == 1)
+        assert station.retire(0, 0, 0.0) is None
+        assert pipe({"data": 1})["result"] == 1
 
 
 def test_a_pipe_with_a_watchdog_is_freed_when_it_is_dropped(hangs: type[Hangs]) -> None:
@@ -636,3 +709,70 @@ def test_a_worker_that_dies_in_one_half_of_a_batch_does_not_hang_in_the_other(
             _core._hook("return", None)
         assert "hang" not in ran
         assert pipe({"data": 5})["result"] == 5
+
+
+# ---- a process that did not run --------------------------------------------------------------------------------------
+
+STOPPED = """
+    import sys
+    import fastpipe
+
+    class Waits(fastpipe.Backend):
+        def forward(self, batch):
+            print("inside", flush=True)
+            assert sys.stdin.readline()
+            batch[0]["result"] = batch[0]["data"]
+
+    pipe = fastpipe.Pipe(backend=Waits, hang_timeout=1.0, when_hung=sys.argv[1])
+    try:
+        print(pipe({"data": "answer"})["result"], flush=True)
+    except fastpipe.BackendHung as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+@pytest.mark.parametrize("when_hung", ["replace", "abort"])
+@pytest.mark.parametrize("hangs", [False, True], ids=["healthy", "hung"])
+def test_a_process_that_was_stopped_has_not_hung(tmp_path: Path, when_hung: str, hangs: bool) -> None:
+    """While it was stopped no batch could get on: each gets another hang_timeout. One that hangs is found then."""
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(STOPPED))
+    command = [sys.executable, str(program), when_hung]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        assert child.stdout.readline() == "inside\n"
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(2.0)  # it is this long that must not count
+        if not hangs:
+            child.stdin.write("go on\n")
+            child.stdin.flush()
+        child.send_signal(signal.SIGCONT)
+        said = child.stdout.readline()
+        child.stdin.close()
+        child.wait(WAIT_S)
+    if not hangs:
+        assert (said, child.returncode) == ("answer\n", 0)
+    elif when_hung == "abort":
+        assert (said, child.returncode) == ("", -signal.SIGABRT)
+    else:
+        assert said == "BackendHung\n"
+
+
+@pytest.mark.parametrize(
+    ("looks", "late_at"),
+    [
+        ([(100, 350, 350), (100, 600, 600)], [1100, 1100]),  # on time, as meant
+        ([(100, 350, 350), (100, 600, 700)], [1100, 1100]),  # a busy machine
+        ([(100, 350, 350), (100, 600, 2600)], [1100, 3600]),  # it stood still for 2000: one more hang_timeout
+        ([(100, 350, 350), (100, 600, 2600), (100, 2850, 2850), (100, 3600, 3600)], [1100, 3600, 3600, 3600]),
+        ([(100, 9999, 2600)], [3600]),  # seen for the first time, where a look at 350 was meant
+        ([(100, 9999, 350)], [1100]),
+        ([(100, 350, 350), (900, 600, 950)], [1100, 1950]),  # another batch, which began in the pause: from the look on
+        ([(100, 350 * n, 350 * n + 500) for n in range(1, 6)], [1850, 2200, 2550, 2550, 2550]),  # looks are always late
+        ([(100, -1, 350), (100, -1, 2600)], [1100, 1100]),  # frozen time tells nothing
+    ],
+)
+def test_when_a_batch_counts_as_late(looks: list[tuple[int, int, int]], late_at: list[int]) -> None:
+    """A hang_timeout of 1000 after it began, or after a look that came much later than meant; thrice at most."""
+    assert _core.late_at(1000, looks) == late_at

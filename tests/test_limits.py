@@ -749,12 +749,20 @@ def test_a_callback_of_a_future_does_not_wait_for_room() -> None:
 
 
 def test_a_list_that_sheds_and_then_fails_settles_what_it_has_shed() -> None:
-    """The first of the list takes the place of a future, the second is refused for its size."""
+    """The first of the list takes the place of a future, and is served; the second is refused for its size."""
     with Held(max_queue=1, max_queue_bytes=10, when_full="shed_oldest") as held:
         shed = held.pipe.submit({"data": b"1"})
-        with pytest.raises(QueueFull, match="the request has 11, and its max_queue_bytes is 10"):
-            held.pipe([{"data": b"2"}, {"data": b"x" * 11}])
-        assert isinstance(shed.exception(WAIT_S), QueueFull)
+        requests = [{"data": b"2"}, {"data": b"x" * 11}]
+        with concurrent.futures.ThreadPoolExecutor(1) as executor:
+            call = executor.submit(held.pipe, requests)
+            assert isinstance(shed.exception(WAIT_S), QueueFull)
+            held.open()
+            group = call.exception(WAIT_S)
+        assert isinstance(group, ExceptionGroup)
+        (refused,) = group.exceptions
+        assert isinstance(refused, QueueFull)
+        assert "the request has 11, and its max_queue_bytes is 10" in str(refused)
+        assert requests == [{"data": b"2", "result": b"2"}, {"data": b"x" * 11}]
 
 
 def test_a_future_whose_time_is_over_as_it_starts_makes_no_noise(caplog: pytest.LogCaptureFixture) -> None:
