@@ -221,7 +221,7 @@ def _edges(configs: Sequence[NodeConfig], graph: Graph) -> Iterator[_Edge]:
     for node in graph.nodes:
         for target in node.next:
             sources = graph.nodes[target].sources or ()
-            label = next((_keys(source) for source in sources if source.index == node.index), "")
+            label = "; ".join(_keys(source) for source in sources if node.index in source.indices)
             yield _Edge(node.index, target, "next", label)
     for node, config in zip(graph.nodes, configs, strict=True):
         for target in dict.fromkeys(node.jumps):
@@ -230,15 +230,19 @@ def _edges(configs: Sequence[NodeConfig], graph: Graph) -> Iterator[_Edge]:
             yield _Edge(node.index, target, kind, "" if jumper == _expression(config) else jumper)
     for node in graph.nodes:
         for source in node.sources or ():
-            if source.index not in node.parents:
-                yield _Edge(source.index, node.index, "map", _keys(source))
+            for index in source.indices:
+                if index not in node.parents:
+                    yield _Edge(index, node.index, "map", _keys(source))
     for node in graph.nodes:
         if node.restart is not None:
             yield _Edge(node.index, node.restart, "restart", "restart")
 
 
 def _keys(source: Source) -> str:
-    return ", ".join(_visible(there if there == here else f"{there} → {here}") for there, here in source.keys)
+    """Return what is taken; of one of several that are joined by ``|``, when: if it ran, or if those before did not."""
+    condition = "" if len(source.names) == 1 else "one of several: "
+    keys = (_visible(there if there == here else f"{there} → {here}") for there, here in source.keys)
+    return condition + ", ".join(keys)
 
 
 def _jumper(plan: StepPlan, target: str) -> str:

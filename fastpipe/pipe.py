@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -50,8 +50,9 @@ class Pipe(_core.Engine):
     """A graph of nodes as one thread-safe function: ``pipe(request)``.
 
     A request is a dict: input under ``"data"``, output under ``"result"``, anything else under its own key. It is
-    written to once, when it succeeds; while it is in flight, and if it fails, the caller's dict stays as it was
-    (but for a ``"result"`` of an earlier call, which a failure removes).
+    copied (the dict, not the values) when the pipe is called, and written to once, when it succeeds: the result, and the
+    keys that backends have set. While it is in flight, and if it fails, the caller's dict stays as it was (but for a
+    ``"result"`` of an earlier call, which a failure removes).
 
     Args:
         source: the path of a TOML file, or a mapping of node names to nodes, or of one node's keys.
@@ -87,6 +88,7 @@ class Pipe(_core.Engine):
             self._set_timeout(config.request_timeout_s)
         if config.max_in_flight is not None:
             self._set_gate(config.max_in_flight, config.when_overloaded)
+        self._obey(config.obey_request_keys)
         builder = Builder(self, configs, graph, aborts_when_hung=config.when_hung == "abort")
         try:
             builder.build()
@@ -104,24 +106,37 @@ class Pipe(_core.Engine):
 
     # ---- calling -----------------------------------------------------------------------------------------------
 
-    def submit(self, request: Request, *, timeout: float | None = None, priority: float = 0) -> Future[Request]:
+    def submit(
+        self, request: Request, *, timeout: float | None = None, priority: float = 0, entry: str | None = None
+    ) -> Future[Request]:
         """Start a request and return a future of it; the future's result is the request.
+
+        What is changed in the dict after this returns is not seen by any backend.
 
         Cancelling the future before a backend has begun drops the request. No backend runs on this thread; but where
         a node's queue is full, and ``when_full`` is "block", it waits for room.
-        ``timeout`` and ``priority``: as in a call.
+        ``timeout``, ``priority`` and ``entry``: as in a call.
         """
         from fastpipe._future import RequestFuture  # here: what it imports takes longer than all of fastpipe
 
         future = RequestFuture()
-        self._submit(request, future, timeout, priority)
+        self._submit(request, future, timeout, priority, entry)
         return future
 
-    async def acall(self, request: Request, *, timeout: float | None = None, priority: float = 0) -> Request:
+    def acall(
+        self, request: Request, *, timeout: float | None = None, priority: float = 0, entry: str | None = None
+    ) -> Coroutine[Any, Any, Request]:
         """Run a request without blocking the event loop; return it. Cancelling the task cancels the request.
 
-        ``timeout`` and ``priority``: as of a call.
+        What is changed in the dict after this has been called, even before it is awaited, is not seen by any backend.
+        ``timeout``, ``priority`` and ``entry``: as of a call.
         """
+        given = dict.copy(request) if isinstance(request, dict) else request
+        return self._acall(request, given, timeout, priority, entry)
+
+    async def _acall(
+        self, request: Request, given: Request, timeout: float | None, priority: float, entry: str | None
+    ) -> Request:
         import asyncio  # a caller that has a running loop has imported it
 
         loop = asyncio.get_running_loop()
@@ -130,7 +145,7 @@ class Pipe(_core.Engine):
         walk = None
         while walk is None:
             try:
-                walk = self._start_async(request, loop, future, terms)
+                walk = self._start_async(request, given, loop, future, terms, entry)
             except _core._NoRoom as full:
                 room = loop.create_future()
                 self._wait_for_room_async(full.station, full.size, loop, room)
@@ -154,6 +169,7 @@ class Pipe(_core.Engine):
         return_exceptions: Literal[False] = ...,
         timeout: float | None = ...,
         priority: float = ...,
+        entry: str | None = ...,
     ) -> Iterator[Request]: ...
     @overload
     def map(
@@ -164,6 +180,7 @@ class Pipe(_core.Engine):
         return_exceptions: bool,
         timeout: float | None = ...,
         priority: float = ...,
+        entry: str | None = ...,
     ) -> Iterator[Request | BaseException]: ...
     def map(
         self,
@@ -173,6 +190,7 @@ class Pipe(_core.Engine):
         return_exceptions: bool = False,
         timeout: float | None = None,
         priority: float = 0,
+        entry: str | None = None,
     ) -> Iterator[Any]:
         """Run requests concurrently and yield them in order.
 
@@ -182,13 +200,13 @@ class Pipe(_core.Engine):
             return_exceptions: yield a failed request's exception in its place instead of raising it. What is raised
                 ends the iteration, and cancels the requests taken ahead.
             timeout: seconds that each request may take, from when it is taken.
-            priority: as of a call.
+            priority, entry: as of a call.
         """
         window = self._capacity * 2 if look_ahead is None else look_ahead
         if window < 1:
             raise ValueError(f"look_ahead must be at least 1, got {look_ahead}")
         self._terms(timeout, priority)  # what is wrong with them is said now
-        return self._map(iter(requests), window, return_exceptions, timeout, priority)
+        return self._map(iter(requests), window, return_exceptions, timeout, priority, entry)
 
     def _map(
         self,
@@ -197,6 +215,7 @@ class Pipe(_core.Engine):
         return_exceptions: bool,
         timeout: float | None,
         priority: float,
+        entry: str | None,
     ) -> Iterator[Any]:
         started: deque[tuple[_core.Walk, Request]] = deque()
         failure: Exception | None = None
@@ -204,7 +223,7 @@ class Pipe(_core.Engine):
             while True:
                 try:
                     request = next(requests)
-                    started.append((self._start(request, timeout, priority), request))
+                    started.append((self._start(request, timeout, priority, entry), request))
                 except StopIteration:
                     break
                 except Exception as error:  # of the iterable, or no request: in its place, behind what has begun
@@ -291,17 +310,18 @@ class Pipe(_core.Engine):
         problems += self._hung.problems()
         return {"healthy": not problems, "problems": problems}
 
-    def debug(self, request: Request | None = None) -> Debugger:
+    def debug(self, request: Request | None = None, *, entry: str | None = None) -> Debugger:
         """Return a debugger, which takes one request through the pipe node by node, on the thread that uses it.
 
             with pipe.debug({"data": 3}) as debugger:
                 print(debugger.step())
 
-        Without ``request``, ``debugger.start(request)`` gives it one. See :mod:`fastpipe.debugger`.
+        Without ``request``, ``debugger.start(request)`` gives it one. ``entry``: as of a call. See
+        :mod:`fastpipe.debugger`.
         """
         from fastpipe.debugger import Debugger
 
-        return Debugger(self, request)
+        return Debugger(self, request, entry=entry)
 
     def record(
         self,
