@@ -2450,7 +2450,7 @@ cdef class Engine:
             walk.priority_ns = terms.priority_ns
         if self.recorder is not None:
             try:
-                walk.recorded = self.recorder.begin(request, entry.node.name)
+                walk.recorded = self.recorder.begin(request, None if entry is self.only_entry else entry.node.name)
             except BaseException as error:
                 _report(error, self.recorder)
         self.c_check_open()                                     # again: all of this may have run user code, or a destructor

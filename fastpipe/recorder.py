@@ -92,8 +92,11 @@ class Recording:
 
     # ---- what the engine calls ---------------------------------------------------------------------------------
 
-    def begin(self, request: Request, entry: str) -> _Token | None:
-        """Take a copy of a request that enters at the node ``entry``; None: it is not recorded, whatever becomes of it."""
+    def begin(self, request: Request, entry: str | None) -> _Token | None:
+        """Take a copy of a request that has been admitted; None: it is not recorded, whatever becomes of it.
+
+        ``entry``: the node where it enters; None: at the only root.
+        """
         if self._is_stopped:
             return None
         is_sample = self._sample > 0 and random.random() < self._sample
@@ -176,7 +179,7 @@ class _Token:
     recording: Recording
     is_sample: bool
     time: datetime.datetime
-    entry: str
+    entry: str | None
     inputs: Request
 
 
@@ -185,7 +188,7 @@ class _Ended:
     """A request that waits to be written."""
 
     time: datetime.datetime
-    entry: str
+    entry: str | None
     inputs: Request
     answer: Request | None
     error: BaseException | None
