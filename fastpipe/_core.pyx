@@ -118,6 +118,7 @@ cdef enum:                  # Station.when_full
     SHED_OLDEST = 2
 
 cdef str _DATA = "data"
+cdef str _RESULT = "result"
 cdef str _ANSWERED_BY = "answered_by"           # of a graph with several leaves: the name of the one that did
 cdef tuple _STEERING_KEYS = ("restart", "request_size")     # by which a dict tells the engine what to do with it
 
@@ -2178,18 +2179,19 @@ cdef class Engine:
             turn.wake()
         turn.helps = False
 
-    def _submit(self, request, future, timeout, priority, name):
+    def _submit(self, request, future, timeout, priority, name=None):
         """Start a request whose outcome goes to a ``RequestFuture``."""
         return self.c_start_detached(request, request, SINK_FUTURE, future, _terms(self, timeout, priority), name)
 
-    def _start_async(self, request, given, loop, future, Terms terms, name):
+    def _start_async(self, request, loop, future, Terms terms, name=None, given=None):
         """Start a request whose outcome goes to an ``asyncio.Future`` of ``loop``. Raises _NoRoom instead of waiting.
 
-        ``given``: a copy of the dict, as it was when it was handed in.
+        ``given``: a copy of the dict as it was when it was handed in; None: it is handed in now.
         """
+        given = request if given is None else given
         return self.c_start_detached(request, given, SINK_ASYNCIO, (loop, future), terms, name)
 
-    def _start(self, request, timeout, priority, name):
+    def _start(self, request, timeout, priority, name=None):
         """Start a request and return its walk, to be waited for."""
         return self.c_start_detached(request, request, SINK_CALLER, None, _terms(self, timeout, priority), name)
 
@@ -3661,8 +3663,11 @@ cdef int _start_round(Walk walk) except -1:
     walk.leaves_left = entry.leaf_count
     walk.pending = entry.pending
     walk.readers = entry.readers
-    walk.has_run.assign(entry.readers.size(), 0)
-    walk.answers = [None] * <Py_ssize_t>entry.readers.size() if entry.readers.size() != 0 else None
+    if entry.readers.size() != 0:
+        walk.has_run.assign(entry.readers.size(), 0)
+        walk.answers = [None] * <Py_ssize_t>entry.readers.size()
+    else:
+        walk.answers = None
     return 0
 
 
@@ -3753,11 +3758,14 @@ cdef int _write_back(Walk walk, dict answer) except -1:
     cdef PyObject* value_pointer
     cdef PyObject* before
     cdef Py_ssize_t position = 0
+    cdef c_bool has_result = False
     if answer is not None:
         while PyDict_Next(answer, &position, &key_pointer, &value_pointer):
             key = <object>key_pointer
             value = <object>value_pointer
-            if not walk.is_part:
+            if key is _RESULT:
+                has_result = True
+            elif not walk.is_part:
                 if key is _DATA or isinstance(key, str) and (key == "data" or key == "node_name"):
                     continue
                 if walk.given is not None:
@@ -3768,7 +3776,7 @@ cdef int _write_back(Walk walk, dict answer) except -1:
                 (<dict>request)[key] = value
             else:
                 request[key] = value                            # a subclass has books of its own
-    if (answer is None or "result" not in answer) and "result" in request:
+    if not has_result and (answer is None or "result" not in answer) and "result" in request:
         del request["result"]
     if walk.engine.names_leaf and not walk.is_part and (answer is None or _ANSWERED_BY not in answer):
         request.pop(_ANSWERED_BY, None)

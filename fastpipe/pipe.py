@@ -145,7 +145,7 @@ class Pipe(_core.Engine):
         walk = None
         while walk is None:
             try:
-                walk = self._start_async(request, given, loop, future, terms, entry)
+                walk = self._start_async(request, loop, future, terms, entry, given)
             except _core._NoRoom as full:
                 room = loop.create_future()
                 self._wait_for_room_async(full.station, full.size, loop, room)

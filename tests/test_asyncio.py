@@ -272,8 +272,7 @@ def test_a_loop_that_was_closed_early_makes_no_noise(
     with Pipe(backend=gate) as pipe:
         loop = asyncio.new_event_loop()
         futures = [loop.create_future() for _ in range(20)]
-        requests = [{"data": index} for index in range(20)]
-        walks = [pipe._start_async(r, r, loop, future, None, None) for r, future in zip(requests, futures, strict=True)]
+        walks = [pipe._start_async({"data": index}, loop, future, None) for index, future in enumerate(futures)]
         assert gate.inside.wait(WAIT_S)
         loop.close()
         gate.opened.set()
