@@ -2697,8 +2697,8 @@ cdef class Engine:
                 raise KeyError(f"the map of node {node.name!r} reads {name!r}, {which} for this request")
             for key_there, key_here in keys:
                 if key_there not in source:
-                    raise KeyError(f"the map of node {node.name!r} reads {key_there!r} from {name!r}, whose keys are "
-                                   f"{sorted(map(str, source))}")
+                    raise KeyError(f"the map of node {node.name!r} reads {key_there!r} from {(<Node>self.nodes[index]).name!r}, "
+                                   f"whose keys are {sorted(map(str, source))}")
                 request[key_here] = source[key_there]
             if not names_context and "context" in source and "context" not in request:
                 request["context"] = source["context"]
