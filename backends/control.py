@@ -184,7 +184,7 @@ class MapReduce(SubGraph):
         return elements
 
     def _as_part(self, index: int, element: Any) -> Request:
-        """Take a dict as the engine takes a caller's: it may be one, and must neither steer nor bring its own answer."""
+        """Take a dict as the engine takes a caller's: it may be one, and must not steer, nor bring its own answer."""
         if not isinstance(element, dict):
             kind = type(element).__name__
             raise TypeError(f"MapReduce without split keys takes a list of dicts; element {index} is {kind}")

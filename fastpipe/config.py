@@ -702,7 +702,8 @@ def _read_map_table(table: Mapping[Any, Any]) -> tuple[MapEntry, ...]:
     entries: list[MapEntry] = []
     for source, keys in table.items():
         pairs = tuple(keys.items()) if isinstance(keys, Mapping) else ()
-        if not isinstance(source, str) or not pairs or not all(isinstance(k, str) and k for pair in pairs for k in pair):
+        names = [key for pair in pairs for key in pair]
+        if not isinstance(source, str) or not names or not all(isinstance(name, str) and name for name in names):
             raise ConfigError(f"expected {{node: {{key there: key here}}}}, got {dict(table)!r}")
         entries.append(MapEntry(_read_sources(source, dict(table)), pairs))
     return tuple(entries)

@@ -239,7 +239,7 @@ def _edges(configs: Sequence[NodeConfig], graph: Graph) -> Iterator[_Edge]:
 
 
 def _keys(source: Source, index: int) -> str:
-    """Return what is taken from the node ``index``; where it is one of several, of which one is read, its place, too."""
+    """Return what is taken from the node ``index``; where it is one of several of which one is read, also its place."""
     keys = ", ".join(_visible(there if there == here else f"{there} → {here}") for there, here in source.keys)
     count = len(source.indices)
     return keys if count == 1 else f"choice {source.indices.index(index) + 1} of {count}: {keys}"

@@ -50,9 +50,9 @@ class Pipe(_core.Engine):
     """A graph of nodes as one thread-safe function: ``pipe(request)``.
 
     A request is a dict: input under ``"data"``, output under ``"result"``, anything else under its own key. It is
-    copied (the dict, not the values) when the pipe is called, and written to once, when it succeeds: the result, and the
-    keys that backends have set. While it is in flight, and if it fails, the caller's dict stays as it was (but for a
-    ``"result"`` of an earlier call, which a failure removes).
+    copied (the dict, not the values) when the pipe is called, and written to once, when it succeeds: the result, and
+    the keys that backends have set. While it is in flight, and if it fails, the caller's dict stays as it was (but for
+    a ``"result"`` of an earlier call, which a failure removes).
 
     Args:
         source: the path of a TOML file, or a mapping of node names to nodes, or of one node's keys.
@@ -200,7 +200,8 @@ class Pipe(_core.Engine):
             return_exceptions: yield a failed request's exception in its place instead of raising it. What is raised
                 ends the iteration, and cancels the requests taken ahead.
             timeout: seconds that each request may take, from when it is taken.
-            priority, entry: as of a call.
+            priority: as of a call.
+            entry: as of a call.
         """
         window = self._capacity * 2 if look_ahead is None else look_ahead
         if window < 1:

@@ -1,9 +1,10 @@
 """What a graph means, in plain Python: one node after the other, everything copied. The judge of the engine.
 
 Written from the specification, not from the engine, and meant to be read beside docs/graphs.md. A graph is a mapping of
-names to nodes, in file order. A node has ``next`` (a list), ``map`` (``{node: {key there: key here}}``, where a node may
-be several, ``"a|b"``, of which the first that has run is read), ``filter`` (a name, or a function of the request), ``restart``, ``restart_limit``, and its work: ``kind`` with any parameters, or
-``steps``, a list of such, each with a ``filter``. Kinds are ``"Jump"``, ``"MapReduce"``, and functions of one request.
+names to nodes, in file order. A node has ``next`` (a list), ``map`` (``{node: {key there: key here}}``; with ``"a|b"``
+for a node, the first of them that has run is read), ``filter`` (a name, or a function of the request), ``restart``,
+``restart_limit``, and its work: ``kind`` with any parameters, or ``steps``, a list of such, each with a ``filter``.
+Kinds are ``"Jump"``, ``"MapReduce"``, and functions of one request.
 
 Where branches race, the specification allows several ends. The walk here asks ``pick`` at each such place, and
 :func:`outcomes` repeats it until every answer has been tried.
@@ -117,7 +118,7 @@ class _Walk:
         self.has_run_all = True
 
     def whole(self, request: Request, entry: str | None) -> Request:
-        """Run a caller's request: it enters without an old answer, where the call says, or at the root that it names."""
+        """Run a caller's request: it enters without an old answer where the call says, or at the root that it names."""
         roots = roots_of(self.nodes)
         name = entry or request.get("node_name", roots[0] if len(roots) == 1 else None)
         if name not in self.nodes:

@@ -1,4 +1,4 @@
-"""What becomes of the dict that a caller hands in: copied when the pipe is called, written to once, and only what is new."""
+"""What becomes of the dict that a caller hands in: it is copied when the pipe is called, and gets what is new."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def results(*kinds: str, **nodes: dict[str, Any]) -> list[Any]:
     return [all_ways({"data": "x", "kind": kind}, **nodes).get("result") for kind in kinds]
 
 
-# ---- several leaves ----------------------------------------------------------------------------------------------------
+# ---- several leaves --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", [("light", "heavy"), ("heavy", "light")], ids=str)
@@ -144,7 +144,7 @@ def test_where_no_leaf_ran_a_round_begins_with_the_request_as_it_is() -> None:
         assert pipe.stats()["nodes"]["a"]["requests"] == 3
 
 
-# ---- map = "light|heavy" -----------------------------------------------------------------------------------------------
+# ---- map = "light|heavy" ---------------------------------------------------------------------------------------------
 
 
 def joined(written: Any = "light|heavy[result:data]", **filters: Any) -> dict[str, dict[str, Any]]:
@@ -259,7 +259,7 @@ def test_each_of_several_is_let_go_of_once_it_was_read() -> None:
     assert alive == [0]
 
 
-# ---- mistakes, pictures, steps -----------------------------------------------------------------------------------------
+# ---- mistakes, pictures, steps ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

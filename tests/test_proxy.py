@@ -128,9 +128,7 @@ def test_requests_of_the_node_and_of_its_proxies_share_batches() -> None:
     with Pipe(main=as_node("rec"), rec={"backend": gate, "max": 16, "batching": "greedy"}) as pipe:
         first = pipe.submit({"data": 1}, entry="rec")
         assert gate.entered.wait(WAIT_S)
-        waiting = [
-            pipe.submit({"data": data}, entry=name) for data, name in ((2, "main"), (3, "rec"), (4, "main"))
-        ]
+        waiting = [pipe.submit({"data": data}, entry=name) for data, name in ((2, "main"), (3, "rec"), (4, "main"))]
         assert pipe.stats()["nodes"]["rec"]["queued"] == 3  # submit() has queued them before it returns
         gate.open.set()
         assert [future.result(WAIT_S)["result"] for future in (first, *waiting)] == [1, 4, 9, 16]

@@ -144,15 +144,17 @@ def test_a_call_may_enter_at_any_node(call: Call) -> None:
         assert call(pipe, request, entry="other") == {**request, "result": "other(x)"}
 
 
-@pytest.mark.parametrize("entry", ["modle", "model (by proxy)", 5, ["model"]])
+@pytest.mark.parametrize("entry", ["mod3l", "model (by proxy)", 5, ["model"]])
 def test_an_entry_that_nobody_has_is_refused_with_all_names(call: Call, entry: Any) -> None:
     """And with the nearest there is."""
     with Pipe(guarded() | {"p": node("Proxy", proxy="model")}) as pipe:
         with pytest.raises(UnknownNode) as raised:
             call(pipe, {"data": "x"}, entry=entry)
         assert pipe.stats()["requests"]["accepted"] == 0
-    assert f"entry is {entry!r}, and no node has that name; they are ['authenticate', 'model', 'p']" in str(raised.value)
-    assert ("did you mean 'model'" in str(raised.value)) == (entry in ("modle", ["model"]))
+    assert f"entry is {entry!r}, and no node has that name; they are ['authenticate', 'model', 'p']" in str(
+        raised.value
+    )
+    assert ("did you mean 'model'" in str(raised.value)) == (entry in ("mod3l", ["model"]))
 
 
 def test_a_debugger_is_told_where_its_first_request_enters() -> None:
@@ -292,7 +294,7 @@ def test_names_of_torchpipes_constants_are_keys_like_any_other(call: Call) -> No
 def test_a_mistake_in_the_key_of_the_pipe_is_said_in_words() -> None:
     """With what it may be."""
     for wrong in (["nodename"], "node_name,nodename", 5):
-        with pytest.raises(ConfigError, match="obey_request_keys: .*'node_name', 'restart', 'request_size'|list"):
+        with pytest.raises(ConfigError, match=r"obey_request_keys: .*'node_name', 'restart', 'request_size'|list"):
             Pipe(backend=Named, obey_request_keys=wrong)
     with Pipe(backend=Named, obey_request_keys=[]) as pipe:
         assert pipe({"data": "x", "restart": "main"})["result"] == "main(x)"
