@@ -43,7 +43,7 @@ _SCHEDULER: dict[str, tuple[str, Schema]] = {
     "preferred_batch_sizes": ("Sizes for batching = preferred.", {}),
     "next": ("The nodes that come next.", _NAMES),
     "map": (
-        "What the node reads from whom: b[result:data],c[result:other].",
+        "What the node reads from whom: b[result:data],c[result:other]; of b|c[result:data] the first that has run.",
         {"anyOf": [_NAMES, {"type": "object", "additionalProperties": _KEYS}]},
     ),
     "filter": ("A decision in front of the node.", {"type": "string"}),
