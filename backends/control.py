@@ -29,6 +29,8 @@ class SubGraph(Backend):
 
     keeps_failures = False
     """True: ``merge`` receives the exceptions of failed parts. False: the first failed part fails the request."""
+    ignored_keys: tuple[str, ...] = ("restart", "request_size")
+    """Keys that mean something to the engine, and that the pipe does not obey where they come with a caller's data."""
 
     def __init__(self, *, jump: str) -> None:
         self.jump = jump
@@ -148,7 +150,7 @@ class MapReduce(SubGraph):
 
     def split(self, request: Request) -> list[Request]:
         if not self.split_keys:
-            return [_as_part(index, part) for index, part in enumerate(self._elements(request, "data"))]
+            return [self._as_part(index, part) for index, part in enumerate(self._elements(request, "data"))]
         columns = [self._elements(request, key) for key in self.split_keys]
         lengths = {key: len(column) for key, column in zip(self.split_keys, columns, strict=True)}
         if len(set(lengths.values())) > 1:
@@ -182,12 +184,12 @@ class MapReduce(SubGraph):
             raise TypeError(f"MapReduce splits the list under {key!r}; it is {type(elements).__name__}")
         return elements
 
-
-def _as_part(index: int, element: Any) -> Request:
-    if not isinstance(element, dict):
-        kind = type(element).__name__
-        raise TypeError(f"MapReduce without split keys takes a list of dicts; element {index} is {kind}")
-    return dict(element)
+    def _as_part(self, index: int, element: Any) -> Request:
+        """Take a dict as the engine takes a caller's: it may be one, and must not steer, nor bring its own answer."""
+        if not isinstance(element, dict):
+            kind = type(element).__name__
+            raise TypeError(f"MapReduce without split keys takes a list of dicts; element {index} is {kind}")
+        return {key: value for key, value in element.items() if key != "result" and key not in self.ignored_keys}
 
 
 def _first_failure(answers: Sequence[Any]) -> BaseException | None:

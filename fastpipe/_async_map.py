@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fastpipe._results import with_request
 from fastpipe.backend import Request
-from fastpipe.errors import PipeClosed
+from fastpipe.errors import ForkedPipe, PipeClosed
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,41 +25,44 @@ async def async_map(
     return_exceptions: bool,
     timeout: float | None,
     priority: float,
+    entry: str | None,
 ) -> AsyncGenerator[Any, None]:
     """Yield the answers of ``requests`` in order; see ``Pipe.amap``."""
     import asyncio  # a caller that has a running loop has imported it
 
     source = _Source(requests)
-    started: deque[asyncio.Task[Request]] = deque()
+    started: deque[tuple[asyncio.Task[Request], Request]] = deque()
     try:
         while True:
             while source.is_open and len(started) < window:
-                next_request = await source.take(unless=started[0] if started else None)
+                next_request = await source.take(unless=started[0][0] if started else None)
                 if next_request is None:
                     break
                 if pipe.closing:
                     source.ends(PipeClosed("the pipe is closed"))
                     break
-                started.append(asyncio.create_task(pipe.acall(next_request, timeout=timeout, priority=priority)))
+                given = dict.copy(next_request) if isinstance(next_request, dict) else next_request
+                answer = pipe._acall(next_request, given, timeout, priority, entry, True)
+                started.append((asyncio.create_task(answer), next_request))
             if not started:
                 break
-            await asyncio.wait([started[0]])
-            head = started.popleft()
+            await asyncio.wait([started[0][0]])
+            head, request = started.popleft()
             error = head.exception()
-            if error is not None and not return_exceptions:
+            if error is not None and (not return_exceptions or isinstance(error, PipeClosed | ForkedPipe)):
                 try:
                     raise error
                 finally:
-                    del error, head  # the traceback holds this frame: a cycle would keep the request and its pipe
-            answer = head.result() if error is None else error
-            del error, head
-            yield answer
-            del answer
+                    del error, head, request  # the traceback holds this frame: a cycle would keep the pipe
+            result = head.result() if error is None else with_request(error, request)
+            del error, head, request
+            yield result
+            del result
         if source.failure is not None:
             raise source.failure
     finally:
         source.failure = None
-        left = [*started, *source.close()]
+        left = [*(task for task, _ in started), *source.close()]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)

@@ -217,6 +217,8 @@ class Builder:
         if node.station is None:
             (target,) = self.graph.nodes[index].jumps
             node.set_jump(self.pipe._entry_at(target))
+            backend = self.backends[self._physical(self.configs[index])]
+            backend.ignored_keys = self.pipe.ignored_keys  # type: ignore[attr-defined]  # a SubGraph, as it has no station
             return
         for twin in (node,) if node.twins is None else node.twins:
             for instance in twin.instances:
@@ -269,6 +271,7 @@ def connect(pipe: Pipe, configs: tuple[NodeConfig, ...], backend: Backend) -> No
     index_of = {config.name: index for index, config in enumerate(configs)}
     weak_pipe = weakref.ref(pipe)  # the backend must not keep its own pipe alive
     for sub_graph in _sub_graphs_in(backend):
+        sub_graph.ignored_keys = pipe.ignored_keys
         sub_graph.connect(_PartsRunner(weak_pipe, pipe._entry_at(index_of[sub_graph.jump])))
 
 
@@ -353,4 +356,4 @@ def _filter_kind(chosen: Any) -> str:
 def _engine_sources(sources: Any) -> Any:
     if sources is None:
         return None
-    return tuple((source.index, source.name, source.keys, source.names_context) for source in sources)
+    return tuple((source.indices, source.name, source.keys, source.names_context) for source in sources)

@@ -188,7 +188,8 @@ cdef class Waiter:
     cdef Engine engine
     cdef Line line
     cdef Entry entry
-    cdef object request
+    cdef object request                         # as it was handed in
+    cdef object owned                           # a coroutine's: the caller's dict, of which `request` is a copy
     cdef Terms terms
     cdef object sink                            # (loop, asyncio future) of a coroutine; None: a thread parks on `word`
     cdef Walk walk                              # the coroutine's, once it is let in
@@ -266,6 +267,8 @@ cdef class Walk:
     cdef Station home                           # where it was admitted: its caller may come back there; or None. Of a node with
                                                 # twins the front, until one is chosen
     cdef object request                         # the caller's dict; written once, by the finish that succeeds
+    cdef dict given                             # the same as it was handed in; None if it had nothing but `data`
+    cdef bint is_part                           # `request` is no caller's dict, but one that split() has made
     cdef readonly object error                  # why it failed; written before `outcome`
     cdef object sink                            # by sink_kind: RequestFuture, (loop, asyncio future), Gather
     cdef int sink_index                         # Gather: which part
@@ -279,6 +282,7 @@ cdef class Walk:
     cdef vector[int32_t] pending                # GIL
     cdef vector[int32_t] readers                # GIL: by slot, how many will still read it
     cdef list answers                           # GIL: dicts that a map or the answer needs later, by slot
+    cdef vector[uint8_t] has_run                # GIL: by slot, whether its node has run, or was skipped
     cdef int64_t deadline_ns                    # when it fails if it has not ended; FOREVER
     cdef double timeout_s                       # for the error's message
     cdef int64_t priority_ns                    # how much later it counts as having arrived, in every queue
@@ -300,10 +304,9 @@ cdef class Visit:
     cdef Ticket ticket
     cdef Walk walk
     cdef Node node                              # once one is chosen, its twin
-    cdef object request                         # a dict; an exact one once it is ours. None: the node's map makes it
+    cdef object request                         # a dict of its own. None: the node's map makes it
     cdef int round                              # of its walk; an older one is over
     cdef uint8_t way                            # how it came: PASSED_ON, ENTERED or RESTARTED
-    cdef bint is_callers                        # `request` is still the caller's own dict: copy before anyone writes
     cdef int64_t size_bytes                     # of its data, while queued; 0 where nobody counts
     cdef bint is_ghost                          # queued, but its walk has ended: it holds no place
     cdef bint is_held                           # a batch that may hang has it
@@ -394,6 +397,10 @@ cdef class Engine:
     cdef dict node_named                        # built: name -> Node, for those at which a request may enter
     cdef dict entries                           # GIL: name -> Entry, made when first asked for
     cdef tuple root_names                       # built
+    cdef dict open_to_all                       # built: those of node_named at which a request may enter that says so itself
+    cdef bint obeys_node_name                   # built: they are all
+    cdef readonly tuple ignored_keys            # built: which are taken out of a caller's dict, lest they steer
+    cdef bint names_leaf                        # built: several leaves may answer, and the answer says which did
     cdef Entry only_entry                       # built: None with several roots
     cdef readonly list stations                 # built
     cdef PyObject* newest                       # GIL: live walks, not owned; see Walk.older
@@ -424,7 +431,7 @@ cdef class Engine:
     cdef int c_check_may_wait(self) except -1
     cdef int c_check_process(self) except -1
     cdef int c_check_open(self) except -1
-    cdef Entry c_entry(self, object request)
+    cdef Entry c_entry(self, object request, object entry)
     cdef Walk c_admit(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient=*)
     cdef Walk c_admit_booked(self, Line line, int64_t size_bytes, Entry entry, object request, uint8_t sink_kind, object sink,
                              Terms terms)
@@ -453,9 +460,9 @@ cdef class Engine:
     cdef int c_enter(self, Visit visit, Turn turn) except -1
     cdef c_bool c_choose_twin(self, Visit visit, Turn turn) noexcept
     cdef int c_enter_arrived(self, Turn turn) noexcept
-    cdef int c_advance(self, Visit visit, Exit exit, Turn turn) except -1
+    cdef int c_advance(self, Visit visit, Exit exit, c_bool has_run, Turn turn) except -1
     cdef int c_leave(self, Walk walk, dict answer, Turn turn) except -1
-    cdef int c_answer(self, Walk walk, dict answer, Turn turn) except -1
+    cdef int c_answer(self, Walk walk, dict answer, str leaf, Turn turn) except -1
     cdef int c_restart(self, Walk walk, Node node, dict answer, Turn turn) except -1
     cdef int c_split(self, Visit visit, Turn turn) except -1
     cdef int c_merge(self, Gather gather, Turn turn) except -1
@@ -464,7 +471,7 @@ cdef class Engine:
     cdef int c_start_part(self, Walk part, Turn turn) except -1
     cdef int c_send_back(self, list visits, Turn turn) noexcept
     cdef int c_fail_visit(self, Visit visit, object error, Turn turn) noexcept
-    cdef object c_start_detached(self, request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient)
+    cdef object c_start_detached(self, request, given, uint8_t sink_kind, object sink, Terms terms, name, c_bool is_patient)
     cdef void c_link(self, Walk walk) noexcept
     cdef c_bool c_claim(self, Visit visit, Turn turn) except *
     cdef int c_part_ended(self, Walk part, Turn turn) noexcept

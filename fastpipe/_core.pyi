@@ -207,16 +207,30 @@ class Engine:
     looks: int
     nodes: tuple[Node, ...]
     recorder: Any
+    ignored_keys: tuple[str, ...]
     @property
     def failures(self) -> dict[str, int]: ...
     @overload
     def __call__(
-        self, request: _Request, *, timeout: float | None = ..., priority: float = ..., eager: bool = ...
+        self,
+        request: _Request,
+        *,
+        timeout: float | None = ...,
+        priority: float = ...,
+        eager: bool = ...,
+        entry: str | None = ...,
     ) -> _Request: ...
     @overload
     def __call__(
-        self, request: Sequence[_Request], *, timeout: float | None = ..., priority: float = ..., eager: bool = ...
+        self,
+        request: Sequence[_Request],
+        *,
+        timeout: float | None = ...,
+        priority: float = ...,
+        eager: bool = ...,
+        entry: str | None = ...,
     ) -> Sequence[_Request]: ...
+    def _obey(self, keys: Sequence[str]) -> None: ...
     def _open(
         self,
         graph: Any,
@@ -226,11 +240,34 @@ class Engine:
         hidden_names: Iterable[str],
     ) -> None: ...
     def _entry_at(self, index: int) -> Entry: ...
-    def _stepper(self, request: _Request, observer: Any = ...) -> Stepper: ...
+    def _stepper(self, request: _Request, observer: Any = ..., entry: str | None = ...) -> Stepper: ...
     def _preview(self, node_name: str, request: _Request) -> dict[str, Any]: ...
-    def _submit(self, request: _Request, future: Future[_Request], timeout: float | None, priority: float) -> Walk: ...
-    def _start_async(self, request: _Request, loop: Any, future: Any, terms: Terms | None) -> Walk | Waiter: ...
-    def _start(self, request: _Request, timeout: float | None, priority: float, is_patient: bool = ...) -> Walk: ...
+    def _submit(
+        self,
+        request: _Request,
+        future: Future[_Request],
+        timeout: float | None,
+        priority: float,
+        name: str | None = ...,
+    ) -> Walk: ...
+    def _start_async(
+        self,
+        request: _Request,
+        loop: Any,
+        future: Any,
+        terms: Terms | None,
+        name: str | None = ...,
+        given: _Request | None = ...,
+        is_patient: bool = ...,
+    ) -> Walk | Waiter: ...
+    def _start(
+        self,
+        request: _Request,
+        timeout: float | None,
+        priority: float,
+        name: str | None = ...,
+        is_patient: bool = ...,
+    ) -> Walk: ...
     def _terms(self, timeout: float | None, priority: float) -> Terms | None: ...
     def _set_timeout(self, seconds: float) -> None: ...
     def _set_gate(self, max_in_flight: int, when_full: str) -> None: ...

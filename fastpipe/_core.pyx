@@ -35,7 +35,7 @@ per batch, or less often: as long as a batch can leave at once it goes on in the
 """
 
 cimport cython
-from cpython.dict cimport PyDict_CheckExact, PyDict_Copy, PyDict_GetItem, PyDict_Update
+from cpython.dict cimport PyDict_CheckExact, PyDict_Copy, PyDict_GetItem, PyDict_Next, PyDict_Size, PyDict_Update
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport calloc, free
@@ -132,6 +132,11 @@ cdef enum:                  # Waiter.state
     LET_IN = 2
     TURNED_AWAY = 3
     GONE = 4                # nobody waits for it
+
+cdef str _DATA = "data"
+cdef str _RESULT = "result"
+cdef str _ANSWERED_BY = "answered_by"           # of a graph with several leaves: the name of the one that did
+cdef tuple _STEERING_KEYS = ("restart", "request_size")     # by which a dict tells the engine what to do with it
 
 cdef enum:                  # a worker, after a batch
     GOES_ON = 0
@@ -2221,6 +2226,12 @@ cdef class Engine:
         self.steppers = {}
         self.waits_inside = []
         self.timeout_ns = FOREVER
+        self.ignored_keys = _STEERING_KEYS
+
+    def _obey(self, object keys):
+        """Have keys of a caller's own dict mean something to the engine; called once, before the graph is opened."""
+        self.obeys_node_name = "node_name" in keys
+        self.ignored_keys = tuple([key for key in _STEERING_KEYS if key not in keys])
 
     def _open(self, graph, list nodes, list stations, object root_names, object hidden_names):
         """Take over a built graph; requests may come from now on, at any node but the hidden ones."""
@@ -2230,6 +2241,8 @@ cdef class Engine:
         self.nodes = tuple(nodes)
         self.node_named = {(<Node>node).name: node for node in nodes if (<Node>node).name not in hidden_names}
         self.root_names = tuple(root_names)
+        self.open_to_all = self.node_named if self.obeys_node_name else {name: self.node_named[name] for name in root_names}
+        self.names_leaf = graph.has_several_leaves
         self.stations = stations
         self.only_entry = self.c_entry_at(self.node_named[self.root_names[0]]) if len(self.root_names) == 1 else None
 
@@ -2265,7 +2278,7 @@ cdef class Engine:
 
     # ---- calls -------------------------------------------------------------------------------------------------
 
-    def __call__(self, request, *, timeout=None, priority=0, bint eager=False):
+    def __call__(self, request, *, timeout=None, priority=0, bint eager=False, entry=None):
         """Run one request, or a list of them, to the end; return what was given.
 
         The answer is written into the request's own dict: the result under ``"result"``. Thread-safe; blocks.
@@ -2274,13 +2287,14 @@ cdef class Engine:
         it yet none will. Default: the pipe's. ``priority``: lower goes first in every queue; one step is worth 100 ms of
         waiting, so that nobody waits for ever. ``eager``: everything on this thread, node after node, in batches of one
         (only thread-bound backends run on their own thread). The same answers, slower: for a breakpoint in a backend, or a
-        traceback without other requests in it.
+        traceback without other requests in it. ``entry``: the name of the node where the request, or each of a list,
+        enters; any node. Default: the root; of several, that which ``request["node_name"]`` names.
 
         Raises:
             Whatever a backend raised for this request, with a note that says where. For a list: one ExceptionGroup.
             RequestTimeout, QueueFull: it took too long; a node's queue is full (see ``when_full``).
             PipeClosed, ForkedPipe: the pipe takes no requests (any more).
-            UnknownNode: ``request["node_name"]`` is needed to choose a root, or names none.
+            UnknownNode: ``request["node_name"]`` is needed to choose a root, or names none; no node is named ``entry``.
         """
         cdef Walk walk
         cdef Turn turn
@@ -2288,12 +2302,12 @@ cdef class Engine:
         if timeout is not None or priority != 0 or self.timeout_ns >= 0:
             terms = _terms(self, timeout, priority)
         if eager:
-            return self._call_eager(request, terms)
+            return self._call_eager(request, terms, entry)
         if not isinstance(request, dict):
-            return self._call_many(request, terms)
+            return self._call_many(request, terms, entry)
         self.c_check_may_wait()
         turn = Turn.__new__(Turn)
-        walk = self.c_admit(self.c_entry(request), request, SINK_CALLER, None, terms)
+        walk = self.c_admit(self.c_entry(request, entry), request, SINK_CALLER, None, terms)
         self.c_start_walk(walk, turn)
         self.c_run_ready(turn)
         if walk.word.load(memory_order_acquire) != SET:
@@ -2311,13 +2325,12 @@ cdef class Engine:
         cdef Visit visit
         try:
             visit = Visit.__new__(Visit)
+            visit.request = _own_request(walk)
         except BaseException:                                   # out of memory: the walk must not stay in the books
             self.c_cancel(walk)
             raise
         visit.walk = walk
         visit.node = walk.entry.node
-        visit.request = walk.request
-        visit.is_callers = True
         visit.way = ENTERED
         if walk.home is not None and walk.home.batches and visit.node.twins is None:
             walk.home.c_note_arrival(now_ns())                  # where there are twins, at the one that is chosen
@@ -2332,7 +2345,7 @@ cdef class Engine:
             self.c_fail_visit(visit, _with_place(error, visit.node), turn)
         return self.c_enter_arrived(turn)
 
-    def _call_eager(self, requests, Terms terms):
+    def _call_eager(self, requests, Terms terms, name):
         cdef Stepper stepper
         cdef list errors = []
         self.c_check_may_wait()
@@ -2340,18 +2353,18 @@ cdef class Engine:
             raise PipeError("an eager call is not possible while another greenlet of this thread is inside a backend. "
                             + _GREENLET_ADVICE)
         if isinstance(requests, dict):
-            stepper = _new_stepper(self, requests, None, terms)
+            stepper = _new_stepper(self, requests, None, terms, name)
             stepper.run()
             if stepper.walk.error is not None:
                 raise stepper.walk.error
             return requests
         if not isinstance(requests, (list, tuple)):
-            self.c_entry(requests)                              # says what a request is
+            self.c_entry(requests, name)                        # says what a request is
         for request in requests:                                # all mistakes before the first is admitted
-            self.c_entry(request)
+            self.c_entry(request, name)
         for index, request in enumerate(requests):
             try:
-                stepper = _new_stepper(self, request, None, terms)
+                stepper = _new_stepper(self, request, None, terms, name)
             except PipeClosed:
                 raise
             except Exception as refused:
@@ -2362,7 +2375,7 @@ cdef class Engine:
         _raise_errors(errors, len(requests))
         return requests
 
-    def _call_many(self, requests, Terms terms):
+    def _call_many(self, requests, Terms terms, name):
         cdef Turn turn = Turn.__new__(Turn)
         cdef list walks = []
         cdef list errors = []
@@ -2372,8 +2385,8 @@ cdef class Engine:
         cdef int index
         self.c_check_may_wait()
         if not isinstance(requests, (list, tuple)):
-            self.c_entry(requests)                              # says what a request is
-        entries = [self.c_entry(request) for request in requests]       # all mistakes before the first is admitted
+            self.c_entry(requests, name)                        # says what a request is
+        entries = [self.c_entry(request, name) for request in requests]     # all mistakes before the first is admitted
         try:
             for index, (entry, request) in enumerate(zip(entries, requests)):
                 try:
@@ -2437,17 +2450,21 @@ cdef class Engine:
             turn.wake()
         turn.helps = False
 
-    def _submit(self, request, future, timeout, priority):
+    def _submit(self, request, future, timeout, priority, name=None):
         """Start a request whose outcome goes to a ``RequestFuture``."""
-        return self.c_start_detached(request, SINK_FUTURE, future, _terms(self, timeout, priority), False)
+        return self.c_start_detached(request, request, SINK_FUTURE, future, _terms(self, timeout, priority), name, False)
 
-    def _start_async(self, request, loop, future, Terms terms):
-        """Start a request whose outcome goes to an ``asyncio.Future`` of ``loop``: its walk, or who waits for room for it."""
-        return self.c_start_detached(request, SINK_ASYNCIO, (loop, future), terms, False)
+    def _start_async(self, request, loop, future, Terms terms, name=None, given=None, bint is_patient=False):
+        """Start a request whose outcome goes to an ``asyncio.Future`` of ``loop``: its walk, or who waits for room for it.
 
-    def _start(self, request, timeout, priority, bint is_patient=False):
+        ``given``: a copy of the dict as it was when it was handed in; None: it is handed in now. ``is_patient``: as of _start.
+        """
+        given = request if given is None else given
+        return self.c_start_detached(request, given, SINK_ASYNCIO, (loop, future), terms, name, is_patient)
+
+    def _start(self, request, timeout, priority, name=None, bint is_patient=False):
         """Start a request and return its walk, to be waited for. ``is_patient``: wait for room whatever ``when_full`` says."""
-        return self.c_start_detached(request, SINK_CALLER, None, _terms(self, timeout, priority), is_patient)
+        return self.c_start_detached(request, request, SINK_CALLER, None, _terms(self, timeout, priority), name, is_patient)
 
     def _terms(self, timeout, priority):
         return _terms(self, timeout, priority)
@@ -2459,7 +2476,7 @@ cdef class Engine:
         where = "in the pipe" if gate is self.gate else f"in the queue of node {gate.name!r}"
         return RequestTimeout(f"the request waited {waiter.terms.timeout_s:g} s for room {where}")
 
-    cdef object c_start_detached(self, request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient):
+    cdef object c_start_detached(self, request, given, uint8_t sink_kind, object sink, Terms terms, name, c_bool is_patient):
         """Start a request for which no thread waits: its walk. A coroutine's that has to wait for room: its Waiter."""
         cdef Turn turn = Turn.__new__(Turn)
         cdef Walk walk
@@ -2467,7 +2484,7 @@ cdef class Engine:
         cdef Line line
         cdef Waiter waiter
         cdef int64_t size
-        entry = self.c_entry(request)
+        entry = self.c_entry(given, name)
         if terms is not None and terms.deadline_ns >= 0 and sink_kind != SINK_CALLER and self.clock is None:
             clock = Clock.__new__(Clock)
             self._start_clock(clock)                            # raises if there can be no more threads
@@ -2479,13 +2496,15 @@ cdef class Engine:
             if is_hooked(AT_ADMIT):
                 _act(AT_ADMIT)
             line = self.c_line_at(entry)
-            size = line.c_size_of(request)
-            waiter = self.c_enter_line(line, entry, request, size, terms, is_patient, sink)
+            size = line.c_size_of(given)
+            waiter = self.c_enter_line(line, entry, given, size, terms, is_patient, sink)
             if waiter is not None:
+                waiter.owned = request
                 return waiter
-            walk = self.c_admit_booked(line, size, entry, request, sink_kind, sink, terms)
+            walk = self.c_admit_booked(line, size, entry, given, sink_kind, sink, terms)
         else:
-            walk = self.c_admit(entry, request, sink_kind, sink, terms, is_patient)
+            walk = self.c_admit(entry, given, sink_kind, sink, terms, is_patient)
+        _hand_in(walk, request, given)
         self.c_start_admitted(walk, turn)
         self.c_settle(turn)
         turn.wake()
@@ -2516,6 +2535,7 @@ cdef class Engine:
         try:
             for part in [part for parts in splits for part in parts]:
                 walk = _new_walk(self, entry, part, SINK_CALLER, None)
+                walk.is_part = True
                 if self.gave_up:                                        # closing goes on with what has begun; this not
                     raise PipeClosed("the pipe was closed before the request ended")
                 self.accepted += 1
@@ -2649,14 +2669,23 @@ cdef class Engine:
             raise PipeClosed("the pipe is closed")
         return 0
 
-    cdef Entry c_entry(self, object request):
-        """Where this request enters; raises what the caller is to see before anything is accepted."""
+    cdef Entry c_entry(self, object request, object entry):
+        """Where this request enters: where the call says, else where the request says, as far as it may.
+
+        Raises what the caller is to see before anything is accepted.
+        """
         cdef PyObject* name_pointer
         if not isinstance(request, dict):
             raise TypeError(f"a request is a dict; got {type(request).__name__}. (A pipe is called with one, or with a list of "
                             "them; map() takes any iterable.)")
         self.c_check_process()
         self.c_check_open()
+        if entry is not None:
+            node = self.node_named.get(entry) if isinstance(entry, str) else None
+            if node is None:
+                raise UnknownNode(f"entry is {entry!r}, and no node has that name; they are {list(self.node_named)}"
+                                  f"{nearest(str(entry), self.node_named)}")
+            return self.c_entry_at(<Node>node)
         name_pointer = PyDict_GetItem(request, "node_name")
         name = None if name_pointer == NULL else <object>name_pointer
         if name is None:
@@ -2664,7 +2693,11 @@ cdef class Engine:
                 return self.only_entry
             raise UnknownNode(f"the graph has several roots: set request['node_name'] to one of {list(self.root_names)} "
                               "(or is a 'next' missing, that leads from one to the other?)")
-        node = self.node_named.get(name) if isinstance(name, str) else None
+        node = self.open_to_all.get(name) if isinstance(name, str) else None
+        if node is None and isinstance(name, str) and name in self.node_named:
+            raise UnknownNode(f"request['node_name'] is {name!r}, which is no root: a request would skip what comes before it. "
+                              f"Pass entry={name!r} with the call, or have the pipe let requests say so by obey_request_keys="
+                              f"['node_name']; the roots are {list(self.root_names)}")
         if node is None:
             raise UnknownNode(f"request['node_name'] is {name!r}, and no node has that name; the roots are "
                               f"{list(self.root_names)}{nearest(str(name), self.node_named)}")
@@ -2709,7 +2742,7 @@ cdef class Engine:
             walk.priority_ns = terms.priority_ns
         if self.recorder is not None:
             try:
-                walk.recorded = self.recorder.begin(request)
+                walk.recorded = self.recorder.begin(request, None if entry is self.only_entry else entry.node.name)
             except BaseException as error:
                 _report(error, self.recorder)
         self.c_check_open()                                     # again: all of this may have run user code, or a destructor
@@ -2875,6 +2908,7 @@ cdef class Engine:
                                               waiter.sink, waiter.terms)
         finally:
             waiter.line.c_keep_promise()
+        _hand_in(waiter.walk, waiter.owned, waiter.request)
         if waiter.state == GONE:                                # while a recorder or a destructor ran
             self.c_cancel(waiter.walk)
         return self.c_start_admitted(waiter.walk, turn)
@@ -2919,7 +2953,6 @@ cdef class Engine:
         if kind == FILTER_RUN:
             status = STATUS_RUN
         else:
-            _own_request(visit)
             if kind == FILTER_SWAP:
                 result = PyDict_GetItem(visit.request, "result")
                 if result == NULL:
@@ -2941,15 +2974,13 @@ cdef class Engine:
             turn.ready.append(visit)
             return 0
         if status == STATUS_BREAK:
-            if visit.walk.entry.leaf_count > 1:
-                visit.request["node_name"] = node.name
-            return self.c_answer(visit.walk, visit.request, turn)
+            return self.c_answer(visit.walk, visit.request, node.name if visit.walk.entry.leaf_count > 1 else None, turn)
         if status == STATUS_ERROR:
             raise BackendError(f"the filter of node {node.name!r} said Error")
         exit = self.c_exit(visit.walk.entry, node, status)
         if status != STATUS_SKIP and turn.observer is not None:
             turn.observer.hidden(exit.hidden, _part_of(visit.walk))
-        return self.c_advance(visit, exit, turn)
+        return self.c_advance(visit, exit, False, turn)
 
     cdef c_bool c_choose_twin(self, Visit visit, Turn turn) noexcept:
         """Decide where a visit is to run whose node has twins, just before it is queued or run: so loads are what they are.
@@ -2976,7 +3007,6 @@ cdef class Engine:
         try:
             if visit.request is None:
                 visit.request = self.c_mapped(visit.node, visit.walk)
-            _own_request(visit)
         except KeyError:                                        # c_enter meets it again, and fails the walk
             return {}
         return visit.request
@@ -3000,7 +3030,7 @@ cdef class Engine:
             turn.arrived.clear()
         return 0
 
-    cdef int c_advance(self, Visit visit, Exit exit, Turn turn) except -1:
+    cdef int c_advance(self, Visit visit, Exit exit, c_bool has_run, Turn turn) except -1:
         """Send the request on from a node that has run, or from what was skipped. Raises what fails the walk."""
         cdef Walk walk = visit.walk
         cdef Node following
@@ -3013,6 +3043,7 @@ cdef class Engine:
         for slot in exit.kept:
             if walk.readers[slot] > 0:
                 walk.answers[slot] = answer
+                walk.has_run[slot] = has_run
         for slot in exit.unread:
             _forget(walk, slot)
         if exit.leaves > 0:
@@ -3037,7 +3068,6 @@ cdef class Engine:
             else:
                 onward.request = PyDict_Copy(answer)
                 self.copies += 1
-            onward.is_callers = False
             onward.way = PASSED_ON
             turn.arrived.append(onward)
             onward = None
@@ -3047,44 +3077,61 @@ cdef class Engine:
         """The new dict that a node's ``map`` makes of its ancestors' dicts."""
         cdef dict request = {}
         cdef dict source
+        cdef tuple indices
         cdef int32_t slot
-        for index, name, keys, names_context in node.sources:
-            slot = walk.entry.slots[<int>index]
-            source = None if slot < 0 else <dict>walk.answers[slot]
+        for indices, name, keys, names_context in node.sources:
+            source = None
+            for index in indices:                               # of several the first that has run; one also if it was skipped
+                slot = walk.entry.slots[<int>index]
+                if slot >= 0 and (walk.has_run[slot] or len(indices) == 1):
+                    source = <dict>walk.answers[slot]
+                    break
             if source is None:
-                raise KeyError(f"the map of node {node.name!r} reads {name!r}, which did not run for this request")
+                which = "which did not run" if len(indices) == 1 else "of which none ran"
+                raise KeyError(f"the map of node {node.name!r} reads {name!r}, {which} for this request")
             for key_there, key_here in keys:
                 if key_there not in source:
-                    raise KeyError(f"the map of node {node.name!r} reads {key_there!r} from {name!r}, whose keys are "
-                                   f"{sorted(map(str, source))}")
+                    raise KeyError(f"the map of node {node.name!r} reads {key_there!r} from {(<Node>self.nodes[index]).name!r}, "
+                                   f"whose keys are {sorted(map(str, source))}")
                 request[key_here] = source[key_there]
             if not names_context and "context" in source and "context" not in request:
                 request["context"] = source["context"]
-        for index, _, _, _ in node.sources:
-            _forget(walk, walk.entry.slots[<int>index])
+        for indices, _, _, _ in node.sources:
+            for index in indices:
+                slot = walk.entry.slots[<int>index]
+                if slot >= 0:                                   # else it cannot be reached from where the request entered
+                    _forget(walk, slot)
         return request
 
     cdef int c_leave(self, Walk walk, dict answer, Turn turn) except -1:
-        """All leaves are passed: the answer, or another round."""
+        """All leaves are passed: the answer, or another round. Of several leaves, those that were skipped say nothing."""
         cdef Entry entry = walk.entry
         cdef Node leaf
+        cdef str name = None
+        cdef int32_t slot
         if entry.leaf_count > 1:
             answer = {}
             for leaf in entry.leaves:
-                answer.update(walk.answers[entry.slots[leaf.index]])
-                answer["node_name"] = leaf.name
+                slot = entry.slots[leaf.index]
+                if walk.has_run[slot]:
+                    answer.update(walk.answers[slot])
+                    name = leaf.name
+            if name is None and entry.restart is not None:      # none has run: it goes round as it is
+                for leaf in entry.leaves:
+                    answer.update(walk.answers[entry.slots[leaf.index]])
         if entry.restart is not None and "restart" not in answer:
             return self.c_restart(walk, entry.restart, answer, turn)
-        return self.c_answer(walk, answer, turn)
+        return self.c_answer(walk, answer, name, turn)
 
-    cdef int c_answer(self, Walk walk, dict answer, Turn turn) except -1:
-        """The graph has ended for this request: finish, or start again where its dict says."""
+    cdef int c_answer(self, Walk walk, dict answer, str leaf, Turn turn) except -1:
+        """The graph has ended for this request, of several leaves at ``leaf``: finish, or start again where its dict says."""
         cdef PyObject* restart = PyDict_GetItem(answer, "restart")
-        if restart == NULL:
-            return self.c_finish(walk, answer, turn)
-        name = <object>restart
-        del answer["restart"]
-        if "result" not in answer:
+        if restart != NULL:
+            name = <object>restart
+            del answer["restart"]
+        if restart == NULL or "result" not in answer:
+            if leaf is not None:
+                answer[_ANSWERED_BY] = leaf
             return self.c_finish(walk, answer, turn)
         node = self.node_named.get(name) if isinstance(name, str) else None
         if node is None:
@@ -3155,7 +3202,7 @@ cdef class Engine:
         if _is_dead(visit):
             return 0
         _enter_user_code(<void*>self, visit.node.subgraph.merge, visit.request, gather.answers)
-        return self.c_advance(visit, self.c_exit(visit.walk.entry, visit.node, STATUS_SKIP), turn)
+        return self.c_advance(visit, self.c_exit(visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
 
     cdef int c_part_ended(self, Walk part, Turn turn) noexcept:
         """File a part's outcome with the node that waits for it."""
@@ -3188,7 +3235,7 @@ cdef class Engine:
             return 0
         self.c_count_out(walk)
         try:
-            _write_back(walk.request, answer)
+            _write_back(walk, answer)
         except BaseException as error:                          # a subclass of dict may do as it likes
             walk.error = error
             if walk.sink_kind != SINK_GATHER:
@@ -3208,7 +3255,7 @@ cdef class Engine:
         if walk.sink_kind != SINK_GATHER:
             self.failed_by[_reason_of(error)] += 1
         try:
-            _write_back(walk.request, None)
+            _write_back(walk, None)
         except BaseException as unexpected:
             _report(unexpected, type(walk.request))
         return self.c_deliver(walk, turn)
@@ -3369,7 +3416,7 @@ cdef class Engine:
         if visit.stepper is not None:
             return 0
         try:
-            self.c_advance(visit, self.c_exit(visit.walk.entry, visit.node, STATUS_SKIP), turn)
+            self.c_advance(visit, self.c_exit(visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
         except BaseException as error:
             self.c_fail_visit(visit, _with_place(error, visit.node), turn)
         return 0
@@ -3396,10 +3443,7 @@ cdef class Engine:
             if visit.walk.sink_kind != SINK_GATHER:             # a part ends with the whole, whose time is over, too
                 self.c_fail(visit.walk, _late_error(visit.walk), turn)
             return False
-        if not self.c_begin(visit.walk):
-            return False
-        _own_request(visit)
-        return True
+        return self.c_begin(visit.walk)
 
     cdef int c_run_batch(self, Station station, Instance instance, list visits, Turn turn) noexcept:
         """Run visits in an instance whose token is held, and send each on or fail it."""
@@ -3802,10 +3846,10 @@ cdef class Engine:
 
     # ---- for the debugger --------------------------------------------------------------------------------------
 
-    def _stepper(self, request, observer=None):
+    def _stepper(self, request, observer=None, entry=None):
         """Admit a request that goes through the graph one step at a time."""
         self.c_check_may_wait()
-        return _new_stepper(self, request, observer, None)
+        return _new_stepper(self, request, observer, None, entry)
 
     def _preview(self, str node_name, request):
         """What the queue of a node would do with a request if it arrived now; {} for a node without one."""
@@ -3905,6 +3949,7 @@ cdef Walk _new_walk(Engine engine, Entry entry, object request, uint8_t sink_kin
     walk.home = entry.node.station
     walk.deadline_ns = FOREVER
     if sink_kind == SINK_GATHER:                                # a part is on its whole's terms
+        walk.is_part = True
         walk.deadline_ns = (<Gather>sink).visit.walk.deadline_ns
         walk.timeout_s = (<Gather>sink).visit.walk.timeout_s
         walk.priority_ns = (<Gather>sink).visit.walk.priority_ns
@@ -3957,6 +4002,13 @@ cdef Node _least_busy_of(Node node, c_bool in_service):
             least = outstanding
             of_best = instances
     return best
+
+
+cdef inline void _hand_in(Walk walk, object request, object given) noexcept:
+    """Say whose dict an answer is for, where the walk was admitted with a copy of it."""
+    if given is not request:
+        walk.given = given
+        walk.request = request
 
 
 cdef inline void _leave_room(Walk walk) noexcept:
@@ -4042,7 +4094,11 @@ cdef int _start_round(Walk walk) except -1:
     walk.leaves_left = entry.leaf_count
     walk.pending = entry.pending
     walk.readers = entry.readers
-    walk.answers = [None] * <Py_ssize_t>entry.readers.size() if entry.readers.size() != 0 else None
+    if entry.readers.size() != 0:
+        walk.has_run.assign(entry.readers.size(), 0)
+        walk.answers = [None] * <Py_ssize_t>entry.readers.size()
+    else:
+        walk.answers = None
     return 0
 
 
@@ -4053,13 +4109,13 @@ cdef inline void _forget(Walk walk, int32_t slot) noexcept:
         walk.answers[slot] = None
 
 
-cdef Stepper _new_stepper(Engine engine, object request, object observer, Terms terms):
+cdef Stepper _new_stepper(Engine engine, object request, object observer, Terms terms, object entry):
     cdef Stepper stepper = Stepper.__new__(Stepper)
     stepper.engine = engine
     stepper.turn = Turn.__new__(Turn)
     stepper.turn.stepper = <PyObject*>stepper
     stepper.turn.observer = observer
-    stepper.walk = engine.c_admit(engine.c_entry(request), request, SINK_CALLER, None, terms)
+    stepper.walk = engine.c_admit(engine.c_entry(request, entry), request, SINK_CALLER, None, terms)
     engine.c_start_walk(stepper.walk, stepper.turn)
     return stepper
 
@@ -4094,28 +4150,67 @@ cdef int _raise_errors(list errors, int count) except -1:
     return 0
 
 
-cdef inline int _own_request(Visit visit) except -1:
-    """Give the visit a dict of its own: the caller's is written once, at the end, and only if the request succeeds."""
-    if visit.is_callers:
-        visit.request = PyDict_Copy(visit.request)
-        if "result" in visit.request:
-            del visit.request["result"]                         # left over from an earlier call with the same dict
-        visit.is_callers = False
-    return 0
+cdef dict _own_request(Walk walk):
+    """The dict with which a request sets out: a copy of what the caller has handed in, without what it may not say.
+
+    The caller's own is written once, at the end, and only if the request succeeds.
+    """
+    cdef dict own = PyDict_Copy(walk.request if walk.given is None else walk.given)
+    if "result" in own:
+        del own["result"]                                       # left over from an earlier call with the same dict
+    if not _has_only_data(own):
+        for key in walk.engine.ignored_keys:
+            own.pop(key, None)
+        if walk.engine.names_leaf:
+            own.pop(_ANSWERED_BY, None)                         # like the result
+        if walk.given is None:
+            walk.given = PyDict_Copy(own)
+    return own
 
 
-cdef int _write_back(object request, dict answer) except -1:
-    """Write an answer, or None for a failure, into a caller's dict; a result that it does not have is removed."""
-    if request is answer:
-        return 0
+cdef c_bool _has_only_data(dict request) noexcept:
+    """True if there is no other key: nothing then has to be kept in order to tell what was there from what was set."""
+    cdef PyObject* key
+    cdef PyObject* value
+    cdef Py_ssize_t position = 0
+    return (PyDict_Size(request) == 1 and PyDict_Next(request, &position, &key, &value)
+            and <object>key is _DATA)
+
+
+cdef int _write_back(Walk walk, dict answer) except -1:
+    """Write an answer, or None for a failure, into a caller's dict; a result that it does not have is removed.
+
+    Written is what has been set since the request was handed in. Never ``data``, which is the input of the last node by
+    now, nor ``node_name``. A part's dict is the engine's own, and gets all of it.
+    """
+    cdef object request = walk.request
+    cdef c_bool is_exact = PyDict_CheckExact(request)
+    cdef PyObject* key_pointer
+    cdef PyObject* value_pointer
+    cdef PyObject* before
+    cdef Py_ssize_t position = 0
+    cdef c_bool has_result = False
     if answer is not None:
-        if PyDict_CheckExact(request):
-            PyDict_Update(request, answer)
-        else:
-            for key, value in answer.items():                   # a subclass has books of its own, and its own update()
-                request[key] = value
-    if (answer is None or "result" not in answer) and "result" in request:
+        while PyDict_Next(answer, &position, &key_pointer, &value_pointer):
+            key = <object>key_pointer
+            value = <object>value_pointer
+            if key is _RESULT:
+                has_result = True
+            elif not walk.is_part:
+                if key is _DATA or isinstance(key, str) and (key == "data" or key == "node_name"):
+                    continue
+                if walk.given is not None:
+                    before = PyDict_GetItem(walk.given, key)
+                    if before != NULL and <object>before is value:
+                        continue
+            if is_exact:
+                (<dict>request)[key] = value
+            else:
+                request[key] = value                            # a subclass has books of its own
+    if not has_result and (answer is None or "result" not in answer) and "result" in request:
         del request["result"]
+    if walk.engine.names_leaf and not walk.is_part and (answer is None or _ANSWERED_BY not in answer):
+        request.pop(_ANSWERED_BY, None)
     return 0
 
 

@@ -6,9 +6,10 @@ from collections import UserString
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
+from fastpipe._faults import text_of
 from fastpipe.errors import BackendError
 
-__all__ = ["checked_parts", "checked_results"]
+__all__ = ["checked_parts", "checked_results", "with_request"]
 
 _TEXTS = (str, bytes, bytearray, memoryview, UserString)
 
@@ -68,3 +69,15 @@ def _in_words(got: Any) -> str:
     if isinstance(got, Mapping | Set):
         return f"{kind}, whose order is its own: return a list"
     return "None" if got is None else kind
+
+
+def with_request(error: BaseException, request: Any) -> BaseException:
+    """Return an exception that ``map`` yields in the place of a request: it says which request it was."""
+    try:
+        error.failed_request = request  # type: ignore[attr-defined]
+    except Exception:  # its class forbids it
+        replacement = BackendError(f"{type(error).__name__}: {text_of(error)}")
+        replacement.__cause__ = error
+        replacement.failed_request = request  # type: ignore[attr-defined]
+        return replacement
+    return error

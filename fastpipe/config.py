@@ -45,11 +45,12 @@ PIPE_KEYS: dict[str, tuple[str, Any, str]] = {
     "max_in_flight": ("max_in_flight", _QUEUE, " requests"),
     "when_overloaded": ("when_overloaded", Literal["block", "reject"], ""),
     "when_hung": ("when_hung", Literal["replace", "abort"], ""),
+    "obey_request_keys": ("obey_request_keys", list[Literal["node_name", "restart", "request_size"]], ""),
 }
 """Keys of the whole pipe, which stand beside the nodes: the field of PipeConfig, its type, and the unit."""
 _RESTARTS = Annotated[int, Between(1, 1_000_000_000)]
-_FORBIDDEN_IN_NAMES = re.compile(r"[\s,\[\]:]")  # they would make `next` and `map` ambiguous
-_MAP_ENTRY = re.compile(r"\s*([^\s,\[\]]*)\s*(?:\[([^\[\]]*)\])?\s*(?:,|$)")
+_FORBIDDEN_IN_NAMES = re.compile(r"[\s,\[\]:|]")  # they would make `next` and `map` ambiguous
+_MAP_ENTRY = re.compile(r"\s*([^\s,\[\]|]*(?:\s*\|\s*[^\s,\[\]|]+)*)\s*(?:\[([^\[\]]*)\])?\s*(?:,|$)")
 _MEMBER_KEYS = ("model", "min", "max", "instance_num")  # where "&" separates the values of several backends
 # torchpipe's files may write the names of its constants where keys are meant.
 _KEY_CONSTANT = re.compile(r"\bTASK_[A-Z_]+_KEY\b")
@@ -71,8 +72,8 @@ _LOGICAL_KEYS = ("next", "map", "filter", "restart", "restart_limit")
 class MapEntry:
     """One entry of ``map``: which keys of which ancestor's request become which keys here."""
 
-    source: str | None
-    """The ancestor's name; None: the only parent."""
+    sources: tuple[str, ...]
+    """The ancestor's name; of several, the first that has run is read. Empty: the only parent."""
     keys: tuple[tuple[str, str], ...]
     """Pairs of key there, key here."""
 
@@ -130,6 +131,8 @@ class PipeConfig:
     """What becomes of one more."""
     when_hung: str = "replace"
     """What becomes of an instance that does not return within its node's ``hang_timeout``; or of the process."""
+    obey_request_keys: Sequence[str] = ()
+    """The keys that mean something to the engine also where a caller's own dict has them."""
 
 
 def load(
@@ -321,7 +324,7 @@ class _Loader:
         elif not name or name.startswith(".") or name.endswith("."):
             problem = "no name for a node"
         elif _FORBIDDEN_IN_NAMES.search(name):
-            problem = "no name for a node: spaces, ',', ':', '[' and ']' have a meaning in 'next' and 'map'"
+            problem = "no name for a node: spaces, ',', ':', '|', '[' and ']' have a meaning in 'next' and 'map'"
         if problem and say:
             self.problems.add(f"node {name!r}", problem)
         return not problem
@@ -682,18 +685,26 @@ def _name_of(filter: Any) -> str | None:
 
 
 def _read_map(text: str) -> tuple[MapEntry, ...]:
-    """Read ``"B[result:x,color:color],C,[result:data]"``."""
+    """Read ``"B[result:x,color:color],C,[result:data]"``, and ``"light|heavy[result:data]"``."""
     entries: list[MapEntry] = []
     position = 0
     while position < len(text) or not entries:
         match = _MAP_ENTRY.match(text, position)
         if match is None or not (match.group(1) or match.group(2)):
             raise ConfigError(f"column {position + 1}: expected 'node[key there:key here]', in {text!r}")
-        source, inside = match.groups()
+        written, inside = match.groups()
         keys = [("result", "data")] if inside is None else [_read_pair(pair, text) for pair in inside.split(",")]
-        entries.append(MapEntry(source or None, tuple(keys)))
+        entries.append(MapEntry(_read_sources(written, text), tuple(keys)))
         position = match.end()
     return tuple(entries)
+
+
+def _read_sources(written: str, text: object) -> tuple[str, ...]:
+    """Read ``light|heavy``: nodes of which one is read."""
+    sources = tuple(name.strip() for name in written.split("|")) if written else ()
+    if not all(sources) or len(set(sources)) < len(sources):
+        raise ConfigError(f"expected the names of different nodes around '|', got {written!r} in {text!r}")
+    return sources
 
 
 def _read_pair(pair: str, text: str) -> tuple[str, str]:
@@ -708,7 +719,8 @@ def _read_map_table(table: Mapping[Any, Any]) -> tuple[MapEntry, ...]:
     entries: list[MapEntry] = []
     for source, keys in table.items():
         pairs = tuple(keys.items()) if isinstance(keys, Mapping) else ()
-        if not pairs or not all(isinstance(key, str) and key for pair in pairs for key in pair):
+        names = [key for pair in pairs for key in pair]
+        if not isinstance(source, str) or not names or not all(isinstance(name, str) and name for name in names):
             raise ConfigError(f"expected {{node: {{key there: key here}}}}, got {dict(table)!r}")
-        entries.append(MapEntry(source or None, pairs))
+        entries.append(MapEntry(_read_sources(source, dict(table)), pairs))
     return tuple(entries)

@@ -41,10 +41,12 @@ class Debugger:
     Thread-safety: for one thread. Other threads may call the pipe, and other debuggers.
     """
 
-    def __init__(self, pipe: Pipe, request: Request | None = None) -> None:
+    def __init__(self, pipe: Pipe, request: Request | None = None, *, entry: str | None = None) -> None:
         self.breakpoints: list[Breakpoint] = []
         self._pipe = pipe
-        self._first = request  # admitted with the first step, so that a debugger nobody uses leaves nothing in flight
+        # Admitted with the first step, so that a debugger nobody uses leaves nothing in flight.
+        self._first = request
+        self._first_entry = entry
         self._stepper: Stepper | None = None
         self._observer = _Observer(pipe)
         self._steps: list[Step] = []
@@ -59,8 +61,12 @@ class Debugger:
 
     # ---- the request -------------------------------------------------------------------------------------------
 
-    def start(self, request: Request) -> None:
+    def start(self, request: Request, *, entry: str | None = None) -> None:
         """Admit a request, and stand before its first node. One that has not ended is given up; breakpoints stay.
+
+        Args:
+            request: as for a call.
+            entry: the node where it enters; any. None: as for a call that does not say.
 
         Raises:
             UnknownNode, PipeClosed, ...: what a call of the pipe raises for this request.
@@ -73,7 +79,7 @@ class Debugger:
         self._restarts = {}
         self._observer.take()
         self._thread_id = threading.get_ident()
-        self._stepper = self._pipe._stepper(request, self._observer)
+        self._stepper = self._pipe._stepper(request, self._observer, entry)
         self._pipe._debuggers.add(self)
 
     def cancel(self) -> bool:
@@ -86,7 +92,7 @@ class Debugger:
 
     def _started(self) -> Stepper:
         if self._first is not None:
-            self.start(self._first)
+            self.start(self._first, entry=self._first_entry)
         if self._stepper is None:
             raise PipeError("the debugger has no request: start(request)")
         return self._stepper
@@ -304,7 +310,7 @@ class Debugger:
 
     def __enter__(self) -> Self:
         if self._first is not None:
-            self.start(self._first)
+            self.start(self._first, entry=self._first_entry)
         return self
 
     def __exit__(
@@ -446,7 +452,7 @@ def _why(config: NodeConfig, status: Status | None, *, is_entry: bool, came_agai
     if is_entry:
         return "no filter: the request enters here"
     if config.map is not None:
-        sources = ", ".join(dict.fromkeys(entry.source or "its parent" for entry in config.map))
+        sources = ", ".join(dict.fromkeys("|".join(entry.sources) or "its parent" for entry in config.map))
         return f"no filter: its map made a new request, of {sources}"
     if status is Status.Run:
         return "default filter 'swap': the result of the node before became 'data'"

@@ -114,7 +114,7 @@ class MissingExtra(PipeError, ImportError):
 
 
 class UnknownNode(PipeError, KeyError):
-    """A request's ``node_name`` is missing or names no node at which a request may enter."""
+    """A request's ``node_name`` is missing or names no node at which it may enter; or a call's ``entry`` names none."""
 
     def __str__(self) -> str:  # KeyError would show the repr of the message
         return str(self.args[0]) if self.args else ""

@@ -22,11 +22,15 @@ MOST_NODES = 4000
 
 @dataclass(frozen=True)
 class Source:
-    """One ancestor that a node's ``map`` reads."""
+    """An ancestor that a node's ``map`` reads; of several, which the file joins by ``|``, the first that has run."""
 
-    index: int
-    name: str
+    indices: tuple[int, ...]
+    names: tuple[str, ...]
     keys: tuple[tuple[str, str], ...]  # (key there, key here)
+
+    @property
+    def name(self) -> str:
+        return "|".join(self.names)
 
     @property
     def names_context(self) -> bool:
@@ -41,10 +45,15 @@ class GraphNode:
     name: str
     next: tuple[int, ...]
     parents: tuple[int, ...]
-    sources: tuple[Source, ...] | None  # None: it gets its only parent's dict
+    sources: tuple[Source, ...] | None  # None: it gets its only parent's dict; see also `read`
     jumps: tuple[int, ...]  # nodes at which parts of its requests enter
     restart: int | None  # where a request that ends here enters again
     upstream: frozenset[int]  # nodes whose requests may still come here, through jumps and restarts too
+
+    @property
+    def read(self) -> Iterator[int]:
+        """The nodes that its ``map`` may read."""
+        return (index for source in self.sources or () for index in source.indices)
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class Entry:
                 parents = [parent for parent in nodes[index].parents if parent in self.reached]
                 if parents and all(parent in hidden for parent in parents):
                     hidden[index] = None
-        maps = [source.index for index in hidden if index != node for source in nodes[index].sources or ()]
+        maps = [source for index in hidden if index != node for source in nodes[index].read]
         kept = tuple(self.slots[index] for index in hidden if index in self.slots)
         onward = tuple(target for index in hidden for target in nodes[index].next if target not in hidden)
         takers = [place for place, target in enumerate(onward) if nodes[target].sources is None]
@@ -116,7 +125,16 @@ class Graph:
 
     nodes: tuple[GraphNode, ...]
     order: tuple[int, ...]  # all nodes, each behind its parents
-    roots: tuple[int, ...]  # where a request enters that names no node, in file order; not those that are jumped to
+    roots: tuple[int, ...]  # where requests enter by themselves, in file order; not those that are jumped to
+
+    @property
+    def has_several_leaves(self) -> bool:
+        """Whether from some root a request passes more than one leaf."""
+        leaves: list[set[int]] = [set() for _ in self.nodes]
+        for index in reversed(self.order):
+            found = {leaf for target in self.nodes[index].next for leaf in leaves[target]} or {index}
+            leaves[index] = set(sorted(found)[:2])  # two are enough to know
+        return any(len(leaves[root]) > 1 for root in self.roots)
 
     def entry(self, node: int) -> Entry:
         """Return what a request meets that enters at ``node``; any node will do."""
@@ -127,9 +145,9 @@ class Graph:
         for index in sorted(reached):
             pending[index] = sum(parent in reached for parent in nodes[index].parents)
             # The dict with which the request enters is its own: what the node there would map is not looked at.
-            for source in () if index == node else nodes[index].sources or ():
-                if source.index in reached:
-                    readers[source.index] = readers.get(source.index, 0) + 1
+            for source in () if index == node else nodes[index].read:
+                if source in reached:
+                    readers[source] = readers.get(source, 0) + 1
         leaves = tuple(index for index in sorted(reached) if not nodes[index].next)
         if len(leaves) > 1:
             readers.update(dict.fromkeys(leaves, 1))  # by the answer
@@ -360,24 +378,24 @@ def _sources(
                 f"node {config.name!r} joins {listed}: it needs a map that says which keys it takes from each"
             )
         return None
-    by_index: dict[int, Source] = {}
+    by_indices: dict[tuple[int, ...], Source] = {}
     for entry in config.map:
         source = _source(config, entry, own_parents, ancestors[index], names, index_of, problems)
         if source is not None:
-            before = by_index.get(source.index)
+            before = by_indices.get(source.indices)
             keys = source.keys if before is None else (*before.keys, *source.keys)
-            by_index[source.index] = Source(source.index, source.name, keys)
+            by_indices[source.indices] = Source(source.indices, source.names, keys)
     taken: dict[str, str] = {}
-    for source in by_index.values():
+    for source in by_indices.values():
         for _, key_here in source.keys:
             if key_here in taken:
                 problems.append(
                     f"node {config.name!r}: map: {key_here!r} is filled from {taken[key_here]!r} and {source.name!r}"
                 )
             taken[key_here] = source.name
-    if by_index and "data" not in taken:
+    if by_indices and "data" not in taken:
         problems.append(f"node {config.name!r}: map: nothing becomes 'data'; its keys here are {sorted(taken)}")
-    return tuple(by_index.values())
+    return tuple(by_indices.values())
 
 
 def _source(
@@ -390,19 +408,20 @@ def _source(
     problems: list[str],
 ) -> Source | None:
     where = f"node {config.name!r}: map"
-    if entry.source is None:
+    if not entry.sources:
         if len(own_parents) != 1:
             problems.append(
                 f"{where}: a node must be named before [...], as {config.name!r} has {len(own_parents)} parents"
             )
             return None
-        return Source(own_parents[0], names[own_parents[0]], entry.keys)
-    if entry.source not in index_of:
-        problems.append(f"{where}: no node is named {entry.source!r}{nearest(entry.source, index_of)}")
+        return Source((own_parents[0],), (names[own_parents[0]],), entry.keys)
+    count = len(problems)
+    for name in entry.sources:
+        if name not in index_of:
+            problems.append(f"{where}: no node is named {name!r}{nearest(name, index_of)}")
+        elif index_of[name] not in own_ancestors:
+            known = sorted(names[ancestor] for ancestor in own_ancestors)
+            problems.append(f"{where}: {name!r} does not come before {config.name!r}; these do: {known}")
+    if len(problems) > count:
         return None
-    source = index_of[entry.source]
-    if source not in own_ancestors:
-        known = sorted(names[ancestor] for ancestor in own_ancestors)
-        problems.append(f"{where}: {entry.source!r} does not come before {config.name!r}; these do: {known}")
-        return None
-    return Source(source, entry.source, entry.keys)
+    return Source(tuple(index_of[name] for name in entry.sources), entry.sources, entry.keys)

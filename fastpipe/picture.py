@@ -48,7 +48,7 @@ class Picture:
     ``str(picture)`` is text, ``svg()``, ``mermaid()``, ``dot()`` and ``html()`` are strings in those languages, and a
     notebook shows the SVG. Solid: ``next``. Dashed: what a ``map`` takes from a node that is no parent. Dotted: a
     sub-graph, entered by a Jump or MapReduce, or the node that a Proxy runs. Dash-dotted: ``restart``. A label says
-    which keys a ``map`` takes.
+    which keys a ``map`` takes; "choice 1 of 2" is read if it has run, else the next one is.
 
     Args:
         configs: checked nodes.
@@ -221,7 +221,7 @@ def _edges(configs: Sequence[NodeConfig], graph: Graph) -> Iterator[_Edge]:
     for node in graph.nodes:
         for target in node.next:
             sources = graph.nodes[target].sources or ()
-            label = next((_keys(source) for source in sources if source.index == node.index), "")
+            label = "; ".join(_keys(source, node.index) for source in sources if node.index in source.indices)
             yield _Edge(node.index, target, "next", label)
     for node, config in zip(graph.nodes, configs, strict=True):
         for target in dict.fromkeys(node.jumps):
@@ -230,15 +230,19 @@ def _edges(configs: Sequence[NodeConfig], graph: Graph) -> Iterator[_Edge]:
             yield _Edge(node.index, target, kind, "" if jumper == _expression(config) else jumper)
     for node in graph.nodes:
         for source in node.sources or ():
-            if source.index not in node.parents:
-                yield _Edge(source.index, node.index, "map", _keys(source))
+            for index in source.indices:
+                if index not in node.parents:
+                    yield _Edge(index, node.index, "map", _keys(source, index))
     for node in graph.nodes:
         if node.restart is not None:
             yield _Edge(node.index, node.restart, "restart", "restart")
 
 
-def _keys(source: Source) -> str:
-    return ", ".join(_visible(there if there == here else f"{there} → {here}") for there, here in source.keys)
+def _keys(source: Source, index: int) -> str:
+    """Return what is taken from the node ``index``; where it is one of several of which one is read, also its place."""
+    keys = ", ".join(_visible(there if there == here else f"{there} → {here}") for there, here in source.keys)
+    count = len(source.indices)
+    return keys if count == 1 else f"choice {source.indices.index(index) + 1} of {count}: {keys}"
 
 
 def _jumper(plan: StepPlan, target: str) -> str:

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping
 from numbers import Number
 from pathlib import Path
 from types import TracebackType
@@ -22,12 +22,13 @@ from fastpipe._building import Builder, jumps_of
 from fastpipe._cpus import usable_cpu_count
 from fastpipe._faults import text_of
 from fastpipe._hung import HungInstances
+from fastpipe._results import with_request
 from fastpipe._values import own_copy
 from fastpipe._wiring import add_mistakes_of_the_graph
 from fastpipe._workers import Worker, check_threads
 from fastpipe.backend import Backend, Request, close_all
 from fastpipe.config import load
-from fastpipe.errors import BackendError, BackendHung, ForkedPipe, PipeClosed, PipeError
+from fastpipe.errors import BackendHung, ForkedPipe, PipeClosed, PipeError
 from fastpipe.graph import compile_graph
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ class Pipe(_core.Engine):
     """A graph of nodes as one thread-safe function: ``pipe(request)``.
 
     A request is a dict: input under ``"data"``, output under ``"result"``, anything else under its own key. It is
-    written to once, when it succeeds; while it is in flight, and if it fails, the caller's dict stays as it was
-    (but for a ``"result"`` of an earlier call, which a failure removes).
+    copied (the dict, not the values) when the pipe is called, and written to once, when it succeeds: the result, and
+    the keys that backends have set. While it is in flight, and if it fails, the caller's dict stays as it was (but for
+    a ``"result"`` of an earlier call, which a failure removes).
 
     Args:
         source: the path of a TOML file, or a mapping of node names to nodes, or of one node's keys.
@@ -96,6 +98,7 @@ class Pipe(_core.Engine):
             self._set_timeout(config.request_timeout_s)
         if config.max_in_flight is not None:
             self._set_gate(config.max_in_flight, config.when_overloaded)
+        self._obey(config.obey_request_keys)
         _living_pipes.add(self)
         builder = Builder(self, configs, graph, aborts_when_hung=config.when_hung == "abort")
         try:
@@ -116,30 +119,49 @@ class Pipe(_core.Engine):
 
     # ---- calling -----------------------------------------------------------------------------------------------
 
-    def submit(self, request: Request, *, timeout: float | None = None, priority: float = 0) -> Future[Request]:
+    def submit(
+        self, request: Request, *, timeout: float | None = None, priority: float = 0, entry: str | None = None
+    ) -> Future[Request]:
         """Start a request and return a future of it; the future's result is the request.
+
+        What is changed in the dict after this returns is not seen by any backend.
 
         Cancelling the future before a backend has begun drops the request. No backend runs on this thread; but where
         a node's queue is full, and ``when_full`` is "block", it waits for room.
-        ``timeout`` and ``priority``: as in a call.
+        ``timeout``, ``priority`` and ``entry``: as in a call.
         """
         from fastpipe._future import RequestFuture  # loaded by _set_up_process
 
         future = RequestFuture()
-        self._submit(request, future, timeout, priority)
+        self._submit(request, future, timeout, priority, entry)
         return future
 
-    async def acall(self, request: Request, *, timeout: float | None = None, priority: float = 0) -> Request:
+    def acall(
+        self, request: Request, *, timeout: float | None = None, priority: float = 0, entry: str | None = None
+    ) -> Coroutine[Any, Any, Request]:
         """Run a request without blocking the event loop; return it. Cancelling the task cancels the request.
 
-        ``timeout`` and ``priority``: as of a call.
+        What is changed in the dict after this has been called, even before it is awaited, is not seen by any backend.
+        ``timeout``, ``priority`` and ``entry``: as of a call.
         """
+        given = dict.copy(request) if isinstance(request, dict) else request
+        return self._acall(request, given, timeout, priority, entry)
+
+    async def _acall(
+        self,
+        request: Request,
+        given: Request,
+        timeout: float | None,
+        priority: float,
+        entry: str | None,
+        is_patient: bool = False,
+    ) -> Request:
         import asyncio  # a caller that has a running loop has imported it
 
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         terms = self._terms(timeout, priority)
-        started = self._start_async(request, loop, future, terms)
+        started = self._start_async(request, loop, future, terms, entry, given, is_patient)
         limit = None
         if isinstance(started, _core.Waiter):  # for room; once it is let in, the pipe's clock sees to its time limit
             remaining_s = self._remaining_s(terms)
@@ -163,6 +185,7 @@ class Pipe(_core.Engine):
         return_exceptions: Literal[False] = ...,
         timeout: float | None = ...,
         priority: float = ...,
+        entry: str | None = ...,
     ) -> Iterator[Request]: ...
     @overload
     def map(
@@ -173,6 +196,7 @@ class Pipe(_core.Engine):
         return_exceptions: bool,
         timeout: float | None = ...,
         priority: float = ...,
+        entry: str | None = ...,
     ) -> Iterator[Request | BaseException]: ...
     def map(
         self,
@@ -182,6 +206,7 @@ class Pipe(_core.Engine):
         return_exceptions: bool = False,
         timeout: float | None = None,
         priority: float = 0,
+        entry: str | None = None,
     ) -> Iterator[Any]:
         """Run requests concurrently and yield them in order.
 
@@ -198,10 +223,11 @@ class Pipe(_core.Engine):
                 ForkedPipe of a pipe that takes no more requests.
             timeout: seconds that each request may take, from when it is taken.
             priority: as of a call.
+            entry: as of a call.
         """
         window = self._window(look_ahead)
         self._terms(timeout, priority)  # what is wrong with them is said now
-        return self._map(iter(requests), window, return_exceptions, timeout, priority)
+        return self._map(iter(requests), window, return_exceptions, timeout, priority, entry)
 
     def _map(
         self,
@@ -210,6 +236,7 @@ class Pipe(_core.Engine):
         return_exceptions: bool,
         timeout: float | None,
         priority: float,
+        entry: str | None,
     ) -> Iterator[Any]:
         started: deque[tuple[_core.Walk | Exception, Request]] = deque()
         failure: Exception | None = None
@@ -223,7 +250,7 @@ class Pipe(_core.Engine):
                     failure = error
                     break
                 try:
-                    started.append((self._start(request, timeout, priority, True), request))
+                    started.append((self._start(request, timeout, priority, entry, True), request))
                 except (PipeClosed, ForkedPipe) as error:
                     failure = error
                     break
@@ -251,7 +278,7 @@ class Pipe(_core.Engine):
         if error is None:
             return request
         if return_exceptions:
-            return _with_request(error, request)
+            return with_request(error, request)
         try:
             raise _core._as_raised(error)
         finally:
@@ -266,6 +293,7 @@ class Pipe(_core.Engine):
         return_exceptions: Literal[False] = ...,
         timeout: float | None = ...,
         priority: float = ...,
+        entry: str | None = ...,
     ) -> AsyncGenerator[Request, None]: ...
     @overload
     def amap(
@@ -276,6 +304,7 @@ class Pipe(_core.Engine):
         return_exceptions: bool,
         timeout: float | None = ...,
         priority: float = ...,
+        entry: str | None = ...,
     ) -> AsyncGenerator[Request | BaseException, None]: ...
     def amap(
         self,
@@ -285,6 +314,7 @@ class Pipe(_core.Engine):
         return_exceptions: bool = False,
         timeout: float | None = None,
         priority: float = 0,
+        entry: str | None = None,
     ) -> AsyncGenerator[Any, None]:
         """Run requests concurrently and yield them in order, without blocking the event loop.
 
@@ -297,13 +327,14 @@ class Pipe(_core.Engine):
             return_exceptions: as of ``map``.
             timeout: as of ``map``.
             priority: as of a call.
+            entry: as of a call.
 
         Whoever leaves the loop early cancels what was taken ahead, and a request that was being awaited: with
         ``aclosing``, before the block ends; without, as soon as the event loop gets to it.
         """
         window = self._window(look_ahead)
         self._terms(timeout, priority)  # what is wrong with them is said now
-        return async_map(self, requests, window, return_exceptions, timeout, priority)
+        return async_map(self, requests, window, return_exceptions, timeout, priority, entry)
 
     def _window(self, look_ahead: int | None) -> int:
         """Return how many requests a map takes ahead."""
@@ -371,17 +402,18 @@ class Pipe(_core.Engine):
         problems += self._hung.problems()
         return {"healthy": not problems, "problems": problems}
 
-    def debug(self, request: Request | None = None) -> Debugger:
+    def debug(self, request: Request | None = None, *, entry: str | None = None) -> Debugger:
         """Return a debugger, which takes one request through the pipe node by node, on the thread that uses it.
 
             with pipe.debug({"data": 3}) as debugger:
                 print(debugger.step())
 
-        Without ``request``, ``debugger.start(request)`` gives it one. See :mod:`fastpipe.debugger`.
+        Without ``request``, ``debugger.start(request)`` gives it one. ``entry``: as of a call. See
+        :mod:`fastpipe.debugger`.
         """
         from fastpipe.debugger import Debugger
 
-        return Debugger(self, request)
+        return Debugger(self, request, entry=entry)
 
     def record(
         self,
@@ -622,18 +654,6 @@ def _time_to_close(timeout: float | None) -> float | None:
     if timeout != timeout:
         raise ValueError("timeout must be a number of seconds, or None for no limit; got nan")
     return None if timeout >= threading.TIMEOUT_MAX else float(timeout)
-
-
-def _with_request(error: BaseException, request: Request) -> BaseException:
-    """Return an exception that ``map`` yields in the place of a request: it says which request it was."""
-    try:
-        error.failed_request = request  # type: ignore[attr-defined]
-    except Exception:  # its class forbids it
-        replacement = BackendError(f"{type(error).__name__}: {text_of(error)}")
-        replacement.__cause__ = error
-        replacement.failed_request = request  # type: ignore[attr-defined]
-        return replacement
-    return error
 
 
 def _stats_of(stations: list[_core.Station]) -> dict[str, Any]:

@@ -174,13 +174,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Debug one request at the prompt; 0 if it has ended well, 1 if it failed or was given up."""
     from fastpipe.pipe import Pipe
 
-    request: dict[str, Any] = {"data": data_of(arguments.data)}
-    if arguments.node is not None:
-        request["node_name"] = arguments.node
     with Pipe(arguments.file) as pipe, pipe.debug() as debugger:
         for node in arguments.stops:
             debugger.break_at(node)
-        debugger.start(request)
+        debugger.start({"data": data_of(arguments.data)}, entry=arguments.node)
         interact(debugger)
         return 0 if debugger.finished and debugger.error is None else 1
 

@@ -94,8 +94,11 @@ class Recording:
 
     # ---- what the engine calls ---------------------------------------------------------------------------------
 
-    def begin(self, request: Request) -> _Token | None:
-        """Take a copy of a request that has been admitted; None: it is not recorded, whatever becomes of it."""
+    def begin(self, request: Request, entry: str | None) -> _Token | None:
+        """Take a copy of a request that has been admitted; None: it is not recorded, whatever becomes of it.
+
+        ``entry``: the node where it enters; None: at the only root.
+        """
         if self._is_stopped:
             return None
         is_sample = self._sample > 0 and random.random() < self._sample
@@ -106,7 +109,7 @@ class Recording:
         except Exception:  # a dict that another thread changes meanwhile, a lack of memory: no reason to bother anybody
             self._dropped += 1
             return None
-        return _Token(self, is_sample, datetime.datetime.now(datetime.UTC), inputs)
+        return _Token(self, is_sample, datetime.datetime.now(datetime.UTC), entry, inputs)
 
     def end(self, token: _Token, request: Request, error: BaseException | None) -> None:
         """File a request that has ended, if it is to be kept."""
@@ -122,7 +125,7 @@ class Recording:
         if recording._writer.queue.qsize() >= MOST_QUEUED:
             recording._dropped += 1
             return
-        recording._writer.queue.put(_Ended(token.time, token.inputs, answer, error))
+        recording._writer.queue.put(_Ended(token.time, token.entry, token.inputs, answer, error))
 
     # ---- what the user sees ------------------------------------------------------------------------------------
 
@@ -178,6 +181,7 @@ class _Token:
     recording: Recording
     is_sample: bool
     time: datetime.datetime
+    entry: str | None
     inputs: Request
 
 
@@ -186,6 +190,7 @@ class _Ended:
     """A request that waits to be written."""
 
     time: datetime.datetime
+    entry: str | None
     inputs: Request
     answer: Request | None
     error: BaseException | None
@@ -270,7 +275,7 @@ class _Writer:
             **self.manifest,
             "time": ended.time.isoformat(),
             "outcome": "answered" if ended.error is None else "failed",
-            "node_name": ended.inputs.get("node_name") if isinstance(ended.inputs.get("node_name"), str) else None,
+            "entry": ended.entry,
             "error": None if ended.error is None else _told_error(ended.error, node, ended.inputs),
             "summary": {
                 str(key): LEFT_OUT if looks_secret(key) else summarize(value).text

@@ -253,15 +253,15 @@ def replay(
                 _name(record.path), _recorded(record), "left before it ended", False, remark=remark, was_run=False
             )
     else:
-        error = _called(pipe, request)
+        error = _called(pipe, request, record.manifest.get("entry"))
     now = "answered" if error is None else f"{_last(type_name(error))}: {_first_line(message_of(error))}"
     difference = _difference(record, request, error, tolerance)
     return Outcome(_name(record.path), _recorded(record), now, not difference, difference, remark)
 
 
-def _called(pipe: Pipe, request: dict[str, Any]) -> BaseException | None:
+def _called(pipe: Pipe, request: dict[str, Any], entry: str | None) -> BaseException | None:
     try:
-        pipe(request, eager=True)
+        pipe(request, eager=True, entry=entry)
     except Exception as error:
         return error
     return None
@@ -273,7 +273,7 @@ def _debugged(
     with pipe.debug() as debugger:
         if node is not None and any(config.name == node for config in pipe._configs):
             debugger.break_at(node)
-        debugger.start(request)
+        debugger.start(request, entry=record.manifest.get("entry"))
         show(f"{record.path.name}: {_recorded(record)}")
         interact(debugger)
         return debugger.error, debugger.finished

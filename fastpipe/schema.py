@@ -43,7 +43,7 @@ _SCHEDULER: dict[str, tuple[str, Schema]] = {
     "preferred_batch_sizes": ("Sizes for batching = preferred.", {}),
     "next": ("The nodes that come next.", _NAMES),
     "map": (
-        "What the node reads from whom: b[result:data],c[result:other].",
+        "What the node reads from whom: b[result:data],c[result:other]; of b|c[result:data] the first that has run.",
         {"anyOf": [_NAMES, {"type": "object", "additionalProperties": _KEYS}]},
     ),
     "filter": ("A decision in front of the node.", {"type": "string"}),
@@ -74,6 +74,7 @@ _PIPE_KEYS = {
     "max_in_flight": "How many requests may be in the pipe at once.",
     "when_overloaded": "What becomes of one more.",
     "when_hung": "What becomes of an instance, or of the process, when a batch does not end.",
+    "obey_request_keys": "Keys by which whoever sends a request may steer it: node_name, restart, request_size.",
 }
 _SPACES = r"\s*"
 _OPEN: Schema = {"additionalProperties": True}  # which is what a schema means anyway; some editors want it said

@@ -1,9 +1,10 @@
 """What a graph means, in plain Python: one node after the other, everything copied. The judge of the engine.
 
 Written from the specification, not from the engine, and meant to be read beside docs/graphs.md. A graph is a mapping of
-names to nodes, in file order. A node has ``next`` (a list), ``map`` (``{node: {key there: key here}}``), ``filter``
-(a name, or a function of the request), ``restart``, ``restart_limit``, and its work: ``kind`` with any parameters, or
-``steps``, a list of such, each with a ``filter``. Kinds are ``"Jump"``, ``"MapReduce"``, and functions of one request.
+names to nodes, in file order. A node has ``next`` (a list), ``map`` (``{node: {key there: key here}}``; with ``"a|b"``
+for a node, the first of them that has run is read), ``filter`` (a name, or a function of the request), ``restart``,
+``restart_limit``, and its work: ``kind`` with any parameters, or ``steps``, a list of such, each with a ``filter``.
+Kinds are ``"Jump"``, ``"MapReduce"``, and functions of one request.
 
 Where branches race, the specification allows several ends. The walk here asks ``pick`` at each such place, and
 :func:`outcomes` repeats it until every answer has been tried.
@@ -12,7 +13,7 @@ Where branches race, the specification allows several ends. The walk here asks `
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastpipe import Status
@@ -41,10 +42,13 @@ class TooManyOutcomes(Exception):
     """There are more orders of events than are worth trying."""
 
 
-def outcomes(nodes: Nodes, kinds: Kinds, request: Request) -> tuple[list[Request | Failed], Counter[str] | None]:
+def outcomes(
+    nodes: Nodes, kinds: Kinds, request: Request, entry: str | None = None, obeyed: Sequence[str] = ()
+) -> tuple[list[Request | Failed], Counter[str] | None]:
     """Return every end that is allowed, and how often each node runs; None instead of that if branches may be dropped.
 
-    An end is what the caller's dict is afterwards, or a failure (which takes only an old result out of that dict).
+    An end is what the caller's dict is afterwards, or a failure (which takes only an old answer out of that dict).
+    ``entry``: where the call says that the request enters. ``obeyed``: the pipe's ``obey_request_keys``.
     """
     ends: list[Request | Failed] = []
     script: list[list[int]] = []  # for each place where there is a choice: [chosen, out of how many]
@@ -58,9 +62,9 @@ def outcomes(nodes: Nodes, kinds: Kinds, request: Request) -> tuple[list[Request
             place += 1
             return script[place - 1][0]
 
-        walk = _Walk(nodes, kinds, pick)
+        walk = _Walk(nodes, kinds, pick, obeyed)
         try:
-            end: Request | Failed = walk.whole(request)
+            end: Request | Failed = walk.whole(request, entry)
         except _Fails as error:
             end = error.failed
         if end not in ends:
@@ -74,54 +78,83 @@ def outcomes(nodes: Nodes, kinds: Kinds, request: Request) -> tuple[list[Request
 
 
 def written_back(request: Request, answer: Request) -> Request:
-    """What is left of a dict when an answer is written into it: extra keys stay, an old result does not."""
+    """What is left of a part's dict when its answer is written into it: extra keys stay, an old result does not."""
     whole = {**request, **answer}
     if "result" not in answer:
         whole.pop("result", None)
     return whole
 
 
+def roots_of(nodes: Nodes) -> list[str]:
+    """Where requests enter by themselves."""
+    jumped_to = {step.get("jump") for node in nodes.values() for step in node.get("steps", [node])}
+    followers = {name for node in nodes.values() for name in node.get("next", ())}
+    return [name for name in nodes if name not in followers | jumped_to]
+
+
+def reached_from(nodes: Nodes, entry: str) -> list[str]:
+    """What a request may come to that enters there, in file order."""
+    found = {entry}
+    for _ in nodes:
+        found.update(target for name in list(found) for target in nodes[name].get("next", ()))
+    return [name for name in nodes if name in found]
+
+
+def leaves_of(nodes: Nodes, entry: str) -> list[str]:
+    """The ends of the ways from there."""
+    return [name for name in reached_from(nodes, entry) if not nodes[name].get("next")]
+
+
+def names_leaf(nodes: Nodes) -> bool:
+    """Whether the key ``answered_by`` is the pipe's."""
+    return any(len(leaves_of(nodes, root)) > 1 for root in roots_of(nodes))
+
+
 class _Walk:
-    def __init__(self, nodes: Nodes, kinds: Kinds, pick: Callable[[int], int]) -> None:
+    def __init__(self, nodes: Nodes, kinds: Kinds, pick: Callable[[int], int], obeyed: Sequence[str]) -> None:
         self.nodes, self.kinds, self.pick = nodes, kinds, pick
+        self.obeyed, self.ignored = obeyed, {"restart", "request_size"} - set(obeyed)
         self.ran: Counter[str] = Counter()
         self.has_run_all = True
 
-    def whole(self, request: Request) -> Request:
-        """Run a caller's request: it enters without an old result, at a root or where it says."""
-        jumped_to = {step.get("jump") for node in self.nodes.values() for step in node.get("steps", [node])}
-        followers = {name for node in self.nodes.values() for name in node.get("next", ())}
-        roots = [name for name in self.nodes if name not in followers | jumped_to]
-        name = request.get("node_name", roots[0] if len(roots) == 1 else None)
+    def whole(self, request: Request, entry: str | None) -> Request:
+        """Run a caller's request: it enters without an old answer where the call says, or at the root that it names."""
+        roots = roots_of(self.nodes)
+        name = entry or request.get("node_name", roots[0] if len(roots) == 1 else None)
         if name not in self.nodes:
-            raise _Fails("UnknownNode", *map(repr, roots))
-        fresh = {key: value for key, value in request.items() if key != "result"}
-        return written_back(request, self.rounds(name, fresh))
+            raise _Fails("UnknownNode", *map(repr, [] if entry else roots))
+        if not entry and name not in roots and "node_name" not in self.obeyed:
+            raise _Fails("UnknownNode", f"entry={name!r}", "obey_request_keys")
+        old = {"result", "answered_by"} if names_leaf(self.nodes) else {"result"}
+        left = {key: value for key, value in request.items() if key not in old}
+        answer = self.rounds(name, {key: value for key, value in left.items() if key not in self.ignored})
+        return left | {key: value for key, value in answer.items() if key not in ("data", "node_name")}
 
     def rounds(self, name: str, request: Request) -> Request:
         """Enter at a node, and again as long as ``restart`` says so."""
         entered: Counter[str] = Counter()
         default = "Run"
         while True:
-            request, target = self.one_round(name, request, default)
+            request, leaf, target = self.one_round(name, request, default)
             if "restart" in request:
                 target = request.pop("restart")
                 if "result" not in request:
-                    return request
+                    target = None
             if target is None:
-                return request
+                return {**request, "answered_by": leaf} if leaf else request
             if entered[target] == self.nodes[target].get("restart_limit", 1000):
                 raise _Fails("RestartLimit", repr(target), str(entered[target]))
             entered[target] += 1
             name, default = target, "swap"
 
-    def one_round(self, entry: str, request: Request, default: str) -> tuple[Request, str | None]:
-        """Walk from ``entry`` to the leaves; return the answer and the leaves' ``restart``."""
-        reached = self.reached(entry)
+    def one_round(self, entry: str, request: Request, default: str) -> tuple[Request, str | None, str | None]:
+        """Walk from ``entry`` to the leaves; return the answer, of several leaves the one that gave it, ``restart``."""
+        reached = reached_from(self.nodes, entry)
         parents = {name: [other for other in reached if name in self.nodes[other].get("next", ())] for name in reached}
-        leaves = [name for name in reached if not self.nodes[name].get("next")]
+        leaves = leaves_of(self.nodes, entry)
         left: dict[str, Request] = {}  # as the requests were when they left their nodes
-        ends: list[Request | _Fails] = []
+        ran: set[str] = set()
+        ends: list[tuple[Request, str | None] | _Fails] = []
         waiting = list(reached)
         # What lies behind an end never has all its parents. Ends that remain lie beside each other: they race.
         while ready := [name for name in waiting if all(parent in left for parent in parents[name])]:
@@ -132,17 +165,18 @@ class _Walk:
                 if name == entry:
                     here, usual = dict(request), default
                 elif node.get("map"):
-                    here, usual = self.mapped(name, left), "Run"
+                    here, usual = self.mapped(name, left, ran), "Run"
                 else:
                     here, usual = dict(left[parents[name][0]]), "swap"
                 status = self.decide(node.get("filter", usual), here, f"node {name!r}")
                 if status is Status.Run:
                     self.work(name, here)
+                    ran.add(name)
             except _Fails as error:
                 ends.append(error)
                 continue
             if status is Status.Break:
-                ends.append({**here, "node_name": name} if len(leaves) > 1 else here)
+                ends.append((here, name if len(leaves) > 1 else None))
                 continue
             for hidden in self.hidden(name, status, parents):
                 left[hidden] = dict(here)
@@ -153,18 +187,14 @@ class _Walk:
             end = ends[self.pick(len(ends)) if len(ends) > 1 else 0]
             if isinstance(end, _Fails):
                 raise end
-            return end, None
-        answer: Request = {}
-        for leaf in leaves:
-            answer.update(left[leaf], **({"node_name": leaf} if len(leaves) > 1 else {}))
+            return *end, None
         restarts = [self.nodes[leaf]["restart"] for leaf in leaves if self.nodes[leaf].get("restart")]
-        return answer, restarts[-1] if restarts else None
-
-    def reached(self, entry: str) -> list[str]:
-        found = {entry}
-        for _ in self.nodes:
-            found.update(target for name in list(found) for target in self.nodes[name].get("next", ()))
-        return [name for name in self.nodes if name in found]
+        answering = [leaf for leaf in leaves if leaf in ran]
+        if len(leaves) == 1 or (restarts and not answering):
+            answering = leaves
+        answer = {key: value for leaf in answering for key, value in left[leaf].items()}
+        last = answering[-1] if len(leaves) > 1 and answering else None
+        return answer, last, restarts[-1] if restarts else None
 
     def hidden(self, name: str, status: Status, parents: Mapping[str, list[str]]) -> list[str]:
         """The nodes that a request leaves together with ``name``, which comes first."""
@@ -177,12 +207,16 @@ class _Walk:
                 inside += [n for n in parents if n not in inside and parents[n] and set(parents[n]) <= set(inside)]
         return inside
 
-    def mapped(self, name: str, left: Mapping[str, Request]) -> Request:
+    def mapped(self, name: str, left: Mapping[str, Request], ran: set[str]) -> Request:
         """The new dict that a node's ``map`` makes; the context comes along unless it is named."""
         made: Request = {}
-        for source, keys in self.nodes[name]["map"].items():
+        for written, keys in self.nodes[name]["map"].items():
+            source = written
+            if "|" in written:
+                source = next((other for other in written.split("|") if other in ran), "")
             if source not in left:
-                raise _Fails("KeyError", f"map of node {name!r} reads {source!r}, which did not run for this request")
+                reads = f"map of node {name!r} reads {written!r}"
+                raise _Fails("KeyError", reads, "of which none ran" if "|" in written else "which did not run")
             for there, here in keys.items():
                 if there not in left[source]:
                     raise _Fails("KeyError", f"map of node {name!r} reads {there!r} from {source!r}")
@@ -255,6 +289,8 @@ class _Walk:
         parts = [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)] if keys else request["data"]
         if not all(isinstance(part, dict) for part in parts):
             raise _Fails("TypeError")
+        if not keys:  # they may be a caller's
+            parts = [{k: v for k, v in part.items() if k not in {"result", *self.ignored}} for part in parts]
         answers: list[Request | _Fails] = []
         for part in parts:
             try:

@@ -410,7 +410,7 @@ def test_the_weight_of_a_batch_never_exceeds_max(seed: int) -> None:
     by_method = [{"data": index, "weight": weight} for index, weight in enumerate(weights)]
     assert batches_of(Weighing(8), by_method, batching="greedy") == expected
     by_key = [{"data": index, "request_size": weight} for index, weight in enumerate(weights)]
-    assert batches_of(Recorder(8), by_key, batching="greedy") == expected
+    assert batches_of(Recorder(8), by_key, batching="greedy", obey_request_keys="request_size") == expected
 
 
 @pytest.mark.parametrize("weight", [9, 0, -1, float("nan"), float("inf"), "heavy", None])
@@ -441,7 +441,7 @@ def test_request_size_is_refused_above_max_on_the_callers_thread_too() -> None:
     """The check does not depend on who runs the request."""
     recorder = Recorder(4)
     recorder.opened.set()
-    with Pipe(backend=recorder) as pipe:
+    with Pipe(backend=recorder, obey_request_keys=["request_size"]) as pipe:
         with pytest.raises(ValueError, match="weighs 5"):
             pipe({"data": 1, "request_size": 5})
         assert pipe({"data": 1, "request_size": 4})["result"] == 1
@@ -452,7 +452,8 @@ def test_a_batch_that_is_full_by_weight_leaves_at_once(rule: str) -> None:
     """A weight of 3 that joins one of 1 fills a batch of 4: nobody waits for the timeout."""
     recorder = Recorder(4)
     recorder.opened.set()
-    with Pipe(backend=recorder, batching=rule, batching_timeout=LONG_MS, instance_num=1) as pipe:
+    keys = {"batching": rule, "batching_timeout": LONG_MS, "obey_request_keys": "request_size"}
+    with Pipe(backend=recorder, instance_num=1, **keys) as pipe:
         pipe([{"data": index} for index in range(16)])  # a burst, after which company is expected
         futures = [pipe.submit({"data": "a"}), pipe.submit({"data": "b", "request_size": 3})]
         assert not concurrent.futures.wait(futures, WAIT_S).not_done
@@ -497,7 +498,7 @@ def test_buckets_and_weights_together() -> None:
     requests = [
         {"data": index, "bucket": source.randrange(3), "request_size": source.choice([1, 2, 3])} for index in range(60)
     ]
-    batches = batches_of(Bucketing(4), requests, batching="greedy")
+    batches = batches_of(Bucketing(4), requests, batching="greedy", obey_request_keys="request_size")
     assert sorted(item for batch in batches for item in batch) == list(range(60))
     for batch in batches:
         assert len({requests[index]["bucket"] for index in batch}) == 1
@@ -719,7 +720,8 @@ def test_max_holds_under_races(rule: str, instances: int, caller: concurrent.fut
             for request in batch:
                 request["result"] = request["data"]
 
-    with Pipe(backend=Checks, instance_num=instances, batching=rule, batching_timeout=1) as pipe:
+    keys = {"batching_timeout": 1, "obey_request_keys": "request_size"}
+    with Pipe(backend=Checks, instance_num=instances, batching=rule, **keys) as pipe:
 
         def client(number: int) -> None:
             source = random.Random(number)

@@ -642,7 +642,7 @@ def test_torchpipes_names_of_keys_are_understood() -> None:
         "c": {"backend": "ReadFile"},
     }
     _, b, _ = load(nodes, {}).nodes
-    assert b.map == (MapEntry("a", (("result", "data"),)),)
+    assert b.map == (MapEntry(("a",), (("result", "data"),)),)
     assert b.plan is not None
     assert b.plan.parameters["split"] == ["data"]
     assert nodes["b"]["split"] == "TASK_DATA_KEY"
@@ -658,13 +658,13 @@ def test_next_is_text_or_a_list() -> None:
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        ("B[result:x],C[result:data]", (MapEntry("B", (("result", "x"),)), MapEntry("C", (("result", "data"),)))),
-        ("[result:data, color : color]", (MapEntry(None, (("result", "data"), ("color", "color"))),)),
-        (" B ", (MapEntry("B", (("result", "data"),)),)),
-        ("rec.2 [a:b] , C", (MapEntry("rec.2", (("a", "b"),)), MapEntry("C", (("result", "data"),)))),
-        ({"B": {"result": "x", "k": "data"}}, (MapEntry("B", (("result", "x"), ("k", "data"))),)),
-        ({"": {"result": "data"}}, (MapEntry(None, (("result", "data"),)),)),
-        (["B[a:b]", "C"], (MapEntry("B", (("a", "b"),)), MapEntry("C", (("result", "data"),)))),
+        ("B[result:x],C[result:data]", (MapEntry(("B",), (("result", "x"),)), MapEntry(("C",), (("result", "data"),)))),
+        ("[result:data, color : color]", (MapEntry((), (("result", "data"), ("color", "color"))),)),
+        (" B ", (MapEntry(("B",), (("result", "data"),)),)),
+        ("rec.2 [a:b] , C", (MapEntry(("rec.2",), (("a", "b"),)), MapEntry(("C",), (("result", "data"),)))),
+        ({"B": {"result": "x", "k": "data"}}, (MapEntry(("B",), (("result", "x"), ("k", "data"))),)),
+        ({"": {"result": "data"}}, (MapEntry((), (("result", "data"),)),)),
+        (["B[a:b]", "C"], (MapEntry(("B",), (("a", "b"),)), MapEntry(("C",), (("result", "data"),)))),
         ("", None),
     ],
 )
@@ -730,7 +730,7 @@ def test_a_logical_node_shares_instances_and_has_its_own_place() -> None:
     assert (logical.next, logical.filter, logical.map) == (
         ("end",),
         run_if_no_result,
-        (MapEntry("rec", (("result", "data"),)),),
+        (MapEntry(("rec",), (("result", "data"),)),),
     )
 
 

@@ -757,7 +757,7 @@ def test_where_the_request_enters_and_stops_can_be_said(at_prompt: Callable[...,
     """--node and --break."""
     text = at_prompt("r", "s", words=["--data", "2", "--node", "second", "--break", "second"])[1]
     assert "breakpoint before second (after 0 steps)" in text
-    assert "+ result     4" in text
+    assert "+ result  4" in text
 
 
 def test_what_data_may_be(tmp_path: Any) -> None:

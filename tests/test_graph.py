@@ -160,7 +160,7 @@ def test_a_request_that_names_no_node_is_told_the_roots() -> None:
 def test_next_alone_moves_the_result_to_data() -> None:
     """The default filter between two nodes; other keys travel along, and are written back."""
     got = answer({"data": 1, "tag": "t"}, a=node(Affine, plus=1, next="b"), b=node(Affine, times=10))
-    assert got == {"data": 2, "result": 20, "tag": "t", "trail": ("a", "b")}
+    assert got == {"data": 1, "result": 20, "tag": "t", "trail": ("a", "b")}
 
 
 def test_without_a_result_the_graph_ends_without_an_error() -> None:
@@ -242,7 +242,7 @@ def test_map_may_leave_out_the_name_of_the_only_parent() -> None:
 
 
 def test_several_leaves_write_all_their_keys() -> None:
-    """Later leaves in file order win; node_name says which one did."""
+    """Later leaves in file order win; answered_by says which one did."""
     got = answer(
         {"data": 2},
         a=node(next="c,b"),
@@ -250,7 +250,7 @@ def test_several_leaves_write_all_their_keys() -> None:
         c=node(Affine, plus=2),
     )
     assert got["result"] == 4
-    assert got["node_name"] == "c"
+    assert got["answered_by"] == "c"
     assert got["trail"] == ("c",)
 
 

@@ -39,8 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"_plan", "_proxies", "_secrets", "_values", "backend", "backends", "errors", "expression"},
     "graph": {"config", "errors", "filters"},
     "_faults": {"errors"},
-    "_results": {"errors"},
-    "_async_map": {"backend", "errors", "pipe"},
+    "_results": {"_faults", "errors"},
+    "_async_map": {"_results", "backend", "errors", "pipe"},
     "_core": {
         "_batching",
         "_faults",
@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends": {"_cpus", "_results", "backend", "errors", "filters", "kernels"},
     "pipe": {
         "_async_map",
+        "_results",
         "_building",
         "_core",
         "_cpus",

@@ -42,7 +42,7 @@ VISION = {
     "embed": {"backend": "Pow"},
 }
 ODD_NAMES = [
-    *('a"b', "it's", "<b>", "&amp;", "a&b", "#35;", "`md`", "a;b", "a|b", "{x}", "(y)", "\\", "\\n", "%%c", "-->"),
+    *('a"b', "it's", "<b>", "&amp;", "a&b", "#35;", "`md`", "a;b", "a¦b", "{x}", "(y)", "\\", "\\n", "%%c", "-->"),
     *("$$", "end", "graph", "subgraph", "style", "click", "digraph", "node", "ünï", "日本語", "🙂"),
     *("\x07", "\x1b-31m", "\u202e"),
 ]

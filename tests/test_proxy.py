@@ -126,11 +126,9 @@ def test_requests_of_the_node_and_of_its_proxies_share_batches() -> None:
     """While the only instance is busy, both queue at the node; then they are one batch."""
     gate = Gate()
     with Pipe(main=as_node("rec"), rec={"backend": gate, "max": 16, "batching": "greedy"}) as pipe:
-        first = pipe.submit({"data": 1, "node_name": "rec"})
+        first = pipe.submit({"data": 1}, entry="rec")
         assert gate.entered.wait(WAIT_S)
-        waiting = [
-            pipe.submit({"data": data, "node_name": name}) for data, name in ((2, "main"), (3, "rec"), (4, "main"))
-        ]
+        waiting = [pipe.submit({"data": data}, entry=name) for data, name in ((2, "main"), (3, "rec"), (4, "main"))]
         assert pipe.stats()["nodes"]["rec"]["queued"] == 3  # submit() has queued them before it returns
         gate.open.set()
         assert [future.result(WAIT_S)["result"] for future in (first, *waiting)] == [1, 4, 9, 16]
@@ -161,7 +159,7 @@ def test_many_callers_through_proxies() -> None:
         def call(start: int) -> None:
             for item in range(start, start + 100):
                 for name in ("main", "step", "rec"):
-                    if pipe({"data": item, "node_name": name})["result"] != item * item:
+                    if pipe({"data": item}, entry=name)["result"] != item * item:
                         wrong.append(item)
 
         threads = [threading.Thread(target=call, args=(start * 1000,)) for start in range(6)]
@@ -177,10 +175,10 @@ def test_a_node_for_proxies_only_is_no_root_and_may_be_entered_nevertheless() ->
     """One that leads somewhere is a root as ever: the graph behind it is its own."""
     with Pipe(main=as_step("rec"), rec={"backend": "Pow"}) as pipe:
         assert pipe({"data": 3})["result"] == 9
-        assert pipe({"data": 3, "node_name": "rec"})["result"] == 9
+        assert pipe({"data": 3}, entry="rec")["result"] == 9
     with Pipe(main=as_step("first"), first={"backend": "Pow", "next": "main"}) as pipe:
         assert pipe({"data": 2})["result"] == 16
-        assert pipe({"data": 2, "node_name": "main"})["result"] == 4
+        assert pipe({"data": 2}, entry="main")["result"] == 4
     nodes = {"main": as_step("rec"), "rec": {"backend": "Pow", "next": "end"}, "end": {"backend": "Pow"}}
     with Pipe(nodes) as pipe, pytest.raises(UnknownNode, match=r"\['main', 'rec'\]"):
         pipe({"data": 3})

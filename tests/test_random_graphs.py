@@ -166,6 +166,13 @@ def dicts(request: Request) -> Status:
     return Status.Run
 
 
+def dicts_that_steer(request: Request) -> Status:
+    """As a caller might send them: with an answer, and keys that would send them round, or out of any batch."""
+    dicts(request)
+    request["data"] = [{**each, "result": "forged", "restart": "n0", "request_size": 1e9} for each in request["data"]]
+    return Status.Run
+
+
 def again_at(name: str) -> Callable[[Request], Status]:
     """Another round, by the reserved key, in place of the rest of the graph."""
 
@@ -185,6 +192,7 @@ USERS: dict[str, Callable[[Request], Any]] = {
     "fails": fails,
     "lists": lists,
     "dicts": dicts,
+    "dicts that steer": dicts_that_steer,
     **{f"again at n{index}": again_at(f"n{index}") for index in range(MOST_NODES)},
 }
 FILTERS = (
@@ -207,6 +215,7 @@ class Generator:
         self.nodes: dict[str, dict[str, Any]] = {}
         # The key `restart` travels into a Jump, and would be obeyed inside: those two are not tried together.
         self.has_restart_keys = self.chance(0.1)
+        self.obeyed = [key for key in ("node_name", "restart") if self.chance(0.3)]
         self.place_count = self.rng.choice((0, 2))
 
     def chance(self, probability: float) -> bool:
@@ -288,7 +297,7 @@ class Generator:
                 return {"kind": "Jump", "jump": jump}
             step: dict[str, Any] = {"kind": "MapReduce", "jump": jump, "filter": "lists"}
             if self.chance(0.1):
-                step |= {"filter": "dicts", "split": []}
+                step |= {"filter": "dicts" if "restart" in self.obeyed else "dicts that steer", "split": []}
             elif self.chance(0.3):
                 step["split"] = rng.choice((["data", "width"], ["width", "data"]))
             if self.chance(0.3):
@@ -313,6 +322,12 @@ class Generator:
         sources = rng.sample(ancestors, min(len(ancestors), rng.randint(1, 3)))
         made = {sources[0]: {rng.choice(("result", "data", "data")): "data"}}
         made |= {source: {rng.choice(("result", "data", "data")): f"of {source}"} for source in sources[1:]}
+        if len(ancestors) > 1 and self.chance(0.4):
+            either = "|".join(rng.sample(ancestors, rng.choice((2, 2, 3)) if len(ancestors) > 2 else 2))
+            if self.chance(0.5):  # else beside what one of them gives in any case
+                made[either] = made.pop(sources[0])
+                return made
+            made[either] = {rng.choice(("result", "data", "data")): "of either"}
         if self.chance(0.2):
             made[sources[0]]["trail"] = "trail"
         if self.chance(0.05):
@@ -332,9 +347,9 @@ def with_functions(nodes: Nodes) -> dict[str, dict[str, Any]]:
     return made
 
 
-def configuration(nodes: Nodes) -> dict[str, dict[str, Any]]:
+def configuration(nodes: Nodes) -> dict[str, Any]:
     """Return what a Pipe takes."""
-    made: dict[str, dict[str, Any]] = {}
+    made: dict[str, Any] = {}
     for name, node in nodes.items():
         passed_on = ("next", "map", "filter", "restart", "restart_limit", "instance_num", "max", "batching", "bucket")
         keys = {key: node[key] for key in passed_on if key in node}
@@ -360,15 +375,23 @@ def _step(step: Any, **filter: Any) -> Step:
 class Case:
     """A request, and what may become of it."""
 
-    def __init__(self, nodes: Nodes, rng: random.Random) -> None:
-        self.request: Request = {"data": rng.randint(0, 30), "tag": rng.randint(0, 2)}
-        if rng.random() < 0.9:
+    def __init__(self, nodes: Nodes, rng: random.Random, obeyed: list[str], *, may_restart: bool) -> None:
+        self.request: Request = {"data": rng.randint(0, 30)}
+        if rng.random() < 0.8:
+            self.request["tag"] = rng.randint(0, 2)
+        if rng.random() < 0.5:
             self.request["node_name"] = rng.choice(list(nodes)) if rng.random() < 0.97 else "nowhere"
+        self.entry = rng.choice(list(nodes)) if rng.random() < 0.6 else None
         if rng.random() < 0.3:
-            self.request["result"] = "of an earlier call"
+            self.request["result"] = self.request["answered_by"] = "of an earlier call"
+        if rng.random() < 0.3 and (may_restart or "restart" not in obeyed):
+            self.request["restart"] = rng.choice(list(nodes))
+        if rng.random() < 0.1:
+            self.request["request_size"] = 1e9
         if rng.random() < 0.5:
             self.request["context"] = {"bonus": 1000}
-        self.ends, self.ran = interpreter.outcomes(nodes, KINDS, self.request)
+        self.ends, self.ran = interpreter.outcomes(nodes, KINDS, self.request, self.entry, obeyed)
+        self.forgets = ("result", "answered_by") if interpreter.names_leaf(nodes) else ("result",)
         self.is_admitted = not any(
             isinstance(end, interpreter.Failed) and end.kind == "UnknownNode" for end in self.ends
         )
@@ -387,15 +410,16 @@ class Case:
             for end in self.ends
         )
         assert fits, f"raised {kind}: {text}"
-        left = {key: value for key, value in self.request.items() if key != "result" or not self.is_admitted}
+        forgotten = self.forgets if self.is_admitted else ()
+        left = {key: value for key, value in self.request.items() if key not in forgotten}
         assert request == left, f"became {request}"
 
 
-def one(pipe: Pipe, cases: list[Case], call: Callable[[Request], Any]) -> None:
+def one(pipe: Pipe, cases: list[Case], call: Callable[..., Any]) -> None:
     for case in cases:
         request = dict(case.request)
         try:
-            call(request)
+            call(request, entry=case.entry)
         except Exception as error:
             case.check(request, error)
         else:
@@ -407,15 +431,26 @@ def call_alone(pipe: Pipe, cases: list[Case]) -> None:
 
 
 def call_eagerly(pipe: Pipe, cases: list[Case]) -> None:
-    one(pipe, cases, lambda request: pipe(request, eager=True))
+    one(pipe, cases, lambda request, entry: pipe(request, eager=True, entry=entry))
 
 
 def submit(pipe: Pipe, cases: list[Case]) -> None:
-    one(pipe, cases, lambda request: pipe.submit(request).result(WAIT_S))
+    one(pipe, cases, lambda request, entry: pipe.submit(request, entry=entry).result(WAIT_S))
+
+
+def by_entry(cases: list[Case]) -> Iterator[tuple[str | None, list[Case]]]:
+    """Those that a list may have: the call says where all of them enter."""
+    for entry in {case.entry: None for case in cases}:
+        if admitted := [case for case in cases if case.entry == entry and case.is_admitted]:
+            yield entry, admitted
 
 
 def call_list(pipe: Pipe, cases: list[Case], **how: Any) -> None:
-    cases = [case for case in cases if case.is_admitted]
+    for entry, those in by_entry(cases):
+        call_one_list(pipe, those, entry=entry, **how)
+
+
+def call_one_list(pipe: Pipe, cases: list[Case], **how: Any) -> None:
     requests = [dict(case.request) for case in cases]
     errors: dict[int, BaseException] = {}
     try:
@@ -433,10 +468,11 @@ def call_list_eagerly(pipe: Pipe, cases: list[Case]) -> None:
 
 
 def map_over(pipe: Pipe, cases: list[Case]) -> None:
-    cases = [case for case in cases if case.is_admitted]
-    requests = [dict(case.request) for case in cases]
-    for case, request, done in zip(cases, requests, pipe.map(iter(requests), return_exceptions=True), strict=True):
-        case.check(request, done if isinstance(done, BaseException) else None)
+    for entry, those in by_entry(cases):
+        requests = [dict(case.request) for case in those]
+        ended = pipe.map(iter(requests), return_exceptions=True, entry=entry)
+        for case, request, done in zip(those, requests, ended, strict=True):
+            case.check(request, done if isinstance(done, BaseException) else None)
 
 
 WAYS = (call_alone, submit, call_list, map_over, call_eagerly, call_list_eagerly)
@@ -460,28 +496,35 @@ class Graph:
 
     def __init__(self, number: int, case_count: int) -> None:
         self.number = number
-        self.literal = Generator(number).graph()
+        generator = Generator(number)
+        self.literal = generator.graph()
+        self.obeyed = generator.obeyed
         self.nodes = with_functions(self.literal)
         self.rng = random.Random(number)
         self.cases: list[Case] = []
         for _ in range(2 * case_count):
             with contextlib.suppress(interpreter.TooManyOutcomes):
-                self.cases.append(Case(self.nodes, self.rng))
+                case = Case(self.nodes, self.rng, self.obeyed, may_restart=generator.has_restart_keys)
+                self.cases.append(case)
         del self.cases[case_count:]
 
     @contextlib.contextmanager
     def pipe(self) -> Iterator[Pipe]:
         """Build it; explain what goes wrong with it."""
         try:
-            with Pipe(configuration(self.nodes), batching_timeout=0.2) as pipe:
+            keys = {"batching_timeout": 0.2, "obey_request_keys": self.obeyed}
+            with Pipe(configuration(self.nodes), **keys) as pipe:
                 yield pipe
             counts = pipe.stats()["requests"]  # only now: a branch of a request that has failed may run on for a while
             assert counts["in_flight"] == 0
             assert counts["accepted"] == counts["done"] + counts["failed"] + counts["cancelled"]
         except Exception as error:
             nodes = pprint.pformat(self.literal, width=140, sort_dicts=False)
-            cases = "\n".join(f"{case.request}\n    -> {' or '.join(map(str, case.ends))}" for case in self.cases)
-            pytest.fail(f"graph {self.number}: {type(error).__name__}: {error}\n{nodes}\nrequests and ends:\n{cases}")
+            cases = "\n".join(
+                f"{case.request} at {case.entry}\n    -> {' or '.join(map(str, case.ends))}" for case in self.cases
+            )
+            what = f"graph {self.number}, which obeys {self.obeyed}: {type(error).__name__}: {error}"
+            pytest.fail(f"{what}\n{nodes}\nrequests and ends:\n{cases}")
 
 
 BLOCKS = pytest.mark.parametrize("first", range(FIRST_GRAPH, FIRST_GRAPH + GRAPHS, BLOCK))

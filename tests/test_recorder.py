@@ -151,7 +151,7 @@ def test_a_failing_request_is_kept_with_its_inputs_and_its_error(pipe: Pipe, tmp
     manifest = record.manifest
     assert manifest["fastpipe"] == fastpipe.__version__
     assert datetime.datetime.fromisoformat(manifest["time"]).tzinfo is not None
-    assert (manifest["outcome"], manifest["node_name"]) == ("failed", None)
+    assert (manifest["outcome"], manifest["entry"]) == ("failed", None)
     told = manifest["error"]
     assert (told["type"], told["message"], told["node"]) == ("ValueError", "3 is odd", "main")
     assert error is not None

@@ -208,9 +208,9 @@ class Machine(RuleBasedStateMachine):
     def enter_at_second(self) -> None:
         """A request that enters further on passes by what is held up."""
         number = self.ledger.accept()
-        request: Request = {"data": number, "node_name": "second"}
+        request: Request = {"data": number}
         try:
-            assert self.pipe(request)["result"] == number
+            assert self.pipe(request, entry="second")["result"] == number
             self.ledger.end(number, ledgers.DONE)
         except PipeClosed:
             assert self.closed
@@ -221,7 +221,7 @@ class Machine(RuleBasedStateMachine):
         """A node that is not there: nothing is counted."""
         before = self.pipe.stats()["requests"]
         with pytest.raises((UnknownNode, PipeClosed)) as raised:
-            self.pipe.submit({"data": 0, "node_name": "third"})
+            self.pipe.submit({"data": 0}, entry="third")
         refused = isinstance(raised.value, PipeClosed)
         assert self.pipe.stats()["requests"] == {**before, "refused": before["refused"] + refused}
         if refused:

@@ -17,13 +17,17 @@ WAIT_S = 20.0
 
 
 def expected(path: Path) -> list[dict[str, Any]]:
-    """Return pairs of a request and what becomes of it: an answer, or the name of an error's type."""
+    """Return pairs of a request and what becomes of it: an answer, or the name of an error's type.
+
+    ``entry``: where the call says that it enters; ``obeyed``: for a pipe that obeys these keys of a request.
+    """
     pairs: list[dict[str, Any]] = json.loads(path.with_suffix(".answers.json").read_text())
     return pairs
 
 
 def check(pipe: Pipe, pair: dict[str, Any], **how: Any) -> None:
     request: Request = dict(pair["request"])
+    how["entry"] = pair.get("entry")
     if "error" in pair:
         with pytest.raises(Exception) as raised:  # noqa: PT011  # its type is compared below
             pipe(request, **how)
@@ -38,14 +42,21 @@ def check(pipe: Pipe, pair: dict[str, Any], **how: Any) -> None:
 def test_a_file_answers_as_written_beside_it(path: Path) -> None:
     """Alone, eagerly, from eight threads at once, and as one list."""
     pairs = expected(path)
-    with Pipe(path) as pipe:
+    check_all(path, [pair for pair in pairs if "obeyed" not in pair])
+    for pair in pairs:
+        if "obeyed" in pair:
+            check_all(path, [pair], obey_request_keys=pair["obeyed"])
+
+
+def check_all(path: Path, pairs: list[dict[str, Any]], **keys: Any) -> None:
+    with Pipe(path, **keys) as pipe:
         for pair in pairs:
             check(pipe, pair)
             check(pipe, pair, eager=True)
         with concurrent.futures.ThreadPoolExecutor(8) as callers:
             for done in [callers.submit(check, pipe, pair) for pair in pairs * 8]:
                 done.result(WAIT_S)
-        good = [pair for pair in pairs if "answer" in pair] * 4
+        good = [pair for pair in pairs if "answer" in pair and "entry" not in pair] * 4
         requests: list[Request] = [dict(pair["request"]) for pair in good]
         pipe(requests)
         assert requests == [pair["answer"] for pair in good]
