@@ -26,6 +26,7 @@ class SubGraph(Backend):
     Thread-safety: both are called from any thread, for several requests at once; keep no state in ``self``.
     """
 
+    retry_alone = False  # a failure is kept with its request anyway
     keeps_failures = False
     """True: ``merge`` receives the exceptions of failed parts. False: the first failed part fails the request."""
 
@@ -57,10 +58,19 @@ class SubGraph(Backend):
     def forward(self, batch: list[Request]) -> None:
         if self._run_parts is None:
             raise BackendError(f"{type(self).__name__} works only inside a pipe")
-        splits = [self.split(request) for request in batch]
-        answers = self._run_parts([list(parts) for parts in splits], self.keeps_failures)
         errors: dict[int, BaseException] = {}
+        splits: list[list[Request]] = []
+        for index, request in enumerate(batch):
+            parts: list[Request] = []
+            try:
+                parts = list(self.split(request))
+            except Exception as error:  # its own request's
+                errors[index] = error
+            splits.append(parts)
+        answers = self._run_parts(splits, self.keeps_failures)
         for index, (request, own) in enumerate(zip(batch, answers, strict=True)):
+            if index in errors:
+                continue
             failure = None if self.keeps_failures else _first_failure(own)
             if failure is not None:
                 errors[index] = failure

@@ -26,6 +26,8 @@ class CvtColorMat(PerRequest):
         KernelError: if there are not three channels, or ``color`` of the request is neither of the two.
     """
 
+    keeps_input = True
+
     def __init__(self, *, color: Literal["rgb", "bgr"]) -> None:
         self.color: Literal["rgb", "bgr"] = color
         cpu.prepare()
@@ -55,6 +57,8 @@ class NormalizeMat(Backend):
     Raises:
         KernelError: if pixels have neither one nor three channels.
     """
+
+    keeps_input = True
 
     def __init__(
         self,

@@ -52,6 +52,8 @@ class ResizeMat(PerRequest):
     the GIL, and its results are the same. (That is tried out when the instance is built; otherwise OpenCV does it all.)
     """
 
+    keeps_input = True
+
     def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
         self.resize_h = resize_h
         self.resize_w = resize_w
@@ -92,6 +94,8 @@ class DynamicResizeMat(PerRequest):
         ValueError: if they are not whole numbers from 1 to 1048576.
     """
 
+    keeps_input = True
+
     def run(self, request: Request) -> None:
         height, width = (_side(request, key) for key in ("resize_h", "resize_w"))
         request["result"] = _resized(pixels_of(request, self), height, width)
@@ -105,6 +109,8 @@ class PillowResizeMat(PerRequest):
     Raises:
         KernelError: if there are neither one nor three channels.
     """
+
+    keeps_input = True
 
     def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
         try:
@@ -154,6 +160,8 @@ class ResizePadMat(PerRequest):
         max_w: width of the result; ``resize_w`` is another name for it.
         pad_value: of the padding, one number or one per channel.
     """
+
+    keeps_input = True
 
     def __init__(
         self,
@@ -210,6 +218,8 @@ class ResizePadMat(PerRequest):
 class LetterBoxMat(ResizePadMat):
     """``ResizePadMat`` with the image in the middle; of an odd padding, the larger half is at the right or bottom."""
 
+    keeps_input = True
+
     def offsets(self, spare_height: int, spare_width: int) -> tuple[int, int]:
         return spare_height // 2, spare_width // 2
 
@@ -227,6 +237,8 @@ class AlignMat(Backend):
         max_w: the greatest width, a multiple of ``align``.
         align: what the width is a multiple of.
     """
+
+    keeps_input = True
 
     def __init__(self, *, resize_h: Side, max_w: Side, align: Side = 32) -> None:
         if max_w % align:
@@ -266,12 +278,16 @@ class CropMat(PerRequest):
         ValueError: if a box is empty, or not inside the image.
     """
 
+    keeps_input = True
+
     def run(self, request: Request) -> None:
         request["result"] = _cropped(request, self).copy()
 
 
 class CropResizeMat(PerRequest):
     """``CropMat``, then ``ResizeMat``."""
+
+    keeps_input = True
 
     def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
         self.resize_h = resize_h
@@ -296,6 +312,8 @@ class PerspectiveTransformMat(PerRequest):
         KeyError: if a request has neither ``quad`` nor ``box``.
         ValueError: if it is not four points, or they do not span an area.
     """
+
+    keeps_input = True
 
     def __init__(self, *, rotate_tall: bool = False) -> None:
         self.rotate_tall = rotate_tall

@@ -92,6 +92,8 @@ class CvtColorTensor(_PerTensor):
         KernelError: if there are not three channels, or ``color`` of the request is neither of the two.
     """
 
+    keeps_input = True
+
     def __init__(self, *, color: Literal["rgb", "bgr"]) -> None:
         super().__init__()
         self.color = color
@@ -115,6 +117,8 @@ class ResizeTensor(_PerTensor):
     they are; all else becomes float32, and nothing is rounded.
     """
 
+    keeps_input = True
+
     def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
         super().__init__()
         self.size = (resize_h, resize_w)
@@ -133,6 +137,8 @@ class PillowResizeTensor(_PerTensor):
         KernelError: if the tensor is not uint8, or there are neither one nor three channels.
         MissingExtra: if Pillow is not installed; for a request on a GPU, if CuPy is not.
     """
+
+    keeps_input = True
 
     def __init__(self, *, resize_h: Side, resize_w: Side) -> None:
         super().__init__()
@@ -194,6 +200,8 @@ class ResizePadTensor(_PerTensor):
         pad_value: of the padding, one number or one per channel.
     """
 
+    keeps_input = True
+
     def __init__(
         self,
         *,
@@ -251,6 +259,8 @@ class CropTensor(_PerTensor):
         ValueError: if a box is empty, or not inside the image.
     """
 
+    keeps_input = True
+
     def run(self, request: Request) -> None:
         image = _image_of(request, self)
         box = request["box"]
@@ -279,6 +289,8 @@ class CopyMakeBorderTensor(_PerTensor):
     Raises:
         ValueError: if a request's own number is no whole number from 0 to 1048576.
     """
+
+    keeps_input = True
 
     def __init__(
         self,
@@ -326,6 +338,8 @@ class WarpAffineTensor(_PerTensor):
         ValueError: if it is not 2 x 3, or cannot be inverted.
     """
 
+    keeps_input = True
+
     def __init__(self, *, target_h: Side, target_w: Side, pad_value: float = 0.0) -> None:
         super().__init__()
         self.size = (target_h, target_w)
@@ -365,6 +379,8 @@ class GpuTensor(_PerTensor):
         ConfigError: if there is no such GPU.
     """
 
+    keeps_input = True
+
     def __init__(
         self, *, device_id: Annotated[int, Between(0, 1023)] | None = None, device: list[str] | None = None
     ) -> None:
@@ -388,6 +404,8 @@ class GpuTensor(_PerTensor):
 class CpuTensor(_PerTensor):
     """A tensor of any shape, or a NumPy array, as a tensor on the CPU; what is there already is handed on."""
 
+    keeps_input = True
+
     def run(self, request: Request) -> None:
         request["result"] = _tensor_of(request, self).cpu()
 
@@ -403,6 +421,8 @@ class SaveTensor(_PerTensor):
     Raises:
         OSError: if the file cannot be written.
     """
+
+    keeps_input = True
 
     def __init__(self, *, save_dir: Path) -> None:
         super().__init__()
@@ -428,6 +448,8 @@ class LoadTensor(_PerTensor):
         KernelError: if a request's file holds none.
         OSError: if a request's file cannot be read.
     """
+
+    keeps_input = True
 
     def __init__(self, *, path: Path | None = None) -> None:
         super().__init__()

@@ -203,6 +203,7 @@ class Builder:
             instances,
             type(backend).__name__ if owner.plan is None else owner.plan.name,
             retry_alone=backend.retry_alone,
+            keeps_input=backend.keeps_input,
             filter=config.filter,
             filter_kind=_filter_kind(config.filter),
             bucket=owner.bucket if owner.bucket is not None else backend.bucket,

@@ -168,6 +168,7 @@ cdef class Node:
     cdef readonly list instances                # of Instance; shared by logical nodes
     cdef str backend_name
     cdef bint retry_alone
+    cdef bint keeps_input                       # a batch changes no value that it is handed
     cdef int filter_kind                        # FILTER_DEFAULT, FILTER_RUN, FILTER_SWAP or FILTER_CALL
     cdef object filter
     cdef tuple sources                          # the map: ((source index, source name, ((key there, key here), ...), names context), ...)
@@ -239,6 +240,9 @@ cdef class Walk:
     cdef bint has_room                          # it holds a place in the queue of `home`, booked at its front
     cdef bint is_counted                        # it holds a place in the engine's `gate`
     cdef list queued                            # GIL: its visits in queues that have a limit; or None
+    cdef tuple without                          # GIL: (node, part) that left it without a result, if one did; see Visit.without
+    cdef bint is_part                           # GIL: of another request, which knows what to do without a result
+    cdef PyObject* lister                       # the turn of the thread whose list it came in, for comparing only; or NULL
     cdef object recorded                        # what the recorder wants to have back at the end, or None
     cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, not owned
     cdef PyObject* newer
@@ -259,6 +263,7 @@ cdef class Visit:
     cdef int64_t size_bytes                     # of its data, while queued; 0 where nobody counts
     cdef bint is_ghost                          # queued, but its walk has ended: it holds no place
     cdef bint is_held                           # a batch that may hang has it
+    cdef tuple without                          # (node, part of its backend) that last left it without a result, or None
     cdef list bucket                            # its entry in the station's bucket_ids while queued
     cdef Stepper stepper                        # who waits for it while a worker runs it, or None
     cdef object failure                         # what it failed with there
@@ -303,6 +308,8 @@ cdef class Gather:
     # A sub-graph node waiting for its parts.
     cdef Visit visit
     cdef list answers                           # GIL: dict, or the exception of a part that failed
+    cdef tuple without                          # GIL: the first of its parts', see Walk.without
+    cdef bint has_let_go                        # GIL: some part ended without a result, as a filter would have it
     cdef int left                               # GIL
 
 
@@ -361,8 +368,9 @@ cdef class Engine:
     cdef readonly bint closing                  # GIL
     cdef bint gave_up                           # GIL: close() has failed the rest, and stops the workers
     cdef int64_t timeout_ns                     # built: of requests that say nothing; FOREVER
+    cdef bint lets_go                           # built: a request may end without a result
     cdef Clock clock                            # GIL: made when first needed
-    cdef int64_t[7] failed_by                   # GIL: how many requests, by reason
+    cdef int64_t[8] failed_by                   # GIL: how many requests, by reason
     cdef Station gate                           # built: its places are those of requests in flight; or None
     cdef EventCount drained                     # where close() sleeps
     cdef uint32_t generation                    # built: in which process, see fork()
@@ -414,8 +422,11 @@ cdef class Engine:
     cdef void c_unlink(self, Walk walk) noexcept
     cdef int c_step(self, Visit visit, Turn turn) noexcept
     cdef int c_run_batch(self, Station station, Instance instance, list visits, Turn turn) noexcept
-    cdef int c_file_failures(self, Station station, Instance instance, list alive, list before, object error,
-                             Turn turn) except -1
+    cdef int c_file_failures(self, Station station, Instance instance, list alive, list batch, list before, str refusal,
+                             object error, Turn turn) except -1
+    cdef int c_put_back(self, list alive, list before, str refusal, object interrupt, Turn turn) except -1
+    cdef int c_note_result(self, Visit visit, object backend) except -1
+    cdef int c_check_result(self, Walk walk, dict answer) except -1
     cdef int c_queue(self, Visit visit, Turn turn, c_bool notify) noexcept
     cdef int c_queue_all(self, Turn turn) noexcept
     cdef int c_run_ready(self, Turn turn) noexcept

@@ -54,11 +54,12 @@ from heapq import heapify, heappop, heappush
 from threading import current_thread
 
 from fastpipe.errors import (
-    BackendError, BackendHung, CallLoop, DeviceLost, ForkedPipe, ItemErrors, PipeClosed, PipeError, QueueFull, RequestTimeout,
-    RestartLimit, UnknownNode, WorkerDied, nearest,
+    BackendError, BackendHung, CallLoop, DeviceLost, ForkedPipe, ItemErrors, NoResult, PipeClosed, PipeError, QueueFull,
+    RequestTimeout, RestartLimit, UnknownNode, WorkerDied, nearest,
 )
 from fastpipe._faults import is_device_lost, is_out_of_memory, stacks, text_of
-from fastpipe.filters import Status
+from fastpipe._snapshots import CannotCopy, take
+from fastpipe.filters import Status, swap
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield() noexcept
@@ -130,6 +131,7 @@ cdef enum:                  # why a request failed, for stats()
     HUNG = 4
     DIED = 5
     LOST = 6
+    WITHOUT_RESULT = 7
 
 cdef enum:                  # the points at which a test may step in, see _hook
     AT_ADMIT = 0
@@ -153,7 +155,7 @@ cdef enum:                  # the points at which a test may step in, see _hook
 
 _HOOKS = ("admit", "admitted", "push", "pushed", "take", "taken", "sleep", "forward", "return", "end", "ended", "wake", "release",
           "park", "cancel", "expire", "close", "hang")
-_FAILURES = ("error", "timeout", "queue full", "closed", "hung", "worker died", "device lost")
+_FAILURES = ("error", "timeout", "queue full", "closed", "hung", "worker died", "device lost", "no result")
 _WHEN_FULL = {"block": BLOCK, "reject": REJECT, "shed_oldest": SHED_OLDEST}
 _RULES = {"adaptive": RULE_ADAPTIVE, "timeout": RULE_TIMEOUT, "greedy": RULE_GREEDY, "preferred": RULE_PREFERRED}
 _ACTIONS = ("dispatch", "wait until", "wait for instance", "wait for request")
@@ -1394,7 +1396,7 @@ cdef class Node:
     """A node of the compiled graph."""
 
     def __init__(self, str name, int index, Station station, list instances, str backend_name, *, bint retry_alone,
-                 object filter, str filter_kind, object bucket, object weigh, object subgraph, object sources,
+                 bint keeps_input, object filter, str filter_kind, object bucket, object weigh, object subgraph, object sources,
                  int parent_count, int restart_limit):
         self.name = name
         self.index = index
@@ -1402,6 +1404,7 @@ cdef class Node:
         self.instances = instances
         self.backend_name = backend_name
         self.retry_alone = retry_alone
+        self.keeps_input = keeps_input
         self.filter = filter
         self.filter_kind = {"default": FILTER_DEFAULT, "run": FILTER_RUN, "swap": FILTER_SWAP, "call": FILTER_CALL}[filter_kind]
         self.bucket = bucket
@@ -1816,6 +1819,8 @@ cdef class Stepper:
             if station.batches:
                 try:                                            # as a queue would: one that is too heavy fails
                     _weight(visit)
+                    if isinstance(visit.node.bucket, str):
+                        hash(_bucket_of(visit))
                 except BaseException as error:
                     engine.c_fail_visit(visit, _with_place(error, visit.node), self.turn)
                     return 0
@@ -2115,6 +2120,7 @@ cdef class Engine:
         try:
             for entry, request in zip(entries, requests):
                 walks.append(self.c_admit(entry, request, SINK_CALLER, None, terms))
+                (<Walk>walks[len(walks) - 1]).lister = <PyObject*>turn
                 if (<Entry>entry).gates is not None:            # waiting for room, workers must have something to do
                     self.c_start_walk(<Walk>walks[len(walks) - 1], turn)
                     self.c_queue_all(turn)
@@ -2233,6 +2239,7 @@ cdef class Engine:
         try:
             for part in [part for parts in splits for part in parts]:
                 walk = _new_walk(self, entry, part, SINK_CALLER, None)
+                walk.is_part = True
                 if self.gave_up:                                        # closing goes on with what has begun; this not
                     raise PipeClosed("the pipe was closed before the request ended")
                 self.accepted += 1
@@ -2547,6 +2554,9 @@ cdef class Engine:
             turn.ready.append(visit)
             return 0
         if status == STATUS_BREAK:
+            if visit.without is not None and (kind == FILTER_SWAP or node.filter is swap):
+                visit.walk.without = visit.without
+                self.c_check_result(visit.walk, visit.request)
             if visit.walk.entry.leaf_count > 1:
                 visit.request["node_name"] = node.name
             return self.c_answer(visit.walk, visit.request, turn)
@@ -2622,6 +2632,8 @@ cdef class Engine:
         for slot in exit.unread:
             _forget(walk, slot)
         if exit.leaves > 0:
+            if visit.without is not None and visit.without[0] is visit.node:
+                walk.without = visit.without                    # a leaf has run, and has none
             walk.leaves_left -= exit.leaves
             if walk.leaves_left == 0:
                 return self.c_leave(walk, answer, turn)
@@ -2635,6 +2647,7 @@ cdef class Engine:
                 onward = Visit.__new__(Visit)
                 onward.walk = walk
                 onward.round = visit.round
+                onward.without = visit.without
             onward.node = following
             if following.sources is not None:
                 onward.request = None
@@ -2679,9 +2692,32 @@ cdef class Engine:
             for leaf in entry.leaves:
                 answer.update(walk.answers[entry.slots[leaf.index]])
                 answer["node_name"] = leaf.name
+        if walk.without is not None:
+            self.c_check_result(walk, answer)
         if entry.restart is not None and "restart" not in answer:
             return self.c_restart(walk, entry.restart, answer, turn)
         return self.c_answer(walk, answer, turn)
+
+    cdef int c_check_result(self, Walk walk, dict answer) except -1:
+        """Fail a request that ends without a result because a step gave none. A part's whole knows better: it goes on."""
+        cdef Node node
+        if self.lets_go or walk.is_part or "result" in answer:
+            return 0
+        node, part = walk.without
+        if part == "":                                          # a filter inside of it would have it so
+            return 0
+        raise NoResult(f"node {node.name!r}: step {part or node.backend_name} gave no result, and no step after it did. If "
+                       "requests may end so, say without_result = \"end\" in the configuration; to go on with something else, "
+                       "put a step with the filter (or) behind it")
+
+    cdef int c_note_result(self, Visit visit, object backend) except -1:
+        """Look at what a node has left of a request; if there is no result, ask its backend which part gave none."""
+        if PyDict_GetItem(visit.request, "result") != NULL or self.lets_go:
+            return 0
+        visit.without = (visit.node, None)
+        if backend.why_no_result is not None:
+            visit.without = (visit.node, _enter_user_code(<void*>self, backend.why_no_result, visit.request))
+        return 0
 
     cdef int c_answer(self, Walk walk, dict answer, Turn turn) except -1:
         """The graph has ended for this request: finish, or start again where its dict says."""
@@ -2764,6 +2800,8 @@ cdef class Engine:
         if _is_dead(visit):
             return 0
         _enter_user_code(<void*>self, visit.node.subgraph.merge, visit.request, gather.answers)
+        if "result" not in visit.request:
+            visit.without = (visit.node, "" if gather.has_let_go else None) if gather.without is None else gather.without
         return self.c_advance(visit, self.c_exit(visit.walk.entry, visit.node, STATUS_SKIP), turn)
 
     cdef int c_part_ended(self, Walk part, Turn turn) noexcept:
@@ -2773,6 +2811,11 @@ cdef class Engine:
         gather.left -= 1
         if part.error is None:
             gather.answers[part.sink_index] = part.request
+            if "result" not in part.request:
+                if part.without is None or part.without[1] == "":
+                    gather.has_let_go = True
+                elif gather.without is None:
+                    gather.without = part.without
         elif node.subgraph.keeps_failures:
             gather.answers[part.sink_index] = part.error
         else:
@@ -3025,6 +3068,7 @@ cdef class Engine:
         cdef Visit visit
         cdef list alive = []
         cdef list before = None
+        cdef str refusal = None                                 # why there can be no second run
         cdef int count
         cdef int64_t started = 0
         cdef int64_t elapsed_ns
@@ -3046,8 +3090,18 @@ cdef class Engine:
             return 0
         visit = <Visit>alive[0]
         batch = [(<Visit>each).request for each in alive]
-        if (count > 1 and visit.node.retry_alone) or turn.helps:
-            before = [PyDict_Copy(<dict>request) for request in batch]
+        if (count > 1 and visit.node.retry_alone) or (turn.helps and _has_others(alive, turn)):
+            if visit.node.keeps_input:
+                before = [PyDict_Copy(<dict>request) for request in batch]
+            else:
+                try:
+                    before = take(batch)
+                except CannotCopy as obstacle:
+                    refusal = str(obstacle)
+                except KeyboardInterrupt as interrupt:
+                    if not turn.helps:
+                        raise
+                    return self.c_put_back(alive, None, None, interrupt, turn)
         shared = station.instance_count - station.idle.load(memory_order_relaxed) > 1
         if is_hooked(AT_FORWARD):
             _act(AT_FORWARD)
@@ -3072,43 +3126,53 @@ cdef class Engine:
         station.busy_ns += elapsed_ns
         if error is None:
             station.c_note_cost(count, shared, elapsed_ns)
+            try:
+                for visit in alive:
+                    self.c_note_result(visit, instance.backend)
+            except BaseException as unexpected:                 # of its why_no_result()
+                error = unexpected
+        if error is None:
             for visit in alive:
                 self.c_step(visit, turn)
             return 0
         try:
-            self.c_file_failures(station, instance, alive, before, error, turn)
+            self.c_file_failures(station, instance, alive, batch, before, refusal, error, turn)
         except BaseException as unexpected:                     # exceptions may be as odd as their classes
             for visit in alive:
                 self.c_fail_visit(visit, unexpected, turn)
         return 0
 
-    cdef int c_file_failures(self, Station station, Instance instance, list alive, list before, object error,
-                             Turn turn) except -1:
+    cdef int c_file_failures(self, Station station, Instance instance, list alive, list batch, list before, str refusal,
+                             object error, Turn turn) except -1:
         """Decide what an exception of a batch means for each of its requests."""
         cdef Visit visit
         cdef int index
         cdef int number = station.numbers[instance.index]
         cdef int count = len(alive)
+        cdef object lost = None
         cdef dict errors
         if issubclass(type(error), ItemErrors):
-            errors = _checked_item_errors(error, count, (<Visit>alive[0]).node)
+            errors = _checked_item_errors(error, batch, alive)
+            for each in errors.values():                        # a container's, whose child has said so
+                if is_device_lost(each, instance.backend):
+                    station.lost = lost = each
+                    break
+            for index in range(count):
+                if index not in errors:
+                    self.c_note_result(<Visit>alive[index], instance.backend)
             for index in range(count):
                 visit = <Visit>alive[index]
                 if index in errors:
+                    each = errors[index] if lost is None else self.c_lost_error(visit, lost)
                     station.requests_failed += 1
-                    self.c_fail_visit(visit, _with_batch(errors[index], visit, number, count), turn)
+                    self.c_fail_visit(visit, _with_batch(each, visit, number, count), turn)
                 else:
                     self.c_step(visit, turn)
             return 0
-        if before is not None and turn.helps and issubclass(type(error), KeyboardInterrupt):
-            # Ctrl-C hit a caller while it ran what is not all its own: the batch goes back to the queue.
-            turn.interrupt = error
-            for index in range(count):
-                visit = <Visit>alive[index]
-                _restore(visit, <dict>before[index])
-                self.c_queue(visit, turn, True)
-            return 0
-        if is_device_lost(error):
+        if turn.helps and issubclass(type(error), KeyboardInterrupt):
+            # Ctrl-C hit a caller while it ran what may not be all its own.
+            return self.c_put_back(alive, before, refusal, error, turn)
+        if is_device_lost(error, instance.backend):
             station.lost = error
             for visit in alive:
                 station.requests_failed += 1
@@ -3117,21 +3181,46 @@ cdef class Engine:
         if count > 1 and before is not None and (<Visit>alive[0]).node.retry_alone:
             if is_out_of_memory(error):                         # half as many may fit
                 station.halved += 1
-                for index in range(count):
-                    _restore(<Visit>alive[index], <dict>before[index])
-                self.c_run_batch(station, instance, alive[:count // 2], turn)
-                self.c_run_batch(station, instance, alive[count // 2:], turn)
+                # The second half is put back when its turn comes: what it shares with the first, that may have changed.
+                for start, end in ((0, count // 2), (count // 2, count)):
+                    if turn.abandoned is not None:              # E8
+                        return 0
+                    for visit, content in zip(alive[start:end], before[start:end]):
+                        _restore(visit, content)
+                    self.c_run_batch(station, instance, alive[start:end], turn)
                 return 0
             for index in range(count):
                 if turn.abandoned is not None:                  # E8
                     return 0
                 visit = <Visit>alive[index]
-                _restore(visit, <dict>before[index])
+                _restore(visit, before[index])
                 self.c_run_batch(station, instance, [visit], turn)
             return 0
+        if count > 1 and refusal is not None and (<Visit>alive[0]).node.retry_alone:
+            _add_note(error, f"fastpipe: the batch was not run again one by one: {refusal}")
         for visit in alive:
             station.requests_failed += 1
             self.c_fail_visit(visit, _with_batch(error, visit, number, count), turn)
+        return 0
+
+    cdef int c_put_back(self, list alive, list before, str refusal, object interrupt, Turn turn) except -1:
+        """Ctrl-C has hit a caller who ran a batch, in it others' requests: those go back to the queue, as they were.
+
+        Where that cannot be, they fail, as those do whose worker dies. ``before`` and ``refusal`` are None: it has not begun.
+        """
+        cdef Visit visit
+        cdef int index
+        turn.interrupt = interrupt                              # its own requests are cancelled for it
+        for index in range(len(alive)):
+            visit = <Visit>alive[index]
+            if refusal is not None:
+                error = _death(interrupt)
+                _add_note(error, f"fastpipe: the batch was not run again: {refusal}")
+                self.c_fail_visit(visit, error, turn)
+                continue
+            if before is not None:
+                _restore(visit, before[index])
+            self.c_queue(visit, turn, True)
         return 0
 
     cdef object c_lost_error(self, Visit visit, object cause):
@@ -3140,6 +3229,7 @@ cdef class Engine:
         if issubclass(type(cause), BackendHung):
             return BackendHung(f"{where} has no instance left: {text_of(cause)}", cause.stacks)
         error = DeviceLost(f"{where} has lost its device: {type(cause).__name__}: {text_of(cause)}")
+        error.node = visit.node.name                            # to a backend that calls this pipe, it is somebody else's device
         error.__cause__ = cause
         return error
 
@@ -3293,6 +3383,8 @@ cdef class Engine:
             if station.batches:
                 try:
                     weight = _weight(visit)
+                    if isinstance(visit.node.bucket, str):
+                        hash(_bucket_of(visit))                 # the same errors as on the way through the queue
                 except BaseException as error:
                     self.c_fail_visit(visit, _with_place(error, visit.node), turn)
                     continue
@@ -3377,6 +3469,10 @@ cdef class Engine:
     def failures(self):
         """Requests that failed, by reason."""
         return {_FAILURES[i]: self.failed_by[i] for i in range(len(_FAILURES)) if self.failed_by[i]}
+
+    def _let_go(self):
+        """Let requests end without a result; called once, while building."""
+        self.lets_go = True
 
     def _set_timeout(self, double seconds):
         """Give requests that say nothing a time limit; called once, while building."""
@@ -3483,6 +3579,7 @@ cdef Walk _new_walk(Engine engine, Entry entry, object request, uint8_t sink_kin
         walk.deadline_ns = (<Gather>sink).visit.walk.deadline_ns
         walk.timeout_s = (<Gather>sink).visit.walk.timeout_s
         walk.priority_ns = (<Gather>sink).visit.walk.priority_ns
+        walk.is_part = True
     _start_round(walk)
     return walk
 
@@ -3595,6 +3692,8 @@ cdef int _reason_of(object error) noexcept:
         return HUNG
     if issubclass(kind, WorkerDied):
         return DIED
+    if issubclass(kind, NoResult):
+        return WITHOUT_RESULT
     return LOST if issubclass(kind, DeviceLost) else OTHER
 
 
@@ -3619,6 +3718,7 @@ cdef int _start_round(Walk walk) except -1:
     walk.pending = entry.pending
     walk.readers = entry.readers
     walk.answers = [None] * <Py_ssize_t>entry.readers.size() if entry.readers.size() != 0 else None
+    walk.without = None
     return 0
 
 
@@ -3703,28 +3803,47 @@ cdef c_bool _mark_running(future) except *:
         return False
 
 
-cdef int _restore(Visit visit, dict before) except -1:
+cdef int _restore(Visit visit, object before) except -1:
+    """Make a request what it was before its batch: by a snapshot, or by a copy of its dict if its values were kept."""
+    if not isinstance(before, dict):
+        before.put_back(visit.request)
+        return 0
     visit.request.clear()
     PyDict_Update(visit.request, before)
     return 0
 
 
-cdef dict _checked_item_errors(object error, int count, Node node):
-    """What ItemErrors says; if it says nonsense, that every item failed because of it."""
-    errors = error.errors
-    if isinstance(errors, dict) and all(isinstance(index, int) and 0 <= index < count
-                                        and isinstance(each, BaseException) for index, each in errors.items()):
-        return errors
-    wrong = BackendError(f"node {node.name!r} raised ItemErrors for a batch of {count} that do not map indices in it to "
-                         f"exceptions: {errors!r}")
-    wrong.__cause__ = error
-    return dict.fromkeys(range(count), wrong)
+cdef c_bool _has_others(list visits, Turn turn):
+    """True if some visit is of a request that this thread's caller did not bring."""
+    cdef Walk own
+    for visit in visits:
+        own = (<Visit>visit).walk
+        while own.sink_kind == SINK_GATHER:
+            own = (<Gather>own.sink).visit.walk
+        if own.lister != <PyObject*>turn:
+            return True
+    return False
+
+
+cdef dict _checked_item_errors(object error, list batch, list alive):
+    """What ItemErrors says, by place in ``alive``; if it says nonsense, that every item failed because of it."""
+    try:
+        return error.by_position(batch, [(<Visit>visit).request for visit in alive])
+    except BackendError as wrong:
+        return dict.fromkeys(range(len(alive)), wrong)
 
 
 cdef object _bucket_of(Visit visit):
+    cdef PyObject* found
     bucket = visit.node.bucket
-    return visit.request.get(bucket) if isinstance(bucket, str) else _enter_user_code(<void*>visit.walk.engine, bucket,
-                                                                                      visit.request)
+    if not isinstance(bucket, str):
+        return _enter_user_code(<void*>visit.walk.engine, bucket, visit.request)
+    found = PyDict_GetItem(visit.request, bucket)
+    if found == NULL:
+        keys = [key for key in visit.request if isinstance(key, str)]
+        raise KeyError(f"node {visit.node.name!r}: bucket: the request has no key {bucket!r}, by which the node forms its "
+                       f"batches; its keys are {sorted(keys)}{nearest(bucket, keys)}")
+    return <object>found
 
 
 cdef double _weight(Visit visit) except? -1:

@@ -29,6 +29,7 @@ def batched(
     bucket: Callable[[Any], Hashable] | None = None,
     weigh: Callable[[Any], float] | None = None,
     retry_alone: bool = True,
+    keeps_input: bool = False,
 ) -> Callable[[Callable[[list[Item]], list[Result]]], BatchedFunction[Item, Result]]:
     """Turn a function of a list of items into a function of one item, whose calls meet in batches.
 
@@ -45,6 +46,8 @@ def batched(
         bucket: only items with equal buckets share a call.
         weigh: what an item counts towards ``max``; default 1.
         retry_alone: if the function raises for several items, call it again for each, so that one fails alone.
+        keeps_input: the function does not change its items, so that they need not be copied for that, and may be what
+            cannot be copied; see ``Backend.keeps_input``.
     """
 
     def decorate(function: Callable[[list[Item]], list[Result]]) -> BatchedFunction[Item, Result]:
@@ -69,6 +72,7 @@ def batched(
 
         Batched.__name__ = Batched.__qualname__ = function.__name__
         Batched.retry_alone = retry_alone
+        Batched.keeps_input = keeps_input
         if bucket is not None:
             Batched.bucket = lambda self, request: bucket(request["data"])  # type: ignore[assignment]
         if weigh is not None:

@@ -44,6 +44,7 @@ PIPE_KEYS: dict[str, tuple[str, Any, str]] = {
     "max_in_flight": ("max_in_flight", _QUEUE, " requests"),
     "when_overloaded": ("when_overloaded", Literal["block", "reject"], ""),
     "when_hung": ("when_hung", Literal["replace", "abort"], ""),
+    "without_result": ("without_result", Literal["error", "end"], ""),
 }
 """Keys of the whole pipe, which stand beside the nodes: the field of PipeConfig, its type, and the unit."""
 _RESTARTS = Annotated[int, Between(1, 1_000_000_000)]
@@ -129,6 +130,8 @@ class PipeConfig:
     """What becomes of one more."""
     when_hung: str = "replace"
     """What becomes of an instance that does not return within its node's ``hang_timeout``; or of the process."""
+    without_result: str = "error"
+    """What becomes of a request that ends without a result because a step gave none."""
 
 
 def load(source: str | Path | Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> PipeConfig:

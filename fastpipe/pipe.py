@@ -87,6 +87,8 @@ class Pipe(_core.Engine):
             self._set_timeout(config.request_timeout_s)
         if config.max_in_flight is not None:
             self._set_gate(config.max_in_flight, config.when_overloaded)
+        if config.without_result == "end":
+            self._let_go()
         builder = Builder(self, configs, graph, aborts_when_hung=config.when_hung == "abort")
         try:
             builder.build()
@@ -248,7 +250,7 @@ class Pipe(_core.Engine):
         ``requests`` counts outcomes: accepted = in_flight + done + failed + cancelled; refused were never accepted.
         (The parts of a Jump or MapReduce that is a step of a Sequential are requests, too.)
         ``failures`` counts the failed ones by reason: "timeout", "queue full", "closed", "hung", "worker died", "device
-        lost"; "error" for all else.
+        lost", "no result"; "error" for all else.
         ``copies`` counts the dicts that were copied because several nodes read them.
         ``nodes`` has, by name: batches and requests run (a retried request counts each time), mean_batch, failed,
         run_by_caller (requests that ran on their caller's thread), gil_acquires (by workers), busy_s (time in

@@ -74,6 +74,7 @@ _PIPE_KEYS = {
     "max_in_flight": "How many requests may be in the pipe at once.",
     "when_overloaded": "What becomes of one more.",
     "when_hung": "What becomes of an instance, or of the process, when a batch does not end.",
+    "without_result": "What becomes of a request that ends without a result because a step gave none.",
 }
 _SPACES = r"\s*"
 _OPEN: Schema = {"additionalProperties": True}  # which is what a schema means anyway; some editors want it said
