@@ -32,6 +32,7 @@ class SubGraph(Backend):
 
     def __init__(self, *, jump: str) -> None:
         self.jump = jump
+        self._without: dict[int, str | None] = {}  # by id of a request: which step left its parts without a result
         self._run_parts: Callable[[list[list[Request]], bool], list[list[Any]]] | None = None
 
     @classmethod
@@ -68,6 +69,8 @@ class SubGraph(Backend):
                 errors[index] = error
             splits.append(parts)
         answers = self._run_parts(splits, self.keeps_failures)
+        reasons = getattr(self._run_parts, "reasons", None) or [None] * len(batch)
+        self._without = {id(request): why for request, why in zip(batch, reasons, strict=True)}
         for index, (request, own) in enumerate(zip(batch, answers, strict=True)):
             if index in errors:
                 continue
@@ -81,6 +84,9 @@ class SubGraph(Backend):
                 errors[index] = error
         if errors:
             raise ItemErrors(errors)
+
+    def why_no_result(self, request: Request) -> str | None:
+        return self._without.get(id(request))
 
 
 class Jump(SubGraph):

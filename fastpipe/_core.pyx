@@ -2227,9 +2227,10 @@ cdef class Engine:
         turn.wake()
         return walk
 
-    def _run_parts(self, Entry entry, list splits, bint keeps_failures):
+    def _run_parts(self, Entry entry, list splits, bint keeps_failures, list reasons=None):
         """Run the parts of several requests through the graph at ``entry`` from inside a backend; answers, or exceptions, in
-        order. Once a part has failed, the rest of its request's are dropped, unless failures are kept."""
+        order. Once a part has failed, the rest of its request's are dropped, unless failures are kept. ``reasons`` gets, for
+        each of the requests, what its why_no_result() is if that is its parts' doing."""
         cdef Turn turn = Turn.__new__(Turn)
         cdef list walks = []
         cdef Walk walk
@@ -2271,6 +2272,8 @@ cdef class Engine:
                     if walk.error is not None and not keeps_failures:
                         self.c_drop(own)
                 answers.append([walk.request if walk.error is None else walk.error for walk in own])
+                if reasons is not None:
+                    reasons.append(_why_of_parts(own))
         except BaseException:
             self.c_drop(walks)
             raise
@@ -2622,6 +2625,7 @@ cdef class Engine:
         cdef Node following
         cdef dict answer = visit.request
         cdef Visit onward = visit
+        cdef tuple without = visit.without
         cdef int place = -1
         cdef int32_t slot
         if _is_dead(visit):
@@ -2632,8 +2636,8 @@ cdef class Engine:
         for slot in exit.unread:
             _forget(walk, slot)
         if exit.leaves > 0:
-            if visit.without is not None and visit.without[0] is visit.node:
-                walk.without = visit.without                    # a leaf has run, and has none
+            if without is not None and without[0] is visit.node:
+                walk.without = without                          # a leaf has run, and has none
             walk.leaves_left -= exit.leaves
             if walk.leaves_left == 0:
                 return self.c_leave(walk, answer, turn)
@@ -2647,8 +2651,8 @@ cdef class Engine:
                 onward = Visit.__new__(Visit)
                 onward.walk = walk
                 onward.round = visit.round
-                onward.without = visit.without
             onward.node = following
+            onward.without = without if following.sources is None else None
             if following.sources is not None:
                 onward.request = None
             elif place == exit.heir:
@@ -2713,6 +2717,7 @@ cdef class Engine:
     cdef int c_note_result(self, Visit visit, object backend) except -1:
         """Look at what a node has left of a request; if there is no result, ask its backend which part gave none."""
         if PyDict_GetItem(visit.request, "result") != NULL or self.lets_go:
+            visit.without = None
             return 0
         visit.without = (visit.node, None)
         if backend.why_no_result is not None:
@@ -2800,8 +2805,11 @@ cdef class Engine:
         if _is_dead(visit):
             return 0
         _enter_user_code(<void*>self, visit.node.subgraph.merge, visit.request, gather.answers)
+        visit.without = None
         if "result" not in visit.request:
-            visit.without = (visit.node, "" if gather.has_let_go else None) if gather.without is None else gather.without
+            visit.without = (visit.node, "" if gather.has_let_go else None)
+            if gather.without is not None:
+                visit.without = (visit.node, _step_in_words(gather.without))
         return self.c_advance(visit, self.c_exit(visit.walk.entry, visit.node, STATUS_SKIP), turn)
 
     cdef int c_part_ended(self, Walk part, Turn turn) noexcept:
@@ -3811,6 +3819,24 @@ cdef int _restore(Visit visit, object before) except -1:
     visit.request.clear()
     PyDict_Update(visit.request, before)
     return 0
+
+
+cdef str _why_of_parts(list walks):
+    """Why a request whose parts these are has no result: what gave none of them one, "": a filter; None: they have some."""
+    cdef Walk walk
+    cdef str why = None
+    for walk in walks:
+        if walk.error is None and "result" not in walk.request:
+            if walk.without is not None and walk.without[1] != "":
+                return _step_in_words(walk.without)
+            why = ""
+    return why
+
+
+cdef str _step_in_words(tuple without):
+    cdef Node node
+    node, part = without
+    return f"{part or node.backend_name} of node {node.name!r}"
 
 
 cdef c_bool _has_others(list visits, Turn turn):

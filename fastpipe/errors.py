@@ -212,8 +212,8 @@ class ItemErrors(PipeError):
                 position, said = None, f"item {which!r:.100}"
                 if index is not None and not is_kept:
                     raise BackendError(
-                        f"ItemErrors names item {which} of a list whose requests are no longer those that forward() was "
-                        "given: name the request itself, ItemErrors([(request, error)])"
+                        f"ItemErrors names item {which} of a list whose requests are no longer those that forward() "
+                        "was given: name the request itself, ItemErrors([(request, error)])"
                     ) from self
                 if index is not None and 0 <= index < len(batch):
                     position = position_of[id(batch[index])]
@@ -223,7 +223,7 @@ class ItemErrors(PipeError):
                 raise BackendError(f"ItemErrors for a batch of {len(handed)} names {said} a second time") from self
             if not isinstance(error, BaseException):
                 raise BackendError(
-                    f"ItemErrors for a batch of {len(handed)} has {error!r:.100} for item {position}, which is no exception"
+                    f"ItemErrors for a batch of {len(handed)} has {error!r:.100} for item {position}: no exception"
                 ) from self
             found[position] = error
         return found

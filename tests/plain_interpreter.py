@@ -41,10 +41,13 @@ class TooManyOutcomes(Exception):
     """There are more orders of events than are worth trying."""
 
 
-def outcomes(nodes: Nodes, kinds: Kinds, request: Request) -> tuple[list[Request | Failed], Counter[str] | None]:
+def outcomes(
+    nodes: Nodes, kinds: Kinds, request: Request, *, lets_go: bool = False
+) -> tuple[list[Request | Failed], Counter[str] | None]:
     """Return every end that is allowed, and how often each node runs; None instead of that if branches may be dropped.
 
     An end is what the caller's dict is afterwards, or a failure (which takes only an old result out of that dict).
+    ``lets_go``: a request may end without a result because a step gave none.
     """
     ends: list[Request | Failed] = []
     script: list[list[int]] = []  # for each place where there is a choice: [chosen, out of how many]
@@ -58,7 +61,7 @@ def outcomes(nodes: Nodes, kinds: Kinds, request: Request) -> tuple[list[Request
             place += 1
             return script[place - 1][0]
 
-        walk = _Walk(nodes, kinds, pick)
+        walk = _Walk(nodes, kinds, pick, lets_go)
         try:
             end: Request | Failed = walk.whole(request)
         except _Fails as error:
@@ -81,9 +84,13 @@ def written_back(request: Request, answer: Request) -> Request:
     return whole
 
 
+WITHOUT = "who left it without a result"
+"""A key of requests within the interpreter: a step gave none, and no filter has let the request go so."""
+
+
 class _Walk:
-    def __init__(self, nodes: Nodes, kinds: Kinds, pick: Callable[[int], int]) -> None:
-        self.nodes, self.kinds, self.pick = nodes, kinds, pick
+    def __init__(self, nodes: Nodes, kinds: Kinds, pick: Callable[[int], int], lets_go: bool) -> None:
+        self.nodes, self.kinds, self.pick, self.lets_go = nodes, kinds, pick, lets_go
         self.ran: Counter[str] = Counter()
         self.has_run_all = True
 
@@ -96,32 +103,36 @@ class _Walk:
         if name not in self.nodes:
             raise _Fails("UnknownNode", *map(repr, roots))
         fresh = {key: value for key, value in request.items() if key != "result"}
-        return written_back(request, self.rounds(name, fresh))
+        answer = self.rounds(name, fresh)
+        answer.pop(WITHOUT, None)
+        return written_back(request, answer)
 
-    def rounds(self, name: str, request: Request) -> Request:
+    def rounds(self, name: str, request: Request, *, is_part: bool = False) -> Request:
         """Enter at a node, and again as long as ``restart`` says so."""
         entered: Counter[str] = Counter()
         default = "Run"
         while True:
-            request, target = self.one_round(name, request, default)
+            request, target = self.one_round(name, request, default, is_part)
             if "restart" in request:
                 target = request.pop("restart")
                 if "result" not in request:
                     return request
             if target is None:
                 return request
+            request.pop(WITHOUT, None)
             if entered[target] == self.nodes[target].get("restart_limit", 1000):
                 raise _Fails("RestartLimit", repr(target), str(entered[target]))
             entered[target] += 1
             name, default = target, "swap"
 
-    def one_round(self, entry: str, request: Request, default: str) -> tuple[Request, str | None]:
+    def one_round(self, entry: str, request: Request, default: str, is_part: bool) -> tuple[Request, str | None]:
         """Walk from ``entry`` to the leaves; return the answer and the leaves' ``restart``."""
         reached = self.reached(entry)
         parents = {name: [other for other in reached if name in self.nodes[other].get("next", ())] for name in reached}
         leaves = [name for name in reached if not self.nodes[name].get("next")]
         left: dict[str, Request] = {}  # as the requests were when they left their nodes
         ends: list[Request | _Fails] = []
+        leaves_without: set[str] = set()  # those that ran, and gave no result
         waiting = list(reached)
         # What lies behind an end never has all its parents. Ends that remain lie beside each other: they race.
         while ready := [name for name in waiting if all(parent in left for parent in parents[name])]:
@@ -138,6 +149,12 @@ class _Walk:
                 status = self.decide(node.get("filter", usual), here, f"node {name!r}")
                 if status is Status.Run:
                     self.work(name, here)
+                    if name in leaves and here.get(WITHOUT):
+                        leaves_without.add(name)
+                elif status is Status.Break and node.get("filter", usual) == "swap":
+                    self.check(here, is_part)
+                elif status is Status.Break:
+                    here.pop(WITHOUT, None)
             except _Fails as error:
                 ends.append(error)
                 continue
@@ -157,8 +174,15 @@ class _Walk:
         answer: Request = {}
         for leaf in leaves:
             answer.update(left[leaf], **({"node_name": leaf} if len(leaves) > 1 else {}))
+        answer[WITHOUT] = bool(leaves_without)
+        self.check(answer, is_part)
         restarts = [self.nodes[leaf]["restart"] for leaf in leaves if self.nodes[leaf].get("restart")]
         return answer, restarts[-1] if restarts else None
+
+    def check(self, request: Request, is_part: bool) -> None:
+        """Fail a request that ends here without a result because a step gave none; a part's whole goes on with that."""
+        if request.get(WITHOUT) and "result" not in request and not is_part and not self.lets_go:
+            raise _Fails("NoResult", "gave no result")
 
     def reached(self, entry: str) -> list[str]:
         found = {entry}
@@ -219,32 +243,46 @@ class _Walk:
 
     def work(self, name: str, request: Request) -> None:
         """Run a node, or its steps: between them is a ``swap``; a request that breaks or skips more leaves."""
-        self.ran[name] += 1
         node = self.nodes[name.partition(".")[0]]
-        for index, step in enumerate(node.get("steps", [{**node, "filter": "Run"}])):
+        steps = node.get("steps", [{**node, "filter": "Run"}])
+        has_queue = "steps" in node or node["kind"] not in ("Jump", "MapReduce")
+        if has_queue and node.get("max", 1) > 1 and node.get("bucket", "data") not in request:
+            raise _Fails("KeyError", repr(node["bucket"]), f"node {name!r}")
+        self.ran[name] += 1
+        request.pop(WITHOUT, None)
+        for index, step in enumerate(steps):
             chosen = step.get("filter", "swap" if index else "Run")
             status = self.decide(chosen, request, f"node {name!r}")
             if status is Status.Run:
-                self.step(name, step, request)
-            elif status is not Status.Skip:
+                request[WITHOUT] = self.step(name, step, request) and "result" not in request
+            elif status is Status.Skip:
+                if index == len(steps) - 1:
+                    request.pop(WITHOUT, None)
+            else:
+                if chosen != "swap":
+                    request.pop(WITHOUT, None)
                 return
 
-    def step(self, name: str, step: Mapping[str, Any], request: Request) -> None:
+    def step(self, name: str, step: Mapping[str, Any], request: Request) -> bool:
+        """Run one step; False: if there is no result now, a filter inside of it would have it so."""
         if step["kind"] == "Jump":
-            part = {key: value for key, value in request.items() if key not in ("context", "node_name")}
-            answer = written_back(part, self.rounds(step["jump"], part))
+            part = {key: value for key, value in request.items() if key not in ("context", "node_name", WITHOUT)}
+            answer = written_back(part, self.rounds(step["jump"], part, is_part=True))
+            is_blamed = bool(answer.pop(WITHOUT, False))
             if "result" not in answer:
                 request.pop("result", None)
             request.update(answer)
-        elif step["kind"] == "MapReduce":
-            self.map_reduce(step, request)
+            return is_blamed
+        if step["kind"] == "MapReduce":
+            return self.map_reduce(step, request)
         else:
             try:
                 self.kinds[step["kind"]](request, step, name.partition(".")[0])
             except ValueError as error:
                 raise _Fails("ValueError", str(error), f"node {name!r}") from None
+            return True
 
-    def map_reduce(self, step: Mapping[str, Any], request: Request) -> None:
+    def map_reduce(self, step: Mapping[str, Any], request: Request) -> bool:
         keys = step.get("split", ["data"])
         for key in keys or ["data"]:
             if not isinstance(request.get(key), list):
@@ -258,10 +296,16 @@ class _Walk:
         answers: list[Request | _Fails] = []
         for part in parts:
             try:
-                answers.append(written_back(part, self.rounds(step["jump"], dict(part))))
+                answers.append(written_back(part, self.rounds(step["jump"], dict(part), is_part=True)))
             except _Fails as error:
                 answers.append(error)
         failures = [answer for answer in answers if isinstance(answer, _Fails)]
+        silent = [
+            answer.pop(WITHOUT, False) for answer in answers if isinstance(answer, dict) and "result" not in answer
+        ]
+        for answer in answers:
+            if isinstance(answer, dict):
+                answer.pop(WITHOUT, None)
         on_error = step.get("on_error", "fail")
         if failures and on_error == "fail":
             raise failures[self.pick(len(failures)) if len(failures) > 1 else 0]
@@ -271,3 +315,4 @@ class _Walk:
             if on_error != "none" and any(key not in answer for answer in answers if isinstance(answer, dict)):
                 raise _Fails("KeyError", f"gathers {key!r}")
             request[key] = [answer.get(key) if isinstance(answer, dict) else None for answer in answers]
+        return any(silent) or not silent

@@ -360,7 +360,7 @@ def _step(step: Any, **filter: Any) -> Step:
 class Case:
     """A request, and what may become of it."""
 
-    def __init__(self, nodes: Nodes, rng: random.Random) -> None:
+    def __init__(self, nodes: Nodes, rng: random.Random, *, lets_go: bool) -> None:
         self.request: Request = {"data": rng.randint(0, 30), "tag": rng.randint(0, 2)}
         if rng.random() < 0.9:
             self.request["node_name"] = rng.choice(list(nodes)) if rng.random() < 0.97 else "nowhere"
@@ -368,7 +368,7 @@ class Case:
             self.request["result"] = "of an earlier call"
         if rng.random() < 0.5:
             self.request["context"] = {"bonus": 1000}
-        self.ends, self.ran = interpreter.outcomes(nodes, KINDS, self.request)
+        self.ends, self.ran = interpreter.outcomes(nodes, KINDS, self.request, lets_go=lets_go)
         self.is_admitted = not any(
             isinstance(end, interpreter.Failed) and end.kind == "UnknownNode" for end in self.ends
         )
@@ -463,17 +463,19 @@ class Graph:
         self.literal = Generator(number).graph()
         self.nodes = with_functions(self.literal)
         self.rng = random.Random(number)
+        self.lets_go = number % 2 == 1  # as in torchpipe, a request may end without a result
         self.cases: list[Case] = []
         for _ in range(2 * case_count):
             with contextlib.suppress(interpreter.TooManyOutcomes):
-                self.cases.append(Case(self.nodes, self.rng))
+                self.cases.append(Case(self.nodes, self.rng, lets_go=self.lets_go))
         del self.cases[case_count:]
 
     @contextlib.contextmanager
     def pipe(self) -> Iterator[Pipe]:
         """Build it; explain what goes wrong with it."""
         try:
-            with Pipe(configuration(self.nodes), batching_timeout=0.2) as pipe:
+            keys = {"without_result": "end"} if self.lets_go else {}
+            with Pipe(configuration(self.nodes), batching_timeout=0.2, **keys) as pipe:
                 yield pipe
             counts = pipe.stats()["requests"]  # only now: a branch of a request that has failed may run on for a while
             assert counts["in_flight"] == 0
