@@ -75,7 +75,7 @@ class ChildRunner:
             raise cause
 
     def why_no_result(self, request: Request) -> str:
-        """Return which step has left ``request``, which the child has just run, without a result; "": a filter in it."""
+        """Return which step has left a request, that the child has just run, without a result; "": a filter in it."""
         why = None if self._explain is None else self._explain(request)
         return self.name if why is None else why
 

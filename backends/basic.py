@@ -111,7 +111,7 @@ class Move(Backend):
 
 
 class Remove(Backend):
-    """Removes the keys in ``key`` where they are there; without ``result``, the chain ends for the request."""
+    """Removes the keys in ``key`` where they are there; if ``result`` is one, the chain ends for the request."""
 
     keeps_input = True
 
@@ -123,6 +123,9 @@ class Remove(Backend):
             pass_on(request)
             for key in self.keys:
                 request.pop(key, None)
+
+    def why_no_result(self, request: Request) -> str | None:
+        return "" if "result" in self.keys else None  # it was told to
 
 
 class ThrowIfNoResult(Backend):

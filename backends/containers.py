@@ -24,8 +24,9 @@ class Sequential(Container):
     """Runs its children one after the other over the same batch.
 
     **Between steps** the previous result becomes the data, before every child but the first; a request without a
-    result leaves the Sequential, and fails with NoResult if nothing behind it gives it one. A filter written in front of a child, ``"(or)B"``, decides instead: Run; Skip (on to the next step
-    as it is); Break, SerialSkip or SubGraphSkip (the request leaves, as it is, without an error); Error.
+    result leaves the Sequential, and fails with NoResult if nothing behind that gives it one. A filter written in front
+    of a child, ``"(or)B"``, decides instead: Run; Skip (on to the next step as it is); Break, SerialSkip or
+    SubGraphSkip (the request leaves, as it is, without an error); Error.
 
     **Sizes.** ``max_batch`` is the smallest of the children's that are not 1; children that take one are run item by
     item, and a child that does not say takes whatever comes. A batch is at most that of the node's ``max``.

@@ -220,9 +220,10 @@ class _Copier:
         if numpy is not None:
             if kind in (numpy.ndarray, numpy.memmap):
                 return self._copy_numpy(value)
-            if isinstance(value, numpy.dtype) or (kind.__module__ == "numpy" and isinstance(value, numpy.generic)):
-                if kind is not numpy.void and kind is not numpy.object_:  # a row of a table is a view of it
-                    return value
+            is_number = isinstance(value, numpy.generic) and kind.__module__ == "numpy"
+            # A row of a table (void) is a view of it.
+            if isinstance(value, numpy.dtype) or (is_number and kind not in (numpy.void, numpy.object_)):
+                return value
         if torch is not None and isinstance(value, torch.Tensor):
             return self._copy_torch(value, torch)
         if torch is not None and kind in (torch.dtype, torch.device, torch.Size):
