@@ -164,7 +164,7 @@ LET_GO: dict[str, dict[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("name", LET_GO)
 def test_what_is_let_go_on_purpose_is_no_error(name: str, count: int) -> None:
-    """A filter's decision stays, in nodes and in steps, alone and in a batch; and what Remove is told to remove is gone."""
+    """A filter's decision stays, in nodes and in steps, alone and in a batch; so does what Remove is told."""
     nodes = {key: dict(node, max=8) if node["backend"] != "Jump" else node for key, node in LET_GO[name].items()}
     with Pipe(nodes) as pipe:
         requests: list[Request] = [{"data": 1, "node_name": "a"} for _ in range(count)]
