@@ -425,7 +425,7 @@ cdef class Engine:
     cdef int c_file_failures(self, Station station, Instance instance, list alive, list batch, list before, str refusal,
                              object error, Turn turn) except -1
     cdef int c_put_back(self, list alive, list before, str refusal, object interrupt, Turn turn) except -1
-    cdef int c_note_result(self, Visit visit, object backend) except -1
+    cdef int c_note_result(self, Visit visit, object backend) noexcept
     cdef int c_check_result(self, Walk walk, dict answer) except -1
     cdef int c_queue(self, Visit visit, Turn turn, c_bool notify) noexcept
     cdef int c_queue_all(self, Turn turn) noexcept

@@ -2714,14 +2714,17 @@ cdef class Engine:
                        "requests may end so, say without_result = \"end\" in the configuration; to go on with something else, "
                        "put a step with the filter (or) behind it")
 
-    cdef int c_note_result(self, Visit visit, object backend) except -1:
-        """Look at what a node has left of a request; if there is no result, ask its backend which part gave none."""
-        if PyDict_GetItem(visit.request, "result") != NULL or self.lets_go:
-            visit.without = None
+    cdef int c_note_result(self, Visit visit, object backend) noexcept:
+        """Note who left a request without a result, once a node has run: ask its backend for the part of it."""
+        visit.without = None
+        if self.lets_go or PyDict_GetItem(visit.request, "result") != NULL:
             return 0
-        visit.without = (visit.node, None)
-        if backend.why_no_result is not None:
-            visit.without = (visit.node, _enter_user_code(<void*>self, backend.why_no_result, visit.request))
+        try:
+            visit.without = (visit.node, None)
+            if backend.why_no_result is not None:
+                visit.without = (visit.node, _enter_user_code(<void*>self, backend.why_no_result, visit.request))
+        except BaseException as error:                          # it cannot say: then it is the backend as a whole
+            _report(error, backend)
         return 0
 
     cdef int c_answer(self, Walk walk, dict answer, Turn turn) except -1:
@@ -3134,13 +3137,9 @@ cdef class Engine:
         station.busy_ns += elapsed_ns
         if error is None:
             station.c_note_cost(count, shared, elapsed_ns)
-            try:
-                for visit in alive:
-                    self.c_note_result(visit, instance.backend)
-            except BaseException as unexpected:                 # of its why_no_result()
-                error = unexpected
-        if error is None:
             for visit in alive:
+                if "result" not in visit.request or visit.without is not None:
+                    self.c_note_result(visit, instance.backend)
                 self.c_step(visit, turn)
             return 0
         try:

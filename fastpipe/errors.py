@@ -179,7 +179,7 @@ class ItemErrors(PipeError):
 
     def __init__(
         self,
-        errors: Mapping[SupportsIndex, BaseException] | Iterable[tuple[Request | SupportsIndex, BaseException]],
+        errors: Mapping[Any, BaseException] | Iterable[tuple[Request | SupportsIndex, BaseException]],
     ) -> None:
         self.pairs = [(which, error) for which, error in (errors.items() if isinstance(errors, Mapping) else errors)]
         self.errors = {which: error for which, error in self.pairs if not isinstance(which, dict)}

@@ -486,7 +486,7 @@ def test_a_request_without_the_key_of_the_bucket_fails_alone(max_queue: int | No
     recorder = Recorder(8)
     recorder.opened.set()
     with Pipe(backend=recorder, bucket="width", max_queue=max_queue) as pipe:
-        request = {"data": 1, "widht": 2}
+        request = {"data": 1, "wide": 2}
         for call in (
             lambda: pipe(dict(request)),
             lambda: pipe(dict(request), eager=True),
@@ -495,7 +495,7 @@ def test_a_request_without_the_key_of_the_bucket_fails_alone(max_queue: int | No
         ):
             with pytest.raises(KeyError, match="node 'main': bucket: the request has no key 'width'") as raised:
                 call()
-            assert "its keys are ['data', 'widht']; did you mean 'widht'?" in str(raised.value)
+            assert "its keys are ['data', 'wide']; did you mean 'wide'?" in str(raised.value)
             assert raised.value.__notes__ == ["fastpipe: node 'main', backend Recorder"]
         requests: list[Request] = [{"data": 1, "width": 1}, dict(request), {"data": 3, "width": 1}]
         with pytest.raises(ExceptionGroup, match="1 of 3 requests failed"):
