@@ -318,7 +318,7 @@ def _compare(value: Any, copied: Any, looked_at: set[int]) -> bool:
         has_same_content = value.tell() == copied.tell() and value.getvalue() == copied.getvalue()
         return has_same_content and _compare(vars(value), vars(copied), looked_at)
     if kind is array.array:
-        return value.tobytes() == copied.tobytes()
+        return bool(value.tobytes() == copied.tobytes())
     if kind is set or kind is bytearray:
         return bool(value == copied)
     return _compare_of_library(value, copied)
