@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 
+from fastpipe._snapshots import CannotCopy, Snapshot, take
 from fastpipe.backend import Child, Request
 from fastpipe.errors import BackendError, ConfigError, ItemErrors
 
-__all__ = ["ChildRunner", "Failures", "common_size", "fail", "raise_failures", "refuse_filters", "sizes_in_words"]
+__all__ = [
+    "Before",
+    "ChildRunner",
+    "Failures",
+    "common_size",
+    "fail",
+    "raise_failures",
+    "refuse_filters",
+    "sizes_in_words",
+]
 
 Failures = dict[int, BaseException]
 """id of a request -> why it failed. The batch keeps its requests alive, so that no two have the same id."""
@@ -16,8 +26,9 @@ Failures = dict[int, BaseException]
 class ChildRunner:
     """Runs a child, and keeps the failure of one request from the others.
 
-    If the child raises for several requests, they are put back to what they were before it and each is run in it
-    again, alone (unless the child says ``retry_alone = False``). Those that raise again have failed.
+    If the child raises for several requests, each is put back to what it was before it and is run in it again, alone
+    (unless the child says ``retry_alone = False``). Those that raise again have failed; all of them, where a value
+    cannot be put back (see ``Backend.keeps_input``).
 
     Args:
         child: what to run.
@@ -30,6 +41,8 @@ class ChildRunner:
         self.forward = child.backend.forward
         self.max_batch = child.backend.max_batch
         self.retry_alone = child.backend.retry_alone
+        self.keeps_input = child.backend.keeps_input
+        self._explain = child.backend.why_no_result
         self.limit = None if gets_whole_batches else self.max_batch
         self.bucket: Callable[[Request], Hashable] | None = None if gets_whole_batches else child.backend.bucket
         self.weigh: Callable[[Request], float] | None = None if gets_whole_batches else child.backend.weigh
@@ -48,17 +61,29 @@ class ChildRunner:
 
     def run_alone(self, request: Request) -> None:
         """Run the child over one request; raises what failed it."""
+        handed = [request]
         try:
-            self.forward([request])
+            self.forward(handed)
             return
         except ItemErrors as error:
-            causes = self._by_index(error, 1)
+            causes = _by_position(error, handed, [request], self.name)
         except Exception as error:
             error.add_note(f"in step {self.name!r}")
             raise
         for cause in causes.values():  # raised out here, its own cause and context stay what they were
             cause.add_note(f"in step {self.name!r}")
             raise cause
+
+    def why_no_result(self, request: Request) -> str:
+        """Return which step has left a request, that the child has just run, without a result; "": a filter in it."""
+        why = None if self._explain is None else self._explain(request)
+        return self.name if why is None else why
+
+    def note_results(self, requests: list[Request], without: dict[int, str]) -> None:
+        """Note in ``without``, by id, why requests that the child has just run have no result."""
+        for request in requests:
+            if "result" not in request:
+                without[id(request)] = self.why_no_result(request)
 
     def _run_one_by_one(self, requests: list[Request], failed: Failures) -> None:
         for request in requests:
@@ -71,31 +96,25 @@ class ChildRunner:
         if len(requests) == 1:
             self._run_one_by_one(requests, failed)
             return
-        before = [request.copy() for request in requests] if self.retry_alone else []
+        before = Before(requests, self.keeps_input) if self.retry_alone else None
+        handed = list(requests)  # a copy: the list is the child's, `requests` is still needed
         try:
-            self.forward(list(requests))  # a copy: the list is the child's, `requests` is still needed
+            self.forward(handed)
         except ItemErrors as error:
-            for index, cause in self._by_index(error, len(requests)).items():
+            for index, cause in _by_position(error, handed, requests, self.name).items():
                 cause.add_note(f"in step {self.name!r}")
                 fail(requests[index], cause, failed)
         except Exception as error:
-            if not self.retry_alone:
+            if before is None or before.refusal is not None:
                 error.add_note(f"in step {self.name!r}, in a batch of {len(requests)}")
+                if before is not None:
+                    error.add_note(f"the batch was not run again one by one: {before.refusal}")
                 for request in requests:
                     fail(request, error, failed)
                 return
-            for request, content in zip(requests, before, strict=True):
-                request.clear()
-                request.update(content)
-            self._run_one_by_one(requests, failed)
-
-    def _by_index(self, error: ItemErrors, count: int) -> dict[int, BaseException]:
-        unknown = [index for index in error.errors if index not in range(count)]
-        if not unknown:
-            return error.errors
-        broken = BackendError(f"step {self.name!r} raised ItemErrors for item {unknown[0]} of a batch of {count}")
-        broken.__cause__ = error
-        return dict.fromkeys(range(count), broken)
+            for index, request in enumerate(requests):
+                before.put_back(index)
+                self._run_one_by_one([request], failed)
 
     def _parts(self, requests: list[Request], failed: Failures) -> Iterable[list[Request]]:
         """Divide ``requests`` by bucket, and where they would weigh too much together."""
@@ -116,6 +135,49 @@ class ChildRunner:
             part.append(request)
             open_parts[bucket] = part, filled + weight
         return parts
+
+
+class Before:
+    """What requests were before they ran together, for whoever runs them again one by one.
+
+    Args:
+        requests: they must stay the dicts that they are.
+        keeps_values: nobody changes the values in them: the dicts alone are put back.
+    """
+
+    refusal: str | None = None
+    """Why they cannot be run again: what there is of a value that cannot be copied, and what to do."""
+
+    def __init__(self, requests: list[Request], keeps_values: bool) -> None:
+        self._requests = requests
+        self._contents: list[Request] | list[Snapshot] = []
+        if keeps_values:
+            self._contents = [request.copy() for request in requests]
+            return
+        try:
+            self._contents = take(requests)
+        except CannotCopy as error:
+            self.refusal = str(error)
+
+    def put_back(self, index: int) -> None:
+        """Make a request what it was; just before its second run, as others' may change what it shares with them."""
+        request, content = self._requests[index], self._contents[index]
+        if isinstance(content, Snapshot):
+            content.put_back(request)
+            return
+        request.clear()
+        request.update(content)
+
+
+def _by_position(
+    error: ItemErrors, handed: list[Request], requests: list[Request], name: str
+) -> dict[int, BaseException]:
+    """Return what a child's ItemErrors says of ``requests``, as they stand there; ``handed`` is the child's list."""
+    try:
+        return error.by_position(handed, requests)
+    except BackendError as broken:
+        broken.add_note(f"raised by step {name!r}")
+        return dict.fromkeys(range(len(requests)), broken)
 
 
 def fail(request: Request, error: BaseException, failed: Failures) -> None:

@@ -33,6 +33,8 @@ __all__ = [
 class Identity(Backend):
     """The result is the data, the same object."""
 
+    keeps_input = True
+
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
             request["result"] = request["data"]
@@ -40,6 +42,8 @@ class Identity(Backend):
 
 class Pow(Backend):
     """The result is the data times itself: a number, or an array item by item."""
+
+    keeps_input = True
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
@@ -49,6 +53,8 @@ class Pow(Backend):
 
 class Sleep(Backend):
     """Sleeps ``time`` milliseconds per batch, with the GIL released; the result is the data."""
+
+    keeps_input = True
 
     def __init__(self, *, time: Annotated[float, Between(0, 3_600_000)] = 0.0) -> None:
         self.duration_s = time / 1000
@@ -61,6 +67,8 @@ class Sleep(Backend):
 
 class Add(Backend):
     """Sets the key ``key`` to ``value``, the same object in every request; a key that is there is replaced."""
+
+    keeps_input = True
 
     def __init__(self, *, key: str, value: Any) -> None:
         self.key = key
@@ -75,6 +83,8 @@ class Add(Backend):
 class Copy(Backend):
     """Sets the key ``target`` to what is under ``source``, the same object. No ``source`` in a request: KeyError."""
 
+    keeps_input = True
+
     def __init__(self, *, source: str, target: str) -> None:
         self.source = source
         self.target = target
@@ -88,6 +98,8 @@ class Copy(Backend):
 class Move(Backend):
     """Renames the key ``source`` to ``target``. No ``source`` in a request: KeyError."""
 
+    keeps_input = True
+
     def __init__(self, *, source: str, target: str) -> None:
         self.source = source
         self.target = target
@@ -99,7 +111,9 @@ class Move(Backend):
 
 
 class Remove(Backend):
-    """Removes the keys in ``key`` where they are there; without ``result``, the chain ends for the request."""
+    """Removes the keys in ``key`` where they are there; if ``result`` is one, the chain ends for the request."""
+
+    keeps_input = True
 
     def __init__(self, *, key: list[str]) -> None:
         self.keys = key
@@ -110,12 +124,17 @@ class Remove(Backend):
             for key in self.keys:
                 request.pop(key, None)
 
+    def why_no_result(self, request: Request) -> str | None:
+        return "" if "result" in self.keys else None  # it was told to
+
 
 class ThrowIfNoResult(Backend):
     """Fails a request that has no result; for behind a step that may leave none: ``"S[A,(run)ThrowIfNoResult]"``.
 
     The filter ``run`` is needed, since by default a request without a result leaves the chain before this step.
     """
+
+    keeps_input = True
 
     def __init__(self, *, message: str = "there is no result") -> None:
         self.message = message
@@ -130,6 +149,8 @@ class ThrowIfNoResult(Backend):
 
 class RaiseRuntimeError(Backend):
     """Raises RuntimeError for every request. In configurations its name is ``RuntimeError``; it is for tests."""
+
+    keeps_input = True
 
     def __init__(self, *, message: str = "raised on purpose, by the backend RuntimeError") -> None:
         self.message = message
@@ -147,6 +168,8 @@ class Logger(Backend):
         level: as in ``logging``.
         keys: which keys to log with their values; None: all keys, with their types and shapes only.
     """
+
+    keeps_input = True
 
     def __init__(
         self,
@@ -176,6 +199,8 @@ class Logger(Backend):
 
 class ReadFile(Backend):
     """Reads the file at the path in the data; the result is its bytes. A file that cannot be read fails its request."""
+
+    keeps_input = True
 
     def forward(self, batch: list[Request]) -> None:
         failed: dict[int, BaseException] = {}

@@ -25,7 +25,7 @@ from fastpipe._results import checked_results
 from fastpipe.backend import Backend, Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError
 
-from ._child import ChildRunner, Failures, fail, raise_failures, refuse_filters
+from ._child import Before, ChildRunner, Failures, fail, raise_failures, refuse_filters
 
 __all__ = ["CatSplit", "Concatenate", "SplitRows"]
 
@@ -39,6 +39,8 @@ class Concatenate(Backend):
     Raises:
         ItemErrors: with a KernelError, which has expected and got, for a list that cannot be joined.
     """
+
+    keeps_input = True
 
     def forward(self, batch: list[Request]) -> None:
         failed: dict[int, BaseException] = {}
@@ -78,6 +80,8 @@ class SplitRows(Backend):
     Raises:
         ItemErrors: with a KernelError, which has expected and got, where the rows are not as many as the sizes say.
     """
+
+    keeps_input = True
 
     def forward(self, batch: list[Request]) -> None:
         failed: dict[int, BaseException] = {}
@@ -121,6 +125,11 @@ class CatSplit(Container):
             children = [Child("Concatenate", Concatenate()), *children, Child("SplitRows", SplitRows())]
         self._cat, self._body, self._split = (ChildRunner(child) for child in children)
         self._joins_arrays = isinstance(children[0].backend, Concatenate)
+        # Concatenate copies: what the body changes is not what came.
+        self.keeps_input = type(children[0].backend) is Concatenate or all(
+            child.backend.keeps_input for child in children
+        )
+        self._why_no_result = ""
         if self._joins_arrays:
             self.bucket = self._bucket
 
@@ -134,22 +143,29 @@ class CatSplit(Container):
             except Exception as error:  # an item that cannot be joined fails alone
                 fail(request, error, failed)
         for group in groups.values():
+            before = Before(group, self.keeps_input) if len(group) > 1 and self._body.retry_alone else None
             try:
                 self._run(group)
             except Exception as error:
                 if len(group) == 1:
                     fail(group[0], error, failed)
                 else:
-                    self._run_again(group, error, failed)
+                    self._run_again(group, before, error, failed)
         raise_failures(batch, failed)
 
-    def _run_again(self, group: list[Request], error: Exception, failed: Failures) -> None:
-        if not self._body.retry_alone:
+    def why_no_result(self, request: Request) -> str:
+        return self._why_no_result
+
+    def _run_again(self, group: list[Request], before: Before | None, error: Exception, failed: Failures) -> None:
+        if before is None or before.refusal is not None:
             error.add_note(f"in a batch of {len(group)}")
+            if before is not None:
+                error.add_note(f"the batch was not run again one by one: {before.refusal}")
             for request in group:
                 fail(request, error, failed)
             return
-        for request in group:
+        for index, request in enumerate(group):
+            before.put_back(index)
             try:
                 self._run([request])
             except Exception as own_error:  # kept for this request's caller
@@ -164,6 +180,7 @@ class CatSplit(Container):
         whole["data"] = whole.pop("result")
         self._body.run_alone(whole)
         if "result" not in whole:
+            self._why_no_result = self._body.why_no_result(whole)
             return
         whole["data"] = whole.pop("result")
         self._split.run_alone(whole)

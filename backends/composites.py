@@ -81,6 +81,8 @@ class _Composer(Container):
         self.min_batch = smallest
         self.max_batch = largest
         self.thread_bound = any(child.backend.thread_bound for child in children)
+        self.keeps_input = all(child.backend.keeps_input for child in children)
+        self._without: dict[int, str] = {}  # by id of a request without a result: which child gave none
         single = self._first[1] if largest >= 1 else None
         runners = [ChildRunner(child, gets_whole_batches=True) for child in children]
         stand_in = None if single is None else runners[single[0]]
@@ -93,6 +95,7 @@ class _Composer(Container):
 
     def forward(self, batch: list[Request]) -> None:
         failed: Failures = {}
+        self._without = {}
         rest = batch
         while rest:
             first = self._first[min(len(rest), len(self._first) - 1)]
@@ -101,8 +104,12 @@ class _Composer(Container):
                 raise BackendError(f"{self._name} takes batches of {sizes}, got {len(batch)}")
             place, count = first
             self._runners[place].run(rest[:count], failed)
+            self._runners[place].note_results(rest[:count], self._without)
             rest = rest[count:]
         raise_failures(batch, failed)
+
+    def why_no_result(self, request: Request) -> str | None:
+        return self._without.get(id(request))
 
     def _bucket(self, request: Request) -> Hashable:
         """Requests may share a batch if all children agree: which of them gets which request is not known yet."""

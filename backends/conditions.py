@@ -40,6 +40,8 @@ class Choice(Container):
         refuse_filters(type(self).__name__, children)
         self.thread_bound = any(child.backend.thread_bound for child in children)
         self.max_batch = common_size([child.backend.max_batch for child in children])
+        self.keeps_input = type(self).forward is Choice.forward and all(child.backend.keeps_input for child in children)
+        self._without: dict[int, str] = {}  # by id of a request without a result: which step gave none
         self._runners = [ChildRunner(child, gets_whole_batches=self.chooses_once) for child in children]
         if self.chooses_once and any(child.backend.bucket is not None for child in children):
             self.bucket = self._bucket
@@ -59,10 +61,15 @@ class Choice(Container):
                 pass_on(request)
             else:
                 shares[chosen].append(request)
+        self._without = {}
         for runner, share in zip(self._runners, shares, strict=True):
             if share:
                 runner.run(share, failed)
+                runner.note_results(share, self._without)
         raise_failures(batch, failed)
+
+    def why_no_result(self, request: Request) -> str | None:
+        return self._without.get(id(request))
 
     def _bucket(self, request: Request) -> Hashable:
         chosen = self.choose(request)

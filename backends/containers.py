@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from fastpipe.backend import Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError
-from fastpipe.filters import Status
+from fastpipe.filters import Status, swap
 
 from ._child import ChildRunner, Failures, common_size, fail, raise_failures
 
@@ -24,15 +24,16 @@ class Sequential(Container):
     """Runs its children one after the other over the same batch.
 
     **Between steps** the previous result becomes the data, before every child but the first; a request without a
-    result leaves. A filter written in front of a child, ``"(or)B"``, decides instead: Run; Skip (on to the next step
-    as it is); Break, SerialSkip or SubGraphSkip (the request leaves, as it is, without an error); Error.
+    result leaves the Sequential, and fails with NoResult if nothing behind that gives it one. A filter written in front
+    of a child, ``"(or)B"``, decides instead: Run; Skip (on to the next step as it is); Break, SerialSkip or
+    SubGraphSkip (the request leaves, as it is, without an error); Error.
 
     **Sizes.** ``max_batch`` is the smallest of the children's that are not 1; children that take one are run item by
     item, and a child that does not say takes whatever comes. A batch is at most that of the node's ``max``.
 
-    **Failures.** If a child raises for several requests, they are put back to what they were before that child and
-    each is run in it again, alone (unless the child says ``retry_alone = False``). Those that fail again have
-    failed; the others go on through all steps.
+    **Failures.** If a child raises for several requests, each is put back to what it was before that child and is run
+    in it again, alone (unless the child says ``retry_alone = False``). Those that fail again have failed; the others
+    go on through all steps.
 
     **Buckets and weights.** The node's batches are formed by the first child's ``bucket`` and ``weigh``: what later
     children will see is not known before the first has run. A later child that has them gets the batch in parts,
@@ -50,7 +51,15 @@ class Sequential(Container):
         super().__init__(children)
         if not children:
             raise ConfigError("Sequential needs at least one child")
-        self._steps = [_Step(child, is_first=index == 0) for index, child in enumerate(children)]
+        self._steps = [
+            _Step(child, is_first=index == 0, is_last=index == len(children) - 1)
+            for index, child in enumerate(children)
+        ]
+        self.keeps_input = type(self).forward is Sequential.forward and all(
+            child.backend.keeps_input for child in children
+        )
+        # By id of a request of the batch that has left without a result: which step gave none; "": a filter let it go.
+        self._without: dict[int, str] = {}
         self.thread_bound = any(child.backend.thread_bound for child in children)
         self.max_batch = common_size([child.backend.max_batch for child in children])
         first = children[0].backend
@@ -66,20 +75,26 @@ class Sequential(Container):
             self.forward = self._forward_surrounded  # type: ignore[method-assign]  # costs nothing where there is none
 
     def forward(self, batch: list[Request]) -> None:
+        if self._without:
+            self._without = {}
         if len(batch) == 1:
             self._forward_one(batch[0])
             return
         failed: Failures = {}
         active = list(batch)  # without those that failed or left
         for step in self._steps:
-            active, runnable = step.sort(active, failed)
+            active, runnable = step.sort(active, failed, self._without)
             if runnable:
                 step.run(runnable, failed)
+                step.note_results(runnable, self._without)
             if failed:
                 active = [request for request in active if id(request) not in failed]
             if not active:
                 break
         raise_failures(batch, failed)
+
+    def why_no_result(self, request: Request) -> str | None:
+        return self._without.get(id(request))
 
     def _forward_surrounded(self, batch: list[Request]) -> None:
         with ExitStack() as around:
@@ -89,30 +104,41 @@ class Sequential(Container):
 
     def _forward_one(self, request: Request) -> None:
         """Run a batch of one: nothing to retry and nobody to spare, so exceptions simply go up."""
+        last = None  # the step that ran last, unless one behind it was skipped
         for step in self._steps:
             if step.filter is not None:
                 status = step.decide(request)
                 if status is Status.Skip:
+                    if step.is_last:
+                        last = None
                     continue
                 if status is not Status.Run:
-                    return
+                    if step.filter is not swap:
+                        last = None
+                    break
             elif not step.is_first:
                 if "result" not in request:
-                    return
+                    break
                 request["data"] = request.pop("result")
             step.run_alone(request)
+            last = step
+        if "result" not in request:
+            self._without[id(request)] = "" if last is None else last.why_no_result(request)
 
 
 class _Step(ChildRunner):
     """One child, and the filter in front of it."""
 
-    def __init__(self, child: Child, *, is_first: bool) -> None:
+    def __init__(self, child: Child, *, is_first: bool, is_last: bool) -> None:
         super().__init__(child, gets_whole_batches=is_first)  # the engine has formed the batch for the first child
         self.filter = child.filter
         self.is_first = is_first
+        self.is_last = is_last
 
-    def sort(self, requests: list[Request], failed: Failures) -> tuple[list[Request], list[Request]]:
-        """Return the requests that go on, and those of them that are run here."""
+    def sort(
+        self, requests: list[Request], failed: Failures, without: dict[int, str]
+    ) -> tuple[list[Request], list[Request]]:
+        """Return the requests that go on, and those of them that are run here; ``without``: why others leave so."""
         if self.filter is None:
             if self.is_first:
                 return requests, requests
@@ -121,6 +147,8 @@ class _Step(ChildRunner):
                 if "result" in request:
                     request["data"] = request.pop("result")
                     going_on.append(request)
+                else:
+                    without.setdefault(id(request), "")
             return going_on, going_on
         going_on, runnable = [], []
         for request in requests:
@@ -133,6 +161,10 @@ class _Step(ChildRunner):
                 runnable.append(request)
             if status is Status.Run or status is Status.Skip:
                 going_on.append(request)
+            if self.filter is swap:
+                without.setdefault(id(request), "")
+            elif status is not Status.Run and (self.is_last or status is not Status.Skip):
+                without[id(request)] = ""
         return going_on, runnable
 
     def decide(self, request: Request) -> Status:

@@ -27,6 +27,7 @@ class SubGraph(Backend):
     Thread-safety: both are called from any thread, for several requests at once; keep no state in ``self``.
     """
 
+    retry_alone = False  # a failure is kept with its request anyway
     keeps_failures = False
     """True: ``merge`` receives the exceptions of failed parts. False: the first failed part fails the request."""
     ignored_keys: tuple[str, ...] = ("restart", "request_size")
@@ -34,6 +35,7 @@ class SubGraph(Backend):
 
     def __init__(self, *, jump: str) -> None:
         self.jump = jump
+        self._without: dict[int, str | None] = {}  # by id of a request: which step left its parts without a result
         self._run_parts: Callable[[list[list[Request]], bool], list[list[Any]]] | None = None
 
     @classmethod
@@ -60,10 +62,21 @@ class SubGraph(Backend):
     def forward(self, batch: list[Request]) -> None:
         if self._run_parts is None:
             raise BackendError(f"{type(self).__name__} works only inside a pipe")
-        splits = [checked_parts(self.split(request), f"split() of {type(self).__name__}") for request in batch]
-        answers = self._run_parts(splits, self.keeps_failures)
         errors: dict[int, BaseException] = {}
+        splits: list[list[Request]] = []
+        for index, request in enumerate(batch):
+            parts: list[Request] = []
+            try:
+                parts = checked_parts(self.split(request), f"split() of {type(self).__name__}")
+            except Exception as error:  # its own request's
+                errors[index] = error
+            splits.append(parts)
+        answers = self._run_parts(splits, self.keeps_failures)
+        reasons = getattr(self._run_parts, "reasons", None) or [None] * len(batch)
+        self._without = {id(request): why for request, why in zip(batch, reasons, strict=True)}
         for index, (request, own) in enumerate(zip(batch, answers, strict=True)):
+            if index in errors:
+                continue
             failure = None if self.keeps_failures else _first_failure(own)
             if failure is not None:
                 errors[index] = failure
@@ -74,6 +87,9 @@ class SubGraph(Backend):
                 errors[index] = error
         if errors:
             raise ItemErrors(errors)
+
+    def why_no_result(self, request: Request) -> str | None:
+        return self._without.get(id(request))
 
 
 class Jump(SubGraph):

@@ -60,6 +60,8 @@ class DecodeMat(PerRequest):
         TypeError: if ``data`` is not bytes, bytearray, memoryview or a uint8 array.
     """
 
+    keeps_input = True
+
     def __init__(self, *, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         self.max_pixels = max_pixels
         self._decode_jpeg: Callable[[memoryview, str], Pixels] | None = None
@@ -126,6 +128,8 @@ class SaveMat(PerRequest):
         KernelError: if there are not one, three or four channels.
         OSError: if the file cannot be written.
     """
+
+    keeps_input = True
 
     def __init__(self, *, save_dir: Path) -> None:
         self.save_dir = Path(save_dir)

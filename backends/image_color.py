@@ -25,6 +25,8 @@ class CvtColorMat(PerRequest):
         KernelError: if there are not three channels, or ``color`` of the request is neither of the two.
     """
 
+    keeps_input = True
+
     def __init__(self, *, color: Literal["rgb", "bgr"]) -> None:
         self.color: Literal["rgb", "bgr"] = color
         cpu.prepare()
@@ -54,6 +56,8 @@ class NormalizeMat(Backend):
     Raises:
         KernelError: if pixels have neither one nor three channels.
     """
+
+    keeps_input = True
 
     def __init__(
         self,

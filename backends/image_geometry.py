@@ -68,6 +68,8 @@ class ResizeMat(_Sized):
         max_pixels: what is larger is not made: a ConfigError, or for an image of more than four channels a KernelError.
     """
 
+    keeps_input = True
+
     def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
         self._has_substitute = resize_h * resize_w < cpu.GIL_KEPT_BELOW_PIXELS and self._agrees_with_opencv()
@@ -111,6 +113,8 @@ class DynamicResizeMat(PerRequest):
         KernelError: if together they are more than ``max_pixels``.
     """
 
+    keeps_input = True
+
     def __init__(self, *, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         self.max_pixels = max_pixels
 
@@ -132,6 +136,8 @@ class PillowResizeMat(_Sized):
     Raises:
         KernelError: if there are neither one nor three channels.
     """
+
+    keeps_input = True
 
     def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
@@ -181,6 +187,8 @@ class ResizePadMat(PerRequest):
         pad_value: of the padding, one number or one per channel, from 0 to 255.
         max_pixels: a larger size is a ConfigError.
     """
+
+    keeps_input = True
 
     def __init__(
         self,
@@ -243,6 +251,8 @@ class ResizePadMat(PerRequest):
 class LetterBoxMat(ResizePadMat):
     """``ResizePadMat`` with the image in the middle; of an odd padding, the larger half is at the right or bottom."""
 
+    keeps_input = True
+
     def offsets(self, spare_height: int, spare_width: int) -> tuple[int, int]:
         return spare_height // 2, spare_width // 2
 
@@ -260,6 +270,8 @@ class AlignMat(Backend):
         max_w: the greatest width, a multiple of ``align``.
         align: what the width is a multiple of.
     """
+
+    keeps_input = True
 
     def __init__(self, *, resize_h: Side, max_w: Side, align: Side = 32) -> None:
         if max_w % align:
@@ -299,12 +311,16 @@ class CropMat(PerRequest):
         ValueError: if a box is empty, or not inside the image.
     """
 
+    keeps_input = True
+
     def run(self, request: Request) -> None:
         request["result"] = _cropped(request, self).copy()
 
 
 class CropResizeMat(_Sized):
     """``CropMat``, then ``ResizeMat``."""
+
+    keeps_input = True
 
     def run(self, request: Request) -> None:
         request["result"] = _resized(self, _cropped(request, self), self.resize_h, self.resize_w)
@@ -327,6 +343,8 @@ class PerspectiveTransformMat(PerRequest):
         ValueError: if it is not four points, or they do not span an area.
         KernelError: if they span more than ``max_pixels``.
     """
+
+    keeps_input = True
 
     def __init__(self, *, rotate_tall: bool = False, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         self.rotate_tall = rotate_tall

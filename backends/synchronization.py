@@ -39,6 +39,8 @@ class SyncTensor(Backend):
         device: the same in words, as for the other steps: ``"cuda:1"``; of several, the one on which those are.
     """
 
+    keeps_input = True
+
     def __init__(
         self, *, device_id: Annotated[int, Between(0, 1023)] | None = None, device: list[str] | None = None
     ) -> None:
@@ -95,6 +97,7 @@ class Torch(Sequential):
         except ImportError as error:
             raise MissingExtra("Torch", "torch", error) from error
         super().__init__(children)
+        self.keeps_input = all(child.backend.keeps_input for child in children)
         self._claim = claim_gpu("Torch", device, device_id)
         number = self._claim.number
         count = gpus_of_torch()

@@ -55,6 +55,8 @@ class Mat2Tensor(_PerRequest):
         KernelError: if the data is no NumPy array of two or three axes and a dtype that torch has.
     """
 
+    keeps_input = True
+
     def __init__(
         self, *, device: list[str] | None = None, device_id: Annotated[int, Between(0, 1023)] | None = None
     ) -> None:
@@ -89,6 +91,8 @@ class Mat2Tensor(_PerRequest):
 class Mat2CpuTensor(Mat2Tensor):
     """``Mat2Tensor`` to the CPU."""
 
+    keeps_input = True
+
     def __init__(self) -> None:
         super().__init__(device=["cpu"])
 
@@ -101,6 +105,8 @@ class Mat2GpuTensor(Mat2Tensor):
         device: the same in words: ``"cuda:1"``, several of them, or ``"all"``: each instance goes to the one that has
             the fewest. With neither, where the instance's other steps are, otherwise the first.
     """
+
+    keeps_input = True
 
     def __init__(
         self, *, device_id: Annotated[int, Between(0, 1023)] | None = None, device: list[str] | None = None
@@ -119,6 +125,8 @@ class Tensor2Mat(_PerRequest):
     Raises:
         KernelError: if the data is no such tensor.
     """
+
+    keeps_input = True
 
     def convert(self, data: Any) -> np.ndarray[Any, Any]:
         _check_tensor(self, data)
@@ -145,6 +153,8 @@ class Tensor2Vector(_PerRequest):
     Raises:
         KernelError: if the data is no tensor.
     """
+
+    keeps_input = True
 
     def convert(self, data: Any) -> list[Any]:
         _check_tensor(self, data)

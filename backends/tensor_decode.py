@@ -109,6 +109,8 @@ class DecodeTensor(Backend):
         TypeError: for requests whose ``data`` is not bytes, bytearray, memoryview or a uint8 array.
     """
 
+    keeps_input = True
+
     def __init__(
         self,
         *,

@@ -94,6 +94,8 @@ class CvtColorTensor(_PerTensor):
         KernelError: if there are not three channels, or ``color`` of the request is neither of the two.
     """
 
+    keeps_input = True
+
     def __init__(self, *, color: Literal["rgb", "bgr"]) -> None:
         super().__init__()
         self.color = color
@@ -122,6 +124,8 @@ class ResizeTensor(_PerTensor):
         max_pixels: what is larger is not made: a ConfigError, or for an image of more than four channels a KernelError.
     """
 
+    keeps_input = True
+
     def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         super().__init__()
         check_size(self, resize_h, resize_w, max_pixels)
@@ -149,6 +153,8 @@ class PillowResizeTensor(_PerTensor):
         KernelError: if the tensor is not uint8, or there are neither one nor three channels.
         MissingExtra: if Pillow is not installed; for a request on a GPU, if CuPy is not.
     """
+
+    keeps_input = True
 
     def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         super().__init__()
@@ -212,6 +218,8 @@ class ResizePadTensor(_PerTensor):
         max_pixels: what is larger is not made: a ConfigError, or for an image of more than four channels a KernelError.
     """
 
+    keeps_input = True
+
     def __init__(
         self,
         *,
@@ -271,6 +279,8 @@ class CropTensor(_PerTensor):
         ValueError: if a box is empty, or not inside the image.
     """
 
+    keeps_input = True
+
     def run(self, request: Request) -> None:
         image = _image_of(request, self)
         box = request["box"]
@@ -301,6 +311,8 @@ class CopyMakeBorderTensor(_PerTensor):
         ValueError: if a request's own number is no whole number from 0 to 1048576.
         KernelError: if ``pad_value`` is no number of the tensor's dtype, or the result has more than ``max_pixels``.
     """
+
+    keeps_input = True
 
     def __init__(
         self,
@@ -354,6 +366,8 @@ class WarpAffineTensor(_PerTensor):
         KernelError: if ``pad_value`` is no number of the result's dtype.
     """
 
+    keeps_input = True
+
     def __init__(
         self, *, target_h: Side, target_w: Side, pad_value: float = 0.0, max_pixels: MaxPixels = MOST_PIXELS
     ) -> None:
@@ -401,6 +415,8 @@ class GpuTensor(_PerTensor):
         ConfigError: if there is no such GPU.
     """
 
+    keeps_input = True
+
     def __init__(
         self, *, device_id: Annotated[int, Between(0, 1023)] | None = None, device: list[str] | None = None
     ) -> None:
@@ -424,6 +440,8 @@ class GpuTensor(_PerTensor):
 class CpuTensor(_PerTensor):
     """A tensor of any shape, or a NumPy array, as a tensor on the CPU; what is there already is handed on."""
 
+    keeps_input = True
+
     def run(self, request: Request) -> None:
         request["result"] = _tensor_of(request, self).cpu()
 
@@ -439,6 +457,8 @@ class SaveTensor(_PerTensor):
     Raises:
         OSError: if the file cannot be written.
     """
+
+    keeps_input = True
 
     def __init__(self, *, save_dir: Path) -> None:
         super().__init__()
@@ -464,6 +484,8 @@ class LoadTensor(_PerTensor):
         KernelError: if a request's file holds none.
         OSError: if a request's file cannot be read.
     """
+
+    keeps_input = True
 
     def __init__(self, *, path: Path | None = None) -> None:
         super().__init__()

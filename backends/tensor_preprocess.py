@@ -71,6 +71,8 @@ class ResizeNormalizeTensor(Backend):
         KernelError: for requests whose data is no such tensor.
     """
 
+    keeps_input = True
+
     def __init__(
         self,
         *,

@@ -203,6 +203,7 @@ class Builder:
             instances,
             type(backend).__name__ if owner.plan is None else owner.plan.name,
             retry_alone=backend.retry_alone,
+            keeps_input=backend.keeps_input,
             filter=config.filter,
             filter_kind=_filter_kind(config.filter),
             bucket=owner.bucket if owner.bucket is not None else backend.bucket,
@@ -258,12 +259,15 @@ class _PartsRunner:
     def __init__(self, pipe: weakref.ref[Pipe], entry: _core.Entry) -> None:
         self.pipe = pipe
         self.entry = entry
+        # Of the last call, for each request: which step left its parts without a result; "": a filter; None: none did.
+        self.reasons: list[str | None] = []
 
     def __call__(self, splits: list[list[Request]], keeps_failures: bool) -> list[list[Any]]:
         pipe = self.pipe()
         if pipe is None:  # a backend that outlives its pipe and is called by hand
             raise PipeClosed("the pipe of this Jump is gone")
-        return pipe._run_parts(self.entry, splits, keeps_failures)
+        self.reasons = []
+        return pipe._run_parts(self.entry, splits, keeps_failures, self.reasons)
 
 
 def connect(pipe: Pipe, configs: tuple[NodeConfig, ...], backend: Backend) -> None:

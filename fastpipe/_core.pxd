@@ -215,6 +215,7 @@ cdef class Node:
     cdef readonly list instances                # of Instance; shared by logical nodes
     cdef str backend_name
     cdef bint retry_alone
+    cdef bint keeps_input                       # a batch changes no value that it is handed
     cdef int filter_kind                        # FILTER_DEFAULT, FILTER_RUN, FILTER_SWAP or FILTER_CALL
     cdef object filter
     cdef tuple sources                          # the map: ((source index, source name, ((key there, key here), ...), names context), ...)
@@ -268,7 +269,8 @@ cdef class Walk:
                                                 # twins the front, until one is chosen
     cdef object request                         # the caller's dict; written once, by the finish that succeeds
     cdef dict given                             # the same as it was handed in; None if it had nothing but `data`
-    cdef bint is_part                           # `request` is no caller's dict, but one that split() has made
+    cdef bint is_part                           # of another request, which knows what to do without a result: `request` is no
+                                                # caller's dict, but one that split() has made
     cdef readonly object error                  # why it failed; written before `outcome`
     cdef object sink                            # by sink_kind: RequestFuture, (loop, asyncio future), Gather
     cdef int sink_index                         # Gather: which part
@@ -291,6 +293,8 @@ cdef class Walk:
     cdef int64_t room_bytes                     # of that place
     cdef bint is_counted                        # it holds a place in the engine's `gate`
     cdef list queued                            # GIL: its visits in queues that have a limit; or None
+    cdef tuple without                          # GIL: (node, part) that left it without a result, if one did; see Visit.without
+    cdef PyObject* lister                       # the turn of the thread whose list it came in, for comparing only; or NULL
     cdef object recorded                        # what the recorder wants to have back at the end, or None
     cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, not owned
     cdef PyObject* newer
@@ -310,6 +314,7 @@ cdef class Visit:
     cdef int64_t size_bytes                     # of its data, while queued; 0 where nobody counts
     cdef bint is_ghost                          # queued, but its walk has ended: it holds no place
     cdef bint is_held                           # a batch that may hang has it
+    cdef tuple without                          # (node, part of its backend) that last left it without a result, or None
     cdef list bucket                            # its entry in the station's bucket_ids while queued
     cdef Stepper stepper                        # who waits for it while a worker runs it, or None
     cdef object failure                         # what it failed with there
@@ -356,6 +361,8 @@ cdef class Gather:
     # A sub-graph node waiting for its parts.
     cdef Visit visit
     cdef list answers                           # GIL: dict, or the exception of a part that failed
+    cdef tuple without                          # GIL: the first of its parts', see Walk.without
+    cdef bint has_let_go                        # GIL: some part ended without a result, as a filter would have it
     cdef int left                               # GIL
 
 
@@ -418,8 +425,9 @@ cdef class Engine:
     cdef readonly bint closing                  # GIL
     cdef bint gave_up                           # GIL: close() has failed the rest, and stops the workers
     cdef int64_t timeout_ns                     # built: of requests that say nothing; FOREVER
+    cdef bint lets_go                           # built: a request may end without a result
     cdef Clock clock                            # GIL: made when first needed
-    cdef int64_t[7] failed_by                   # GIL: how many requests, by reason
+    cdef int64_t[8] failed_by                   # GIL: how many requests, by reason
     cdef Station gate                           # built: its places are those of requests in flight; or None
     cdef EventCount drained                     # where close() sleeps
     cdef readonly int64_t arrivals              # GIL: how many have stood in line
@@ -485,8 +493,11 @@ cdef class Engine:
     cdef void c_unlink(self, Walk walk) noexcept
     cdef int c_step(self, Visit visit, Turn turn) noexcept
     cdef int c_run_batch(self, Station station, Instance instance, list visits, Turn turn) noexcept
-    cdef int c_file_failures(self, Station station, Instance instance, list alive, list before, object error,
-                             Turn turn) except -1
+    cdef int c_file_failures(self, Station station, Instance instance, list alive, list batch, list before, str refusal,
+                             object error, Turn turn) except -1
+    cdef int c_put_back(self, list alive, list before, str refusal, object interrupt, Turn turn) except -1
+    cdef int c_note_result(self, Visit visit, object backend) noexcept
+    cdef int c_check_result(self, Walk walk, dict answer) except -1
     cdef int c_queue(self, Visit visit, Turn turn, c_bool notify) noexcept
     cdef int c_queue_all(self, Turn turn) noexcept
     cdef int c_run_ready(self, Turn turn) noexcept

@@ -62,12 +62,13 @@ from os import environ
 from threading import current_thread
 
 from fastpipe.errors import (
-    BackendError, BackendHung, CallLoop, DeviceLost, ForkedPipe, ItemErrors, PipeClosed, PipeError, QueueFull, RequestTimeout,
-    RestartLimit, UnknownNode, WorkerDied, nearest,
+    BackendError, BackendHung, CallLoop, DeviceLost, ForkedPipe, ItemErrors, NoResult, PipeClosed, PipeError, QueueFull,
+    RequestTimeout, RestartLimit, UnknownNode, WorkerDied, nearest,
 )
 from fastpipe._results import checked_parts
 from fastpipe._faults import is_device_lost, is_out_of_memory, stacks, text_of
-from fastpipe.filters import Status
+from fastpipe._snapshots import CannotCopy, take
+from fastpipe.filters import Status, swap
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield() noexcept
@@ -151,6 +152,7 @@ cdef enum:                  # why a request failed, for stats()
     HUNG = 4
     DIED = 5
     LOST = 6
+    WITHOUT_RESULT = 7
 
 cdef enum:                  # the points at which a test may step in, see _hook
     AT_ADMIT = 0
@@ -176,7 +178,7 @@ _GREENLET_ADVICE = ("Call the pipe from real threads (gevent: gevent.get_hub().t
                     "eventlet.tpool.execute(pipe, request)), or do not switch greenlets inside a backend")
 _HOOKS = ("admit", "admitted", "push", "pushed", "take", "taken", "sleep", "forward", "return", "end", "ended", "wake", "release",
           "park", "cancel", "expire", "close", "hang")
-_FAILURES = ("error", "timeout", "queue full", "closed", "hung", "worker died", "device lost")
+_FAILURES = ("error", "timeout", "queue full", "closed", "hung", "worker died", "device lost", "no result")
 _WHEN_FULL = {"block": BLOCK, "reject": REJECT, "shed_oldest": SHED_OLDEST}
 _RULES = {"adaptive": RULE_ADAPTIVE, "timeout": RULE_TIMEOUT, "greedy": RULE_GREEDY, "preferred": RULE_PREFERRED}
 _ACTIONS = ("dispatch", "wait until", "wait for instance", "wait for request")
@@ -1439,7 +1441,7 @@ cdef class Node:
     """A node of the compiled graph."""
 
     def __init__(self, str name, int index, Station station, list instances, str backend_name, *, bint retry_alone,
-                 object filter, str filter_kind, object bucket, object weigh, object subgraph, object sources,
+                 bint keeps_input, object filter, str filter_kind, object bucket, object weigh, object subgraph, object sources,
                  int parent_count, int restart_limit):
         self.name = name
         self.index = index
@@ -1447,6 +1449,7 @@ cdef class Node:
         self.instances = instances
         self.backend_name = backend_name
         self.retry_alone = retry_alone
+        self.keeps_input = keeps_input
         self.filter = filter
         self.filter_kind = {"default": FILTER_DEFAULT, "run": FILTER_RUN, "swap": FILTER_SWAP, "call": FILTER_CALL}[filter_kind]
         self.bucket = bucket
@@ -2065,6 +2068,8 @@ cdef class Stepper:
             if station.batches:
                 try:                                            # as a queue would: one that is too heavy fails
                     _weight(visit)
+                    if isinstance(visit.node.bucket, str):
+                        hash(_bucket_of(visit))
                 except BaseException as error:
                     engine.c_fail_visit(visit, _with_place(error, visit.node), self.turn)
                     return 0
@@ -2391,6 +2396,7 @@ cdef class Engine:
             for index, (entry, request) in enumerate(zip(entries, requests)):
                 try:
                     walks.append(self.c_admit(entry, request, SINK_CALLER, None, terms))
+                    (<Walk>walks[len(walks) - 1]).lister = <PyObject*>turn
                 except PipeClosed:                                      # nothing that follows has a chance
                     raise
                 except Exception as error:                              # no room, or no time left
@@ -2523,9 +2529,10 @@ cdef class Engine:
         self.c_start_walk(walk, turn)
         return self.c_queue_all(turn)
 
-    def _run_parts(self, Entry entry, list splits, bint keeps_failures):
+    def _run_parts(self, Entry entry, list splits, bint keeps_failures, list reasons=None):
         """Run the parts of several requests through the graph at ``entry`` from inside a backend; answers, or exceptions, in
-        order. Once a part has failed, the rest of its request's are dropped, unless failures are kept."""
+        order. Once a part has failed, the rest of its request's are dropped, unless failures are kept. ``reasons`` gets, for
+        each of the requests, what its why_no_result() is if that is its parts' doing."""
         cdef Turn turn = Turn.__new__(Turn)
         cdef list walks = []
         cdef Walk walk
@@ -2567,6 +2574,8 @@ cdef class Engine:
                     if walk.error is not None and not keeps_failures:
                         self.c_drop(own)
                 answers.append([walk.request if walk.error is None else walk.error for walk in own])
+                if reasons is not None:
+                    reasons.append(_why_of_parts(own))
         except BaseException:
             self.c_drop(walks)
             raise
@@ -2974,6 +2983,10 @@ cdef class Engine:
             turn.ready.append(visit)
             return 0
         if status == STATUS_BREAK:
+            # Another filter than swap would have it so, whoever left nothing before.
+            visit.walk.without = visit.without if kind == FILTER_SWAP or node.filter is swap else None
+            if visit.walk.without is not None:
+                self.c_check_result(visit.walk, visit.request)
             return self.c_answer(visit.walk, visit.request, node.name if visit.walk.entry.leaf_count > 1 else None, turn)
         if status == STATUS_ERROR:
             raise BackendError(f"the filter of node {node.name!r} said Error")
@@ -3036,6 +3049,7 @@ cdef class Engine:
         cdef Node following
         cdef dict answer = visit.request
         cdef Visit onward = visit
+        cdef tuple without = visit.without
         cdef int place = -1
         cdef int32_t slot
         if _is_dead(visit):
@@ -3047,6 +3061,8 @@ cdef class Engine:
         for slot in exit.unread:
             _forget(walk, slot)
         if exit.leaves > 0:
+            if has_run and without is not None and without[0] is visit.node:
+                walk.without = without                          # a leaf has run, and has none
             walk.leaves_left -= exit.leaves
             if walk.leaves_left == 0:
                 return self.c_leave(walk, answer, turn)
@@ -3061,6 +3077,7 @@ cdef class Engine:
                 onward.walk = walk
                 onward.round = visit.round
             onward.node = following
+            onward.without = without if following.sources is None else None
             if following.sources is not None:
                 onward.request = None
             elif place == exit.heir:
@@ -3119,9 +3136,36 @@ cdef class Engine:
             if name is None and entry.restart is not None:      # none has run: it goes round as it is
                 for leaf in entry.leaves:
                     answer.update(walk.answers[entry.slots[leaf.index]])
+        if walk.without is not None:
+            self.c_check_result(walk, answer)
         if entry.restart is not None and "restart" not in answer:
             return self.c_restart(walk, entry.restart, answer, turn)
         return self.c_answer(walk, answer, name, turn)
+
+    cdef int c_check_result(self, Walk walk, dict answer) except -1:
+        """Fail a request that ends without a result because a step gave none. A part's whole knows better: it goes on."""
+        cdef Node node
+        if self.lets_go or walk.is_part or "result" in answer:
+            return 0
+        node, part = walk.without
+        if part == "":                                          # a filter inside of it would have it so
+            return 0
+        raise NoResult(f"node {node.name!r}: step {part or node.backend_name} gave no result, and no step after it did. If "
+                       "requests may end so, say without_result = \"end\" in the configuration; to go on with something else, "
+                       "put a step with the filter (or) behind it")
+
+    cdef int c_note_result(self, Visit visit, object backend) noexcept:
+        """Note who left a request without a result, once a node has run: ask its backend for the part of it."""
+        visit.without = None
+        if self.lets_go or PyDict_GetItem(visit.request, "result") != NULL:
+            return 0
+        try:
+            visit.without = (visit.node, None)
+            if backend.why_no_result is not None:
+                visit.without = (visit.node, _enter_user_code(<void*>self, backend.why_no_result, visit.request))
+        except BaseException as error:                          # it cannot say: then it is the backend as a whole
+            _report(error, backend)
+        return 0
 
     cdef int c_answer(self, Walk walk, dict answer, str leaf, Turn turn) except -1:
         """The graph has ended for this request, of several leaves at ``leaf``: finish, or start again where its dict says."""
@@ -3202,6 +3246,11 @@ cdef class Engine:
         if _is_dead(visit):
             return 0
         _enter_user_code(<void*>self, visit.node.subgraph.merge, visit.request, gather.answers)
+        visit.without = None
+        if "result" not in visit.request:
+            visit.without = (visit.node, "" if gather.has_let_go else None)
+            if gather.without is not None:
+                visit.without = (visit.node, _step_in_words(gather.without))
         return self.c_advance(visit, self.c_exit(visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
 
     cdef int c_part_ended(self, Walk part, Turn turn) noexcept:
@@ -3211,6 +3260,11 @@ cdef class Engine:
         gather.left -= 1
         if part.error is None:
             gather.answers[part.sink_index] = part.request
+            if "result" not in part.request:
+                if part.without is None or part.without[1] == "":
+                    gather.has_let_go = True
+                elif gather.without is None:
+                    gather.without = part.without
         elif node.subgraph.keeps_failures:
             gather.answers[part.sink_index] = part.error
         else:
@@ -3467,6 +3521,7 @@ cdef class Engine:
         cdef Visit visit
         cdef list alive = []
         cdef list before = None
+        cdef str refusal = None                                 # why there can be no second run
         cdef int count
         cdef int64_t started = 0
         cdef int64_t elapsed_ns
@@ -3488,8 +3543,18 @@ cdef class Engine:
             return 0
         visit = <Visit>alive[0]
         batch = [(<Visit>each).request for each in alive]
-        if (count > 1 and visit.node.retry_alone) or turn.helps:
-            before = [PyDict_Copy(<dict>request) for request in batch]
+        if (count > 1 and visit.node.retry_alone) or (turn.helps and _has_others(alive, turn)):
+            if visit.node.keeps_input:
+                before = [PyDict_Copy(<dict>request) for request in batch]
+            else:
+                try:
+                    before = take(batch)
+                except CannotCopy as obstacle:
+                    refusal = str(obstacle)
+                except KeyboardInterrupt as interrupt:
+                    if not turn.helps:
+                        raise
+                    return self.c_put_back(alive, None, None, interrupt, turn)
         shared = station.instance_count - station.idle.load(memory_order_relaxed) > 1
         if is_hooked(AT_FORWARD):
             _act(AT_FORWARD)
@@ -3515,42 +3580,48 @@ cdef class Engine:
         if error is None:
             station.c_note_cost(count, shared, elapsed_ns)
             for visit in alive:
+                if "result" not in visit.request or visit.without is not None:
+                    self.c_note_result(visit, instance.backend)
                 self.c_step(visit, turn)
             return 0
         try:
-            self.c_file_failures(station, instance, alive, before, error, turn)
+            self.c_file_failures(station, instance, alive, batch, before, refusal, error, turn)
         except BaseException as unexpected:                     # exceptions may be as odd as their classes
             for visit in alive:
                 self.c_fail_visit(visit, unexpected, turn)
         return 0
 
-    cdef int c_file_failures(self, Station station, Instance instance, list alive, list before, object error,
-                             Turn turn) except -1:
+    cdef int c_file_failures(self, Station station, Instance instance, list alive, list batch, list before, str refusal,
+                             object error, Turn turn) except -1:
         """Decide what an exception of a batch means for each of its requests."""
         cdef Visit visit
         cdef int index
         cdef int number = station.numbers[instance.index]
         cdef int count = len(alive)
+        cdef object lost = None
         cdef dict errors
         if issubclass(type(error), ItemErrors):
-            errors = _checked_item_errors(error, count, (<Visit>alive[0]).node)
+            errors = _checked_item_errors(error, batch, alive)
+            for each in errors.values():                        # a container's, whose child has said so
+                if is_device_lost(each, instance.backend):
+                    station.lost = lost = each
+                    break
+            for index in range(count):
+                if index not in errors:
+                    self.c_note_result(<Visit>alive[index], instance.backend)
             for index in range(count):
                 visit = <Visit>alive[index]
                 if index in errors:
+                    each = errors[index] if lost is None else self.c_lost_error(visit, lost)
                     station.requests_failed += 1
-                    self.c_fail_visit(visit, _with_batch(errors[index], visit, number, count), turn)
+                    self.c_fail_visit(visit, _with_batch(each, visit, number, count), turn)
                 else:
                     self.c_step(visit, turn)
             return 0
-        if before is not None and turn.helps and issubclass(type(error), KeyboardInterrupt):
-            # Ctrl-C hit a caller while it ran what is not all its own: the batch goes back to the queue.
-            turn.interrupt = error
-            for index in range(count):
-                visit = <Visit>alive[index]
-                _restore(visit, <dict>before[index])
-                self.c_queue(visit, turn, True)
-            return 0
-        if is_device_lost(error):
+        if turn.helps and issubclass(type(error), KeyboardInterrupt):
+            # Ctrl-C hit a caller while it ran what may not be all its own.
+            return self.c_put_back(alive, before, refusal, error, turn)
+        if is_device_lost(error, instance.backend):
             station.lost = error
             for visit in alive:
                 station.requests_failed += 1
@@ -3559,21 +3630,46 @@ cdef class Engine:
         if count > 1 and before is not None and (<Visit>alive[0]).node.retry_alone:
             if is_out_of_memory(error):                         # half as many may fit
                 station.halved += 1
-                for index in range(count):
-                    _restore(<Visit>alive[index], <dict>before[index])
-                self.c_run_batch(station, instance, alive[:count // 2], turn)
-                self.c_run_batch(station, instance, alive[count // 2:], turn)
+                # The second half is put back when its turn comes: what it shares with the first, that may have changed.
+                for start, end in ((0, count // 2), (count // 2, count)):
+                    if turn.abandoned is not None:              # E8
+                        return 0
+                    for visit, content in zip(alive[start:end], before[start:end]):
+                        _restore(visit, content)
+                    self.c_run_batch(station, instance, alive[start:end], turn)
                 return 0
             for index in range(count):
                 if turn.abandoned is not None:                  # E8
                     return 0
                 visit = <Visit>alive[index]
-                _restore(visit, <dict>before[index])
+                _restore(visit, before[index])
                 self.c_run_batch(station, instance, [visit], turn)
             return 0
+        if count > 1 and refusal is not None and (<Visit>alive[0]).node.retry_alone:
+            _add_note(error, f"fastpipe: the batch was not run again one by one: {refusal}")
         for visit in alive:
             station.requests_failed += 1
             self.c_fail_visit(visit, _with_batch(error, visit, number, count), turn)
+        return 0
+
+    cdef int c_put_back(self, list alive, list before, str refusal, object interrupt, Turn turn) except -1:
+        """Ctrl-C has hit a caller who ran a batch, in it others' requests: those go back to the queue, as they were.
+
+        Where that cannot be, they fail, as those do whose worker dies. ``before`` and ``refusal`` are None: it has not begun.
+        """
+        cdef Visit visit
+        cdef int index
+        turn.interrupt = interrupt                              # its own requests are cancelled for it
+        for index in range(len(alive)):
+            visit = <Visit>alive[index]
+            if refusal is not None:
+                error = _death(interrupt)
+                _add_note(error, f"fastpipe: the batch was not run again: {refusal}")
+                self.c_fail_visit(visit, error, turn)
+                continue
+            if before is not None:
+                _restore(visit, before[index])
+            self.c_queue(visit, turn, True)
         return 0
 
     cdef object c_lost_error(self, Visit visit, object cause):
@@ -3582,6 +3678,7 @@ cdef class Engine:
         if issubclass(type(cause), BackendHung):
             return BackendHung(f"{where} has no instance left: {text_of(cause)}", cause.stacks)
         error = DeviceLost(f"{where} has lost its device: {type(cause).__name__}: {text_of(cause)}")
+        error.node = visit.node.name                            # to a backend that calls this pipe, it is somebody else's device
         error.__cause__ = cause
         return error
 
@@ -3735,6 +3832,8 @@ cdef class Engine:
             if station.batches:
                 try:
                     weight = _weight(visit)
+                    if isinstance(visit.node.bucket, str):
+                        hash(_bucket_of(visit))                 # the same errors as on the way through the queue
                 except BaseException as error:
                     self.c_fail_visit(visit, _with_place(error, visit.node), turn)
                     continue
@@ -3823,6 +3922,10 @@ cdef class Engine:
     def failures(self):
         """Requests that failed, by reason."""
         return {_FAILURES[i]: self.failed_by[i] for i in range(len(_FAILURES)) if self.failed_by[i]}
+
+    def _let_go(self):
+        """Let requests end without a result; called once, while building."""
+        self.lets_go = True
 
     def _set_timeout(self, double seconds):
         """Give requests that say nothing a time limit; called once, while building."""
@@ -3949,10 +4052,10 @@ cdef Walk _new_walk(Engine engine, Entry entry, object request, uint8_t sink_kin
     walk.home = entry.node.station
     walk.deadline_ns = FOREVER
     if sink_kind == SINK_GATHER:                                # a part is on its whole's terms
-        walk.is_part = True
         walk.deadline_ns = (<Gather>sink).visit.walk.deadline_ns
         walk.timeout_s = (<Gather>sink).visit.walk.timeout_s
         walk.priority_ns = (<Gather>sink).visit.walk.priority_ns
+        walk.is_part = True
     _start_round(walk)
     return walk
 
@@ -4085,6 +4188,8 @@ cdef int _reason_of(object error) noexcept:
         return HUNG
     if issubclass(kind, WorkerDied):
         return DIED
+    if issubclass(kind, NoResult):
+        return WITHOUT_RESULT
     return LOST if issubclass(kind, DeviceLost) else OTHER
 
 
@@ -4099,6 +4204,7 @@ cdef int _start_round(Walk walk) except -1:
         walk.answers = [None] * <Py_ssize_t>entry.readers.size()
     else:
         walk.answers = None
+    walk.without = None
     return 0
 
 
@@ -4222,28 +4328,65 @@ cdef c_bool _mark_running(future) except *:
         return False
 
 
-cdef int _restore(Visit visit, dict before) except -1:
+cdef int _restore(Visit visit, object before) except -1:
+    """Make a request what it was before its batch: by a snapshot, or by a copy of its dict if its values were kept."""
+    if not isinstance(before, dict):
+        before.put_back(visit.request)
+        return 0
     visit.request.clear()
     PyDict_Update(visit.request, before)
     return 0
 
 
-cdef dict _checked_item_errors(object error, int count, Node node):
-    """What ItemErrors says; if it says nonsense, that every item failed because of it."""
-    errors = error.errors
-    if isinstance(errors, dict) and all(isinstance(index, int) and 0 <= index < count
-                                        and isinstance(each, BaseException) for index, each in errors.items()):
-        return errors
-    wrong = BackendError(f"node {node.name!r} raised ItemErrors for a batch of {count} that do not map indices in it to "
-                         f"exceptions: {errors!r}")
-    wrong.__cause__ = error
-    return dict.fromkeys(range(count), wrong)
+cdef str _why_of_parts(list walks):
+    """Why a request whose parts these are has no result: what gave none of them one, "": a filter; None: they have some."""
+    cdef Walk walk
+    cdef str why = None
+    for walk in walks:
+        if walk.error is None and "result" not in walk.request:
+            if walk.without is not None and walk.without[1] != "":
+                return _step_in_words(walk.without)
+            why = ""
+    return why
+
+
+cdef str _step_in_words(tuple without):
+    cdef Node node
+    node, part = without
+    return f"{part or node.backend_name} of node {node.name!r}"
+
+
+cdef c_bool _has_others(list visits, Turn turn):
+    """True if some visit is of a request that this thread's caller did not bring."""
+    cdef Walk own
+    for visit in visits:
+        own = (<Visit>visit).walk
+        while own.sink_kind == SINK_GATHER:
+            own = (<Gather>own.sink).visit.walk
+        if own.lister != <PyObject*>turn:
+            return True
+    return False
+
+
+cdef dict _checked_item_errors(object error, list batch, list alive):
+    """What ItemErrors says, by place in ``alive``; if it says nonsense, that every item failed because of it."""
+    try:
+        return error.by_position(batch, [(<Visit>visit).request for visit in alive])
+    except BackendError as wrong:
+        return dict.fromkeys(range(len(alive)), wrong)
 
 
 cdef object _bucket_of(Visit visit):
+    cdef PyObject* found
     bucket = visit.node.bucket
-    return visit.request.get(bucket) if isinstance(bucket, str) else _enter_user_code(<void*>visit.walk.engine, bucket,
-                                                                                      visit.request)
+    if not isinstance(bucket, str):
+        return _enter_user_code(<void*>visit.walk.engine, bucket, visit.request)
+    found = PyDict_GetItem(visit.request, bucket)
+    if found == NULL:
+        keys = [key for key in visit.request if isinstance(key, str)]
+        raise KeyError(f"node {visit.node.name!r}: bucket: the request has no key {bucket!r}, by which the node forms its "
+                       f"batches; its keys are {sorted(keys)}{nearest(bucket, keys)}")
+    return <object>found
 
 
 cdef double _weight(Visit visit) except? -1:

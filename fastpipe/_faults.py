@@ -1,21 +1,38 @@
 """What kind of trouble a backend's exception is: memory that ran out, or a device that is gone; where all threads are.
 
-Libraries have types of their own for both, and CUDA's errors come as RuntimeErrors that only their text tells apart.
-Nothing is imported for it: types are known by their names.
+Libraries have types of their own for both. Nothing is imported for it: types are known by their names.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 from fastpipe.errors import DeviceLost
+
+if TYPE_CHECKING:
+    from fastpipe.backend import Backend
 
 __all__ = ["is_device_lost", "is_out_of_memory", "stacks", "text_of"]
 
 _OUT_OF_MEMORY = {"OutOfMemoryError", "CUDAOutOfMemoryError"}
+# The types in which libraries report what CUDA says: (module, name). Their text is theirs; that of any other exception
+# may be a request's.
+_OF_CUDA = {
+    ("torch", "AcceleratorError"),
+    ("torch.cuda", "CudaError"),
+    ("cupy_backends.cuda.api.runtime", "CUDARuntimeError"),
+    ("cupy_backends.cuda.api.driver", "CUDADriverError"),
+    ("cuda.bindings._internal.utils", "CUDAError"),
+    ("cuda.core._utils.cuda_utils", "CUDAError"),
+    ("fastpipe.kernels._cuda_device", "CudaError"),
+}
+_CODES = ("error_code", "status", "code")  # the attribute that has CUDA's number, where there is one
 # After one of these, CUDA answers every further call of the process with the same error: cudaErrorIllegalAddress and
 # the others that the CUDA runtime's documentation says leave the process in an inconsistent state.
+_STICKY_CODES = {214, 700, 702, 710, 714, 715, 716, 717, 718, 719}
 _STICKY = (
     "an illegal memory access was encountered",
     "unspecified launch failure",
@@ -25,26 +42,65 @@ _STICKY = (
     "device-side assert triggered",
     "hardware stack error",
     "uncorrectable ECC error",
+    "the launch timed out and was terminated",
     "cudaErrorIllegalAddress",
     "cudaErrorLaunchFailure",
     "CUDA_ERROR_ILLEGAL_ADDRESS",
     "CUDA_ERROR_LAUNCH_FAILED",
+    "CUDA_ERROR_ASSERT",
 )
+_ON_CUDA = re.compile(r"cuda:(\d+)")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether fewer requests at once might succeed: memory ran out, of the host or of a device."""
+    """Whether fewer requests at once might succeed: memory ran out, of the host or of a device.
+
+    It costs the batch a few more runs if that is wrong, and nothing lasting: any exception may say so.
+    """
     return any(kind is MemoryError or kind.__name__ in _OUT_OF_MEMORY for kind in type(error).__mro__)
 
 
-def is_device_lost(error: BaseException) -> bool:
-    """Whether no further request can succeed on this device, in this process."""
+def is_device_lost(error: BaseException, backend: Backend) -> bool:
+    """Whether no further request can succeed in ``backend``, which has raised ``error``: its node is then lost.
+
+    That is for good, so a request must not be able to bring it about. The backend says so itself (DeviceLost; one that
+    tells of another node's device, that of a pipe which the backend calls, does not count), or a library reports, in
+    its own type, an error after which CUDA answers nothing any more, the instance is on a device, and that does not
+    answer.
+    """
     if issubclass(type(error), DeviceLost):
-        return True
-    if not issubclass(type(error), RuntimeError):
+        return getattr(error, "node", None) is None
+    return _is_sticky(error) and not _answers(backend)
+
+
+def _is_sticky(error: BaseException) -> bool:
+    kinds = {(kind.__module__, kind.__name__) for kind in type(error).__mro__} & _OF_CUDA
+    if not any(module in sys.modules for module, _ in kinds):
         return False
+    codes = [code for code in (getattr(error, name, None) for name in _CODES) if isinstance(code, int)]
+    if codes:
+        return any(int(code) in _STICKY_CODES for code in codes)
     text = text_of(error)
     return any(phrase in text for phrase in _STICKY)
+
+
+def _answers(backend: Backend) -> bool:
+    """Whether the device of an instance works, or there is none."""
+    try:
+        if backend.is_device_alive is not None:
+            return bool(backend.is_device_alive())
+        on_cuda = _ON_CUDA.fullmatch(str(backend.place))
+        if on_cuda is None:
+            return True
+        number = int(on_cuda[1])
+        torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.synchronize(number)
+        elif cupy is not None:
+            cupy.cuda.Device(number).synchronize()
+    except Exception:  # whatever it says, it cannot be waited for
+        return False
+    return True
 
 
 def text_of(error: BaseException) -> str:

@@ -82,6 +82,15 @@ class Backend:
     retry_alone: bool = True
     """If ``forward`` raises for a batch, run its requests again one by one, so that one bad request fails alone."""
 
+    keeps_input: bool = False
+    """True: ``forward`` changes nothing that it was handed; the values in the dicts stay as they were.
+
+    (New values under the dicts' keys are no change of them.) A batch that may be run again then needs no copy of its
+    values. Without it they are copied before, which costs a memory copy of each array; and a batch that holds what
+    cannot be copied (an array on a GPU, an open file, an object of yours) is not run again: all of its requests fail.
+    Not inherited: a subclass, whose code is another one, says it anew.
+    """
+
     place: Hashable = None
     """Where the instance is, ``"cuda:1"``; set it in the constructor. None: everywhere.
 
@@ -90,15 +99,21 @@ class Backend:
     its instances in service.
     """
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "keeps_input" not in cls.__dict__:
+            cls.keeps_input = False
+
     def forward(self, batch: list[Request]) -> None:
         """Run ``batch``, ``min_batch`` to ``max_batch`` requests, filling each one in place.
 
         The list and its dicts are yours until you return; the order does not matter to anybody. A request left
-        without ``"result"`` is not an error: the filter of the next step decides (by default the request ends).
+        without ``"result"`` goes on to the filter of the next step; if it ends so, it fails with ``NoResult``.
 
         Raise to fail: with one request in the batch, it fails with your exception. With several, each is run again
-        alone (its dict as it was before, shallowly), and only those that raise again fail; see ``retry_alone``. If
-        you know which ones failed, raise ``fastpipe.ItemErrors({index: exception})``: the others have succeeded.
+        alone, and only those that raise again fail; see ``retry_alone``. It then meets what the first run met, its
+        dict and the values in it, or is not run: see ``keeps_input``. If you know which ones failed, raise
+        ``fastpipe.ItemErrors([(request, exception)])``: the others have succeeded.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward(batch)")  # abstract
 
@@ -119,6 +134,19 @@ class Backend:
     """``def place_of(self, request)``: where a request's data is, in the words of ``place``. None: anywhere.
 
     Asked, for every request, only of a node whose instances are at several places, and of one of them for all.
+    """
+
+    is_device_alive: Callable[[], bool] | None = None
+    """``def is_device_alive(self)``: whether the device of the instance works: a small piece of work, awaited.
+
+    Asked after an error of CUDA's after which a process can do nothing any more. False, or an exception: the node is
+    lost, as if ``forward`` had raised ``DeviceLost``. Without it, torch or CuPy is asked about ``place``.
+    """
+
+    why_no_result: Callable[[Request], str | None] | None = None
+    """``def why_no_result(self, request)``: which part of the backend left a request, just run, without a result.
+
+    For ``NoResult``, which names it. "": none, a filter inside let the request go so, which is no error. None: unknown.
     """
 
     surround: Callable[[], AbstractContextManager[Any]] | None = None
@@ -193,6 +221,9 @@ class Container(Backend):
             ConfigError: if they are at different places.
         """
         self.children = children
+        if self.is_device_alive is None:
+            probes = (child.backend.is_device_alive for child in children)
+            self.is_device_alive = next((probe for probe in probes if probe is not None), None)
         placed = [(child.name, child.backend) for child in children if child.backend.place is not None]
         if self.place is not None:  # a subclass has said so already
             placed.insert(0, (type(self).__name__, self))

@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 import threading
+import types
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
@@ -45,6 +46,7 @@ def batched(
     bucket: Callable[[Any], Hashable] | None = None,
     weigh: Callable[[Any], float] | None = None,
     retry_alone: bool = True,
+    keeps_input: bool = False,
 ) -> _Decorator:
     """Turn a function of a list of items into a function of one item, whose calls meet in batches.
 
@@ -65,6 +67,8 @@ def batched(
         bucket: only items with equal buckets share a call.
         weigh: what an item counts towards ``max``; default 1.
         retry_alone: if the function raises for several items, call it again for each, so that one fails alone.
+        keeps_input: the function does not change its items, so that they need not be copied for that, and may be what
+            cannot be copied; see ``Backend.keeps_input``.
     """
 
     def decorate(function: Callable[..., list[Any]]) -> Any:
@@ -80,7 +84,7 @@ def batched(
             def forward(self, batch: list[Request]) -> None:
                 items = [request["data"] for request in batch]
                 # All requests of a pipe are of one object.
-                results = function(batch[0]["self"], items) if is_method else function(items)
+                results = batch[0]["method"](items) if is_method else function(items)
                 for request, result in zip(
                     batch, checked_results(results, len(batch), function.__qualname__), strict=True
                 ):
@@ -88,6 +92,7 @@ def batched(
 
         Batched.__name__ = Batched.__qualname__ = function.__name__
         Batched.retry_alone = retry_alone
+        Batched.keeps_input = keeps_input
         if bucket is not None:
             Batched.bucket = lambda self, request: bucket(request["data"])  # type: ignore[assignment]
         if weigh is not None:
@@ -186,11 +191,13 @@ class _Bound(BatchedFunction[Item, Result]):
 
     def __init__(self, function: Callable[..., list[Result]], owner: object, calls: _Calls) -> None:
         functools.update_wrapper(self, function)
+        self._function = function
         self.__self__ = owner
         self._calls = calls
 
     def _request(self, item: Item) -> Request:
-        return {"data": item, "self": self.__self__}  # which so lives until its last call has ended
+        # Bound, so that the object lives until its last call has ended.
+        return {"data": item, "method": types.MethodType(self._function, self.__self__)}
 
 
 class BatchedMethod(Generic[Item, Result]):

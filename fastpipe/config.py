@@ -46,6 +46,7 @@ PIPE_KEYS: dict[str, tuple[str, Any, str]] = {
     "when_overloaded": ("when_overloaded", Literal["block", "reject"], ""),
     "when_hung": ("when_hung", Literal["replace", "abort"], ""),
     "obey_request_keys": ("obey_request_keys", list[Literal["node_name", "restart", "request_size"]], ""),
+    "without_result": ("without_result", Literal["error", "end"], ""),
 }
 """Keys of the whole pipe, which stand beside the nodes: the field of PipeConfig, its type, and the unit."""
 _RESTARTS = Annotated[int, Between(1, 1_000_000_000)]
@@ -133,6 +134,8 @@ class PipeConfig:
     """What becomes of an instance that does not return within its node's ``hang_timeout``; or of the process."""
     obey_request_keys: Sequence[str] = ()
     """The keys that mean something to the engine also where a caller's own dict has them."""
+    without_result: str = "error"
+    """What becomes of a request that ends without a result because a step gave none."""
 
 
 def load(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import difflib
+import operator
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Self, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self, SupportsIndex, cast
 
 __all__ = [
     "BackendError",
@@ -26,6 +27,7 @@ __all__ = [
     "KernelError",
     "MissingExtra",
     "Mistake",
+    "NoResult",
     "PipeClosed",
     "PipeError",
     "QueueFull",
@@ -34,6 +36,9 @@ __all__ = [
     "UnknownNode",
     "WorkerDied",
 ]
+
+
+Request = dict[str, Any]
 
 
 class PipeError(Exception):
@@ -159,19 +164,96 @@ class CallLoop(PipeError):
     """A backend calls its own pipe, and waits for an instance that waits for it: it would wait for ever."""
 
 
+class NoResult(PipeError):
+    """A step left its request without ``"result"``, and nothing after it gave one; the message names node and step.
+
+    ``without_result = "end"`` in the configuration makes such a request end without an error, as in torchpipe.
+    """
+
+
 class DeviceLost(PipeError):
     """Raised *by* a backend whose device does not work any more: the node fails every further request at once."""
 
+    node: str | None = None
+    """The node that has lost it, where fastpipe tells a request so; None: a backend says it of its own device."""
+
 
 class ItemErrors(PipeError):
-    """Raised *by* a backend to fail some requests of a batch: index in the batch -> that request's exception.
+    """Raised *by* a backend to fail some requests of a batch, each with an exception of its own.
 
     The requests that are not named succeeded and are not run again.
+
+    Args:
+        errors: pairs of a request of the batch, the dict itself, and its exception. Instead of the request its index
+            may stand there, which is that in the list that ``forward`` was given, as it is when this is raised; and
+            instead of pairs, a mapping of index to exception.
     """
 
-    def __init__(self, errors: Mapping[int, BaseException]) -> None:
-        self.errors = dict(errors)
-        super().__init__("; ".join(f"item {i}: {type(e).__name__}: {e}" for i, e in sorted(self.errors.items())))
+    pairs: list[tuple[Any, Any]]
+    """What was given, as it was given."""
+    errors: dict[Any, Any]
+    """Of these, what was given by index."""
+
+    def __init__(
+        self,
+        errors: Mapping[Any, BaseException] | Iterable[tuple[Request | SupportsIndex, BaseException]],
+    ) -> None:
+        self.pairs = [(which, error) for which, error in (errors.items() if isinstance(errors, Mapping) else errors)]
+        self.errors = {which: error for which, error in self.pairs if not isinstance(which, dict)}
+        texts = []
+        for which, error in self.pairs:
+            name = "a request" if isinstance(which, dict) else f"item {which}"
+            texts.append(f"{name}: {type(error).__name__}: {error}")
+        super().__init__("; ".join(texts))
+
+    def by_position(self, batch: Sequence[Request], handed: Sequence[Request]) -> dict[int, BaseException]:
+        """Return the exceptions by their requests' positions in ``handed``; for whoever runs a backend.
+
+        Args:
+            batch: the list that ``forward`` was given, as it is now. Indices are those in it.
+            handed: its requests as they were given. Requests are compared by identity: two equal ones are two.
+
+        Raises:
+            BackendError: if it names something that is no request of the batch, or one twice, or no exception for it;
+                or an index, and the list has no longer the requests that it had.
+        """
+        position_of = {id(request): position for position, request in enumerate(handed)}
+        is_kept = len(batch) == len(handed) and sorted(map(id, batch)) == sorted(map(id, handed))
+        found: dict[int, BaseException] = {}
+        for which, error in self.pairs:
+            if isinstance(which, dict):
+                position = position_of.get(id(which))
+                said = "a dict that is none of the batch's requests (an equal one is another one)"
+            else:
+                index = _index(which)
+                position, said = None, f"item {which!r:.100}"
+                if index is not None and not is_kept:
+                    raise BackendError(
+                        f"ItemErrors names item {which} of a list whose requests are no longer those that forward() "
+                        "was given: name the request itself, ItemErrors([(request, error)])"
+                    ) from self
+                if index is not None and 0 <= index < len(batch):
+                    position = position_of[id(batch[index])]
+            if position is None:
+                raise BackendError(f"ItemErrors for a batch of {len(handed)} names {said}") from self
+            if position in found:
+                raise BackendError(f"ItemErrors for a batch of {len(handed)} names {said} a second time") from self
+            if not isinstance(error, BaseException):
+                raise BackendError(
+                    f"ItemErrors for a batch of {len(handed)} has {error!r:.100} for item {position}: no exception"
+                ) from self
+            found[position] = error
+        return found
+
+
+def _index(which: Any) -> int | None:
+    """Return an index as an int, NumPy's too; None: it is none, as are True and False."""
+    if isinstance(which, bool):
+        return None
+    try:
+        return operator.index(which)
+    except TypeError:
+        return None
 
 
 class DecodeError(PipeError, ValueError):

@@ -99,6 +99,8 @@ class Pipe(_core.Engine):
         if config.max_in_flight is not None:
             self._set_gate(config.max_in_flight, config.when_overloaded)
         self._obey(config.obey_request_keys)
+        if config.without_result == "end":
+            self._let_go()
         _living_pipes.add(self)
         builder = Builder(self, configs, graph, aborts_when_hung=config.when_hung == "abort")
         try:
@@ -359,7 +361,7 @@ class Pipe(_core.Engine):
         ``requests`` counts outcomes: accepted = in_flight + done + failed + cancelled; refused were never accepted.
         (The parts of a Jump or MapReduce that is a step of a Sequential are requests, too.)
         ``failures`` counts the failed ones by reason: "timeout", "queue full", "closed", "hung", "worker died", "device
-        lost"; "error" for all else.
+        lost", "no result"; "error" for all else.
         ``copies`` counts the dicts that were copied because several nodes read them.
         ``nodes`` has, by name: batches and requests run (a retried request counts each time), mean_batch, failed,
         run_by_caller (requests that ran on their caller's thread), gil_acquires (by workers), busy_s (time in

@@ -75,6 +75,7 @@ _PIPE_KEYS = {
     "when_overloaded": "What becomes of one more.",
     "when_hung": "What becomes of an instance, or of the process, when a batch does not end.",
     "obey_request_keys": "Keys by which whoever sends a request may steer it: node_name, restart, request_size.",
+    "without_result": "What becomes of a request that ends without a result because a step gave none.",
 }
 _SPACES = r"\s*"
 _OPEN: Schema = {"additionalProperties": True}  # which is what a schema means anyway; some editors want it said

@@ -192,8 +192,16 @@ def _declare(library: Any) -> None:
         getattr(library, name).argtypes = types
 
 
+class CudaError(RuntimeError):
+    """What a call of CUDA's driver has returned; ``status`` is its number."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def _check(result: int) -> None:
     if result:
         name = ctypes.c_char_p()
         ctypes.PyDLL("libcuda.so.1").cuGetErrorName(result, ctypes.byref(name))
-        raise RuntimeError(f"CUDA: {(name.value or b'error').decode()} ({result})")
+        raise CudaError(f"CUDA: {(name.value or b'error').decode()} ({result})", result)

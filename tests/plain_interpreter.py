@@ -43,12 +43,19 @@ class TooManyOutcomes(Exception):
 
 
 def outcomes(
-    nodes: Nodes, kinds: Kinds, request: Request, entry: str | None = None, obeyed: Sequence[str] = ()
+    nodes: Nodes,
+    kinds: Kinds,
+    request: Request,
+    entry: str | None = None,
+    obeyed: Sequence[str] = (),
+    *,
+    lets_go: bool = False,
 ) -> tuple[list[Request | Failed], Counter[str] | None]:
     """Return every end that is allowed, and how often each node runs; None instead of that if branches may be dropped.
 
     An end is what the caller's dict is afterwards, or a failure (which takes only an old answer out of that dict).
-    ``entry``: where the call says that the request enters. ``obeyed``: the pipe's ``obey_request_keys``.
+    ``entry``: where the call says that the request enters. ``obeyed``: the pipe's ``obey_request_keys``. ``lets_go``: a
+    request may end without a result because a step gave none.
     """
     ends: list[Request | Failed] = []
     script: list[list[int]] = []  # for each place where there is a choice: [chosen, out of how many]
@@ -62,7 +69,7 @@ def outcomes(
             place += 1
             return script[place - 1][0]
 
-        walk = _Walk(nodes, kinds, pick, obeyed)
+        walk = _Walk(nodes, kinds, pick, obeyed, lets_go)
         try:
             end: Request | Failed = walk.whole(request, entry)
         except _Fails as error:
@@ -110,9 +117,15 @@ def names_leaf(nodes: Nodes) -> bool:
     return any(len(leaves_of(nodes, root)) > 1 for root in roots_of(nodes))
 
 
+WITHOUT = "who left it without a result"
+"""A key of requests within the interpreter: a step gave none, and no filter has let the request go so."""
+
+
 class _Walk:
-    def __init__(self, nodes: Nodes, kinds: Kinds, pick: Callable[[int], int], obeyed: Sequence[str]) -> None:
-        self.nodes, self.kinds, self.pick = nodes, kinds, pick
+    def __init__(
+        self, nodes: Nodes, kinds: Kinds, pick: Callable[[int], int], obeyed: Sequence[str], lets_go: bool
+    ) -> None:
+        self.nodes, self.kinds, self.pick, self.lets_go = nodes, kinds, pick, lets_go
         self.obeyed, self.ignored = obeyed, {"restart", "request_size"} - set(obeyed)
         self.ran: Counter[str] = Counter()
         self.has_run_all = True
@@ -128,26 +141,29 @@ class _Walk:
         old = {"result", "answered_by"} if names_leaf(self.nodes) else {"result"}
         left = {key: value for key, value in request.items() if key not in old}
         answer = self.rounds(name, {key: value for key, value in left.items() if key not in self.ignored})
-        return left | {key: value for key, value in answer.items() if key not in ("data", "node_name")}
+        return left | {key: value for key, value in answer.items() if key not in ("data", "node_name", WITHOUT)}
 
-    def rounds(self, name: str, request: Request) -> Request:
+    def rounds(self, name: str, request: Request, *, is_part: bool = False) -> Request:
         """Enter at a node, and again as long as ``restart`` says so."""
         entered: Counter[str] = Counter()
         default = "Run"
         while True:
-            request, leaf, target = self.one_round(name, request, default)
+            request, leaf, target = self.one_round(name, request, default, is_part)
             if "restart" in request:
                 target = request.pop("restart")
                 if "result" not in request:
                     target = None
             if target is None:
                 return {**request, "answered_by": leaf} if leaf else request
+            request.pop(WITHOUT, None)
             if entered[target] == self.nodes[target].get("restart_limit", 1000):
                 raise _Fails("RestartLimit", repr(target), str(entered[target]))
             entered[target] += 1
             name, default = target, "swap"
 
-    def one_round(self, entry: str, request: Request, default: str) -> tuple[Request, str | None, str | None]:
+    def one_round(
+        self, entry: str, request: Request, default: str, is_part: bool
+    ) -> tuple[Request, str | None, str | None]:
         """Walk from ``entry`` to the leaves; return the answer, of several leaves the one that gave it, ``restart``."""
         reached = reached_from(self.nodes, entry)
         parents = {name: [other for other in reached if name in self.nodes[other].get("next", ())] for name in reached}
@@ -155,6 +171,7 @@ class _Walk:
         left: dict[str, Request] = {}  # as the requests were when they left their nodes
         ran: set[str] = set()
         ends: list[tuple[Request, str | None] | _Fails] = []
+        leaves_without: set[str] = set()  # those that ran, and gave no result
         waiting = list(reached)
         # What lies behind an end never has all its parents. Ends that remain lie beside each other: they race.
         while ready := [name for name in waiting if all(parent in left for parent in parents[name])]:
@@ -172,6 +189,12 @@ class _Walk:
                 if status is Status.Run:
                     self.work(name, here)
                     ran.add(name)
+                    if name in leaves and here.get(WITHOUT):
+                        leaves_without.add(name)
+                elif status is Status.Break and node.get("filter", usual) == "swap":
+                    self.check(here, is_part)
+                elif status is Status.Break:
+                    here.pop(WITHOUT, None)
             except _Fails as error:
                 ends.append(error)
                 continue
@@ -193,8 +216,15 @@ class _Walk:
         if len(leaves) == 1 or (restarts and not answering):
             answering = leaves
         answer = {key: value for leaf in answering for key, value in left[leaf].items()}
+        answer[WITHOUT] = bool(leaves_without)
+        self.check(answer, is_part)
         last = answering[-1] if len(leaves) > 1 and answering else None
         return answer, last, restarts[-1] if restarts else None
+
+    def check(self, request: Request, is_part: bool) -> None:
+        """Fail a request that ends here without a result because a step gave none; a part's whole goes on with that."""
+        if request.get(WITHOUT) and "result" not in request and not is_part and not self.lets_go:
+            raise _Fails("NoResult", "gave no result")
 
     def hidden(self, name: str, status: Status, parents: Mapping[str, list[str]]) -> list[str]:
         """The nodes that a request leaves together with ``name``, which comes first."""
@@ -253,32 +283,46 @@ class _Walk:
 
     def work(self, name: str, request: Request) -> None:
         """Run a node, or its steps: between them is a ``swap``; a request that breaks or skips more leaves."""
-        self.ran[name] += 1
         node = self.nodes[name.partition(".")[0]]
-        for index, step in enumerate(node.get("steps", [{**node, "filter": "Run"}])):
+        steps = node.get("steps", [{**node, "filter": "Run"}])
+        has_queue = "steps" in node or node["kind"] not in ("Jump", "MapReduce")
+        if has_queue and node.get("max", 1) > 1 and node.get("bucket", "data") not in request:
+            raise _Fails("KeyError", repr(node["bucket"]), f"node {name!r}")
+        self.ran[name] += 1
+        request.pop(WITHOUT, None)
+        for index, step in enumerate(steps):
             chosen = step.get("filter", "swap" if index else "Run")
             status = self.decide(chosen, request, f"node {name!r}")
             if status is Status.Run:
-                self.step(name, step, request)
-            elif status is not Status.Skip:
+                request[WITHOUT] = self.step(name, step, request) and "result" not in request
+            elif status is Status.Skip:
+                if index == len(steps) - 1:
+                    request.pop(WITHOUT, None)
+            else:
+                if chosen != "swap":
+                    request.pop(WITHOUT, None)
                 return
 
-    def step(self, name: str, step: Mapping[str, Any], request: Request) -> None:
+    def step(self, name: str, step: Mapping[str, Any], request: Request) -> bool:
+        """Run one step; False: if there is no result now, a filter inside of it would have it so."""
         if step["kind"] == "Jump":
-            part = {key: value for key, value in request.items() if key not in ("context", "node_name")}
-            answer = written_back(part, self.rounds(step["jump"], part))
+            part = {key: value for key, value in request.items() if key not in ("context", "node_name", WITHOUT)}
+            answer = written_back(part, self.rounds(step["jump"], part, is_part=True))
+            is_blamed = bool(answer.pop(WITHOUT, False))
             if "result" not in answer:
                 request.pop("result", None)
             request.update(answer)
-        elif step["kind"] == "MapReduce":
-            self.map_reduce(step, request)
+            return is_blamed
+        if step["kind"] == "MapReduce":
+            return self.map_reduce(step, request)
         else:
             try:
                 self.kinds[step["kind"]](request, step, name.partition(".")[0])
             except ValueError as error:
                 raise _Fails("ValueError", str(error), f"node {name!r}") from None
+            return True
 
-    def map_reduce(self, step: Mapping[str, Any], request: Request) -> None:
+    def map_reduce(self, step: Mapping[str, Any], request: Request) -> bool:
         keys = step.get("split", ["data"])
         for key in keys or ["data"]:
             if not isinstance(request.get(key), list):
@@ -294,10 +338,16 @@ class _Walk:
         answers: list[Request | _Fails] = []
         for part in parts:
             try:
-                answers.append(written_back(part, self.rounds(step["jump"], dict(part))))
+                answers.append(written_back(part, self.rounds(step["jump"], dict(part), is_part=True)))
             except _Fails as error:
                 answers.append(error)
         failures = [answer for answer in answers if isinstance(answer, _Fails)]
+        silent = [
+            answer.pop(WITHOUT, False) for answer in answers if isinstance(answer, dict) and "result" not in answer
+        ]
+        for answer in answers:
+            if isinstance(answer, dict):
+                answer.pop(WITHOUT, None)
         on_error = step.get("on_error", "fail")
         if failures and on_error == "fail":
             raise failures[self.pick(len(failures)) if len(failures) > 1 else 0]
@@ -307,3 +357,4 @@ class _Walk:
             if on_error != "none" and any(key not in answer for answer in answers if isinstance(answer, dict)):
                 raise _Fails("KeyError", f"gathers {key!r}")
             request[key] = [answer.get(key) if isinstance(answer, dict) else None for answer in answers]
+        return any(silent) or not silent

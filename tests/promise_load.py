@@ -99,6 +99,7 @@ class Mixes(Backend):
     """
 
     max_batch = 32
+    keeps_input = True
 
     def __init__(self, *, place: str, ledger: Any) -> None:
         self.place = place

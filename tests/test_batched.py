@@ -315,7 +315,7 @@ def test_the_threads_of_a_method_end_with_its_object() -> None:
     future = Waits().wait.submit(1)  # of an object that nobody else keeps
     gate.set()
     assert future.result(WAIT_S)["result"] == 1
-    alive = weakref.ref(future.result()["self"])
+    alive = weakref.ref(future.result()["method"].__self__)
     del future
     for _ in range(1000):  # the worker drops its request a moment after it has answered
         gc.collect()

@@ -255,7 +255,7 @@ Futures = list[concurrent.futures.Future[Request]]
 
 def batches_of(recorder: Recorder, requests: list[Request], **keys: Any) -> list[list[Any]]:
     """Queue ``requests`` while the only instance is busy, and return the batches they left in."""
-    first = {"data": "first", "weight": 1, "bucket": None}
+    first = {"data": "first", "weight": 1, "bucket": None, "width": None}
     with Pipe(backend=recorder, **keys) as pipe:
         futures = [pipe.submit(first)]
         assert recorder.inside.wait(WAIT_S)
@@ -479,6 +479,37 @@ def test_a_bucket_may_be_a_key_or_a_function(bucket: Any) -> None:
     requests = [{"data": index, "width": index % 2} for index in range(8)]
     batches = batches_of(Recorder(8), requests, bucket="width" if bucket == "width" else by_width, batching="greedy")
     assert sorted(batches) == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
+@pytest.mark.parametrize("max_queue", [None, 100])
+def test_a_request_without_the_key_of_the_bucket_fails_alone(max_queue: int | None) -> None:
+    """On every way: it is said where, which key, what it has and what was meant; nothing is mixed with it."""
+    recorder = Recorder(8)
+    recorder.opened.set()
+    with Pipe(backend=recorder, bucket="width", max_queue=max_queue) as pipe:
+        request = {"data": 1, "wide": 2}
+        for call in (
+            lambda: pipe(dict(request)),
+            lambda: pipe(dict(request), eager=True),
+            lambda: pipe.submit(dict(request)).result(WAIT_S),
+            lambda: list(pipe.map([dict(request)])),
+        ):
+            with pytest.raises(KeyError, match="node 'main': bucket: the request has no key 'width'") as raised:
+                call()
+            assert "its keys are ['data', 'wide']; did you mean 'wide'?" in str(raised.value)
+            assert raised.value.__notes__ == ["fastpipe: node 'main', backend Recorder"]
+        requests: list[Request] = [{"data": 1, "width": 1}, dict(request), {"data": 3, "width": 1}]
+        with pytest.raises(ExceptionGroup, match="1 of 3 requests failed"):
+            pipe(requests)
+        assert [each.get("result") for each in requests] == [1, None, 3]
+        assert pipe({"data": 5, "width": None})["result"] == 5  # there, and None
+        assert pipe.stats()["requests"]["in_flight"] == 0
+
+
+def test_where_nothing_is_batched_the_key_of_a_bucket_is_not_missed() -> None:
+    """max is 1: nobody's company is at stake."""
+    with Pipe(backend="Identity", bucket="width") as pipe:
+        assert pipe({"data": 1})["result"] == 1
 
 
 def by_width(request: Request) -> Any:

@@ -252,7 +252,7 @@ def test_item_errors_for_items_that_are_not_there_fail_the_batch_as_a_broken_con
     with pytest.raises(ItemErrors) as caught:
         sequential(Wrong()).forward(requests(1, 2))
     assert {type(error) for error in caught.value.errors.values()} == {BackendError}
-    with pytest.raises(BackendError, match="item 5 of a batch of 1"):
+    with pytest.raises(BackendError, match="a batch of 1 names item 5"):
         sequential(Wrong()).forward(requests(1))
 
 

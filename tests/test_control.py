@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastpipe import Backend, BackendError, ConfigError, Pipe, Request, Status, Step
+from fastpipe import Backend, BackendError, ConfigError, NoResult, Pipe, Request, Status, Step
 from fastpipe import Sequential as SequentialStep
 from fastpipe.backends.control import Jump, MapReduce, SubGraph
 
@@ -437,14 +437,17 @@ def test_a_jump_does_not_carry_the_context_over() -> None:
 
 
 def test_a_jump_whose_graph_leaves_no_result_leaves_none() -> None:
-    """And the graph ends there, without an error, as behind any node."""
+    """Where that is no error, the graph ends there, as behind any node; else it names the step inside."""
 
     class Silent(Backend):
         def forward(self, batch: list[Request]) -> None:
             pass
 
-    with Pipe(main=node("Jump", jump="silent", next="last"), silent=node(Silent), last=node("RuntimeError")) as pipe:
+    nodes = {"main": node("Jump", jump="silent", next="last"), "silent": node(Silent), "last": node("RuntimeError")}
+    with Pipe(nodes, without_result="end") as pipe:
         assert "result" not in pipe({"data": 1, "result": "old"})
+    with Pipe(nodes) as pipe, pytest.raises(NoResult, match="step Silent of node 'silent' gave no result"):
+        pipe({"data": 1, "result": "old"})
 
 
 def test_what_fails_behind_a_jump_fails_the_request() -> None:

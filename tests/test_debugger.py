@@ -224,10 +224,12 @@ def test_why_names_the_filter_and_what_it_means() -> None:
 
 def test_a_request_without_a_result_ends_and_says_where() -> None:
     """The commonest surprise of all: swap finds nothing, and the graph ends."""
-    with (
-        Pipe(a={"backend": NoResult, "next": "b"}, b={"backend": "Identity"}) as pipe,
-        pipe.debug({"data": 1}) as debugger,
-    ):
+    nodes = {"a": {"backend": NoResult, "next": "b"}, "b": {"backend": "Identity"}}
+    with Pipe(nodes) as pipe, pipe.debug({"data": 1}) as debugger:
+        assert debugger.run().reason == "the request has failed with NoResult"
+        assert "node 'a': step NoResult gave no result" in str(debugger.error)
+        assert debugger.history[-1].why == "default filter 'swap': there is no result, so the request ends here"
+    with Pipe(nodes, without_result="end") as pipe, pipe.debug({"data": 1}) as debugger:
         stop = debugger.run()
     assert stop.reason == "the request has ended: Break at b"
     assert "none: the node has left no result" in str(debugger.history[0])

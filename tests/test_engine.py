@@ -192,7 +192,7 @@ def test_a_backend_that_leaves_no_result_leaves_no_old_one_either() -> None:
         def forward(self, batch: list[Request]) -> None:
             pass
 
-    with Pipe(backend=Nothing) as pipe:
+    with Pipe(backend=Nothing, without_result="end") as pipe:
         assert pipe({"data": 1, "result": "old"}) == {"data": 1}
 
 

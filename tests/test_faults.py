@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import sys
 import threading
+import types
 from typing import Any
 
 import pytest
 
-from fastpipe import Backend, CallLoop, DeviceLost, Pipe, Request, Status
+from fastpipe import Backend, CallLoop, DeviceLost, Pipe, Request, Sequential, Status, Step
 from fastpipe._faults import is_device_lost, is_out_of_memory
 
 WAIT_S = 20.0
@@ -67,27 +69,231 @@ def test_p15_a_batch_for_which_memory_ran_out_is_run_in_halves(kind: type[Except
         assert pipe.health()["healthy"]
 
 
-@pytest.mark.parametrize(
-    ("error", "memory", "lost"),
-    [
-        (MemoryError(), True, False),
-        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True, False),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
-        (RuntimeError("cudaErrorLaunchFailure: unspecified launch failure"), False, True),
-        (DeviceLost("gone"), False, True),
-        (ValueError("an illegal memory access was encountered"), False, False),
-        (RuntimeError("shape mismatch"), False, False),
-    ],
-)
-def test_trouble_is_known_by_type_and_words(error: Exception, memory: bool, lost: bool) -> None:
+@pytest.mark.parametrize("kind", [MemoryError, OutOfMemoryError])
+def test_a_request_that_lacks_memory_costs_its_neighbours_a_few_runs_and_no_more(kind: type[Exception]) -> None:
+    """Whoever chooses what raises it: they are answered, and the next batch is as large as ever."""
+    sizes: list[int] = []
+    with Pipe(backend=Fits(sizes=sizes, kind=kind), batching="greedy") as pipe:
+        for _ in range(3):
+            requests: list[Request] = [{"data": "big" if index == 2 else index} for index in range(4)]
+            with pytest.raises(ExceptionGroup, match="1 of 4"):
+                pipe(requests)
+            assert [request.get("result") for request in requests] == [0, 1, None, 3]
+        assert sizes == [4, 2, 2, 1, 1] * 3
+        assert pipe.health()["healthy"]
+
+
+def test_trouble_with_memory_is_known_by_type() -> None:
     """Without importing the libraries that raise it."""
-    assert is_out_of_memory(error) is memory
-    assert is_device_lost(error) is lost
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert not is_out_of_memory(RuntimeError("CUDA out of memory"))
 
 
 # ---- lost devices ----------------------------------------------------------------------------------------------------
 
 
+STICKY = "CUDA error: an illegal memory access was encountered"
+NAMES = [
+    ("torch", "AcceleratorError"),
+    ("cupy_backends.cuda.api.runtime", "CUDARuntimeError"),
+    ("cupy_backends.cuda.api.driver", "CUDADriverError"),
+    ("fastpipe.kernels._cuda_device", "CudaError"),
+]
+
+
+def error_of(module: str, name: str, text: str, **attributes: Any) -> Exception:
+    """Return an error of a type that is named as a library's."""
+    error: Exception = type(name, (RuntimeError,), {"__module__": module})(text)
+    vars(error).update(attributes)
+    return error
+
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if each library had been imported."""
+    for module, _ in NAMES:
+        if module not in sys.modules:
+            monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+
+
+class OnDevice(Backend):
+    """At a place, with a device that answers or does not, and what is asked of it."""
+
+    place = "cuda:1"
+
+    def __init__(self, answer: Any = False) -> None:
+        self.answer = answer
+        self.asked = 0
+
+    def is_device_alive(self) -> bool:
+        self.asked += 1
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return bool(self.answer)
+
+
+@pytest.mark.usefixtures("libraries")
+@pytest.mark.parametrize(("module", "name"), NAMES)
+@pytest.mark.parametrize(
+    ("text", "attributes", "is_sticky"),
+    [
+        (STICKY, {}, True),
+        ("no words", {"status": 700}, True),
+        ("no words", {"error_code": 710}, True),
+        (STICKY, {"status": 2}, False),  # the number counts where there is one
+        ("CUDA error: invalid argument", {}, False),
+    ],
+)
+@pytest.mark.parametrize("answer", [True, False, RuntimeError("the same again")], ids=["alive", "dead", "raises"])
+def test_a_device_is_lost_if_its_library_says_so_and_it_does_not_answer(
+    module: str, name: str, text: str, attributes: dict[str, Any], is_sticky: bool, answer: Any
+) -> None:
+    """By the type, and the number or the words, of the error; then by what the backend's own look at it says."""
+    backend = OnDevice(answer)
+    assert is_device_lost(error_of(module, name, text, **attributes), backend) is (is_sticky and answer is not True)
+    assert backend.asked == is_sticky
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError(STICKY), ValueError(STICKY), OutOfMemoryError(STICKY), OSError(STICKY), KeyError(STICKY)],
+    ids=lambda error: type(error).__name__,
+)
+def test_words_alone_lose_no_device(error: Exception) -> None:
+    """They may be a request's: nobody even asks the device."""
+    backend = OnDevice()
+    assert not is_device_lost(error, backend)
+    assert backend.asked == 0
+
+
+def test_the_type_of_a_library_that_nobody_has_imported_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be that library's."""
+    monkeypatch.delitem(sys.modules, "cupy_backends.cuda.api.driver", raising=False)
+    assert not is_device_lost(error_of("cupy_backends.cuda.api.driver", "CUDADriverError", STICKY), OnDevice())
+
+
+class WithoutHook(Backend):
+    """Says where it is, and leaves the look at its device to others."""
+
+    def __init__(self, place: Any) -> None:
+        self.place = place
+
+
+@pytest.mark.usefixtures("libraries")
+@pytest.mark.parametrize(("place", "is_dead", "lost"), [("cuda:1", True, True), ("cuda:1", False, False),
+                                                        (None, True, False), ("nowhere", True, False)])  # fmt: skip
+@pytest.mark.parametrize("library", ["torch", "cupy"])
+def test_without_a_look_of_its_own_the_library_at_hand_looks(
+    library: str, place: Any, is_dead: bool, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the device on which the backend is; a backend on none loses none."""
+    looked: list[int] = []
+
+    def synchronize(number: int = 1) -> None:
+        looked.append(number)
+        if is_dead:
+            raise RuntimeError(STICKY)
+
+    stand_in = types.ModuleType(library)
+    if library == "torch":
+        stand_in.cuda = types.SimpleNamespace(is_initialized=lambda: True, synchronize=synchronize)  # type: ignore[attr-defined]
+    else:
+        device = types.SimpleNamespace(synchronize=synchronize)
+        stand_in.cuda = types.SimpleNamespace(Device=lambda number: device)  # type: ignore[attr-defined]
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setitem(sys.modules, library, stand_in)
+    error = error_of("cupy_backends.cuda.api.driver", "CUDADriverError", STICKY)
+    assert is_device_lost(error, WithoutHook(place)) is lost
+    assert looked == ([1] if place == "cuda:1" else [])
+
+
+@pytest.mark.usefixtures("libraries")
+@pytest.mark.parametrize("text", [STICKY, "cannot parse 'device-side assert triggered'", "cudaErrorLaunchFailure"])
+@pytest.mark.parametrize("place", [None, "cuda:0"])
+def test_a_text_that_a_request_chooses_takes_no_node_down(text: str, place: Any) -> None:
+    """It fails, with the exception that its backend raised; everybody else is served as before."""
+
+    class Parses(Backend):
+        max_batch = 4
+
+        def __init__(self) -> None:
+            self.place = place
+
+        def is_device_alive(self) -> bool:
+            return True
+
+        def forward(self, batch: list[Request]) -> None:
+            for request in batch:
+                if not isinstance(request["data"], int):
+                    raise RuntimeError(f"cannot parse {request['data']!r}")
+                request["result"] = request["data"]
+
+    with Pipe(backend=Parses) as pipe:
+        for number in range(3):
+            with pytest.raises(RuntimeError, match="cannot parse"):
+                pipe({"data": text})
+            assert pipe({"data": number})["result"] == number
+        requests: list[Request] = [{"data": each} for each in (1, text, 3)]
+        with pytest.raises(ExceptionGroup, match="1 of 3"):
+            pipe(requests)
+        assert pipe.health()["healthy"]
+        assert pipe.stats()["failures"] == {"error": 4}
+
+
+@pytest.mark.parametrize("container", [False, True])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_lost_device_of_an_inner_pipe_is_the_inner_pipes(container: bool, count: int) -> None:
+    """A backend that calls another pipe passes its DeviceLost on; its own node goes on."""
+
+    class Lost(Backend):
+        def forward(self, batch: list[Request]) -> None:
+            if batch[0]["data"] == "lose":
+                raise DeviceLost("gone")
+            batch[0]["result"] = 1
+
+    class Calls(Backend):
+        max_batch = 4
+
+        def forward(self, batch: list[Request]) -> None:
+            for request in batch:
+                request["result"] = 0 if request["data"] == "outer" else inner({"data": request["data"]})["result"]
+
+    with Pipe(backend=Lost) as inner, Pipe(backend=Sequential(Step("Identity"), Calls) if container else Calls) as pipe:
+        for _ in range(2):
+            requests: list[Request] = [{"data": "lose"}, *[{"data": "outer"}] * (count - 1)]
+            with pytest.raises((DeviceLost, ExceptionGroup)) as raised:
+                pipe(requests if count > 1 else requests[0])
+            error: Any = raised.value.exceptions[0] if isinstance(raised.value, ExceptionGroup) else raised.value
+            assert (type(error), error.node) == (DeviceLost, "main")
+        assert pipe({"data": "outer"})["result"] == 0
+        assert pipe.health()["healthy"]
+        assert not inner.health()["healthy"]
+
+
+@pytest.mark.usefixtures("libraries")
+def test_a_device_that_is_lost_in_a_step_of_a_container_is_lost() -> None:
+    """Also if the batch had several requests, each of which has met it by itself."""
+
+    class Gpu(Backend):
+        max_batch = 4
+
+        def is_device_alive(self) -> bool:
+            return False
+
+        def forward(self, batch: list[Request]) -> None:
+            raise error_of("cupy_backends.cuda.api.driver", "CUDADriverError", STICKY)
+
+    with Pipe(backend=Sequential(Step("Identity"), Gpu)) as pipe:
+        with pytest.raises(ExceptionGroup) as raised:
+            pipe([{"data": 1}, {"data": 2}])
+        assert {type(error) for error in raised.value.exceptions} == {DeviceLost}
+        assert not pipe.health()["healthy"]
+        with pytest.raises(DeviceLost):
+            pipe({"data": 3})
+
+
+@pytest.mark.usefixtures("libraries")
 def test_p16_a_lost_device_fails_what_waits_and_what_comes_and_shows() -> None:
     """The backend is not asked again; the other node goes on."""
     calls: list[Any] = []
@@ -96,11 +302,14 @@ def test_p16_a_lost_device_fails_what_waits_and_what_comes_and_shows() -> None:
     class Gpu(Backend):
         max_batch = 4
 
+        def is_device_alive(self) -> bool:
+            return False
+
         def forward(self, batch: list[Request]) -> None:
             calls.append(len(batch))
             inside.set()
             assert opened.wait(WAIT_S)
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            raise error_of("cupy_backends.cuda.api.driver", "CUDADriverError", STICKY)
 
     with Pipe(gpu={"backend": Gpu}, cpu={"backend": "Identity"}) as pipe:
         futures = [pipe.submit({"data": 0, "node_name": "gpu"})]
@@ -109,7 +318,9 @@ def test_p16_a_lost_device_fails_what_waits_and_what_comes_and_shows() -> None:
         assert pipe.health() == {"healthy": True, "problems": []}
         opened.set()
         for future in futures:
-            with pytest.raises(DeviceLost, match="node 'gpu' has lost its device: RuntimeError: CUDA error") as raised:
+            with pytest.raises(
+                DeviceLost, match="node 'gpu' has lost its device: CUDADriverError: CUDA error"
+            ) as raised:
                 future.result(WAIT_S)
             assert isinstance(raised.value.__cause__, RuntimeError)
         with pytest.raises(DeviceLost):

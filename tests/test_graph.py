@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from fastpipe import Backend, BackendError, ConfigError, Filter, GraphError, Pipe, Request, Status, UnknownNode
+from fastpipe import (
+    Backend,
+    BackendError,
+    ConfigError,
+    Filter,
+    GraphError,
+    NoResult,
+    Pipe,
+    Request,
+    Status,
+    UnknownNode,
+)
 from fastpipe.config import load
 from fastpipe.graph import Graph, compile_graph
 
@@ -163,10 +174,13 @@ def test_next_alone_moves_the_result_to_data() -> None:
     assert got == {"data": 1, "result": 20, "tag": "t", "trail": ("a", "b")}
 
 
-def test_without_a_result_the_graph_ends_without_an_error() -> None:
-    """swap finds nothing to move: the request's dict at that place is the answer."""
-    got = answer({"data": 1, "result": "old"}, a=node(Silent, next="b"), b=node("RuntimeError"))
-    assert got == {"data": 1}
+def test_without_a_result_the_graph_ends() -> None:
+    """swap finds nothing to move: where that is no error, the request's dict at that place is the answer."""
+    nodes = {"a": node(Silent, next="b"), "b": node("RuntimeError")}
+    with Pipe(nodes, without_result="end") as pipe:
+        assert pipe({"data": 1, "result": "old"}) == {"data": 1}
+    with pytest.raises(NoResult, match="node 'a': step Silent gave no result"):
+        answer({"data": 1, "result": "old"}, **nodes)
 
 
 def test_branches_do_not_see_each_others_keys() -> None:

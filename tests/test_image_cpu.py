@@ -17,7 +17,7 @@ Image = pytest.importorskip("PIL.Image", reason="the tests of images need Pillow
 import fastpipe  # noqa: E402
 from fastpipe.backends import image_codec, image_color, image_geometry  # noqa: E402
 from fastpipe.backends._image_header import read_header  # noqa: E402
-from fastpipe.errors import ConfigError, DecodeError, ItemErrors, KernelError  # noqa: E402
+from fastpipe.errors import ConfigError, DecodeError, ItemErrors, KernelError, NoResult  # noqa: E402
 
 simplejpeg_or_opencv = pytest.mark.parametrize("has_simplejpeg", [True, False], ids=["simplejpeg", "OpenCV alone"])
 
@@ -709,6 +709,7 @@ def test_from_jpeg_to_tensor_from_four_threads(instance_num: int) -> None:
         for thread in threads:
             thread.join()
         broken: dict[str, Any] = {"data": contents[0][:100]}
-        pipe(broken)
+        with pytest.raises(NoResult, match="node 'main': step DecodeMat gave no result"):
+            pipe(broken)
     assert not wrong
     assert "result" not in broken

@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_proxies": {"_plan", "backends", "errors"},
     "config": {"_plan", "_proxies", "_secrets", "_values", "backend", "backends", "errors", "expression"},
     "graph": {"config", "errors", "filters"},
-    "_faults": {"errors"},
+    "_faults": {"backend", "errors"},
+    "_snapshots": set(),
     "_results": {"_faults", "errors"},
     "_async_map": {"_results", "backend", "errors", "pipe"},
     "_core": {
@@ -49,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "_parking",
         "_ranking",
         "_results",
+        "_snapshots",
         "errors",
         "filters",
     },
@@ -58,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_ranking": {"_inbox"},
     "_parking": set(),
     "kernels": {"errors"},
-    "backends": {"_cpus", "_results", "backend", "errors", "filters", "kernels"},
+    "backends": {"_cpus", "_results", "_snapshots", "backend", "errors", "filters", "kernels"},
     "pipe": {
         "_async_map",
         "_results",

@@ -375,7 +375,9 @@ def _step(step: Any, **filter: Any) -> Step:
 class Case:
     """A request, and what may become of it."""
 
-    def __init__(self, nodes: Nodes, rng: random.Random, obeyed: list[str], *, may_restart: bool) -> None:
+    def __init__(
+        self, nodes: Nodes, rng: random.Random, obeyed: list[str], *, may_restart: bool, lets_go: bool
+    ) -> None:
         self.request: Request = {"data": rng.randint(0, 30)}
         if rng.random() < 0.8:
             self.request["tag"] = rng.randint(0, 2)
@@ -390,7 +392,7 @@ class Case:
             self.request["request_size"] = 1e9
         if rng.random() < 0.5:
             self.request["context"] = {"bonus": 1000}
-        self.ends, self.ran = interpreter.outcomes(nodes, KINDS, self.request, self.entry, obeyed)
+        self.ends, self.ran = interpreter.outcomes(nodes, KINDS, self.request, self.entry, obeyed, lets_go=lets_go)
         self.forgets = ("result", "answered_by") if interpreter.names_leaf(nodes) else ("result",)
         self.is_admitted = not any(
             isinstance(end, interpreter.Failed) and end.kind == "UnknownNode" for end in self.ends
@@ -501,10 +503,12 @@ class Graph:
         self.obeyed = generator.obeyed
         self.nodes = with_functions(self.literal)
         self.rng = random.Random(number)
+        self.lets_go = number % 2 == 1  # as in torchpipe, a request may end without a result
         self.cases: list[Case] = []
         for _ in range(2 * case_count):
             with contextlib.suppress(interpreter.TooManyOutcomes):
-                case = Case(self.nodes, self.rng, self.obeyed, may_restart=generator.has_restart_keys)
+                may_restart = generator.has_restart_keys
+                case = Case(self.nodes, self.rng, self.obeyed, may_restart=may_restart, lets_go=self.lets_go)
                 self.cases.append(case)
         del self.cases[case_count:]
 
@@ -513,6 +517,7 @@ class Graph:
         """Build it; explain what goes wrong with it."""
         try:
             keys = {"batching_timeout": 0.2, "obey_request_keys": self.obeyed}
+            keys |= {"without_result": "end"} if self.lets_go else {}
             with Pipe(configuration(self.nodes), **keys) as pipe:
                 yield pipe
             counts = pipe.stats()["requests"]  # only now: a branch of a request that has failed may run on for a while

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastpipe import Backend, Pipe, Request, RestartLimit, Status, UnknownNode
+from fastpipe import Backend, NoResult, Pipe, Request, RestartLimit, Status, UnknownNode
 from fastpipe.config import load
 from fastpipe.errors import ConfigError, GraphError
 from fastpipe.graph import Graph, compile_graph
@@ -253,8 +253,11 @@ def test_a_node_may_restart_itself() -> None:
 
 
 def test_a_round_without_a_result_ends_the_request() -> None:
-    """swap finds nothing to go on with."""
-    assert both({"data": 0}, a=node(Silent, restart="a")) == {"data": 0}
+    """There is nothing to go on with: an error, or, where that is none, its end."""
+    with Pipe({"a": node(Silent, restart="a")}, without_result="end") as pipe:
+        assert pipe({"data": 0}) == {"data": 0}
+    with pytest.raises(NoResult, match="node 'a': step Silent gave no result"):
+        both({"data": 0}, a=node(Silent, restart="a"))
 
 
 def test_the_key_restart_sends_a_request_round() -> None:
