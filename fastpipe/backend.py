@@ -57,12 +57,15 @@ class Backend:
         min_batch: the fewest it takes.
         thread_bound: built, run and closed on one thread of its own.
         retry_alone: if it raises for a batch, run the requests again one by one.
+        keeps_input: it changes no value that it was handed, so that none is copied for a second run.
         place: where the instance is, ``"cuda:1"``. None: everywhere.
 
     Methods that a subclass may define; here they are None:
         bucket(self, request): only requests with equal buckets share a batch.
         weigh(self, request): as how many a request counts.
         place_of(self, request): where its data is, in the words of ``place``.
+        is_device_alive(self): asked after an error of its device's library, whether that still answers.
+        why_no_result(self, request): which part of it left a request without a result.
         surround(self): the context within which the whole Sequential runs that it is a step of.
         feed(self, following): told which step gets the results next.
     """

@@ -47,3 +47,16 @@ def test_no_promise_is_without_a_test() -> None:
     for line in PAGE.read_text().splitlines():
         if (row := ROW.match(line)) is not None:
             assert re.search(r"\d", row["run"]), f"P{row['number']} was never run"
+
+
+def test_every_test_that_the_page_names_is_there() -> None:
+    """Also those of promises without a number."""
+    tests = {
+        node.name
+        for path in TESTS.glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    named = set(re.findall(r"`(test_\w+)`", PAGE.read_text()))
+    assert len(named) > 100
+    assert named - tests == set()
