@@ -240,8 +240,9 @@ cdef class Walk:
     cdef bint is_counted                        # it holds a place in the engine's `gate`
     cdef list queued                            # GIL: its visits in queues that have a limit; or None
     cdef object recorded                        # what the recorder wants to have back at the end, or None
-    cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, not owned
+    cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, which owns the walks in it
     cdef PyObject* newer
+    cdef PyObject* settled_after                # the next in a turn's list of ended walks, which owns them
     cdef c_bool c_end(self, uint8_t outcome) noexcept
     cdef int c_wait(self, int64_t deadline_ns) except -1
 
@@ -311,10 +312,11 @@ cdef class Turn:
     # What one hold of the GIL has produced and not yet handed out. Owned by one thread.
     cdef list arrived                           # visits at whose node the filter is to be asked
     cdef list ready                             # visits that may run now
-    cdef list settled                           # ended walks with a future to settle
+    cdef PyObject* settled_first                # ended walks with a future to settle, linked by Walk.settled_after; owned
+    cdef PyObject* settled_last
     cdef vector[Word*] wakes                    # sleeping callers to wake once the GIL is free
     cdef bint helps                             # a caller runs batches that may hold other callers' requests
-    cdef object interrupt                       # the KeyboardInterrupt that hit it while it did
+    cdef object interrupt                       # what hit the thread in the middle (a signal's exception): its call raises it
     cdef bint is_guarded                        # a watchdog looks at the batches that it runs
     cdef object abandoned                       # the backend in which it was given up as hung
     cdef bint is_workers                        # a worker's; others have no loop that could end
@@ -322,6 +324,10 @@ cdef class Turn:
     cdef PyObject* stepper                      # whose turn it is, if it takes one step at a time; it owns the turn
     cdef object observer                        # the stepper's, or None
     cdef void wake(self) noexcept nogil
+    cdef void c_will_wake(self, Word* word) noexcept
+    cdef void c_will_settle(self, Walk walk) noexcept
+    cdef int c_raise_interrupt(self) except -1
+    cdef void c_report_interrupt(self) noexcept
 
 
 @cython.final
@@ -346,7 +352,7 @@ cdef class Engine:
     cdef tuple root_names                       # built
     cdef Entry only_entry                       # built: None with several roots
     cdef readonly list stations                 # built
-    cdef PyObject* newest                       # GIL: live walks, not owned; see Walk.older
+    cdef PyObject* newest                       # GIL: live walks, owned; see Walk.older
     cdef readonly int64_t in_flight             # GIL
     cdef readonly int64_t accepted              # GIL: accepted == in_flight + done + failed + cancelled
     cdef readonly int64_t done
@@ -376,7 +382,7 @@ cdef class Engine:
     cdef int c_wait_for_room(self, Entry entry, object request, Terms terms, c_bool may_block) except -1
     cdef int c_expire(self, Walk walk, Turn turn) noexcept
     cdef int c_tell_of_places(self, Walk walk) noexcept
-    cdef object c_lost_error(self, Visit visit, object cause)
+    cdef object c_lost_error(self, Visit visit, object cause)   # raises nothing
     cdef int c_run_claimed(self, Station station, Instance instance, list visits, Turn turn) except -1
     cdef int c_wait_inside(self, Walk walk, int64_t deadline_ns) except -1
     cdef tuple c_inside(self, object awaited)
@@ -399,6 +405,7 @@ cdef class Engine:
     cdef int c_start_walk(self, Walk walk, Turn turn) except -1
     cdef int c_start_part(self, Walk part, Turn turn) except -1
     cdef int c_send_back(self, list visits, Turn turn) noexcept
+    cdef int c_send_one_back(self, Visit visit, Turn turn) noexcept
     cdef int c_fail_visit(self, Visit visit, object error, Turn turn) noexcept
     cdef Walk c_start_detached(self, request, uint8_t sink_kind, object sink, Terms terms)
     cdef void c_link(self, Walk walk) noexcept
@@ -406,8 +413,10 @@ cdef class Engine:
     cdef int c_part_ended(self, Walk part, Turn turn) noexcept
     cdef void c_count_out(self, Walk walk) noexcept
     cdef int c_deliver(self, Walk walk, Turn turn) noexcept
-    cdef c_bool c_begin(self, Walk walk) noexcept
+    cdef c_bool c_begin(self, Walk walk, Turn turn) noexcept
     cdef int c_hand_over(self, Turn turn) noexcept
+    cdef int c_help(self, Station station, Walk last, Turn turn) noexcept
+    cdef int c_settle_in(self, object loop, Turn turn) noexcept
     cdef int c_finish(self, Walk walk, dict answer, Turn turn) noexcept
     cdef int c_fail(self, Walk walk, object error, Turn turn) noexcept
     cdef int c_cancel(self, Walk walk) noexcept
