@@ -40,7 +40,7 @@ per batch, or less often: as long as a batch can leave at once it goes on in the
 
 cimport cython
 from cpython.dict cimport PyDict_CheckExact, PyDict_Copy, PyDict_GetItem, PyDict_Update
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release
@@ -346,6 +346,8 @@ cdef int _note_interrupt(Turn turn, object error) noexcept:
             turn.death = error
     elif turn is not None and turn.interrupt is None:
         turn.interrupt = error
+    elif issubclass(type(error), KeyboardInterrupt) and PyThread_get_thread_ident() == _main_thread:
+        PyErr_SetInterrupt()                                    # as if it came a moment later
     elif turn is None or turn.interrupt is not error:
         _report(error, None)
     return 0
@@ -1399,7 +1401,7 @@ cdef object _death(object cause):
     """The error of a request that was in the hands of a thread which has met an error of its own. Raises nothing."""
     try:
         error = WorkerDied(f"the thread that had this request met {type(cause).__name__}: {text_of(cause)}")
-        error.__cause__ = own_copy(cause)
+        error.__cause__ = _copy_of(cause)
         return error
     except BaseException as unexpected:                         # no memory for an error: then that is the error
         return unexpected
@@ -3353,7 +3355,7 @@ cdef class Engine:
             if issubclass(type(cause), BackendHung):
                 return BackendHung(f"{where} has no instance left: {text_of(cause)}", cause.stacks)
             error = DeviceLost(f"{where} has lost its device: {type(cause).__name__}: {text_of(cause)}")
-            error.__cause__ = own_copy(cause)
+            error.__cause__ = _copy_of(cause)
             return error
         except BaseException as unexpected:                     # no memory for an error: then that is the error
             return unexpected
@@ -4233,10 +4235,13 @@ cdef int _note_part(Walk part, Node node) except -1:
 
 cdef object _copy_of(object error):
     """A copy of an exception for one more request. Raises nothing."""
-    try:
-        return own_copy(error)
-    except BaseException as unexpected:
-        return unexpected
+    cdef int attempt
+    for attempt in range(MOST_ATTEMPTS):
+        try:
+            return own_copy(error)
+        except BaseException as unexpected:
+            _note_interrupt(None, unexpected)
+    return error
 
 
 cdef object _traceback_for_copies(object error):

@@ -66,6 +66,9 @@ def own_copy(error: BaseException) -> BaseException:
     As ``copy.copy``, but no constructor of a user's class runs: its parameters need not be what ``args`` holds. The
     copy has the attributes, notes, traceback, cause and context of the original, the values themselves not copied. Of an
     exception that cannot be copied so, a BackendError is made, which has it as its cause.
+
+    Raises:
+        MemoryError: there is no memory for it.
     """
     kind = type(error)
     native = next(base for base in kind.__mro__ if not base.__flags__ & _IS_WRITTEN_IN_PYTHON)
@@ -86,6 +89,8 @@ def own_copy(error: BaseException) -> BaseException:
         copied.__cause__, copied.__context__ = error.__cause__, error.__context__
         copied.__suppress_context__ = error.__suppress_context__
         return copied.with_traceback(error.__traceback__)
+    except MemoryError:
+        raise
     except Exception:
         wrapped = BackendError(f"{kind.__name__}: {text_of(error)} (which several requests met, and cannot be copied)")
         wrapped.__cause__ = error
