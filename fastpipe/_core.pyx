@@ -206,6 +206,10 @@ def note_fork_in_child() -> None:
     _generation += 1
 
 
+# A call may fail with no exception to say why, if there was no memory for that or its traceback: only a bare ``except``
+# catches it, and this is the error then.
+cdef object _no_memory = MemoryError("an exception was lost, for want of memory")
+
 cdef dict _actions = {}                 # GIL: of hooks, by point
 
 
@@ -2248,6 +2252,8 @@ cdef class Engine:
             self.c_enter(visit, turn)
         except BaseException as error:
             self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+        except:                                                 # see _no_memory
+            self.c_fail_visit(visit, _no_memory, turn)
         return self.c_enter_arrived(turn)
 
     def _call_eager(self, requests, Terms terms):
@@ -2772,6 +2778,8 @@ cdef class Engine:
                 self.c_enter(visit, turn)
             except BaseException as error:
                 self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+            except:                                             # see _no_memory
+                self.c_fail_visit(visit, _no_memory, turn)
         if index > 0:
             turn.arrived.clear()
         return 0
@@ -2953,6 +2961,8 @@ cdef class Engine:
                 self.c_merge(gather, turn)
         except BaseException as error:
             self.c_fail_visit(gather.visit, _with_place(error, node), turn)
+        except:                                                 # see _no_memory
+            self.c_fail_visit(gather.visit, _no_memory, turn)
         return 0
 
     # ---- ends --------------------------------------------------------------------------------------------------
@@ -3169,6 +3179,8 @@ cdef class Engine:
             self.c_advance(visit, self.c_exit(visit.walk.entry, visit.node, STATUS_SKIP), turn)
         except BaseException as error:
             self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+        except:                                                 # see _no_memory
+            self.c_fail_visit(visit, _no_memory, turn)
         return 0
 
     cdef int c_send_back(self, list visits, Turn turn) noexcept:
@@ -3215,6 +3227,8 @@ cdef class Engine:
                 cause = unexpected
                 if turn.is_workers:
                     turn.death = unexpected
+            except:                                             # see _no_memory
+                cause = _no_memory
         for visit in visits:
             self.c_fail_visit(visit, _death(cause), turn)
         return 0
@@ -3260,6 +3274,8 @@ cdef class Engine:
                                      "fill in request['result'] and return nothing")
         except BaseException as caught:
             error = caught
+        except:                                                 # lost on the way, for want of memory
+            error = _no_memory
         elapsed_ns = kernel_now_ns() - elapsed_ns
         if turn.is_guarded and not station.c_end_batch(instance.index, turn, started):
             return 0
@@ -3278,6 +3294,9 @@ cdef class Engine:
         except BaseException as unexpected:                     # exceptions may be as odd as their classes
             for visit in alive:
                 self.c_fail_visit(visit, _copy_of(unexpected), turn)
+        except:                                                 # see _no_memory
+            for visit in alive:
+                self.c_fail_visit(visit, _no_memory, turn)
         return 0
 
     cdef int c_file_failures(self, Station station, Instance instance, list alive, list before, object error,
@@ -3388,6 +3407,9 @@ cdef class Engine:
                 station.wake_at.store(0, memory_order_seq_cst)
         except BaseException as error:
             self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+            return 0
+        except:                                                 # see _no_memory
+            self.c_fail_visit(visit, _no_memory, turn)
             return 0
         if station.c_is_limited() and not self.c_make_room(visit, turn):
             _release_bucket(visit)
