@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from types import MemberDescriptorType, TracebackType
 from typing import Any
 
@@ -83,7 +84,8 @@ def own_copy(error: BaseException) -> BaseException:
         for name, value in (slots or {}).items():
             object.__setattr__(copied, name, value)
         for name, value in _members(native, error):
-            object.__setattr__(copied, name, value)
+            with suppress(AttributeError):  # read-only: made of its arguments
+                object.__setattr__(copied, name, value)
         if "__notes__" in copied.__dict__:
             copied.__dict__["__notes__"] = list(error.__notes__)
         copied.__cause__, copied.__context__ = error.__cause__, error.__context__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import threading
 import time
@@ -502,6 +503,8 @@ def _set_up_process() -> None:
         if _process_is_set_up:
             return
         _process_is_set_up = True
+        # What the first submit() needs is imported now: later there may be no file descriptor left for it.
+        importlib.import_module("fastpipe._future")
         _configure()
         os.register_at_fork(after_in_child=_after_fork_in_child)
         # Runs after the program's own threads have been joined (they may call pipes until then); ours are daemons.
