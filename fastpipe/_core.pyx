@@ -182,7 +182,7 @@ cdef int64_t FIRST_GAP_NS = 20_000
 # A backend that waits for a call of its own pipe looks this often whether it can come back at all.
 cdef int64_t CALL_LOOP_SLICE_NS = 50_000_000
 # So many references to an exception has a ``try`` that has just caught it, and nobody else, in _with_place.
-cdef Py_ssize_t HOLDERS_IN_EXCEPT = 2
+cdef Py_ssize_t HOLDERS_IN_EXCEPT = 3
 # A Python call on the way from an outcome to its owner is made so often again if a signal, or a lack of memory, ends it.
 cdef int MOST_ATTEMPTS = 100
 # A request of priority p counts as having arrived p times this later: it is overtaken by that much, and never starves.
@@ -835,7 +835,7 @@ cdef class Station:
 
     def give_up(self, int index):
         """Fail what a hung instance holds, and have it replaced."""
-        for attempt in range(MOST_ATTEMPTS):                    # it is decided (E8): nobody else does it
+        for _attempt in range(MOST_ATTEMPTS):                    # it is decided (E8): nobody else does it
             if self.held[index] is None:
                 return
             try:
@@ -1681,9 +1681,8 @@ cdef class Turn:
         self.ready = []
 
     def __dealloc__(self):
-        cdef Walk walk
         while self.settled_first != NULL:                       # none is left, as a rule
-            walk = _first_settled(self)
+            _first_settled(self)
 
     cdef void c_will_wake(self, Word* word) noexcept:
         """Have a sleeping caller woken once the GIL is free."""
@@ -1877,7 +1876,7 @@ cdef void _give_up(PyObject* station, int index) noexcept with gil:
     cdef Visit visit
     if is_hooked(AT_HANG):
         _act_in(AT_HANG, None)
-    for attempt in range(MOST_ATTEMPTS):                        # it is decided (E8): nobody else does it
+    for _attempt in range(MOST_ATTEMPTS):                        # it is decided (E8): nobody else does it
         if (<Station>station).held[index] is None:
             return
         try:
@@ -2252,7 +2251,8 @@ cdef class Engine:
             self.c_enter(visit, turn)
         except BaseException as error:
             self.c_fail_visit(visit, _with_place(error, visit.node), turn)
-        except:                                                 # see _no_memory
+        except:  # no-cython-lint: E722
+            # See _no_memory.
             self.c_fail_visit(visit, _no_memory, turn)
         return self.c_enter_arrived(turn)
 
@@ -2778,7 +2778,8 @@ cdef class Engine:
                 self.c_enter(visit, turn)
             except BaseException as error:
                 self.c_fail_visit(visit, _with_place(error, visit.node), turn)
-            except:                                             # see _no_memory
+            except:  # no-cython-lint: E722
+                # See _no_memory.
                 self.c_fail_visit(visit, _no_memory, turn)
         if index > 0:
             turn.arrived.clear()
@@ -2961,7 +2962,8 @@ cdef class Engine:
                 self.c_merge(gather, turn)
         except BaseException as error:
             self.c_fail_visit(gather.visit, _with_place(error, node), turn)
-        except:                                                 # see _no_memory
+        except:  # no-cython-lint: E722
+            # See _no_memory.
             self.c_fail_visit(gather.visit, _no_memory, turn)
         return 0
 
@@ -3135,8 +3137,8 @@ cdef class Engine:
         cdef PyObject* each
         cdef Walk walk
         cdef Walk before = None
-        cdef int attempt
-        for attempt in range(MOST_ATTEMPTS):
+        cdef int _attempt
+        for _attempt in range(MOST_ATTEMPTS):
             try:
                 outcomes = []
                 each = turn.settled_first
@@ -3179,7 +3181,8 @@ cdef class Engine:
             self.c_advance(visit, self.c_exit(visit.walk.entry, visit.node, STATUS_SKIP), turn)
         except BaseException as error:
             self.c_fail_visit(visit, _with_place(error, visit.node), turn)
-        except:                                                 # see _no_memory
+        except:  # no-cython-lint: E722
+            # See _no_memory.
             self.c_fail_visit(visit, _no_memory, turn)
         return 0
 
@@ -3227,7 +3230,8 @@ cdef class Engine:
                 cause = unexpected
                 if turn.is_workers:
                     turn.death = unexpected
-            except:                                             # see _no_memory
+            except:  # no-cython-lint: E722
+                # See _no_memory.
                 cause = _no_memory
         for visit in visits:
             self.c_fail_visit(visit, _death(cause), turn)
@@ -3274,7 +3278,8 @@ cdef class Engine:
                                      "fill in request['result'] and return nothing")
         except BaseException as caught:
             error = caught
-        except:                                                 # lost on the way, for want of memory
+        except:  # no-cython-lint: E722
+            # Lost on the way, for want of memory.
             error = _no_memory
         elapsed_ns = kernel_now_ns() - elapsed_ns
         if turn.is_guarded and not station.c_end_batch(instance.index, turn, started):
@@ -3294,7 +3299,8 @@ cdef class Engine:
         except BaseException as unexpected:                     # exceptions may be as odd as their classes
             for visit in alive:
                 self.c_fail_visit(visit, _copy_of(unexpected), turn)
-        except:                                                 # see _no_memory
+        except:  # no-cython-lint: E722
+            # See _no_memory.
             for visit in alive:
                 self.c_fail_visit(visit, _no_memory, turn)
         return 0
@@ -3408,7 +3414,8 @@ cdef class Engine:
         except BaseException as error:
             self.c_fail_visit(visit, _with_place(error, visit.node), turn)
             return 0
-        except:                                                 # see _no_memory
+        except:  # no-cython-lint: E722
+            # See _no_memory.
             self.c_fail_visit(visit, _no_memory, turn)
             return 0
         if station.c_is_limited() and not self.c_make_room(visit, turn):
@@ -3730,8 +3737,8 @@ cdef Walk _first_settled(Turn turn):
 
 cdef c_bool _lock_future(object future, Turn turn) noexcept:
     """Take the lock of a future; False if that fails again and again. Its own ``with`` is not safe from signals."""
-    cdef int attempt
-    for attempt in range(MOST_ATTEMPTS):
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
         try:
             future._condition.acquire()                         # the lock's own method, not written in Python
             return True
@@ -3741,8 +3748,8 @@ cdef c_bool _lock_future(object future, Turn turn) noexcept:
 
 
 cdef int _unlock_future(object future, Turn turn) noexcept:
-    cdef int attempt
-    for attempt in range(MOST_ATTEMPTS):
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
         try:
             future._condition.release()
             return 0
@@ -3757,8 +3764,8 @@ cdef c_bool _start_future(object future, Turn turn) noexcept:
     """Tell a future that its request starts, or ends; False if its owner has cancelled it."""
     cdef c_bool is_locked = _lock_future(future, turn)
     cdef c_bool is_wanted = True
-    cdef int attempt
-    for attempt in range(MOST_ATTEMPTS):
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
         try:
             state = future._state
             if state == _PENDING:
@@ -3785,8 +3792,8 @@ cdef int _end_future(object future, str state, object request, object error, Tur
     cdef list waiters = None
     cdef list callbacks = None
     cdef str how = None
-    cdef int attempt
-    for attempt in range(MOST_ATTEMPTS):
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
         try:
             future.walk = None                                  # whoever keeps the future keeps no pipe alive
             before = future._state
@@ -3805,7 +3812,7 @@ cdef int _end_future(object future, str state, object request, object error, Tur
         if is_locked:
             _unlock_future(future, turn)
         return 0
-    for attempt in range(MOST_ATTEMPTS):
+    for _attempt in range(MOST_ATTEMPTS):
         try:
             future._condition.notify_all()
             waiters = future._waiters
@@ -3825,10 +3832,10 @@ cdef int _end_future(object future, str state, object request, object error, Tur
 
 cdef int _tell_waiters(object future, list waiters, str how, Turn turn) noexcept:
     """Tell wait() and as_completed() of concurrent.futures that a future has ended."""
-    cdef int attempt
+    cdef int _attempt
     # A signal in the middle could leave a lock of theirs taken, and the main thread is where signals go: so another does it.
     if PyThread_get_thread_ident() == _main_thread:
-        for attempt in range(MOST_ATTEMPTS):
+        for _attempt in range(MOST_ATTEMPTS):
             try:
                 start_new_thread(_tell_all, (list(waiters), future, how))
                 return 0
@@ -3844,10 +3851,10 @@ cdef int _tell_waiters(object future, list waiters, str how, Turn turn) noexcept
 
 def _tell_all(list waiters, future, str how):
     """Tell each of them, whatever happens; return what has ended a call in the middle, or None."""
-    cdef int attempt
+    cdef int _attempt
     interrupt = None
     for waiter in waiters:
-        for attempt in range(MOST_ATTEMPTS):
+        for _attempt in range(MOST_ATTEMPTS):
             try:
                 getattr(waiter, how)(future)
                 break
@@ -3866,8 +3873,8 @@ def _tell_all(list waiters, future, str how):
 
 cdef int _call_back(object callback, object future, Turn turn) noexcept:
     """Call what a user has attached to a future; again, if it was ended before its first line."""
-    cdef int attempt
-    for attempt in range(MOST_ATTEMPTS):
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
         try:
             callback(future)
             return 0
@@ -4257,8 +4264,8 @@ cdef int _note_part(Walk part, Node node) except -1:
 
 cdef object _copy_of(object error):
     """A copy of an exception for one more request. Raises nothing."""
-    cdef int attempt
-    for attempt in range(MOST_ATTEMPTS):
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
         try:
             return own_copy(error)
         except BaseException as unexpected:

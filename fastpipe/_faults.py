@@ -65,8 +65,8 @@ def own_copy(error: BaseException) -> BaseException:
     """Return a copy of an exception, so that each of those who get it has notes and a traceback of its own.
 
     As ``copy.copy``, but no constructor of a user's class runs: its parameters need not be what ``args`` holds. The
-    copy has the attributes, notes, traceback, cause and context of the original, the values themselves not copied. Of an
-    exception that cannot be copied so, a BackendError is made, which has it as its cause.
+    copy has the attributes, notes, traceback, cause and context of the original, the values themselves not copied. Of
+    an exception that cannot be copied so, a BackendError is made, which has it as its cause.
 
     Raises:
         MemoryError: there is no memory for it.
@@ -100,7 +100,7 @@ def own_copy(error: BaseException) -> BaseException:
 
 
 def _members(native: type[BaseException], error: BaseException) -> Iterator[tuple[str, Any]]:
-    """Yield what a built-in class keeps beside ``args``: the ``name`` of an ImportError, the ``value`` of a StopIteration."""
+    """Yield what a built-in class keeps beside ``args``, as the ``name`` of an ImportError."""
     for base in native.__mro__:
         for name, member in vars(base).items():
             if isinstance(member, MemberDescriptorType) and not name.startswith("__"):

@@ -306,8 +306,8 @@ def acall(pipe: Pipe, data: list[Any]) -> None:
             await main()
 
     loop = asyncio.new_event_loop()
-    # asyncio itself drops a callback, a task's wake-up for instance, when there is no memory to call it. It tells that here,
-    # and nothing that fastpipe could do would wake the task.
+    # asyncio itself drops a callback, a task's wake-up for instance, when there is no memory to call it. It tells that
+    # here, and nothing that fastpipe could do would wake the task.
     loop.set_exception_handler(lambda loop, _: loop.stop())
     try:
         loop.run_until_complete(failing())
@@ -402,10 +402,15 @@ def points(name: str, step: int, first: int, at_most: float) -> Iterator[tuple[i
         point += step
 
 
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     """Print what went wrong, and return how often something did."""
     if sys.argv[1:] == ["--ways"]:
-        print("\n".join(WAYS))
+        say("\n".join(WAYS))
         return 0
     names = sys.argv[1].split(",") if len(sys.argv) > 1 else list(WAYS)
     step, first, at_most = (
@@ -418,8 +423,8 @@ def main() -> int:
             count += 1
             if what:
                 bad += 1
-                print(f"{name}: allocation {point} fails: it {what}", flush=True)
-        print(f"{name}: {count} points", flush=True)
+                say(f"{name}: allocation {point} fails: it {what}")
+        say(f"{name}: {count} points")
     return min(bad, 100)
 
 

@@ -1,4 +1,4 @@
-"""Between the end of a request and its owner's knowing of it: signals, exceptions from other threads, copies, no files."""
+"""Between the end of a request and its owner's knowing of it: signals, exceptions from other threads, copies."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
 def test_a_future_ends_though_telling_its_waiters_is_ended_in_the_middle(
     told: list[BaseException], when: str, error: BaseException
 ) -> None:
-    """``notify_all`` raises once, before or after its work: the future is done, whoever waits knows, the worker lives on."""
+    """``notify_all`` raises once, before or after its work: the future is done, whoever waits knows."""
     backend = Held()
     with Pipe(backend=backend) as pipe:
         future = pipe.submit({"data": 1})
@@ -193,7 +193,7 @@ def test_one_callback_that_is_ended_does_not_keep_the_others_from_being_called(
 
 
 def test_an_exception_that_another_thread_raises_in_a_worker_loses_nothing(told: list[BaseException]) -> None:
-    """PyThreadState_SetAsyncExc into a worker, again and again: every future ends, with its answer or with that exception."""
+    """PyThreadState_SetAsyncExc into a worker, again and again: every future ends."""
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
     with Pipe(backend=Echo, max=2, batching_timeout=0) as pipe:
         (worker,) = [worker.thread for worker in pipe._workers]
@@ -289,7 +289,7 @@ print(len(kept), interrupted)
 
 @pytest.mark.parametrize("way", ["None", "leaves"])
 def test_no_future_is_lost_in_a_storm_of_signals(way: str) -> None:
-    """SIGINT every fraction of a millisecond on the thread that submits, cancels, helps and waits: every future ends."""
+    """SIGINT again and again on the thread that submits, cancels, helps and waits: every future ends."""
     seconds = os.environ.get("FASTPIPE_STORM_S", "4")
     script = STORM.replace("WAY", way)
     child = subprocess.run(
@@ -350,7 +350,7 @@ def frames(error: BaseException) -> list[str]:
 
 
 def test_one_object_that_is_raised_again_and_again_does_not_grow() -> None:
-    """10,000 requests, one exception object: each caller has one note and a traceback of his own; the object has none."""
+    """10,000 requests, one object: each caller has one note and a traceback of his own; the object has no note."""
     lengths = set()
     with Pipe(backend=Raises) as pipe:
         for index in range(10_000):
@@ -412,7 +412,7 @@ def test_a_filter_that_raises_one_object_does_not_make_it_grow() -> None:
 
 
 def test_an_exception_that_nobody_keeps_is_not_copied() -> None:
-    """Its class may have a constructor that counts, or that does more: it runs once, and the caller gets that object."""
+    """Its class may have a constructor that counts, or does more: it runs once, and the caller gets that object."""
     made: list[int] = []
 
     class Counted(Exception):

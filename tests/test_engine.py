@@ -511,7 +511,7 @@ def test_an_exception_reaches_the_caller_itself_with_place_and_traceback() -> No
 
 
 def test_the_same_exception_raised_again_is_each_callers_own() -> None:
-    """A backend that keeps raising one object does not make it grow: each caller gets a copy, the object stays as it is."""
+    """A backend that keeps raising one object does not make it grow: each caller gets a copy of it."""
     error = ValueError("always this one")
     lengths = set()
     with Pipe(backend=Raises(lambda: error)) as pipe:
@@ -683,7 +683,7 @@ def test_a_request_that_is_run_again_is_as_it_was_before() -> None:
 
 
 def test_retry_alone_false_fails_the_whole_batch_once() -> None:
-    """A backend whose work must not be repeated: every request of the batch fails, each with an exception of its own."""
+    """A backend whose work must not be repeated: every request of the batch fails, each with its own exception."""
     gate = FailsOn(2, retry_alone=False)
     pipe, futures = batch_of(gate, 1, 2, 3)
     with pipe:
