@@ -181,8 +181,8 @@ cdef int32_t COST_TABLE_SIZE = 256
 cdef int64_t FIRST_GAP_NS = 20_000
 # A backend that waits for a call of its own pipe looks this often whether it can come back at all.
 cdef int64_t CALL_LOOP_SLICE_NS = 50_000_000
-# So many references to an exception has a ``try`` that has just caught it, and nobody else, in _with_place.
-cdef Py_ssize_t HOLDERS_IN_EXCEPT = 3
+# So many references to an exception are there in _with_place if nobody but the ``except`` that calls it has it.
+cdef Py_ssize_t HOLDERS_IN_EXCEPT = 4
 # A Python call on the way from an outcome to its owner is made so often again if a signal, or a lack of memory, ends it.
 cdef int MOST_ATTEMPTS = 100
 # A request of priority p counts as having arrived p times this later: it is overtaken by that much, and never starves.
