@@ -74,9 +74,9 @@ def own_copy(error: BaseException) -> BaseException:
     kind = type(error)
     native = next(base for base in kind.__mro__ if not base.__flags__ & _IS_WRITTEN_IN_PYTHON)
     try:
-        arguments = native.__reduce__(error)[1]  # type: ignore[index]
+        arguments = native.__reduce__(error)[1]  # type: ignore[call-arg, index]
         copied: BaseException = native.__new__(kind, *arguments)
-        native.__init__(copied, *arguments)
+        native.__init__(copied, *arguments)  # type: ignore[misc]
         copied.args = error.args
         state = object.__getstate__(error)
         attributes, slots = state if isinstance(state, tuple) else (state, None)

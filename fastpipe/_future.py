@@ -19,8 +19,8 @@ class _Condition(threading.Condition):
     In those a signal can raise when the lock is taken and the ``with`` has not begun: nobody would give it back.
     """
 
-    __enter__ = property(attrgetter("_lock.__enter__"))  # type: ignore[assignment]
-    __exit__ = property(attrgetter("_lock.__exit__"))  # type: ignore[assignment]
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
 
 
 class RequestFuture(Future[Request]):
