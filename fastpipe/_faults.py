@@ -74,7 +74,7 @@ def own_copy(error: BaseException) -> BaseException:
     kind = type(error)
     native = next(base for base in kind.__mro__ if not base.__flags__ & _IS_WRITTEN_IN_PYTHON)
     try:
-        arguments = native.__reduce__(error)[1]  # type: ignore[call-arg, index]
+        arguments = native.__reduce__(error)[1]  # type: ignore[call-arg]
         copied: BaseException = native.__new__(kind, *arguments)
         native.__init__(copied, *arguments)  # type: ignore[misc]
         copied.args = error.args
