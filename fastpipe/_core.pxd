@@ -296,8 +296,9 @@ cdef class Walk:
     cdef tuple without                          # GIL: (node, part) that left it without a result, if one did; see Visit.without
     cdef PyObject* lister                       # the turn of the thread whose list it came in, for comparing only; or NULL
     cdef object recorded                        # what the recorder wants to have back at the end, or None
-    cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, not owned
+    cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, which owns the walks in it
     cdef PyObject* newer
+    cdef PyObject* settled_after                # the next in a turn's list of ended walks, which owns them
     cdef c_bool c_end(self, uint8_t outcome) noexcept
     cdef int c_wait(self, int64_t deadline_ns) except -1
 
@@ -371,10 +372,11 @@ cdef class Turn:
     # What one hold of the GIL has produced and not yet handed out. Owned by one thread.
     cdef list arrived                           # visits at whose node the filter is to be asked
     cdef list ready                             # visits that may run now
-    cdef list settled                           # ended walks with a future to settle
+    cdef PyObject* settled_first                # ended walks with a future to settle, linked by Walk.settled_after; owned
+    cdef PyObject* settled_last
     cdef vector[Word*] wakes                    # sleeping callers to wake once the GIL is free
     cdef bint helps                             # a caller runs batches that may hold other callers' requests
-    cdef object interrupt                       # the KeyboardInterrupt that hit it while it did
+    cdef object interrupt                       # what hit the thread in the middle (a signal's exception): its call raises it
     cdef bint is_guarded                        # a watchdog looks at the batches that it runs
     cdef object abandoned                       # the backend in which it was given up as hung
     cdef bint is_workers                        # a worker's; others have no loop that could end
@@ -382,6 +384,10 @@ cdef class Turn:
     cdef PyObject* stepper                      # whose turn it is, if it takes one step at a time; it owns the turn
     cdef object observer                        # the stepper's, or None
     cdef void wake(self) noexcept nogil
+    cdef void c_will_wake(self, Word* word) noexcept
+    cdef void c_will_settle(self, Walk walk) noexcept
+    cdef int c_raise_interrupt(self) except -1
+    cdef void c_report_interrupt(self) noexcept
 
 
 @cython.final
@@ -410,7 +416,7 @@ cdef class Engine:
     cdef bint names_leaf                        # built: several leaves may answer, and the answer says which did
     cdef Entry only_entry                       # built: None with several roots
     cdef readonly list stations                 # built
-    cdef PyObject* newest                       # GIL: live walks, not owned; see Walk.older
+    cdef PyObject* newest                       # GIL: live walks, owned; see Walk.older
     cdef readonly int64_t in_flight             # GIL
     cdef readonly int64_t accepted              # GIL: accepted == in_flight + done + failed + cancelled
     cdef readonly int64_t done
@@ -447,15 +453,15 @@ cdef class Engine:
     cdef Line c_line_at(self, Entry entry)
     cdef Waiter c_enter_line(self, Line line, Entry entry, object request, int64_t size, Terms terms, c_bool is_patient,
                              object sink)
-    cdef int c_start_called_beside(self, Station station) noexcept
+    cdef int c_start_called_beside(self, Station station, Turn turn) noexcept
     cdef object c_late_for_room(self, Waiter waiter)
     cdef int c_stand_in_line(self, Waiter waiter) except -1
-    cdef int c_start_called(self) noexcept
+    cdef int c_start_called(self, Turn turn) noexcept
     cdef int c_start_waiter(self, Waiter waiter, Turn turn) except -1
     cdef int c_start_admitted(self, Walk walk, Turn turn) except -1
     cdef int c_expire(self, Walk walk, Turn turn) noexcept
     cdef int c_tell_of_places(self, Walk walk) noexcept
-    cdef object c_lost_error(self, Visit visit, object cause)
+    cdef object c_lost_error(self, Visit visit, object cause)   # raises nothing
     cdef int c_run_claimed(self, Station station, Instance instance, list visits, Turn turn) except -1
     cdef int c_wait_inside(self, Walk walk, int64_t deadline_ns) except -1
     cdef tuple c_inside(self, object awaited)
@@ -478,6 +484,7 @@ cdef class Engine:
     cdef int c_start_walk(self, Walk walk, Turn turn) except -1
     cdef int c_start_part(self, Walk part, Turn turn) except -1
     cdef int c_send_back(self, list visits, Turn turn) noexcept
+    cdef int c_send_one_back(self, Visit visit, Turn turn) noexcept
     cdef int c_fail_visit(self, Visit visit, object error, Turn turn) noexcept
     cdef object c_start_detached(self, request, given, uint8_t sink_kind, object sink, Terms terms, name, c_bool is_patient)
     cdef void c_link(self, Walk walk) noexcept
@@ -485,8 +492,10 @@ cdef class Engine:
     cdef int c_part_ended(self, Walk part, Turn turn) noexcept
     cdef void c_count_out(self, Walk walk) noexcept
     cdef int c_deliver(self, Walk walk, Turn turn) noexcept
-    cdef c_bool c_begin(self, Walk walk) noexcept
+    cdef c_bool c_begin(self, Walk walk, Turn turn) noexcept
     cdef int c_hand_over(self, Turn turn) noexcept
+    cdef int c_help(self, Station station, Walk last, Turn turn) noexcept
+    cdef int c_settle_in(self, object loop, Turn turn) noexcept
     cdef int c_finish(self, Walk walk, dict answer, Turn turn) noexcept
     cdef int c_fail(self, Walk walk, object error, Turn turn) noexcept
     cdef int c_cancel(self, Walk walk) noexcept

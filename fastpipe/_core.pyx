@@ -28,6 +28,12 @@ Invariants, each held by the code that is named:
       it began has decided (Station.c_end_batch, Watchdog.c_look). A worker that was given up touches no token, no queue
       and no request any more; what its turn has not handed out is the watchdog's.
 
+  E9  An outcome reaches its owner: from Walk.c_end on nothing needs memory that may be lacking (lists of walks are linked
+      through them), and a Python call that is ended in the middle, by a signal or an exception from another thread, is
+      made again; what ended it is raised where the thread can be interrupted (_note_interrupt). So a function that is
+      ``noexcept`` raises nothing inside either: what could is in a ``try`` that ends a walk, or goes on without it.
+      The list of live walks owns them: nobody else may.
+
 The models in models/ check E1, E4 and close().
 
 The graph is walked under the GIL: that is what guards the fields marked GIL in _core.pxd. A worker takes the GIL once
@@ -36,7 +42,7 @@ per batch, or less often: as long as a batch can leave at once it goes on in the
 
 cimport cython
 from cpython.dict cimport PyDict_CheckExact, PyDict_Copy, PyDict_GetItem, PyDict_Next, PyDict_Size, PyDict_Update
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetObject, PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetInterrupt, PyErr_SetObject, PyErr_WriteUnraisable
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release
@@ -50,14 +56,16 @@ from fastpipe._inbox cimport LINKS_ABOVE, inbox_init, inbox_pop, inbox_push
 from fastpipe._parking cimport (
     FOREVER, SET, Frame, abort_process, atomic_thread_fence, enter_frame, events_leave, events_notify, events_prepare, events_sleep,
     frozen_ns, futex_wake, hooked_points, innermost_batch, innermost_frame, is_another_inside, is_hooked, is_inside,
-    is_settling, kernel_now_ns, leave_frame, now_ns, skip_exit_handlers, want_precise_timers, word_set, word_wait,
+    is_settling, kernel_now_ns, leave_frame, note_sleeper, now_ns, skip_exit_handlers, want_precise_timers, word_set, word_wait,
 )
 from fastpipe._ranking cimport (
     Cursor, Ranked, cursor_begin, cursor_pass, cursor_take, next_of, ranked_append, ranked_init, ranked_insert,
 )
 
+from _thread import start_new_thread
 from heapq import heapify, heappop, heappush
 from numbers import Number
+from opcode import opmap
 from os import environ
 from threading import current_thread
 
@@ -66,7 +74,7 @@ from fastpipe.errors import (
     RequestTimeout, RestartLimit, UnknownNode, WorkerDied, nearest,
 )
 from fastpipe._results import checked_parts
-from fastpipe._faults import is_device_lost, is_out_of_memory, stacks, text_of
+from fastpipe._faults import is_device_lost, is_out_of_memory, own_copy, stacks, take_traceback, text_of
 from fastpipe._snapshots import CannotCopy, take
 from fastpipe.filters import Status, swap
 
@@ -75,6 +83,8 @@ cdef extern from "<sched.h>" nogil:
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
+    Py_ssize_t Py_REFCNT(object) noexcept
+    void Py_SET_SIZE(object, Py_ssize_t) noexcept
 
 cdef enum:
     RUNNING = 0
@@ -196,6 +206,10 @@ cdef int32_t COST_TABLE_SIZE = 256
 cdef int64_t FIRST_GAP_NS = 20_000
 # A backend that waits for a call of its own pipe looks this often whether it can come back at all.
 cdef int64_t CALL_LOOP_SLICE_NS = 50_000_000
+# So many references to an exception are there in _with_place if nobody but the ``except`` that calls it has it.
+cdef Py_ssize_t HOLDERS_IN_EXCEPT = 4
+# A Python call on the way from an outcome to its owner is made so often again if a signal, or a lack of memory, ends it.
+cdef int MOST_ATTEMPTS = 100
 # A request of priority p counts as having arrived p times this later: it is overtaken by that much, and never starves.
 cdef int64_t PRIORITY_NS = 100_000_000
 
@@ -224,6 +238,10 @@ def abandon_in_child(list pipes):
     if pipes:
         skip_exit_handlers()
 
+
+# A call may fail with no exception to say why, if there was no memory for that or its traceback: only a bare ``except``
+# catches it, and this is the error then.
+cdef object _no_memory = MemoryError("an exception was lost, for want of memory")
 
 cdef dict _actions = {}                 # GIL: of hooks, by point
 
@@ -385,12 +403,54 @@ cdef void _report(object error, object where) noexcept:
     PyErr_WriteUnraisable(where)
 
 
+cdef int _note_interrupt(Turn turn, object error) noexcept:
+    """Keep an exception that has ended a call which raises none by itself: a signal's, or one that another thread sent.
+
+    The call of the pipe that this thread is in raises it, or it ends the worker. A lack of memory is over by then.
+    """
+    if issubclass(type(error), MemoryError):
+        return 0
+    if turn is not None and turn.is_workers:
+        if turn.death is None:
+            turn.death = error
+    elif turn is not None and turn.interrupt is None:
+        turn.interrupt = error
+    elif issubclass(type(error), KeyboardInterrupt) and PyThread_get_thread_ident() == _main_thread:
+        PyErr_SetInterrupt()                                    # as if it came a moment later
+    elif turn is None or turn.interrupt is not error:
+        _report(error, None)
+    return 0
+
+
 cdef void _add_note(object error, str note) noexcept:
     try:
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
     except BaseException:  # an exception class may forbid it; its own message is what matters
         pass
+
+
+cdef Visit _take_last(list visits):
+    """Take the last one out of a list that is not empty. Needs no memory, as list.pop() may: that makes the list smaller."""
+    cdef Py_ssize_t last = len(visits) - 1
+    cdef Visit visit = <Visit>visits[last]
+    Py_SET_SIZE(visits, last)
+    Py_DECREF(visit)                                            # ``visit`` holds it
+    return visit
+
+
+cdef int _take_out(list items, object item) noexcept:
+    """Take an object out of a list, whose order may change. Needs no memory, as list.remove() may, and compares nothing."""
+    cdef Py_ssize_t last = len(items) - 1
+    cdef Py_ssize_t index
+    for index in range(last + 1):
+        if items[index] is item:
+            tail = items[last]
+            items[index] = tail                                 # the caller holds ``item``: no destructor runs
+            Py_SET_SIZE(items, last)
+            Py_DECREF(tail)                                     # of the slot that is no more
+            return 1
+    return 0
 
 
 cdef inline int64_t _first_slice(int64_t deadline_ns) noexcept nogil:
@@ -576,24 +636,25 @@ cdef class Station:
         """Fail every queued request: as the pipe closes without draining, or because of how the node was ``lost``."""
         cdef Batch batch
         cdef Turn turn = Turn.__new__(Turn)
+        cdef Visit visit
         while True:
             with nogil:
                 self.desk.lock()
                 self.c_drain()
                 batch.first = NULL
                 if self.staged.first != NULL:
-                    self.c_take(&batch, self.staged.first.bucket, 0x7fffffff)
+                    self.c_take(&batch, self.staged.first.bucket, 1)
                 self.desk.unlock()
             if batch.first == NULL:
+                turn.c_raise_interrupt()
                 return
-            visits = _visits_of(&batch)
-            for visit in visits:
-                error = PipeClosed(why) if lost is None else (<Visit>visit).walk.engine.c_lost_error(<Visit>visit, lost)
-                (<Visit>visit).walk.engine.c_fail_visit(<Visit>visit, error, turn)
-                self.running.fetch_sub(1, memory_order_relaxed)
-                (<Visit>visit).walk.engine.c_queue_all(turn)    # a MapReduce may go on without its failed parts
-                (<Visit>visit).walk.engine.c_settle(turn)
-            (<Visit>visits[0]).walk.engine.c_send_back(visits, turn)
+            visit = _only_visit_of(&batch)
+            visit.walk.engine.c_fail_visit(visit, _closed_error(why) if lost is None else visit.walk.engine.c_lost_error(visit, lost),
+                                           turn)
+            self.running.fetch_sub(1, memory_order_relaxed)
+            visit.walk.engine.c_queue_all(turn)                 # a MapReduce may go on without its failed parts
+            visit.walk.engine.c_send_one_back(visit, turn)
+            visit.walk.engine.c_settle(turn)
             turn.wake()
 
     def stats(self):
@@ -758,7 +819,7 @@ cdef class Station:
         if batch.first == NULL:
             return None
         self.running.fetch_sub(1, memory_order_relaxed)
-        return <Visit>_visits_of(&batch)[0]
+        return _only_visit_of(&batch)
 
     cdef Visit c_take_oldest_of_all(self):
         """The same of the queues at all places of the node. At the front."""
@@ -819,8 +880,8 @@ cdef class Station:
             ghosts.count += 1
         self.queued.fetch_sub(ghosts.count, memory_order_seq_cst)
         self.desk.unlock()
-        if ghosts.first != NULL:
-            _visits_of(&ghosts)                                 # and drop them
+        while ghosts.first != NULL:
+            _first_visit_of(&ghosts)                            # and drop it
         return 0
 
     cdef c_bool c_holds(self, Walk walk):
@@ -846,7 +907,14 @@ cdef class Station:
 
     def give_up(self, int index):
         """Fail what a hung instance holds, and have it replaced."""
-        self.c_give_up(index)
+        for _attempt in range(MOST_ATTEMPTS):                    # it is decided (E8): nobody else does it
+            if self.held[index] is None:
+                return
+            try:
+                self.c_give_up(index)
+                return
+            except BaseException as error:                      # no memory: nothing has happened yet
+                _report(error, self)
 
     cdef int c_begin_batch(self, int index, int64_t now) noexcept:
         """From now on the watchdog looks at what runs in an instance."""
@@ -874,14 +942,17 @@ cdef class Station:
         cdef list visits
         visits, lost, instance, thread = self.held[index]
         engine = (<Visit>visits[0]).walk.engine
-        self.held[index] = None
         self.lives[index] += 1
+        self.held[index] = None                                 # decided: from here on nothing may fail
         events_notify(&self.workers, 0x7fffffff)                # for retire()
         self.hung += 1
         lost.abandoned = instance.backend
-        turn.settled, lost.settled = lost.settled, []           # what it has not handed out
-        turn.arrived, lost.arrived = lost.arrived, []
-        turn.ready, lost.ready = lost.ready, []
+        turn.settled_first = lost.settled_first                 # what it has not handed out
+        turn.settled_last = lost.settled_last
+        lost.settled_first = NULL
+        lost.settled_last = NULL
+        turn.arrived, lost.arrived = lost.arrived, turn.arrived
+        turn.ready, lost.ready = lost.ready, turn.ready
         turn.wakes.swap(lost.wakes)
         count = len(visits)
         self.running.fetch_sub(count, memory_order_relaxed)
@@ -895,8 +966,7 @@ cdef class Station:
                 if visit.is_held:
                     visit.is_held = False
                     self.requests_failed += 1
-                    error = BackendHung(f"the backend did not return within the hang_timeout of {self.hang_ns / 1e9:g} s", where)
-                    engine.c_fail_visit(visit, _with_batch(error, visit, self.numbers[index], count), turn)
+                    engine.c_fail_visit(visit, _hung_error(self, visit, index, count, where), turn)
             if engine.steppers:
                 engine.c_send_back(visits, turn)
             engine.c_queue_all(turn)
@@ -904,6 +974,7 @@ cdef class Station:
         finally:
             leave_frame(frame)
             turn.wake()
+        turn.c_report_interrupt()
         return 0
 
     # ---- measured costs ----------------------------------------------------------------------------------------
@@ -1289,8 +1360,26 @@ cdef list _visits_of(Batch* batch):
     return visits
 
 
-cdef int _leave_queue(Visit visit, Station station) except -1:
-    """Take a visit that was popped out of its station's books."""
+cdef Visit _first_visit_of(Batch* batch):
+    """Take one visit out of a batch that is not empty; the ticket's reference is given up. Needs no memory."""
+    cdef Ticket* ticket = batch.first
+    cdef Visit visit = <Visit>ticket.visit
+    batch.first = <Ticket*>ticket.next.load(memory_order_relaxed)
+    Py_DECREF(visit)                                            # E2: ``visit`` holds it now
+    _leave_queue(visit, visit.node.station)
+    return visit
+
+
+cdef Visit _only_visit_of(Batch* batch):
+    """The same of a batch of one; those who wait for room are told."""
+    cdef Visit visit = _first_visit_of(batch)
+    if visit.node.station.c_is_limited():
+        visit.node.station.c_tell_of_room()
+    return visit
+
+
+cdef int _leave_queue(Visit visit, Station station) noexcept:
+    """Take a visit that was popped out of its station's books. Needs no memory."""
     _release_bucket(visit)
     if not station.c_is_limited():
         return 0
@@ -1301,18 +1390,21 @@ cdef int _leave_queue(Visit visit, Station station) except -1:
     station.queued_bytes -= visit.size_bytes
     visit.size_bytes = 0
     if visit.walk.queued is not None:
-        visit.walk.queued.remove(visit)
+        _take_out(visit.walk.queued, visit)
     return 0
 
 
-cdef inline void _release_bucket(Visit visit) noexcept:
+cdef void _release_bucket(Visit visit) noexcept:
     cdef list entry = visit.bucket
     if entry is None:
         return
     visit.bucket = None
-    entry[1] -= 1
-    if entry[1] == 0 and visit.node.station.bucket_ids.get(entry[2]) is entry:
-        del visit.node.station.bucket_ids[entry[2]]
+    try:                                                        # a bucket's __hash__ and __eq__ may be a user's
+        entry[1] -= 1
+        if entry[1] == 0 and visit.node.station.bucket_ids.get(entry[2]) is entry:
+            del visit.node.station.bucket_ids[entry[2]]
+    except BaseException as error:
+        _report(error, visit.node.station)
 
 
 cdef c_bool _run_taken(Batch* batch, int worker, PyObject* station_pointer, PyObject* turn_pointer) noexcept nogil:
@@ -1336,25 +1428,39 @@ cdef int _run_taken_with_gil(Batch* batch, int worker, PyObject* station_pointer
 
 cdef int _fail_taken(Batch* batch, object cause, Turn turn) noexcept:
     """Fail what a worker has taken and cannot even list, because of what it met."""
-    cdef Ticket* ticket = batch.first
-    cdef Ticket* after
     cdef Visit visit
-    while ticket != NULL:
-        after = <Ticket*>ticket.next.load(memory_order_relaxed)
-        visit = <Visit>ticket.visit
-        Py_DECREF(visit)
-        _leave_queue(visit, visit.node.station)
+    while batch.first != NULL:
+        visit = _only_visit_of(batch)
         visit.walk.engine.c_fail_visit(visit, _death(cause), turn)
-        ticket = after
-    batch.first = NULL
+        visit.walk.engine.c_send_one_back(visit, turn)
     return 0
 
 
 cdef object _death(object cause):
-    """The error of a request that was in the hands of a thread which has met an error of its own."""
-    error = WorkerDied(f"the thread that had this request met {type(cause).__name__}: {text_of(cause)}")
-    error.__cause__ = cause
-    return error
+    """The error of a request that was in the hands of a thread which has met an error of its own. Raises nothing."""
+    try:
+        error = WorkerDied(f"the thread that had this request met {type(cause).__name__}: {text_of(cause)}")
+        error.__cause__ = _copy_of(cause)
+        return error
+    except BaseException as unexpected:                         # no memory for an error: then that is the error
+        return unexpected
+
+
+cdef object _closed_error(str why):
+    """A PipeClosed of a request's own. Raises nothing."""
+    try:
+        return PipeClosed(why)
+    except BaseException as unexpected:
+        return unexpected
+
+
+cdef object _hung_error(Station station, Visit visit, int index, int count, str where):
+    """A BackendHung of a request's own. Raises nothing."""
+    try:
+        error = BackendHung(f"the backend did not return within the hang_timeout of {station.hang_ns / 1e9:g} s", where)
+        return _with_batch(error, visit, station.numbers[index], count)
+    except BaseException as unexpected:
+        return unexpected
 
 
 cdef void station_serve_hold(Station station, Batch* batch, int worker, Turn turn) noexcept:
@@ -1384,14 +1490,17 @@ cdef void station_serve_hold(Station station, Batch* batch, int worker, Turn tur
             visits = []
             _fail_taken(batch, error, turn)
         if engine.called_first is not None:
-            engine.c_start_called_beside(station)
+            engine.c_start_called_beside(station, turn)
         if visits:
             instance = <Instance>(<Visit>visits[0]).node.instances[batch.instance]
-            if worker >= 0 and station.hang_ns > 0:
-                for visit in visits:
-                    visit.is_held = True
-                station.held[batch.instance] = visits, turn, instance, current_thread()
-                turn.is_guarded = True
+            if worker >= 0 and station.hang_ns > 0 and turn.death is None:
+                try:
+                    station.held[batch.instance] = visits, turn, instance, current_thread()
+                    turn.is_guarded = True
+                    for visit in visits:
+                        visit.is_held = True
+                except BaseException as error:                  # c_run_batch fails them
+                    turn.death = error
             engine.c_run_batch(station, instance, visits, turn)
             if turn.is_guarded:
                 if turn.abandoned is not None:
@@ -1415,7 +1524,7 @@ cdef void station_serve_hold(Station station, Batch* batch, int worker, Turn tur
         is_long = cost_ns == 0 or cost_ns > HANDOVER_NS or kernel_now_ns() - started > LONGEST_HELD_BACK_NS
         if is_long:
             turn.wake()
-        if turn.interrupt is not None or turn.death is not None or (is_long and turn.settled):
+        if turn.interrupt is not None or turn.death is not None or (is_long and turn.settled_first != NULL):
             break                                               # callbacks run with no token and no batch held
         if station.queued.load(memory_order_relaxed) == 0 or not station.c_try_take(batch, only, &verdict):
             break
@@ -1423,7 +1532,7 @@ cdef void station_serve_hold(Station station, Batch* batch, int worker, Turn tur
         _act_in(AT_RELEASE, turn)
     station.c_release_token(batch.instance)
     batch.instance = -1
-    if turn.settled or engine.called_first is not None:
+    if turn.settled_first != NULL or engine.called_first is not None:
         if worker >= 0:
             frame = enter_frame(<void*>engine, True, _greenlet())
             engine.c_settle(turn)
@@ -1693,7 +1802,7 @@ cdef class Waiter:
             self.state = GONE
             self.line.c_keep_promise()
             self.line.c_give_back(self.size_bytes)
-        self.engine.c_start_called()
+        self.engine.c_start_called(None)
         return True
 
     def cancel(self):
@@ -1707,7 +1816,13 @@ cdef class Waiter:
         if self.state == IN_LINE:
             error = self.engine.c_late_for_room(self)
             self.c_leave()
-            _settle_in_loop([(self.sink[1], self.request, error)])
+            for _attempt in range(MOST_ATTEMPTS):
+                try:
+                    outcomes = [(self.sink[1], self.request, error)]
+                    break
+                except BaseException as unexpected:             # no memory for a list: again
+                    _note_interrupt(None, unexpected)
+            _settle_in_loop(outcomes)
 
 
 @cython.final
@@ -1747,6 +1862,7 @@ cdef class Walk:
             if not self.engine.c_wait_inside(self, self.deadline_ns):
                 turn = Turn.__new__(Turn)
                 self.engine.c_expire(self, turn)
+                turn.c_raise_interrupt()
         except BaseException:
             self.engine.c_cancel(self)
             raise
@@ -1756,12 +1872,16 @@ cdef class Walk:
         """Give the request up; True if it had not ended. A backend never sees it if it is still queued."""
         return self.engine.c_cancel(self) == 1
 
-    def cancel_unstarted(self):
-        """The same, if no backend has begun with it: for its future, which is told of nothing more if this is True."""
-        if self.started:
-            return False
-        self.started = True                                     # so that nobody marks the future as running
-        return self.engine.c_cancel(self) == 1
+    def cancel_future(self, future):
+        """The same for a request's future, if no backend has begun with it; True if the future is cancelled."""
+        cdef Turn turn = Turn.__new__(Turn)
+        if not self.started:
+            self.started = True                                 # so that nobody marks the future as running
+            if self.engine.c_cancel(self) == 1:
+                _end_future(future, _CANCELLED, None, None, turn)
+                turn.c_raise_interrupt()
+                return True
+        return future.cancelled()
 
     @property
     def finished(self):
@@ -1793,7 +1913,39 @@ cdef class Turn:
     def __cinit__(self):
         self.arrived = []
         self.ready = []
-        self.settled = []
+
+    def __dealloc__(self):
+        while self.settled_first != NULL:                       # none is left, as a rule
+            _first_settled(self)
+
+    cdef void c_will_wake(self, Word* word) noexcept:
+        """Have a sleeping caller woken once the GIL is free."""
+        if not note_sleeper(self.wakes, word):
+            futex_wake(word, 1)
+
+    cdef void c_will_settle(self, Walk walk) noexcept:
+        """Have a future told of the end of its walk by c_settle."""
+        Py_INCREF(walk)
+        walk.settled_after = NULL
+        if self.settled_last == NULL:
+            self.settled_first = <PyObject*>walk
+        else:
+            (<Walk>self.settled_last).settled_after = <PyObject*>walk
+        self.settled_last = <PyObject*>walk
+
+    cdef int c_raise_interrupt(self) except -1:
+        """Raise what has hit this thread meanwhile, if something has."""
+        if self.interrupt is not None:
+            interrupt = self.interrupt
+            self.interrupt = None
+            raise interrupt
+        return 0
+
+    cdef void c_report_interrupt(self) noexcept:
+        """The same on a thread that nobody has called: tell sys.unraisablehook."""
+        if self.interrupt is not None:
+            _report(self.interrupt, None)
+            self.interrupt = None
 
     cdef void wake(self) noexcept nogil:
         cdef size_t i
@@ -1821,8 +1973,9 @@ cdef class Clock:
             heapify(self.timers)
             self.over = 0
         self.count += 1
-        walk.timer = [walk.deadline_ns, self.count, walk]
-        heappush(self.timers, walk.timer)
+        timer = [walk.deadline_ns, self.count, walk]
+        heappush(self.timers, timer)
+        walk.timer = timer
         if self.timers[0] is walk.timer:
             events_notify(&self.changed, 1)                     # the thread sleeps for longer than that
         return 0
@@ -1844,8 +1997,11 @@ cdef class Clock:
         want_precise_timers()
         while True:
             epoch = events_prepare(&self.changed)
-            while self.timers and (<list>self.timers[0])[0] <= now_ns():
-                timer = heappop(self.timers)
+            while self.timers and <int64_t>(<list>self.timers[0])[0] <= now_ns():
+                try:
+                    timer = heappop(self.timers)
+                except MemoryError:                             # nothing has happened: again
+                    continue
                 walk = <Walk>timer[2]
                 if walk is None:
                     self.over -= 1
@@ -1856,6 +2012,7 @@ cdef class Clock:
                 leave_frame(frame)
                 walk = None
                 turn.wake()
+                turn.c_report_interrupt()
             if self.stops.load(memory_order_seq_cst):
                 events_leave(&self.changed)
                 return
@@ -1968,11 +2125,15 @@ cdef void _give_up(PyObject* station, int index) noexcept with gil:
     cdef Visit visit
     if is_hooked(AT_HANG):
         _act_in(AT_HANG, None)
-    try:
-        visit = (<tuple>(<Station>station).held[index])[0][0]
-        visit.walk.engine._give_up(<Station>station, index)
-    except BaseException as error:
-        _report(error, <Station>station)
+    for _attempt in range(MOST_ATTEMPTS):                        # it is decided (E8): nobody else does it
+        if (<Station>station).held[index] is None:
+            return
+        try:
+            visit = (<tuple>(<Station>station).held[index])[0][0]
+            visit.walk.engine._give_up(<Station>station, index)
+            return
+        except BaseException as error:
+            _report(error, <Station>station)
 
 
 # =================================================================================================================
@@ -2031,13 +2192,16 @@ cdef class Stepper:
                 self.engine.c_fail_visit(visit, _with_place(error, visit.node), self.turn)
             try:
                 while self.turn.ready:
-                    self.c_run(<Visit>self.turn.ready.pop())
+                    self.c_run(_take_last(self.turn.ready))
             except BaseException:                               # a signal while it waited, or the observer
                 self.cancel()
                 raise
             finally:
                 self.engine.c_settle(self.turn)                 # others' requests, if this one has shed them
                 self.turn.wake()
+            if self.turn.interrupt is not None:
+                self.cancel()
+                self.turn.c_raise_interrupt()
             return True
         return False
 
@@ -2078,26 +2242,30 @@ cdef class Stepper:
                 if station.lost is not None:
                     engine.c_fail_visit(visit, engine.c_lost_error(visit, station.lost), self.turn)
                 return 0
-            if visit.walk.has_room:
-                _leave_room(visit.walk)
-                station.c_tell_of_room()
-            engine.c_start_called()
-            before = engine.steppers.get(PyThread_get_thread_ident())
-            engine.steppers[PyThread_get_thread_ident()] = self
             station.running.fetch_add(1, memory_order_relaxed)
             station.run_by_caller += 1
-            visit.stepper = self
             started = now_ns()
             try:
-                engine.c_run_batch(station, <Instance>visit.node.instances[index], [visit], self.turn)
+                if visit.walk.has_room:
+                    _leave_room(visit.walk)
+                    station.c_tell_of_room()
+                engine.c_start_called(self.turn)
+                visits = [visit]
+                thread = PyThread_get_thread_ident()
+                before = engine.steppers.get(thread)
+                engine.steppers[thread] = self
+                try:
+                    visit.stepper = self
+                    engine.c_run_batch(station, <Instance>visit.node.instances[index], visits, self.turn)
+                finally:
+                    visit.stepper = None
+                    if before is None:
+                        del engine.steppers[thread]
+                    else:
+                        engine.steppers[thread] = before
             finally:
-                visit.stepper = None
                 station.running.fetch_sub(1, memory_order_relaxed)
                 station.c_release_token(index)
-                if before is None:
-                    del engine.steppers[PyThread_get_thread_ident()]
-                else:
-                    engine.steppers[PyThread_get_thread_ident()] = before
         failure = visit.failure
         visit.failure = None
         if self.turn.observer is not None:
@@ -2116,7 +2284,7 @@ cdef class Stepper:
         try:
             if not self.engine.c_queue(visit, self.turn, True):
                 return 0
-            self.engine.c_start_called()
+            self.engine.c_start_called(self.turn)
             while self.returned.load(memory_order_acquire) != SET and not self.c_is_over(visit):
                 until = self.c_slice_end()
                 with nogil:
@@ -2143,8 +2311,8 @@ cdef class Stepper:
         cdef int index = -1
         cdef int64_t until
         cdef uint32_t epoch
-        station.wanted.fetch_add(1, memory_order_seq_cst)
         station.waiting_alone.append(visit)
+        station.wanted.fetch_add(1, memory_order_seq_cst)
         try:
             while True:
                 epoch = events_prepare(&station.workers)
@@ -2157,7 +2325,7 @@ cdef class Stepper:
                     events_sleep(&station.workers, epoch, until)
                 PyErr_CheckSignals()
         finally:
-            station.waiting_alone.remove(visit)
+            _take_out(station.waiting_alone, visit)
             station.wanted.fetch_sub(1, memory_order_seq_cst)
             if index < 0:
                 station.c_notify()                              # a wake-up that was a worker's may have come here
@@ -2315,10 +2483,12 @@ cdef class Engine:
         walk = self.c_admit(self.c_entry(request, entry), request, SINK_CALLER, None, terms)
         self.c_start_walk(walk, turn)
         self.c_run_ready(turn)
-        if walk.word.load(memory_order_acquire) != SET:
+        if walk.word.load(memory_order_acquire) != SET or turn.interrupt is not None:
             try:
+                turn.c_raise_interrupt()
                 if not self.c_wait_inside(walk, walk.deadline_ns):
                     self.c_expire(walk, turn)
+                    turn.c_raise_interrupt()
             except BaseException:
                 self.c_cancel(walk)
                 raise
@@ -2348,6 +2518,9 @@ cdef class Engine:
             self.c_enter(visit, turn)
         except BaseException as error:
             self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+        except:  # no-cython-lint: E722
+            # See _no_memory.
+            self.c_fail_visit(visit, _no_memory, turn)
         return self.c_enter_arrived(turn)
 
     def _call_eager(self, requests, Terms terms, name):
@@ -2382,56 +2555,56 @@ cdef class Engine:
 
     def _call_many(self, requests, Terms terms, name):
         cdef Turn turn = Turn.__new__(Turn)
-        cdef list walks = []
+        cdef list walks
         cdef list errors = []
         cdef dict refused = {}                                  # index -> why it was not let in
         cdef Walk walk
         cdef Visit visit
         cdef int index
+        cdef Py_ssize_t count = 0                                       # of those that are admitted
         self.c_check_may_wait()
         if not isinstance(requests, (list, tuple)):
             self.c_entry(requests, name)                        # says what a request is
         entries = [self.c_entry(request, name) for request in requests]     # all mistakes before the first is admitted
+        walks = [None] * len(entries)                                   # now: who is admitted must be found in it
         try:
             for index, (entry, request) in enumerate(zip(entries, requests)):
                 try:
-                    walks.append(self.c_admit(entry, request, SINK_CALLER, None, terms))
-                    (<Walk>walks[len(walks) - 1]).lister = <PyObject*>turn
+                    walks[count] = self.c_admit(entry, request, SINK_CALLER, None, terms)
+                    (<Walk>walks[count]).lister = <PyObject*>turn
+                    count += 1
                 except PipeClosed:                                      # nothing that follows has a chance
                     raise
                 except Exception as error:                              # no room, or no time left
                     refused[index] = error
                     continue
                 if (<Entry>entry).line is not None:             # waiting for room, workers must have something to do
-                    self.c_start_walk(<Walk>walks[len(walks) - 1], turn)
+                    self.c_start_walk(<Walk>walks[count - 1], turn)
                     self.c_queue_all(turn)
                     self.c_settle(turn)                         # others' requests, which it has shed
-            for walk in walks:
+            for index in range(count):
+                walk = <Walk>walks[index]
                 if walk.entry.line is None:
                     self.c_start_walk(walk, turn)
-        except BaseException:                                           # closed in the middle, a signal, or out of memory
-            for walk in walks:
-                self.c_cancel(walk)
-            self.c_settle(turn)                                         # others' requests, which it has shed
+            if len(turn.ready) == 1:
+                self.c_run_ready(turn)
+            elif turn.ready:
+                visit = <Visit>turn.ready[0]
+                self.c_queue_all(turn)
+                self.c_help(visit.node.station, <Walk>walks[count - 1], turn)
+            self.c_settle(turn)
             turn.wake()
-            raise
-        if len(turn.ready) == 1:
-            self.c_run_ready(turn)
-        elif turn.ready:
-            visit = <Visit>turn.ready[0]
-            self.c_queue_all(turn)
-            self._help(visit.node.station, <Walk>walks[len(walks) - 1], turn)
-        self.c_settle(turn)
-        turn.wake()
-        try:
-            if turn.interrupt is not None:
-                raise turn.interrupt
-            for walk in walks:
+            turn.c_raise_interrupt()
+            for index in range(count):
+                walk = <Walk>walks[index]
                 if not self.c_wait_inside(walk, walk.deadline_ns):
                     self.c_expire(walk, turn)
-        except BaseException:
-            for walk in walks:
-                self.c_cancel(walk)
+                    turn.c_raise_interrupt()
+        except BaseException:                                           # closed in the middle, a signal, no memory
+            for index in range(count):
+                self.c_cancel(<Walk>walks[index])
+            self.c_settle(turn)                                         # others' requests, which it has shed
+            turn.wake()
             raise
         let_in = iter(walks)
         for index in range(len(entries)):
@@ -2440,21 +2613,22 @@ cdef class Engine:
         _raise_errors(errors, len(entries))
         return requests
 
-    def _help(self, Station station, Walk last, Turn turn):
+    cdef int c_help(self, Station station, Walk last, Turn turn) noexcept:
         """Run batches of a station on this thread until ``last`` has ended or there is none to run."""
         cdef Batch batch
         cdef Verdict verdict
         if station.workers_only:
-            return
+            return 0
         turn.helps = True
         while turn.interrupt is None and last.word.load(memory_order_acquire) != SET:
             batch.instance = -1
             if not station.c_try_take(&batch, -1, &verdict):
-                return
+                return 0
             station.run_by_caller += batch.count
             station_serve_hold(station, &batch, -1, turn)
             turn.wake()
         turn.helps = False
+        return 0
 
     def _submit(self, request, future, timeout, priority, name=None):
         """Start a request whose outcome goes to a ``RequestFuture``."""
@@ -2476,11 +2650,14 @@ cdef class Engine:
         return _terms(self, timeout, priority)
 
     cdef object c_late_for_room(self, Waiter waiter):
-        """Refuse a request that has waited for room until its time was over: return the error."""
+        """Refuse a request that has waited for room until its time was over: return the error. Raises nothing."""
         cdef Station gate = waiter.line.c_gate_of_first()
         self.refused += 1
-        where = "in the pipe" if gate is self.gate else f"in the queue of node {gate.name!r}"
-        return RequestTimeout(f"the request waited {waiter.terms.timeout_s:g} s for room {where}")
+        try:
+            where = "in the pipe" if gate is self.gate else f"in the queue of node {gate.name!r}"
+            return RequestTimeout(f"the request waited {waiter.terms.timeout_s:g} s for room {where}")
+        except BaseException as unexpected:                     # no memory for it: then that is the error
+            return unexpected
 
     cdef object c_start_detached(self, request, given, uint8_t sink_kind, object sink, Terms terms, name, c_bool is_patient):
         """Start a request for which no thread waits: its walk. A coroutine's that has to wait for room: its Waiter."""
@@ -2514,13 +2691,16 @@ cdef class Engine:
         self.c_start_admitted(walk, turn)
         self.c_settle(turn)
         turn.wake()
+        if turn.interrupt is not None:                          # its caller will have no future: nobody waits for it
+            self.c_cancel(walk)
+            turn.c_raise_interrupt()
         return walk
 
     cdef int c_start_admitted(self, Walk walk, Turn turn) except -1:
         """Send a request on its way for which no thread waits, or none on this thread."""
-        if walk.sink_kind == SINK_FUTURE:
-            walk.sink.walk = walk
         try:
+            if walk.sink_kind == SINK_FUTURE:
+                walk.sink.walk = walk
             if walk.deadline_ns >= 0 and walk.sink_kind != SINK_CALLER:
                 self.clock.c_add(walk)
         except BaseException:                                   # out of memory: the walk must not stay in the books
@@ -2534,36 +2714,30 @@ cdef class Engine:
         order. Once a part has failed, the rest of its request's are dropped, unless failures are kept. ``reasons`` gets, for
         each of the requests, what its why_no_result() is if that is its parts' doing."""
         cdef Turn turn = Turn.__new__(Turn)
-        cdef list walks = []
+        cdef list walks = [_new_walk(self, entry, part, SINK_CALLER, None) for parts in splits for part in parts]
+        cdef list answers = []
         cdef Walk walk
         cdef Stepper outer = <Stepper>self.steppers.get(PyThread_get_thread_ident()) if self.steppers else None
         cdef int start = 0
         cdef list own
+        if self.gave_up:                                                # closing goes on with what has begun; this not
+            raise PipeClosed("the pipe was closed before the request ended")
+        for walk in walks:                                              # no code of users may run in here
+            walk.is_part = True
+            self.accepted += 1
+            self.c_link(walk)
         try:
-            for part in [part for parts in splits for part in parts]:
-                walk = _new_walk(self, entry, part, SINK_CALLER, None)
-                walk.is_part = True
-                if self.gave_up:                                        # closing goes on with what has begun; this not
-                    raise PipeClosed("the pipe was closed before the request ended")
-                self.accepted += 1
-                self.c_link(walk)
-                walks.append(walk)
             if outer is not None:                                       # one after the other, on this thread
                 for walk in walks:
                     _run_in_steps(self, walk, outer.turn.observer)
             if outer is None:
                 for walk in walks:
                     self.c_start_part(walk, turn)
-        except BaseException:
-            for walk in walks:
-                self.c_cancel(walk)
-            raise
-        self.c_enter_arrived(turn)
-        if len(turn.ready) > 1:
-            self.c_queue_all(turn)
-        self.c_run_ready(turn)
-        answers = []
-        try:
+            self.c_enter_arrived(turn)
+            if len(turn.ready) > 1:
+                self.c_queue_all(turn)
+            self.c_run_ready(turn)
+            turn.c_raise_interrupt()
             for parts in splits:
                 own = walks[start:start + len(parts)]
                 start += len(parts)
@@ -2578,6 +2752,8 @@ cdef class Engine:
                     reasons.append(_why_of_parts(own))
         except BaseException:
             self.c_drop(walks)
+            self.c_settle(turn)
+            turn.wake()
             raise
         return answers
 
@@ -2620,7 +2796,7 @@ cdef class Engine:
                 if deadline_ns >= 0 and now_ns() >= deadline_ns:
                     return 0
         finally:
-            self.waits_inside.remove(wait)
+            _take_out(self.waits_inside, wait)
 
     cdef object c_call_loop(self, tuple wait):
         """The error of a backend which waits for what only nodes can do whose instances all wait so; None: it may go on.
@@ -2736,7 +2912,7 @@ cdef class Engine:
             walk = self.c_admit_now(entry, request, sink_kind, sink, terms)
         except BaseException:
             line.c_give_back(size_bytes)
-            self.c_start_called()
+            self.c_start_called(None)
             raise
         walk.has_room = line.home is not None
         walk.room_bytes = size_bytes
@@ -2752,7 +2928,7 @@ cdef class Engine:
         if self.recorder is not None:
             try:
                 walk.recorded = self.recorder.begin(request, None if entry is self.only_entry else entry.node.name)
-            except BaseException as error:
+            except Exception as error:
                 _report(error, self.recorder)
         self.c_check_open()                                     # again: all of this may have run user code, or a destructor
         self.accepted += 1
@@ -2821,7 +2997,7 @@ cdef class Engine:
         cdef c_bool serves_signals = PyThread_get_thread_ident() == _main_thread
         try:
             while waiter.state == IN_LINE:
-                self.c_start_called()                           # this thread may have made room for others
+                self.c_start_called(None)                           # this thread may have made room for others
                 if inside:
                     gate = line.c_gate_of_first()
                     if wait is None or wait[0] is not gate:
@@ -2839,7 +3015,7 @@ cdef class Engine:
                         error = self.c_call_loop(wait)
                 finally:
                     if wait is not None:
-                        self.waits_inside.remove(wait)
+                        _take_out(self.waits_inside, wait)
                 if waiter.state != IN_LINE:
                     break
                 if error is not None:
@@ -2851,7 +3027,7 @@ cdef class Engine:
                     line.c_unlink(waiter)
                     waiter.state = AWAY
                     line.c_serve()
-                    self.c_start_called()
+                    self.c_start_called(None)
                     PyErr_CheckSignals()
                     self.c_check_open()
                     line.c_join(waiter)
@@ -2868,38 +3044,52 @@ cdef class Engine:
         line.c_keep_promise()
         return 0
 
-    cdef int c_start_called(self) noexcept:
-        """Start the requests of coroutines that have been let in. Whoever makes room does so: their loops may be busy, or gone."""
+    cdef int c_start_called(self, Turn turn) noexcept:
+        """Start the requests of coroutines that have been let in. Whoever makes room does so: their loops may be busy, or gone.
+
+        ``turn``: this thread's, which is told of what hits it meanwhile; None if it has none.
+        """
         cdef Waiter waiter
-        cdef Turn turn
+        cdef Turn own
         while self.called_first is not None:
             waiter = self.called_first
             self.called_first = waiter.next
             waiter.next = None
             if self.called_first is None:
                 self.called_last = None
-            turn = None
+            own = None
             try:
-                turn = Turn.__new__(Turn)
-                self.c_start_waiter(waiter, turn)
-            except BaseException as error:
-                _tell_waiter(waiter, error)
+                own = Turn.__new__(Turn)
+                own.is_workers = turn is not None and turn.is_workers
+                self.c_start_waiter(waiter, own)
+            except Exception as error:
+                _tell_waiter(waiter, error, turn)
+            except BaseException as error:                      # it has hit this thread, not the request
+                _tell_waiter(waiter, _death(error), turn)
+                _note_interrupt(turn, error)
+            except:  # no-cython-lint: E722
+                # See _no_memory.
+                _tell_waiter(waiter, _no_memory, turn)
             if waiter.is_booked:                                # it does not come: cancelled, or there is no memory
                 waiter.is_booked = False
                 waiter.line.c_keep_promise()
                 waiter.line.c_give_back(waiter.size_bytes)
-            if turn is not None:
-                self.c_hand_out(turn)
-                turn.wake()
+            if own is not None:
+                self.c_hand_out(own)
+                own.wake()
+                if own.death is not None:
+                    _note_interrupt(turn, own.death)
+                if own.interrupt is not None:
+                    _note_interrupt(turn, own.interrupt)
         return 0
 
-    cdef int c_start_called_beside(self, Station station) noexcept:
+    cdef int c_start_called_beside(self, Station station, Turn turn) noexcept:
         """The same on a thread that holds a token of a station, and is about to run a batch: filters that are asked now do not
         wait for it."""
         cdef Frame* frame = enter_frame(<void*>self, False, _greenlet())
         if frame != NULL:
             frame.station = <void*>station
-        self.c_start_called()
+        self.c_start_called(turn)
         leave_frame(frame)
         return 0
 
@@ -2923,6 +3113,7 @@ cdef class Engine:
         return self.c_start_admitted(waiter.walk, turn)
 
     cdef void c_link(self, Walk walk) noexcept:
+        Py_INCREF(walk)                                         # E9: the list owns it
         walk.older = self.newest
         if self.newest != NULL:
             (<Walk>self.newest).newer = <PyObject*>walk
@@ -2930,7 +3121,7 @@ cdef class Engine:
         self.in_flight += 1
 
     cdef void c_unlink(self, Walk walk) noexcept:
-        """Take an ended walk off the list of live ones, and tell close() if it was the last."""
+        """Take an ended walk off the list of live ones, and tell close() if it was the last. The caller holds the walk."""
         if walk.newer != NULL:
             (<Walk>walk.newer).older = walk.older
         else:
@@ -2942,6 +3133,7 @@ cdef class Engine:
         self.in_flight -= 1
         if self.closing and self.in_flight == 0:
             events_notify(&self.drained, 0x7fffffff)
+        Py_DECREF(walk)
 
     # ---- walking the graph; all of it under the GIL --------------------------------------------------------------
 
@@ -3004,10 +3196,10 @@ cdef class Engine:
         cdef Station station
         try:
             visit.node = _twin_for(self, node, visit.request)
+            node.station.next_twin = (node.twins.index(visit.node) + 1) % len(node.twins)
         except BaseException as error:
             self.c_fail_visit(visit, _with_place(error, node), turn)
             return False
-        node.station.next_twin = (node.twins.index(visit.node) + 1) % len(node.twins)
         station = visit.node.station
         if visit.way == ENTERED:                                # its caller is likely to come back to that place
             visit.walk.home = station
@@ -3039,6 +3231,9 @@ cdef class Engine:
                 self.c_enter(visit, turn)
             except BaseException as error:
                 self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+            except:  # no-cython-lint: E722
+                # See _no_memory.
+                self.c_fail_visit(visit, _no_memory, turn)
         if index > 0:
             turn.arrived.clear()
         return 0
@@ -3258,23 +3453,26 @@ cdef class Engine:
         cdef Gather gather = <Gather>part.sink
         cdef Node node = gather.visit.node
         gather.left -= 1
-        if part.error is None:
-            gather.answers[part.sink_index] = part.request
-            if "result" not in part.request:
-                if part.without is None or part.without[1] == "":
-                    gather.has_let_go = True
-                elif gather.without is None:
-                    gather.without = part.without
-        elif node.subgraph.keeps_failures:
-            gather.answers[part.sink_index] = part.error
-        else:
-            _add_note(part.error, f"fastpipe: part {part.sink_index} of node {node.name!r}")
-            return self.c_fail_visit(gather.visit, part.error, turn)
-        if gather.left == 0:
-            try:
+        try:
+            if part.error is None:
+                gather.answers[part.sink_index] = part.request
+                if "result" not in part.request:
+                    if part.without is None or part.without[1] == "":
+                        gather.has_let_go = True
+                    elif gather.without is None:
+                        gather.without = part.without
+            elif node.subgraph.keeps_failures:
+                gather.answers[part.sink_index] = part.error
+            else:
+                _note_part(part, node)
+                return self.c_fail_visit(gather.visit, part.error, turn)
+            if gather.left == 0:
                 self.c_merge(gather, turn)
-            except BaseException as error:
-                self.c_fail_visit(gather.visit, _with_place(error, node), turn)
+        except BaseException as error:
+            self.c_fail_visit(gather.visit, _with_place(error, node), turn)
+        except:  # no-cython-lint: E722
+            # See _no_memory.
+            self.c_fail_visit(gather.visit, _no_memory, turn)
         return 0
 
     # ---- ends --------------------------------------------------------------------------------------------------
@@ -3285,13 +3483,15 @@ cdef class Engine:
             return self.c_fail(walk, _late_error(walk), turn)   # a moment too late is too late: a backend may have given up
         if is_hooked(AT_END):
             _act_in(AT_END, turn)
-        if not self.c_begin(walk) or not walk.c_end(DONE):
+        if not self.c_begin(walk, turn) or not walk.c_end(DONE):
             return 0
         self.c_count_out(walk)
         try:
             _write_back(walk, answer)
         except BaseException as error:                          # a subclass of dict may do as it likes
             walk.error = error
+            if issubclass(type(error), KeyboardInterrupt) and PyThread_get_thread_ident() == _main_thread:
+                _note_interrupt(turn, error)
             if walk.sink_kind != SINK_GATHER:
                 self.done -= 1
                 self.failed += 1
@@ -3302,16 +3502,20 @@ cdef class Engine:
         """End a walk with an exception, once (E1)."""
         if is_hooked(AT_END):
             _act_in(AT_END, turn)
-        if not self.c_begin(walk) or not walk.c_end(FAILED):
+        if not self.c_begin(walk, turn) or not walk.c_end(FAILED):
             return 0
         walk.error = error
         self.c_count_out(walk)
         if walk.sink_kind != SINK_GATHER:
             self.failed_by[_reason_of(error)] += 1
+        if issubclass(type(error), KeyboardInterrupt) and PyThread_get_thread_ident() == _main_thread:
+            _note_interrupt(turn, error)                        # Ctrl-C: not only for whoever waits for this request
         try:
             _write_back(walk, None)
-        except BaseException as unexpected:
+        except Exception as unexpected:
             _report(unexpected, type(walk.request))
+        except BaseException as unexpected:
+            _note_interrupt(turn, unexpected)
         return self.c_deliver(walk, turn)
 
     cdef int c_fail_visit(self, Visit visit, object error, Turn turn) noexcept:
@@ -3332,15 +3536,15 @@ cdef class Engine:
         if word_set(&walk.word):
             futex_wake(&walk.word, 1)
         self.c_tell_of_places(walk)
-        self.c_start_called()
+        self.c_start_called(None)
         return 1
 
-    cdef c_bool c_begin(self, Walk walk) noexcept:
+    cdef c_bool c_begin(self, Walk walk, Turn turn) noexcept:
         """Mark a future as running before its walk's first batch, or its end; False if its owner has cancelled it."""
         if walk.started or walk.sink_kind != SINK_FUTURE:
             return True
         walk.started = True
-        if _mark_running(walk.sink):
+        if _start_future(walk.sink, turn):
             return True
         self.c_cancel(walk)
         return False
@@ -3381,18 +3585,18 @@ cdef class Engine:
     cdef int c_tell_of_places(self, Walk walk) noexcept:
         """A walk has ended: let those look again who wait for a place that it held."""
         cdef Visit visit
-        try:
-            if walk.is_counted:
-                self.gate.c_tell_of_room()
-            if walk.home is not None and walk.home.c_is_limited():
-                walk.home.c_tell_of_room()
-            if walk.queued is not None:
-                for visit in walk.queued:
+        if walk.is_counted:
+            self.gate.c_tell_of_room()
+        if walk.home is not None and walk.home.c_is_limited():
+            walk.home.c_tell_of_room()
+        if walk.queued is not None:
+            for visit in walk.queued:
+                try:
                     visit.node.station.c_sweep()
-                    visit.node.station.c_tell_of_room()
-                walk.queued = None
-        except BaseException as error:
-            _report(error, self.gate)
+                except BaseException as error:
+                    _report(error, self)
+                visit.node.station.c_tell_of_room()
+            walk.queued = None
         return 0
 
     cdef int c_deliver(self, Walk walk, Turn turn) noexcept:
@@ -3408,58 +3612,77 @@ cdef class Engine:
         if walk.recorded is not None:
             try:
                 self.recorder.end(walk.recorded, walk.request, walk.error)
-            except BaseException as error:
+            except Exception as error:
                 _report(error, self.recorder)
+            except BaseException as error:
+                _note_interrupt(turn, error)
         if is_hooked(AT_ENDED):
             _act_in(AT_ENDED, turn)
         if walk.sink_kind != SINK_CALLER:
-            turn.settled.append(walk)
+            turn.c_will_settle(walk)
         if word_set(&walk.word):
-            turn.wakes.push_back(&walk.word)
+            turn.c_will_wake(&walk.word)
         return 0
 
     cdef int c_settle(self, Turn turn) noexcept:
         """Start what has been let in, and hand outcomes to futures. No token of ours is needed."""
         if self.called_first is not None:
-            self.c_start_called()
-        return self.c_hand_out(turn) if turn.settled else 0
+            self.c_start_called(turn)
+        return self.c_hand_out(turn) if turn.settled_first != NULL else 0
 
     cdef int c_hand_out(self, Turn turn) noexcept:
         """Hand outcomes to futures: this runs callbacks that users have attached."""
         cdef Walk walk
-        cdef dict loops = None
-        cdef list settled = turn.settled
-        if not settled:
-            return 0
-        turn.settled = []
-        for walk in settled:
-            try:
-                if walk.sink_kind == SINK_FUTURE:
-                    walk.sink.walk = None                       # whoever keeps the future keeps no pipe alive
-                    if walk.error is None:
-                        walk.sink.set_result(walk.request)
-                    else:
-                        walk.sink.set_exception(walk.error)
-                else:
-                    loop, future = walk.sink
-                    if loops is None:
-                        loops = {}
-                    loops.setdefault(loop, []).append((future, walk.request, walk.error))
-            except BaseException as error:
-                # Cancelled by its owner in the meantime (InvalidStateError): nobody waits for this outcome.
-                if not type(error).__name__ == "InvalidStateError":
-                    _report(error, walk.sink)
-                elif walk.sink_kind == SINK_FUTURE:
-                    _mark_running(walk.sink)                    # tells those who wait for the future
+        while turn.settled_first != NULL:
+            walk = <Walk>turn.settled_first
+            if walk.sink_kind == SINK_ASYNCIO:
+                self.c_settle_in((<tuple>walk.sink)[0], turn)
+                continue
+            walk = _first_settled(turn)
+            if walk.error is None:
+                _end_future(walk.sink, _FINISHED, walk.request, None, turn)
+            else:
+                _end_future(walk.sink, _FINISHED, None, walk.error, turn)
             walk.sink = None                                    # breaks the cycle future -> callback -> walk -> future
-        if loops is not None:
-            for loop, outcomes in loops.items():
-                try:
-                    loop.call_soon_threadsafe(_settle_in_loop, outcomes)
-                except RuntimeError:                            # the loop is closed: nobody is there to be told
-                    pass
-                except BaseException as error:
-                    _report(error, loop)
+        return 0
+
+    cdef int c_settle_in(self, object loop, Turn turn) noexcept:
+        """The same for all the futures of an event loop: its thread does it, in one go."""
+        cdef list outcomes
+        cdef PyObject* each
+        cdef Walk walk
+        cdef Walk before = None
+        cdef int _attempt
+        for _attempt in range(MOST_ATTEMPTS):
+            try:
+                outcomes = []
+                each = turn.settled_first
+                while each != NULL:
+                    walk = <Walk>each
+                    if walk.sink_kind == SINK_ASYNCIO and (<tuple>walk.sink)[0] is loop:
+                        outcomes.append(((<tuple>walk.sink)[1], walk.request, walk.error))
+                    each = walk.settled_after
+                loop.call_soon_threadsafe(_settle_in_loop, outcomes)
+                break
+            except RuntimeError:                                # the loop is closed: nobody is there to be told
+                break
+            except BaseException as error:                      # if it was done all the same, twice does no harm
+                _note_interrupt(turn, error)
+        each = turn.settled_first
+        while each != NULL:
+            walk = <Walk>each
+            each = walk.settled_after
+            if walk.sink_kind != SINK_ASYNCIO or (<tuple>walk.sink)[0] is not loop:
+                before = walk
+                continue
+            if before is None:
+                turn.settled_first = each
+            else:
+                before.settled_after = each
+            if each == NULL:
+                turn.settled_last = <PyObject*>before if before is not None else NULL
+            Py_DECREF(walk)                                     # ``walk`` holds it
+            walk.sink = None
         return 0
 
     # ---- running -----------------------------------------------------------------------------------------------
@@ -3473,18 +3696,24 @@ cdef class Engine:
             self.c_advance(visit, self.c_exit(visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
         except BaseException as error:
             self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+        except:  # no-cython-lint: E722
+            # See _no_memory.
+            self.c_fail_visit(visit, _no_memory, turn)
         return 0
 
     cdef int c_send_back(self, list visits, Turn turn) noexcept:
         """Tell steppers that a worker is done with their visits."""
         cdef Visit visit
-        cdef Stepper stepper
         for visit in visits:
-            stepper = visit.stepper
-            if stepper is not None:
-                visit.stepper = None
-                if word_set(&stepper.returned):
-                    turn.wakes.push_back(&stepper.returned)
+            self.c_send_one_back(visit, turn)
+        return 0
+
+    cdef int c_send_one_back(self, Visit visit, Turn turn) noexcept:
+        cdef Stepper stepper = visit.stepper
+        if stepper is not None:
+            visit.stepper = None
+            if word_set(&stepper.returned):
+                turn.c_will_wake(&stepper.returned)
         return 0
 
     cdef c_bool c_claim(self, Visit visit, Turn turn) except *:
@@ -3497,7 +3726,7 @@ cdef class Engine:
             if visit.walk.sink_kind != SINK_GATHER:             # a part ends with the whole, whose time is over, too
                 self.c_fail(visit.walk, _late_error(visit.walk), turn)
             return False
-        return self.c_begin(visit.walk)
+        return self.c_begin(visit.walk, turn)
 
     cdef int c_run_batch(self, Station station, Instance instance, list visits, Turn turn) noexcept:
         """Run visits in an instance whose token is held, and send each on or fail it."""
@@ -3513,6 +3742,9 @@ cdef class Engine:
                 cause = unexpected
                 if turn.is_workers:
                     turn.death = unexpected
+            except:  # no-cython-lint: E722
+                # See _no_memory.
+                cause = _no_memory
         for visit in visits:
             self.c_fail_visit(visit, _death(cause), turn)
         return 0
@@ -3569,6 +3801,9 @@ cdef class Engine:
                                      "fill in request['result'] and return nothing")
         except BaseException as caught:
             error = caught
+        except:  # no-cython-lint: E722
+            # Lost on the way, for want of memory.
+            error = _no_memory
         elapsed_ns = kernel_now_ns() - elapsed_ns
         if turn.is_guarded and not station.c_end_batch(instance.index, turn, started):
             return 0
@@ -3588,24 +3823,31 @@ cdef class Engine:
             self.c_file_failures(station, instance, alive, batch, before, refusal, error, turn)
         except BaseException as unexpected:                     # exceptions may be as odd as their classes
             for visit in alive:
-                self.c_fail_visit(visit, unexpected, turn)
+                self.c_fail_visit(visit, _copy_of(unexpected), turn)
+        except:  # no-cython-lint: E722
+            # See _no_memory.
+            for visit in alive:
+                self.c_fail_visit(visit, _no_memory, turn)
         return 0
 
     cdef int c_file_failures(self, Station station, Instance instance, list alive, list batch, list before, str refusal,
                              object error, Turn turn) except -1:
-        """Decide what an exception of a batch means for each of its requests."""
+        """Decide what an exception of a batch means for each of its requests: each gets one of its own."""
         cdef Visit visit
         cdef int index
         cdef int number = station.numbers[instance.index]
         cdef int count = len(alive)
         cdef object lost = None
         cdef dict errors
+        cdef list halves
+        cdef object traceback
         if issubclass(type(error), ItemErrors):
             errors = _checked_item_errors(error, batch, alive)
             for each in errors.values():                        # a container's, whose child has said so
                 if is_device_lost(each, instance.backend):
                     station.lost = lost = each
                     break
+            each = None
             for index in range(count):
                 if index not in errors:
                     self.c_note_result(<Visit>alive[index], instance.backend)
@@ -3614,7 +3856,11 @@ cdef class Engine:
                 if index in errors:
                     each = errors[index] if lost is None else self.c_lost_error(visit, lost)
                     station.requests_failed += 1
-                    self.c_fail_visit(visit, _with_batch(each, visit, number, count), turn)
+                    own = errors[index] if lost is None else self.c_lost_error(visit, lost)
+                    # Held by ``errors`` and ``own``; by others it is if it was named for several, or is kept in the backend.
+                    if lost is None and Py_REFCNT(own) > 2:
+                        own = _copy_of(own)
+                    self.c_fail_visit(visit, _with_batch(own, visit, number, count), turn)
                 else:
                     self.c_step(visit, turn)
             return 0
@@ -3630,26 +3876,37 @@ cdef class Engine:
         if count > 1 and before is not None and (<Visit>alive[0]).node.retry_alone:
             if is_out_of_memory(error):                         # half as many may fit
                 station.halved += 1
+                halves = [alive[:count // 2], alive[count // 2:]]       # first: what is run is not to fail for want of a list
+                index = 0
                 # The second half is put back when its turn comes: what it shares with the first, that may have changed.
-                for start, end in ((0, count // 2), (count // 2, count)):
+                for half in halves:
                     if turn.abandoned is not None:              # E8
                         return 0
-                    for visit, content in zip(alive[start:end], before[start:end]):
-                        _restore(visit, content)
-                    self.c_run_batch(station, instance, alive[start:end], turn)
+                    for visit in <list>half:
+                        _restore(visit, before[index])
+                        index += 1
+                    self.c_run_batch(station, instance, <list>half, turn)
                 return 0
+            halves = [[visit] for visit in alive]
             for index in range(count):
                 if turn.abandoned is not None:                  # E8
                     return 0
-                visit = <Visit>alive[index]
-                _restore(visit, before[index])
-                self.c_run_batch(station, instance, [visit], turn)
+                _restore(<Visit>alive[index], before[index])
+                self.c_run_batch(station, instance, <list>halves[index], turn)
             return 0
         if count > 1 and refusal is not None and (<Visit>alive[0]).node.retry_alone:
             _add_note(error, f"fastpipe: the batch was not run again one by one: {refusal}")
+        # c_run_claimed holds it, and nobody else does, as a rule. A backend that keeps it may raise it again, for others.
+        if Py_REFCNT(error) == 1 and count == 1:
+            own = error
+        else:
+            traceback = _traceback_for_copies(error)
+            own = None
         for visit in alive:
             station.requests_failed += 1
-            self.c_fail_visit(visit, _with_batch(error, visit, number, count), turn)
+            self.c_fail_visit(visit, _with_batch(_copy_of(error) if own is None else own, visit, number, count), turn)
+        if own is None:
+            error.__traceback__ = traceback
         return 0
 
     cdef int c_put_back(self, list alive, list before, str refusal, object interrupt, Turn turn) except -1:
@@ -3674,13 +3931,17 @@ cdef class Engine:
 
     cdef object c_lost_error(self, Visit visit, object cause):
         """The error of a visit whose node is lost: one of its own, caused by what happened there."""
-        cdef str where = f"node {visit.node.name!r}{_at(visit.node.station)}"
-        if issubclass(type(cause), BackendHung):
-            return BackendHung(f"{where} has no instance left: {text_of(cause)}", cause.stacks)
-        error = DeviceLost(f"{where} has lost its device: {type(cause).__name__}: {text_of(cause)}")
-        error.node = visit.node.name                            # to a backend that calls this pipe, it is somebody else's device
-        error.__cause__ = cause
-        return error
+        cdef str where
+        try:
+            where = f"node {visit.node.name!r}{_at(visit.node.station)}"
+            if issubclass(type(cause), BackendHung):
+                return BackendHung(f"{where} has no instance left: {text_of(cause)}", cause.stacks)
+            error = DeviceLost(f"{where} has lost its device: {type(cause).__name__}: {text_of(cause)}")
+            error.node = visit.node.name                        # to a backend that calls this pipe, it is somebody else's device
+            error.__cause__ = _copy_of(cause)
+            return error
+        except BaseException as unexpected:                     # no memory for an error: then that is the error
+            return unexpected
 
     cdef int c_queue(self, Visit visit, Turn turn, c_bool notify) noexcept:
         """Put a visit into its station's queue."""
@@ -3710,6 +3971,10 @@ cdef class Engine:
                 station.wake_at.store(0, memory_order_seq_cst)
         except BaseException as error:
             self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+            return 0
+        except:  # no-cython-lint: E722
+            # See _no_memory.
+            self.c_fail_visit(visit, _no_memory, turn)
             return 0
         if station.c_is_limited() and not self.c_make_room(visit, turn):
             _release_bucket(visit)
@@ -3742,6 +4007,8 @@ cdef class Engine:
         if visit.walk.has_room and station is visit.walk.home:
             _leave_room(visit.walk)                             # it has been let in
         try:
+            if visit.walk.queued is None:
+                visit.walk.queued = []
             visit.size_bytes = _size_of(visit.request) if station.max_queue_bytes > 0 else 0
             while station.when_full != BLOCK and front.c_is_full(visit.size_bytes, station.when_full == REJECT):
                 error = front.c_full_error(visit.size_bytes)
@@ -3753,60 +4020,69 @@ cdef class Engine:
                 if oldest is None:
                     break
                 self.c_fail_visit(oldest, error, turn)          # of what waits, it is the one that has waited longest
-                self.c_send_back([oldest], turn)
+                self.c_send_one_back(oldest, turn)
+            visit.walk.queued.append(visit)                     # now: this may need memory
         except BaseException as error:
+            visit.size_bytes = 0
             self.c_fail_visit(visit, _with_place(error, visit.node), turn)
             return False
         if _is_dead(visit):                                     # no code of users runs from here to the push
             visit.size_bytes = 0
             return False
         station.queued_bytes += visit.size_bytes
-        if visit.walk.queued is None:
-            visit.walk.queued = []
-        visit.walk.queued.append(visit)
         return True
 
     cdef int c_queue_all(self, Turn turn) noexcept:
         """Queue everything that is ready; each station is notified once."""
         cdef Visit visit
         cdef list ready
-        cdef Station station
+        cdef object station
+        cdef object before
+        cdef Py_ssize_t index
         while turn.ready or turn.arrived:
             self.c_enter_arrived(turn)
             ready = turn.ready
             if len(ready) == 1:
-                self.c_queue(<Visit>ready.pop(), turn, True)
+                self.c_queue(_take_last(ready), turn, True)
                 continue
-            turn.ready = []
-            touched = set()
-            for visit in ready:
-                if self.c_queue(visit, turn, False):
-                    touched.add(visit.node.station)
-            for station in touched:
-                station.c_notify()
+            for index in range(len(ready)):                     # in its own list: there may be no memory for another
+                visit = <Visit>ready[index]
+                ready[index] = visit.node.station if self.c_queue(visit, turn, False) else None
+            before = None
+            for station in ready:
+                if station is not None and station is not before:
+                    (<Station>station).c_notify()
+                    before = station
+            ready.clear()
         return 0
 
     cdef int c_hand_over(self, Turn turn) noexcept:
         """Keep of several ready visits one, and those that cost less than a hand-over; queue the others."""
         cdef Visit visit
         cdef Station station
-        cdef list kept = []
-        cdef list others = []
+        cdef list kept
+        cdef list others
         cdef bint has_dear = False
-        cdef dict crowds = {}
-        for visit in turn.ready:
-            crowds[visit.node.station] = crowds.get(visit.node.station, 0) + 1
-        for visit in turn.ready:
-            station = visit.node.station
-            if station.batches and crowds[station] > 1:
-                others.append(visit)                            # they belong into one batch
-            elif 0 < station.c_cost(station.cost_alone_ns, 1) < HANDOVER_NS:
-                kept.append(visit)
-            elif not has_dear:
-                has_dear = True
-                kept.insert(0, visit)                           # popped last: the others have started by then
-            else:
-                others.append(visit)
+        cdef dict crowds
+        try:
+            kept = []
+            others = []
+            crowds = {}
+            for visit in turn.ready:
+                crowds[visit.node.station] = crowds.get(visit.node.station, 0) + 1
+            for visit in turn.ready:
+                station = visit.node.station
+                if station.batches and <int>crowds[station] > 1:
+                    others.append(visit)                        # they belong into one batch
+                elif 0 < station.c_cost(station.cost_alone_ns, 1) < HANDOVER_NS:
+                    kept.append(visit)
+                elif not has_dear:
+                    has_dear = True
+                    kept.insert(0, visit)                       # popped last: the others have started by then
+                else:
+                    others.append(visit)
+        except BaseException:                                   # no memory for lists: all of them run here
+            return 0
         turn.ready = others
         self.c_queue_all(turn)
         turn.ready = kept
@@ -3816,6 +4092,7 @@ cdef class Engine:
         """Run what is ready on this thread, node after node, as far as instances are free; queue the rest."""
         cdef Visit visit
         cdef Station station
+        cdef list visits
         cdef double weight
         cdef int index
         while turn.ready or turn.arrived:
@@ -3824,19 +4101,20 @@ cdef class Engine:
                 self.c_hand_over(turn)
             if not turn.ready:
                 continue
-            visit = <Visit>turn.ready.pop()
+            visit = _take_last(turn.ready)
             if _is_dead(visit) or visit.node.twins is not None and not self.c_choose_twin(visit, turn):
                 continue
             station = visit.node.station
             weight = 1.0
-            if station.batches:
-                try:
+            try:
+                if station.batches:
                     weight = _weight(visit)
                     if isinstance(visit.node.bucket, str):
                         hash(_bucket_of(visit))                 # the same errors as on the way through the queue
-                except BaseException as error:
-                    self.c_fail_visit(visit, _with_place(error, visit.node), turn)
-                    continue
+                visits = [visit]                                # before the token is taken: there may be no memory
+            except BaseException as error:
+                self.c_fail_visit(visit, _with_place(error, visit.node), turn)
+                continue
             index = station.c_token_for_caller(weight)
             if index < 0:
                 self.c_queue(visit, turn, True)
@@ -3847,13 +4125,13 @@ cdef class Engine:
                 _leave_room(visit.walk)
                 station.c_tell_of_room()
             if self.called_first is not None:
-                self.c_start_called_beside(station)
+                self.c_start_called_beside(station, turn)
             station.running.fetch_add(1, memory_order_relaxed)
             station.run_by_caller += 1
-            self.c_run_batch(station, <Instance>visit.node.instances[index], [visit], turn)
+            self.c_run_batch(station, <Instance>visit.node.instances[index], visits, turn)
             station.running.fetch_sub(1, memory_order_relaxed)
             station.c_release_token(index)
-            if turn.settled:
+            if turn.settled_first != NULL:
                 self.c_settle(turn)                             # with no token held: callbacks may call the pipe
         self.c_settle(turn)                                     # others' requests, if the last visit has shed them
         turn.wake()
@@ -3874,7 +4152,7 @@ cdef class Engine:
                 if (<Entry>entry).line is not None:
                     (<Entry>entry).line.c_turn_all_away()
                     (<Entry>entry).inner_line.c_turn_all_away()
-            self.c_start_called()
+            self.c_start_called(None)
         return first
 
     def _wait_drained(self, double timeout_s):
@@ -3902,11 +4180,12 @@ cdef class Engine:
         self.gave_up = True                                     # first: parts admitted before are failed below
         while self.newest != NULL:
             walk = <Walk>self.newest                            # keeps it alive: its last owner may be a queue
-            self.c_fail(walk, PipeClosed(why), turn)
+            self.c_fail(walk, _closed_error(why), turn)
         self.c_settle(turn)
         turn.wake()
         for station in self.stations:
             (<Station>station).fail_queued(why)
+        turn.c_raise_interrupt()
 
     def _close_stations(self):
         for station in self.stations:
@@ -4016,30 +4295,267 @@ def _as_raised(error):
     return replacement
 
 
-cdef int _tell_waiter(Waiter waiter, object error) noexcept:
+cdef int _tell_waiter(Waiter waiter, object error, Turn turn) noexcept:
     """Have the future of a coroutine whose request was not let in settled by its loop."""
-    cdef int attempt
-    for attempt in range(3):                                    # a signal, or no memory for a moment: it must not wait for ever
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
         try:
             waiter.sink[0].call_soon_threadsafe(_settle_in_loop, [(waiter.sink[1], waiter.request, error)])
             return 0
         except RuntimeError:                                    # the loop is closed: nobody is there to be told
             return 0
+        except BaseException as unexpected:                     # if it was done all the same, twice does no harm
+            _note_interrupt(turn, unexpected)
+    return 0
+
+
+# What concurrent.futures.Future keeps in ``_state``.
+cdef str _PENDING = "PENDING"
+cdef str _RUNNING = "RUNNING"
+cdef str _CANCELLED = "CANCELLED"
+cdef str _NOTIFIED = "CANCELLED_AND_NOTIFIED"
+cdef str _FINISHED = "FINISHED"
+cdef object _RESUME = opmap["RESUME"]
+
+
+cdef Walk _first_settled(Turn turn):
+    """Take the first walk out of a turn's list, which is not empty."""
+    cdef Walk walk = <Walk>turn.settled_first
+    turn.settled_first = walk.settled_after
+    if turn.settled_first == NULL:
+        turn.settled_last = NULL
+    walk.settled_after = NULL
+    Py_DECREF(walk)                                             # ``walk`` holds it
+    return walk
+
+
+cdef c_bool _lock_future(object future, Turn turn) noexcept:
+    """Take the lock of a future; False if that fails again and again. Its own ``with`` is not safe from signals."""
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            future._condition.acquire()                         # the lock's own method, not written in Python
+            return True
+        except BaseException as error:
+            _note_interrupt(turn, error)
+    return False
+
+
+cdef int _unlock_future(object future, Turn turn) noexcept:
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            future._condition.release()
+            return 0
+        except RuntimeError:                                    # it has been released
+            return 0
+        except BaseException as error:
+            _note_interrupt(turn, error)
+    return 0
+
+
+cdef c_bool _start_future(object future, Turn turn) noexcept:
+    """Tell a future that its request starts, or ends; False if its owner has cancelled it."""
+    cdef c_bool is_locked = _lock_future(future, turn)
+    cdef c_bool is_wanted = True
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            state = future._state
+            if state == _PENDING:
+                future._state = _RUNNING
+            else:
+                is_wanted = state == _RUNNING
+            break
+        except BaseException as error:
+            _note_interrupt(turn, error)
+    if is_locked:
+        _unlock_future(future, turn)
+    if not is_wanted:
+        _end_future(future, _CANCELLED, None, None, turn)       # those who wait for it are to know
+    return is_wanted
+
+
+cdef int _end_future(object future, str state, object request, object error, Turn turn) noexcept:
+    """Give a RequestFuture its outcome and tell everybody, as its set_result(), set_exception() or cancel() would.
+
+    Those are written in Python: a signal between two of their lines leaves a future pending for ever, or one that has an
+    outcome of which nobody was told. Here only what others have written is Python, and it is called again (E9).
+    """
+    cdef c_bool is_locked = _lock_future(future, turn)
+    cdef list waiters = None
+    cdef list callbacks = None
+    cdef str how = None
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            future.walk = None                                  # whoever keeps the future keeps no pipe alive
+            before = future._state
+            if before == _CANCELLED or (state == _CANCELLED and (before == _PENDING or before == _RUNNING)):
+                how = "add_cancelled"
+                future._state = _NOTIFIED
+            elif before == _PENDING or before == _RUNNING:
+                how = "add_result" if error is None else "add_exception"
+                future._result = request
+                future._exception = error
+                future._state = _FINISHED
+            break
         except BaseException as unexpected:
-            if attempt == 2:
-                _report(unexpected, waiter.sink[0])
+            _note_interrupt(turn, unexpected)
+    if how is None:                                             # somebody else has ended it
+        if is_locked:
+            _unlock_future(future, turn)
+        return 0
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            future._condition.notify_all()
+            waiters = future._waiters
+            callbacks = future._done_callbacks
+            break
+        except BaseException as unexpected:
+            _note_interrupt(turn, unexpected)
+    if waiters:
+        _tell_waiters(future, waiters, how, turn)
+    if is_locked:
+        _unlock_future(future, turn)
+    if callbacks and before != _CANCELLED:                      # cancel() has called them
+        for callback in callbacks:
+            _call_back(callback, future, turn)
+    return 0
+
+
+cdef int _tell_waiters(object future, list waiters, str how, Turn turn) noexcept:
+    """Tell wait() and as_completed() of concurrent.futures that a future has ended."""
+    cdef int _attempt
+    # A signal in the middle could leave a lock of theirs taken, and the main thread is where signals go: so another does it.
+    if PyThread_get_thread_ident() == _main_thread:
+        for _attempt in range(MOST_ATTEMPTS):
+            try:
+                start_new_thread(_tell_all, (list(waiters), future, how))
+                return 0
+            except RuntimeError:                                # there can be no more threads
+                break
+            except BaseException as error:
+                _note_interrupt(turn, error)
+    interrupt = _tell_all(waiters, future, how)
+    if interrupt is not None:
+        _note_interrupt(turn, interrupt)
+    return 0
+
+
+def _tell_all(list waiters, future, str how):
+    """Tell each of them, whatever happens; return what has ended a call in the middle, or None."""
+    cdef int _attempt
+    interrupt = None
+    for waiter in waiters:
+        for _attempt in range(MOST_ATTEMPTS):
+            try:
+                getattr(waiter, how)(future)
+                break
+            except BaseException as error:
+                if not issubclass(type(error), MemoryError):
+                    interrupt = error
+                try:
+                    if any([each is future for each in waiter.finished_futures]):
+                        # It knows, but may still sleep. Not here: the event's lock may have been left taken.
+                        start_new_thread(waiter.event.set, ())
+                        break
+                except BaseException:                           # then again, from the beginning
+                    pass
+    return interrupt
+
+
+cdef int _call_back(object callback, object future, Turn turn) noexcept:
+    """Call what a user has attached to a future; again, if it was ended before its first line."""
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            callback(future)
+            return 0
+        except BaseException as error:
+            if not _has_begun(error):
+                _note_interrupt(turn, error)
+                continue
+            if issubclass(type(error), Exception):
+                _log_failed_callback(future, error)
+            elif turn.is_workers:                               # sys.exit() in a callback does not end a worker
+                _report(error, callback)
+            else:
+                _note_interrupt(turn, error)
+            return 0
+    return 0
+
+
+cdef c_bool _has_begun(object error) noexcept:
+    """False if an exception comes from a signal, another thread or a lack of memory that ended a call before its first line."""
+    cdef object innermost = None
+    cdef int depth = 0
+    try:
+        traceback = error.__traceback__
+        while traceback is not None:
+            if not traceback.tb_frame.f_code.co_filename.endswith("_core.pyx"):
+                innermost = traceback
+                depth += 1
+            traceback = traceback.tb_next
+        if depth == 0:
+            return issubclass(type(error), Exception) and not issubclass(type(error), MemoryError)
+        return depth > 1 or innermost.tb_frame.f_code.co_code[innermost.tb_lasti] != _RESUME
+    except BaseException:
+        return True
+
+
+cdef int _log_failed_callback(object future, object error) noexcept:
+    try:
+        future.callback_failed(error)
+    except BaseException as unexpected:
+        _report(unexpected, future)
     return 0
 
 
 def _settle_in_loop(list outcomes):
-    """Settle asyncio futures, in their loop's thread."""
+    """Settle asyncio futures, in their loop's thread. What ends this in the middle is raised when all are settled."""
+    cdef int attempt
+    cdef list callbacks
+    interrupt = None
     for future, request, error in outcomes:
-        if future.done():                                       # cancelled in the meantime
-            continue
-        if error is None:
-            future.set_result(request)
-        else:
-            future.set_exception(_as_raised(error))             # asyncio refuses a StopIteration
+        callbacks = None
+        for attempt in range(MOST_ATTEMPTS):
+            try:
+                if not future.done():                           # else: cancelled in the meantime
+                    callbacks = future._callbacks
+                    if error is None:
+                        future.set_result(request)
+                    else:
+                        future.set_exception(_awaitable(error))
+                elif attempt > 0 and callbacks:
+                    _schedule(future, callbacks)
+                break
+            except BaseException as unexpected:
+                if not issubclass(type(unexpected), MemoryError):
+                    interrupt = unexpected
+    if interrupt is not None:
+        raise interrupt
+
+
+cdef int _schedule(object future, list callbacks) except -1:
+    """Have those callbacks of an asyncio future called that are not about to be: its set_result() was ended in the middle."""
+    loop = future.get_loop()
+    for callback, context in callbacks:
+        if not any([future in (handle._args or ()) and handle._callback is callback for handle in getattr(loop, "_ready", ())]):
+            loop.call_soon(callback, future, context=context)
+    return 0
+
+
+cdef object _awaitable(object error):
+    """What an awaiting caller gets for an exception: itself, unless it would end its coroutine or its event loop."""
+    if issubclass(type(error), Exception) and not issubclass(type(error), StopIteration):
+        return error
+    replacement = BackendError(f"a backend raised {type(error).__name__}: {text_of(error)}; as that cannot come out of await "
+                               "without ending more than the call, this is raised in its place")
+    replacement.__cause__ = error
+    for note in getattr(error, "__notes__", ()):
+        replacement.add_note(note)
+    return replacement
 
 
 cdef Walk _new_walk(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink):
@@ -4172,7 +4688,11 @@ cdef int64_t _bytes_in(object data) except -1:
 
 
 cdef object _late_error(Walk walk):
-    return RequestTimeout(f"the request did not end within {walk.timeout_s:g} s")
+    """The error of a request whose time is over. Raises nothing."""
+    try:
+        return RequestTimeout(f"the request did not end within {walk.timeout_s:g} s")
+    except BaseException as unexpected:                         # no memory for it: then that is the error
+        return unexpected
 
 
 cdef int _reason_of(object error) noexcept:
@@ -4320,14 +4840,6 @@ cdef int _write_back(Walk walk, dict answer) except -1:
     return 0
 
 
-cdef c_bool _mark_running(future) except *:
-    """Tell a future that its request starts; False if its owner has cancelled it."""
-    try:
-        return future.start()
-    except BaseException:
-        return False
-
-
 cdef int _restore(Visit visit, object before) except -1:
     """Make a request what it was before its batch: by a snapshot, or by a copy of its dict if its values were kept."""
     if not isinstance(before, dict):
@@ -4411,18 +4923,59 @@ cdef int _status(object status, Node node) except -1:
 
 
 cdef object _with_place(object error, Node node):
-    """Add the note that says at which node an exception was raised."""
-    _add_note(error, f"fastpipe: node {node.name!r}, backend {node.backend_name}")
+    """Give an exception that was raised for one request the note that says at which node. Raises nothing.
+
+    One that somebody keeps is copied: the filter, for instance, which raises it again for the next request.
+    """
+    cdef object own = error
+    cdef object traceback
+    try:
+        if Py_REFCNT(error) > HOLDERS_IN_EXCEPT:
+            traceback = _traceback_for_copies(error)
+            own = _copy_of(error)
+            error.__traceback__ = traceback
+        _add_note(own, f"fastpipe: node {node.name!r}, backend {node.backend_name}")
+    except BaseException:                                       # no memory for a note
+        pass
+    return own
+
+
+cdef int _note_part(Walk part, Node node) except -1:
+    """Add the note that says which part of a request has failed."""
+    _add_note(part.error, f"fastpipe: part {part.sink_index} of node {node.name!r}")
+    return 0
+
+
+cdef object _copy_of(object error):
+    """A copy of an exception for one more request. Raises nothing."""
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            return own_copy(error)
+        except BaseException as unexpected:
+            _note_interrupt(None, unexpected)
     return error
 
 
+cdef object _traceback_for_copies(object error):
+    """What an exception's traceback is to be again, once copies of it are made; see take_traceback. Raises nothing."""
+    try:
+        return take_traceback(error)
+    except BaseException:
+        return error.__traceback__
+
+
 cdef object _with_batch(object error, Visit visit, int instance, int batch_size):
-    """Add the note that says where an exception of a backend comes from."""
+    """Add the note that says where an exception of a backend comes from. Raises nothing."""
     cdef Node node = visit.node
-    cdef str place = f"fastpipe: node {node.name!r}, backend {node.backend_name}, instance {instance}, batch of {batch_size}"
-    if issubclass(type(error), KeyError):
-        place += f"; the request's keys are {sorted([key for key in visit.request if isinstance(key, str)])}"
-    _add_note(error, place)
+    cdef str place
+    try:
+        place = f"fastpipe: node {node.name!r}, backend {node.backend_name}, instance {instance}, batch of {batch_size}"
+        if issubclass(type(error), KeyError):
+            place += f"; the request's keys are {sorted([key for key in visit.request if isinstance(key, str)])}"
+        _add_note(error, place)
+    except BaseException:                                       # no memory for a note
+        pass
     return error
 
 

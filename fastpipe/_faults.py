@@ -8,14 +8,19 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import suppress
+from types import MemberDescriptorType, TracebackType
+from typing import TYPE_CHECKING, Any
 
-from fastpipe.errors import DeviceLost
+from fastpipe.errors import BackendError, DeviceLost
 
 if TYPE_CHECKING:
     from fastpipe.backend import Backend
 
-__all__ = ["is_device_lost", "is_out_of_memory", "stacks", "text_of"]
+__all__ = ["is_device_lost", "is_out_of_memory", "own_copy", "stacks", "take_traceback", "text_of"]
+
+_IS_WRITTEN_IN_PYTHON = 1 << 9  # a flag of types: Py_TPFLAGS_HEAPTYPE
 
 _OUT_OF_MEMORY = {"OutOfMemoryError", "CUDAOutOfMemoryError"}
 # The types in which libraries report what CUDA says: (module, name). Their text is theirs; that of any other exception
@@ -109,6 +114,82 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except Exception:
         return "(its str() raises)"
+
+
+def own_copy(error: BaseException) -> BaseException:
+    """Return a copy of an exception, so that each of those who get it has notes and a traceback of its own.
+
+    As ``copy.copy``, but no constructor of a user's class runs: its parameters need not be what ``args`` holds. The
+    copy has the attributes, notes, traceback, cause and context of the original, the values themselves not copied. Of
+    an exception that cannot be copied so, a BackendError is made, which has it as its cause.
+
+    Raises:
+        MemoryError: there is no memory for it.
+    """
+    kind = type(error)
+    native = next(base for base in kind.__mro__ if not base.__flags__ & _IS_WRITTEN_IN_PYTHON)
+    try:
+        arguments = native.__reduce__(error)[1]  # type: ignore[call-arg]
+        copied: BaseException = native.__new__(kind, *arguments)
+        native.__init__(copied, *arguments)  # type: ignore[misc]
+        copied.args = error.args
+        state = object.__getstate__(error)
+        attributes, slots = state if isinstance(state, tuple) else (state, None)
+        copied.__dict__.update(attributes or {})
+        for name, value in (slots or {}).items():
+            object.__setattr__(copied, name, value)
+        for name, value in _members(native, error):
+            with suppress(AttributeError):  # read-only: made of its arguments
+                object.__setattr__(copied, name, value)
+        if "__notes__" in copied.__dict__:
+            copied.__dict__["__notes__"] = list(error.__notes__)
+        copied.__cause__, copied.__context__ = error.__cause__, error.__context__
+        copied.__suppress_context__ = error.__suppress_context__
+        return copied.with_traceback(error.__traceback__)
+    except MemoryError:
+        raise
+    except Exception:
+        wrapped = BackendError(f"{kind.__name__}: {text_of(error)} (which several requests met, and cannot be copied)")
+        wrapped.__cause__ = error
+        return wrapped
+
+
+def _members(native: type[BaseException], error: BaseException) -> Iterator[tuple[str, Any]]:
+    """Yield what a built-in class keeps beside ``args``, as the ``name`` of an ImportError."""
+    for base in native.__mro__:
+        for name, member in vars(base).items():
+            if isinstance(member, MemberDescriptorType) and not name.startswith("__"):
+                value = member.__get__(error)
+                if value is not None:
+                    yield name, value
+
+
+def take_traceback(error: BaseException) -> TracebackType | None:
+    """Cut off what a traceback has of the time before, when a backend raised the same object; return what it was then.
+
+    Python puts what is new in front of what is there: an object that is raised for one request after the other would
+    get a traceback without end, with the frames of all of them. An exception that is raised for the first time is left
+    as it is.
+    """
+    entry = error.__traceback__
+    first = entry
+    called = before = start = None
+    engine = None if entry is None else entry.tb_frame.f_code.co_filename
+    previous = None
+    while entry is not None:
+        code = entry.tb_frame.f_code
+        was_in_engine = previous is not None and previous.tb_frame.f_code.co_filename == engine
+        if code.co_filename == engine:
+            if not was_in_engine:
+                before, start = previous, entry
+        elif was_in_engine:
+            if called is None:
+                called = code
+            elif called is code and before is not None:
+                before.tb_next = None
+                return start
+        previous, entry = entry, entry.tb_next
+    return first
 
 
 def stacks() -> str:

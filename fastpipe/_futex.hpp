@@ -11,6 +11,8 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <new>
+#include <vector>
 
 namespace fastpipe {
 
@@ -64,6 +66,16 @@ inline int futex_wait(Word* word, uint32_t expected, int64_t deadline_ns) noexce
 // answers EFAULT, or somebody else's sleeper wakes for nothing and sleeps again. Every sleeper here re-checks in a loop.
 inline void futex_wake(Word* word, int count) noexcept {
     syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, count, nullptr, nullptr, 0);
+}
+
+// Note a sleeper that is to be woken later. False if there is no memory for it: then it is to be woken now.
+inline bool note_sleeper(std::vector<Word*>& sleepers, Word* word) noexcept {
+    try {
+        sleepers.push_back(word);
+        return true;
+    } catch (const std::bad_alloc&) {
+        return false;
+    }
 }
 
 inline void cpu_pause() noexcept {

@@ -14,6 +14,7 @@
 from libc.stdint cimport int64_t, uint32_t
 from libcpp cimport bool as c_bool
 from libcpp.atomic cimport atomic, memory_order, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_seq_cst
+from libcpp.vector cimport vector
 
 cdef extern from "_futex.hpp" namespace "fastpipe" nogil:
     ctypedef atomic[uint32_t] Word
@@ -22,6 +23,7 @@ cdef extern from "_futex.hpp" namespace "fastpipe" nogil:
     atomic[int64_t] frozen_ns
     int futex_wait(Word* word, uint32_t expected, int64_t deadline_ns) noexcept
     void futex_wake(Word* word, int count) noexcept
+    c_bool note_sleeper(vector[Word*]& sleepers, Word* word) noexcept
     void cpu_pause() noexcept
     void want_precise_timers() noexcept
     ctypedef struct Frame:

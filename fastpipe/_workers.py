@@ -88,16 +88,19 @@ def serve(station: Station, index: int) -> Any:
     """
     pause_s = 0.0
     while True:
-        began_s = time.monotonic()
         try:
-            return station.serve(index)
-        except BaseException as error:
-            threading.excepthook(
-                threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
-            )
-        lasted_s = time.monotonic() - began_s
-        pause_s = 0.0 if lasted_s > 10 * LONGEST_PAUSE_S else min(max(2 * pause_s, 0.001), LONGEST_PAUSE_S)
-        time.sleep(pause_s)
+            began_s = time.monotonic()
+            try:
+                return station.serve(index)
+            except BaseException as error:
+                threading.excepthook(
+                    threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
+                )
+            lasted_s = time.monotonic() - began_s
+            pause_s = 0.0 if lasted_s > 10 * LONGEST_PAUSE_S else min(max(2 * pause_s, 0.001), LONGEST_PAUSE_S)
+            time.sleep(pause_s)
+        except BaseException:  # one more, raised by another thread while the first was told: nothing is lost with it
+            continue
 
 
 def serve_shared(station: Station, index: int, came_back: Callable[[Station], None]) -> None:

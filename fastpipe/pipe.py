@@ -165,12 +165,14 @@ class Pipe(_core.Engine):
         terms = self._terms(timeout, priority)
         started = self._start_async(request, loop, future, terms, entry, given, is_patient)
         limit = None
-        if isinstance(started, _core.Waiter):  # for room; once it is let in, the pipe's clock sees to its time limit
-            remaining_s = self._remaining_s(terms)
-            limit = None if remaining_s is None else loop.call_later(remaining_s, started.expire)
         try:
+            if isinstance(
+                started, _core.Waiter
+            ):  # for room; once it is let in, the pipe's clock sees to its time limit
+                remaining_s = self._remaining_s(terms)
+                limit = None if remaining_s is None else loop.call_later(remaining_s, started.expire)
             await future
-        except BaseException:  # cancelled, or the coroutine was closed
+        except BaseException:  # cancelled, or the coroutine was closed, or there is no memory for the limit
             started.cancel()
             raise
         finally:

@@ -30,7 +30,6 @@ from fastpipe import (
     RequestTimeout,
     _core,
 )
-from fastpipe._future import RequestFuture
 
 WAIT_S = 20.0
 
@@ -767,15 +766,22 @@ def test_a_list_that_sheds_and_then_fails_settles_what_it_has_shed() -> None:
 
 def test_a_future_whose_time_is_over_as_it_starts_makes_no_noise(caplog: pytest.LogCaptureFixture) -> None:
     """Its worker finds that it is over, and says nothing."""
-    with Pipe(backend="Identity") as pipe:
-        future = pipe.submit({"data": 1})
-        assert future.result(WAIT_S)["result"] == 1
-        assert isinstance(future, RequestFuture)
-        assert not future.start()
-        cancelled = RequestFuture()
+    opened = threading.Event()
+
+    class Waits(Backend):
+        def forward(self, batch: list[Request]) -> None:
+            assert opened.wait(WAIT_S)
+            batch[0]["result"] = batch[0]["data"]
+
+    with Pipe(backend=Waits) as pipe:
+        first = pipe.submit({"data": 1})
+        late = pipe.submit({"data": 2}, timeout=0.01)
+        cancelled = pipe.submit({"data": 3})
         assert cancelled.cancel()
-        assert (cancelled.start(), cancelled.start()) == (False, False)
-        assert concurrent.futures.wait([cancelled], WAIT_S).done == {cancelled}
+        assert concurrent.futures.wait([cancelled, late], WAIT_S).done == {cancelled, late}
+        assert isinstance(late.exception(), RequestTimeout)
+        opened.set()
+        assert first.result(WAIT_S)["result"] == 1
     assert not caplog.records
 
 

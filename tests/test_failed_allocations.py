@@ -1,0 +1,66 @@
+"""One failed allocation, anywhere in any way of calling a pipe: see failed_allocations.py, which this runs in part.
+
+``FASTPIPE_ALLOCATIONS=all`` runs all points, some thousands; otherwise a share of them, another in each run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("_testcapi", reason="this Python was built without its tests")
+
+SCRIPT = Path(__file__).with_name("failed_allocations.py")
+WAYS = [
+    "call_here",
+    "call_first",
+    "call_worker",
+    "call_eager",
+    "call_graph",
+    "call_parts",
+    "list_of_six",
+    "list_with_failures",
+    "list_with_limit",
+    "submit_one",
+    "submit_three",
+    "submit_failing",
+    "submit_with_timeout",
+    "submit_guarded",
+    "submit_buckets",
+    "submit_expires",
+    "acall_one",
+    "acall_failing",
+    "pipe_map",
+    "batched",
+]
+# So many of the first points, and then every so many'th: the first are the engine's own.
+FIRST_POINTS = 8
+STEP = 41
+
+
+def run(way: str, step: int, first: int = 0, at_most: int | None = None) -> str:
+    """Return what went wrong, a line for each point, for every ``step``-th point from ``first`` on."""
+    arguments = [sys.executable, str(SCRIPT), way, str(step), str(first), *([] if at_most is None else [str(at_most)])]
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=1800).stdout
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_failed_allocation_hangs_crashes_and_loses_nothing(way: str) -> None:
+    """The request ends, with its answer or an exception; the books are in order; the pipe serves on, and closes."""
+    if os.environ.get("FASTPIPE_ALLOCATIONS") == "all":
+        said = run(way, 1)
+    else:
+        said = run(way, 1, 0, FIRST_POINTS) + run(way, STEP, FIRST_POINTS + random.randrange(STEP))
+    assert "points" in said
+    assert "fails: it" not in said, said
+
+
+def test_every_way_of_the_script_is_run_here() -> None:
+    """The list above is the script's."""
+    said = subprocess.run([sys.executable, str(SCRIPT), "--ways"], capture_output=True, text=True, timeout=60).stdout
+    assert said.split() == WAYS
