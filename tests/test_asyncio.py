@@ -20,6 +20,7 @@ class Gate(Backend):
     """Stands in ``forward`` until it is opened, and remembers its batches and threads."""
 
     max_batch = 8
+    keeps_input = True  # its data may be an exception, which nobody can copy
 
     def __init__(self) -> None:
         self.inside = threading.Event()
