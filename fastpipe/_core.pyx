@@ -206,8 +206,6 @@ cdef int32_t COST_TABLE_SIZE = 256
 cdef int64_t FIRST_GAP_NS = 20_000
 # A backend that waits for a call of its own pipe looks this often whether it can come back at all.
 cdef int64_t CALL_LOOP_SLICE_NS = 50_000_000
-# So many references to an exception are there in _with_place if nobody but the ``except`` that calls it has it.
-cdef Py_ssize_t HOLDERS_IN_EXCEPT = 4
 # A Python call on the way from an outcome to its owner is made so often again if a signal, or a lack of memory, ends it.
 cdef int MOST_ATTEMPTS = 100
 # A request of priority p counts as having arrived p times this later: it is overtaken by that much, and never starves.
@@ -4922,6 +4920,23 @@ cdef int _status(object status, Node node) except -1:
     raise BackendError(f"the filter of node {node.name!r} must return a fastpipe.Status; it returned {status!r}")
 
 
+cdef Py_ssize_t _count_holders(object error):
+    cdef object own = error                                     # as in _with_place
+    return Py_REFCNT(own)
+
+
+cdef Py_ssize_t _count_holders_in_except():
+    """How many references to an exception there are in _with_place if nobody but the ``except`` that calls it has it."""
+    try:
+        raise BackendError("which nobody keeps")
+    except BaseException as error:
+        return _count_holders(error)
+
+
+# Counted, as it is Cython's own affair.
+cdef Py_ssize_t _holders_in_except = _count_holders_in_except()
+
+
 cdef object _with_place(object error, Node node):
     """Give an exception that was raised for one request the note that says at which node. Raises nothing.
 
@@ -4930,7 +4945,7 @@ cdef object _with_place(object error, Node node):
     cdef object own = error
     cdef object traceback
     try:
-        if Py_REFCNT(error) > HOLDERS_IN_EXCEPT:
+        if Py_REFCNT(error) > _holders_in_except:
             traceback = _traceback_for_copies(error)
             own = _copy_of(error)
             error.__traceback__ = traceback

@@ -166,9 +166,7 @@ class Pipe(_core.Engine):
         started = self._start_async(request, loop, future, terms, entry, given, is_patient)
         limit = None
         try:
-            if isinstance(
-                started, _core.Waiter
-            ):  # for room; once it is let in, the pipe's clock sees to its time limit
+            if isinstance(started, _core.Waiter):  # for room; once it is let in, the pipe's clock sees to its limit
                 remaining_s = self._remaining_s(terms)
                 limit = None if remaining_s is None else loop.call_later(remaining_s, started.expire)
             await future

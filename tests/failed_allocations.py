@@ -327,6 +327,43 @@ def acall_failing() -> None:
     acall(Pipe(backend=Single), [ValueError("one"), 2])
 
 
+def acall_together(pipe: Pipe, data: list[Any], **keywords: Any) -> None:
+    """Call from as many tasks: all but one wait for room."""
+    requests = [{"data": each} for each in data]
+
+    async def main() -> None:
+        await pipe.acall({"data": 1})
+        with Failing():
+            await asyncio.gather(*[pipe.acall(each, **keywords) for each in requests], return_exceptions=True)
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, _: loop.stop())  # see acall
+    try:
+        loop.run_until_complete(main())
+    except (MemoryError, RuntimeError):
+        _stop_failing()
+    loop.set_exception_handler(lambda loop, _: None)
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    for _ in range(5):  # one may still find a stop() of before
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    loop.close()
+    for request in requests:
+        assert "result" not in request or is_right(request, request["data"])
+    check(pipe)
+
+
+@way
+def acall_waits_for_room() -> None:
+    acall_together(Pipe(backend=Double, max_in_flight=1, when_full="block"), [1, 2, 3])
+
+
+@way
+def acall_waits_for_a_time() -> None:
+    acall_together(Pipe(backend=Bound, max_queue=1), [1, 2, 3, 4], timeout=60)
+
+
 @way
 def pipe_map() -> None:
     pipe = Pipe(backend=Double, batching_timeout=1)

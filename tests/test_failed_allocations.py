@@ -35,6 +35,8 @@ WAYS = [
     "submit_expires",
     "acall_one",
     "acall_failing",
+    "acall_waits_for_room",
+    "acall_waits_for_a_time",
     "pipe_map",
     "batched",
 ]
