@@ -139,7 +139,9 @@ class OnnxTensor(Backend):
             self._feed_names = [value.name for value in inputs]
             self._output_names = [value.name for value in outputs]
             self._postprocessor = find_postprocessor(postprocessor, [value.shape for value in outputs])
-            self.keeps_input = isinstance(postprocessor, str)  # one of the user's gets the requests, and may do anything
+            self.keeps_input = isinstance(
+                postprocessor, str
+            )  # one of the user's gets the requests, and may do anything
             profiles = make_profiles(specs, max, min)
             self._inputs = ModelInputs(self._name, specs, profiles)
             halves = json.loads(self._session.get_modelmeta().custom_metadata_map.get(HALF_INPUTS, "[]"))
