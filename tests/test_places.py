@@ -1123,6 +1123,7 @@ class TestTwoGpus:
                 resize_h=32,
                 resize_w=32,
                 model=torch.nn.Flatten(),
+                rows="batch",
             )
         except fastpipe.MissingExtra as missing:
             pytest.skip(str(missing))

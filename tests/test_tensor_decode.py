@@ -632,7 +632,7 @@ def test_a_pipe_decodes_on_the_gpu() -> None:
         cv2.imencode(".jpg", pixels[..., 0])[1].tobytes(),
         cv2.imencode(".png", pixels)[1].tobytes(),
     ]
-    with fastpipe.Pipe(backend="DecodeTensor", color="bgr", max=8) as pipe:
+    with fastpipe.Pipe(backend="DecodeTensor", color="bgr", max=8, without_result="end") as pipe:
         requests = [{"data": image} for image in [*images, plain[:3000]]]
         pipe(requests)
         alone = pipe({"data": plain})

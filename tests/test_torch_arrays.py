@@ -176,7 +176,7 @@ def test_an_array_on_a_gpu_that_lies_as_torch_can_have_it_is_handed_on(monkeypat
 @pytest.mark.parametrize(("given", "computed"), [("uint16", "int32"), ("uint32", "int64"), ("uint8", "float32")])
 def test_wider_unsigned_numbers_become_what_torch_computes_in(given: str, computed: str) -> None:
     """With the same values, also the largest."""
-    backend = TorchTensor(model=torch.nn.Identity(), device=["cpu"], max=2)
+    backend = TorchTensor(model=torch.nn.Identity(), device=["cpu"], max=2, rows="batch")
     largest = np.iinfo(given).max
     batch = [{"data": np.array([[number]], given)} for number in (1, largest)]
     backend.forward(batch)

@@ -729,8 +729,8 @@ class TestCudaGraphs:
                 return image + 1 if image.sum().item() >= 0 else image
 
         with caplog.at_level(logging.WARNING):
-            backend = TorchTensor(model=Choosy(), max="2x3", device=["cuda"])
-            TorchTensor(model=Choosy(), max="2x3", device=["cuda"])
+            backend = TorchTensor(model=Choosy(), max="2x3", rows="batch", device=["cuda"])
+            TorchTensor(model=Choosy(), max="2x3", rows="batch", device=["cuda"])
         said = [record.getMessage() for record in caplog.records]
         assert len([text for text in said if "it cannot be captured" in text]) == 1
         assert run(backend, torch.ones(3))[0].tolist() == [[2, 2, 2]]
