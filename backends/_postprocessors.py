@@ -11,6 +11,7 @@ itself.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence, ValuesView
 from typing import Any
 
@@ -88,14 +89,19 @@ def _is_list_like(results: Any) -> bool:
 def split(outputs: list[Any], batch: list[Request]) -> list[Any]:
     """Give each request its row of every output, with a batch axis of 1: an array, or a list where there are several.
 
-    The rows of a batch are views of one array. A request alone gets the outputs whole, also those without rows.
+    The rows of a batch are views of one array, but torch's on the CPU are copies: who pickles or saves a tensor writes
+    down all of its memory, which would be others' rows. On a GPU a copy for each row would cost more than many models
+    do. A request alone gets the outputs whole, also those without rows.
     """
     if len(batch) == 1:
         return [outputs[0] if len(outputs) == 1 else list(outputs)]
-    if len(outputs) == 1:
-        output = outputs[0]
-        return [output[row : row + 1] for row in range(len(batch))]
-    return [[output[row : row + 1] for output in outputs] for row in range(len(batch))]
+    torch = sys.modules.get("torch")
+    is_copied = [torch is not None and isinstance(output, torch.Tensor) and not output.is_cuda for output in outputs]
+    rows = [
+        [output[row : row + 1].clone() if copied else output[row : row + 1] for row in range(len(batch))]
+        for output, copied in zip(outputs, is_copied, strict=True)
+    ]
+    return rows[0] if len(outputs) == 1 else [list(each) for each in zip(*rows, strict=True)]
 
 
 def cpu(outputs: list[Any], batch: list[Request]) -> list[Any]:

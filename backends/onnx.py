@@ -139,12 +139,11 @@ class OnnxTensor(Backend):
             self._feed_names = [value.name for value in inputs]
             self._output_names = [value.name for value in outputs]
             self._postprocessor = find_postprocessor(postprocessor, [value.shape for value in outputs])
-            self.keeps_input = isinstance(
-                postprocessor, str
-            )  # one of the user's gets the requests, and may do anything
+            self.keeps_input = isinstance(postprocessor, str)  # a function of the user's gets the requests themselves
             profiles = make_profiles(specs, max, min)
             self._inputs = ModelInputs(self._name, specs, profiles)
             halves = json.loads(self._session.get_modelmeta().custom_metadata_map.get(HALF_INPUTS, "[]"))
+            halves += [spec.name for spec in specs if spec.dtype == np.float16]
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
             self.max_batch = self._inputs.max_batch
@@ -264,8 +263,11 @@ def _identity(source: Path | bytes) -> Hashable:
     return source.absolute(), status.st_ino, status.st_size, status.st_mtime_ns
 
 
+_TAKES_MORE = "; precision='fp32' takes larger ones"
+
+
 class _HalfInputs(ModelInputs):
-    """Reads requests for a model some of whose inputs become float16.
+    """Reads requests for a model some of whose inputs are float16, or become it.
 
     Args:
         model, specs, profiles: as of ``ModelInputs``.
@@ -286,7 +288,7 @@ class _HalfInputs(ModelInputs):
             if largest > LARGEST_HALF:
                 raise KernelError(
                     f"{self._model}, input {spec.name!r}: expected values of -65504 to 65504, which is what float16 "
-                    f"can hold, got {largest:g} (or its negative); precision='fp32' takes larger ones"
+                    f"can hold, got {largest:g} (or its negative){'' if spec.dtype == np.float16 else _TAKES_MORE}"
                 )
         return sample
 

@@ -149,9 +149,7 @@ class TensorrtTensor(Backend):
             self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
             output_shapes = [tuple(size if size >= 0 else "?" for size in info.shape) for info in self._engine.outputs]
             self._postprocessor = find_postprocessor(postprocessor, output_shapes)
-            self.keeps_input = isinstance(
-                postprocessor, str
-            )  # one of the user's gets the requests, and may do anything
+            self.keeps_input = isinstance(postprocessor, str)  # a function of the user's gets the requests themselves
             with _use(self._gpu):
                 self._slots = {
                     profile: _Slot(self._engine, index, profile, specs, self._gpu.device)

@@ -155,9 +155,7 @@ class TorchTensor(Backend):
             if compile is not None:
                 self._module = torch.compile(self._module)
             self._postprocessor = find_postprocessor(postprocessor, [()])
-            self.keeps_input = isinstance(
-                postprocessor, str
-            )  # one of the user's gets the requests, and may do anything
+            self.keeps_input = isinstance(postprocessor, str)  # a function of the user's gets the requests themselves
             self.max_batch = self._inputs.max_batch
             profiles = self._inputs.profiles
             # Where no run ever has two rows, no output needs to have rows.

@@ -3324,8 +3324,9 @@ cdef class Engine:
             for leaf in entry.leaves:
                 slot = entry.slots[leaf.index]
                 if walk.has_run[slot]:
+                    if "result" in walk.answers[slot] or "result" not in answer:
+                        name = leaf.name                        # of those that ran the last with a result, if one has any
                     answer.update(walk.answers[slot])
-                    name = leaf.name
             if name is None and entry.restart is not None:      # none has run: it goes round as it is
                 for leaf in entry.leaves:
                     answer.update(walk.answers[entry.slots[leaf.index]])

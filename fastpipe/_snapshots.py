@@ -294,18 +294,19 @@ def _is_fixed_elsewhere(kind: type) -> bool:
 def _is_same(value: Any, copied: Any) -> bool:
     """Whether ``value`` is still what it was when ``copied`` was made of it; False where that cannot be told."""
     try:
-        return _compare(value, copied, set())
+        return _compare(value, copied, {})
     except Exception:  # closed, or no memory to look: then the copy is what is known
         return False
 
 
-def _compare(value: Any, copied: Any, looked_at: set[int]) -> bool:
+def _compare(value: Any, copied: Any, looked_at: dict[int, Any]) -> bool:
+    """``looked_at``: by id of a copy, of what it was found to be a copy."""
     if value is copied:
         return True
     kind = type(copied)
-    if id(copied) in looked_at:  # a cycle, or met before
-        return True
-    looked_at.add(id(copied))
+    if id(copied) in looked_at:  # a cycle, or met before: what was one object must still be one
+        return looked_at[id(copied)] is value
+    looked_at[id(copied)] = value
     if kind is dict:
         return (
             len(value) == len(copied)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import subprocess
 import sys
 import tempfile
@@ -108,14 +109,20 @@ def records() -> tuple[Reads, Iterator[bytes]]:
         path.write_bytes(content)
         try:
             record = _records.read(path)
+            assert isinstance(record.lost, list)
+            record.request()
         except PipeError:
             return
-        repr(record)
 
-    manifest = (
-        b'\x00{"format": 1, "request": {"dict": [["data", {"ndarray": "0.npy"}], ["k", {"list": [1, null, "t"]}]]},'
-        b' "configuration": {"source": {"a": {"backend": "Pow"}}, "keywords": {}}, "outcome": "error"}'
-    )
+    values = {
+        "data": b"bytes",
+        "more": [1, None, (2.5, {"k": 1 + 2j})],
+        "text": "t",
+        "path": Path("p"),
+        "odd": {3: {4}},
+    }
+    encoded, _ = _records.encode({"request": values, "answer": {"result": 3}})
+    manifest = b"\x00" + json.dumps({"format": 1, "configuration": {}, "outcome": "failed", **encoded}).encode()
     return read, iter([manifest, b"\x80PK\x05\x06" + bytes(18)])
 
 

@@ -218,7 +218,8 @@ class _Walk:
         answer = {key: value for leaf in answering for key, value in left[leaf].items()}
         answer[WITHOUT] = bool(leaves_without)
         self.check(answer, is_part)
-        last = answering[-1] if len(leaves) > 1 and answering else None
+        named = [leaf for leaf in answering if "result" in left[leaf]] or answering
+        last = named[-1] if len(leaves) > 1 and named else None
         return answer, last, restarts[-1] if restarts else None
 
     def check(self, request: Request, is_part: bool) -> None:

@@ -626,6 +626,21 @@ def test_fp16_refuses_a_request_with_values_that_it_cannot_hold(value):
     np.testing.assert_array_equal(run(OnnxTensor(model=product_model()), data[1])[0], data[1])
 
 
+@pytest.mark.parametrize("data", [np.full((1, 3), 1e6, np.float32), np.full((1, 3), 70000)])
+def test_a_model_whose_input_is_float16_refuses_what_that_cannot_hold(data):
+    """Whoever made it so; the way out is not a precision."""
+    node = helper.make_node("Identity", ["x"], ["y"])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["n", 3]) for name in "xy"]
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    backend = OnnxTensor(model=content, max=2)
+    with pytest.raises(ItemErrors) as caught:
+        backend.forward([{"data": data}])
+    (error,) = caught.value.errors.values()
+    assert "expected values of -65504 to 65504, which is what float16 can hold, got" in str(error)
+    assert "fp32" not in str(error)
+
+
 def test_fp16_takes_what_is_infinite_or_no_number_as_it_is():
     """Float16 has them, too; only beside a number that it has not are they in the way of none."""
     backend = OnnxTensor(model=celu_and_product(), max=2, precision="fp16")

@@ -336,3 +336,14 @@ def test_what_can_be_called_stays_what_it_is(value: Any) -> None:
     before.put_back(request)
     assert request == {"data": bytearray(b"ab"), "call": value}
     assert request["call"] is value
+
+
+def test_a_place_that_held_an_object_met_before_holds_another_one_now() -> None:
+    """Each place counts, not each object: ``[x, x]`` whose second place was written to has changed."""
+    shared = [1]
+    request = {"data": [shared, shared]}
+    (before,) = take([request])
+    request["data"][1] = [999]
+    before.put_back(request)
+    assert request["data"] == [[1], [1]]
+    assert request["data"][0] is request["data"][1]

@@ -179,6 +179,14 @@ def test_a_model_that_hands_out_its_input_hands_out_a_copy(device: str, model: A
         assert [result.tolist() for result in results] == [[[number + 10] * 3] for number in range(count)]
 
 
+def test_who_saves_a_result_saves_nobody_elses() -> None:
+    """A tensor is saved with all of its memory: the rows of a batch must not be views of one."""
+    backend = TorchTensor(model=torch.nn.ReLU(), device=["cpu"], max="4x3")
+    results = run(backend, *[torch.full((1, 3), float(number)) for number in range(1, 5)])
+    assert [result.untyped_storage().nbytes() for result in results] == [12] * 4
+    assert [result.tolist() for result in results] == [[[number] * 3] for number in range(1, 5)]
+
+
 def test_the_warm_up_is_on_zeros_every_time_also_of_a_model_that_works_in_place(device: str) -> None:
     """A model of places in a table, say, would be asked for places that there are not."""
     met: list[float] = []
