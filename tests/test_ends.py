@@ -180,7 +180,7 @@ def test_who_is_not_let_in_is_told_though_that_is_ended_in_the_middle(
 def test_what_hits_a_thread_that_lets_another_request_in_fails_no_other(
     told: list[BaseException], limit: dict[str, int]
 ) -> None:
-    """The recorder, on a worker that has made room: the coroutine is told why it is not let in, and nobody else fails."""
+    """The recorder, on a worker that has made room: the coroutine is told why it fails, and nobody else does."""
     backend = Held()
 
     class Recorder:
