@@ -2912,9 +2912,7 @@ cdef class Engine:
             line.c_give_back(size_bytes)
             self.c_start_called(None)
             raise
-        walk.has_room = line.home is not None
-        walk.room_bytes = size_bytes
-        walk.is_counted = line.whole is not None
+        _take_places(walk, line, size_bytes)
         return walk
 
     cdef Walk c_admit_now(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
@@ -3087,11 +3085,12 @@ cdef class Engine:
         cdef Frame* frame = enter_frame(<void*>self, False, _greenlet())
         if frame != NULL:
             frame.station = <void*>station
-        self.c_start_called(turn)
+        self.c_start_called(None if turn.is_workers else turn)  # what ends a worker would fail its batch
         leave_frame(frame)
         return 0
 
     cdef int c_start_waiter(self, Waiter waiter, Turn turn) except -1:
+        cdef Walk walk
         if waiter.state == GONE:
             return 0
         if waiter.state == TURNED_AWAY:
@@ -3099,12 +3098,12 @@ cdef class Engine:
                 self.c_check_open()
             self.refused += 1
             raise waiter.turned_away_by.c_full_error(waiter.size_bytes)
-        waiter.is_booked = False                                # c_admit_booked has them
-        try:
-            waiter.walk = self.c_admit_booked(waiter.line, waiter.size_bytes, waiter.entry, waiter.request, SINK_ASYNCIO,
-                                              waiter.sink, waiter.terms)
-        finally:
-            waiter.line.c_keep_promise()
+        # If this fails, c_start_called gives the places back, and goes on with whom they are for then.
+        walk = self.c_admit_now(waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms)
+        waiter.is_booked = False
+        _take_places(walk, waiter.line, waiter.size_bytes)
+        waiter.walk = walk
+        waiter.line.c_keep_promise()
         _hand_in(waiter.walk, waiter.owned, waiter.request)
         if waiter.state == GONE:                                # while a recorder or a destructor ran
             self.c_cancel(waiter.walk)
@@ -4627,6 +4626,13 @@ cdef inline void _hand_in(Walk walk, object request, object given) noexcept:
     if given is not request:
         walk.given = given
         walk.request = request
+
+
+cdef inline void _take_places(Walk walk, Line line, int64_t size_bytes) noexcept:
+    """The places that are booked for a request are its walk's."""
+    walk.has_room = line.home is not None
+    walk.room_bytes = size_bytes
+    walk.is_counted = line.whole is not None
 
 
 cdef inline void _leave_room(Walk walk) noexcept:

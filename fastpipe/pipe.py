@@ -576,8 +576,12 @@ class Pipe(_core.Engine):
 
     def _start_clock(self, clock: _core.Clock) -> None:
         worker = Worker("fastpipe clock", clock.serve)
-        worker.start()
-        self._workers.append(worker)
+        try:
+            worker.start()
+            self._workers.append(worker)
+        except BaseException:  # a signal or no memory; its thread may have begun
+            clock.stop()
+            raise
 
     def _own(self, backend: Backend, station: _core.Station | None, index: int) -> None:
         """Close a backend with the pipe, once its instance is free; ``station`` None: at any time."""

@@ -231,6 +231,9 @@ def submit(pipe: Pipe, data: list[Any], **keywords: Any) -> None:
             assert is_right(future.result(), each)
         else:
             assert isinstance(error, (type(each), MemoryError, fastpipe.WorkerDied)), error
+        end_s = time.monotonic() + HANG_S
+        while is_attached and future not in called and time.monotonic() < end_s:
+            time.sleep(0.0005)  # it is called a moment after the future is done
         assert not is_attached or sum(future is one for one in called) == 1, "a callback"
     check(pipe)
 
@@ -332,7 +335,7 @@ def acall_together(pipe: Pipe, data: list[Any], **keywords: Any) -> None:
     requests = [{"data": each} for each in data]
 
     async def main() -> None:
-        await pipe.acall({"data": 1})
+        await pipe.acall({"data": 1}, **keywords)  # threads are started: theirs may be lost by threading itself
         with Failing():
             await asyncio.gather(*[pipe.acall(each, **keywords) for each in requests], return_exceptions=True)
 

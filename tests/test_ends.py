@@ -147,6 +147,92 @@ def test_an_event_loop_is_told_though_that_is_ended_in_the_middle(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("error", [Stop("stop"), MemoryError()], ids=lambda each: type(each).__name__)
+def test_who_is_not_let_in_is_told_though_that_is_ended_in_the_middle(
+    told: list[BaseException], when: str, error: BaseException
+) -> None:
+    """The same of the coroutine that waits for room in a pipe which closes: it gets its PipeClosed."""
+    backend = Held()
+    closer = threading.Thread(target=lambda: pipe.close())
+
+    async def main() -> Request:
+        loop = asyncio.get_running_loop()
+        first = pipe.submit({"data": 0})
+        task = asyncio.create_task(pipe.acall({"data": 1}))
+        await asyncio.sleep(0)
+        assert pipe.arrivals == 1
+        loop.call_soon_threadsafe = once(error, when, loop.call_soon_threadsafe)  # type: ignore[method-assign]
+        closer.start()
+        try:
+            return await asyncio.wait_for(task, WAIT_S)
+        finally:
+            backend.opened.set()
+            assert first.result(WAIT_S)["result"] == 0
+
+    with Pipe(backend=backend, max_in_flight=1) as pipe:
+        with pytest.raises(fastpipe.PipeClosed):
+            asyncio.run(main())
+        closer.join(WAIT_S)
+    assert [type(each) for each in told] == ([] if isinstance(error, MemoryError) else [Stop])
+
+
+@pytest.mark.parametrize("limit", [{"max_in_flight": 1}, {"max_queue": 1}], ids=str)
+def test_what_hits_a_thread_that_lets_another_request_in_fails_no_other(
+    told: list[BaseException], limit: dict[str, int]
+) -> None:
+    """The recorder, on a worker that has made room: the coroutine is told why it fails, and nobody else does."""
+    backend = Held()
+
+    class Recorder:
+        def begin(self, request: Request, _: str | None) -> None:
+            if request["data"] == 1:
+                raise Stop
+
+        def end(self, *_: object) -> None:
+            pass
+
+        def stop(self, _: float | None) -> None:
+            pass
+
+    async def main() -> Request:
+        firsts = [pipe.submit({"data": 0})]
+        while pipe.stats()["nodes"]["main"]["running"] != 1:
+            await asyncio.sleep(0.001)
+        if "max_queue" in limit:
+            firsts.append(pipe.submit({"data": 0}))
+        task = asyncio.create_task(pipe.acall({"data": 1}))
+        await asyncio.sleep(0)
+        assert pipe.arrivals == 1
+        backend.opened.set()
+        assert [first.result(WAIT_S)["result"] for first in firsts] == [0] * len(firsts)
+        return await asyncio.wait_for(task, WAIT_S)
+
+    with Pipe({"main": {"backend": backend}}, max=1, **limit) as pipe:  # type: ignore[arg-type]
+        pipe.recorder = Recorder()
+        with pytest.raises(fastpipe.WorkerDied, match="Stop"):
+            asyncio.run(main())
+        assert pipe({"data": 2}, timeout=WAIT_S)["result"] == 2
+        requests = pipe.stats()["requests"]
+        assert requests["accepted"] == requests["done"]
+    assert [type(each) for each in told] == [Stop]
+
+
+def test_a_time_limit_for_room_is_told_though_there_is_no_memory_for_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The error of a coroutine whose time for room is over cannot be made: then that is what it gets."""
+    monkeypatch.setattr("fastpipe._core.RequestTimeout", once(MemoryError(), "before", fastpipe.RequestTimeout))
+    backend = Held()
+    with Pipe(backend=backend, max_in_flight=1) as pipe:
+        first = pipe.submit({"data": 0})
+        with pytest.raises(MemoryError):
+            asyncio.run(asyncio.wait_for(pipe.acall({"data": 1}, timeout=0.01), WAIT_S))
+        backend.opened.set()
+        assert first.result(WAIT_S)["result"] == 0
+        assert pipe({"data": 2}, timeout=WAIT_S)["result"] == 2
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_an_awaiting_caller_wakes_though_its_wake_up_is_ended_in_the_middle(when: str) -> None:
     """``call_soon`` raises once in the loop's thread, when a future is settled: its task goes on, once."""
     backend = Held()
