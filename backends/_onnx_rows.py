@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._row_proof import COARSE, FINE, ROUGH, Output
+from ._row_proof import COARSE, FINE, Output
 
 if TYPE_CHECKING:
     import onnx
@@ -20,6 +20,8 @@ _BATCH_SIZES = (7919, 6007)
 _LARGEST_SHAPE = 1024
 
 _COUNTING = {"Compress", "NonMaxSuppression", "NonZero", "Unique"}
+# Operators that round numbers by a scale which they find in the whole of an input.
+_SCALING = {"DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"}
 """Operators whose output has as many elements as the data have it."""
 
 _SHAPES = {"Shape", "Size"}
@@ -31,7 +33,7 @@ class Graph(NamedTuple):
 
     inputs: Mapping[str, tuple[int | str, ...]]  # of each, its axes: a size, a name, or "?"
     outputs: list[Output]
-    tolerance: float  # of the precision in which it computes: ``FINE``, ``COARSE`` or ``ROUGH``
+    tolerance: float  # of the precision in which it computes: ``FINE`` or ``COARSE``
 
 
 def read_graph(model: Path | bytes) -> Graph | None:
@@ -49,12 +51,12 @@ def read_graph(model: Path | bytes) -> Graph | None:
         weights = {tensor.name for tensor in loaded.graph.initializer}
         inputs = {value.name: _axes(value) for value in loaded.graph.input if value.name not in weights}
         tolerance = _tolerance(loaded)
-        counted = _counted(loaded)
+        counted, scaled = _caused_by(_COUNTING, loaded), _caused_by(_SCALING, loaded)
         carried = _carried(loaded, inputs)
     except Exception:  # whatever protobuf makes of a file that only the runtime can read
         return None
     names = [value.name for value in loaded.graph.output]
-    outputs = [Output(name, name in carried, counted.get(name, "")) for name in names]
+    outputs = [Output(name, name in carried, counted.get(name, ""), scaled.get(name, "")) for name in names]
     return Graph(inputs, outputs, tolerance)
 
 
@@ -72,8 +74,6 @@ def _axes(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 def _tolerance(model: onnx.ModelProto) -> float:
     from onnx import TensorProto
 
-    if any(node.op_type.startswith("DynamicQuantize") for node in model.graph.node):
-        return ROUGH
     halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     return COARSE if any(tensor.data_type in halves for tensor in model.graph.initializer) else FINE
 
@@ -123,24 +123,22 @@ def _forget_weights(graph: onnx.GraphProto) -> None:
             del graph.initializer[place]
 
 
-def _counted(model: onnx.ModelProto) -> dict[str, str]:
-    """Return values whose number of elements depends on the data -> the operator that makes it so."""
+def _caused_by(kinds: set[str], model: onnx.ModelProto) -> dict[str, str]:
+    """Return values that depend on the data through operators of these kinds -> the operator."""
     functions = {function.name: function for function in model.functions}
     weights = {tensor.name for tensor in model.graph.initializer}
     of_data = {value.name for value in model.graph.input} - weights
-    counted: dict[str, str] = {}
+    caused: dict[str, str] = {}
     for node in model.graph.node:
         reads = {name for inner in _nested(node, functions) for name in inner.input}
         if node.op_type in _SHAPES or not reads & of_data:
             continue
         of_data.update(node.output)
-        operators = [
-            f"the operator {inner.op_type}" for inner in _nested(node, functions) if inner.op_type in _COUNTING
-        ]
-        causes = operators or [counted[name] for name in sorted(reads) if name in counted]
+        operators = [f"the operator {inner.op_type}" for inner in _nested(node, functions) if inner.op_type in kinds]
+        causes = operators or [caused[name] for name in sorted(reads) if name in caused]
         if causes:
-            counted.update(dict.fromkeys(node.output, causes[0]))
-    return counted
+            caused.update(dict.fromkeys(node.output, causes[0]))
+    return caused
 
 
 def _nested(node: onnx.NodeProto, functions: Mapping[str, onnx.FunctionProto]) -> Iterator[onnx.NodeProto]:

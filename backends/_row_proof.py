@@ -29,17 +29,13 @@ from fastpipe.errors import ConfigError
 from ._model_data import Array
 from ._model_shapes import InputSpec, Profile
 
-__all__ = ["COARSE", "FINE", "ROUGH", "Output", "prove_once", "prove_rows"]
+__all__ = ["COARSE", "FINE", "Output", "prove_once", "prove_rows"]
 
 FINE = 5e-3
 """How far a value together may be from the same value alone, of the largest in its column: float32 on a CPU."""
 
 COARSE = 5e-2
 """The same for half precision and TensorFloat-32."""
-
-ROUGH = 0.3
-"""The same for int8 whose scale is found while the model runs, from the whole batch: such numbers do depend on the
-company, by as much as they are rounded anyway. A model that mixes its rows is farther off."""
 
 # A row that is compared has so many neighbours at most; more would cost more and show nothing else.
 _ROWS_COMPARED = 3
@@ -63,6 +59,7 @@ class Output(NamedTuple):
     name: str | int  # its number, where it has no name
     is_carried: bool = False  # its first axis is the inputs' first axis, followed through the graph
     counted_by: str = ""  # what makes as many rows as the data have it, where something does
+    scaled_by: str = ""  # what rounds its numbers by a scale that it finds in the whole batch, where something does
 
 
 def prove_rows(
@@ -81,7 +78,7 @@ def prove_rows(
         specs: its inputs; None: they are not known.
         profiles: what it takes of them; where no run has two rows, there is nothing to prove.
         outputs: in the model's order; None: nothing is known of them.
-        tolerance: ``FINE``, ``COARSE`` or ``ROUGH``.
+        tolerance: ``FINE`` or ``COARSE``.
         is_padded: batches are filled up also where the profiles do not say so.
 
     Raises:
@@ -93,6 +90,9 @@ def prove_rows(
     for output in outputs or ():
         if output.counted_by and not output.is_carried:
             reason = f"{output.counted_by} makes as many rows as the data have it"
+            raise _refusal(f"output {output.name!r}: ", reason, several)
+        if output.scaled_by:
+            reason = f"{output.scaled_by} rounds by a scale that it finds in the rows of all requests together"
             raise _refusal(f"output {output.name!r}: ", reason, several)
     if specs is None:
         reason = "the shapes of its inputs are not known, so that nothing can be tried"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,7 @@ from ._model_data import Array, ModelInputs, Sample, gather, to_torch
 from ._model_runs import Group, bucket_of, run_in_groups
 from ._model_shapes import InputSpec, Profile, make_profiles
 from ._model_source import open_model
+from ._onnx_files import weights_beside
 from ._onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
 from ._onnx_rows import read_graph
 from ._postprocessors import find_postprocessor, postprocess
@@ -259,8 +261,12 @@ def _identity(source: Path | bytes) -> Hashable:
     """Return what is equal for the instances of a node, and for no other model."""
     if isinstance(source, bytes):
         return hashlib.sha256(source).digest()
-    status = source.stat()
-    return source.absolute(), status.st_ino, status.st_size, status.st_mtime_ns
+    files = [source.absolute(), *weights_beside(source).values()]
+    return tuple([(path, _state(path.stat())) for path in files])
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 _TAKES_MORE = "; precision='fp32' takes larger ones"

@@ -2306,9 +2306,13 @@ cdef class Stepper:
     cdef int c_token(self, Visit visit) except -2:
         """Wait for a free instance and take its token; -1: the visit is dead. Serves signals."""
         cdef Station station = visit.node.station
+        cdef Engine engine = self.engine
         cdef int index = -1
         cdef int64_t until
         cdef uint32_t epoch
+        cdef tuple wait = engine.c_inside(self.walk) if innermost_frame() != NULL else None
+        if wait is not None:
+            engine.waits_inside.append(wait)
         station.waiting_alone.append(visit)
         station.wanted.fetch_add(1, memory_order_seq_cst)
         try:
@@ -2322,7 +2326,12 @@ cdef class Stepper:
                 with nogil:
                     events_sleep(&station.workers, epoch, until)
                 PyErr_CheckSignals()
+                error = None if wait is None else engine.c_call_loop(wait)
+                if error is not None:
+                    raise error
         finally:
+            if wait is not None:
+                _take_out(engine.waits_inside, wait)
             _take_out(station.waiting_alone, visit)
             station.wanted.fetch_sub(1, memory_order_seq_cst)
             if index < 0:
@@ -2337,6 +2346,9 @@ cdef Station _station_awaited(tuple wait, list nodes):
     for station in nodes:
         if station.c_holds(<Walk>wait[0]):
             return station
+        for visit in station.waiting_alone:                     # an eager call's
+            if _is_of(<Visit>visit, <Walk>wait[0]):
+                return station
     return None
 
 

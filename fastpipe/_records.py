@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpipe._describe import summarize, type_name
-from fastpipe._secrets import LEFT_OUT, is_secret_pair, looks_secret
+from fastpipe._secrets import DEEPEST, LEFT_OUT, is_secret_pair, looks_secret
 from fastpipe.errors import PipeError
 
 __all__ = ["COLLECTIONS", "SUFFIX", "Record", "array_of", "encode", "read", "tensor_of", "write"]
@@ -38,7 +38,6 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 # JSON is written under the GIL, some 5 million values a second; a request of more is no request for a record.
 MOST_VALUES = 100_000
-DEEPEST = 64
 # JSON becomes up to 20 times its size in memory.
 MOST_MANIFEST_BYTES = 32 << 20
 # Of a manifest that is read: each value is up to three JSON values, and there are a summary and an answer besides.
@@ -88,7 +87,7 @@ class _Encoder:
         if kind in (list, tuple, set, frozenset, dict) and self._value_count + len(value) > MOST_VALUES:
             return _lost(value, "too many values")
         if is_secret_pair(value):
-            return {"tuple": [self.encode(value[0], depth + 1), _left_out(value[1])]}
+            return {kind.__name__: [self.encode(value[0], depth + 1), _left_out(value[1])]}
         if kind in (list, tuple, set, frozenset):
             return {kind.__name__: [self.encode(item, depth + 1) for item in value]}
         if kind is dict:

@@ -6,11 +6,21 @@ A key is judged by its name alone, whatever its case and however its words are j
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["LEFT_OUT", "is_secret_pair", "looks_secret", "own_copy_without", "secret_texts", "text_without"]
+__all__ = [
+    "LEFT_OUT",
+    "is_secret_pair",
+    "lines_without",
+    "looks_secret",
+    "own_copy_without",
+    "secret_texts",
+    "text_without",
+]
 
 LEFT_OUT = "left out, as its key looks like that of a secret"
 
@@ -25,6 +35,20 @@ _NOT_IN_WORDS = re.compile(r"[^a-z0-9]+")
 _WRITTEN_PARAMETER = re.compile(r"([A-Za-z_][\w:-]*)\s*=")
 # A text that is shorter may be a part of any other.
 _SHORTEST_SCRUBBED = 4
+# How deep in a request secrets are looked for, which is as deep as a record goes.
+DEEPEST = 64
+# One of these, misspelt, is a secret all the same.
+_NAMES = (
+    "api_key",
+    "authorization",
+    "credentials",
+    "model_key",
+    "passphrase",
+    "password",
+    "private_key",
+    "secret",
+    "token",
+)
 
 
 def looks_secret(key: Any) -> bool:
@@ -36,7 +60,7 @@ def looks_secret(key: Any) -> bool:
 
 def is_secret_pair(value: Any) -> bool:
     """Say whether a value is a key like that with what belongs to it, as headers are: ``("Authorization", ...)``."""
-    return type(value) is tuple and len(value) == 2 and looks_secret(value[0])
+    return type(value) in (tuple, list) and len(value) == 2 and looks_secret(value[0])
 
 
 def own_copy_without(written: Any, left_out: list[str], where: str = "") -> Any:
@@ -68,12 +92,12 @@ def _has_secret_parameter(text: str) -> bool:
     return any(looks_secret(name) for name in _WRITTEN_PARAMETER.findall(text))
 
 
-def secret_texts(value: Any, depth: int = 8) -> Iterator[str]:
-    """Yield the texts under such keys, at any depth up to ``depth``: what an error may repeat."""
+def secret_texts(value: Any, depth: int = DEEPEST) -> Iterator[str]:
+    """Yield the texts under such keys, at any depth up to ``depth``, as an error may repeat them: also escaped."""
     if not depth:
         return
-    if type(value) is dict:
-        pairs = list(dict.items(value))
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
     elif type(value) in (list, tuple):
         pairs = [value] if is_secret_pair(value) else [(None, item) for item in value]
     else:
@@ -82,7 +106,8 @@ def secret_texts(value: Any, depth: int = 8) -> Iterator[str]:
         if not looks_secret(key):
             yield from secret_texts(inner, depth - 1)
         elif isinstance(inner, str | bytes) and len(inner) >= _SHORTEST_SCRUBBED:
-            yield inner if isinstance(inner, str) else inner.decode("latin-1")
+            text = inner if isinstance(inner, str) else inner.decode("latin-1")
+            yield from (text, repr(inner).removeprefix("b")[1:-1], json.dumps(text)[1:-1])
 
 
 # A key of a file, or a parameter of the bracket notation, with what assigns to it.
@@ -92,6 +117,21 @@ _ASSIGNED = re.compile(r"([A-Za-z_][\w:.-]*)[\"']?\s*=")
 def text_without(text: str) -> str:
     """Return a line that was written for a configuration, up to the first value that nobody should see."""
     for found in _ASSIGNED.finditer(text):
-        if looks_secret(found[1]):
+        if looks_secret(found[1]) or difflib.get_close_matches(found[1].lower(), _NAMES, n=1, cutoff=0.8):
             return f"{text[: found.end()]} ..."
     return text
+
+
+def lines_without(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a configuration file, those of a value that nobody should see as dots, however many it has."""
+    closing = ""
+    for line in lines:
+        shown = text_without(line)
+        if closing:
+            yield "..."
+            closing = "" if closing in line else closing
+            continue
+        if shown != line:
+            hidden = line[len(shown.removesuffix(" ...")) :]
+            closing = next((mark for mark in ('"""', "'''") if hidden.count(mark) == 1), "")
+        yield shown

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpipe._plan import StepPlan
-from fastpipe._secrets import text_without
+from fastpipe._secrets import lines_without
 from fastpipe._values import constructor_parameters, names_existing
 from fastpipe.config import BYTE_ORDER_MARK, ONE_NODE_NAME, NodeConfig, examine
 from fastpipe.errors import ConfigError, Mistake
@@ -85,7 +85,7 @@ def check(path: Path, *, builds: bool = False) -> Report:
     except (OSError, UnicodeDecodeError) as error:
         return Report(path, (Finding(f"cannot be read: {error}"),))
     # TOML's lines, which "\u2028" does not end. They are shown beside what is wrong with them, but for keys of models.
-    lines = tuple(text_without(line.rstrip("\r\n")) for line in io.StringIO(text))
+    lines = tuple(lines_without(line.rstrip("\r\n") for line in io.StringIO(text)))
     try:
         written = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -507,16 +507,22 @@ def test_operators_that_count_are_found_wherever_they_are(kind: str) -> None:
 
 
 def test_half_precision_in_a_file_is_measured_as_such() -> None:
-    """Weights in float16, or a scale that is found while it runs."""
+    """Weights in float16."""
     half = one_node("Add", inputs={"x": (TensorProto.FLOAT16, ["n", 4])}, constants={"w": np.ones(4, np.float16)})
     assert read_graph(half).tolerance == COARSE
     assert read_graph(one_node("Relu")).tolerance < COARSE
+    assert read_graph(b"no model") is None
+
+
+def test_a_model_that_takes_its_scale_from_the_batch_is_refused() -> None:
+    """One request's large numbers would leave the others none of theirs; alone it runs, and who vouches has it."""
     nodes = [helper.make_node("DynamicQuantizeLinear", ["x"], ["small", "scale", "zero"])]
     nodes += [helper.make_node("DequantizeLinear", ["small", "scale", "zero"], ["y"])]
     by_batch = make_model(nodes, {"x": ["n", 4]}, {"y": ["n", 4]})
-    assert read_graph(by_batch).tolerance > COARSE
-    assert OnnxTensor(model=by_batch, max=4).max_batch == 4
-    assert read_graph(b"no model") is None
+    with pytest.raises(ConfigError, match=r"output .y.: .* the operator DynamicQuantizeLinear rounds by a scale"):
+        OnnxTensor(model=by_batch, max=4)
+    assert OnnxTensor(model=by_batch).max_batch == 1
+    assert OnnxTensor(model=by_batch, max=4, rows="batch").max_batch == 4
 
 
 # ---- torch -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastpipe import Backend, Pipe, PipeClosed, PipeError, Request, Status
+from fastpipe import Backend, CallLoop, Pipe, PipeClosed, PipeError, Request, Status
 
 WAIT_S = 20.0
 
@@ -480,3 +480,17 @@ def test_a_recorder_that_fails_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> 
         assert pipe({"data": 2})["result"] == 2
         pipe.recorder = None
     assert reported == [ZeroDivisionError, OSError]
+
+
+def test_an_eager_call_from_inside_the_only_instance_it_needs_is_told_so() -> None:
+    """It would wait for its own caller to end, for ever."""
+
+    class Calls(Backend):
+        def forward(self, batch: list[Request]) -> None:
+            batch[0]["result"] = batch[0]["data"] and pipe({"data": 0}, eager=True)["result"]
+
+    with Pipe(backend=Calls) as pipe:
+        assert pipe({"data": 0})["result"] == 0
+        with pytest.raises(CallLoop, match="a backend waits for a call of its own pipe"):
+            pipe({"data": 1})
+        assert pipe({"data": 0})["result"] == 0
