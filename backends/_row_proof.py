@@ -138,7 +138,8 @@ class _Kind(NamedTuple):
     is_one: bool  # whole numbers are 1, which is a length or a mask; otherwise 0 and 1
 
 
-_KINDS = (_Kind(3, 1, False), _Kind(2, 0, False), _Kind(3, 2, True), _Kind(2, 1, True), _Kind(3, 0, True))
+# The first is of as many rows as the model takes, within reason: some that mix rows do so in larger batches only.
+_KINDS = (_Kind(16, 1, False), _Kind(2, 0, False), _Kind(3, 2, True), _Kind(2, 1, True), _Kind(3, 0, True))
 # So many of them are enough where trials are all there is; of a model that cannot take so many, and of one whose graph
 # is proof, two.
 _TRIALS = 3

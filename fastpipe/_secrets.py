@@ -78,6 +78,9 @@ def own_copy_without(written: Any, left_out: list[str], where: str = "") -> Any:
             else:
                 kept[key] = own_copy_without(inner, left_out, place)
         return kept
+    if is_secret_pair(written):
+        left_out.append(f"{where}[1]")
+        return [written[0]]
     if isinstance(written, list | tuple):
         return [own_copy_without(inner, left_out, f"{where}[{index}]") for index, inner in enumerate(written)]
     return written

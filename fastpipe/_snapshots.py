@@ -136,7 +136,7 @@ class _Copier:
         if _is_fixed_elsewhere(kind):
             return value
         if kind is memoryview and type(value.obj) is bytes:
-            return value
+            return value[:]  # another view: the first run may release its own
         if isinstance(value, tuple) and issubclass(kind, tuple) and not hasattr(value, "__dict__"):
             return self._copy_tuple(value)  # a named one
         if getattr(kind, "__dataclass_params__", None) is not None and self._is_fixed_record(value):
@@ -304,6 +304,10 @@ def _compare(value: Any, copied: Any, looked_at: dict[int, Any]) -> bool:
     if value is copied:
         return True
     kind = type(copied)
+    if type(value) is not kind or kind in _FIXED:  # what cannot change was not copied: this is another one
+        return False
+    if kind is memoryview:
+        return bool(value.obj is copied.obj)  # raises if it was released
     if id(copied) in looked_at:  # a cycle, or met before: what was one object must still be one
         return looked_at[id(copied)] is value
     looked_at[id(copied)] = value
@@ -323,7 +327,9 @@ def _compare(value: Any, copied: Any, looked_at: dict[int, Any]) -> bool:
         return has_same_content and _compare(vars(value), vars(copied), looked_at)
     if kind is array.array:
         return bool(value.tobytes() == copied.tobytes())
-    if kind is set or kind is bytearray:
+    if kind is set:  # equal ones may be of other types: 1 is True
+        return {(type(each), each) for each in value} == {(type(each), each) for each in copied}
+    if kind is bytearray:
         return bool(value == copied)
     return _compare_of_library(value, copied)
 

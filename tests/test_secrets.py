@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastpipe._secrets import is_secret_pair, lines_without, secret_texts
+from fastpipe._secrets import is_secret_pair, lines_without, own_copy_without, secret_texts
 
 SECRET = 'it\'s "quoted"\n'
 
@@ -46,3 +46,12 @@ def test_a_header_is_a_secret_as_a_list_as_well(value: Any, is_pair: bool) -> No
 def test_a_files_lines_are_shown_without_secrets(lines: list[str], shown: list[str]) -> None:
     """Also if the key is misspelt, or the value has several lines."""
     assert list(lines_without(lines)) == shown
+
+
+def test_a_header_in_a_configuration_is_left_out() -> None:
+    """With its place."""
+    left_out: list[str] = []
+    written = {"a": {"backend": "Pow", "headers": [["Authorization", SECRET], ["Accept", "x"]]}}
+    kept = own_copy_without(written, left_out)
+    assert kept == {"a": {"backend": "Pow", "headers": [["Authorization"], ["Accept", "x"]]}}
+    assert left_out == ["['a']['headers'][0][1]"]

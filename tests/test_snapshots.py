@@ -347,3 +347,33 @@ def test_a_place_that_held_an_object_met_before_holds_another_one_now() -> None:
     before.put_back(request)
     assert request["data"] == [[1], [1]]
     assert request["data"][0] is request["data"][1]
+
+
+@pytest.mark.parametrize(
+    ("value", "changed"),
+    [([1, 2], [1.0, 2]), ([1, 2], [True, 2]), ([0.0], [-0.0]), ({1}, {True}), ({"k": 1}, {"k": 1.0})],
+    ids=repr,
+)
+def test_an_equal_value_of_another_kind_is_a_changed_one(value: Any, changed: Any) -> None:
+    """What a second run sees is what the first one saw, also where == would not tell."""
+    request = {"data": value}
+    said = repr(value)
+    (before,) = take([request])
+    if isinstance(value, set):
+        value.clear()
+        value.update(changed)
+    elif isinstance(value, dict):
+        value.update(changed)
+    else:
+        value[:] = changed
+    before.put_back(request)
+    assert repr(request["data"]) == said
+
+
+def test_a_view_that_the_first_run_releases_is_there_again() -> None:
+    """A view of bytes cannot be changed, but ended."""
+    request = {"data": memoryview(b"abc")}
+    (before,) = take([request])
+    request["data"].release()
+    before.put_back(request)
+    assert bytes(request["data"]) == b"abc"

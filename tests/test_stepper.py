@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastpipe import Backend, CallLoop, Pipe, PipeClosed, PipeError, Request, Status
+from fastpipe import Backend, CallLoop, Pipe, PipeClosed, PipeError, Request, RequestTimeout, Status
 
 WAIT_S = 20.0
 
@@ -494,3 +494,17 @@ def test_an_eager_call_from_inside_the_only_instance_it_needs_is_told_so() -> No
         with pytest.raises(CallLoop, match="a backend waits for a call of its own pipe"):
             pipe({"data": 1})
         assert pipe({"data": 0})["result"] == 0
+
+
+def test_a_part_whose_time_is_over_ends_the_whole_with_that() -> None:
+    """Not with what its node, which has not run, did not leave."""
+
+    def slow(request: Request) -> Status:
+        time.sleep(0.1)
+        return Status.Run
+
+    nodes = {"each": node("MapReduce", jump="part"), "part": node(Fails, filter=slow)}
+    with Pipe(nodes) as pipe:
+        with pytest.raises(RequestTimeout):
+            pipe({"data": [1]}, timeout=0.05, eager=True)
+        assert pipe.stats()["failures"] == {"timeout": 1}
