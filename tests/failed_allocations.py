@@ -24,7 +24,7 @@ from typing import Any
 import fastpipe
 from fastpipe import Backend, Pipe, Request
 
-HANG_S = 3.0
+HANG_S = 20.0
 WAYS: dict[str, Callable[[], None]] = {}
 # So many points behind the last one that was met are tried: threads make the count differ from run to run.
 BEHIND_THE_END = 3
@@ -34,6 +34,7 @@ class Double(Backend):
     """Gives twice the data; an exception that is data is raised."""
 
     max_batch = 4
+    keeps_input = True  # exceptions that are data cannot be copied
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
@@ -43,10 +44,12 @@ class Double(Backend):
 
 
 class Single(Double):
+    keeps_input = True
     max_batch = 1
 
 
 class Bound(Double):
+    keeps_input = True
     thread_bound = True
 
 
