@@ -291,6 +291,7 @@ def test_without_tree_sitter(
 def test_a_model_file_that_is_not_there(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Paths that have to be there are looked at, in every step, beside the file; without `max` there is a warning."""
     pytest.importorskip("onnxruntime")
+    pytest.importorskip("tree_sitter_toml", reason="without tree-sitter there are no places")
     text = '[a]\nbackend = "S[Pow,OnnxTensor]"\nmodel = "there.onnx"\n'
     text += '[b]\nbackend = "OnnxTensor"\nmodel = "m.onnx"\nmax = 4\n'
     Path("there.onnx").write_bytes(b"x")

@@ -379,7 +379,7 @@ def test_no_future_is_lost_in_a_storm_of_signals(way: str) -> None:
     seconds = os.environ.get("FASTPIPE_STORM_S", "4")
     script = STORM.replace("WAY", way)
     child = subprocess.run(
-        [sys.executable, "-c", script, seconds], capture_output=True, text=True, timeout=float(seconds) + 60
+        [sys.executable, "-P", "-c", script, seconds], capture_output=True, text=True, timeout=float(seconds) + 60
     )
     assert child.returncode == 0, child.stderr[-2000:]
 
@@ -633,5 +633,7 @@ def test_the_first_calls_need_no_file_descriptor() -> None:
         pipe.close()
         loop.close()
     """
-    child = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
+    child = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+    )
     assert child.returncode == 0, child.stderr[-2000:]

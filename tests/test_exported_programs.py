@@ -13,7 +13,7 @@ import pytest
 
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
-torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe[torch]'")
+torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
 TorchTensor: Any = pytest.importorskip("fastpipe.backends.torch_model").TorchTensor
 _torch_archives: Any = pytest.importorskip("fastpipe.backends._torch_archives")
 

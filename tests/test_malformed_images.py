@@ -197,7 +197,8 @@ def test_an_orientation_is_obeyed_however_the_number_is_stored(
     np.testing.assert_array_equal(result, fuzzer.by_pillow(content))
     upright = decoded(exif_in(kind, tiff(order)))
     np.testing.assert_array_equal(result, upright.transpose(1, 0, 2)[:, ::-1])
-    if order == "<" or letter in "Hh":
+    obeys_webp = int(cv2.__version__.split(".")[0]) >= 5  # those before turn no WebP
+    if (order == "<" or letter in "Hh") and (obeys_webp or kind != "webp"):
         by_opencv = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         np.testing.assert_array_equal(result, by_opencv)
 
@@ -419,7 +420,7 @@ def test_one_bad_image_in_a_batch_fails_alone() -> None:
                 go_on.wait(20)
             super().forward(batch)
 
-    with fastpipe.Pipe(backend=HeldUp, max=8) as pipe:
+    with fastpipe.Pipe(backend=HeldUp, max=8, without_result="end") as pipe:
         first = pipe.submit({"data": good})
         assert is_held.wait(20)
         futures = [pipe.submit({"data": content}) for content in contents]
@@ -451,7 +452,7 @@ def test_p14_a_pipe_outlives_every_kind_of_malformed_image() -> None:
     alone = DecodeMat(max_pixels=MAX_PIXELS)
     expected = {name: outcome_of(lambda request: alone.forward([request]), data) for name, data in contents.items()}
     different: list[str] = []
-    with fastpipe.Pipe(backend="DecodeMat", max_pixels=MAX_PIXELS, max=8, instance_num=2) as pipe:
+    with fastpipe.Pipe(backend="DecodeMat", max_pixels=MAX_PIXELS, max=8, instance_num=2, without_result="end") as pipe:
 
         def work(number: int) -> None:
             for name in list(contents)[number % 8 :: 4]:

@@ -17,8 +17,8 @@ from fastpipe.config import load
 from fastpipe.errors import ConfigError
 from fastpipe.expression import Step
 
-onnx: Any = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'fastpipe[cpu]'")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'fastpipe[cpu]'")
+onnx: Any = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'fastpipe-engine[cpu]'")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'fastpipe-engine[cpu]'")
 
 from fastpipe.backends._model_source import ModelSource, fingerprint, open_model  # noqa: E402
 from fastpipe.backends._onnx_files import weights_beside  # noqa: E402

@@ -10,7 +10,7 @@ import pytest
 
 from fastpipe.errors import ItemErrors, KernelError
 
-torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe[torch]'")
+torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
 _torch_arrays: Any = pytest.importorskip("fastpipe.backends._torch_arrays")
 TorchTensor: Any = pytest.importorskip("fastpipe.backends.torch_model").TorchTensor
 
