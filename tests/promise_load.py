@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fastpipe import Backend, ItemErrors, Pipe, PipeClosed, QueueFull, Request, RequestTimeout, WorkerDied
+from fastpipe import Backend, BackendError, ItemErrors, Pipe, PipeClosed, QueueFull, Request, RequestTimeout, WorkerDied
 
 
 def beside_this_file(name: str) -> ModuleType:
@@ -213,6 +213,8 @@ class Client:
             return
         if request != {"data": sent}:
             self.ledger.mistake(f"request {number} failed, and its dict is {request}")
+        if isinstance(error, BackendError) and isinstance(error.__cause__, SystemExit):  # as an awaiting caller gets it
+            error = error.__cause__
         if isinstance(error, RequestTimeout):
             self.ledger.end(number, ledgers.ERROR, "timeout")
         elif isinstance(error, QueueFull):

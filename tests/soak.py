@@ -440,6 +440,7 @@ class Soak:
             return
         images = Pipe(
             decode={"backend": "S[DecodeMat,ResizeMat]", "resize_h": 60, "resize_w": 80, "instance_num": 2},
+            without_result="end",
         )
         self.pipes.append(images)
         self.server = Server(images, folder)
