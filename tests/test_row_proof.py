@@ -357,7 +357,7 @@ def test_first_axes_of_different_names_are_no_batch() -> None:
     """A bag of tokens and the texts' beginnings; one text at a time is right."""
     model = bag_model()
     for limits in ({"max": 2}, {"max": 2, "warm_up": False}):
-        with pytest.raises(ConfigError, match=r"output 'y': .*a row in a batch of [23] is not what it is alone"):
+        with pytest.raises(ConfigError, match=r"output 'y': .*a row in a batch of \d is not what it is alone"):
             OnnxTensor(model=model, **limits)
     one, two = ([np.array([token]), np.array([0])] for token in (1, 3))
     assert [result.tolist() for result in run(OnnxTensor(model=model), one, two)] == [[[4, 5, 6]], [[10, 11, 12]]]
@@ -563,7 +563,7 @@ def torch_tensor(**keywords: Any) -> Any:
     [
         (lambda torch, x: (x > 0.5).nonzero(), "output 0: expected 2 rows"),
         (lambda torch, x: x[x.sum((1, 2)) != 0], "output 0: expected 2 rows"),
-        (lambda torch, x: x - x.mean(0), "a row in a batch of [23] is not what it is alone"),
+        (lambda torch, x: x - x.mean(0), "a row in a batch of \d is not what it is alone"),
         (lambda torch, x: x.flip(0), "is not what it is alone"),
         (lambda torch, x: torch.rand_like(x), "the same data, run twice, give different results"),
         (lambda torch, x: x.sub_(x.amax(0)), "is not what it is alone"),

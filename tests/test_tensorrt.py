@@ -330,7 +330,7 @@ def test_a_model_that_mixes_its_rows_is_refused(tensorrt):
     """As for OnnxTensor: by trials, once for an engine, however many instances share it."""
     nodes = [helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0]), helper.make_node("Sub", ["x", "mean"], ["y"])]
     model = make_model(nodes, {"x": ["n", 4]}, {"y": ["n", 4]})
-    with pytest.raises(ConfigError, match=r"output 'y': .*a row in a batch of [23] is not what it is alone"):
+    with pytest.raises(ConfigError, match=r"output 'y': .*a row in a batch of \d is not what it is alone"):
         tensorrt.TensorrtTensor(model=model, max=4)
     assert tensorrt.TensorrtTensor(model=model, max=4, rows="batch").max_batch == 4
     assert run(tensorrt.TensorrtTensor(model=model), *rows(2))[0].tolist() == [[0] * 4]
