@@ -19,7 +19,7 @@ import io
 import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any
 
 __all__ = ["CannotCopy", "Snapshot", "take"]
@@ -39,6 +39,10 @@ _FIXED_ELSEWHERE = frozenset(
         ("pathlib", "PureWindowsPath"), ("pathlib._local", "PosixPath"), ("pathlib._local", "PurePosixPath"),
     }
 )  # fmt: skip
+
+
+# Made once: CPython 3.12 does not survive that there is no memory for a new function.
+_BOUNDS = itemgetter(0, 1)
 
 
 class CannotCopy(Exception):
@@ -109,7 +113,7 @@ class _Copier:
     def check_memory(self) -> None:
         """Refuse two arrays that share memory: their copies would not."""
         last_end, last_key = 0, None
-        for start, end, key in sorted(self._memory, key=lambda each: each[:2]):
+        for start, end, key in sorted(self._memory, key=_BOUNDS):
             if start < last_end:
                 self._key = key
                 raise self._refusal(None, f"an array there may share memory with another one, under {last_key!r}")

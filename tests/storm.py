@@ -128,6 +128,9 @@ class Storm:
                 pass
             except self.request_failed:
                 self.known[number] = FAILED
+            except RuntimeError as error:  # the standard library's conditions, in which an allocation has failed
+                if "lock" not in str(error):
+                    raise
 
     def lists(self, numbers: list[int]) -> None:
         for start in range(0, len(numbers) - 7, 8):
