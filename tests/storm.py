@@ -199,8 +199,8 @@ def one_process(count: int, seed: int, fails_allocations: bool) -> dict[str, int
         import _testcapi
 
         while not stop.is_set():
-            start = storm.random.randrange(20, 3000)  # some are this thread's own: it goes on
-            with contextlib.suppress(MemoryError):
+            with contextlib.suppress(MemoryError):  # some are this thread's own: it goes on
+                start = storm.random.randrange(20, 3000)
                 failed_allocations[0] += 1
                 _testcapi.set_nomemory(start, start + 1)
                 stop.wait(0.002)
@@ -244,10 +244,10 @@ def one_process(count: int, seed: int, fails_allocations: bool) -> dict[str, int
 def weathered(survive: Callable[..., None], storm: Storm, send: Callable[[int], None], numbers: list[int]) -> None:
     """Send them all; a signal may also come between two of them, and then the rest is sent."""
     while True:
-        left = [number for number in numbers if storm.known[number] == UNSENT]
-        if not left:
-            return
         with contextlib.suppress(KeyboardInterrupt, MemoryError):
+            left = [number for number in numbers if storm.known[number] == UNSENT]
+            if not left:
+                return
             survive(send, left)
 
 
