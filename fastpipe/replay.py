@@ -21,7 +21,7 @@ from fastpipe._terminal import Escaping, complain, escaped_line, show
 from fastpipe.errors import PipeError
 from fastpipe.pipe import Pipe
 from fastpipe.prompt import interact
-from fastpipe.recorder import message_of, sha256_of
+from fastpipe.recorder import message_of, secrets_of, sha256_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -245,6 +245,7 @@ def replay(
         PipeError, ImportError: the record's values cannot be had back.
     """
     request = record.request()
+    secrets = secrets_of(pipe).and_of(request)  # before a backend takes one out
     node = (record.manifest.get("error") or {}).get("node")
     if debug:
         error, is_finished = _debugged(record, pipe, request, node)
@@ -254,8 +255,9 @@ def replay(
             )
     else:
         error = _called(pipe, request, record.manifest.get("entry"))
-    now = "answered" if error is None else f"{_last(type_name(error))}: {_first_line(message_of(error))}"
-    difference = _difference(record, request, error, tolerance)
+    message = "" if error is None else secrets.and_of(error).left_out_of(message_of(error))  # as in the record
+    now = "answered" if error is None else f"{_last(type_name(error))}: {_first_line(message)}"
+    difference = _difference(record, request, error, message, tolerance)
     return Outcome(_name(record.path), _recorded(record), now, not difference, difference, remark)
 
 
@@ -279,14 +281,16 @@ def _debugged(
         return debugger.error, debugger.finished
 
 
-def _difference(record: _records.Record, request: dict[str, Any], error: BaseException | None, tolerance: float) -> str:
+def _difference(
+    record: _records.Record, request: dict[str, Any], error: BaseException | None, message: str, tolerance: float
+) -> str:
     """What is not as it was; empty: it reproduces."""
     then = record.manifest.get("error")
     if error is not None:
-        told = f"now {_last(type_name(error))}: {_first_line(message_of(error))}"
+        told = f"now {_last(type_name(error))}: {_first_line(message)}"
         if then is None or then["type"] != type_name(error):
             return told
-        same = _comparison.without_addresses(then["message"]) == _comparison.without_addresses(message_of(error))
+        same = _comparison.without_addresses(then["message"]) == _comparison.without_addresses(message)
         return "" if same else told
     if then is not None:
         return "now answered"
