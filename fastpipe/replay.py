@@ -6,9 +6,7 @@ It reproduces if the same error comes (type and message), or an equal answer. ``
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fastpipe import _comparison, _records
 from fastpipe._describe import type_name
 from fastpipe._loading import pipe_named, pipe_of_record
-from fastpipe._terminal import Escaping, complain, escaped_line, show
+from fastpipe._terminal import complain, escaped_line, show
 from fastpipe.errors import PipeError
 from fastpipe.pipe import Pipe
 from fastpipe.prompt import interact
@@ -133,10 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         complain(f"fastpipe replay: {error}")
         return USAGE_ERROR
-    with contextlib.ExitStack() as entered:
-        if not is_trusted(arguments):  # then whatever else writes there, such as logging, writes a stranger's text
-            entered.enter_context(contextlib.redirect_stderr(Escaping(sys.stderr)))
-        pipes = entered.enter_context(_Pipes(arguments))
+    with _Pipes(arguments) as pipes:
         outcomes = Replay(_outcome(path, pipes, arguments) for path in paths)
     show(outcomes)
     return 0 if all(outcome.reproduced for outcome in outcomes) else 1

@@ -115,6 +115,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "replay": {"_comparison", "_describe", "_loading", "_records", "_terminal", "errors", "pipe", "prompt", "recorder"},
     "cli": {
         "_building",
+        "_faults",
         "_terminal",
         "check",
         "config",
