@@ -66,8 +66,10 @@ def brightest(images: Any) -> Any:
 @pytest.mark.parametrize("limits", [(8, None), (2, None), (4, 3), (2, 2)])
 @pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
 def test_a_model_that_treats_each_row_alone_is_proved(model: Any, limits: Any) -> None:
-    """By trials, with nothing known of it."""
-    prove(model, limits=limits)
+    """By trials, with nothing known of it: of batches, and of no other sizes than it takes."""
+    sizes = prove(model, limits=limits).sizes
+    assert 1 < max(sizes) <= limits[0]
+    assert min(sizes) >= (limits[1] or 1)
 
 
 @pytest.mark.parametrize(
@@ -563,7 +565,7 @@ def torch_tensor(**keywords: Any) -> Any:
     [
         (lambda torch, x: (x > 0.5).nonzero(), "output 0: expected 2 rows"),
         (lambda torch, x: x[x.sum((1, 2)) != 0], "output 0: expected 2 rows"),
-        (lambda torch, x: x - x.mean(0), "a row in a batch of \d is not what it is alone"),
+        (lambda torch, x: x - x.mean(0), r"a row in a batch of \d is not what it is alone"),
         (lambda torch, x: x.flip(0), "is not what it is alone"),
         (lambda torch, x: torch.rand_like(x), "the same data, run twice, give different results"),
         (lambda torch, x: x.sub_(x.amax(0)), "is not what it is alone"),
