@@ -40,6 +40,37 @@ class Gate(Backend):
             request["result"] = request["data"]
 
 
+class Adds(Backend):
+    """Adds a number; remembers the data of every batch, and raises for what it is told to."""
+
+    def __init__(
+        self,
+        *,
+        amount: int = 1,
+        max_batch: int | None = None,
+        bad: tuple[Any, ...] = (),
+        retry_alone: bool = True,
+        thread_bound: bool = False,
+    ) -> None:
+        self.amount = amount
+        self.max_batch = max_batch
+        self.bad = bad
+        self.retry_alone = retry_alone
+        self.thread_bound = thread_bound
+        self.batches: list[list[Any]] = []
+        self.is_closed = False
+
+    def forward(self, batch: list[Request]) -> None:
+        self.batches.append([request["data"] for request in batch])
+        for request in batch:
+            if request["data"] in self.bad:
+                raise ValueError(f"bad {request['data']}")
+            request["result"] = request["data"] + self.amount
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
 def opened() -> Gate:
     """Return a gate that lets everything pass."""
     gate = Gate()
