@@ -9,7 +9,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastpipe._describe import summarize
+from fastpipe._describe import summarize, summarize_under
 from fastpipe.filters import Status
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _notes(step: Step) -> list[tuple[str, str]]:
     if step.hidden:
         notes.append(("skipped", ", ".join(step.hidden)))
     if step.batch:
-        notes.append(("batch", _batch(step.batch)))
+        notes.append(("batch", step.secrets.left_out_of(_batch(step.batch))))
     if step.part_count is not None:
         notes.append(("parts", f"{step.part_count}, which go through the graph one after the other"))
     notes += [("inside", line) for line in step.inner]
@@ -194,7 +194,7 @@ def _lines(notes: Iterable[tuple[str, str]], rows: Sequence[Row]) -> list[str]:
 
 
 def _request_rows(request: Request) -> list[Row]:
-    return _limited([(" ", _name(key), summarize(value).text, "") for key, value in request.items()])
+    return _limited([(" ", _name(key), summarize_under(key, value).text, "") for key, value in request.items()])
 
 
 def stop_text(stop: Stop) -> str:
@@ -210,7 +210,7 @@ def stop_text(stop: Stop) -> str:
 def _remarks(step: Step) -> str:
     """What is worth a word in a table of steps."""
     if step.error is not None:
-        return f"{type(step.error).__name__}: {_first_line(step.error)}"
+        return f"{type(step.error).__name__}: {step.secrets.left_out_of(_first_line(step.error))}"
     words = [_marks(step)]
     if step.part_count is not None:
         words.append(f"split into {step.part_count} parts")

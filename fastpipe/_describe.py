@@ -17,12 +17,12 @@ import types
 import uuid
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastpipe._secrets import is_secret_pair, looks_secret
+from fastpipe._secrets import IN_ITS_PLACE, Secrets, is_secret_pair, looks_secret, names_of_items
 
-__all__ = ["Summary", "in_units", "summarize", "type_name"]
+__all__ = ["Summary", "in_units", "summarize", "summarize_under", "type_name"]
 
 LONGEST_TEXT = 120
 LONGEST_STRING = 60
@@ -72,6 +72,12 @@ def summarize(value: Any) -> Summary:
         return Summary(type_name(value), f"{_short_name(type(value))}, which raises {type_name(error)} when looked at")
 
 
+def summarize_under(key: Any, value: Any) -> Summary:
+    """Return what the value under a key of a request is; all but its text, if the key looks like that of a secret."""
+    summary = summarize(value)
+    return replace(summary, text=IN_ITS_PLACE) if looks_secret(key) else summary
+
+
 def type_name(value: Any) -> str:
     """Return the name of the value's type: ``int``, ``numpy.ndarray``, ``module.Outer.Inner``."""
     kind = type(value)
@@ -109,7 +115,8 @@ def _summary(value: Any) -> Summary:
         if isinstance(value, base):
             length = base.__len__(value)
             is_short = kind in (list, tuple, dict, set) and length <= MOST_ITEMS
-            text = _cut(_short(value) if is_short else f"{_short_name(kind)} of {length}: {_short(value)}")
+            is_named = base is tuple and bool(names_of_items(value))
+            text = _cut(_short(value) if is_short or is_named else f"{_short_name(kind)} of {length}: {_short(value)}")
             return Summary(type_name(value), text, length=length, fingerprint=(length, text))
     text = _cut(_short(value))
     return Summary(type_name(value), text, fingerprint=text)
@@ -156,7 +163,7 @@ def _short(value: Any, depth: int = 0) -> str:
     if kind in _FUNCTIONS:
         return f"function {value.__qualname__}"
     if isinstance(value, BaseException):
-        return f"{_short_name(kind)}({_items(vars(BaseException)['args'].__get__(value), depth)})"
+        return _short_error(value, depth)
     return _short_object(value, depth)
 
 
@@ -174,13 +181,23 @@ def _short_collection(value: Any, depth: int) -> str:
     base = next(base for base in _COLLECTIONS if isinstance(value, base))
     opening, closing = {list: ("[", "]"), tuple: ("(", ")")}.get(base, ("{", "}"))
     length = base.__len__(value)
+    names = names_of_items(value) if base is tuple else ()
+    if names:
+        opening = f"{_short_name(type(value))}("
     if depth >= DEEPEST and length:
         return f"{opening}...{closing}"
     if base is dict:
         shown = [(key, dict.__getitem__(value, key)) for key in _first(dict.__iter__(value))]
         inner = ", ".join(f"{_short(key, depth + 1)}: {_short_under(key, item, depth)}" for key, item in shown)
+    elif names:
+        items = zip(names, _first(base.__iter__(value)), strict=False)
+        texts = [f"{name}={_short_under(name, item, depth)}" for name, item in items]
+        if is_secret_pair(value):
+            texts[1] = f"{names[1]}={IN_ITS_PLACE}"
+        inner = ", ".join(texts)
     elif is_secret_pair(value):
-        inner = f"{_short(value[0], depth + 1)}, {_short_under(value[0], value[1], depth)}"
+        key, _ = base.__iter__(value)
+        inner = f"{_short(key, depth + 1)}, {IN_ITS_PLACE}"
     else:
         texts = [_short(item, depth + 1) for item in _first(base.__iter__(value))]
         if length > 2 and len(set(texts)) == 1:  # arrays of one shape
@@ -188,36 +205,61 @@ def _short_collection(value: Any, depth: int) -> str:
         inner = ", ".join(texts)
     if length > MOST_ITEMS:
         inner += f", ... {length - MOST_ITEMS} more"
-    return f"{opening}{inner}{',' if base is tuple and length == 1 else ''}{closing}"
+    return f"{opening}{inner}{',' if opening == '(' and length == 1 else ''}{closing}"
 
 
 def _short_under(key: Any, value: Any, depth: int) -> str:
     """A value inside of another, unless its key says that it is nobody's business: summaries go to files and logs."""
-    return "<secret>" if looks_secret(key) else _short(value, depth + 1)
+    return IN_ITS_PLACE if looks_secret(key) else _short(value, depth + 1)
 
 
 def _first(items: Iterable[Any]) -> list[Any]:
     return [item for item, _ in zip(items, range(MOST_ITEMS), strict=False)]
 
 
-def _items(items: tuple[Any, ...], depth: int) -> str:
-    return ", ".join(_short(item, depth + 1) for item in _first(items))
+def _short_error(error: BaseException, depth: int) -> str:
+    """An error by its class and its first arguments, without what its attributes say is a secret."""
+    arguments = vars(BaseException)["args"].__get__(error)
+    if depth >= DEEPEST and arguments:
+        return f"{_short_name(type(error))}(...)"
+    attributes = _attributes(error)
+    hidden = {name: inner for name, inner in attributes.items() if looks_secret(name)}
+    secrets = Secrets(hidden)
+
+    def shown(argument: Any) -> str:
+        if any(
+            argument is inner or (type(argument) is type(inner) is str and argument == inner)
+            for inner in hidden.values()
+        ):
+            return IN_ITS_PLACE
+        return _short(secrets.left_out_of(argument) if type(argument) is str else argument, depth + 1)
+
+    texts = [shown(argument) for argument in _first(arguments)]
+    if is_secret_pair(arguments):
+        texts[1] = IN_ITS_PLACE
+    return f"{_short_name(type(error))}({', '.join(texts)})"
 
 
-def _short_object(value: Any, depth: int) -> str:
-    """An object by its class and its first attributes, read without asking the object."""
-    kind = type(value)
-    attributes: dict[str, Any] = {}
+def _attributes(value: Any) -> dict[str, Any]:
+    """An object's attributes, read without asking the object."""
     try:
         found = object.__getattribute__(value, "__dict__")
-        attributes = dict.copy(found) if isinstance(found, dict) else {}
+        return dict.copy(found) if isinstance(found, dict) else {}
     except AttributeError:
-        for name, member in vars(kind).items():
+        attributes = {}
+        for name, member in vars(type(value)).items():
             if type(member) is types.MemberDescriptorType:
                 try:
                     attributes[name] = member.__get__(value)
                 except AttributeError:  # a slot that is not filled
                     continue
+        return attributes
+
+
+def _short_object(value: Any, depth: int) -> str:
+    """An object by its class and its first attributes."""
+    kind = type(value)
+    attributes = _attributes(value)
     names = [name for name in attributes if isinstance(name, str) and not name.startswith("_")]
     if not names or depth >= DEEPEST:
         return f"{_short_name(kind)} object"

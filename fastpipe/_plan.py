@@ -94,6 +94,12 @@ class StepPlan:
     children: tuple[StepPlan, ...] = ()
     filter: Callable[[Request], Any] | None = None
 
+    def steps(self) -> Iterator[StepPlan]:
+        """Yield this step and all inside it."""
+        yield self
+        for child in self.children:
+            yield from child.steps()
+
     @property
     def thread_bound(self) -> bool:
         """Whether this step or one inside it must be built, run and closed on one thread."""

@@ -86,7 +86,7 @@ class _Encoder:
     def _collection(self, value: Any, kind: type, depth: int) -> Any:
         if kind in (list, tuple, set, frozenset, dict) and self._value_count + len(value) > MOST_VALUES:
             return _lost(value, "too many values")
-        if is_secret_pair(value):
+        if kind in (list, tuple) and is_secret_pair(value):
             return {kind.__name__: [self.encode(value[0], depth + 1), _left_out(value[1])]}
         if kind in (list, tuple, set, frozenset):
             return {kind.__name__: [self.encode(item, depth + 1) for item in value]}

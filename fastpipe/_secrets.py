@@ -6,23 +6,30 @@ A key is judged by its name alone, whatever its case and however its words are j
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 __all__ = [
+    "IN_ITS_PLACE",
     "LEFT_OUT",
+    "Secrets",
     "is_secret_pair",
     "lines_without",
     "looks_secret",
+    "names_of_items",
     "own_copy_without",
     "secret_texts",
     "text_without",
 ]
 
 LEFT_OUT = "left out, as its key looks like that of a secret"
+# What stands in a text for a value that nobody should see.
+IN_ITS_PLACE = "<secret>"
 
 # Of a key in lower case, without what joins its words. "token" only at the end: "tokens", "token_ids" and "tokenizer"
 # are what language models are given.
@@ -60,7 +67,9 @@ def looks_secret(key: Any) -> bool:
 
 def is_secret_pair(value: Any) -> bool:
     """Say whether a value is a key like that with what belongs to it, as headers are: ``("Authorization", ...)``."""
-    return type(value) in (tuple, list) and len(value) == 2 and looks_secret(value[0])
+    if isinstance(value, tuple):  # its own methods, not those of a subclass
+        return tuple.__len__(value) == 2 and looks_secret(tuple.__getitem__(value, 0))
+    return isinstance(value, list) and list.__len__(value) == 2 and looks_secret(list.__getitem__(value, 0))
 
 
 def own_copy_without(written: Any, left_out: list[str], where: str = "") -> Any:
@@ -95,22 +104,91 @@ def _has_secret_parameter(text: str) -> bool:
     return any(looks_secret(name) for name in _WRITTEN_PARAMETER.findall(text))
 
 
-def secret_texts(value: Any, depth: int = DEEPEST) -> Iterator[str]:
-    """Yield the texts under such keys, at any depth up to ``depth``, as an error may repeat them: also escaped."""
-    if not depth:
-        return
+def names_of_items(value: tuple[Any, ...]) -> tuple[str, ...]:
+    """Return the names of a named tuple's items, read without asking its class; empty: the items have no names."""
+    for base in type(value).__mro__:
+        names = vars(base).get("_fields")
+        if names is not None:
+            are_names = type(names) is tuple and all(type(name) is str for name in names)
+            return names if are_names and len(names) == tuple.__len__(value) else ()
+    return ()
+
+
+def secret_texts(value: Any) -> Iterator[str]:
+    """Yield the texts under such keys and in such fields, at any depth, as an error may repeat them: also escaped.
+
+    Of an error, its attributes, its arguments and what led to it are looked at. What cannot be looked into is
+    passed over.
+    """
+    seen: dict[int, Any] = {}  # by id, which is its own while it is alive
+    level = [value]
+    for _ in range(DEEPEST):
+        inside: list[Any] = []
+        for each in level:
+            if id(each) in seen:  # a cycle, or one object in many places
+                continue
+            seen[id(each)] = each
+            try:
+                for key, inner in _named(each):
+                    if key is None or not looks_secret(key):
+                        if type(inner) not in _LEAVES:
+                            inside.append(inner)
+                    elif isinstance(inner, str | bytes) and len(inner) >= _SHORTEST_SCRUBBED:
+                        yield from _as_written(inner)
+            except Exception:  # a mapping of the user's that raises, or is changed meanwhile
+                continue
+        level = inside
+
+
+_LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})
+
+
+def _named(value: Any) -> Iterable[tuple[Any, Any]]:
+    """What is inside of a value, each with its key, the name of its field, or None."""
     if isinstance(value, Mapping):
-        pairs = list(value.items())
-    elif type(value) in (list, tuple):
-        pairs = [value] if is_secret_pair(value) else [(None, item) for item in value]
-    else:
-        return
-    for key, inner in pairs:
-        if not looks_secret(key):
-            yield from secret_texts(inner, depth - 1)
-        elif isinstance(inner, str | bytes) and len(inner) >= _SHORTEST_SCRUBBED:
-            text = inner if isinstance(inner, str) else inner.decode("latin-1")
-            yield from (text, repr(inner).removeprefix("b")[1:-1], json.dumps(text)[1:-1])
+        return list(value.items())
+    if isinstance(value, list | tuple):
+        items = tuple.__iter__(value) if isinstance(value, tuple) else list.__iter__(value)
+        if is_secret_pair(value):
+            key, inner = items
+            return [(key, inner)]
+        names = names_of_items(value) if isinstance(value, tuple) else ()
+        return zip(names or itertools.repeat(None), items, strict=False)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(each.name, object.__getattribute__(value, each.name)) for each in dataclasses.fields(value)]
+    if isinstance(value, BaseException):
+        attributes = object.__getattribute__(value, "__dict__")
+        return [*attributes.items(), *((None, each) for each in (value.args, value.__cause__, value.__context__))]
+    return ()
+
+
+def _as_written(secret: str | bytes) -> tuple[str, str, str]:
+    """A text as it is, as ``repr()`` writes it, and as JSON does."""
+    text = secret if isinstance(secret, str) else secret.decode("latin-1")
+    return text, repr(secret).removeprefix("b")[1:-1], json.dumps(text)[1:-1]
+
+
+class Secrets:
+    """Texts that nobody should see, of configurations and requests, to be left out of what an error says.
+
+    Immutable.
+    """
+
+    def __init__(self, *values: Any) -> None:
+        found = {text for value in values for text in secret_texts(value)}
+        self._texts = tuple(sorted(found, key=len, reverse=True))  # one may be a part of another
+
+    def and_of(self, *values: Any) -> Secrets:
+        """Return these with those of more values."""
+        more = Secrets(*values)
+        more._texts = tuple(sorted({*self._texts, *more._texts}, key=len, reverse=True))
+        return more
+
+    def left_out_of(self, text: str) -> str:
+        """Return the text with something else in the place of each."""
+        for secret in self._texts:
+            text = text.replace(secret, IN_ITS_PLACE)
+        return text
 
 
 # A key of a file, or a parameter of the bracket notation, with what assigns to it.

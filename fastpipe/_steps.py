@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fastpipe._describe import Summary
+from fastpipe._secrets import Secrets
 from fastpipe.backend import Request
 from fastpipe.filters import Status
 
@@ -81,6 +82,8 @@ class Step:
     """The request has passed its leaves and comes again, here."""
     inner: tuple[str, ...] = ()
     """What a Jump or MapReduce inside of a Sequential has run within this step, a line for each node."""
+    secrets: Secrets = field(default=Secrets(), repr=False)
+    """What is not shown where an error repeats it; ``error`` itself is as it was raised."""
 
     @property
     def place(self) -> str:
@@ -88,8 +91,8 @@ class Step:
 
     @property
     def traceback(self) -> str:
-        """The error's traceback with its notes, as Python prints it; empty without an error."""
-        return "" if self.error is None else "".join(traceback.format_exception(self.error))
+        """The error's traceback with its notes, as Python prints it but for secrets; empty without an error."""
+        return "" if self.error is None else self.secrets.left_out_of("".join(traceback.format_exception(self.error)))
 
     def __repr__(self) -> str:
         from fastpipe import _debug_views

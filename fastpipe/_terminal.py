@@ -7,7 +7,7 @@ cursor, set the window's title, or let a line look like another. Here they are s
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -69,7 +69,10 @@ class _Escaped:
 
 
 class Escaping:
-    """A text stream in front of another, which escapes what is written: for others that write, such as ``logging``."""
+    """A text stream in front of another, which escapes what is written: for others that write, such as ``logging``.
+
+    It says that it is no terminal, so that nobody writes colours to it.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -77,6 +80,13 @@ class Escaping:
     def write(self, text: str) -> int:
         self._stream.write(escaped(text))
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def isatty(self) -> bool:
+        return False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -129,10 +129,7 @@ def _modules_beside(path: Path) -> Iterator[None]:
 
 
 def _steps(plan: StepPlan | None) -> Iterator[StepPlan]:
-    if plan is not None:
-        yield plan
-        for child in plan.children:
-            yield from _steps(child)
+    return iter(()) if plan is None else plan.steps()
 
 
 def _missing_files(node: NodeConfig) -> Iterator[Mistake]:

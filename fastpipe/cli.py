@@ -6,6 +6,7 @@ The exit status is 0 if all is well, 1 if something is wrong with what was given
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import unicodedata
@@ -14,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastpipe._terminal import complain, escaped, escaped_line, print_rich
+from fastpipe._faults import text_of
+from fastpipe._terminal import Escaping, complain, escaped, escaped_line, print_rich
 from fastpipe.errors import PipeError
 
 if TYPE_CHECKING:
@@ -33,6 +35,12 @@ Part = tuple[str, str]  # text and its style
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status. ``arguments`` are those behind the command's name."""
+    # Whatever else writes there, such as logging and warnings, writes text of files and requests.
+    with contextlib.redirect_stderr(Escaping(sys.stderr)):
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser(given).parse_args(given)
     # A file may name backends of modules beside which the command is run, as with `python -m`. A record may not: beside
@@ -50,7 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PipeError, OSError) as error:
         complain(f"fastpipe: {error}")
         return MISTAKES
-    except Exception:  # of code that a file names: its traceback is shown, but not by Python, which escapes nothing
+    except SystemExit as leaving:  # argparse's, or of code that a file names, which Python would show unescaped
+        if leaving.code is None or isinstance(leaving.code, int):
+            raise
+        complain(text_of(leaving))
+        return MISTAKES
+    except BaseException:  # of code that a file names: its traceback is shown, but not by Python, as above
         import traceback
 
         complain(traceback.format_exc().rstrip("\n"))

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from fastpipe._describe import Summary, summarize
+from fastpipe._describe import Summary, summarize_under
 from fastpipe._steps import Arrival, Breakpoint, Condition, History, Step, Stop, place_of
 from fastpipe.backend import Request
 from fastpipe.errors import PipeError, UnknownNode, nearest
 from fastpipe.filters import Status
+from fastpipe.recorder import secrets_of
 
 if TYPE_CHECKING:
     from fastpipe._core import Stepper
@@ -51,6 +52,8 @@ class Debugger:
         self._observer = _Observer(pipe)
         self._steps: list[Step] = []
         self._configs = {config.name: config for config in pipe._configs}
+        self._configuration_secrets = secrets_of(pipe)
+        self._secrets = self._configuration_secrets  # and those of the request, so far
         self._stops_on_error = False
         self._was_given_up = False
         # What has been shown as next: run() does not stop again where it stands already.
@@ -74,6 +77,7 @@ class Debugger:
         self.cancel()
         self._was_given_up = False
         self._steps = []
+        self._secrets = self._configuration_secrets.and_of(request)
         self._shown = None
         self._entered = set()
         self._restarts = {}
@@ -263,6 +267,7 @@ class Debugger:
         restarted_at = next((event.node for event in events if event.kind == "restarted"), None)
         if restarted_at is not None:
             self._restarts[arrived.part] = restarted_at
+        self._secrets = self._secrets.and_of(arrived.request, before, after, error)
         is_split = own.ran_s is None and own.status is Status.Run and error is None
         return Step(
             number=len(self._steps) + 1,
@@ -289,6 +294,7 @@ class Debugger:
             part_count=new_waiting if is_split else None,
             restarted_at=restarted_at,
             inner=tuple(str(event) for event in inner),
+            secrets=self._secrets,
         )
 
     def _new_error(self) -> BaseException | None:
@@ -415,7 +421,7 @@ def _own_event(arrived: Arrival, events: list[_Event]) -> tuple[_Event, list[_Ev
 
 
 def _summaries(request: Request) -> dict[Any, Summary]:
-    return {key: summarize(value) for key, value in request.items()}
+    return {key: summarize_under(key, value) for key, value in request.items()}
 
 
 def _is_changed(before: Any, after: Any, summary_before: Summary, summary_after: Summary) -> bool:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fastpipe import _records
 from fastpipe._describe import summarize, type_name
-from fastpipe._secrets import LEFT_OUT, looks_secret, own_copy_without, secret_texts
+from fastpipe._secrets import LEFT_OUT, Secrets, looks_secret, own_copy_without
 from fastpipe.backend import Request
 from fastpipe.errors import PipeClosed, PipeError
 
@@ -84,7 +84,7 @@ class Recording:
         if pipe.closing:
             raise PipeClosed("the pipe is closed: there is nothing to record")
         # The thread knows neither this nor the pipe, so that both can be dropped; it then ends.
-        self._writer = _Writer(self.path, limit, pickle, _common_manifest(pipe))
+        self._writer = _Writer(self.path, limit, pickle, _common_manifest(pipe), secrets_of(pipe))
         self._writer.prepare()
         self._thread = threading.Thread(target=self._writer.work, name="fastpipe recorder", daemon=True)
         self._thread.start()
@@ -230,11 +230,12 @@ class _Copier:
 class _Writer:
     """What the thread works on. It knows neither the recording nor the pipe, so that those can be dropped."""
 
-    def __init__(self, folder: Path, limit: int, pickle: bool, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, limit: int, pickle: bool, manifest: dict[str, Any], secrets: Secrets) -> None:
         self.folder = folder
         self.limit = limit
         self.pickle = pickle
         self.manifest = manifest
+        self.secrets = secrets  # of the configuration
         self.queue: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
         self.written = 0
         self.failed = 0
@@ -276,7 +277,9 @@ class _Writer:
             "time": ended.time.isoformat(),
             "outcome": "answered" if ended.error is None else "failed",
             "entry": ended.entry,
-            "error": None if ended.error is None else _told_error(ended.error, node, ended.inputs),
+            "error": None
+            if ended.error is None
+            else _told_error(ended.error, node, self.secrets.and_of(ended.inputs, ended.error)),
             "summary": {
                 str(key): LEFT_OUT if looks_secret(key) else summarize(value).text
                 for key, value in ended.inputs.items()
@@ -303,21 +306,15 @@ def _node_of(error: BaseException) -> str:
     return ""
 
 
-def _told_error(error: BaseException, node: str, inputs: Request) -> dict[str, Any]:
+def _told_error(error: BaseException, node: str, secrets: Secrets) -> dict[str, Any]:
     """What is to be known of an error; where it repeats a value that the record leaves out, the value is left out."""
-    secrets = sorted(set(secret_texts(inputs)), key=len, reverse=True)  # one may be a part of another
-
-    def scrubbed(text: str) -> str:
-        for secret in secrets:
-            text = text.replace(secret, "<secret>")
-        return text
-
+    notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
     return {
         "type": type_name(error),
-        "message": scrubbed(message_of(error)),
+        "message": secrets.left_out_of(message_of(error)),
         "node": node or None,
-        "notes": [scrubbed(note) for note in getattr(error, "__notes__", ()) if isinstance(note, str)],
-        "traceback": scrubbed("".join(traceback.format_exception(error))),
+        "notes": [secrets.left_out_of(note) for note in notes],
+        "traceback": secrets.left_out_of("".join(traceback.format_exception(error))),
     }
 
 
@@ -354,6 +351,12 @@ def _common_manifest(pipe: Pipe) -> dict[str, Any]:
     versions = {"fastpipe": fastpipe.__version__, "python": sys.version.split()[0]}
     nodes = [config.name for config in pipe._configs]
     return {**versions, "directory": os.getcwd(), "configuration": described, "nodes": nodes}
+
+
+def secrets_of(pipe: Pipe) -> Secrets:
+    """Return what nobody should see of a pipe's configuration: as it was written, and as the backends get it."""
+    plans = [config.plan for config in pipe._configs if config.plan is not None]
+    return Secrets(*pipe._written, *(step.parameters for plan in plans for step in plan.steps()))
 
 
 def sha256_of(path: Path) -> str | None:

@@ -6,9 +6,7 @@ It reproduces if the same error comes (type and message), or an equal answer. ``
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from fastpipe import _comparison, _records
 from fastpipe._describe import type_name
 from fastpipe._loading import pipe_named, pipe_of_record
-from fastpipe._terminal import Escaping, complain, escaped_line, show
+from fastpipe._terminal import complain, escaped_line, show
 from fastpipe.errors import PipeError
 from fastpipe.pipe import Pipe
 from fastpipe.prompt import interact
-from fastpipe.recorder import message_of, sha256_of
+from fastpipe.recorder import message_of, secrets_of, sha256_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -133,10 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         complain(f"fastpipe replay: {error}")
         return USAGE_ERROR
-    with contextlib.ExitStack() as entered:
-        if not is_trusted(arguments):  # then whatever else writes there, such as logging, writes a stranger's text
-            entered.enter_context(contextlib.redirect_stderr(Escaping(sys.stderr)))
-        pipes = entered.enter_context(_Pipes(arguments))
+    with _Pipes(arguments) as pipes:
         outcomes = Replay(_outcome(path, pipes, arguments) for path in paths)
     show(outcomes)
     return 0 if all(outcome.reproduced for outcome in outcomes) else 1
@@ -245,6 +240,7 @@ def replay(
         PipeError, ImportError: the record's values cannot be had back.
     """
     request = record.request()
+    secrets = secrets_of(pipe).and_of(request)  # before a backend takes one out
     node = (record.manifest.get("error") or {}).get("node")
     if debug:
         error, is_finished = _debugged(record, pipe, request, node)
@@ -254,8 +250,9 @@ def replay(
             )
     else:
         error = _called(pipe, request, record.manifest.get("entry"))
-    now = "answered" if error is None else f"{_last(type_name(error))}: {_first_line(message_of(error))}"
-    difference = _difference(record, request, error, tolerance)
+    message = "" if error is None else secrets.and_of(error).left_out_of(message_of(error))  # as in the record
+    now = "answered" if error is None else f"{_last(type_name(error))}: {_first_line(message)}"
+    difference = _difference(record, request, error, message, tolerance)
     return Outcome(_name(record.path), _recorded(record), now, not difference, difference, remark)
 
 
@@ -279,14 +276,16 @@ def _debugged(
         return debugger.error, debugger.finished
 
 
-def _difference(record: _records.Record, request: dict[str, Any], error: BaseException | None, tolerance: float) -> str:
+def _difference(
+    record: _records.Record, request: dict[str, Any], error: BaseException | None, message: str, tolerance: float
+) -> str:
     """What is not as it was; empty: it reproduces."""
     then = record.manifest.get("error")
     if error is not None:
-        told = f"now {_last(type_name(error))}: {_first_line(message_of(error))}"
+        told = f"now {_last(type_name(error))}: {_first_line(message)}"
         if then is None or then["type"] != type_name(error):
             return told
-        same = _comparison.without_addresses(then["message"]) == _comparison.without_addresses(message_of(error))
+        same = _comparison.without_addresses(then["message"]) == _comparison.without_addresses(message)
         return "" if same else told
     if then is not None:
         return "now answered"

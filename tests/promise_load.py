@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import importlib.util
 import os
 import random
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import ledger as ledgers
+
 from fastpipe import Backend, BackendError, ItemErrors, Pipe, PipeClosed, QueueFull, Request, RequestTimeout, WorkerDied
-
-
-def beside_this_file(name: str) -> ModuleType:
-    """Import a module of this folder, which is no package and not on the path; once."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ledgers = beside_this_file("ledger")
 
 SCALE = float(os.environ.get("FASTPIPE_SCALE", "1"))
 WAIT_S = 30.0

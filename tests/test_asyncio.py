@@ -6,52 +6,12 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from support import WAIT_S, Gate, opened, run_loop, until_set
 
-from fastpipe import Backend, BackendError, Pipe, PipeClosed, Request, UnknownNode
-
-WAIT_S = 20.0
-
-
-class Gate(Backend):
-    """Stands in ``forward`` until it is opened, and remembers its batches and threads."""
-
-    max_batch = 8
-    keeps_input = True  # its data may be an exception, which nobody can copy
-
-    def __init__(self) -> None:
-        self.inside = threading.Event()
-        self.opened = threading.Event()
-        self.batches: list[list[Any]] = []
-        self.threads: set[int] = set()
-
-    def forward(self, batch: list[Request]) -> None:
-        self.batches.append([request["data"] for request in batch])
-        self.threads.add(threading.get_ident())
-        self.inside.set()
-        assert self.opened.wait(WAIT_S)
-        for request in batch:
-            if isinstance(request["data"], BaseException):
-                raise request["data"]
-            request["result"] = request["data"]
-
-
-def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(main(), WAIT_S))
-
-
-async def until(event: threading.Event) -> None:
-    """Wait for a thread's event without blocking the loop."""
-    assert await asyncio.to_thread(event.wait, WAIT_S)
-
-
-def opened() -> Gate:
-    gate = Gate()
-    gate.opened.set()
-    return gate
+from fastpipe import BackendError, Pipe, PipeClosed, Request, UnknownNode
 
 
 def test_acall_returns_the_callers_own_dict() -> None:
@@ -64,7 +24,7 @@ def test_acall_returns_the_callers_own_dict() -> None:
         assert request["result"] == 1
 
     with Pipe(backend=gate) as pipe:
-        run(main)
+        run_loop(main)
     assert threading.get_ident() not in gate.threads
 
 
@@ -76,7 +36,7 @@ def test_many_tasks_get_their_own_answers() -> None:
         assert [answer["result"] for answer in answers] == list(range(500))
 
     with Pipe(backend=opened(), next="") as pipe:
-        run(main)
+        run_loop(main)
         assert pipe.stats()["requests"]["done"] == 500
 
 
@@ -86,12 +46,12 @@ def test_the_loop_goes_on_while_a_backend_works() -> None:
 
     async def main() -> None:
         task = asyncio.create_task(pipe.acall({"data": 1}))
-        await until(gate.inside)
+        await until_set(gate.inside)
         gate.opened.set()
         assert (await task)["result"] == 1
 
     with Pipe(backend=gate) as pipe:
-        run(main)
+        run_loop(main)
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), StopAsyncIteration("stop"), KeyError("key")])
@@ -106,7 +66,7 @@ def test_an_exception_comes_out_of_await_itself(error: BaseException) -> None:
         assert not hasattr(error, "__notes__")
 
     with Pipe(backend=opened()) as pipe:
-        run(main)
+        run_loop(main)
 
 
 def test_a_stop_iteration_is_replaced() -> None:
@@ -118,7 +78,7 @@ def test_a_stop_iteration_is_replaced() -> None:
         assert isinstance(raised.value.__cause__, StopIteration)
 
     with Pipe(backend=opened()) as pipe:
-        run(main)
+        run_loop(main)
 
 
 def test_one_failing_task_of_a_batch_fails_alone() -> None:
@@ -127,7 +87,7 @@ def test_one_failing_task_of_a_batch_fails_alone() -> None:
 
     async def main() -> None:
         first = asyncio.create_task(pipe.acall({"data": "first"}))
-        await until(gate.inside)
+        await until_set(gate.inside)
         tasks = [asyncio.create_task(pipe.acall({"data": data})) for data in (1, ValueError("bad"), 2)]
         await asyncio.sleep(0)
         gate.opened.set()
@@ -135,7 +95,7 @@ def test_one_failing_task_of_a_batch_fails_alone() -> None:
         assert [type(outcome) for outcome in outcomes] == [dict, dict, ValueError, dict]
 
     with Pipe(backend=gate, batching="greedy") as pipe:
-        run(main)
+        run_loop(main)
 
 
 def test_what_is_no_request_is_refused_at_once() -> None:
@@ -151,7 +111,7 @@ def test_what_is_no_request_is_refused_at_once() -> None:
         with pytest.raises(PipeClosed):
             await pipe.acall({"data": 1})
 
-    run(main)
+    run_loop(main)
     assert pipe.stats()["requests"]["accepted"] == 0
 
 
@@ -165,7 +125,7 @@ def test_cancelling_a_task_cancels_its_queued_request() -> None:
 
     async def main() -> None:
         first = asyncio.create_task(pipe.acall({"data": "first"}))
-        await until(gate.inside)
+        await until_set(gate.inside)
         task = asyncio.create_task(pipe.acall(request))
         await asyncio.sleep(0)
         task.cancel()
@@ -175,7 +135,7 @@ def test_cancelling_a_task_cancels_its_queued_request() -> None:
         await first
 
     with Pipe(backend=gate) as pipe:
-        run(main)
+        run_loop(main)
         counts = pipe.stats()["requests"]
     assert counts["cancelled"] == 1
     assert counts["done"] == 1
@@ -190,7 +150,7 @@ def test_cancelling_a_task_releases_it_while_the_backend_runs_on() -> None:
 
     async def main() -> None:
         task = asyncio.create_task(pipe.acall(request))
-        await until(gate.inside)
+        await until_set(gate.inside)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -199,7 +159,7 @@ def test_cancelling_a_task_releases_it_while_the_backend_runs_on() -> None:
         assert (await pipe.acall({"data": 2}))["result"] == 2
 
     with Pipe(backend=gate) as pipe:
-        run(main)
+        run_loop(main)
         assert pipe.stats()["requests"]["cancelled"] == 1
     assert request == {"data": 1}
 
@@ -215,7 +175,7 @@ def test_a_timeout_cancels_the_request() -> None:
         gate.opened.set()
 
     with Pipe(backend=gate) as pipe:
-        run(main)
+        run_loop(main)
         assert pipe.stats()["requests"]["cancelled"] == 1
 
 
@@ -225,7 +185,7 @@ def test_closing_a_coroutine_cancels_its_request() -> None:
 
     async def main() -> None:
         first = asyncio.create_task(pipe.acall({"data": "first"}))
-        await until(gate.inside)
+        await until_set(gate.inside)
         coroutine = pipe.acall({"data": "thrown away"})
         coroutine.send(None)
         coroutine.close()
@@ -233,7 +193,7 @@ def test_closing_a_coroutine_cancels_its_request() -> None:
         await first
 
     with Pipe(backend=gate) as pipe:
-        run(main)
+        run_loop(main)
     assert gate.batches == [["first"]]
     assert pipe.stats()["requests"]["cancelled"] == 1
 
@@ -258,7 +218,7 @@ def test_random_cancels_lose_nobody() -> None:
                 assert isinstance(outcome, asyncio.CancelledError)
 
     with Pipe(backend=opened()) as pipe:
-        run(main)
+        run_loop(main)
     counts = pipe.stats()["requests"]
     assert counts["accepted"] == 400 == counts["done"] + counts["cancelled"]
 
@@ -295,7 +255,7 @@ def test_one_call_into_the_loop_per_batch() -> None:
         nonlocal calls
         loop = asyncio.get_running_loop()
         first = asyncio.create_task(pipe.acall({"data": "first"}))
-        await until(gate.inside)
+        await until_set(gate.inside)
         tasks = [asyncio.create_task(pipe.acall({"data": index})) for index in range(64)]
         await asyncio.sleep(0)
         original = loop.call_soon_threadsafe
@@ -313,7 +273,7 @@ def test_one_call_into_the_loop_per_batch() -> None:
             loop.call_soon_threadsafe = original  # type: ignore[method-assign]
 
     with Pipe(backend=gate) as pipe:
-        run(main)
+        run_loop(main)
         stats = pipe.stats()["nodes"]["main"]
     assert stats["batches"] == 9
     assert 1 <= calls <= 9
@@ -361,7 +321,7 @@ def test_an_asyncio_request_runs_through_a_graph() -> None:
         d={"backend": "Identity", "map": "b[result:data],c[result:other]"},
         pow={"backend": "Pow"},
     ) as pipe:
-        run(main)
+        run_loop(main)
 
 
 def test_closing_with_a_deadline_fails_what_is_awaited() -> None:
@@ -371,13 +331,13 @@ def test_closing_with_a_deadline_fails_what_is_awaited() -> None:
 
     async def main() -> None:
         tasks = [asyncio.create_task(pipe.acall({"data": index})) for index in range(3)]
-        await until(gate.inside)
+        await until_set(gate.inside)
         await asyncio.to_thread(pipe.close, 0.0)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [PipeClosed] * 3
         gate.opened.set()
 
-    run(main)
+    run_loop(main)
     pipe.close()
 
 
@@ -400,7 +360,7 @@ def test_nothing_is_kept_of_an_awaited_request() -> None:
     gc.disable()
     try:
         with Pipe(backend=gate) as pipe:
-            run(main)
+            run_loop(main)
         gate.batches.clear()  # the workers have ended: nobody is about to let go of something
         assert [reference() for reference in references] == [None] * 5
     finally:

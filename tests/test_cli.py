@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastpipe import Pipe
+from fastpipe._terminal import Escaping
 from fastpipe.check import check
 from fastpipe.cli import main
 from fastpipe.errors import ConfigError, Mistake
@@ -507,6 +508,81 @@ def test_no_raw_control_character_of_a_file_reaches_the_terminal(
         assert [c for c in written if not c.isprintable() and c not in "\n\t"] == [], words
         assert told in written or words == ["graph", "fine.toml"], words
         assert "\nforged" not in written
+
+
+LOUD = f"""
+import logging, sys, threading, warnings
+import fastpipe
+
+logging.getLogger("ours").warning({CONTROL!r})
+warnings.warn({CONTROL!r})
+sys.stderr.write({CONTROL!r})
+thread = threading.Thread(target=lambda: [][{CONTROL!r}])
+thread.start()
+thread.join()
+
+@fastpipe.backend
+def raises(data):
+    logging.getLogger("ours").error(data)
+    raise ValueError(data)
+
+def left():
+    sys.exit({CONTROL!r})
+
+def odd():
+    raise GeneratorExit({CONTROL!r})
+
+configuration = {{"backend": raises}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["replay", "records", "--config", "loud.toml"], 0),
+        (["replay", "records", "--pipe", "our_loud:configuration"], 0),
+        (["replay", "records", "--trust"], 0),
+        (["replay", "records", "--pipe", "our_loud:left"], 1),
+        (["replay", "records", "--pipe", "our_loud:odd"], 1),
+        (["replay", "records", "--pipe", f"our_loud:no{CONTROL}"], 1),
+        (["debug", "loud.toml", "--data", CONTROL], 1),
+        (["check", "loud.toml", "--build"], 0),
+        (["check", "loud.toml", f"--{CONTROL}"], 2),
+    ],
+)
+def test_no_raw_control_character_of_what_is_run_reaches_the_terminal(
+    words: list[str], status: int, in_folder: Path
+) -> None:
+    """From what it logs, warns of, writes to stderr and raises, also in threads and to leave."""
+    Path("our_loud.py").write_text(LOUD)
+    Path("loud.toml").write_text('[a]\nbackend = "our_loud:raises"\n')
+    command = [sys.executable, "-m", "fastpipe"]
+    record = (
+        "import fastpipe\n"
+        "with fastpipe.Pipe('loud.toml') as pipe, pipe.record('records'):\n"
+        f"    pipe.submit({{'data': {CONTROL!r}}}).exception(30)\n"
+    )
+    subprocess.run([sys.executable, "-c", record], check=True, capture_output=True, timeout=60)
+    ran = subprocess.run(
+        [*command, *words], input=f"print data\nstep{CONTROL}\nstep\n", capture_output=True, text=True, timeout=60
+    )
+    written = ran.stdout + ran.stderr
+    assert [c for c in written if not c.isprintable() and c not in "\n\t"] == []
+    assert CONTROL.encode("unicode_escape").decode("ascii") in written
+    assert ran.returncode == status, written
+
+
+def test_what_writes_to_an_escaped_stream_is_told_that_it_is_no_terminal() -> None:
+    """It would write colours, of which only the escapes would be seen; lines are escaped as text is."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Escaping(Terminal())
+    stream.writelines(["one\x1b[1m\n", "two\x07"])
+    assert not stream.isatty()
+    assert stream.getvalue() == "one\\x1b[1m\ntwo\\x07"
 
 
 def test_as_a_process(tmp_path: Path) -> None:

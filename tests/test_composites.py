@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import Adds
 
 from fastpipe import Backend, ConfigError, Container, ItemErrors, Pipe, Request, Sequential, Step
 from fastpipe.backend import Child
@@ -19,38 +20,19 @@ from fastpipe.errors import BackendError
 WAIT_S = 20.0
 
 
-class Sized(Backend):
-    """Adds one; takes ``least`` to ``most`` requests, and remembers the data of every batch."""
+class Sized(Adds):
+    """Adds one; takes ``least`` to ``most`` requests, and counts how often it gets each."""
 
-    def __init__(
-        self,
-        *,
-        least: int = 1,
-        most: int | None = None,
-        bad: tuple[Any, ...] = (),
-        retry_alone: bool = True,
-        thread_bound: bool = False,
-    ) -> None:
+    def __init__(self, *, least: int = 1, most: int | None = None, **keys: Any) -> None:
+        super().__init__(max_batch=most, **keys)
         self.min_batch = least
-        self.max_batch = most
-        self.bad = bad
-        self.retry_alone = retry_alone
-        self.thread_bound = thread_bound
-        self.batches: list[list[Any]] = []
-        self.is_closed = False
 
     def forward(self, batch: list[Request]) -> None:
         assert len(batch) >= self.min_batch
         assert self.max_batch is None or len(batch) <= self.max_batch
-        self.batches.append([request["data"] for request in batch])
         for request in batch:
             request["touched"] = request.get("touched", 0) + 1
-            if request["data"] in self.bad:
-                raise ValueError(f"bad {request['data']}")
-            request["result"] = request["data"] + 1
-
-    def close(self) -> None:
-        self.is_closed = True
+        super().forward(batch)
 
     @property
     def counts(self) -> list[int]:

@@ -5,42 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support import Adds
 
 from fastpipe import Backend, ConfigError, ItemErrors, Pipe, Request, Step
 from fastpipe.backend import Child
 from fastpipe.backends.conditions import Choice, HasKey, NotHasKey, Random
 from fastpipe.config import load
-
-
-class Adds(Backend):
-    """Adds a number; remembers the data of every batch, and raises for what it is told to."""
-
-    def __init__(
-        self,
-        *,
-        amount: int = 1,
-        max_batch: int | None = None,
-        bad: tuple[Any, ...] = (),
-        retry_alone: bool = True,
-        thread_bound: bool = False,
-    ) -> None:
-        self.amount = amount
-        self.max_batch = max_batch
-        self.bad = bad
-        self.retry_alone = retry_alone
-        self.thread_bound = thread_bound
-        self.batches: list[list[Any]] = []
-        self.is_closed = False
-
-    def forward(self, batch: list[Request]) -> None:
-        self.batches.append([request["data"] for request in batch])
-        for request in batch:
-            if request["data"] in self.bad:
-                raise ValueError(f"bad {request['data']}")
-            request["result"] = request["data"] + self.amount
-
-    def close(self) -> None:
-        self.is_closed = True
 
 
 class Bucketed(Adds):

@@ -6,42 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support import Adds
 
 from fastpipe.backend import Backend, Child, Container, Request
 from fastpipe.backends.containers import Sequential
 from fastpipe.config import load
 from fastpipe.errors import BackendError, ConfigError, ItemErrors
 from fastpipe.filters import Status, run_if_no_result, swap
-
-
-class Recorder(Backend):
-    """Adds one; remembers the data of every batch it got, and raises where it is told to."""
-
-    def __init__(
-        self,
-        *,
-        max_batch: int | None = None,
-        bad: tuple[Any, ...] = (),
-        retry_alone: bool = True,
-        thread_bound: bool = False,
-    ) -> None:
-        self.max_batch = max_batch
-        self.bad = bad
-        self.retry_alone = retry_alone
-        self.thread_bound = thread_bound
-        self.batches: list[list[Any]] = []
-        self.is_closed = False
-
-    def forward(self, batch: list[Request]) -> None:
-        self.batches.append([request["data"] for request in batch])
-        for request in batch:
-            request["touched"] = True
-            if request["data"] in self.bad:
-                raise ValueError(f"bad {request['data']}")
-            request["result"] = request["data"] + 1
-
-    def close(self) -> None:
-        self.is_closed = True
 
 
 class Silent(Backend):
@@ -85,7 +56,7 @@ def test_each_result_is_the_next_ones_data(count: int) -> None:
 @pytest.mark.parametrize("data", [(1,), (1, 2, 3)])
 def test_a_request_without_a_result_leaves_without_an_error(data: tuple[int, ...]) -> None:
     """The rest of the batch goes on; the one that left has no result."""
-    last = Recorder()
+    last = Adds()
     batch = requests(*data)
     sequential(Silent(), last).forward(batch)
     assert results(batch) == [None if item % 2 else item + 1 for item in data]
@@ -95,7 +66,7 @@ def test_a_request_without_a_result_leaves_without_an_error(data: tuple[int, ...
 def test_a_stale_result_does_not_keep_the_first_child_from_running() -> None:
     """Before the first child no filter stands."""
     batch = [{"data": 1, "result": 50}]
-    sequential(Recorder()).forward(batch)
+    sequential(Adds()).forward(batch)
     assert results(batch) == [2]
 
 
@@ -114,9 +85,9 @@ def test_what_each_status_of_a_filter_does(
     status: Status, seen_by_second: list[int], seen_by_last: list[int], result: int, count: int
 ) -> None:
     """Run runs the step; Skip goes on to the next as it is; Break and its kind leave with what there is."""
-    second, last = Recorder(), Recorder()
+    second, last = Adds(), Adds()
     batch = requests(*[1] * count)
-    sequential(Recorder(), (lambda request: status, second), (swap, last)).forward(batch)
+    sequential(Adds(), (lambda request: status, second), (swap, last)).forward(batch)
     assert second.batches == ([seen_by_second * count] if seen_by_second else [])
     assert last.batches == ([seen_by_last * count] if seen_by_last else [])
     assert results(batch) == [result] * count
@@ -137,7 +108,7 @@ def test_a_filter_that_fails_fails_its_request_alone(filter: Callable[[Request],
         return filter(request) if request["data"] == 2 else Status.Run
 
     batch = requests(1, 2, 3)
-    steps = sequential((only_for_two, Recorder()), Recorder())
+    steps = sequential((only_for_two, Adds()), Adds())
     with pytest.raises(ItemErrors) as caught:
         steps.forward(batch)
     assert {index: type(each) for index, each in caught.value.errors.items()} == {1: error}
@@ -148,7 +119,7 @@ def test_a_filter_that_fails_fails_its_request_alone(filter: Callable[[Request],
 
 def test_or_runs_only_what_has_no_result() -> None:
     """S[A,(or)B]: B is for those that A left without a result."""
-    other = Recorder()
+    other = Adds()
     batch = requests(1, 2, 3)
     sequential(Silent(), (run_if_no_result, other)).forward(batch)
     assert other.batches == [[1, 3]]
@@ -167,7 +138,7 @@ def test_filters_are_named_in_the_notation() -> None:
 
 def test_one_bad_request_fails_alone_and_the_others_complete() -> None:
     """A batch that raises is run again one by one, in that step only; the rest goes through all steps."""
-    first, second, last = Recorder(), Recorder(bad=(3,)), Recorder()
+    first, second, last = Adds(), Adds(bad=(3,)), Adds()
     batch = requests(1, 2, 3)
     with pytest.raises(ItemErrors) as caught:
         sequential(first, second, last).forward(batch)
@@ -207,14 +178,14 @@ def test_a_child_may_do_what_it_likes_with_its_list() -> None:
                 request["result"] = request["data"] * 10
 
     batch = requests(1, 2)
-    sequential(Empties(), Recorder()).forward(batch)
+    sequential(Empties(), Adds()).forward(batch)
     assert results(batch) == [11, 21]
 
 
 def test_without_retry_alone_the_whole_batch_of_that_step_fails() -> None:
     """Requests that left before are not touched by it."""
     batch = requests(1, 2, 4)
-    child = Recorder(bad=(2,), retry_alone=False)
+    child = Adds(bad=(2,), retry_alone=False)
     with pytest.raises(ItemErrors) as caught:
         sequential(Silent(), child).forward(batch)
     assert sorted(caught.value.errors) == [1, 2]
@@ -236,7 +207,7 @@ def test_item_errors_of_a_child_are_taken_at_their_word() -> None:
     knows = Knows()
     batch = requests(1, 2, 4, 6)
     with pytest.raises(ItemErrors) as caught:
-        sequential(Silent(), knows, Recorder()).forward(batch)
+        sequential(Silent(), knows, Adds()).forward(batch)
     assert {index: type(error) for index, error in caught.value.errors.items()} == {2: OSError}
     assert knows.calls == 1
     assert results(batch) == [None, 3, None, 7]
@@ -266,18 +237,18 @@ def test_a_single_request_raises_the_exception_itself() -> None:
             raise ItemErrors({0: error})
 
     with pytest.raises(OSError, match="disk") as caught:
-        sequential(Recorder(), Wraps()).forward(requests(1))
+        sequential(Adds(), Wraps()).forward(requests(1))
     assert caught.value.__notes__ == ["in step 'step1'"]
     assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(ValueError, match="bad 1"):
-        sequential(Recorder(bad=(1,))).forward(requests(1))
+        sequential(Adds(bad=(1,))).forward(requests(1))
 
 
 def test_a_nested_sequential_reports_its_own_failures_outwards() -> None:
     """Inner and outer steps keep the failing request apart from the others."""
     batch = requests(1, 2, 3)
     with pytest.raises(ItemErrors) as caught:
-        sequential(Recorder(), sequential(Recorder(), Recorder(bad=(4,))), Recorder()).forward(batch)
+        sequential(Adds(), sequential(Adds(), Adds(bad=(4,))), Adds()).forward(batch)
     assert list(caught.value.errors) == [1]
     assert results(batch) == [5, None, 7]
 
@@ -291,12 +262,12 @@ def test_a_nested_sequential_reports_its_own_failures_outwards() -> None:
 )
 def test_the_range_is_the_intersection_of_the_childrens(sizes: list[int | None], expected: int | None) -> None:
     """All ones: one. Otherwise the smallest of those that are not one."""
-    assert sequential(*(Recorder(max_batch=size) for size in sizes)).max_batch == expected
+    assert sequential(*(Adds(max_batch=size) for size in sizes)).max_batch == expected
 
 
 def test_a_child_that_takes_one_is_run_item_by_item() -> None:
     """The batch stays together for the others, and a failure needs no second attempt."""
-    one, many = Recorder(max_batch=1, bad=(2,)), Recorder(max_batch=8)
+    one, many = Adds(max_batch=1, bad=(2,)), Adds(max_batch=8)
     batch = requests(1, 2, 3)
     with pytest.raises(ItemErrors) as caught:
         sequential(one, many).forward(batch)
@@ -305,12 +276,12 @@ def test_a_child_that_takes_one_is_run_item_by_item() -> None:
     assert many.batches == [[2, 4]]
 
 
-class Bucketed(Recorder):
+class Bucketed(Adds):
     def bucket(self, request: Request) -> Any:  # type: ignore[override]
         return request["data"] % 3
 
 
-class Weighty(Recorder):
+class Weighty(Adds):
     def weigh(self, request: Request) -> float:  # type: ignore[override]
         return float(request["data"])
 
@@ -318,10 +289,10 @@ class Weighty(Recorder):
 def test_the_first_childs_bucket_and_weight_are_the_nodes() -> None:
     """The engine forms batches by the first child, which then gets them whole."""
     first = Bucketed(max_batch=8)
-    steps = sequential(first, Recorder())
+    steps = sequential(first, Adds())
     assert steps.bucket is not None
     assert steps.bucket({"data": 5}) == 2
-    assert sequential(Recorder(), Bucketed()).bucket is None
+    assert sequential(Adds(), Bucketed()).bucket is None
     weighing = sequential(Weighty(max_batch=8))
     assert weighing.weigh is not None
     assert weighing.weigh({"data": 5}) == 5.0
@@ -333,7 +304,7 @@ def test_a_later_child_gets_one_bucket_at_a_time() -> None:
     """Its buckets are known only once the steps before it have run."""
     later = Bucketed(max_batch=8)
     batch = requests(0, 1, 2, 3)
-    sequential(Recorder(), later).forward(batch)
+    sequential(Adds(), later).forward(batch)
     assert later.batches == [[1, 4], [2], [3]]
     assert results(batch) == [2, 3, 4, 5]
 
@@ -341,18 +312,18 @@ def test_a_later_child_gets_one_bucket_at_a_time() -> None:
 def test_a_later_child_never_gets_more_weight_than_its_max_batch() -> None:
     """Requests are packed in order; one that is too heavy by itself runs alone."""
     later = Weighty(max_batch=5)
-    sequential(Recorder(), later).forward(requests(1, 2, 0, 8))
+    sequential(Adds(), later).forward(requests(1, 2, 0, 8))
     assert later.batches == [[2, 3], [1], [9]]
 
 
 def test_a_later_child_never_gets_more_requests_than_it_takes() -> None:
     """A batch of requests that weigh less than one may have more of them than max_batch."""
 
-    class Light(Recorder):
+    class Light(Adds):
         def weigh(self, request: Request) -> float:  # type: ignore[override]
             return 0.5
 
-    first, later = Light(max_batch=2), Recorder(max_batch=2)
+    first, later = Light(max_batch=2), Adds(max_batch=2)
     sequential(first, later).forward(requests(1, 2, 3))
     assert first.batches == [[1, 2, 3]]
     assert later.batches == [[2, 3], [4]]
@@ -361,12 +332,12 @@ def test_a_later_child_never_gets_more_requests_than_it_takes() -> None:
 def test_a_request_that_cannot_be_measured_fails_alone() -> None:
     """An exception in bucket() or weigh() is that of its request."""
 
-    class Picky(Recorder):
+    class Picky(Adds):
         def bucket(self, request: Request) -> Any:  # type: ignore[override]
             return {2: "a"}[request["data"]]
 
     with pytest.raises(ItemErrors) as caught:
-        sequential(Recorder(), Picky()).forward(requests(1, 5))
+        sequential(Adds(), Picky()).forward(requests(1, 5))
     assert {index: type(error) for index, error in caught.value.errors.items()} == {1: KeyError}
 
 
@@ -375,15 +346,15 @@ def test_a_request_that_cannot_be_measured_fails_alone() -> None:
 
 def test_thread_bound_if_any_child_is() -> None:
     """One child that must stay on its thread binds the whole."""
-    assert sequential(Recorder(), Recorder(thread_bound=True)).thread_bound
-    assert not sequential(Recorder()).thread_bound
+    assert sequential(Adds(), Adds(thread_bound=True)).thread_bound
+    assert not sequential(Adds()).thread_bound
 
 
 def test_children_are_built_last_first_and_closed_with_it() -> None:
     """The order of building is the reverse of the order of running; close() reaches every child."""
     order: list[str] = []
 
-    class Named(Recorder):
+    class Named(Adds):
         def __init__(self, *, label: str) -> None:
             super().__init__()
             order.append(label)
@@ -407,7 +378,7 @@ def test_no_children_is_an_error() -> None:
 
 
 def test_a_child_is_told_which_one_gets_its_results_unless_a_filter_sees_them_first() -> None:
-    class Feeder(Recorder):
+    class Feeder(Adds):
         def __init__(self) -> None:
             super().__init__()
             self.told: list[Backend] = []
@@ -415,7 +386,7 @@ def test_a_child_is_told_which_one_gets_its_results_unless_a_filter_sees_them_fi
         def feed(self, following: Backend) -> None:
             self.told.append(following)
 
-    first, second, third, last = Feeder(), Feeder(), Feeder(), Recorder()
+    first, second, third, last = Feeder(), Feeder(), Feeder(), Adds()
     Sequential([Child("A", first), Child("B", second), Child("C", third, filter=run_if_no_result), Child("D", last)])
     assert first.told == [second]
     assert second.told == []
@@ -425,7 +396,7 @@ def test_a_child_is_told_which_one_gets_its_results_unless_a_filter_sees_them_fi
 def test_what_a_container_says_of_places_itself_counts() -> None:
     """Where it is, and where data is; its children fill in what it does not say."""
 
-    class Placed(Recorder):
+    class Placed(Adds):
         place = "a"
 
         def place_of(self, request: Request) -> str:

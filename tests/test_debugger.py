@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import io
 import sys
 import threading
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from fastpipe import Backend, Pipe, PipeError, Status, UnknownNode
 from fastpipe._describe import in_units, summarize
 from fastpipe.cli import main
 from fastpipe.debugger import Debugger, Stop
-from fastpipe.prompt import data_of
+from fastpipe.prompt import data_of, interact
 
 Request = dict[str, Any]
 
@@ -603,6 +606,89 @@ def test_how_a_value_is_summarised(value: Any, text: str) -> None:
     assert str(summarize(value)) == text
 
 
+class Credentials(NamedTuple):
+    """Two fields, the second a secret."""
+
+    user: str
+    password: str
+
+
+class Header(NamedTuple):
+    """A pair as any other: its first item says what the second is."""
+
+    name: str
+    value: str
+
+
+@dataclass
+class Account:
+    """A dataclass with a secret."""
+
+    user: str
+    api_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlottedAccount:
+    """One without a ``__dict__``."""
+
+    user: str
+    api_key: str
+
+
+@dataclass
+class Denied(Exception):
+    """An error with fields, which are its ``args``, too."""
+
+    user: str
+    password: str
+
+
+class Refused(Exception):
+    """An error with a secret as an attribute, and in its message."""
+
+    def __init__(self, user: str, password: str) -> None:
+        super().__init__(f"{user} is refused with {password}", password)
+        self.password = password
+
+
+SECRET = "correct horse"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Credentials("me", SECRET), "Credentials(user='me', password=<secret>)"),
+        (
+            [Credentials("me", SECRET)] * 2,
+            "[Credentials(user='me', password=<secret>), Credentials(user='me', password=<secret>)]",
+        ),
+        (Header("Authorization", SECRET), "Header(name='Authorization', value=<secret>)"),
+        (Header("Accept", "*"), "Header(name='Accept', value='*')"),
+        (namedtuple("Wide", "a b c d token")(1, 2, 3, 4, SECRET), "Wide(a=1, b=2, c=3, d=4, ... 1 more)"),
+        (Account("me", SECRET), "Account(user='me', api_key=<secret>)"),
+        (SlottedAccount("me", SECRET), "SlottedAccount(api_key=<secret>, user='me')"),
+        (Denied("me", SECRET), "Denied('me', <secret>)"),
+        (Denied(SECRET, SECRET), "Denied(<secret>, <secret>)"),
+        (Refused("me", SECRET), "Refused('me is refused with <secret>', <secret>)"),
+        (ValueError("Authorization", SECRET), "ValueError('Authorization', <secret>)"),
+        (ValueError({"password": SECRET}), "ValueError({'password': <secret>})"),
+        (ValueError(Credentials("me", SECRET)), "ValueError(Credentials(user='me', password=<secret>))"),
+        ({"cause": Denied("me", SECRET)}, "{'cause': Denied('me', <secret>)}"),
+    ],
+)
+def test_a_field_named_like_a_secret_is_left_out_of_a_summary(value: Any, text: str) -> None:
+    """Of named tuples, dataclasses and errors, as keys of dicts are."""
+    assert str(summarize(value)) == text
+
+
+def test_a_secret_in_an_error_is_not_shown_in_part_either() -> None:
+    """A long text is cut, and what is hidden is hidden before."""
+    text = str(summarize(Refused("x" * 40, "y" * 100)))
+    assert "y" not in text
+    assert text.startswith(f"Refused('{'x' * 40} is refused with <")
+
+
 def test_a_summary_has_shape_dtype_and_size_of_an_array() -> None:
     """For programs that look at steps."""
     summary = summarize(np.zeros((2, 3), np.float32))
@@ -658,6 +744,60 @@ def test_repr_is_a_line_and_str_is_all(chain: Pipe) -> None:
 
 def _views(debugger: Debugger, stop: Stop) -> list[Any]:
     return [debugger.history[0], debugger.history, stop, debugger]
+
+
+class Unlocks(Backend):
+    """Fails, and says with which key of its configuration, and which password of the request."""
+
+    def __init__(self, model_key: str) -> None:
+        self.model_key = model_key
+
+    def forward(self, batch: list[Request]) -> None:
+        raise ValueError(f"{self.model_key!r} opens nothing for {batch[0].pop('password')!r}")
+
+
+def test_a_secret_that_an_error_repeats_is_not_shown() -> None:
+    """Of the configuration and of the request, nor is its value; the error itself is whole, for programs."""
+    request = {"data": 1, "password": "battery staple"}
+    with Pipe(backend=Unlocks, model_key="correct horse") as pipe, pipe.debug(request) as debugger:
+        stop = debugger.run()
+        assert str(debugger.error) == "'correct horse' opens nothing for 'battery staple'"
+        said = "'<secret>' opens nothing for '<secret>'"
+        assert said in debugger.history[0].traceback
+        for view in _views(debugger, stop):
+            for text in (str(view), html.unescape(view._repr_html_())):
+                assert said in text
+                assert "correct horse" not in text
+                assert "battery staple" not in text
+
+
+def test_a_bucket_that_raises_is_told_without_the_secret_in_its_text() -> None:
+    """In the line about the batch that the request would have joined."""
+
+    def bucket(request: Request) -> int:
+        raise ValueError(f"no bucket for {request['token']}")
+
+    request = {"data": 1, "token": "battery staple"}
+    with Pipe(backend="Identity", bucket=bucket) as pipe, pipe.debug(request) as debugger:
+        text = str(debugger.step())
+    assert "no bucket for <secret>" in text
+    assert "battery staple" not in text
+
+
+def test_a_secret_of_a_request_is_shown_only_to_who_asks_for_it_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``print password`` shows it; steps and requests show that it is there, and whether it has changed."""
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO("step\nhistory 1\nset password 'another one'\nprint\nprint password\n")
+    )
+    request = {"data": 1, "password": "battery staple"}
+    with Pipe(a={"backend": increment, "next": "b"}, b={"backend": square}) as pipe, pipe.debug(request) as debugger:
+        interact(debugger)
+    said = capsys.readouterr().out
+    assert "password  <secret>" in said
+    assert "battery staple" not in said
+    assert said.count("another one") == 2  # the command, which is repeated where no terminal is, and its answer
 
 
 @pytest.mark.parametrize("data", [1, "text"])

@@ -85,11 +85,13 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
     put_what_readers_have(tmp_path)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "page"}
+    compiled_count = 0
     try:
         for block in blocks_of(page):
             if block.marks[:1] == ["python"]:
                 source = "\n" * block.first_line + block.text  # so that a traceback names the line of the page
                 code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+                compiled_count += 1
                 if "no-run" not in block.marks:
                     exec(code, namespace)
     except MissingExtra as missing:
@@ -102,6 +104,7 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
         for value in namespace.values():
             if isinstance(value, fastpipe.Pipe):
                 value.close()
+    assert compiled_count == sum(line.startswith("```python") for line in page.read_text().splitlines())
 
 
 @pytest.mark.parametrize("page", pages_with("toml"), ids=name_of)
@@ -109,7 +112,7 @@ def test_the_toml_of_a_page_is_toml(page: Path) -> None:
     """A configuration that is shown can be read."""
     for block in blocks_of(page):
         if block.marks[:1] == ["toml"]:
-            tomllib.loads(block.text)
+            assert tomllib.loads(block.text), "a configuration without a node"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support import Named, all_ways
 
 from fastpipe import Backend, Pipe, Request, Status
 from fastpipe.config import load
@@ -16,18 +17,6 @@ from fastpipe.graph import compile_graph
 from fastpipe.picture import Picture
 
 WAIT_S = 20.0
-
-
-class Named(Backend):
-    """The result is the data with the node's name in front."""
-
-    def __init__(self, *, node_name: str) -> None:
-        self.name = node_name
-
-    def forward(self, batch: list[Request]) -> None:
-        for request in batch:
-            request["result"] = f"{self.name}({request['data']})"
-            request[self.name] = True
 
 
 def node(backend: Any = Named, **keys: Any) -> dict[str, Any]:
@@ -44,17 +33,6 @@ def only(*wanted: str, otherwise: Status = Status.Skip) -> Callable[[Request], S
         return Status.Run
 
     return decide
-
-
-def all_ways(request: Request, entry: str | None = None, /, **nodes: dict[str, Any]) -> Request:
-    """Return the answer, after checking that ``submit``, a list and ``eager`` give the same."""
-    with Pipe(nodes) as pipe:
-        called: Request = pipe(dict(request), entry=entry)
-        assert pipe.submit(dict(request), entry=entry).result(WAIT_S) == called
-        assert pipe([dict(request)] * 2, entry=entry)[1] == called
-        assert pipe(dict(request), eager=True, entry=entry) == called
-        assert pipe.stats()["requests"]["in_flight"] == 0
-    return called
 
 
 def results(*kinds: str, **nodes: dict[str, Any]) -> list[Any]:

@@ -14,12 +14,13 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
 import pytest
+from support import until
 
 from fastpipe import Backend, BackendHung, ConfigError, Pipe, PipeClosed, Request, WorkerDied, _core
 from fastpipe._hung import MOST_STUCK_THREADS
@@ -62,11 +63,16 @@ def hangs() -> Iterator[type[Hangs]]:
     Own.released.set()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.001)
+def builds_once(hangs: type[Hangs]) -> type[Hangs]:
+    """Return a backend like ``hangs`` of which there can be no second instance."""
+
+    class BuildsOnce(hangs):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            if self.instances:
+                raise OSError("no licence left")
+            super().__init__()
+
+    return BuildsOnce
 
 
 def test_p17_a_hung_backend_is_given_up_and_replaced(hangs: type[Hangs]) -> None:
@@ -255,13 +261,7 @@ def test_requests_that_wait_fail_with_a_node_that_is_lost(hangs: type[Hangs]) ->
 def test_a_replacement_that_cannot_be_built_is_a_problem_of_the_node(hangs: type[Hangs]) -> None:
     """health() says why; with no instance left the node fails what comes."""
 
-    class BuildsOnce(hangs):  # type: ignore[misc, valid-type]
-        def __init__(self) -> None:
-            if self.instances:
-                raise OSError("no licence left")
-            super().__init__()
-
-    with Pipe(backend=BuildsOnce, hang_timeout=HANG_S) as pipe:
+    with Pipe(backend=builds_once(hangs), hang_timeout=HANG_S) as pipe:
         with pytest.raises(BackendHung):
             pipe({"data": "hang"})
         until(lambda: not pipe.health()["healthy"])
@@ -609,13 +609,7 @@ def test_a_backend_that_comes_back_and_cannot_be_closed_is_stuck_no_more(
 def test_eager_calls_of_a_node_that_is_lost_fail_as_others_do(hangs: type[Hangs]) -> None:
     """They do not wait for an instance that will not come."""
 
-    class BuildsOnce(hangs):  # type: ignore[misc, valid-type]
-        def __init__(self) -> None:
-            if self.instances:
-                raise OSError("no licence left")
-            super().__init__()
-
-    with Pipe(backend=BuildsOnce, hang_timeout=HANG_S) as pipe:
+    with Pipe(backend=builds_once(hangs), hang_timeout=HANG_S) as pipe:
         with pytest.raises(BackendHung):
             pipe({"data": "hang"})
         with pytest.raises(BackendHung, match="no licence left"):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from support import until
 
 from fastpipe import (
     Backend,
@@ -262,13 +263,6 @@ def test_p19_a_push_before_its_notification_is_found_by_who_releases_an_instance
             assert second.result(WAIT_S)["result"] == 2
             assert first.result(WAIT_S)["result"] == 1
             caller.shutdown()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.001)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import until
 
 import fastpipe
 from fastpipe import (
@@ -102,13 +103,6 @@ def counts_add_up(pipe: Pipe) -> None:
     ended = requests["done"] + requests["failed"] + requests["cancelled"]
     assert requests["accepted"] == requests["in_flight"] + ended
     assert sum(stats["failures"].values()) == requests["failed"]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.001)
 
 
 def patiently(limit_s: float) -> Iterator[float]:

@@ -10,7 +10,6 @@ was being decoded. Two variables in the environment make more of it:
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import struct
@@ -20,7 +19,6 @@ import tarfile
 import threading
 import zlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,9 @@ import pytest
 
 cv2 = pytest.importorskip("cv2", reason="the image backends need OpenCV")
 Image = pytest.importorskip("PIL.Image", reason="the tests of images need Pillow")
+
+import image_corpus as corpus  # noqa: E402
+import image_fuzzer as fuzzer  # noqa: E402
 
 import fastpipe  # noqa: E402
 from fastpipe.backends._image_header import read_header  # noqa: E402
@@ -41,20 +42,6 @@ MAX_PIXELS = 16_000_000  # image_fuzzer.py's
 BYTES_PER_PIXEL = 16  # what docs/backends.md promises, the result included
 BESIDES_MB = 64
 
-
-def beside_this_file(name: str) -> ModuleType:
-    """Import a module of this folder, which is no package and not on the path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # image_fuzzer imports image_corpus
-    spec.loader.exec_module(module)
-    return module
-
-
-corpus = beside_this_file("image_corpus")
-fuzzer = beside_this_file("image_fuzzer")
 
 IMAGES: dict[str, bytes] = corpus.decoded_images()
 BOMBS: dict[str, tuple[bytes, str]] = {name: (content, outcome) for name, content, outcome in corpus.bombs()}

@@ -10,35 +10,19 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
-import importlib.util
 import itertools
 import random
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import promise_load as load
 import pytest
 
 from fastpipe import Backend, ItemErrors, Pipe, PipeClosed, PipeError, QueueFull, Request, RequestTimeout, _core
 
-
-def beside_this_file(name: str) -> ModuleType:
-    """Import a module of this folder, which is no package and not on the path; once."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-load = beside_this_file("promise_load")
 ledgers = load.ledgers
 scaled = load.scaled
 WAIT_S = load.WAIT_S

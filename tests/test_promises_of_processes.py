@@ -7,7 +7,6 @@ test_promises.py.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -18,28 +17,15 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import promise_load as load
 import pytest
 
 TESTS = Path(__file__).resolve().parent
 HANG_S = 60.0  # how long a child may be silent
 ATTEMPTS = 3  # at being flat: resident memory has noise, and what grows does so each time
 
-
-def beside_this_file(name: str) -> ModuleType:
-    """Import a module of this folder, which is no package and not on the path; once."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-load = beside_this_file("promise_load")
 scaled = load.scaled
 
 PROLOGUE = """

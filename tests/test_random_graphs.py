@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import importlib.util
 import itertools
 import os
 import pprint
 import random
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import plain_interpreter as interpreter
 import pytest
 
 from fastpipe import Backend, ItemErrors, Pipe, Request, Sequential, Status, Step
@@ -35,18 +33,6 @@ WAIT_S = 20.0
 
 Nodes = Mapping[Any, Mapping[str, Any]]
 
-
-def beside_this_file(name: str) -> ModuleType:
-    """Import a module of this folder, which is no package and not on the path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-interpreter = beside_this_file("plain_interpreter")
 
 # ---- what the nodes do -----------------------------------------------------------------------------------------------
 

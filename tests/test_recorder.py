@@ -783,6 +783,89 @@ def test_secrets_are_left_out_of_records_and_a_replay_says_which(
     assert "the record lacks request['password'] (str: left out, as its key looks like that of a secret); " in lines[0]
 
 
+class Unlocks(Backend):
+    """Fails, and says with which key of its configuration."""
+
+    def __init__(self, model_key: str, login: dict[str, str] | None = None) -> None:
+        self.said = f"{model_key!r} opens nothing, nor does {(login or {}).get('password')!r}"
+
+    def forward(self, batch: list[Request]) -> None:
+        raise ValueError(self.said)
+
+
+UNLOCKS = f"{__name__}:Unlocks"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ({"backend": UNLOCKS, "model_key": HIDDEN}, "'<secret>' opens nothing, nor does None"),
+        ({"backend": f"{UNLOCKS}(model_key={HIDDEN})"}, "'<secret>' opens nothing, nor does None"),
+        ({"backend": f"S[{UNLOCKS}]", "model_key": HIDDEN}, "'<secret>' opens nothing, nor does None"),
+        (
+            {"backend": UNLOCKS, "model_key": HIDDEN, "login": {"password": f"more {HIDDEN}"}},
+            "'<secret>' opens nothing, nor does '<secret>'",
+        ),
+        ('[a]\nbackend = "UNLOCKS"\nmodel_key = "HIDDEN"\n', "'<secret>' opens nothing, nor does None"),
+        ('[global]\nmodel_key = "HIDDEN"\n[a]\nbackend = "UNLOCKS"\n', "'<secret>' opens nothing, nor does None"),
+    ],
+)
+def test_a_secret_of_the_configuration_that_an_error_repeats_is_not_recorded(
+    written: Any, said: str, tmp_path: Path
+) -> None:
+    """Written as keywords, in brackets or in a file; a replay with the secret does not show it, and reproduces."""
+    source = written
+    if isinstance(written, str):
+        source = tmp_path / "pipe.toml"
+        source.write_text(written.replace("UNLOCKS", UNLOCKS).replace("HIDDEN", HIDDEN))
+    with Pipe(source) as pipe:
+        with pipe.record(tmp_path / "records"):
+            call(pipe, {"data": 3})
+        (path,) = files_in(tmp_path / "records")
+        assert HIDDEN.encode() not in path.read_bytes()
+        record = _records.read(path)
+        node = record.manifest["error"]["node"]
+        assert record.manifest["error"]["message"] == said
+        assert "'<secret>' opens nothing" in record.manifest["error"]["traceback"]
+        outcome = replay.replay(record, pipe)
+    assert (outcome.recorded, outcome.now) == (f"ValueError at {node}: {said}", f"ValueError: {said}")
+    assert outcome.reproduced
+
+
+@dataclass
+class Denied(Exception):
+    """An error whose text is its fields."""
+
+    user: str
+    password: str
+
+
+class Denies(Backend):
+    """Fails with an error that has a secret, which the request has under another name."""
+
+    def forward(self, batch: list[Request]) -> None:
+        raise ValueError("cannot log in") from Denied("me", batch[0]["data"]["second"])
+
+
+def test_a_secret_that_an_error_has_as_a_field_is_not_in_its_text(tmp_path: Path) -> None:
+    """Of the error that led to another, too; what a backend gets under another name is no secret of the request."""
+    with Pipe(backend=Denies) as pipe, pipe.record(tmp_path):
+        call(pipe, {"data": {"second": HIDDEN}})
+    told = only_record(tmp_path).manifest["error"]
+    assert "Denied: ('me', '<secret>')" in told["traceback"]
+    assert HIDDEN not in json.dumps(told)
+
+
+def test_a_replay_does_not_show_a_secret_that_an_error_repeats_now(tmp_path: Path) -> None:
+    """Then it was answered, or failed with another text."""
+    with Pipe(backend="Identity") as answers, answers.record(tmp_path, sample=1.0):
+        answers({"data": 3})
+    with Pipe({"backend": UNLOCKS, "model_key": HIDDEN}) as pipe:
+        outcome = replay.replay(only_record(tmp_path), pipe)
+    assert outcome.difference == "now ValueError: '<secret>' opens nothing, nor does None"
+    assert HIDDEN not in repr(outcome)
+
+
 @pytest.mark.parametrize(
     ("written", "place"),
     [

@@ -8,11 +8,11 @@ import contextlib
 import random
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support import until
 
 from fastpipe import Backend, BackendError, Pipe, PipeClosed, QueueFull, Request, RequestTimeout
 
@@ -96,13 +96,6 @@ def loop() -> Iterator[Loop]:
 def executor() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
     with concurrent.futures.ThreadPoolExecutor(64) as made:
         yield made
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.001)
 
 
 LIMITS = [{"max_queue": 1}, {"max_in_flight": 1}, {"max_queue_bytes": 3}]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support import all_ways
 
 from fastpipe import Backend, NoResult, Pipe, Request, RestartLimit, Status, UnknownNode
 from fastpipe.config import load
@@ -58,16 +59,6 @@ def compiled(**nodes: dict[str, Any]) -> Graph:
     return compile_graph(load(nodes, {}).nodes, {})
 
 
-def both(request: Request, entry: str | None = None, /, **nodes: dict[str, Any]) -> Request:
-    """Return the answer, after checking that ``submit`` and ``eager`` give the same."""
-    with Pipe(nodes) as pipe:
-        called: Request = pipe(dict(request), entry=entry)
-        assert pipe.submit(dict(request), entry=entry).result(WAIT_S) == called
-        assert pipe(dict(request), eager=True, entry=entry) == called
-        assert pipe.stats()["requests"]["in_flight"] == 0
-    return called
-
-
 # ---- skips -----------------------------------------------------------------------------------------------------------
 
 
@@ -93,14 +84,14 @@ def test_a_skipped_sub_graph_takes_all_nodes_along_that_only_it_leads_to() -> No
     """a1 to a3 are skipped, so a3 does not raise, and what r2 maps from a3 it reads from a1."""
     nodes = two_branches(a1="SubGraphSkip")
     nodes["a3"]["backend"] = "RuntimeError"
-    assert both({"data": 1}, **nodes) == {"data": 1, "tmp": 1, "result": 1}
+    assert all_ways({"data": 1}, **nodes) == {"data": 1, "tmp": 1, "result": 1}
 
 
 def test_a_serial_skip_ends_in_front_of_a_join() -> None:
     """b1 and b2 would raise; r2 reads from b1 what it maps from b2."""
     nodes = two_branches(b1="SerialSkip")
     nodes["b1"]["backend"] = nodes["b2"]["backend"] = "RuntimeError"
-    assert both({"data": "1"}, **nodes)["result"] == "1"
+    assert all_ways({"data": "1"}, **nodes)["result"] == "1"
 
 
 def test_a_serial_skip_ends_at_a_fan_out() -> None:
@@ -108,7 +99,7 @@ def test_a_serial_skip_ends_at_a_fan_out() -> None:
     nodes = two_branches(a1="serial_skip")
     nodes["a1"]["backend"] = nodes["a2"]["backend"] = "RuntimeError"
     nodes["a2a"] = node("Pow", next="a3")
-    assert both({"data": 3}, **nodes)["result"] == 9
+    assert all_ways({"data": 3}, **nodes)["result"] == 9
 
 
 def test_both_skips_at_once() -> None:
@@ -116,18 +107,18 @@ def test_both_skips_at_once() -> None:
     nodes = two_branches(a1="SubGraphSkip", b1="SerialSkip")
     for name in ("a1", "a2", "a2a", "a2b", "a3", "b1", "b2"):
         nodes[name]["backend"] = "RuntimeError"
-    assert both({"data": 2}, **nodes) == {"data": 2, "tmp": 2, "result": 2}
+    assert all_ways({"data": 2}, **nodes) == {"data": 2, "tmp": 2, "result": 2}
 
 
 def test_break_in_a_branch_answers_with_its_dict() -> None:
     """The dict at a2a, without a result."""
-    assert both({"data": 1}, **two_branches(a2a="Break")) == {"data": 1}
+    assert all_ways({"data": 1}, **two_branches(a2a="Break")) == {"data": 1}
 
 
 def test_a_skip_over_the_leaf_ends_the_request_as_it_is() -> None:
     """With both kinds; the chain and the sub-graph of b have everything behind it."""
     for name in ("SerialSkip", "SubGraphSkip"):
-        answered = both({"data": 1}, a=node(next="b"), b=raises(filter=name, next="c"), c=raises())
+        answered = all_ways({"data": 1}, a=node(next="b"), b=raises(filter=name, next="c"), c=raises())
         assert answered == {"data": 1, "result": 2, "trail": ("a",)}
 
 
@@ -136,7 +127,7 @@ def test_a_skip_at_the_root_answers_with_the_request() -> None:
     nodes = two_branches(r1="SubGraphSkip")
     for keys in nodes.values():
         keys["backend"] = "RuntimeError"
-    assert both({"data": 1, "more": 2}, **nodes) == {"data": 1, "more": 2}
+    assert all_ways({"data": 1, "more": 2}, **nodes) == {"data": 1, "more": 2}
 
 
 def test_of_several_leaves_those_that_are_skipped_say_nothing() -> None:
@@ -148,7 +139,7 @@ def test_of_several_leaves_those_that_are_skipped_say_nothing() -> None:
         "c": node(next="c2"),
         "c2": node(),
     }
-    assert both({"data": 1}, **nodes) == {"data": 1, "result": 4, "trail": ("a", "c", "c2"), "answered_by": "c2"}
+    assert all_ways({"data": 1}, **nodes) == {"data": 1, "result": 4, "trail": ("a", "c", "c2"), "answered_by": "c2"}
 
 
 def test_a_users_filter_may_skip_by_request() -> None:
@@ -162,7 +153,7 @@ def test_a_users_filter_may_skip_by_request() -> None:
 
     nodes = two_branches(a1=small)
     nodes["a2b"]["backend"] = Trail
-    assert "other" not in both({"data": 1}, **nodes)
+    assert "other" not in all_ways({"data": 1}, **nodes)
     with Pipe(nodes) as pipe:
         assert pipe({"data": 10})["result"] == 10
         assert [pipe({"data": data})["result"] for data in (1, 20, 2)] == [1, 20, 2]
@@ -176,7 +167,7 @@ def test_the_parents_that_count_are_those_the_request_can_reach() -> None:
         "c": node(map="a[data:data]", next="d"),
         "d": node(),
     }
-    assert both({"data": 1}, "a", **nodes) == {"data": 1}
+    assert all_ways({"data": 1}, "a", **nodes) == {"data": 1}
     assert compiled(**nodes).entry(0).exit(0, Status.SerialSkip).hidden == (0, 2, 3)
     assert compiled(**nodes).entry(0).exit(0, Status.SubGraphSkip).hidden == (0, 2, 3)
     assert compiled(**nodes).entry(0).exit(0).hidden == (0,)
@@ -188,26 +179,26 @@ def test_the_parents_that_count_are_those_the_request_can_reach() -> None:
 def test_a_request_may_enter_at_any_node() -> None:
     """Nothing before it runs, and the filter there is a root's."""
     nodes = {"a": raises(next="b"), "b": node(next="c"), "c": node()}
-    assert both({"data": 1}, "b", **nodes)["trail"] == ("b", "c")
-    assert both({"data": 1}, "c", **nodes)["trail"] == ("c",)
+    assert all_ways({"data": 1}, "b", **nodes)["trail"] == ("b", "c")
+    assert all_ways({"data": 1}, "c", **nodes)["trail"] == ("c",)
 
 
 def test_where_it_enters_a_map_is_not_looked_at() -> None:
     """The request is what the map would have made."""
     nodes = {"a": raises(next="b"), "b": node(map="a[result:data]", next="c"), "c": node()}
-    assert both({"data": 1}, "b", **nodes)["result"] == 3
+    assert all_ways({"data": 1}, "b", **nodes)["result"] == 3
 
 
 def test_a_written_filter_is_asked_where_it_enters() -> None:
     """Only the default gives way."""
     nodes = {"a": raises(next="b"), "b": raises(filter="Skip", next="c"), "c": node(filter="run")}
-    assert both({"data": 1}, "b", **nodes)["trail"] == ("c",)
+    assert all_ways({"data": 1}, "b", **nodes)["trail"] == ("c",)
 
 
 def test_a_join_waits_only_for_what_can_be_reached() -> None:
     """And a map that reads what cannot have run fails the request in words."""
     nodes = {"a": node(next="c"), "b": node(next="c"), "c": node(map="a[result:data]")}
-    assert both({"data": 1}, "a", **nodes)["result"] == 3
+    assert all_ways({"data": 1}, "a", **nodes)["result"] == 3
     with Pipe(nodes) as pipe, pytest.raises(KeyError, match="'c' reads 'a', which did not run for this request"):
         pipe({"data": 1}, entry="b")
 
@@ -237,7 +228,7 @@ def until(limit: int) -> Callable[[Request], Status]:
 def test_a_request_goes_round_until_a_filter_lets_it_out() -> None:
     """step adds one; at 5 it is let out. Each round the result becomes the data."""
     nodes = {"step": node(next="more"), "more": node(filter=until(5), restart="step")}
-    assert both({"data": 0}, **nodes) == {"data": 0, "result": 5, "trail": ("step",) * 5}
+    assert all_ways({"data": 0}, **nodes) == {"data": 0, "result": 5, "trail": ("step",) * 5}
 
 
 def test_a_node_may_restart_itself() -> None:
@@ -248,8 +239,8 @@ def test_a_node_may_restart_itself() -> None:
             request["data"] = request["result"]
         return Status.Break if request["data"] >= 3 else Status.Run
 
-    assert both({"data": 0}, a=node(filter=ask, restart="a"))["trail"] == ("a",) * 3
-    assert "trail" not in both({"data": 7}, a=node(filter=ask, restart="a"))
+    assert all_ways({"data": 0}, a=node(filter=ask, restart="a"))["trail"] == ("a",) * 3
+    assert "trail" not in all_ways({"data": 7}, a=node(filter=ask, restart="a"))
 
 
 def test_a_round_without_a_result_ends_the_request() -> None:
@@ -257,7 +248,7 @@ def test_a_round_without_a_result_ends_the_request() -> None:
     with Pipe({"a": node(Silent, restart="a")}, without_result="end") as pipe:
         assert pipe({"data": 0}) == {"data": 0}
     with pytest.raises(NoResult, match="node 'a': step Silent gave no result"):
-        both({"data": 0}, a=node(Silent, restart="a"))
+        all_ways({"data": 0}, a=node(Silent, restart="a"))
 
 
 def test_the_key_restart_sends_a_request_round() -> None:
@@ -271,8 +262,8 @@ def test_the_key_restart_sends_a_request_round() -> None:
                     request["restart"] = "b"
 
     nodes = {"a": node(next="b"), "b": node(Again)}
-    assert both({"data": 0}, **nodes) == {"data": 0, "result": 3, "trail": ("a", "b", "b")}
-    assert both({"data": 5}, **nodes)["trail"] == ("a", "b")
+    assert all_ways({"data": 0}, **nodes) == {"data": 0, "result": 3, "trail": ("a", "b", "b")}
+    assert all_ways({"data": 5}, **nodes)["trail"] == ("a", "b")
     with Pipe(a=node(Again)) as pipe, pytest.raises(UnknownNode, match=r"request\['restart'\] is 'b', and no node has"):
         pipe({"data": 0})
 
@@ -303,7 +294,7 @@ def test_each_round_starts_with_nothing_but_its_dict() -> None:
         "d": node(map="b[result:data],c[trail:trail]", next="e"),
         "e": node(filter=once, restart="a"),
     }
-    assert both({"data": 0}, **nodes)["result"] == 6
+    assert all_ways({"data": 0}, **nodes)["result"] == 6
     nodes["e"]["restart"] = "c"
     with Pipe(nodes) as pipe, pytest.raises(KeyError, match="'d' reads 'b', which did not run for this request"):
         pipe({"data": 0})
@@ -344,7 +335,7 @@ def test_a_graph_that_is_jumped_to_may_go_round() -> None:
         "step": node(next="more"),
         "more": node(filter=until(4), restart="step"),
     }
-    assert both({"data": [0, 2, 9]}, **nodes)["result"] == [4, 4, 10]
+    assert all_ways({"data": [0, 2, 9]}, **nodes)["result"] == [4, 4, 10]
 
 
 def test_the_limit_is_counted_by_node() -> None:
@@ -358,7 +349,7 @@ def test_the_limit_is_counted_by_node() -> None:
                     request["restart"] = "ab"[request["result"] % 2]
 
     nodes = {"a": node(Turns, restart_limit=3), "b": node(Turns, restart_limit=3)}
-    assert both({"data": 0}, "a", **nodes)["result"] == 7
+    assert all_ways({"data": 0}, "a", **nodes)["result"] == 7
 
 
 def test_a_restart_out_of_a_sub_graph_into_itself_is_refused() -> None:
@@ -386,7 +377,7 @@ def test_keys_that_a_map_inside_a_jump_drops_are_not_in_its_answer(backend: str)
         "a": node(next="b"),
         "b": node("Identity", map="a[result:data]"),
     }
-    assert both({"data": 0}, **nodes) == {"data": 0, "result": 2}
+    assert all_ways({"data": 0}, **nodes) == {"data": 0, "result": 2}
 
 
 def test_a_part_that_restarts_leaves_nothing_of_its_rounds_behind() -> None:
@@ -397,8 +388,8 @@ def test_a_part_that_restarts_leaves_nothing_of_its_rounds_behind() -> None:
         "b": node("S[Identity,(run)Add]", key="x", value=1, next="c"),
         "c": node("Identity", map="b[result:data]"),
     }
-    assert "x" not in both({"data": 1}, "j", **nodes)
-    assert "x" not in both({"data": 1}, "a", **nodes)
+    assert "x" not in all_ways({"data": 1}, "j", **nodes)
+    assert "x" not in all_ways({"data": 1}, "a", **nodes)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +441,7 @@ def test_a_dict_that_a_map_reads_later_is_not_given_away() -> None:
     """a is read by c's map, so b gets a copy; b is read by nobody else, so no second one."""
     nodes = {"a": node(next="b"), "b": node(next="c"), "c": node(map="a[result:data],b[result:x]")}
     assert copies({"data": 1}, **nodes) == 1
-    assert both({"data": 1}, **nodes)["result"] == 3
+    assert all_ways({"data": 1}, **nodes)["result"] == 3
     assert copies({"data": 1}, "b", **nodes | {"c": node(map="b[result:data]")}) == 0
 
 

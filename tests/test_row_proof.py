@@ -66,8 +66,10 @@ def brightest(images: Any) -> Any:
 @pytest.mark.parametrize("limits", [(8, None), (2, None), (4, 3), (2, 2)])
 @pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
 def test_a_model_that_treats_each_row_alone_is_proved(model: Any, limits: Any) -> None:
-    """By trials, with nothing known of it."""
-    prove(model, limits=limits)
+    """By trials, with nothing known of it: of batches, and of no other sizes than it takes."""
+    sizes = prove(model, limits=limits).sizes
+    assert 1 < max(sizes) <= limits[0]
+    assert min(sizes) >= (limits[1] or 1)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,57 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 
-from fastpipe._secrets import is_secret_pair, lines_without, own_copy_without, secret_texts
+from fastpipe._secrets import Secrets, is_secret_pair, lines_without, own_copy_without, secret_texts
 
 SECRET = 'it\'s "quoted"\n'
+
+
+class Credentials(NamedTuple):
+    """Two fields, the second a secret."""
+
+    user: str
+    password: str
+
+
+@dataclass
+class Account:
+    """A dataclass with more in it."""
+
+    user: str
+    login: Credentials
+
+
+class Refused(Exception):
+    """An error with a secret as an attribute."""
+
+    def __init__(self, password: str) -> None:
+        super().__init__("refused")
+        self.password = password
+
+
+def caused_by(cause: Exception) -> Exception:
+    error = ValueError("no")
+    error.__cause__ = cause
+    return error
+
+
+class Unreadable(Mapping[str, str]):
+    """A mapping that cannot be looked into."""
+
+    def __getitem__(self, key: str) -> str:
+        raise RuntimeError("not to be read")
+
+    def __iter__(self) -> Iterator[str]:
+        raise RuntimeError("not to be read")
+
+    def __len__(self) -> int:
+        raise RuntimeError("not to be read")
 
 
 @pytest.mark.parametrize(
@@ -20,11 +64,30 @@ SECRET = 'it\'s "quoted"\n'
         {"headers": [["Authorization", SECRET]]},
         {"headers": (("Authorization", SECRET),)},
         [[[[[[[[[[[[{"token": SECRET}]]]]]]]]]]]],
+        Credentials("me", SECRET),
+        [Account("me", Credentials("me", SECRET))],
+        caused_by(Refused(SECRET)),
+        ValueError({"password": SECRET}),
+        ValueError("Authorization", SECRET),
     ],
 )
 def test_what_an_error_may_repeat_is_known_in_each_form(value: Any) -> None:
     """As it is, and as repr() and JSON write it, in whatever mapping and however deep."""
     assert set(secret_texts(value)) == {SECRET, repr(SECRET)[1:-1], '"it\'s \\"quoted\\"\\n"'[1:-1]}
+
+
+def test_what_cannot_be_looked_into_or_leads_back_hides_nothing_else() -> None:
+    """A mapping that raises, a list that holds itself twice: looked at once, and the rest is found."""
+    cycle: list[Any] = [Unreadable()]
+    cycle += [cycle, cycle, {"token": "battery"}]
+    assert set(secret_texts(cycle)) == {"battery"}
+
+
+def test_of_two_secrets_the_longer_is_left_out_first() -> None:
+    """One may be a part of the other, of a configuration or of a request."""
+    secrets = Secrets({"token": "battery"}).and_of({"password": "battery staple"})
+    assert secrets.left_out_of("neither battery staple nor battery") == "neither <secret> nor <secret>"
+    assert Secrets().left_out_of("battery") == "battery"
 
 
 @pytest.mark.parametrize(("value", "is_pair"), [(["Cookie", 1], True), (("a", "Cookie"), False), (["token"], False)])

@@ -9,36 +9,20 @@ more of them.
 from __future__ import annotations
 
 import concurrent.futures
-import importlib.util
-import sys
 import threading
 import time
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed here")
 
+import promise_load as load
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fastpipe import Backend, Pipe, PipeClosed, PipeError, QueueFull, Request, RequestTimeout, UnknownNode, _core
 
-
-def beside_this_file(name: str) -> ModuleType:
-    """Import a module of this folder, which is no package and not on the path; once."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-load = beside_this_file("promise_load")
 ledgers = load.ledgers
 WAIT_S = 20.0
 MAX_QUEUE = 3
