@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from fastpipe._describe import summarize
 from fastpipe._results import checked_parts
 from fastpipe.backend import Backend, Request
 from fastpipe.errors import BackendError, ItemErrors
@@ -190,7 +191,7 @@ class MapReduce(SubGraph):
                     gathered.append(None)
                 else:
                     raise KeyError(
-                        f"MapReduce gathers {key!r}, and a part's answer has only {sorted(map(str, answer))}"
+                        f"MapReduce gathers {key!r}, and a part's answer has only {summarize(sorted(map(str, answer)))}"
                     )
             request[key] = gathered
 

@@ -563,7 +563,7 @@ def torch_tensor(**keywords: Any) -> Any:
     [
         (lambda torch, x: (x > 0.5).nonzero(), "output 0: expected 2 rows"),
         (lambda torch, x: x[x.sum((1, 2)) != 0], "output 0: expected 2 rows"),
-        (lambda torch, x: x - x.mean(0), "a row in a batch of \d is not what it is alone"),
+        (lambda torch, x: x - x.mean(0), r"a row in a batch of \d is not what it is alone"),
         (lambda torch, x: x.flip(0), "is not what it is alone"),
         (lambda torch, x: torch.rand_like(x), "the same data, run twice, give different results"),
         (lambda torch, x: x.sub_(x.amax(0)), "is not what it is alone"),
