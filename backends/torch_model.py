@@ -54,7 +54,8 @@ class TorchTensor(Backend):
     name to tensor: torch, NumPy, or anything with ``__dlpack__``, on any device. Each is one sample with a batch axis
     of 1 in front (``1CHW``); where the model or ``max`` says which shapes there are, it may be missing. Other floats
     and uint8 become the type in which the model computes; other integers stay what they are, but for uint16 and uint32,
-    which become int32 and int64. The model gets a copy, so that it may work in place.
+    which become int32 and int64. The model gets a copy, so that it may work in place. A finite number that would be
+    infinite in the model's type fails its request alone, and so does a sparse, quantized, nested or meta tensor.
 
     **Out**: ``result`` is the output's row with a batch axis of 1, or a list of them where the model has several
     outputs, on the model's device, complete. It is a view of a copy made for this batch: yours to change, and it keeps

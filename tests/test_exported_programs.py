@@ -210,8 +210,9 @@ class Gives(torch.nn.Module):
 def test_flat_outputs_are_lists_in_the_programs_order(arrange: Any, tmp_path: Path) -> None:
     """Of a dict, its values, whatever simple keys it has."""
     path = saved(tmp_path / "m.pt2", Gives(arrange), torch.ones(2, 3), dims=({0: Dim("batch")},))
-    (result,) = run(TorchTensor(model=path, max=4, device=["cpu"]), torch.ones(1, 3))
-    assert [each[0, 0].item() for each in result] == [2, 3]
+    request: dict[str, Any] = {"data": torch.ones(1, 3)}
+    TorchTensor(model=path, max=4, device=["cpu"]).forward([request])
+    assert [each[0, 0].item() for each in request["result"]] == [2, 3]
 
 
 @pytest.mark.parametrize(

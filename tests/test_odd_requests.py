@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip in
 OnnxTensor: Any = pytest.importorskip("fastpipe.backends.onnx").OnnxTensor
 TorchTensor: Any = pytest.importorskip("fastpipe.backends.torch_model").TorchTensor
 Row: Any = importlib.import_module("fastpipe.backends._handed_on").Row
+torch_graphs: Any = importlib.import_module("fastpipe.backends._torch_graphs")
 tensor_ops: Any = importlib.import_module("fastpipe.backends.tensor_ops")
 tensor: Any = importlib.import_module("fastpipe.backends.tensor")
 catsplit: Any = importlib.import_module("fastpipe.backends.catsplit")
@@ -159,6 +161,22 @@ def test_a_batch_that_is_one_tensor_already_falls_apart_where_a_number_is_too_la
     assert list(errors_of(backend, batch)) == [1]
     assert [request["data"] for request in batch] == ["data 0", "data 1", "data 2"]
     assert [request.get("result", torch.zeros(1, 1))[0, 0].item() for request in batch] == [1, 0, 2]
+
+
+def test_what_a_graph_reads_is_looked_at_before_it_is_replayed() -> None:
+    """The model may work in place, in what was copied there; zeros that fill up a batch are no request's."""
+    backend = TorchTensor(model=Same(), max="4x3", precision="fp16", device=["cpu"])
+    read, written = torch.zeros(4, 3, dtype=torch.float16), torch.zeros(4, 3, dtype=torch.float16)
+
+    def replay() -> None:
+        written.copy_(read)
+        read.zero_()
+
+    graph = torch_graphs.Graph(SimpleNamespace(replay=replay), [read], [written])
+    backend._graphs = SimpleNamespace(find=lambda *_: graph, is_complete=True)  # a stand-in for one on a GPU
+    batch = [{"data": torch.full((1, 3), number)} for number in (1.0, 7e4, 2.0)]
+    assert list(errors_of(backend, batch)) == [1]
+    assert [batch[index]["result"][0, 0].item() for index in (0, 2)] == [1, 2]
 
 
 def test_of_several_inputs_the_one_with_the_number_is_named() -> None:
