@@ -24,8 +24,8 @@ def oddity(value: Any) -> str:
         return ""
     if isinstance(value, np.ma.MaskedArray):
         return "a masked array, whose mask would be lost: .filled(value) makes an ordinary array of it"
-    # Who has a tensor has imported torch.
-    if not isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ())):
+    torch: Any = sys.modules.get("torch")  # who has a tensor has imported it
+    if torch is None or not isinstance(value, torch.Tensor):
         return ""
     if value.is_nested:
         return "a nested tensor: .to_padded_tensor(padding) makes an ordinary one of it"

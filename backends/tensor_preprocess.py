@@ -178,7 +178,7 @@ class ResizeNormalizeTensor(Backend):
                 f"not empty, on {self._device}, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
             )
         if color not in ("rgb", "bgr", "gray"):
-            got = summarize(color)
+            got = str(summarize(color))
             raise KernelError(f"ResizeNormalizeTensor: expected a request whose color is 'rgb' or 'bgr', got {got}")
         _, height, width = shape
         channel_stride, row_stride, column_stride = strides if shape[0] == 3 else (0, *strides[1:])
