@@ -167,4 +167,4 @@ def _check_tensor(backend: Backend, data: Any) -> None:
     odd = oddity(data)
     if odd or not isinstance(data, torch.Tensor):
         got = odd or f"a {type(data).__name__}"
-        raise KernelError(f"{type(backend).__name__}: expected a torch tensor with its numbers, got {got}")
+        raise KernelError(f"{type(backend).__name__}: expected a torch tensor, got {got}")
