@@ -14,9 +14,12 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
+from fastpipe._describe import summarize
 from fastpipe.backend import Backend, Between, Request
 from fastpipe.errors import ItemErrors, KernelError
 from fastpipe.kernels import cpu
+
+from ._odd_arrays import oddity
 
 __all__ = ["LARGEST_SIDE", "PerRequest", "Pixels", "Side", "color_of", "pixels_of"]
 
@@ -50,10 +53,10 @@ def pixels_of(request: Request, backend: Backend, *, channels: int | None = None
     """Return the request's pixels, checked."""
     pixels = request["data"]
     expected = f"(height, width, {channels or 'channels'})" + ("" if channels else " or (height, width)")
-    if not isinstance(pixels, np.ndarray):
-        raise KernelError(
-            f"{type(backend).__name__}: expected a uint8 array of shape {expected}, got a {type(pixels).__name__}"
-        )
+    odd = oddity(pixels)
+    if odd or not isinstance(pixels, np.ndarray):
+        got = odd or f"a {type(pixels).__name__}"
+        raise KernelError(f"{type(backend).__name__}: expected a uint8 array of shape {expected}, got {got}")
     has_channels = pixels.ndim == 3 and (channels is None or pixels.shape[2] == channels)
     if pixels.dtype != np.uint8 or pixels.size == 0 or not (has_channels or (pixels.ndim == 2 and channels is None)):
         raise KernelError(
@@ -72,6 +75,6 @@ def color_of(request: Request, pixels: Pixels, backend: Backend) -> cpu.Color:
     if channels != 3 or color not in ("bgr", "rgb"):
         raise KernelError(
             f"{type(backend).__name__}: expected gray, or three channels in a request whose color is 'rgb' or 'bgr', "
-            f"got shape {pixels.shape} and color {color!r}"
+            f"got shape {pixels.shape} and color {summarize(color)}"
         )
     return "bgr" if color == "bgr" else "rgb"

@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastpipe._describe import summarize
 from fastpipe.backend import Request
 from fastpipe.errors import KernelError
 
 from ._model_shapes import InputSpec, Limits, Profile, SharedAxes, advice_on_empty, is_within
+from ._numbers import may_overflow, overflow, overflow_error
+from ._odd_arrays import oddity
 
-__all__ = ["Array", "ModelInputs", "Sample", "gather", "to_array", "to_torch"]
+__all__ = ["Array", "ModelInputs", "Sample", "UnfitError", "gather", "to_array", "to_torch"]
 
 Array = npt.NDArray[Any]
 
@@ -30,6 +33,19 @@ class Fit(NamedTuple):
     profile: Profile
     item_shapes: tuple[tuple[int, ...], ...]  # of each input, without the batch axis
     key: Hashable  # equal for all that may share a batch, with or without a batch axis
+    narrowed: tuple[int, ...]  # the inputs whose numbers may become infinite in the model's type
+
+
+class UnfitError(Exception):
+    """Some requests of a group cannot be run after all, and nobody has a result; the others can be, without them.
+
+    Args:
+        errors: of those requests, by their place in the group; at least one.
+    """
+
+    def __init__(self, errors: Mapping[int, KernelError]) -> None:
+        super().__init__(f"{len(errors)} requests")
+        self.errors = dict(errors)
 
 
 class Sample(NamedTuple):
@@ -79,7 +95,7 @@ class ModelInputs:
         data = request["data"]
         is_torch = False
         arrays: tuple[Array, ...]
-        if isinstance(data, np.ndarray):
+        if type(data) is np.ndarray:
             arrays = self._in_order((data,))
         else:
             pairs = [self._to_array(*pair) for pair in zip(self._specs, self._in_order(data), strict=True)]
@@ -88,13 +104,39 @@ class ModelInputs:
         signature = tuple([(array.shape, array.dtype) for array in arrays])
         return Sample(arrays, self._fits.get(signature) or self._find_fit(signature), is_torch)
 
+    def refuse_overflow(self, fit: Fit, by_input: Sequence[Sequence[Array]], inputs: Sequence[Array]) -> None:
+        """Look for requests that have a number which is infinite in the model's type; one look where there is none.
+
+        Args:
+            fit: of all of them.
+            by_input: of each input, the arrays of the requests.
+            inputs: the same as ``gather`` has joined and converted them.
+
+        Raises:
+            UnfitError: for those requests; the message has the input, the range and the number.
+        """
+        errors: dict[int, KernelError] = {}
+        for place in fit.narrowed:
+            if np.isfinite(inputs[place]).all():
+                continue
+            spec = self._specs[place]
+            for number, (given, row) in enumerate(zip(by_input[place], inputs[place], strict=False)):  # rows of zeros
+                lost = overflow(given.reshape(row.shape), row)
+                if lost is not None:
+                    where, largest = f"{self._model}, input {spec.name!r}", float(np.finfo(spec.dtype).max)
+                    errors.setdefault(number, overflow_error(where, lost, spec.dtype.name, largest))
+        if errors:
+            raise UnfitError(errors)
+
     def _in_order(self, data: Any) -> tuple[Any, ...]:
         """Return the values of the inputs, in the model's order."""
         if isinstance(data, list | tuple):
             values = tuple(data)
         elif isinstance(data, Mapping):
             if data.keys() != set(self._names):
-                raise KernelError(f"{self._model}: expected data for the inputs {self._names}, got {list(data)}")
+                raise KernelError(
+                    f"{self._model}: expected data for the inputs {self._names}, got {summarize(list(data))}"
+                )
             values = tuple([data[name] for name in self._names])
         else:
             values = (data,)
@@ -105,6 +147,8 @@ class ModelInputs:
 
     def _to_array(self, spec: InputSpec, value: Any) -> tuple[Array, bool]:
         """Return ``value`` as a NumPy array over the same memory, and whether it is a torch tensor."""
+        if odd := oddity(value):
+            raise self._unusable(spec, odd)
         # Who sends a tensor has imported torch; this module never does.
         is_torch = isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
         try:
@@ -140,7 +184,12 @@ class ModelInputs:
             if profile.takes(key[0]):
                 if len(self._fits) >= _REMEMBERED_FITS:
                     self._fits.clear()
-                self._fits[signature] = fit = Fit(profile, key[0], key)
+                narrowed = [
+                    place
+                    for place, (spec, dtype) in enumerate(zip(self._specs, key[1], strict=True))
+                    if may_overflow(dtype, spec.dtype)
+                ]
+                self._fits[signature] = fit = Fit(profile, key[0], key, tuple(narrowed))
                 return fit
         for number, (spec, shape, dtype) in enumerate(zip(self._specs, *key, strict=True)):
             if not any(is_within(shape, profile.limits[number]) for profile in self._profiles):
@@ -177,7 +226,7 @@ def gather(arrays: Sequence[Array], item_shape: tuple[int, ...], row_count: int,
     shape = (row_count, *item_shape)
     first = arrays[0]
     if row_count == 1:
-        return np.ascontiguousarray(first, dtype).reshape(shape)
+        return np.ascontiguousarray(_converted(first, dtype)).reshape(shape)
     # bytes.join copies under one hold of the GIL, while np.concatenate gives it up for every array of more than a few
     # kilobytes and may wait 5 ms to get it back from a thread that runs Python. It is no slower, and the memory is
     # fresh for each batch, so nothing here can be overwritten while somebody still reads it.
@@ -185,7 +234,14 @@ def gather(arrays: Sequence[Array], item_shape: tuple[int, ...], row_count: int,
     if row_count > len(arrays):
         parts.append(bytes((row_count - len(arrays)) * first.nbytes))
     batch: Array = np.ndarray(shape, first.dtype, b"".join(parts))
-    return batch.astype(dtype, copy=False)
+    return _converted(batch, dtype)
+
+
+def _converted(array: Array, dtype: np.dtype[Any]) -> Array:
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):  # ModelInputs.refuse_overflow looks for what that has made infinite
+        return array.astype(dtype)
 
 
 def to_torch(arrays: Sequence[Array]) -> list[Any]:

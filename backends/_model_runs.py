@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from fastpipe.backend import Request
 from fastpipe.errors import ItemErrors, KernelError
 
-from ._model_data import ModelInputs, Sample
+from ._model_data import ModelInputs, Sample, UnfitError
 
 __all__ = ["Group", "bucket_of", "run_in_groups"]
 
@@ -28,7 +28,7 @@ def run_in_groups(inputs: ModelInputs, batch: list[Request], run: Callable[[Grou
 
     Raises:
         ItemErrors: for the requests that the model cannot take; the others have run.
-        Exception: what ``run`` raises.
+        Exception: what ``run`` raises; but where it is UnfitError, the others of the group are run without those.
     """
     groups: dict[Hashable, Group] = {}
     errors: dict[int, BaseException] = {}
@@ -43,6 +43,15 @@ def run_in_groups(inputs: ModelInputs, batch: list[Request], run: Callable[[Grou
     for group in groups.values():
         step = group[0][1].fit.profile.max_batch
         for start in range(0, len(group), step):
-            run(group[start : start + step])
+            part = group[start : start + step]
+            while part:
+                try:
+                    run(part)
+                    break
+                except UnfitError as unfit:
+                    for place, own_error in unfit.errors.items():
+                        index = next(index for index, request in enumerate(batch) if request is part[place][0])
+                        errors[index] = own_error
+                    part = [each for place, each in enumerate(part) if place not in unfit.errors]
     if errors:
         raise ItemErrors(errors)

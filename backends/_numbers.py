@@ -15,7 +15,19 @@ import numpy as np
 from fastpipe.backend import Backend, Between
 from fastpipe.errors import ConfigError, KernelError
 
-__all__ = ["MOST_PIXELS", "MaxPixels", "check_levels", "check_pixels", "check_results", "check_size", "fits"]
+__all__ = [
+    "MOST_PIXELS",
+    "MaxPixels",
+    "check_levels",
+    "check_pixels",
+    "check_results",
+    "check_size",
+    "fits",
+    "may_overflow",
+    "numbers_of",
+    "overflow",
+    "overflow_error",
+]
 
 MOST_PIXELS = 178_956_970  # half a gigabyte of three bytes each; Pillow's limit for what it decodes, too
 MaxPixels = Annotated[int, Between(1, 1 << 30)]
@@ -51,9 +63,48 @@ def check_size(backend: Backend, height: int, width: int, max_pixels: int) -> No
         )
 
 
+def numbers_of(given: Any, dtype: Any) -> np.ndarray[Any, Any] | None:
+    """Return nested lists of numbers, or an array, as an array of a dtype; None: that is not what they are.
+
+    NumPy's own error would repeat a text that is none of a number, whatever its length.
+    """
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(given, dtype)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 def fits(number: float, lowest: float, highest: float) -> bool:
     """Say whether a number is within a dtype's range, and is one."""
     return math.isfinite(number) and lowest <= number <= highest
+
+
+def may_overflow(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Say whether a finite number of one type may be infinite in the other."""
+    if wanted.kind != "f" or given.kind not in "iuf":
+        return False
+    largest = np.finfo(given).max if given.kind == "f" else np.iinfo(given).max
+    return float(largest) > float(np.finfo(wanted).max)
+
+
+def overflow(given: Any, converted: Any) -> float | None:
+    """Return a number that was finite and is not any more; None: there is none.
+
+    Args:
+        given: an array, or a tensor of torch.
+        converted: the same in another type.
+    """
+    isfinite = np.isfinite if isinstance(given, np.ndarray) else type(given).isfinite
+    lost = given[isfinite(given) & ~isfinite(converted)]
+    return float(lost[0]) if len(lost) else None
+
+
+def overflow_error(where: str, number: float, dtype: str, largest: float) -> KernelError:
+    """Return the error of a request one of whose numbers would be infinite in the model's type."""
+    return KernelError(
+        f"{where}: expected values of {-largest:g} to {largest:g}, which is what {dtype} can hold, got {number:g}"
+    )
 
 
 def check_levels(mean: Sequence[float] | None, std: Sequence[float] | None, dtype: Any = np.float32) -> None:

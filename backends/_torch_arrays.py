@@ -6,6 +6,7 @@ end of the process; so an array is looked at first, and what is odd about it is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ import numpy.typing as npt
 import torch
 from torch.utils import dlpack
 
-__all__ = ["Unreadable", "as_tensor", "from_numpy"]
+from ._numbers import overflow
+from ._odd_arrays import oddity
+
+__all__ = ["Unreadable", "all_finite", "as_tensor", "from_numpy", "is_ordinary", "overflow_in"]
 
 _KINDS = "biufc"
 # DLPack's numbers: memory of the host, also if page-locked for CUDA; CUDA's own, and what it shares with the host.
@@ -37,6 +41,8 @@ def as_tensor(value: Any) -> torch.Tensor:
     Raises:
         Unreadable: if it is no array, or torch cannot have it.
     """
+    if odd := oddity(value):
+        raise Unreadable(odd)
     if isinstance(value, torch.Tensor):
         return value.detach() if value.requires_grad else value
     if isinstance(value, np.ndarray | np.generic):
@@ -70,14 +76,40 @@ def from_numpy(array: npt.NDArray[Any], *, copy: bool = False) -> torch.Tensor:
         copy: whether it is a copy in any case, C-contiguous.
 
     Raises:
-        Unreadable: if torch has no such type.
+        Unreadable: if torch has no such type, or it is a masked array.
     """
+    if odd := oddity(array):
+        raise Unreadable(odd)
     dtype = array.dtype
     if dtype.kind not in _KINDS or dtype.itemsize > (16 if dtype.kind == "c" else 8):
         raise Unreadable(f"an array of {dtype}, a type that torch does not have")
     if copy or not _is_plain(array):
         array = np.array(array, dtype.newbyteorder("="), order="C", subok=False)
     return torch.from_numpy(array)
+
+
+def is_ordinary(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor is strided, and so may be told by shape, dtype and device; quicker than ``oddity``."""
+    return not tensor.is_nested and tensor.layout is torch.strided
+
+
+def overflow_in(row: torch.Tensor, dtype: torch.dtype) -> float | None:
+    """Return a number of a tensor that is finite, but not in another type; None: there is none."""
+    converted = row.to(dtype)
+    return overflow(row, converted if dtype.itemsize > 1 else converted.float())
+
+
+def all_finite(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Return whether all numbers of some tensors are finite, as a tensor where they are; None: there are no tensors.
+
+    On a GPU this is queued on the current stream, so that whoever asks for it before it is needed waits for nothing.
+    """
+    answer: torch.Tensor | None = None
+    for tensor in tensors:
+        # Floats of 8 bits have no isfinite of their own.
+        found = (tensor if tensor.dtype.itemsize > 1 else tensor.float()).isfinite().all()
+        answer = found if answer is None else answer & found
+    return answer
 
 
 def _is_plain(array: npt.NDArray[Any]) -> bool:

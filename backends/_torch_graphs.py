@@ -64,11 +64,11 @@ class Graph:
     """
 
     def __init__(self, graph: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
-        self._graph, self._inputs, self._outputs = graph, inputs, outputs
+        self._graph, self.inputs, self._outputs = graph, inputs, outputs
 
     def fill(self, by_input: Sequence[Sequence[torch.Tensor]], count: int, staging: Staging) -> None:
         """Queue the copy of a batch of ``count`` rows into the inputs; those behind it become zeros."""
-        for place, (buffer, tensors) in enumerate(zip(self._inputs, by_input, strict=True)):
+        for place, (buffer, tensors) in enumerate(zip(self.inputs, by_input, strict=True)):
             first = tensors[0]
             target = buffer[:count] if count < len(buffer) else buffer
             if first.device == buffer.device and first.dtype == buffer.dtype and len(tensors) > 1:

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fastpipe._describe import summarize
 from fastpipe.backend import Request
 from fastpipe.errors import ConfigError, KernelError
 
-from ._model_data import _describe_item, to_array
+from ._model_data import UnfitError, _describe_item, to_array
 from ._model_shapes import InputSpec, Profile, advice_on_empty, is_within, make_profiles
-from ._torch_arrays import Unreadable, as_tensor
+from ._numbers import overflow_error
+from ._torch_arrays import Unreadable, as_tensor, is_ordinary, overflow_in
 from ._torch_files import Loaded
 
 __all__ = ["Fit", "Sample", "TorchInputs", "is_image"]
@@ -34,6 +36,7 @@ class Fit(NamedTuple):
     item_shapes: tuple[tuple[int, ...], ...]  # of each input, without the batch axis
     dtypes: tuple[torch.dtype, ...]  # what the model gets
     key: Hashable  # equal for all that may share a batch, with or without a batch axis
+    narrowed: tuple[int, ...]  # the inputs whose numbers may become infinite in the type that the model gets
 
 
 class Sample(NamedTuple):
@@ -126,7 +129,8 @@ class TorchInputs:
         if "data" not in request:
             raise KernelError(f"{self._model}: the request has no 'data'")
         data = request["data"]
-        if type(data) is torch.Tensor and not data.requires_grad:  # what nearly all are; this takes a microsecond
+        # What nearly all are; this takes a microsecond.
+        if type(data) is torch.Tensor and not data.requires_grad and is_ordinary(data):
             found = self._single_fits.get((data.shape, data.dtype, data.device))
             if found is not None:
                 return Sample((data,), found)
@@ -135,6 +139,30 @@ class TorchInputs:
         signature = tuple([(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
         return Sample(tensors, self._fits.get(signature) or self._find_fit(signature))
 
+    def refuse_overflow(self, fit: Fit, by_input: Sequence[Sequence[torch.Tensor]]) -> None:
+        """Look for requests that have a number which is infinite in the type that the model gets.
+
+        Args:
+            fit: of all of them.
+            by_input: of each input, the tensors of the requests, or one with a row for each.
+
+        Raises:
+            UnfitError: for those requests; the message has the input, the range and the number.
+        """
+        errors: dict[int, KernelError] = {}
+        for place in fit.narrowed:
+            dtype = fit.dtypes[place]
+            rank = len(fit.item_shapes[place]) + 1
+            rows = [row for tensor in by_input[place] for row in (tensor if tensor.ndim == rank else tensor[None])]
+            for number, row in enumerate(rows):
+                lost = overflow_in(row, dtype)
+                if lost is not None:
+                    where = f"{self._model}, input {self._name_of(place)!r}"
+                    name = str(dtype).removeprefix("torch.")
+                    errors.setdefault(number, overflow_error(where, lost, name, torch.finfo(dtype).max))
+        if errors:
+            raise UnfitError(errors)
+
     def _in_order(self, data: Any) -> tuple[Any, ...]:
         if isinstance(data, list | tuple):
             return tuple(data)
@@ -142,10 +170,12 @@ class TorchInputs:
             return (data,)
         names = self._names
         if names is None:
-            raise KernelError(f"{self._model}: it does not name its inputs; expected a list, got {list(data)}")
+            raise KernelError(
+                f"{self._model}: it does not name its inputs; expected a list, got {summarize(list(data))}"
+            )
         given = [name for name in names if name in data]
         if len(given) < len(data) or given != names[: len(given)]:
-            raise KernelError(f"{self._model}: expected data for the inputs {names}, got {list(data)}")
+            raise KernelError(f"{self._model}: expected data for the inputs {names}, got {summarize(list(data))}")
         return tuple([data[name] for name in given])
 
     def _to_tensor(self, place: int, value: Any) -> torch.Tensor:
@@ -190,7 +220,12 @@ class TorchInputs:
         ):
             raise KernelError(f"{self._model}: no input is an image of {self._channels} channels for mean and std")
         key = items, tuple([(dtype, device) for _, dtype, device in signature])
-        fit = Fit(self._profile_of(signature, items), items, tuple(targets), key)
+        narrowed = [
+            place
+            for place, ((_, dtype, _), target) in enumerate(zip(signature, targets, strict=True))
+            if _may_overflow(dtype, target)
+        ]
+        fit = Fit(self._profile_of(signature, items), items, tuple(targets), key, tuple(narrowed))
         if len(self._fits) >= _REMEMBERED_FITS:
             self._fits.clear()
             self._single_fits.clear()
@@ -257,6 +292,14 @@ def _may_become(given: torch.dtype, wanted: torch.dtype) -> bool:
         return bool(given == wanted or torch.promote_types(given, wanted) == wanted)
     except RuntimeError:  # nor one with floats of 8 bits
         return False
+
+
+def _may_overflow(given: torch.dtype, wanted: torch.dtype) -> bool:
+    """Say whether a finite number of one type may be infinite in the other."""
+    if not wanted.is_floating_point or given.is_complex or given == torch.bool:
+        return False
+    largest = torch.finfo(given).max if given.is_floating_point else torch.iinfo(given).max
+    return bool(largest > torch.finfo(wanted).max)
 
 
 def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded) -> list[InputSpec] | None:

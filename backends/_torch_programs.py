@@ -14,7 +14,7 @@ from fastpipe.errors import ConfigError
 
 from ._model_shapes import InputSpec
 
-__all__ = ["Program", "SizeRules", "read_program"]
+__all__ = ["FLAT_OUTPUTS", "Program", "SizeRules", "read_program"]
 
 Range = tuple[int, int | None]
 _ENDLESS = 2**62  # from here on torch means that there is no largest
@@ -122,6 +122,8 @@ def read_program(program: Any, device: torch.device) -> Program:
         )
         items.append({place - 1: axis for place, axis in axes.items() if place and axis is not None})
     in_spec, arrange = program.call_spec.in_spec, None
+    _put_together(in_spec, "inputs")
+    _check_outputs(_put_together(program.call_spec.out_spec, "outputs"))
     if in_spec != pytree.tree_structure(((0,) * len(names), {})):
         arrange = partial(_arranged, in_spec=in_spec, leaves=leaves)
     module = move_to_device_pass(program, device).module()
@@ -141,6 +143,39 @@ def _arranged(module: Any, in_spec: Any, leaves: Sequence[Any]) -> Callable[...,
         return module(*arguments, **keywords)
 
     return run
+
+
+def _put_together(spec: Any, what: str) -> Any:
+    """Return a program's inputs or outputs as they are nested, with ``_HERE`` in the place of each.
+
+    Raises:
+        ConfigError: if torch cannot do that with them; a dict's key that is a tuple is a list after it was saved.
+    """
+    try:
+        return pytree.tree_unflatten([_HERE] * spec.num_leaves, spec)
+    except Exception as error:  # whatever torch makes of what it has read
+        raise ConfigError(
+            f"its {what} cannot be put together as they were exported: {error}; if a dict is among them, its keys have "
+            f"to be texts or numbers"
+        ) from error
+
+
+def _check_outputs(outputs: Any) -> None:
+    named = outputs.items() if isinstance(outputs, dict) else enumerate(outputs if _is_listed(outputs) else [outputs])
+    for name, output in named:
+        if output is not _HERE:
+            raise ConfigError(f"output {name!r} is a {type(output).__name__} of outputs: {FLAT_OUTPUTS}")
+
+
+def _is_listed(outputs: Any) -> bool:
+    return isinstance(outputs, list | tuple)
+
+
+FLAT_OUTPUTS = (
+    "a model may give a tensor, a list or tuple of tensors, or a dict of tensors, whose values are taken in their "
+    "order; one that gives more than that needs a module around it which gives them flat"
+)
+"""What to do about a model whose outputs are nested, or no tensors."""
 
 
 def _check_batch(name: str, value: torch.Tensor, axis: _Axis | None) -> None:

@@ -11,6 +11,7 @@ import time as clock
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from fastpipe._describe import summarize
 from fastpipe.backend import Backend, Between, Request
 from fastpipe.errors import BackendError, ItemErrors
 
@@ -27,7 +28,10 @@ __all__ = [
     "Sleep",
     "ThrowIfNoResult",
     "pass_on",
+    "without_long_names",
 ]
+
+_LONGEST_NAME = 255  # what most file systems allow for one part of a path
 
 
 class Identity(Backend):
@@ -207,10 +211,19 @@ class ReadFile(Backend):
         for index, request in enumerate(batch):
             try:
                 request["result"] = Path(request["data"]).read_bytes()
-            except (OSError, TypeError, ValueError) as error:
+            except OSError as error:
+                failed[index] = without_long_names(error)
+            except (TypeError, ValueError) as error:
                 failed[index] = error
         if failed:
             raise ItemErrors(failed)
+
+
+def without_long_names(error: OSError) -> OSError:
+    """Return an error that names the file that was asked for in a few words, if its name is longer than names are."""
+    if not isinstance(error.filename, str | bytes) or len(error.filename) <= _LONGEST_NAME:
+        return error
+    return type(error)(error.errno, error.strerror, str(summarize(error.filename)))
 
 
 def pass_on(request: Request) -> None:

@@ -11,6 +11,10 @@ through the steps of a Sequential; each of the three is a backend, or a function
 3. ``split`` gets the body's result, and has as its result a list with one element for each item, in their order.
 
 Without ``cat`` and ``split``, those for arrays are used: :class:`Concatenate` and :class:`SplitRows`.
+
+**Whose rows.** The result of the body must have exactly as many rows as went in, or the batch fails. That row i of it
+belongs to row i of the whole, and depends on no row of another item, is not proved: whoever writes ``CatSplit[A]``
+vouches for it. A model as the body sees one request, the whole; what is proved of a model is of its batch axis.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ from typing import Any
 
 import numpy as np
 
+from fastpipe._describe import summarize
 from fastpipe._results import checked_results
 from fastpipe.backend import Backend, Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError
 
 from ._child import Before, ChildRunner, Failures, fail, raise_failures, refuse_filters
+from ._odd_arrays import oddity
 
 __all__ = ["CatSplit", "Concatenate", "SplitRows"]
 
@@ -65,6 +71,8 @@ class Concatenate(Backend):
         """
         if not isinstance(array, np.ndarray) and not _is_torch(array):
             raise KernelError(f"expected a NumPy array or a torch tensor to join, got {type(array).__name__}")
+        if odd := oddity(array):
+            raise KernelError(f"expected a NumPy array or a torch tensor to join, got {odd}")
         if array.ndim < 1:
             raise KernelError("expected an array with at least one axis to join along, got one without axes")
         device = array.device if _is_torch(array) else None
@@ -87,10 +95,9 @@ class SplitRows(Backend):
         failed: dict[int, BaseException] = {}
         for index, request in enumerate(batch):
             array, sizes = request["data"], request["sizes"]
-            shape = getattr(array, "shape", None)
-            if not shape or shape[0] != sum(sizes):
-                got = f"a {type(array).__name__}" if shape is None else f"shape {tuple(shape)}"
-                failed[index] = KernelError(f"expected an array of {sum(sizes)} rows to split into {sizes}, got {got}")
+            problem = _split_problem(array, sizes)
+            if problem:
+                failed[index] = KernelError(problem)
                 continue
             ends = np.cumsum(sizes).tolist()
             request["result"] = [array[end - size : end] for size, end in zip(sizes, ends, strict=True)]
@@ -121,7 +128,8 @@ class CatSplit(Container):
             raise ConfigError(f"CatSplit takes a body, or cat, body and split; got {len(children)} children")
         refuse_filters("CatSplit", children)
         self.thread_bound = any(child.backend.thread_bound for child in children)
-        if len(children) == 1:
+        self._cuts_by_rows = len(children) == 1
+        if self._cuts_by_rows:
             children = [Child("Concatenate", Concatenate()), *children, Child("SplitRows", SplitRows())]
         self._cat, self._body, self._split = (ChildRunner(child) for child in children)
         self._joins_arrays = isinstance(children[0].backend, Concatenate)
@@ -178,7 +186,10 @@ class CatSplit(Container):
         if "result" not in whole:
             raise BackendError(f"CatSplit: expected the joined object as the result of {self._cat.name!r}, got none")
         whole["data"] = whole.pop("result")
+        sizes = list(whole["sizes"]) if self._cuts_by_rows else []
         self._body.run_alone(whole)
+        if self._cuts_by_rows:
+            whole["sizes"] = sizes  # what a body writes there moves no border between two requests
         if "result" not in whole:
             self._why_no_result = self._body.why_no_result(whole)
             return
@@ -195,9 +206,26 @@ class CatSplit(Container):
             return "misfit"  # forward() tells its caller why
 
 
+def _split_problem(array: Any, sizes: Any) -> str:
+    """Return what keeps an array from being split into so many rows each, in words; nothing if nothing does."""
+    is_listed = isinstance(sizes, list | tuple)
+    if not is_listed or not all(
+        isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 0 for size in sizes
+    ):
+        return f"expected sizes as a list of numbers of rows, 0 or more each, got {summarize(sizes)}"
+    expected = f"expected an array of {sum(sizes)} rows to split into {summarize(list(sizes))}"
+    shape = getattr(array, "shape", None)
+    if odd := oddity(array):
+        return f"{expected}, got {odd}"
+    if not shape or shape[0] != sum(sizes):
+        got = f"a {type(array).__name__}" if shape is None else f"shape {tuple(shape)}"
+        return f"{expected}, got {got}"
+    return ""
+
+
 def _check_joinable(arrays: Any) -> None:
     if not isinstance(arrays, list | tuple) or not arrays:
-        raise KernelError(f"expected a list of arrays to join, got {type(arrays).__name__} {arrays!r:.60}")
+        raise KernelError(f"expected a list of arrays to join, got {summarize(arrays)}")
     kinds = [Concatenate.kind(array) for array in arrays]
     for array, kind in zip(arrays, kinds, strict=True):
         if kind != kinds[0]:

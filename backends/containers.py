@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from contextlib import ExitStack
 
+from fastpipe._describe import summarize
 from fastpipe.backend import Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError
 from fastpipe.filters import Status, swap
@@ -171,7 +172,8 @@ class _Step(ChildRunner):
         """Ask the filter; Error, and an answer that is no Status, are raised."""
         status = Status.Run if self.filter is None else self.filter(request)
         if not isinstance(status, Status):
-            raise BackendError(f"the filter in front of step {self.name!r} returned {status!r}, which is no Status")
+            got = summarize(status)
+            raise BackendError(f"the filter in front of step {self.name!r} returned {got}, which is no Status")
         if status is Status.Error:
             raise BackendError(f"the filter in front of step {self.name!r} failed the request")
         return status

@@ -189,9 +189,10 @@ class MapReduce(SubGraph):
                 elif self.on_error == "none":
                     gathered.append(None)
                 else:
-                    raise KeyError(
-                        f"MapReduce gathers {key!r}, and a part's answer has only {sorted(map(str, answer))}"
-                    )
+                    from fastpipe._describe import summarize  # here: import fastpipe does without it
+
+                    keys = summarize(sorted(map(str, answer)))
+                    raise KeyError(f"MapReduce gathers {key!r}, and a part's answer has only {keys}")
             request[key] = gathered
 
     def _elements(self, request: Request, key: str) -> Sequence[Any]:

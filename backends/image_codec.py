@@ -21,6 +21,7 @@ from fastpipe.errors import DecodeError, KernelError
 from ._image_header import ImageHeader, read_header
 from ._image_requests import PerRequest, Pixels, pixels_of
 from ._numbers import MOST_PIXELS, MaxPixels
+from ._odd_arrays import oddity
 
 __all__ = ["DecodeMat", "SaveMat"]
 
@@ -110,6 +111,8 @@ class DecodeMat(PerRequest):
 
 def _encoded_bytes(data: Any) -> memoryview:
     if isinstance(data, np.ndarray):
+        if odd := oddity(data):
+            raise TypeError(f"DecodeMat: expected bytes or a uint8 array of them, got {odd}")
         if data.dtype != np.uint8:
             raise TypeError(f"DecodeMat: expected an array of uint8, got one of {data.dtype}")
     elif not isinstance(data, bytes | bytearray | memoryview):

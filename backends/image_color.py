@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from fastpipe._describe import summarize
 from fastpipe.backend import Backend, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 from fastpipe.kernels import cpu
@@ -35,7 +36,7 @@ class CvtColorMat(PerRequest):
         pixels = pixels_of(request, self, channels=3)
         source = request.get("color", "bgr")
         if source not in ("rgb", "bgr"):
-            raise KernelError(f"CvtColorMat: expected a request whose color is 'rgb' or 'bgr', got {source!r}")
+            raise KernelError(f"CvtColorMat: expected a request whose color is 'rgb' or 'bgr', got {summarize(source)}")
         request["result"] = pixels if source == self.color else cpu.convert_color(pixels, source, self.color)
         request["color"] = self.color
 

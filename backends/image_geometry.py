@@ -15,13 +15,14 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 
+from fastpipe._describe import summarize
 from fastpipe.backend import Backend, Between, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
 from fastpipe.kernels import cpu
 
 from ._fitting import fitted
 from ._image_requests import LARGEST_SIDE, PerRequest, Pixels, Side, pixels_of
-from ._numbers import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits
+from ._numbers import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
 
 __all__ = [
     "AlignMat",
@@ -352,9 +353,10 @@ class PerspectiveTransformMat(PerRequest):
 
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self)
-        quad = np.asarray(request["quad"] if "quad" in request else request["box"], np.float32)
-        if quad.shape != (4, 2) or not np.isfinite(quad).all():
-            raise ValueError(f"PerspectiveTransformMat: expected four points (x, y), got {quad.tolist()}")
+        given = request["quad"] if "quad" in request else request["box"]
+        quad = numbers_of(given, np.float32)
+        if quad is None or quad.shape != (4, 2) or not np.isfinite(quad).all():
+            raise ValueError(f"PerspectiveTransformMat: expected four points (x, y), got {summarize(given)}")
         top, right, bottom, left = (float(np.linalg.norm(quad[(i + 1) % 4] - quad[i])) for i in range(4))
         width, height = int(max(top, bottom)), int(max(left, right))
         if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
@@ -386,7 +388,8 @@ def _resized(backend: _Sized | DynamicResizeMat | ResizePadMat, pixels: Pixels, 
 def _side(request: Request, key: str) -> int:
     value = request[key]
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= LARGEST_SIDE:
-        raise ValueError(f"DynamicResizeMat: {key} must be a whole number from 1 to {LARGEST_SIDE}, got {value!r}")
+        expected = f"a whole number from 1 to {LARGEST_SIDE}"
+        raise ValueError(f"DynamicResizeMat: {key} must be {expected}, got {summarize(value)}")
     return int(value)
 
 
@@ -397,11 +400,11 @@ def _cropped(request: Request, backend: Backend) -> Pixels:
     try:
         left, top, right, bottom = (round(float(number)) for number in box)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{type(backend).__name__}: expected a box of four numbers, got {box!r}") from None
+        raise ValueError(f"{type(backend).__name__}: expected a box of four numbers, got {summarize(box)}") from None
     height, width = pixels.shape[:2]
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(
             f"{type(backend).__name__}: expected a box (left, top, right, bottom) inside {width} x {height} pixels, "
-            f"got {box!r}"
+            f"got {summarize(box)}"
         )
     return pixels[top:bottom, left:right]

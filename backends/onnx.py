@@ -145,7 +145,6 @@ class OnnxTensor(Backend):
             profiles = make_profiles(specs, max, min)
             self._inputs = ModelInputs(self._name, specs, profiles)
             halves = json.loads(self._session.get_modelmeta().custom_metadata_map.get(HALF_INPUTS, "[]"))
-            halves += [spec.name for spec in specs if spec.dtype == np.float16]
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
             self.max_batch = self._inputs.max_batch
@@ -183,13 +182,14 @@ class OnnxTensor(Backend):
         """Run the model once, on requests of equal shapes."""
         fit = group[0][1].fit
         row_count = max(len(group), fit.profile.pad_to)
-        by_input = zip(*[sample.arrays for _, sample in group], strict=True)
-        outputs: list[Any] = self._run(
-            [
-                gather(arrays, item_shape, row_count, dtype)
-                for arrays, item_shape, dtype in zip(by_input, fit.item_shapes, self._dtypes, strict=True)
-            ]
-        )
+        by_input = list(zip(*[sample.arrays for _, sample in group], strict=True))
+        inputs = [
+            gather(arrays, item_shape, row_count, dtype)
+            for arrays, item_shape, dtype in zip(by_input, fit.item_shapes, self._dtypes, strict=True)
+        ]
+        if fit.narrowed:
+            self._inputs.refuse_overflow(fit, by_input, inputs)
+        outputs: list[Any] = self._run(inputs)
         if row_count > len(group):
             outputs = [output[: len(group)] for output in outputs]
         if group[0][1].is_torch:
@@ -269,11 +269,8 @@ def _state(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-_TAKES_MORE = "; precision='fp32' takes larger ones"
-
-
 class _HalfInputs(ModelInputs):
-    """Reads requests for a model some of whose inputs are float16, or become it.
+    """Reads requests for a model some of whose inputs become float16 within it.
 
     Args:
         model, specs, profiles: as of ``ModelInputs``.
@@ -294,7 +291,7 @@ class _HalfInputs(ModelInputs):
             if largest > LARGEST_HALF:
                 raise KernelError(
                     f"{self._model}, input {spec.name!r}: expected values of -65504 to 65504, which is what float16 "
-                    f"can hold, got {largest:g} (or its negative){'' if spec.dtype == np.float16 else _TAKES_MORE}"
+                    f"can hold, got {largest:g} (or its negative); precision='fp32' takes larger ones"
                 )
         return sample
 

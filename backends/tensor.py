@@ -15,6 +15,7 @@ import torch
 from fastpipe.backend import Backend, Between, Request
 from fastpipe.errors import ItemErrors, KernelError
 
+from ._odd_arrays import oddity
 from ._places import claim_gpu, place_of
 from ._torch_arrays import Unreadable, from_numpy
 from ._torch_gpu import torch_gpu
@@ -77,9 +78,10 @@ class Mat2Tensor(_PerRequest):
         self._claim.release()
 
     def convert(self, data: Any) -> torch.Tensor:
-        if not isinstance(data, np.ndarray) or data.ndim not in (2, 3):
+        odd = oddity(data)
+        if odd or not isinstance(data, np.ndarray) or data.ndim not in (2, 3):
             expected = "an array of shape (height, width, channels) or (height, width)"
-            got = f"shape {data.shape}" if isinstance(data, np.ndarray) else f"a {type(data).__name__}"
+            got = odd or (f"shape {data.shape}" if isinstance(data, np.ndarray) else f"a {type(data).__name__}")
             raise KernelError(f"{type(self).__name__}: expected {expected}, got {got}")
         planes = data[np.newaxis] if data.ndim == 2 else data.transpose(2, 0, 1)
         try:
@@ -162,5 +164,7 @@ class Tensor2Vector(_PerRequest):
 
 
 def _check_tensor(backend: Backend, data: Any) -> None:
-    if not isinstance(data, torch.Tensor):
-        raise KernelError(f"{type(backend).__name__}: expected a torch tensor, got a {type(data).__name__}")
+    odd = oddity(data)
+    if odd or not isinstance(data, torch.Tensor):
+        got = odd or f"a {type(data).__name__}"
+        raise KernelError(f"{type(backend).__name__}: expected a torch tensor, got {got}")

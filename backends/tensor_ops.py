@@ -19,16 +19,19 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
+from fastpipe._describe import summarize
 from fastpipe.backend import Backend, Between, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
 
 from ._fitting import fitted
 from ._image_requests import LARGEST_SIDE, Side
-from ._numbers import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits
+from ._numbers import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
+from ._odd_arrays import oddity
 from ._places import claim_gpu, place_of
 from ._streams import InstanceStream, hand_over
 from ._torch_arrays import Unreadable, from_numpy
 from ._torch_gpu import torch_gpu
+from .basic import without_long_names
 
 __all__ = [
     "CopyMakeBorderTensor",
@@ -104,7 +107,8 @@ class CvtColorTensor(_PerTensor):
         image = _image_of(request, self, channels=3)
         source = request.get("color", "bgr")
         if source not in ("rgb", "bgr"):
-            raise KernelError(f"CvtColorTensor: expected a request whose color is 'rgb' or 'bgr', got {source!r}")
+            got = summarize(source)
+            raise KernelError(f"CvtColorTensor: expected a request whose color is 'rgb' or 'bgr', got {got}")
         request["result"] = image if source == self.color else image.flip(1)
         request["color"] = self.color
 
@@ -287,11 +291,12 @@ class CropTensor(_PerTensor):
         try:
             left, top, right, bottom = (round(float(number)) for number in box)
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"CropTensor: expected a box of four numbers, got {box!r}") from None
+            raise ValueError(f"CropTensor: expected a box of four numbers, got {summarize(box)}") from None
         height, width = image.shape[2:]
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise ValueError(
-                f"CropTensor: expected a box (left, top, right, bottom) inside {width} x {height} pixels, got {box!r}"
+                f"CropTensor: expected a box (left, top, right, bottom) inside {width} x {height} pixels, "
+                f"got {summarize(box)}"
             )
         request["result"] = image[..., top:bottom, left:right].clone()
 
@@ -338,7 +343,8 @@ class CopyMakeBorderTensor(_PerTensor):
         for side, size in given.items():
             if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 0 <= size <= LARGEST_SIDE:
                 raise ValueError(
-                    f"CopyMakeBorderTensor: {side} must be a whole number from 0 to {LARGEST_SIDE}, got {size!r}"
+                    f"CopyMakeBorderTensor: {side} must be a whole number from 0 to {LARGEST_SIDE}, "
+                    f"got {summarize(size)}"
                 )
         border = {side: int(size) for side, size in given.items()}
         height, width = image.shape[2:]
@@ -384,9 +390,16 @@ class WarpAffineTensor(_PerTensor):
         check_pixels(self, *self.size, image.shape[1], self.max_pixels)
         _as(self.pad_value, image, self)
         given = request["affine_matrix"]
-        matrix = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given, np.float64)
-        if matrix.shape != (2, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:, :2])) < 1e-12:
-            raise ValueError(f"WarpAffineTensor: expected a matrix of 2 x 3 that has an inverse, got {matrix.tolist()}")
+        matrix = numbers_of(given.cpu() if isinstance(given, torch.Tensor) else given, np.float64)
+        if (
+            matrix is None
+            or matrix.shape != (2, 3)
+            or not np.isfinite(matrix).all()
+            or abs(np.linalg.det(matrix[:, :2])) < 1e-12
+        ):
+            raise ValueError(
+                f"WarpAffineTensor: expected a matrix of 2 x 3 that has an inverse, got {summarize(given)}"
+            )
         (height, width), (new_height, new_width) = image.shape[2:], self.size
         # From pixels of the result to pixels of the image, and both to the scale from -1 to 1 that grid_sample has,
         # whose ends are the outer edges of the outermost pixels.
@@ -497,7 +510,13 @@ class LoadTensor(_PerTensor):
                 raise ConfigError(str(error)) from error
 
     def run(self, request: Request) -> None:
-        request["result"] = self._load(request["data"]) if self._tensor is None else self._tensor.clone()
+        if self._tensor is not None:
+            request["result"] = self._tensor.clone()
+            return
+        try:
+            request["result"] = self._load(request["data"])
+        except OSError as error:
+            raise without_long_names(error) from None
 
     def _load(self, path: Any) -> torch.Tensor:
         if not isinstance(path, str | Path):
@@ -518,6 +537,8 @@ class LoadTensor(_PerTensor):
 def _tensor_of(request: Request, backend: Backend) -> torch.Tensor:
     data = request["data"]
     if isinstance(data, np.ndarray):
+        if odd := oddity(data):
+            raise KernelError(f"{type(backend).__name__}: expected an array or a torch tensor, got {odd}")
         try:
             return from_numpy(data, copy=True)
         except Unreadable as error:
@@ -531,8 +552,9 @@ def _image_of(request: Request, backend: Backend, *, channels: int | None = None
     """Return the request's image, checked."""
     data = request["data"]
     expected = f"a tensor of shape (1, {channels or 'channels'}, height, width)"
-    if not isinstance(data, torch.Tensor):
-        raise KernelError(f"{type(backend).__name__}: expected {expected}, got a {type(data).__name__}")
+    odd = oddity(data)
+    if odd or not isinstance(data, torch.Tensor):
+        raise KernelError(f"{type(backend).__name__}: expected {expected}, got {odd or f'a {type(data).__name__}'}")
     is_one = data.ndim == 4 and data.shape[0] == 1 and data.numel() > 0 and not data.is_complex()
     if not is_one or (channels is not None and data.shape[1] != channels):
         raise KernelError(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from fastpipe._describe import summarize
 from fastpipe.backend import Backend, Between, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 from fastpipe.kernels import cuda
@@ -16,6 +17,7 @@ from fastpipe.kernels._arguments import check_levels
 
 from ._handed_on import Pixels, Row
 from ._numbers import MOST_PIXELS, MaxPixels, check_results, check_size
+from ._odd_arrays import oddity
 from ._places import claim_gpu, place_of
 from ._streams import InstanceStream, hand_over
 from ._torch_gpu import torch_gpu
@@ -158,8 +160,10 @@ class ResizeNormalizeTensor(Backend):
         tensor = request["data"]
         if type(tensor) is Pixels:
             return tensor.color, _Image(request, tensor.row, tensor)
-        if not isinstance(tensor, torch.Tensor):
-            raise KernelError(f"ResizeNormalizeTensor: expected a torch tensor, got a {type(tensor).__name__}")
+        odd = oddity(tensor)
+        if odd or not isinstance(tensor, torch.Tensor):
+            got = odd or f"a {type(tensor).__name__}"
+            raise KernelError(f"ResizeNormalizeTensor: expected a torch tensor, got {got}")
         shape, strides = tensor.shape[-3:], tensor.stride()[-3:]
         color: cuda.Color = request.get("color", "bgr") if shape[:1] == (3,) else "gray"
         if (
@@ -174,7 +178,8 @@ class ResizeNormalizeTensor(Backend):
                 f"not empty, on {self._device}, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
             )
         if color not in ("rgb", "bgr", "gray"):
-            raise KernelError(f"ResizeNormalizeTensor: expected a request whose color is 'rgb' or 'bgr', got {color!r}")
+            got = str(summarize(color))
+            raise KernelError(f"ResizeNormalizeTensor: expected a request whose color is 'rgb' or 'bgr', got {got}")
         _, height, width = shape
         channel_stride, row_stride, column_stride = strides if shape[0] == 3 else (0, *strides[1:])
         row = (tensor.data_ptr(), row_stride, height, width, column_stride, channel_stride, 0, 0, 0, 0)

@@ -24,10 +24,11 @@ from fastpipe.backend import Backend, Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError, KernelError, MissingExtra
 
 from ._engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
-from ._model_data import Array, ModelInputs, Sample, to_array
+from ._model_data import Array, ModelInputs, Sample, UnfitError, to_array
 from ._model_runs import Group, bucket_of, run_in_groups
 from ._model_shapes import InputSpec, Profile, make_profiles
 from ._model_source import ModelSource, fingerprint, open_model
+from ._numbers import overflow_error
 from ._onnx_graph import RAW_SUFFIX
 from ._onnx_precision import Precision, with_precision
 from ._onnx_rows import Graph, read_graph
@@ -36,7 +37,7 @@ from ._postprocessors import find_postprocessor, postprocess
 from ._row_proof import COARSE, Output, prove_rows
 from ._streams import InstanceStream, hand_over
 from ._tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
-from ._torch_arrays import Unreadable, as_tensor
+from ._torch_arrays import Unreadable, all_finite, as_tensor, overflow_in
 from ._torch_gpu import torch_gpu
 from .encrypted import ModelKey, decrypt, encrypt
 
@@ -194,7 +195,7 @@ class TensorrtTensor(Backend):
         fit = group[0][1].fit
         row_count = max(len(group), fit.profile.pad_to)
         by_input = zip(*[sample.arrays for _, sample in group], strict=True)
-        outputs = self._run(fit.profile, list(by_input), fit.item_shapes, row_count, stream)
+        outputs = self._run(fit.profile, list(by_input), fit.item_shapes, row_count, stream, narrowed=fit.narrowed)
         if row_count > len(group):
             outputs = [output[: len(group)] for output in outputs]
         postprocess(self._postprocessor, outputs, [request for request, _ in group])
@@ -208,8 +209,13 @@ class TensorrtTensor(Backend):
         stream: int,
         *,
         is_trial: bool = False,
+        narrowed: Sequence[int] = (),
     ) -> list[torch.Tensor]:
-        """Run the model and, but for a trial, check that every output has one row for each row of the inputs."""
+        """Run the model and, but for a trial, check that every output has one row for each row of the inputs.
+
+        Raises:
+            UnfitError: for the rows with a number that became infinite in one of the inputs ``narrowed``.
+        """
         slot = self._slots[profile]
         shapes = [(row_count, *item) for item in item_shapes]
         try:
@@ -217,13 +223,20 @@ class TensorrtTensor(Backend):
             problem = "" if is_trial else self._row_problem(output_shapes, row_count)
             if problem:
                 raise BackendError(problem)
-            for buffer, rows, shape in zip(slot.inputs, by_input, shapes, strict=True):
-                _fill(buffer[: math.prod(shape)].view(shape), rows)
+            inputs = [buffer[: math.prod(shape)].view(shape) for buffer, shape in zip(slot.inputs, shapes, strict=True)]
+            for batch, rows in zip(inputs, by_input, strict=True):
+                _fill(batch, rows)
+            are_finite = all_finite([inputs[place] for place in narrowed])
             outputs = [
                 torch.empty(shape, dtype=dtype, device=self._gpu.device)
                 for shape, dtype in zip(output_shapes, slot.output_dtypes, strict=True)
             ]
             slot.context.run([*slot.addresses, *[output.data_ptr() for output in outputs]], stream)
+            # Asked for behind the run, which it holds up by nothing.
+            if are_finite is not None and not are_finite:
+                self._inputs.refuse_rows(narrowed, by_input)
+        except UnfitError:
+            raise
         except Exception as error:
             error.add_note(f"{self._name}, run with inputs of shape {', '.join(map(str, shapes))}")
             raise
@@ -323,6 +336,23 @@ class _TensorInputs(ModelInputs):
         tensors = tuple([self._to_tensor(spec, value) for spec, value in zip(self._specs, values, strict=True)])
         signature = tuple([(tuple(tensor.shape), _NUMPY_DTYPES[tensor.dtype]) for tensor in tensors])
         return Sample(tensors, self._fits.get(signature) or self._find_fit(signature), True)
+
+    def refuse_rows(self, narrowed: Sequence[int], by_input: Sequence[Sequence[torch.Tensor]]) -> None:
+        """Do what ``refuse_overflow`` does, for tensors.
+
+        Raises:
+            UnfitError: for the requests that have a number which is infinite in the engine's type.
+        """
+        errors: dict[int, KernelError] = {}
+        for place in narrowed:
+            spec = self._specs[place]
+            for number, row in enumerate(by_input[place]):
+                lost = overflow_in(row, _torch_dtype(spec.dtype.name))
+                if lost is not None:
+                    where, largest = f"{self._model}, input {spec.name!r}", float(np.finfo(spec.dtype).max)
+                    errors.setdefault(number, overflow_error(where, lost, spec.dtype.name, largest))
+        if errors:
+            raise UnfitError(errors)
 
     def _to_tensor(self, spec: InputSpec, value: Any) -> torch.Tensor:
         try:

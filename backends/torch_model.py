@@ -22,17 +22,19 @@ from fastpipe.backend import Backend, Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError
 
 from ._handed_on import Row
-from ._model_data import Array, to_array
+from ._model_data import Array, UnfitError, to_array
 from ._model_runs import bucket_of, run_in_groups
 from ._numbers import check_levels
 from ._places import Claim, claim_gpu, place_of
 from ._postprocessors import find_postprocessor, postprocess
 from ._row_proof import COARSE, FINE, Output, prove_rows
 from ._streams import InstanceStream, hand_over
+from ._torch_arrays import all_finite
 from ._torch_files import Loaded, describe, load
 from ._torch_gpu import torch_gpu
 from ._torch_graphs import Graphs, Staging, flatten
 from ._torch_inputs import TorchInputs, is_image
+from ._torch_programs import FLAT_OUTPUTS
 
 __all__ = ["TorchTensor"]
 
@@ -52,7 +54,8 @@ class TorchTensor(Backend):
     name to tensor: torch, NumPy, or anything with ``__dlpack__``, on any device. Each is one sample with a batch axis
     of 1 in front (``1CHW``); where the model or ``max`` says which shapes there are, it may be missing. Other floats
     and uint8 become the type in which the model computes; other integers stay what they are, but for uint16 and uint32,
-    which become int32 and int64. The model gets a copy, so that it may work in place.
+    which become int32 and int64. The model gets a copy, so that it may work in place. A finite number that would be
+    infinite in the model's type fails its request alone, and so does a sparse, quantized, nested or meta tensor.
 
     **Out**: ``result`` is the output's row with a batch axis of 1, or a list of them where the model has several
     outputs, on the model's device, complete. It is a view of a copy made for this batch: yours to change, and it keeps
@@ -226,11 +229,14 @@ class TorchTensor(Backend):
         ):
             return False
         fit = self._inputs.read({"data": rows[0].tensor}).fit
-        if whole.ndim != len(fit.item_shapes[0]) + 1:
+        if whole.ndim != len(fit.item_shapes[0]) + 1 or (fit.narrowed and len(batch) > fit.profile.max_batch):
             return False
-        for start in range(0, len(batch), fit.profile.max_batch):
-            part = batch[start : start + fit.profile.max_batch]
-            self._run(part, [[whole[start : start + len(part)]]], fit)
+        try:
+            for start in range(0, len(batch), fit.profile.max_batch):
+                part = batch[start : start + fit.profile.max_batch]
+                self._run(part, [[whole[start : start + len(part)]]], fit)
+        except UnfitError:  # of the only part: nobody has a result yet
+            return False
         return True
 
     def _run_requests(self, group: list[tuple[Request, Any]]) -> None:
@@ -241,17 +247,25 @@ class TorchTensor(Backend):
     def _run(self, requests: list[Request], by_input: Sequence[Sequence[torch.Tensor]], fit: Any) -> None:
         """Run the model once; of each input there is a tensor for each request, or one with a row for each."""
         count = len(requests)
-        graph = None
-        if self._graphs is not None:
-            graph = self._graphs.find(fit.item_shapes, fit.dtypes, max(count, fit.profile.pad_to))
+        rows = max(count, fit.profile.pad_to)
+        graph = self._graphs.find(fit.item_shapes, fit.dtypes, rows) if self._graphs is not None else None
         try:
             if graph is not None:
                 graph.fill(by_input, count, self._staging)
-                outputs = graph.replay()
+                inputs = graph.inputs
             else:
-                outputs = self._run_eagerly(by_input, fit, max(count, fit.profile.pad_to))
+                inputs = self._joined(by_input, fit, rows)
+            are_finite = all_finite([inputs[place] for place in fit.narrowed])  # now: the model may work in place
+            # On a GPU the answer is waited for with those of the model: it can do no harm to others' rows meanwhile.
+            if are_finite is not None and not are_finite.is_cuda and not are_finite:
+                self._inputs.refuse_overflow(fit, by_input)
+            outputs = graph.replay() if graph is not None else self._run_eagerly(inputs, fit, rows)
             # Out of inference mode, and out of what the next batch writes over: the results are the caller's.
             outputs = [(output[:count] if output.ndim else output).clone() for output in outputs]
+            if are_finite is not None and are_finite.is_cuda and not are_finite:
+                self._inputs.refuse_overflow(fit, by_input)
+        except UnfitError:
+            raise
         except Exception as error:
             error.add_note(f"{self._name}, run with {count} requests of shape {_listed(fit.item_shapes)}")
             raise
@@ -259,8 +273,8 @@ class TorchTensor(Backend):
             hand_over(outputs)
         postprocess(self._postprocessor, outputs, requests)
 
-    def _run_eagerly(self, by_input: Sequence[Sequence[torch.Tensor]], fit: Any, rows: int) -> list[torch.Tensor]:
-        """Run the model on new tensors and check that every output has one row for each row of the inputs."""
+    def _joined(self, by_input: Sequence[Sequence[torch.Tensor]], fit: Any, rows: int) -> list[torch.Tensor]:
+        """Return new tensors of so many rows, in the types that the model gets."""
         inputs = []
         for place, (tensors, shape, dtype) in enumerate(zip(by_input, fit.item_shapes, fit.dtypes, strict=True)):
             joined = self._staging.join(place, tensors, shape, self._device)
@@ -268,18 +282,26 @@ class TorchTensor(Backend):
                 joined = torch.cat([joined, joined.new_zeros((rows - len(joined), *shape))])
             # A copy, unless it is one already: a model that works in place must meet no memory of the caller's.
             inputs.append(joined.to(dtype, copy=joined.data_ptr() == tensors[0].data_ptr()))
+        return inputs
+
+    def _run_eagerly(self, inputs: Sequence[torch.Tensor], fit: Any, rows: int) -> list[torch.Tensor]:
+        """Run the model on tensors of its own, and check that every output has one row for each row of the inputs."""
         if self._graphs is not None and self._graphs.is_complete:
             _say_once(f"{self._name}: requests of shape {_listed(fit.item_shapes)} are run without a CUDA graph")
         with torch.inference_mode():
-            return self._checked(flatten(self._module(*inputs)), rows)
+            return self._checked(self._module(*inputs), rows)
 
-    def _checked(self, outputs: list[torch.Tensor], rows: int) -> list[torch.Tensor]:
-        for place, output in enumerate(outputs):
+    def _checked(self, given: Any, rows: int) -> list[torch.Tensor]:
+        """Return what the model gave as a list of tensors, each with so many rows."""
+        outputs = flatten(given)
+        for name, output in zip(given if isinstance(given, dict) else range(len(outputs)), outputs, strict=True):
             if not isinstance(output, torch.Tensor):
-                raise BackendError(f"{self._name}, output {place}: expected a tensor, got a {type(output).__name__}")
+                raise BackendError(
+                    f"{self._name}, output {name!r}: expected a tensor, got a {type(output).__name__}: {FLAT_OUTPUTS}"
+                )
             if self._has_rows and output.shape[:1] != (rows,):
                 raise BackendError(
-                    f"{self._name}, output {place}: expected {rows} rows for a batch of {rows}, "
+                    f"{self._name}, output {name!r}: expected {rows} rows for a batch of {rows}, "
                     f"got shape {tuple(output.shape)}; a model that cannot be batched needs max=1"
                 )
         return outputs
@@ -303,7 +325,7 @@ class TorchTensor(Backend):
                 with torch.inference_mode():
                     for size in [size for size in sizes for _ in range(2)]:
                         # Copies, as the model may work in place.
-                        self._checked(flatten(self._module(*[each[:size].clone() for each in zeros])), size)
+                        self._checked(self._module(*[each[:size].clone() for each in zeros]), size)
                 if self._stream is not None:
                     torch.cuda.current_stream().synchronize()
             except BackendError as error:  # of the outputs

@@ -46,7 +46,7 @@ def proxied(
                 problems.add(where, f"proxy: {target!r} is a {kind}, which has no instances of its own to run in")
             elif path := _path(owner, name, uses):
                 problems.add(where, f"proxy: running {target!r} leads back to {name!r}: {' -> '.join([name, *path])}")
-            elif owner in plans:
+            else:  # also of a node that could not be read: what is wrong with that has been noted
                 hidden[hidden_name(target)] = owner
     return hidden
 

@@ -201,6 +201,48 @@ def test_a_body_that_changes_the_number_of_rows_is_told() -> None:
         CatSplit(children(Returns([1]))).forward(arrays(3))
 
 
+def test_a_body_moves_no_border_between_two_items() -> None:
+    """It is one of the items' requests that would get others' rows; with SplitRows named, the sizes are the body's."""
+
+    class Resizes(Backend):
+        def forward(self, batch: list[Request]) -> None:
+            for request in batch:
+                request["sizes"][:] = [2, 1]
+                request["sizes"] = [3, 0]
+                request["result"] = request["data"]
+
+    batch = arrays(1, 2)
+    CatSplit(children(Resizes())).forward(batch)
+    assert [request["result"].tolist() for request in batch] == [[[0, 0]], [[1, 1]] * 2]
+    batch = arrays(1, 2)
+    CatSplit(children(Concatenate(), Resizes(), SplitRows())).forward(batch)
+    assert [len(request["result"]) for request in batch] == [3, 0]
+
+
+@pytest.mark.parametrize("rows", [0, 2, 4])
+def test_too_few_rows_or_too_many_fail_every_item_of_the_batch(rows: int) -> None:
+    """Nobody gets a part of a whole that was cut in the wrong places."""
+    batch = arrays(1, 2)
+    body = Returns(np.zeros((rows, 2)))
+    body.retry_alone = False
+    with pytest.raises(ItemErrors) as caught:
+        CatSplit(children(body)).forward(batch)
+    assert sorted(caught.value.errors) == [0, 1]
+    assert all(f"got shape ({rows}, 2)" in str(error) for error in caught.value.errors.values())
+    assert not any("result" in request for request in batch)
+
+
+@pytest.mark.parametrize("sizes", [[4, -1], [1.5, 1.5], [True, 2], None, 3, "12", b"12"])
+def test_sizes_that_are_no_numbers_of_rows_are_refused(sizes: Any) -> None:
+    """Negative ones would hand out rows twice though their sum is right; the neighbour is split."""
+    batch: list[Request] = [{"data": np.zeros((3, 2)), "sizes": each} for each in (sizes, [1, 2])]
+    with pytest.raises(ItemErrors) as caught:
+        SplitRows().forward(batch)
+    assert list(caught.value.errors) == [0]
+    assert "expected sizes as a list of numbers of rows, 0 or more each, got" in str(caught.value.errors[0])
+    assert [len(part) for part in batch[1]["result"]] == [1, 2]
+
+
 # ---- failures --------------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +294,7 @@ def test_the_halves_alone() -> None:
         Concatenate().forward(wrong)
     assert {index: str(error) for index, error in caught.value.errors.items()} == {
         0: "expected arrays like the first, of shape (n, ...) = (2, 3), float64, to join; got (2, 4), float64",
-        1: "expected a list of arrays to join, got list []",
+        1: "expected a list of arrays to join, got []",
         2: "expected arrays like the first, of shape (n, ...) = (2, 3), float64, to join; got (2, 3), int8",
     }
     assert "result" in wrong[3]

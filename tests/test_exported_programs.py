@@ -186,6 +186,54 @@ def test_nested_inputs_and_constants_are_put_where_they_belong(tmp_path: Path) -
     assert run(backend, dict(zip(("parts_a", "parts_b", "pair_0", "pair_1"), tensors, strict=True))) == [[[81]]]
 
 
+class Gives(torch.nn.Module):
+    """Its outputs are arranged as ``arrange`` has them."""
+
+    def __init__(self, arrange: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.arrange = arrange
+
+    def forward(self, x: Any) -> Any:
+        return self.arrange(x)
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda x: {"b": x * 2, "a": x * 3},
+        lambda x: {7: x * 2, "a": x * 3},
+        lambda x: {None: x * 2, False: x * 3},
+        lambda x: (x * 2, x * 3),
+        lambda x: [x * 2, x * 3],
+    ],
+)
+def test_flat_outputs_are_lists_in_the_programs_order(arrange: Any, tmp_path: Path) -> None:
+    """Of a dict, its values, whatever simple keys it has."""
+    path = saved(tmp_path / "m.pt2", Gives(arrange), torch.ones(2, 3), dims=({0: Dim("batch")},))
+    request: dict[str, Any] = {"data": torch.ones(1, 3)}
+    TorchTensor(model=path, max=4, device=["cpu"]).forward([request])
+    assert [each[0, 0].item() for each in request["result"]] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("arrange", "message"),
+    [
+        (lambda x: (x, (x * 2, x * 3)), "output 1 is a tuple of outputs: a model may give a tensor, a list or tuple"),
+        (lambda x: {"boxes": [x], "scores": x}, "output 'boxes' is a list of outputs: .* or a dict of tensors"),
+        (lambda x: [{"a": x}], "output 0 is a dict of outputs: .* needs a module around it which gives them flat"),
+        (lambda x: {(1, "a"): x, "b": x}, "outputs cannot be put together .* keys have to be texts or numbers"),
+    ],
+)
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_nested_outputs_are_refused_by_name_while_the_pipe_is_built(
+    arrange: Any, message: str, warm_up: bool, tmp_path: Path
+) -> None:
+    """Which one, what may be instead, and what to do; not only when the first request comes."""
+    path = saved(tmp_path / "m.pt2", Gives(arrange), torch.ones(2, 3), dims=({0: Dim("batch")},))
+    with pytest.raises(ConfigError, match=message):
+        TorchTensor(model=path, max=4, rows="batch", warm_up=warm_up, device=["cpu"])
+
+
 def test_a_number_that_changes_is_no_input(tmp_path: Path) -> None:
     class Scaled(torch.nn.Module):
         def forward(self, x: Any, count: int) -> Any:

@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_ranking": {"_inbox"},
     "_parking": set(),
     "kernels": {"errors"},
-    "backends": {"_cpus", "_results", "_snapshots", "backend", "errors", "filters", "kernels"},
+    "backends": {"_cpus", "_describe", "_results", "_snapshots", "backend", "errors", "filters", "kernels"},
     "pipe": {
         "_async_map",
         "_results",

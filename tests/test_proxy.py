@@ -273,3 +273,24 @@ def test_a_proxy_of_a_node_with_mistakes_is_not_told_twice() -> None:
         "node 'rec': backend: no backend is named 'Pov'; did you mean 'Pow'?",
     )
     assert problems(main={"backend": "Proxy"}) == ("node 'main': proxy: Proxy needs it",)
+
+
+@FORMS
+@pytest.mark.parametrize(
+    ("nodes", "told"),
+    [
+        ({"rec": {"backend": "Pov"}}, "node 'rec': backend: no backend is named 'Pov'"),
+        ({"rec": {"backend": "Pow["}}, "node 'rec': backend: column 5: "),
+        ({"rec": {}}, "node 'rec': it has no backend"),
+        ({"rec": {"backend": "Pow", "max": "x"}}, "node 'rec': max: "),
+        ({"rec.2": {}, "rec": {"backend": "Pov"}}, "node 'rec': backend: no backend is named 'Pov'"),
+    ],
+)
+def test_a_pipe_with_a_proxy_of_a_refused_node_tells_only_what_is_wrong_with_that(
+    form: Any, nodes: dict[str, Any], told: str
+) -> None:
+    """Also where the mistakes of the graph are told with those of the nodes: no word of the hidden node."""
+    with pytest.raises(ConfigError) as caught:
+        Pipe({"main": form(next(iter(nodes))), **nodes})
+    (problem,) = caught.value.problems
+    assert problem.startswith(told)

@@ -244,6 +244,21 @@ def test_integers_and_other_floats_are_converted(tensorrt):
     assert float(batch[1]["result"][0, 0]) == 2
 
 
+def test_a_number_that_an_engines_input_cannot_hold_fails_its_request_alone(tensorrt):
+    """It would be infinite in silence; the others are answered, and what came infinite stays so."""
+    torch = sys.modules["torch"]
+    backend = tensorrt.TensorrtTensor(model=doubling_model(kind=TensorProto.FLOAT16), max=4)
+    batch = [{"data": torch.full((1, 4), number)} for number in (1.0, 7e4, 2.0, float("inf"))]
+    with pytest.raises(ItemErrors) as caught:
+        backend.forward(batch)
+    ((index, error),) = caught.value.errors.items()
+    expected = "input 'x': expected values of -65504 to 65504, which is what float16 can hold, got 70000"
+    assert (index, str(error).partition(", ")[2]) == (1, expected)
+    assert [float(batch[index]["result"][0, 0]) for index in (0, 2, 3)] == [2, 4, float("inf")]
+    with pytest.raises(ItemErrors, match="which is what float32 can hold, got 1e"):
+        tensorrt.TensorrtTensor(model=doubling_model(), max=2).forward([{"data": np.full((1, 4), 1e39)}])
+
+
 def test_postprocessors_get_tensors(tensorrt):
     """By name, or a function of the outputs."""
     backend = tensorrt.TensorrtTensor(model=doubling_model(), max=2, postprocessor="SoftmaxArgMax")
