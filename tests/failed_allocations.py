@@ -329,6 +329,37 @@ def acall_one() -> None:
 
 
 @way
+def acall_starts_the_clock() -> None:
+    async def main() -> None:
+        await pipe.acall({"data": 1})
+        request = {"data": 3}
+        with suppress(MemoryError, RuntimeError, fastpipe.WorkerDied), Failing():
+            await pipe.acall(request, timeout=60)
+            assert is_right(request, 3)
+        with suppress(fastpipe.RequestTimeout):  # the clock is there, or can be started again; and it goes
+            await asyncio.wait_for(pipe.acall({"data": "hold"}, timeout=0.005), HANG_S / 2)
+            raise AssertionError("no time limit")
+        opened.set()
+
+    class Waits(Double):
+        def forward(self, batch: list[Request]) -> None:
+            if batch[0]["data"] == "hold":
+                opened.wait(HANG_S)
+            super().forward(batch)
+
+    opened = threading.Event()
+    pipe = Pipe(backend=Waits)
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, _: loop.stop())  # see acall
+    try:
+        loop.run_until_complete(main())
+    except (MemoryError, RuntimeError):
+        _stop_failing()
+    loop.close()
+    check(pipe)
+
+
+@way
 def acall_failing() -> None:
     acall(Pipe(backend=Single), [ValueError("one"), 2])
 
