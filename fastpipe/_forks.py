@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import AbstractContextManager
 
 __all__ = ["ProcessLock"]
 
@@ -22,7 +23,7 @@ class ProcessLock:
         self._is_renewed_in_children = False
 
     @property
-    def of_this_process(self) -> threading._RLock:
+    def of_this_process(self) -> AbstractContextManager[bool]:
         """The lock, to be asked for at each use: whoever holds one over a fork gives back the one that it took."""
         if not self._is_renewed_in_children:  # not at import
             os.register_at_fork(after_in_child=self._renew)

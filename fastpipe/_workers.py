@@ -68,7 +68,7 @@ class Worker:
         Raises:
             PipeError: it would be a greenlet.
             RuntimeError: there can be no more threads.
-            MemoryError, KeyboardInterrupt: and the thread may have begun all the same; unless ``is_over``, it has or will.
+            MemoryError, KeyboardInterrupt: the thread may have begun all the same; unless ``is_over``, it has or will.
         """
         check_threads()
         self.thread.start()

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -213,7 +214,8 @@ def wait_for(futures: list[Any]) -> None:
 
 def submit(pipe: Pipe, data: list[Any], **keywords: Any) -> None:
     """Submit all; a future that was given must end, and each callback that was attached be called once."""
-    called: list[Any] = []
+    # A deque has room for some from the beginning: of a callback that fails in it the standard library only tells the log.
+    called: deque[Any] = deque()
     futures: list[Any] = [None] * len(data)
     attached = [False] * len(data)
     pipe.submit({"data": 1}, **keywords).result(HANG_S)

@@ -317,7 +317,7 @@ assert double(3) == 6
 
 @pytest.mark.parametrize("module", ["pipe", "registry"])
 def test_a_fork_while_another_thread_holds_a_lock_of_a_module_leaves_none_behind(module: str) -> None:
-    """A child builds its pipes, and registers its names, without waiting for a thread that is the parent's."""
+    """A child builds pipes, which its own children refuse, and registers names, without a wait for a thread of the parent."""
     assert (
         run(
             FORK
@@ -346,6 +346,13 @@ def uses():
     assert "Mine" in fastpipe.registry.known_names()
     with fastpipe.Pipe(backend="Mine") as pipe:
         assert pipe({"data": 1})["result"] == 1
+        assert child(lambda: refuses(pipe)) == 7
+def refuses(pipe):
+    try:
+        pipe({"data": 1})
+    except fastpipe.ForkedPipe:
+        return
+    os._exit(1)
 assert child(uses) == 7
 gate.set()
 holder.join(30)
