@@ -214,7 +214,7 @@ def wait_for(futures: list[Any]) -> None:
 
 def submit(pipe: Pipe, data: list[Any], **keywords: Any) -> None:
     """Submit all; a future that was given must end, and each callback that was attached be called once."""
-    # A deque has room for some from the beginning: of a callback that fails in it the standard library only tells the log.
+    # A deque has room from the beginning: of a callback that fails the standard library tells nobody but the log.
     called: deque[Any] = deque()
     futures: list[Any] = [None] * len(data)
     attached = [False] * len(data)
