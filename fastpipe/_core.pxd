@@ -269,6 +269,7 @@ cdef class Walk:
                                                 # twins the front, until one is chosen
     cdef object request                         # the caller's dict; written once, by the finish that succeeds
     cdef dict given                             # the same as it was handed in; None if it had nothing but `data`
+    cdef dict restored                          # GIL: of its values, those that were put back for a second run; or None
     cdef bint is_part                           # of another request, which knows what to do without a result: `request` is no
                                                 # caller's dict, but one that split() has made
     cdef readonly object error                  # why it failed; written before `outcome`
@@ -322,11 +323,35 @@ cdef class Visit:
 
 
 @cython.final
+cdef class Latch:
+    # An event.
+    cdef EventCount changed                     # where those sleep who wait for it
+    cdef atomic[uint8_t] is_up                  # atomic: it is set
+
+
+@cython.final
+cdef class ThreadLife:
+    # What a thread does.
+    cdef Latch over                             # built
+    cdef object body                            # GIL: what it calls; None once it has
+    cdef tuple arguments                        # GIL
+    cdef c_bool has_begun                       # GIL
+
+
+@cython.final
+cdef class ThreadStart:
+    # How a thread begins.
+    cdef object thread                          # built
+    cdef ThreadLife life                        # built
+
+
+@cython.final
 cdef class Clock:
     # Time limits of requests for which no thread waits.
     cdef list timers                            # GIL: heap of [deadline_ns, number, walk or None if it has ended]
     cdef int64_t count                          # GIL: for the numbers
     cdef int over                               # GIL: how many of them have ended
+    cdef Turn turn                              # built: the thread's
     cdef EventCount changed                     # where the thread sleeps
     cdef atomic[uint8_t] stops                  # atomic: it leaves
     cdef int c_add(self, Walk walk) except -1

@@ -67,7 +67,7 @@ from heapq import heapify, heappop, heappush
 from numbers import Number
 from opcode import opmap
 from os import environ
-from threading import current_thread
+from threading import Thread, current_thread
 
 from fastpipe.errors import (
     BackendError, BackendHung, CallLoop, DeviceLost, ForkedPipe, ItemErrors, NoResult, PipeClosed, PipeError, QueueFull,
@@ -1955,6 +1955,107 @@ cdef class Turn:
 
 
 # =================================================================================================================
+# Threads
+# =================================================================================================================
+
+@cython.final
+cdef class Latch:
+    """An event that is set once. Unlike one of ``threading``, neither setting it nor waiting for it needs memory.
+
+    In threading's a lack of memory may also leave its lock taken for ever.
+    """
+
+    def set(self):
+        self.is_up.store(1, memory_order_seq_cst)
+        events_notify(&self.changed, 0x7fffffff)
+
+    def is_set(self):
+        return self.is_up.load(memory_order_seq_cst) != 0
+
+    def wait(self, timeout=None):
+        """Wait for so many seconds, or however long; True if it is set. Serves signals. Frozen time does not count."""
+        cdef int64_t deadline = FOREVER if timeout is None else kernel_now_ns() + <int64_t>(min(timeout, 1e9) * 1e9)
+        cdef c_bool serves_signals = PyThread_get_thread_ident() == _main_thread
+        cdef int64_t until
+        cdef uint32_t epoch
+        while True:
+            epoch = events_prepare(&self.changed)
+            if self.is_up.load(memory_order_seq_cst):
+                events_leave(&self.changed)
+                return True
+            if deadline >= 0 and kernel_now_ns() >= deadline:
+                events_leave(&self.changed)
+                return False
+            until = kernel_now_ns() + SIGNAL_SLICE_NS
+            if not serves_signals or 0 <= deadline < until:
+                until = deadline
+            with nogil:
+                events_sleep(&self.changed, epoch, until)
+            PyErr_CheckSignals()
+
+    def _at_fork_reinit(self):
+        """What ``threading`` calls of its own events in the child of a fork: there is no lock."""
+
+
+@cython.final
+cdef class ThreadLife:
+    """What a thread does, once, and the event that is set when that is over."""
+
+    def __init__(self, Latch over, object body, tuple arguments):
+        self.over = over
+        self.body = body
+        self.arguments = arguments
+
+    def run(self):
+        """The thread's ``run``. To be called it needs no memory."""
+        cdef int attempt
+        self.has_begun = True
+        body = self.body
+        arguments = self.arguments
+        self.body = self.arguments = None                       # a thread that has ended keeps nothing alive
+        try:
+            for attempt in range(MOST_ATTEMPTS):
+                try:
+                    body(*arguments)
+                    return
+                except BaseException as error:
+                    if attempt + 1 == MOST_ATTEMPTS or not issubclass(type(error), MemoryError) or _has_begun(error):
+                        raise
+        finally:
+            self.over.set()
+
+
+@cython.final
+cdef class ThreadStart:
+    """What a thread calls in place of ``Thread._bootstrap``: that, again, where there is no memory for it.
+
+    Whoever starts a thread waits until it has begun, so for ever if its first lines are lost. The thread alone holds this:
+    when it is gone the thread is, or never was.
+    """
+
+    def __init__(self, object thread, ThreadLife life):
+        self.thread = thread
+        self.life = life
+
+    def __call__(self):
+        cdef int attempt
+        for attempt in range(MOST_ATTEMPTS):
+            try:
+                Thread._bootstrap(self.thread)
+            except BaseException:                               # no memory, or what cleans up after that
+                if self.life.has_begun or attempt + 1 == MOST_ATTEMPTS:
+                    raise
+            except:  # no-cython-lint: E722
+                # See _no_memory.
+                pass
+            if self.life.has_begun:
+                return
+
+    def __del__(self):
+        self.life.over.set()
+
+
+# =================================================================================================================
 # Deadlines
 # =================================================================================================================
 
@@ -1964,6 +2065,7 @@ cdef class Clock:
 
     def __cinit__(self):
         self.timers = []
+        self.turn = Turn.__new__(Turn)                          # now: the thread is not to fail for want of it
 
     cdef int c_add(self, Walk walk) except -1:
         if self.over > 64 and self.over > len(self.timers) // 2:
@@ -1986,7 +2088,7 @@ cdef class Clock:
 
     def serve(self):
         """The body of the thread. Sleeps until the next deadline, or until an earlier one comes."""
-        cdef Turn turn = Turn.__new__(Turn)
+        cdef Turn turn = self.turn
         cdef Walk walk
         cdef Frame* frame
         cdef list timer
@@ -2848,10 +2950,13 @@ cdef class Engine:
     # ---- admission ---------------------------------------------------------------------------------------------
 
     cdef int c_check_may_wait(self) except -1:
-        """A callback of a future runs on a worker's thread: if it waited there, the worker could be the one it waits for."""
+        """A callback of a future runs on a worker's thread: if it waited there, the worker could be the one it waits for.
+
+        So does a method of a dict's subclass, while an answer is written; its thread may even hold an instance.
+        """
         if is_settling(<void*>self):
-            raise PipeError("a callback of a future of this pipe must not wait for the pipe: it runs on the thread that may "
-                            "have to do the work; use submit() there")
+            raise PipeError("a callback of a future of this pipe must not wait for the pipe, nor must a method of a dict to which "
+                            "it writes an answer: they run on the thread that may have to do the work; use submit() there")
         return 0
 
     cdef int c_check_process(self) except -1:
@@ -4295,15 +4400,20 @@ cdef class Engine:
         return preview
 
 
-def _as_raised(error):
-    """The exception to raise out of a generator or a coroutine for a request's ``error``.
+def _as_raised(error, bint is_awaited=False):
+    """What comes out of an iterator, or of an ``await``, for a request's ``error``: itself, or what can come out in its place.
 
-    A StopIteration would end what iterates or awaits as if there were nothing more: a BackendError that names it, then.
+    A StopIteration would end what iterates as if there were nothing more; and whatever is no Exception would end the
+    coroutine that awaits, or its event loop.
     """
-    if not isinstance(error, StopIteration):
+    if not issubclass(type(error), StopIteration) and (not is_awaited or issubclass(type(error), Exception)):
         return error
-    replacement = BackendError(f"a backend raised {error!r}")
+    way = "await" if is_awaited else "an iterator"
+    replacement = BackendError(f"a backend raised {type(error).__name__}: {text_of(error)}; as that cannot come out of {way} "
+                               "without ending more than the call, this is raised in its place")
     replacement.__cause__ = error
+    for note in getattr(error, "__notes__", ()):
+        replacement.add_note(note)
     return replacement
 
 
@@ -4538,7 +4648,7 @@ def _settle_in_loop(list outcomes):
                     if error is None:
                         future.set_result(request)
                     else:
-                        future.set_exception(_awaitable(error))
+                        future.set_exception(_as_raised(error, True))
                 elif attempt > 0 and callbacks:
                     _schedule(future, callbacks)
                 break
@@ -4556,18 +4666,6 @@ cdef int _schedule(object future, list callbacks) except -1:
         if not any([future in (handle._args or ()) and handle._callback is callback for handle in getattr(loop, "_ready", ())]):
             loop.call_soon(callback, future, context=context)
     return 0
-
-
-cdef object _awaitable(object error):
-    """What an awaiting caller gets for an exception: itself, unless it would end its coroutine or its event loop."""
-    if issubclass(type(error), Exception) and not issubclass(type(error), StopIteration):
-        return error
-    replacement = BackendError(f"a backend raised {type(error).__name__}: {text_of(error)}; as that cannot come out of await "
-                               "without ending more than the call, this is raised in its place")
-    replacement.__cause__ = error
-    for note in getattr(error, "__notes__", ()):
-        replacement.add_note(note)
-    return replacement
 
 
 cdef Walk _new_walk(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink):
@@ -4828,11 +4926,23 @@ cdef int _write_back(Walk walk, dict answer) except -1:
     Written is what has been set since the request was handed in. Never ``data``, which is the input of the last node by
     now, nor ``node_name``. A part's dict is the engine's own, and gets all of it.
     """
+    cdef Frame* frame
+    if PyDict_CheckExact(walk.request):
+        return _write(walk, answer, True)
+    # A subclass has methods of its own: code of users, who may wait for the pipe in it as little as in callbacks.
+    frame = enter_frame(<void*>walk.engine, True, _greenlet())
+    if frame == NULL:
+        raise MemoryError
+    try:
+        return _write(walk, answer, False)
+    finally:
+        leave_frame(frame)
+
+
+cdef inline int _write(Walk walk, dict answer, c_bool is_exact) except -1:
     cdef object request = walk.request
-    cdef c_bool is_exact = PyDict_CheckExact(request)
     cdef PyObject* key_pointer
     cdef PyObject* value_pointer
-    cdef PyObject* before
     cdef Py_ssize_t position = 0
     cdef c_bool has_result = False
     if answer is not None:
@@ -4844,10 +4954,8 @@ cdef int _write_back(Walk walk, dict answer) except -1:
             elif not walk.is_part:
                 if key is _DATA or isinstance(key, str) and (key == "data" or key == "node_name"):
                     continue
-                if walk.given is not None:
-                    before = PyDict_GetItem(walk.given, key)
-                    if before != NULL and <object>before is value:
-                        continue
+                if walk.given is not None and _is_unset(walk, key, value_pointer):
+                    continue
             if is_exact:
                 (<dict>request)[key] = value
             else:
@@ -4859,13 +4967,37 @@ cdef int _write_back(Walk walk, dict answer) except -1:
     return 0
 
 
+cdef c_bool _is_unset(Walk walk, object key, PyObject* value) except *:
+    """True if no backend has set a key, and the caller's dict is to keep what it has.
+
+    What is as it was before its batch (_restore) because a run had changed it in place has been set by nobody: the caller
+    gets it for the value that was changed, not for one that it has put there since.
+    """
+    cdef PyObject* before = PyDict_GetItem(walk.given, key)
+    if before == NULL:
+        return False
+    if before == value:
+        return True
+    if walk.restored is None or PyDict_GetItem(walk.restored, key) != value:
+        return False
+    return PyDict_GetItem(walk.request, key) != before
+
+
 cdef int _restore(Visit visit, object before) except -1:
     """Make a request what it was before its batch: by a snapshot, or by a copy of its dict if its values were kept."""
-    if not isinstance(before, dict):
-        before.put_back(visit.request)
+    cdef Walk walk = visit.walk
+    if isinstance(before, dict):
+        visit.request.clear()
+        PyDict_Update(visit.request, before)
         return 0
-    visit.request.clear()
-    PyDict_Update(visit.request, before)
+    for key, was, value in before.put_back(visit.request):
+        if walk.given is None or PyDict_GetItem(walk.given, key) == NULL:
+            continue
+        given = walk.given[key]
+        if was is given or walk.restored is not None and walk.restored.get(key) is was:
+            if walk.restored is None:
+                walk.restored = {}
+            walk.restored[key] = value
     return 0
 
 

@@ -68,8 +68,12 @@ class Snapshot:
         # What two keys have in common must stay in common: all of them are put back in one way.
         self._is_entangled = copier.is_entangled
 
-    def put_back(self, request: Request) -> None:
-        """Make ``request`` what it was: with its own values where they are as they were, else with their copies."""
+    def put_back(self, request: Request) -> list[tuple[Any, Any, Any]]:
+        """Make ``request`` what it was: with its own values where they are as they were, else with their copies.
+
+        Returns:
+            of what are copies now: key, own value, copy.
+        """
         changed = [key for key, copied in self._copies.items() if not _is_same(self._shallow[key], copied)]
         if changed and self._is_entangled:
             changed = list(self._copies)
@@ -77,6 +81,7 @@ class Snapshot:
         request.update(self._shallow)
         for key in changed:
             request[key] = self._copies[key]
+        return [(key, self._shallow[key], self._copies[key]) for key in changed]
 
 
 def take(requests: Sequence[Request]) -> list[Snapshot]:

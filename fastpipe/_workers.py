@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fastpipe._core import Station
+from fastpipe._core import Latch, Station, ThreadLife, ThreadStart
 from fastpipe.backend import Backend, close_all
 from fastpipe.errors import PipeError
 
@@ -39,20 +39,28 @@ def check_threads() -> None:
     )
 
 
+class _Thread(threading.Thread):
+    """A thread that begins even if its first lines meet a lack of memory: else whoever starts it waits for ever."""
+
+    def __init__(self, name: str, life: ThreadLife) -> None:
+        # Daemons: the process may end while a backend hangs. Orderly ends are seen to by the pipe's atexit hook.
+        super().__init__(name=name, daemon=True)
+        self._life = life
+        self._started = Latch()  # for which start() waits
+        self.run = life.run  # type: ignore[method-assign]  # to be called it needs no memory, as a function would
+
+    @property
+    def _bootstrap(self) -> ThreadStart:  # what start() hands to the new thread
+        return ThreadStart(self, self._life)
+
+
 class Worker:
     """A thread of a pipe, for whoever waits for its end."""
 
     def __init__(self, name: str, body: Callable[..., Any], *arguments: Any) -> None:
-        # Daemons: the process may end while a backend hangs. Orderly ends are seen to by the pipe's atexit hook.
-        self.thread = threading.Thread(target=self._run, args=(body, *arguments), name=name, daemon=True)
-        self._is_over = threading.Event()
+        self._is_over = Latch()
+        self.thread = _Thread(name, ThreadLife(self._is_over, body, arguments))
         self._is_given_up = False
-
-    def _run(self, body: Callable[..., Any], *arguments: Any) -> None:
-        try:
-            body(*arguments)
-        finally:
-            self._is_over.set()
 
     def start(self) -> None:
         """Start the thread.
@@ -60,14 +68,20 @@ class Worker:
         Raises:
             PipeError: it would be a greenlet.
             RuntimeError: there can be no more threads.
+            MemoryError, KeyboardInterrupt: the thread may have begun all the same; unless ``is_over``, it has or will.
         """
         check_threads()
         self.thread.start()
 
     def join(self, timeout: float | None) -> None:
         """Wait until the thread has ended, or was given up."""
-        if self._is_over.wait(timeout) and not self._is_given_up:
+        if self._is_over.wait(timeout) and not self._is_given_up and self.thread.is_alive():
             self.thread.join(timeout)
+
+    @property
+    def is_over(self) -> bool:
+        """True once its thread has ended, was given up, or could not be started."""
+        return self._is_over.is_set()
 
     @property
     def is_left_behind(self) -> bool:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import os
-import threading
 import types
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
+from fastpipe._forks import ProcessLock
 from fastpipe._results import checked_results
 from fastpipe.backend import Backend, Request
 from fastpipe.pipe import Pipe
@@ -25,8 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Guards the change from no pipe, or a closed one, to a new one. Reentrant: a destructor that runs there may call.
-_building = threading.RLock()
-_is_set_up = False
+_building = ProcessLock()
 
 
 class _Decorator(Protocol):
@@ -116,8 +114,7 @@ class _Calls:
             pipe = self.pipe
             if pipe is not None and not pipe._is_forked() and not (anew_if_closed and pipe.closing):
                 return pipe
-            _set_up_process()
-            with _building:
+            with _building.of_this_process:
                 if self.pipe is pipe:  # else another thread was faster
                     self.pipe = Pipe(self.settings)
 
@@ -252,16 +249,3 @@ def _is_method(function: Callable[..., Any]) -> bool:
         return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return sum(each.kind in positional and each.default is each.empty for each in parameters) == 2
-
-
-def _set_up_process() -> None:
-    global _is_set_up
-    if not _is_set_up:
-        _is_set_up = True
-        os.register_at_fork(after_in_child=_renew_lock)
-
-
-def _renew_lock() -> None:
-    """In the child of a fork, nobody gives back a lock that another thread held."""
-    global _building
-    _building = threading.RLock()

@@ -21,6 +21,7 @@ from fastpipe._async_map import async_map
 from fastpipe._building import Builder, jumps_of
 from fastpipe._cpus import usable_cpu_count
 from fastpipe._faults import text_of
+from fastpipe._forks import ProcessLock
 from fastpipe._hung import HungInstances
 from fastpipe._results import with_request
 from fastpipe._values import own_copy
@@ -50,7 +51,7 @@ LEAST_JOIN_S = 0.2
 _open_pipes: weakref.WeakSet[Pipe] = weakref.WeakSet()
 _living_pipes: weakref.WeakSet[Pipe] = weakref.WeakSet()  # closed ones, and those that are being built, too
 _process_is_set_up = False
-_set_up_lock = threading.Lock()
+_set_up_lock = ProcessLock()
 
 
 class Pipe(_core.Engine):
@@ -477,7 +478,7 @@ class Pipe(_core.Engine):
             return
         self._refuse_new()
         if self._is_inside():
-            threading.Thread(target=self.close, args=(timeout,), name="fastpipe closer", daemon=True).start()
+            Worker("fastpipe closer", self.close, timeout).start()
             return
         deadline = None if timeout is None else time.monotonic() + timeout
         for debugger in list(self._debuggers):
@@ -576,11 +577,13 @@ class Pipe(_core.Engine):
 
     def _start_clock(self, clock: _core.Clock) -> None:
         worker = Worker("fastpipe clock", clock.serve)
+        self._workers.append(worker)
         try:
             worker.start()
-            self._workers.append(worker)
-        except BaseException:  # a signal or no memory; its thread may have begun
+        except BaseException:  # a signal or no memory; its thread may have begun, and close() then waits for its end
             clock.stop()
+            if worker.is_over:
+                self._workers.remove(worker)
             raise
 
     def _own(self, backend: Backend, station: _core.Station | None, index: int) -> None:
@@ -688,8 +691,8 @@ def _set_up_process() -> None:
     if getcurrent is not None:
         _core.know_greenlets(getcurrent)
     if _process_is_set_up:
-        return  # without the lock: in the child of a fork nobody would give it back
-    with _set_up_lock:
+        return
+    with _set_up_lock.of_this_process:
         if _process_is_set_up:
             return
         # Futures, and what tells where threads hang: they take longer to import than all of fastpipe, but when the
@@ -698,11 +701,12 @@ def _set_up_process() -> None:
 
         import fastpipe._future  # noqa: F401
 
-        _process_is_set_up = True
         _configure()
         os.register_at_fork(after_in_child=_after_fork_in_child)
         # Runs after the program's own threads have been joined (they may call pipes until then); ours are daemons.
         atexit.register(_close_at_exit)
+        # Last: the child of a fork in the middle does it again, and twice does no harm.
+        _process_is_set_up = True
 
 
 def _configure() -> None:

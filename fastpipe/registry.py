@@ -10,12 +10,12 @@ is ``distrusting``: within it, names mean what computes, of what is in the box, 
 from __future__ import annotations
 
 import importlib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from fastpipe._forks import ProcessLock
 from fastpipe.backend import Backend
 from fastpipe.errors import ConfigError, MissingExtra, nearest
 
@@ -77,7 +77,7 @@ _BUILT_IN = _read_box()
 _REGISTERED: dict[str, tuple[str, Any, type[Backend] | Backend]] = {}  # folded name -> name, as given, resolved
 _entry_points: dict[str, EntryPoint] | None = None
 _distrust: ContextVar[str] = ContextVar("fastpipe distrust", default="")  # what to do about it; empty: all is trusted
-_lock = threading.Lock()  # guards writing _REGISTERED and reading the entry points once
+_lock = ProcessLock()  # guards writing _REGISTERED and reading the entry points once
 
 
 def register(name: str, backend: Any, *, replace: bool = False) -> None:
@@ -99,7 +99,7 @@ def register(name: str, backend: Any, *, replace: bool = False) -> None:
     folded = name.lower()
     if folded in _BUILT_IN:
         raise ConfigError(f"register: {name!r} is the name of a backend that ships with fastpipe")
-    with _lock:
+    with _lock.of_this_process:
         known = _REGISTERED.get(folded)
         if known is not None and known[1] is not backend and not replace:
             raise ConfigError(
@@ -219,7 +219,7 @@ def _from_object(thing: Any, what: str) -> type[Backend] | Backend:
 def _other_packages() -> dict[str, EntryPoint]:
     """Return the entry points by folded name; the installed packages are searched once per process."""
     global _entry_points
-    with _lock:
+    with _lock.of_this_process:
         if _entry_points is None:
             from importlib.metadata import entry_points  # slow to import, and most configurations need none
 
@@ -234,5 +234,5 @@ def _load(entry_point: EntryPoint) -> None:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{offered}, cannot be loaded: {error}") from error
     resolved = _from_object(loaded, offered)
-    with _lock:
+    with _lock.of_this_process:
         _REGISTERED.setdefault(entry_point.name.lower(), (entry_point.name, loaded, resolved))

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -213,7 +214,8 @@ def wait_for(futures: list[Any]) -> None:
 
 def submit(pipe: Pipe, data: list[Any], **keywords: Any) -> None:
     """Submit all; a future that was given must end, and each callback that was attached be called once."""
-    called: list[Any] = []
+    # A deque has room from the beginning: of a callback that fails the standard library tells nobody but the log.
+    called: deque[Any] = deque()
     futures: list[Any] = [None] * len(data)
     attached = [False] * len(data)
     pipe.submit({"data": 1}, **keywords).result(HANG_S)
@@ -326,6 +328,37 @@ def acall(pipe: Pipe, data: list[Any]) -> None:
 @way
 def acall_one() -> None:
     acall(Pipe(backend=Double), [1])
+
+
+@way
+def acall_starts_the_clock() -> None:
+    async def main() -> None:
+        await pipe.acall({"data": 1})
+        request = {"data": 3}
+        with suppress(MemoryError, RuntimeError, fastpipe.WorkerDied), Failing():
+            await pipe.acall(request, timeout=60)
+            assert is_right(request, 3)
+        with suppress(fastpipe.RequestTimeout):  # the clock is there, or can be started again; and it goes
+            await asyncio.wait_for(pipe.acall({"data": "hold"}, timeout=0.005), HANG_S / 2)
+            raise AssertionError("no time limit")
+        opened.set()
+
+    class Waits(Double):
+        def forward(self, batch: list[Request]) -> None:
+            if batch[0]["data"] == "hold":
+                opened.wait(HANG_S)
+            super().forward(batch)
+
+    opened = threading.Event()
+    pipe = Pipe(backend=Waits)
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda loop, _: loop.stop())  # see acall
+    try:
+        loop.run_until_complete(main())
+    except (MemoryError, RuntimeError):
+        _stop_failing()
+    loop.close()
+    check(pipe)
 
 
 @way

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastpipe import Backend, Pipe, Request, Status
+from fastpipe import Backend, Pipe, PipeClosed, PipeError, Request, Status
 
 WAIT_S = 20.0
 
@@ -294,3 +294,153 @@ def test_the_copy_is_of_the_dict_and_not_of_its_values(gate: Gate) -> None:
         request["data"].append(2)
         gate.opened.set()
         assert future.result(WAIT_S)["result"] == [1, 2]
+
+
+# ---- a dict with methods of its own ----------------------------------------------------------------------------------
+
+
+class Acts(dict[str, Any]):
+    """Does something, once, when it is written to, or when something is taken out of it."""
+
+    act: Callable[[], Any] | None = None
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.do()
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self.do()
+        super().__delitem__(key)
+
+    def do(self) -> None:
+        act, self.act = self.act, None
+        if act is not None:
+            act()
+
+
+WAITS: dict[str, Callable[[Pipe], Any]] = {
+    "call": lambda pipe: pipe({"data": 2}),
+    "eager": lambda pipe: pipe({"data": 2}, eager=True),
+    "list": lambda pipe: pipe([{"data": 2}]),
+    "map": lambda pipe: next(pipe.map([{"data": 2}])),
+}
+
+
+@pytest.mark.parametrize("waits", WAITS.values(), ids=WAITS)
+def test_a_dict_that_waits_for_the_pipe_which_writes_to_it_is_refused(call: Call, waits: Callable[[Pipe], Any]) -> None:
+    """It would wait for its own thread: its request fails, and the pipe goes on."""
+    told: list[PipeError] = []
+
+    def act() -> None:
+        try:
+            waits(pipe)
+        except PipeError as error:
+            told.append(error)
+
+    request = Acts(data=1)
+    request.act = act
+    with Pipe(a=doing(doubles)) as pipe:
+        assert call(pipe, request)["result"] == 2
+        assert pipe({"data": 3})["result"] == 6
+    assert ["must a method of a dict" in str(error) for error in told] == [True]
+
+
+def test_what_a_dict_raises_when_it_is_written_to_is_its_requests_error(call: Call) -> None:
+    """That it was refused to wait, for instance; the pipe goes on."""
+    request = Acts(data=1)
+    with Pipe(a=doing(doubles)) as pipe:
+        request.act = lambda: pipe({"data": 2})
+        with pytest.raises((PipeError, ExceptionGroup)) as raised:
+            call(pipe, request)
+        errors = raised.value.exceptions if isinstance(raised.value, ExceptionGroup) else [raised.value]
+        assert [type(error) for error in errors] == [PipeError]
+        assert pipe({"data": 3})["result"] == 6
+
+
+def test_a_dict_may_submit_to_the_pipe_that_writes_to_it(call: Call) -> None:
+    """As a callback may: nobody waits there."""
+    futures = []
+    request = Acts(data=1)
+    with Pipe(a=doing(doubles)) as pipe:
+        request.act = lambda: futures.append(pipe.submit({"data": 2}))
+        assert call(pipe, request)["result"] == 2
+        assert [future.result(WAIT_S)["result"] for future in futures] == [4]
+
+
+def test_a_dict_may_close_the_pipe_that_writes_to_it(call: Call) -> None:
+    """As a backend may: ``close`` returns, and the rest happens as soon as the thread is out of it."""
+    request = Acts(data=1)
+    pipe = Pipe(a=doing(doubles))
+    request.act = pipe.close
+    assert call(pipe, request)["result"] == 2
+    with pytest.raises(PipeClosed):
+        pipe({"data": 3})
+    pipe.close()
+
+
+def test_a_dict_may_close_the_pipe_that_takes_an_old_result_out_of_it(call: Call) -> None:
+    """Also where its request has failed."""
+
+    def fails(request: Request) -> None:
+        raise ValueError("bad")
+
+    request = Acts(data=1, result=0)
+    pipe = Pipe(a=doing(fails))
+    request.act = pipe.close
+    with pytest.raises((ValueError, ExceptionGroup)):
+        call(pipe, request)
+    assert "result" not in request
+    pipe.close()
+
+
+# ---- a second run ----------------------------------------------------------------------------------------------------
+
+
+class Tags(Backend):
+    """Changes a value in place, and fails with the first batch."""
+
+    max_batch = 2
+
+    def __init__(self, *, begun: threading.Event, opened: threading.Event) -> None:
+        self.begun, self.opened = begun, opened
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            request["tags"].append("seen")
+        if len(batch) > 1:
+            self.begun.set()
+            assert self.opened.wait(WAIT_S)
+            raise ValueError("bad")
+        for request in batch:
+            request["result"] = list(request["tags"])
+
+
+def run_twice(meanwhile: Callable[[list[Request]], None]) -> list[Request]:
+    """Run two requests together, which fails, and then alone; ``meanwhile``: while they are run together."""
+    begun, opened = threading.Event(), threading.Event()
+    requests: list[Request] = [{"data": number, "tags": [number]} for number in range(2)]
+    tags = Tags(begun=begun, opened=opened)
+    with Pipe(a={"backend": tags, "batching": "greedy"}) as pipe:
+        futures = [pipe.submit(request) for request in requests]
+        while not begun.is_set() and not all(future.done() for future in futures):
+            begun.wait(0.01)
+        meanwhile(requests)
+        opened.set()
+        assert [future.result(WAIT_S)["result"] for future in futures] == [[0, "seen"], [1, "seen"]]
+    return requests
+
+
+def test_a_second_run_does_not_overwrite_what_the_caller_has_set_meanwhile() -> None:
+    """A value that was put back for it has been set by no backend."""
+
+    def meanwhile(requests: list[Request]) -> None:
+        for request in requests:
+            request["tags"] = "the caller's"
+
+    assert [request["tags"] for request in run_twice(meanwhile)] == ["the caller's"] * 2
+
+
+def test_a_caller_gets_the_value_that_a_second_run_has_seen() -> None:
+    """Not the one that the first run has changed: that is as if it had not been."""
+    requests = run_twice(lambda _: None)
+    assert [request["tags"] for request in requests] == [[0, "seen"], [1, "seen"]]

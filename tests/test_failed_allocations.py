@@ -34,6 +34,7 @@ WAYS = [
     "submit_buckets",
     "submit_expires",
     "acall_one",
+    "acall_starts_the_clock",
     "acall_failing",
     "acall_waits_for_room",
     "acall_waits_for_a_time",

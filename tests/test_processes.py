@@ -313,3 +313,51 @@ assert double(3) == 6
         )
         == []
     )
+
+
+@pytest.mark.parametrize("module", ["pipe", "registry"])
+def test_a_fork_while_another_thread_holds_a_lock_of_a_module_leaves_none_behind(module: str) -> None:
+    """A child builds pipes, which its own children refuse, and registers names: it waits for no thread of the parent."""
+    assert (
+        run(
+            FORK
+            + """
+import importlib.metadata, fastpipe.pipe, fastpipe.registry
+inside, gate = threading.Event(), threading.Event()
+def slow(*arguments, **keywords):
+    if threading.current_thread() is not threading.main_thread():
+        inside.set()
+        gate.wait(30)
+    return real(*arguments, **keywords)
+if MODULE == "pipe":
+    real = fastpipe.pipe._configure
+    fastpipe.pipe._configure = slow
+    def holds():
+        fastpipe.Pipe(backend=Echo).close()
+else:
+    real = importlib.metadata.entry_points
+    importlib.metadata.entry_points = slow
+    holds = fastpipe.registry.known_names
+holder = threading.Thread(target=holds)
+holder.start()
+inside.wait(30)
+def uses():
+    fastpipe.registry.register("Mine", Echo)
+    assert "Mine" in fastpipe.registry.known_names()
+    with fastpipe.Pipe(backend="Mine") as pipe:
+        assert pipe({"data": 1})["result"] == 1
+        assert child(lambda: refuses(pipe)) == 7
+def refuses(pipe):
+    try:
+        pipe({"data": 1})
+    except fastpipe.ForkedPipe:
+        return
+    os._exit(1)
+assert child(uses) == 7
+gate.set()
+holder.join(30)
+uses()
+""".replace("MODULE", repr(module))
+        )
+        == []
+    )
