@@ -317,7 +317,7 @@ assert double(3) == 6
 
 @pytest.mark.parametrize("module", ["pipe", "registry"])
 def test_a_fork_while_another_thread_holds_a_lock_of_a_module_leaves_none_behind(module: str) -> None:
-    """A child builds pipes, which its own children refuse, and registers names: it waits for no thread of the parent."""
+    """A child builds pipes, which its own children refuse, and registers names, without any thread of the parent."""
     assert (
         run(
             FORK
