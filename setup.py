@@ -115,15 +115,16 @@ def main() -> None:
         ["fastpipe/_core.pyx"],
         language="c++",
         include_dirs=["fastpipe"],
-        depends=[*glob("fastpipe/*.pxd"), *glob("fastpipe/*.hpp"), "setup.py", mode_file()],
+        depends=[*glob("fastpipe/*.pxd"), *glob("fastpipe/engine/*.[ph]*"), "setup.py", mode_file()],
         extra_compile_args=["-std=c++17", *flags, *hardening],
         extra_link_args=[*sanitize, *hardened_links],
     )
+    rooms = [f"fastpipe.backends.{package}" for package in find_packages("backends")]
     setup(
-        packages=[*find_packages(include=["fastpipe", "fastpipe.*"]), "fastpipe.kernels", "fastpipe.backends"],
+        packages=[*find_packages(include=["fastpipe", "fastpipe.*"]), "fastpipe.kernels", "fastpipe.backends", *rooms],
         package_dir={"fastpipe.kernels": "kernels", "fastpipe.backends": "backends"},
         package_data={"fastpipe": ["py.typed", "*.pyi"], "fastpipe.demo": ["*.toml"], "fastpipe.kernels": ["*.cu"]},
-        exclude_package_data={"": ["*.pyx", "*.pxd", "*.hpp"]},
+        exclude_package_data={"": ["*.pyx", "*.pxd", "*.pxi", "*.hpp"]},
         ext_modules=cythonize(
             [core],
             build_dir=str(BUILD / ("cython-debug" if DEBUG else "cython")),

@@ -11,9 +11,9 @@ import time as clock
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastpipe._describe import summarize
-from fastpipe.backend import Backend, Between, Request
+from fastpipe.contract import Backend, Between, Request
 from fastpipe.errors import BackendError, ItemErrors
+from fastpipe.summaries import summarize
 
 __all__ = [
     "Add",

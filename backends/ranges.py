@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from fastpipe.backend import Backend, Between
+from fastpipe.contract import Backend, Between
 from fastpipe.errors import ConfigError, KernelError
 
 __all__ = [

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fastpipe._snapshots import take
+from fastpipe.snapshots import take
 
 COUNT = 64
 CASES: dict[str, Callable[[], Any]] = {

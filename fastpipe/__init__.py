@@ -16,8 +16,10 @@ for _part in ("fastpipe._core", "fastpipe.backends"):
         )
 
 from fastpipe._core import cancelled
-from fastpipe.backend import Backend, Between, Container, Existing, Request, backend
-from fastpipe.batched import batched
+from fastpipe.batched_function import batched
+from fastpipe.config.notation import Sequential, Step
+from fastpipe.config.registry import register
+from fastpipe.contract import Backend, Between, Container, Existing, Request, backend
 from fastpipe.errors import (
     BackendError,
     BackendHung,
@@ -40,10 +42,8 @@ from fastpipe.errors import (
     UnknownNode,
     WorkerDied,
 )
-from fastpipe.expression import Sequential, Step
 from fastpipe.filters import Filter, Status, filter
 from fastpipe.pipe import Pipe
-from fastpipe.registry import register
 
 __all__ = [
     "Backend",

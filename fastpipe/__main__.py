@@ -2,7 +2,7 @@
 
 import sys
 
-from fastpipe.cli import main
+from fastpipe.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

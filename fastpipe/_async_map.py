@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastpipe._results import with_request
-from fastpipe.backend import Request
+from fastpipe.contract import Request
 from fastpipe.errors import ForkedPipe, PipeClosed
+from fastpipe.results import with_request
 
 if TYPE_CHECKING:
     import asyncio

@@ -14,11 +14,11 @@ from libcpp.atomic cimport atomic
 from libcpp.mutex cimport mutex
 from libcpp.vector cimport vector
 
-from fastpipe._batching cimport Load, Verdict
-from fastpipe._hanging cimport Watched
-from fastpipe._inbox cimport Inbox, Ticket
-from fastpipe._parking cimport EventCount, Word
-from fastpipe._ranking cimport Ranked
+from fastpipe.engine.batching cimport Load, Verdict
+from fastpipe.engine.hanging cimport Watched
+from fastpipe.engine.inbox cimport Inbox, Ticket
+from fastpipe.engine.parking cimport EventCount, Word
+from fastpipe.engine.ranking cimport Ranked
 
 
 cdef struct Batch:              # what a worker took from its station: owned by that worker

@@ -48,17 +48,17 @@ from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release
 from libcpp.atomic cimport memory_order_seq_cst
 
-from fastpipe._batching cimport (
+from fastpipe.engine.batching cimport (
     DISPATCH, LATE, REASON_COUNT, RULE, TIMEOUT, WAIT_UNTIL, decide_adaptive, decide_greedy, decide_preferred, decide_timeout,
 )
-from fastpipe._hanging cimport LOOKS, Watched, late_at_ns
-from fastpipe._inbox cimport LINKS_ABOVE, inbox_init, inbox_pop, inbox_push
-from fastpipe._parking cimport (
+from fastpipe.engine.hanging cimport LOOKS, Watched, late_at_ns
+from fastpipe.engine.inbox cimport LINKS_ABOVE, inbox_init, inbox_pop, inbox_push
+from fastpipe.engine.parking cimport (
     FOREVER, SET, Frame, abort_process, atomic_thread_fence, enter_frame, events_leave, events_notify, events_prepare, events_sleep,
     frozen_ns, futex_wake, hooked_points, innermost_batch, innermost_frame, is_another_inside, is_hooked, is_inside,
     is_settling, kernel_now_ns, leave_frame, note_sleeper, now_ns, skip_exit_handlers, want_precise_timers, word_set, word_wait,
 )
-from fastpipe._ranking cimport (
+from fastpipe.engine.ranking cimport (
     Cursor, Ranked, cursor_begin, cursor_pass, cursor_take, next_of, ranked_append, ranked_init, ranked_insert,
 )
 
@@ -73,9 +73,9 @@ from fastpipe.errors import (
     BackendError, BackendHung, CallLoop, DeviceLost, ForkedPipe, ItemErrors, NoResult, PipeClosed, PipeError, QueueFull,
     RequestTimeout, RestartLimit, UnknownNode, WorkerDied, nearest,
 )
-from fastpipe._results import checked_parts
-from fastpipe._faults import is_device_lost, is_out_of_memory, own_copy, stacks, take_traceback, text_of
-from fastpipe._snapshots import CannotCopy, take
+from fastpipe.results import checked_parts
+from fastpipe.faults import is_device_lost, is_out_of_memory, own_copy, stacks, take_traceback, text_of
+from fastpipe.snapshots import CannotCopy, take
 from fastpipe.filters import Status, swap
 
 cdef extern from "<sched.h>" nogil:

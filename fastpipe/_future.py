@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from operator import attrgetter
 
 from fastpipe._core import Walk
-from fastpipe.backend import Request
+from fastpipe.contract import Request
 
 __all__ = ["RequestFuture"]
 

@@ -10,10 +10,10 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
-from fastpipe._forks import ProcessLock
-from fastpipe._results import checked_results
-from fastpipe.backend import Backend, Request
+from fastpipe.contract import Backend, Request
+from fastpipe.forks import ProcessLock
 from fastpipe.pipe import Pipe
+from fastpipe.results import checked_results
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -177,7 +177,7 @@ def backend(function: Function) -> Function:
     Raises:
         ConfigError: if it cannot be a backend: it is asynchronous, or cannot be called with one item alone.
     """
-    from fastpipe._function import backend_from_function
+    from fastpipe.functions import backend_from_function
 
     backend_from_function(function)  # what is wrong with it is said here, not where it is used
     return function

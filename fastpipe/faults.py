@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fastpipe.errors import BackendError, DeviceLost
 
 if TYPE_CHECKING:
-    from fastpipe.backend import Backend
+    from fastpipe.contract import Backend
 
 __all__ = ["is_device_lost", "is_out_of_memory", "own_copy", "stacks", "take_traceback", "text_of"]
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from fastpipe.backend import Backend, Request
+from fastpipe.contract import Backend, Request
 from fastpipe.errors import ConfigError, ItemErrors
 
 __all__ = ["FunctionBackend", "backend_from_function"]

@@ -18,26 +18,26 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from fastpipe import _core
 from fastpipe._async_map import async_map
-from fastpipe._building import Builder, jumps_of
-from fastpipe._cpus import usable_cpu_count
-from fastpipe._faults import text_of
-from fastpipe._forks import ProcessLock
-from fastpipe._hung import HungInstances
-from fastpipe._results import with_request
-from fastpipe._values import own_copy
-from fastpipe._wiring import add_mistakes_of_the_graph
-from fastpipe._workers import Worker, check_threads
-from fastpipe.backend import Backend, Request, close_all
-from fastpipe.config import load
+from fastpipe.config.graph import compile_graph
+from fastpipe.config.nodes import load
+from fastpipe.config.values import own_copy
+from fastpipe.config.wiring import add_mistakes_of_the_graph
+from fastpipe.contract import Backend, Request, close_all
+from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendHung, ForkedPipe, PipeClosed, PipeError
-from fastpipe.graph import compile_graph
+from fastpipe.faults import text_of
+from fastpipe.forks import ProcessLock
+from fastpipe.instances.building import Builder, jumps_of
+from fastpipe.instances.hung import HungInstances
+from fastpipe.instances.threads import Worker, check_threads
+from fastpipe.results import with_request
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from fastpipe.debugger import Debugger
-    from fastpipe.picture import Picture
-    from fastpipe.recorder import Recording
+    from fastpipe.debug.debugger import Debugger
+    from fastpipe.debug.recorder import Recording
+    from fastpipe.show.picture import Picture
 
 __all__ = ["Pipe"]
 
@@ -382,7 +382,7 @@ class Pipe(_core.Engine):
 
     def graph(self) -> Picture:
         """Return the picture of the pipe: to print, to show in a notebook, or as SVG, Mermaid, DOT or HTML."""
-        from fastpipe.picture import Picture
+        from fastpipe.show.picture import Picture
 
         largest = {station.name: station.max_batch for station in reversed(self.stations)}  # at its first place
         return Picture(self._configs, self._compiled, largest)
@@ -412,9 +412,9 @@ class Pipe(_core.Engine):
                 print(debugger.step())
 
         Without ``request``, ``debugger.start(request)`` gives it one. ``entry``: as of a call. See
-        :mod:`fastpipe.debugger`.
+        :mod:`fastpipe.debug.debugger`.
         """
-        from fastpipe.debugger import Debugger
+        from fastpipe.debug.debugger import Debugger
 
         return Debugger(self, request, entry=entry)
 
@@ -453,7 +453,7 @@ class Pipe(_core.Engine):
             OSError: the directory cannot be made or written to.
             PipeError: the pipe is recording already.
         """
-        from fastpipe.recorder import Recording
+        from fastpipe.debug.recorder import Recording
 
         return Recording(
             self, path, sample=sample, failures=failures, limit=limit, copy_below_bytes=copy_below_bytes, pickle=pickle

@@ -6,8 +6,8 @@ from collections import UserString
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from fastpipe._faults import text_of
 from fastpipe.errors import BackendError
+from fastpipe.faults import text_of
 
 __all__ = ["checked_parts", "checked_results", "with_request"]
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastpipe._secrets import IN_ITS_PLACE, Secrets, is_secret_pair, looks_secret, names_of_items
+from fastpipe.redaction import IN_ITS_PLACE, Secrets, is_secret_pair, looks_secret, names_of_items
 
 __all__ = ["Summary", "in_units", "summarize", "summarize_under", "type_name"]
 

@@ -37,7 +37,7 @@ def headers() -> tuple[Reads, Iterator[bytes]]:
     """Headers of images: the size, the orientation, and what goes on to a decoder."""
     import image_corpus
 
-    from fastpipe.backends._image_header import read_header
+    from fastpipe.backends.image.header import read_header
 
     def read(content: bytes) -> None:
         header = read_header(memoryview(content))
@@ -51,8 +51,8 @@ def headers() -> tuple[Reads, Iterator[bytes]]:
 
 def notation() -> tuple[Reads, Iterator[bytes]]:
     """The bracket notation; what was read is written the same way again."""
+    from fastpipe.config.notation import parse
     from fastpipe.errors import ConfigError
-    from fastpipe.expression import parse
 
     def read(content: bytes) -> None:
         try:
@@ -66,10 +66,10 @@ def notation() -> tuple[Reads, Iterator[bytes]]:
 
 def configurations() -> tuple[Reads, Iterator[bytes]]:
     """Configuration files, nodes and graph; nothing that they name is imported, and nothing built."""
-    from fastpipe import registry
-    from fastpipe._plan import Problems
-    from fastpipe._wiring import add_mistakes_of_the_graph
-    from fastpipe.config import examine
+    from fastpipe.config import registry
+    from fastpipe.config.nodes import examine
+    from fastpipe.config.plan import Problems
+    from fastpipe.config.wiring import add_mistakes_of_the_graph
     from fastpipe.errors import ConfigError
 
     def refuse(name: str) -> Any:
@@ -92,23 +92,23 @@ def configurations() -> tuple[Reads, Iterator[bytes]]:
 
 def records() -> tuple[Reads, Iterator[bytes]]:
     """Files of recorded requests, whole ones and what is inside of them."""
-    from fastpipe import _records
+    from fastpipe.debug import record_files
     from fastpipe.errors import PipeError
 
     folder = tempfile.mkdtemp(prefix="fastpipe-fuzz-")
-    path = Path(folder, f"record{_records.SUFFIX}")
+    path = Path(folder, f"record{record_files.SUFFIX}")
 
     def read(content: bytes) -> None:
         # Half of the inputs are a manifest in a zip that is right: flipped bits would end at its checksums.
         if content[:1] < b"\x80":
             packed = io.BytesIO()
             with zipfile.ZipFile(packed, "w") as archive:
-                archive.writestr(_records.MANIFEST, content[1:])
+                archive.writestr(record_files.MANIFEST, content[1:])
                 archive.writestr("0.npy", content[-100:])
             content = packed.getvalue()
         path.write_bytes(content)
         try:
-            record = _records.read(path)
+            record = record_files.read(path)
             assert isinstance(record.lost, list)
             record.request()
         except PipeError:
@@ -121,7 +121,7 @@ def records() -> tuple[Reads, Iterator[bytes]]:
         "path": Path("p"),
         "odd": {3: {4}},
     }
-    encoded, _ = _records.encode({"request": values, "answer": {"result": 3}})
+    encoded, _ = record_files.encode({"request": values, "answer": {"result": 3}})
     manifest = b"\x00" + json.dumps({"format": 1, "configuration": {}, "outcome": "failed", **encoded}).encode()
     return read, iter([manifest, b"\x80PK\x05\x06" + bytes(18)])
 
@@ -130,7 +130,7 @@ def onnx() -> tuple[Reads, Iterator[bytes]]:
     """ONNX files, for the files that they say lie beside them."""
     from onnx import TensorProto, helper
 
-    from fastpipe.backends._onnx_files import weights_beside
+    from fastpipe.backends.model.onnx_files import weights_beside
     from fastpipe.errors import ConfigError
 
     def read(content: bytes) -> None:

@@ -35,8 +35,8 @@ import image_corpus
 import numpy as np
 from PIL import Image, ImageOps
 
-from fastpipe.backends._image_header import read_header
-from fastpipe.backends.image_codec import DecodeMat
+from fastpipe.backends.image.codec import DecodeMat
+from fastpipe.backends.image.header import read_header
 from fastpipe.errors import DecodeError
 
 LONGEST_S = 60

@@ -17,7 +17,7 @@ import pytest
 
 import fastpipe
 from fastpipe import BackendError, ConfigError, PipeClosed
-from fastpipe.batched import BatchedFunction
+from fastpipe.batched_function import BatchedFunction
 
 WAIT_S = 20.0
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fastpipe import Backend, BackendError, ConfigError, ItemErrors, Pipe, Request, Step
-from fastpipe.backend import Child
-from fastpipe.backends.catsplit import CatSplit, Concatenate, SplitRows
+from fastpipe.backends.flow.catsplit import CatSplit, Concatenate, SplitRows
+from fastpipe.contract import Child
 from fastpipe.errors import KernelError
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from fastpipe import Pipe
-from fastpipe._terminal import Escaping
-from fastpipe.check import check
-from fastpipe.cli import main
+from fastpipe.cli.check import check
+from fastpipe.cli.main import main
+from fastpipe.cli.terminal import Escaping
 from fastpipe.errors import ConfigError, Mistake
 
 GOOD = '[a]\nbackend = "Identity"\nnext = "b"\n\n[b]\nbackend = "Pow"\n'
@@ -262,7 +262,7 @@ def test_a_library_that_is_missing(
     in_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Is a mistake with the name of what to install, and no traceback."""
-    for name in [name for name in sys.modules if name.startswith("fastpipe.backends.onnx")]:
+    for name in [name for name in sys.modules if name.startswith("fastpipe.backends.model.onnx")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "onnx", None)

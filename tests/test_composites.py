@@ -12,9 +12,9 @@ import pytest
 from support import Adds
 
 from fastpipe import Backend, ConfigError, Container, ItemErrors, Pipe, Request, Sequential, Step
-from fastpipe.backend import Child
-from fastpipe.backends.composites import Composite, Range, compose
-from fastpipe.config import load
+from fastpipe.backends.flow.composites import Composite, Range, compose
+from fastpipe.config.nodes import load
+from fastpipe.contract import Child
 from fastpipe.errors import BackendError
 
 WAIT_S = 20.0

@@ -8,9 +8,9 @@ import pytest
 from support import Adds
 
 from fastpipe import Backend, ConfigError, ItemErrors, Pipe, Request, Step
-from fastpipe.backend import Child
-from fastpipe.backends.conditions import Choice, HasKey, NotHasKey, Random
-from fastpipe.config import load
+from fastpipe.backends.flow.conditions import Choice, HasKey, NotHasKey, Random
+from fastpipe.config.nodes import load
+from fastpipe.contract import Child
 
 
 class Bucketed(Adds):

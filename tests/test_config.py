@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import pytest
 
-from fastpipe._values import BadValue, coerce, constructor_parameters
-from fastpipe.backend import Backend, Between, Child, Container, Request
-from fastpipe.config import MapEntry, NodeConfig, PipeConfig, StepPlan, load
+from fastpipe.config.nodes import MapEntry, NodeConfig, PipeConfig, StepPlan, load
+from fastpipe.config.notation import Sequential, Step
+from fastpipe.config.values import BadValue, coerce, constructor_parameters
+from fastpipe.contract import Backend, Between, Child, Container, Request
 from fastpipe.errors import ConfigError, MissingExtra
-from fastpipe.expression import Sequential, Step
 from fastpipe.filters import Status, run, run_if_no_result, swap
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def test_a_file_with_paths_relative_to_it(tmp_path: Path, monkeypatch: pytest.Mo
         """,
         encoding="utf-8",
     )
-    monkeypatch.setattr("fastpipe.registry.import_object", lambda path: Model)
+    monkeypatch.setattr("fastpipe.config.registry.import_object", lambda path: Model)
     monkeypatch.chdir(tmp_path / "elsewhere")
     config = by_name(load(str(file), {}))
     near, far = plan_of(config["near"]).parameters, plan_of(config["far"]).parameters
@@ -447,7 +447,7 @@ def test_a_missing_extra_is_raised_as_such_where_nothing_else_is_wrong(monkeypat
             raise MissingExtra("Needy", "torch", ModuleNotFoundError("No module named 'torch'", name="torch"))
         return thing if isinstance(thing, type) else Plain
 
-    monkeypatch.setattr("fastpipe.registry.resolve", resolve)
+    monkeypatch.setattr("fastpipe.config.registry.resolve", resolve)
     with pytest.raises(MissingExtra):
         load(None, {"backend": Step(Both, "Needy", "Needy")})
     assert len(problems(backend="Needy", instance_num=0)) == 2

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from support import Adds
 
-from fastpipe.backend import Backend, Child, Container, Request
-from fastpipe.backends.containers import Sequential
-from fastpipe.config import load
+from fastpipe.backends.flow.sequential import Sequential
+from fastpipe.config.nodes import load
+from fastpipe.contract import Backend, Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError, ItemErrors
 from fastpipe.filters import Status, run_if_no_result, swap
 
@@ -359,8 +359,8 @@ def test_children_are_built_last_first_and_closed_with_it() -> None:
             super().__init__()
             order.append(label)
 
-    from fastpipe.expression import Sequential as in_sequence
-    from fastpipe.expression import Step
+    from fastpipe.config.notation import Sequential as in_sequence
+    from fastpipe.config.notation import Step
 
     steps = built(in_sequence(Step(Named, label="a"), Step(Named, label="b")))
     assert order == ["b", "a"]

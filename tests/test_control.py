@@ -11,7 +11,7 @@ import pytest
 
 from fastpipe import Backend, BackendError, ConfigError, NoResult, Pipe, Request, Status, Step
 from fastpipe import Sequential as SequentialStep
-from fastpipe.backends.control import Jump, MapReduce, SubGraph
+from fastpipe.backends.flow.graphs import Jump, MapReduce, SubGraph
 
 WAIT_S = 20.0
 

@@ -16,10 +16,10 @@ import pytest
 
 import fastpipe
 from fastpipe import Backend, Pipe, PipeError, Status, UnknownNode
-from fastpipe._describe import in_units, summarize
-from fastpipe.cli import main
-from fastpipe.debugger import Debugger, Stop
-from fastpipe.prompt import data_of, interact
+from fastpipe.cli.main import main
+from fastpipe.cli.prompt import data_of, interact
+from fastpipe.debug.debugger import Debugger, Stop
+from fastpipe.summaries import in_units, summarize
 
 Request = dict[str, Any]
 

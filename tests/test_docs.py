@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 import fastpipe
-from fastpipe import registry
-from fastpipe._values import constructor_parameters
-from fastpipe.backend import Container
+from fastpipe.config import registry
+from fastpipe.config.values import constructor_parameters
+from fastpipe.contract import Container
 from fastpipe.errors import MissingExtra
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,10 +11,10 @@ import pytest
 from support import Named, all_ways
 
 from fastpipe import Backend, Pipe, Request, Status
-from fastpipe.config import load
+from fastpipe.config.graph import compile_graph
+from fastpipe.config.nodes import load
 from fastpipe.errors import ConfigError
-from fastpipe.graph import compile_graph
-from fastpipe.picture import Picture
+from fastpipe.show.picture import Picture
 
 WAIT_S = 20.0
 

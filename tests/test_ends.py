@@ -20,7 +20,7 @@ import pytest
 
 import fastpipe
 from fastpipe import Backend, BackendError, ItemErrors, Pipe, Request, Status
-from fastpipe._faults import own_copy
+from fastpipe.faults import own_copy
 
 WAIT_S = 20.0
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fastpipe.backends import _engine_cache
-from fastpipe.backends._engine_cache import EngineCache, default_folder, key_of
+from fastpipe.backends.model import engine_cache
+from fastpipe.backends.model.engine_cache import EngineCache, default_folder, key_of
 from fastpipe.errors import ConfigError
 
 KEY, OTHER_KEY = key_of({"model": "a"}), key_of({"model": "b"})
@@ -27,8 +27,8 @@ RACERS, HANG_S = 8, 120
 RACER = """
 import hashlib, os, sys, time
 from pathlib import Path
-from fastpipe.backends import _engine_cache
-from fastpipe.backends._engine_cache import EngineCache
+from fastpipe.backends.model import engine_cache
+from fastpipe.backends.model.engine_cache import EngineCache
 
 folder, key, rounds, pause_s = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 
@@ -46,7 +46,7 @@ class SlowFile:
             self.file.write(data[start : start + 4096])
             time.sleep(pause_s)
 
-_engine_cache.open = SlowFile
+engine_cache.open = SlowFile
 
 def build():
     print("built", flush=True)
@@ -171,7 +171,7 @@ def test_what_a_killed_writer_left_is_swept_away_by_the_next_but_not_what_is_bei
     left.write_bytes(b"half of an eng")
     writing = cache._open_lock(tmp_path / f"{OTHER_KEY}.engine")
     assert writing is not None
-    with _engine_cache._held(writing):
+    with engine_cache._held(writing):
         cache.put(KEY, b"new")
         assert left.exists()
     cache.put(KEY, b"newer")
@@ -292,7 +292,7 @@ def test_an_engine_of_another_user_is_loaded_only_where_others_cannot_write(tmp_
     """As one that an administrator built for all."""
     cache = EngineCache(tmp_path)
     cache.put(KEY, b"engine")
-    monkeypatch.setattr(_engine_cache.os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(engine_cache.os, "geteuid", lambda: 12345)
     real = os.fstat
 
     def of_another(descriptor):
@@ -300,7 +300,7 @@ def test_an_engine_of_another_user_is_loaded_only_where_others_cannot_write(tmp_
         values[4] = 54321  # st_uid
         return os.stat_result(values)
 
-    monkeypatch.setattr(_engine_cache.os, "fstat", of_another)
+    monkeypatch.setattr(engine_cache.os, "fstat", of_another)
     tmp_path.chmod(0o755)
     assert cache.get(KEY, never) == b"engine"
     tmp_path.chmod(0o777)
@@ -334,7 +334,7 @@ def test_a_file_system_without_locks_costs_a_warning(tmp_path, caplog, monkeypat
     def no_locks(descriptor: int, how: int) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(_engine_cache.fcntl, "flock", no_locks)
+    monkeypatch.setattr(engine_cache.fcntl, "flock", no_locks)
     assert EngineCache(tmp_path).get(KEY, lambda: b"engine") == b"engine"
     assert "no lock among processes" in caplog.text
     assert EngineCache(tmp_path).get(KEY, never) == b"engine"

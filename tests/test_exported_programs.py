@@ -14,8 +14,8 @@ import pytest
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
-TorchTensor: Any = pytest.importorskip("fastpipe.backends.torch_model").TorchTensor
-_torch_archives: Any = pytest.importorskip("fastpipe.backends._torch_archives")
+TorchTensor: Any = pytest.importorskip("fastpipe.backends.model.torch").TorchTensor
+_torch_archives: Any = pytest.importorskip("fastpipe.backends.model.torch_archives")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning"),

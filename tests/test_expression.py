@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpipe.backend import Backend
+from fastpipe.config.notation import Sequential, Step, parse
+from fastpipe.contract import Backend
 from fastpipe.errors import ConfigError
-from fastpipe.expression import Sequential, Step, parse
 
 
 def as_tuple(step: Step) -> tuple[Any, ...]:

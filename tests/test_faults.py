@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastpipe import Backend, CallLoop, DeviceLost, Pipe, Request, Sequential, Status, Step
-from fastpipe._faults import is_device_lost, is_out_of_memory
+from fastpipe.faults import is_device_lost, is_out_of_memory
 
 WAIT_S = 20.0
 

@@ -19,8 +19,8 @@ from fastpipe import (
     Status,
     UnknownNode,
 )
-from fastpipe.config import load
-from fastpipe.graph import Graph, compile_graph
+from fastpipe.config.graph import Graph, compile_graph
+from fastpipe.config.nodes import load
 
 WAIT_S = 20.0
 

@@ -23,7 +23,7 @@ import pytest
 from support import until
 
 from fastpipe import Backend, BackendHung, ConfigError, Pipe, PipeClosed, Request, WorkerDied, _core
-from fastpipe._hung import MOST_STUCK_THREADS
+from fastpipe.instances.hung import MOST_STUCK_THREADS
 
 WAIT_S = 20.0
 HANG_S = 0.3  # also what a busy machine may hold up a batch that does not hang

@@ -26,8 +26,8 @@ from fastpipe import (
     RequestTimeout,
     WorkerDied,
     _core,
-    _workers,
 )
+from fastpipe.instances import threads
 
 WAIT_S = 20.0
 
@@ -107,7 +107,7 @@ def test_p05_a_worker_that_dies_fails_what_it_holds_and_is_set_to_work_again(
     point: str, deaths: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At each point of its loop, a hundred times under load: every request ends, and the node serves on."""
-    monkeypatch.setattr(_workers, "LONGEST_PAUSE_S", 0.001)
+    monkeypatch.setattr(threads, "LONGEST_PAUSE_S", 0.001)
     count = itertools.count(1)
 
     def dies() -> None:

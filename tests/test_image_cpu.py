@@ -15,8 +15,10 @@ cv2 = pytest.importorskip("cv2", reason="the image backends need OpenCV")
 Image = pytest.importorskip("PIL.Image", reason="the tests of images need Pillow")
 
 import fastpipe  # noqa: E402
-from fastpipe.backends import image_codec, image_color, image_geometry  # noqa: E402
-from fastpipe.backends._image_header import read_header  # noqa: E402
+from fastpipe.backends.image import codec  # noqa: E402
+from fastpipe.backends.image import color as image_color  # noqa: E402
+from fastpipe.backends.image import geometry as image_geometry  # noqa: E402
+from fastpipe.backends.image.header import read_header  # noqa: E402
 from fastpipe.errors import ConfigError, DecodeError, ItemErrors, KernelError, NoResult  # noqa: E402
 
 simplejpeg_or_opencv = pytest.mark.parametrize("has_simplejpeg", [True, False], ids=["simplejpeg", "OpenCV alone"])
@@ -35,8 +37,8 @@ def encoded(pixels: Any, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def decoder(*, has_simplejpeg: bool = True, **parameters: Any) -> image_codec.DecodeMat:
-    backend = image_codec.DecodeMat(**parameters)
+def decoder(*, has_simplejpeg: bool = True, **parameters: Any) -> codec.DecodeMat:
+    backend = codec.DecodeMat(**parameters)
     if not has_simplejpeg:
         backend._decode_jpeg = None
     elif backend._decode_jpeg is None:
@@ -561,7 +563,7 @@ def test_a_quad_without_an_area_fails(quad: Any) -> None:
 def test_save_writes_each_image_to_a_file_of_its_own(tmp_path: Path) -> None:
     """RGB is written as RGB, gray as gray; from two instances at once, no name is used twice."""
     folder = tmp_path / "made" / "here"
-    instances = [image_codec.SaveMat(save_dir=folder) for _ in range(2)]
+    instances = [codec.SaveMat(save_dir=folder) for _ in range(2)]
     pixels = picture()
     assert run(instances[0], pixels, color="rgb")["result"] is pixels
     (path,) = folder.glob("*.png")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpipe import Backend, ItemErrors, Request, registry
+from fastpipe import Backend, ItemErrors, Request
+from fastpipe.config import registry
 from fastpipe.errors import MissingExtra
 
 cv2 = pytest.importorskip("cv2")

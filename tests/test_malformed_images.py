@@ -31,8 +31,8 @@ import image_corpus as corpus  # noqa: E402
 import image_fuzzer as fuzzer  # noqa: E402
 
 import fastpipe  # noqa: E402
-from fastpipe.backends._image_header import read_header  # noqa: E402
-from fastpipe.backends.image_codec import DecodeMat  # noqa: E402
+from fastpipe.backends.image.codec import DecodeMat  # noqa: E402
+from fastpipe.backends.image.header import read_header  # noqa: E402
 from fastpipe.errors import DecodeError  # noqa: E402
 
 BIT_FLIPS = int(os.environ.get("FASTPIPE_BIT_FLIPS", "5000"))
@@ -461,7 +461,7 @@ def test_an_image_without_memory_for_it_is_a_memory_error() -> None:
 import io, resource, sys
 import numpy as np
 from PIL import Image
-from fastpipe.backends.image_codec import DecodeMat
+from fastpipe.backends.image.codec import DecodeMat
 
 buffer = io.BytesIO()
 Image.new("RGB", (3000, 3000)).save(buffer, sys.argv[1], progressive=True, subsampling=0)

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 import fastpipe
-from fastpipe.check import check
-from fastpipe.config import load
+from fastpipe.cli.check import check
+from fastpipe.config.nodes import load
+from fastpipe.config.notation import Step
 from fastpipe.errors import ConfigError
-from fastpipe.expression import Step
 
 onnx: Any = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'fastpipe-engine[cpu]'")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'fastpipe-engine[cpu]'")
 
-from fastpipe.backends._model_source import ModelSource, fingerprint, open_model  # noqa: E402
-from fastpipe.backends._onnx_files import weights_beside  # noqa: E402
-from fastpipe.backends.encrypted import KEY_VARIABLE, encrypt, find_key  # noqa: E402
-from fastpipe.backends.onnx import OnnxTensor  # noqa: E402
+from fastpipe.backends.model.encrypted import KEY_VARIABLE, encrypt, find_key  # noqa: E402
+from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
+from fastpipe.backends.model.onnx_files import weights_beside  # noqa: E402
+from fastpipe.backends.model.source import ModelSource, fingerprint, open_model  # noqa: E402
 
 WEIGHTS = np.arange(16, dtype=np.float32).reshape(4, 4)
 
@@ -291,7 +291,7 @@ def test_a_variable_that_is_not_set_says_what_may_be_wrong(tmp_path: Path, monke
 
 def test_a_key_is_in_no_description(tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Of the configuration, of the pipe, of a step; nor in the log, a record, or what ``fastpipe check`` prints."""
-    from fastpipe.cli import main
+    from fastpipe.cli.main import main
 
     (tmp_path / "m.onnx").write_bytes(plain())
     mapping = {"model": {"backend": f"OnnxTensor(model_key={KEY})", "model": "m.onnx", "max": 0}}

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 
 from fastpipe import Pipe
+from fastpipe.config.registry import _BUILT_IN
 from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
-from fastpipe.registry import _BUILT_IN
 
 pytest.importorskip("cv2", reason="the extra cpu is not installed: pip install 'fastpipe-engine[cpu]'")
 onnx: Any = pytest.importorskip("onnx")
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
-OnnxTensor: Any = pytest.importorskip("fastpipe.backends.onnx").OnnxTensor
-TorchTensor: Any = pytest.importorskip("fastpipe.backends.torch_model").TorchTensor
-Row: Any = importlib.import_module("fastpipe.backends._handed_on").Row
-torch_graphs: Any = importlib.import_module("fastpipe.backends._torch_graphs")
-tensor_ops: Any = importlib.import_module("fastpipe.backends.tensor_ops")
-tensor: Any = importlib.import_module("fastpipe.backends.tensor")
-catsplit: Any = importlib.import_module("fastpipe.backends.catsplit")
+OnnxTensor: Any = pytest.importorskip("fastpipe.backends.model.onnx").OnnxTensor
+TorchTensor: Any = pytest.importorskip("fastpipe.backends.model.torch").TorchTensor
+Row: Any = importlib.import_module("fastpipe.backends.gpu.handed_on").Row
+torch_graphs: Any = importlib.import_module("fastpipe.backends.model.torch_graphs")
+tensor_ops: Any = importlib.import_module("fastpipe.backends.tensor.geometry")
+tensor: Any = importlib.import_module("fastpipe.backends.tensor.convert")
+catsplit: Any = importlib.import_module("fastpipe.backends.flow.catsplit")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
@@ -146,7 +146,7 @@ def test_nobody_looks_where_no_number_can_become_infinite(monkeypatch: pytest.Mo
         TorchTensor(model=Same(), max="4x3", device=["cpu"]),
     ):
         monkeypatch.setattr(backend._inputs, "refuse_overflow", fail)
-        monkeypatch.setattr("fastpipe.backends.torch_model.all_finite", lambda tensors: fail() if tensors else None)
+        monkeypatch.setattr("fastpipe.backends.model.torch.all_finite", lambda tensors: fail() if tensors else None)
         for dtype in (np.float32, np.float16, np.uint8):
             request = {"data": np.ones((1, 3), dtype)}
             backend.forward([request])

@@ -20,9 +20,9 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import fastpipe  # noqa: E402
-from fastpipe import _cpus  # noqa: E402
-from fastpipe.backends._model_shapes import InputSpec, make_profiles  # noqa: E402
-from fastpipe.backends.onnx import OnnxTensor  # noqa: E402
+from fastpipe import cpus  # noqa: E402
+from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
+from fastpipe.backends.model.shapes import InputSpec, make_profiles  # noqa: E402
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError, MissingExtra  # noqa: E402
 
 FLOAT = TensorProto.FLOAT
@@ -898,7 +898,7 @@ def test_one_batch_number_serves_all_profiles_and_inputs():
 )
 def test_the_instances_share_one_budget_of_threads(options, expected, monkeypatch):
     """threads, or the CPUs the process may use, divided by the instances; and none of them spins."""
-    monkeypatch.setattr("fastpipe.backends.onnx.usable_cpu_count", lambda: 6)
+    monkeypatch.setattr("fastpipe.backends.model.onnx.usable_cpu_count", lambda: 6)
     opened = []
 
     class Recorder(onnxruntime.InferenceSession):
@@ -961,15 +961,15 @@ def test_cgroup_quotas_are_read_in_both_versions(membership, files, expected, tm
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert list(_cpus._cgroup_quotas(membership, tmp_path)) == expected
+    assert list(cpus._cgroup_quotas(membership, tmp_path)) == expected
 
 
 @pytest.mark.parametrize(("quotas", "expected"), [([], 4), ([2.5], 2), ([8.0, 3.0], 3), ([0.5], 1)])
 def test_usable_cpus_are_the_affinity_mask_within_the_quota(quotas, expected, monkeypatch):
     """Rounded down, but at least one."""
-    monkeypatch.setattr(_cpus.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
-    monkeypatch.setattr(_cpus, "_cgroup_quotas", lambda membership, root: quotas)
-    assert _cpus.usable_cpu_count.__wrapped__() == expected
+    monkeypatch.setattr(cpus.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    monkeypatch.setattr(cpus, "_cgroup_quotas", lambda membership, root: quotas)
+    assert cpus.usable_cpu_count.__wrapped__() == expected
 
 
 # ---- torch -----------------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 import fastpipe
-from fastpipe._building import jumps_of
-from fastpipe._layout import Layout, Line, Size, lay_out
-from fastpipe.config import load
-from fastpipe.graph import compile_graph
-from fastpipe.picture import Picture
+from fastpipe.config.graph import compile_graph
+from fastpipe.config.nodes import load
+from fastpipe.instances.building import jumps_of
+from fastpipe.show.layout import Layout, Line, Size, lay_out
+from fastpipe.show.picture import Picture
 
 SVG = "{http://www.w3.org/2000/svg}"
 

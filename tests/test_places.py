@@ -20,9 +20,9 @@ import pytest
 
 import fastpipe
 from fastpipe import Backend, BackendHung, CallLoop, ConfigError, DeviceLost, Pipe, PipeClosed, QueueFull, Request
-from fastpipe.backend import Child, Container, Site, building, site
-from fastpipe.backends import _places
-from fastpipe.backends._places import Follower, claim_gpu, place_of
+from fastpipe.backends.gpu import devices
+from fastpipe.backends.gpu.devices import Follower, claim_gpu, place_of
+from fastpipe.contract import Child, Container, Site, building, site
 
 sys.path.append(str(Path(__file__).resolve().parent))
 import fake_cuda
@@ -913,9 +913,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A machine with three GPUs on which nothing runs, or as many as are asked for."""
 
     def count(number: int) -> None:
-        monkeypatch.setattr(_places, "gpus_of_torch", lambda: number)
+        monkeypatch.setattr(devices, "gpus_of_torch", lambda: number)
 
-    monkeypatch.setattr(_places, "_instances", {})
+    monkeypatch.setattr(devices, "_instances", {})
     count(3)
     return count
 
@@ -935,7 +935,7 @@ def test_instances_spread_over_the_gpus_that_are_named(gpus: Callable[[int], Non
     assert (cpu.device, cpu.place) == ("cpu", None)
     claims.clear()
     del cpu
-    assert set(_places._instances.values()) == {0}
+    assert set(devices._instances.values()) == {0}
     gpus(0)
     assert claim_gpu("A", ["all"]).number == 0  # whoever opens it says that there is none
 
@@ -950,7 +950,7 @@ def test_the_parts_of_an_instance_are_on_one_gpu_and_count_once(gpus: Callable[[
         assert {part.number for part in parts} == {stream.number()}
         claims += parts
     assert [claims[0].number, claims[3].number] == [1, 2]
-    assert _places._instances == {"cuda:1": 1, "cuda:2": 1}
+    assert devices._instances == {"cuda:1": 1, "cuda:2": 1}
     with building(Site("cuda:2")):
         assert claim_gpu("A", ["all"]).number == 2
         assert claim_gpu("A", ["cuda:0"]).number == 0
@@ -1028,7 +1028,7 @@ def test_a_chain_on_a_stream_is_on_the_gpu_of_its_instance(monkeypatch: pytest.M
     driver = fake_cuda.Driver(gpus=2)
     torch = fake_cuda.fake_torch(driver)
     monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setattr(_places, "_instances", {})
+    monkeypatch.setattr(devices, "_instances", {})
     seen: list[tuple[int, int]] = []
 
     class Tensor(fake_cuda.FakeTensor):
@@ -1053,7 +1053,7 @@ def test_a_chain_on_a_stream_is_on_the_gpu_of_its_instance(monkeypatch: pytest.M
             "cuda:0": 1,
             "cuda:1": 3,
         }
-    assert _places._instances == {"cuda:0": 0, "cuda:1": 0}
+    assert devices._instances == {"cuda:0": 0, "cuda:1": 0}
 
 
 # ---- on two GPUs -----------------------------------------------------------------------------------------------------

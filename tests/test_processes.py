@@ -145,7 +145,7 @@ class Holds(Echo):
 class HoldsBound(Holds):
     name, thread_bound = "thread-bound", True
 
-from fastpipe.backends.control import Jump
+from fastpipe.backends.flow.graphs import Jump
 
 class HoldsJump(Jump):
     def __init__(self, *, jump):
@@ -322,7 +322,7 @@ def test_a_fork_while_another_thread_holds_a_lock_of_a_module_leaves_none_behind
         run(
             FORK
             + """
-import importlib.metadata, fastpipe.pipe, fastpipe.registry
+import importlib.metadata, fastpipe.pipe, fastpipe.config.registry
 inside, gate = threading.Event(), threading.Event()
 def slow(*arguments, **keywords):
     if threading.current_thread() is not threading.main_thread():
@@ -337,13 +337,13 @@ if MODULE == "pipe":
 else:
     real = importlib.metadata.entry_points
     importlib.metadata.entry_points = slow
-    holds = fastpipe.registry.known_names
+    holds = fastpipe.config.registry.known_names
 holder = threading.Thread(target=holds)
 holder.start()
 inside.wait(30)
 def uses():
-    fastpipe.registry.register("Mine", Echo)
-    assert "Mine" in fastpipe.registry.known_names()
+    fastpipe.config.registry.register("Mine", Echo)
+    assert "Mine" in fastpipe.config.registry.known_names()
     with fastpipe.Pipe(backend="Mine") as pipe:
         assert pipe({"data": 1})["result"] == 1
         assert child(lambda: refuses(pipe)) == 7

@@ -22,7 +22,7 @@ import plain_interpreter as interpreter
 import pytest
 
 from fastpipe import Backend, ItemErrors, Pipe, Request, Sequential, Status, Step
-from fastpipe.backend import site
+from fastpipe.contract import site
 
 GRAPHS = int(os.environ.get("FASTPIPE_GRAPHS", "400"))
 FIRST_GRAPH = int(os.environ.get("FASTPIPE_FIRST_GRAPH", "0"))

@@ -22,17 +22,10 @@ import numpy as np
 import pytest
 
 import fastpipe
-from fastpipe import (
-    Backend,
-    Pipe,
-    PipeClosed,
-    PipeError,
-    _comparison,
-    _records,
-    _secrets,
-    replay,
-)
-from fastpipe.recorder import MOST_QUEUED, Recording
+from fastpipe import Backend, Pipe, PipeClosed, PipeError, redaction
+from fastpipe.cli import replay
+from fastpipe.debug import comparison, record_files
+from fastpipe.debug.recorder import MOST_QUEUED, Recording
 
 Request = dict[str, Any]
 
@@ -124,16 +117,16 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def only_record(folder: Path, **keys: Any) -> _records.Record:
+def only_record(folder: Path, **keys: Any) -> record_files.Record:
     (path,) = files_in(folder)
-    return _records.read(path, **keys)
+    return record_files.read(path, **keys)
 
 
 def kept(values: Request, *, pickle: bool = False) -> Request:
     """What comes back of ``values``."""
-    encoded, members = _records.encode({"request": values}, pickle=pickle)
+    encoded, members = record_files.encode({"request": values}, pickle=pickle)
     manifest = json.loads(json.dumps(encoded, allow_nan=False))
-    return _records.Record(Path("x"), manifest, members, pickle).request()
+    return record_files.Record(Path("x"), manifest, members, pickle).request()
 
 
 # ---- what is kept ----------------------------------------------------------------------------------------------
@@ -165,7 +158,7 @@ def test_samples_are_kept_with_their_answers(pipe: Pipe, tmp_path: Path) -> None
         for number in (2, 3, 4):
             call(pipe, {"data": number})
     assert recording.written == 3
-    outcomes = [_records.read(path).manifest for path in files_in(tmp_path / "records")]
+    outcomes = [record_files.read(path).manifest for path in files_in(tmp_path / "records")]
     assert [manifest["outcome"] for manifest in outcomes] == ["answered", "failed", "answered"]
     assert outcomes[2]["answer"] == {"dict": [["data", 4], ["result", 2]]}
 
@@ -177,7 +170,7 @@ def test_a_sample_is_chosen_by_chance(pipe: Pipe, tmp_path: Path, monkeypatch: p
     with pipe.record(tmp_path, sample=0.5, failures=False):
         for number in (2, 4, 6):
             call(pipe, {"data": number})
-    assert [_records.read(path).request()["data"] for path in files_in(tmp_path)] == [2, 6]
+    assert [record_files.read(path).request()["data"] for path in files_in(tmp_path)] == [2, 6]
 
 
 def test_no_more_than_limit_files_are_left_and_the_oldest_go(pipe: Pipe, tmp_path: Path) -> None:
@@ -189,7 +182,7 @@ def test_no_more_than_limit_files_are_left_and_the_oldest_go(pipe: Pipe, tmp_pat
                 call(pipe, {"data": number})
     assert (tmp_path / "notes.txt").exists()
     paths = [path for path in files_in(tmp_path) if path.suffix == ".zip"]
-    assert [_records.read(path).request()["data"] for path in paths] == [7, 9]
+    assert [record_files.read(path).request()["data"] for path in paths] == [7, 9]
 
 
 def test_inputs_are_recorded_as_they_came_although_a_backend_writes_into_them(tmp_path: Path) -> None:
@@ -197,7 +190,7 @@ def test_inputs_are_recorded_as_they_came_although_a_backend_writes_into_them(tm
     with Pipe(backend=Clears) as pipe, pipe.record(tmp_path, copy_below_bytes=1000):
         call(pipe, {"data": np.ones(10), "items": [1, [2]], "inner": {"array": np.ones(3)}})
         call(pipe, {"data": np.ones(1000), "items": [1]})
-    small, large = (_records.read(path).request() for path in files_in(tmp_path))
+    small, large = (record_files.read(path).request() for path in files_in(tmp_path))
     assert small["data"].tolist() == [1.0] * 10
     assert small["items"] == [1, [2]]
     assert large["data"].tolist() == [0.0] * 1000
@@ -216,7 +209,7 @@ def test_every_way_of_calling_is_recorded(pipe: Pipe, tmp_path: Path) -> None:
         with pipe.debug({"data": 9}) as debugger:
             debugger.run()
     assert recording.written == 5
-    assert [_records.read(path).request()["data"] for path in files_in(tmp_path)] == [1, 3, 5, 7, 9]
+    assert [record_files.read(path).request()["data"] for path in files_in(tmp_path)] == [1, 3, 5, 7, 9]
 
 
 # ---- the form --------------------------------------------------------------------------------------------------
@@ -282,7 +275,7 @@ def test_tensors_come_back() -> None:
 def test_the_same_array_is_stored_once() -> None:
     """Parts of a request often share an image."""
     image = np.zeros((100, 100))
-    _, members = _records.encode({"a": image, "b": [image, {"c": image}]})
+    _, members = record_files.encode({"a": image, "b": [image, {"c": image}]})
     assert len(members) == 1
 
 
@@ -315,9 +308,9 @@ def test_endless_and_enormous_values_do_not_stop_the_writer() -> None:
     """A list that holds itself is kept down to a depth, a list of a million is not."""
     endless: list[Any] = []
     endless.append(endless)
-    encoded, _ = _records.encode({"endless": endless, "many": list(range(10**6))})
+    encoded, _ = record_files.encode({"endless": endless, "many": list(range(10**6))})
     assert "nested too deeply" in json.dumps(encoded["endless"])
-    record = _records.Record(Path("x"), {"request": {"dict": [["many", encoded["many"]]]}}, {})
+    record = record_files.Record(Path("x"), {"request": {"dict": [["many", encoded["many"]]]}}, {})
     assert record.lost == ["request['many'] (list: too many values)"]
 
 
@@ -342,7 +335,7 @@ def test_what_is_no_record_is_refused(content: Any, message: str, tmp_path: Path
             for name, text in content.items():
                 archive.writestr(name, text)
     with pytest.raises(PipeError, match=f"x.fastpipe.zip {message}"):
-        _records.read(path)
+        record_files.read(path)
 
 
 @pytest.mark.parametrize("node", [{"ndarray": "9.npy"}, {"unheard": 1}, {}, {"scalar": "0.npy"}])
@@ -352,7 +345,7 @@ def test_a_damaged_record_is_a_pipe_error(node: Any) -> None:
     np.lib.format.write_array(file, np.array([None]), allow_pickle=True)
     manifest = {"request": {"dict": [["data", node]]}}
     with pytest.raises(PipeError, match="x is damaged"):
-        _records.Record(Path("x"), manifest, {"0.npy": file.getvalue()}).request()
+        record_files.Record(Path("x"), manifest, {"0.npy": file.getvalue()}).request()
 
 
 # ---- the pipe does not notice ----------------------------------------------------------------------------------
@@ -364,7 +357,7 @@ class Stuck:
     def __init__(self) -> None:
         self.entered = threading.Event()
         self.go_on = threading.Event()
-        self.real = _records.write
+        self.real = record_files.write
 
     def __call__(self, *arguments: Any) -> None:
         self.entered.set()
@@ -377,7 +370,7 @@ def test_what_comes_too_fast_is_dropped_and_counted(
 ) -> None:
     """While the disk hangs, requests go on; as many as fit in the queue are written later."""
     stuck = Stuck()
-    monkeypatch.setattr(_records, "write", stuck)
+    monkeypatch.setattr(record_files, "write", stuck)
     with pipe.record(tmp_path, limit=1000) as recording:
         call(pipe, {"data": 1})
         assert stuck.entered.wait(WAIT_S)
@@ -676,9 +669,9 @@ def test_debug_stops_before_the_node_that_failed(
 )
 def test_what_counts_as_an_equal_answer(one: Any, other: Any, found: str) -> None:
     """Floats within the tolerance, everything else exactly; of what cannot be kept, the type."""
-    encoded, members = _records.encode({"key": one})
-    others, others_members = _records.encode({"key": other})
-    difference = _comparison.same(
+    encoded, members = record_files.encode({"key": one})
+    others, others_members = record_files.encode({"key": other})
+    difference = comparison.same(
         {"dict": list(map(list, encoded.items()))}, members, {"dict": list(map(list, others.items()))}, others_members
     )
     assert difference == found.removeprefix("x")
@@ -719,7 +712,7 @@ def test_the_handle_is_what_record_returns(pipe: Pipe, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_keys_that_look_like_those_of_secrets(key: str | bytes) -> None:
     """Whatever their case, and however their words are joined."""
-    assert _secrets.looks_secret(key)
+    assert redaction.looks_secret(key)
 
 
 @pytest.mark.parametrize(
@@ -728,7 +721,7 @@ def test_keys_that_look_like_those_of_secrets(key: str | bytes) -> None:
 )
 def test_keys_that_do_not(key: Any) -> None:
     """What language models are given, and words that have such words in them."""
-    assert not _secrets.looks_secret(key)
+    assert not redaction.looks_secret(key)
 
 
 HIDDEN = "correct horse battery"
@@ -766,7 +759,7 @@ def test_secrets_are_left_out_of_records_and_a_replay_says_which(
         call(pipe, request)
     (path,) = files_in(folder)
     assert HIDDEN.encode() not in path.read_bytes()
-    record = _records.read(path)
+    record = record_files.read(path)
     why = "left out, as its key looks like that of a secret"
     assert record.lost == [
         f"request['password'] (str: {why})",
@@ -823,7 +816,7 @@ def test_a_secret_of_the_configuration_that_an_error_repeats_is_not_recorded(
             call(pipe, {"data": 3})
         (path,) = files_in(tmp_path / "records")
         assert HIDDEN.encode() not in path.read_bytes()
-        record = _records.read(path)
+        record = record_files.read(path)
         node = record.manifest["error"]["node"]
         assert record.manifest["error"]["message"] == said
         assert "'<secret>' opens nothing" in record.manifest["error"]["traceback"]
@@ -878,7 +871,7 @@ def test_a_replay_does_not_show_a_secret_that_an_error_repeats_now(tmp_path: Pat
 def test_a_configuration_is_kept_without_its_secrets(written: Any, place: str) -> None:
     """Under any way to write a parameter."""
     left_out: list[str] = []
-    kept = _secrets.own_copy_without(next(iter(written.values())), left_out)
+    kept = redaction.own_copy_without(next(iter(written.values())), left_out)
     assert left_out == [place]
     assert HIDDEN not in repr(kept)
 
@@ -887,7 +880,7 @@ def test_a_node_is_kept_whatever_it_is_called() -> None:
     """Its secrets are not."""
     left_out: list[str] = []
     nodes = {"check_token": {"backend": "Pow", "api_key": HIDDEN}, "credentials": {"user": "x"}}
-    assert _secrets.own_copy_without(nodes, left_out) == {"check_token": {"backend": "Pow"}}
+    assert redaction.own_copy_without(nodes, left_out) == {"check_token": {"backend": "Pow"}}
     assert left_out == ["['check_token']['api_key']", "['credentials']"]
 
 
@@ -939,6 +932,6 @@ def test_a_record_is_not_written_through_a_link_of_somebody_else_s(tmp_path: Pat
     other.write_text("theirs")
     (tmp_path / ".x.zip.part").symlink_to(other)
     with pytest.raises(FileExistsError):
-        _records.write(tmp_path / "x.zip", {}, {})
+        record_files.write(tmp_path / "x.zip", {}, {})
     assert other.read_text() == "theirs"
     assert (tmp_path / ".x.zip.part").is_symlink()

@@ -23,10 +23,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpipe import ConfigError, PipeError, _records, registry
-from fastpipe._values import constructor_parameters
-from fastpipe.backend import Container
-from fastpipe.cli import main
+from fastpipe import ConfigError, PipeError
+from fastpipe.cli.main import main
+from fastpipe.config import registry
+from fastpipe.config.values import constructor_parameters
+from fastpipe.contract import Container
+from fastpipe.debug import record_files
 from fastpipe.errors import MissingExtra
 
 Request = dict[str, Any]
@@ -42,8 +44,8 @@ def replayed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list
 
 def kept(values: Request) -> Request:
     """What comes back of ``values``."""
-    encoded, members = _records.encode({"request": values})
-    return _records.Record(Path("x"), json.loads(json.dumps(encoded)), members).request()
+    encoded, members = record_files.encode({"request": values})
+    return record_files.Record(Path("x"), json.loads(json.dumps(encoded)), members).request()
 
 
 # ---- what is run --------------------------------------------------------------------------------------
@@ -64,10 +66,10 @@ def always(request):
 
 def stranger_s_record(folder: Path, configuration: Any, request: Request | None = None, **manifest: Any) -> Path:
     """Write a record as anybody could, and return its path."""
-    encoded, members = _records.encode({"request": request or {"data": 3}})
+    encoded, members = record_files.encode({"request": request or {"data": 3}})
     path = folder / "from_outside.fastpipe.zip"
     path.unlink(missing_ok=True)
-    _records.write(path, {"configuration": configuration, "error": None, **encoded, **manifest}, members)
+    record_files.write(path, {"configuration": configuration, "error": None, **encoded, **manifest}, members)
     return path
 
 
@@ -144,7 +146,7 @@ def test_a_record_opens_no_file_and_loads_no_plugin(
     node: Any, why: str, evil: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither to read nor to write, wherever its parameters say; entry points of other packages are not looked at."""
-    monkeypatch.setattr("fastpipe.registry._other_packages", lambda: {"of_another_package": 1 / 0})
+    monkeypatch.setattr("fastpipe.config.registry._other_packages", lambda: {"of_another_package": 1 / 0})
     _, lines = replayed(capsys, str(stranger_s_record(evil, {"mapping": {"a": node}})))
     assert why in lines[0]
     assert "and the configuration may be anybody's: --config FILE" in lines[0]
@@ -254,7 +256,7 @@ def test_a_module_beside_a_record_is_not_imported(tmp_path: Path) -> None:
     stranger_s_record(tmp_path, {"mapping": {"a": {"backend": "DecodeMat"}}}, {"data": b"no image"})
     for name in ("cv2", "numpy", "rich", "simplejpeg", "evil_module"):
         (tmp_path / f"{name}.py").write_text(EVIL)
-    script = "import sys; sys.path.remove(''); from fastpipe.cli import main; main(['replay', '.'])"
+    script = "import sys; sys.path.remove(''); from fastpipe.cli.main import main; main(['replay', '.'])"
     ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "1 reproduced" in ran.stdout
     assert not (tmp_path / "was_run").exists()
@@ -282,7 +284,7 @@ def test_a_compressed_record_is_refused_unread(tmp_path: Path) -> None:
     """A kilobyte may inflate to a thousand; fastpipe writes none."""
     path = zipped(tmp_path / "x.zip", {"request": {"dict": []}}, {"0.bin": bytes(99)}, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(PipeError, match="is no record of fastpipe: a member is compressed or encrypted"):
-        _records.read(path)
+        record_files.read(path)
 
 
 def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
@@ -299,7 +301,7 @@ def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     size = int.from_bytes(content[end + 12 : end + 16], "little") + 20 * len(entry)
     path.write_bytes(many[: at + 8] + 2 * counts + size.to_bytes(4, "little") + many[at + 16 :])
     with pytest.raises(PipeError, match="is no record of fastpipe: its members are longer than the file"):
-        _records.read(path)
+        record_files.read(path)
 
 
 @pytest.mark.parametrize("depth", [300, 100_000])
@@ -307,32 +309,32 @@ def test_a_manifest_that_is_nested_too_deeply_is_refused(depth: int, tmp_path: P
     """Whether Python's own reader gives up or not."""
     text = '{"format": 1, "request": {"dict": []}, "x": ' + "[" * depth + "]" * depth + "}"
     with pytest.raises(PipeError, match=r"is no record of fastpipe: its manifest\.json is nested too deeply"):
-        _records.read(zipped(tmp_path / "x.zip", text))
+        record_files.read(zipped(tmp_path / "x.zip", text))
 
 
 def test_a_manifest_of_too_many_values_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one of too many bytes before it is parsed; neither is written."""
-    monkeypatch.setattr(_records, "MOST_NODES", 1000)
+    monkeypatch.setattr(record_files, "MOST_NODES", 1000)
     path = zipped(tmp_path / "x.zip", {"request": {"dict": []}, "x": [0] * 1001})
     with pytest.raises(PipeError, match=r"is no record of fastpipe: its manifest\.json has more than 1000 values"):
-        _records.read(path)
-    monkeypatch.setattr(_records, "MOST_MANIFEST_BYTES", 1000)
+        record_files.read(path)
+    monkeypatch.setattr(record_files, "MOST_MANIFEST_BYTES", 1000)
     with pytest.raises(PipeError, match=r"is no record of fastpipe: its manifest\.json has more than 1000 bytes"):
-        _records.read(path)
+        record_files.read(path)
     with pytest.raises(PipeError, match="bytes of JSON, more than 1000"):
-        _records.write(tmp_path / "y.zip", {"x": "y" * 1000}, {})
+        record_files.write(tmp_path / "y.zip", {"x": "y" * 1000}, {})
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_largest_request_that_is_written_is_read_again(tmp_path: Path) -> None:
     """As many values, as deep as the writer keeps, of the kinds that take most JSON."""
     value: Any = {"key": 1 + 2j}
-    for _ in range(_records.DEEPEST - 3):
+    for _ in range(record_files.DEEPEST - 3):
         value = [{"key": value}] if len(str(value)) < 10 else {"key": value}
-    many = {(n, n): 1j for n in range(_records.MOST_VALUES // 9)}
-    encoded, members = _records.encode({"request": {"deep": value, "many": many}, "answer": {"many": many}})
-    _records.write(tmp_path / "x.zip", encoded, members)
-    record = _records.read(tmp_path / "x.zip")
+    many = {(n, n): 1j for n in range(record_files.MOST_VALUES // 9)}
+    encoded, members = record_files.encode({"request": {"deep": value, "many": many}, "answer": {"many": many}})
+    record_files.write(tmp_path / "x.zip", encoded, members)
+    record = record_files.read(tmp_path / "x.zip")
     assert record.lost == []
     assert record.request() == {"deep": value, "many": many}
 
@@ -354,7 +356,7 @@ def test_a_size_that_its_bytes_do_not_fill_is_refused_before_there_is_memory_for
     """A terabyte in twenty bytes; objects, and names of torch that are no dtype."""
     if "tensor" in node:
         pytest.importorskip("torch")
-    record = _records.Record(Path("x"), {"request": {"dict": [["data", node]]}}, {"0": content})
+    record = record_files.Record(Path("x"), {"request": {"dict": [["data", node]]}}, {"0": content})
     with pytest.raises(PipeError, match="x is damaged: "):
         record.request()
 
@@ -367,14 +369,14 @@ def test_a_member_becomes_one_value_under_however_many_keys() -> None:
     members = {"0": npy_header("(2, 3)") + bytes(6)}
     manifest = {"request": {"dict": [["a", {"ndarray": "0"}], ["b", {"bytes": "0"}]]}}
     with pytest.raises(PipeError, match="x is damaged: ValueError: member '0' is"):
-        _records.Record(Path("x"), manifest, members).request()
+        record_files.Record(Path("x"), manifest, members).request()
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
     """A named pipe among records would hold the command up for ever."""
     os.mkfifo(tmp_path / "x.fastpipe.zip")
     with pytest.raises(PipeError, match=r"x\.fastpipe\.zip is no record of fastpipe: it is no file"):
-        _records.read(tmp_path / "x.fastpipe.zip")
+        record_files.read(tmp_path / "x.fastpipe.zip")
 
 
 WHOLE = {
@@ -385,7 +387,7 @@ WHOLE = {
     "path": Path("a/b"),
     "c": 1j,
 }
-ENCODED, MEMBERS = _records.encode({"request": WHOLE, "answer": {**WHOLE, "result": 3}})
+ENCODED, MEMBERS = record_files.encode({"request": WHOLE, "answer": {**WHOLE, "result": 3}})
 NODES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
@@ -408,7 +410,7 @@ NODES = st.recursive(
 
 def read_whole(path: Path) -> None:
     """Do with a record what a replay does before it runs it."""
-    record = _records.read(path)
+    record = record_files.read(path)
     assert isinstance(record.lost, list)
     assert isinstance(record.request(), dict)
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from fastpipe import Pipe, registry
-from fastpipe.backend import Backend, Request, backend
+from fastpipe import Pipe
+from fastpipe.config import registry
+from fastpipe.contract import Backend, Request, backend
 from fastpipe.errors import ConfigError, ItemErrors, MissingExtra
 
 
@@ -135,7 +136,7 @@ def test_an_entry_point_of_another_package_is_loaded_when_first_named(monkeypatc
 
 def test_a_missing_optional_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend of the box whose library is not installed says what to install."""
-    monkeypatch.delitem(sys.modules, "fastpipe.backends.tensor", raising=False)
+    monkeypatch.delitem(sys.modules, "fastpipe.backends.tensor.convert", raising=False)
     monkeypatch.setitem(registry._BUILT_IN, "needy", ("Needy", "tensor", "Needy"))
 
     def import_module(name: str) -> Any:

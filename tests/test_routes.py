@@ -12,9 +12,9 @@ import pytest
 from support import all_ways
 
 from fastpipe import Backend, NoResult, Pipe, Request, RestartLimit, Status, UnknownNode
-from fastpipe.config import load
+from fastpipe.config.graph import Graph, compile_graph
+from fastpipe.config.nodes import load
 from fastpipe.errors import ConfigError, GraphError
-from fastpipe.graph import Graph, compile_graph
 
 WAIT_S = 20.0
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import fastpipe
-from fastpipe.backends._model_shapes import InputSpec, make_profiles
-from fastpipe.backends._row_proof import COARSE, Output, prove_once, prove_rows
+from fastpipe.backends.model.row_proof import COARSE, Output, prove_once, prove_rows
+from fastpipe.backends.model.shapes import InputSpec, make_profiles
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
 HANG_S = 60
@@ -229,8 +229,8 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from fastpipe.backends._onnx_rows import read_graph  # noqa: E402
-from fastpipe.backends.onnx import OnnxTensor  # noqa: E402
+from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
+from fastpipe.backends.model.onnx_rows import read_graph  # noqa: E402
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 
@@ -555,7 +555,7 @@ def torch_module(function: Any) -> Any:
 
 def torch_tensor(**keywords: Any) -> Any:
     pytest.importorskip("torch", reason="torch is not installed")
-    from fastpipe.backends.torch_model import TorchTensor
+    from fastpipe.backends.model.torch import TorchTensor
 
     return TorchTensor(device=["cpu"], **keywords)
 

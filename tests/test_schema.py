@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import pytest
 
-from fastpipe._plan import SCHEDULER_KEYS
-from fastpipe._values import BadValue, coerce
-from fastpipe.cli import main
-from fastpipe.schema import _type, schema
+from fastpipe.cli.main import main
+from fastpipe.cli.schema import _type, schema
+from fastpipe.config.plan import SCHEDULER_KEYS
+from fastpipe.config.values import BadValue, coerce
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed here")
 

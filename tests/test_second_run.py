@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from fastpipe import Backend, BackendError, ItemErrors, Pipe, Request, Sequential, Step, WorkerDied, _core, batched
-from fastpipe.backend import Child
-from fastpipe.backends.catsplit import CatSplit
-from fastpipe.backends.composites import Range
-from fastpipe.backends.conditions import HasKey
-from fastpipe.backends.control import MapReduce, SubGraph
+from fastpipe.backends.flow.catsplit import CatSplit
+from fastpipe.backends.flow.composites import Range
+from fastpipe.backends.flow.conditions import HasKey
+from fastpipe.backends.flow.graphs import MapReduce, SubGraph
+from fastpipe.contract import Child
 
 WAIT_S = 20.0
 

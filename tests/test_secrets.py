@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fastpipe._secrets import Secrets, is_secret_pair, lines_without, own_copy_without, secret_texts
+from fastpipe.redaction import Secrets, is_secret_pair, lines_without, own_copy_without, secret_texts
 
 SECRET = 'it\'s "quoted"\n'
 

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpipe._snapshots import CannotCopy, Snapshot, take
+from fastpipe.snapshots import CannotCopy, Snapshot, take
 
 Request = dict[str, Any]
 
@@ -284,7 +284,7 @@ def test_no_memory_for_a_copy_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> N
     def fails(*arguments: Any) -> Any:
         raise MemoryError("none left")
 
-    monkeypatch.setitem(__import__("fastpipe._snapshots")._snapshots._COPIERS, Full, fails)
+    monkeypatch.setitem(__import__("fastpipe.snapshots")._snapshots._COPIERS, Full, fails)
     with pytest.raises(CannotCopy, match="copying it raised MemoryError: none left"):
         take([{"data": Full()}])
 

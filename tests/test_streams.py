@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import fastpipe
-from fastpipe.backends._streams import InstanceStream, gpu_count, hand_over
-from fastpipe.backends.synchronization import SyncTensor
+from fastpipe.backends.gpu.streams import InstanceStream, gpu_count, hand_over
+from fastpipe.backends.gpu.synchronization import SyncTensor
 from fastpipe.errors import ConfigError, MissingExtra
 
 sys.path.append(str(Path(__file__).resolve().parent))
@@ -288,9 +288,9 @@ def test_without_a_gpu_synctensor_does_nothing(driver: Any, monkeypatch: pytest.
 
 def test_a_sequential_without_one_is_as_it_was(driver: Any, torch: Any) -> None:
     """No stream is made, and forward is the class's own."""
-    from fastpipe.backend import Child
     from fastpipe.backends.basic import Identity
-    from fastpipe.backends.containers import Sequential
+    from fastpipe.backends.flow.sequential import Sequential
+    from fastpipe.contract import Child
 
     plain = Sequential([Child("Identity", Identity())])
     assert "forward" not in vars(plain)

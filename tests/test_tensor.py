@@ -17,7 +17,7 @@ except ImportError:
 
 needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
 if torch is not None:
-    from fastpipe.backends import tensor
+    from fastpipe.backends.tensor import convert as tensor
 
 
 def image(*shape: int) -> Any:

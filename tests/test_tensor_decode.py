@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import fastpipe
-from fastpipe.backends import _nvimagecodec
-from fastpipe.backends._nvimagecodec import CPU_ONLY, SUCCESS, BatchDecoder, Library
+from fastpipe.backends.tensor import nvimagecodec
+from fastpipe.backends.tensor.nvimagecodec import CPU_ONLY, SUCCESS, BatchDecoder, Library
 from fastpipe.errors import ConfigError, DecodeError, ItemErrors, MissingExtra
 
 HERE = Path(__file__).resolve().parent
@@ -180,8 +180,8 @@ def test_each_image_has_its_own_status(fake: Fake) -> None:
     decoder = new_decoder(fake.load())
     _, statuses = decoded(decoder, [jpeg(4, 4), jpeg(4, 4, b"CORRUPT"), jpeg(4, 4)])
     assert statuses == [SUCCESS, 7, SUCCESS]
-    assert _nvimagecodec.status_name(7) == "the image is damaged"
-    assert _nvimagecodec.status_name(0x1000) == "it ended with status 0x1000"
+    assert nvimagecodec.status_name(7) == "the image is damaged"
+    assert nvimagecodec.status_name(0x1000) == "it ended with status 0x1000"
     decoder.close()
 
 
@@ -197,7 +197,7 @@ def test_an_error_of_the_library_has_its_name_and_leaves_nothing_behind(fake: Fa
         decoded(decoder, [jpeg(4, 4)])
     decoder.close()
     with pytest.raises(RuntimeError, match=r"^nvImageCodec: Any: error 99$"):
-        _nvimagecodec.check("Any", 99)
+        nvimagecodec.check("Any", 99)
 
 
 @pytest.mark.parametrize(("version", "name"), [(800, "0.8.0"), (1000, "1.0.0"), (703, "0.7.3")])
@@ -212,18 +212,18 @@ def test_a_library_of_another_version_is_refused(fake: Fake, version: int, name:
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one line."""
-    monkeypatch.setattr(_nvimagecodec.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(nvimagecodec.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"^DecodeTensor needs nvImageCodec: pip install 'fastpipe-engine\[cuda\]'$"):
-        _nvimagecodec.load()
+        nvimagecodec.load()
 
 
 def test_without_nvjpeg_the_extra_is_named(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every image would be left to the CPU otherwise, without a word."""
     found = SimpleNamespace(submodule_search_locations=[str(fake.folder)])
-    monkeypatch.setattr(_nvimagecodec.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(nvimagecodec.importlib.util, "find_spec", lambda name: found)
     fake.set(cudart=99010)
     with pytest.raises(MissingExtra, match=r"needs nvJPEG \(libnvjpeg.so.99\): pip install 'fastpipe-engine\[cuda\]'$"):
-        _nvimagecodec.load()
+        nvimagecodec.load()
 
 
 # ---- the library itself ----------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_without_nvjpeg_the_extra_is_named(fake: Fake, monkeypatch: pytest.Monke
 def real_package() -> Path:
     """Return the folder of the installed package."""
     try:
-        found = importlib.util.find_spec(_nvimagecodec.PACKAGE)
+        found = importlib.util.find_spec(nvimagecodec.PACKAGE)
     except ImportError:
         found = None
     if found is None or not found.submodule_search_locations:
@@ -254,14 +254,14 @@ def test_the_structures_are_those_of_its_header(tmp_path: Path) -> None:
     (tmp_path / "cuda_runtime_api.h").write_text("typedef struct CUstream_st* cudaStream_t;\n")
     lines, expected = [], []
     for made in (
-        _nvimagecodec.Properties,
-        _nvimagecodec.InstanceCreateInfo,
-        _nvimagecodec.ExtensionDesc,
-        _nvimagecodec.ExecutionParams,
-        _nvimagecodec.DecodeParams,
-        _nvimagecodec.Orientation,
-        _nvimagecodec.ImagePlaneInfo,
-        _nvimagecodec.ImageInfo,
+        nvimagecodec.Properties,
+        nvimagecodec.InstanceCreateInfo,
+        nvimagecodec.ExtensionDesc,
+        nvimagecodec.ExecutionParams,
+        nvimagecodec.DecodeParams,
+        nvimagecodec.Orientation,
+        nvimagecodec.ImagePlaneInfo,
+        nvimagecodec.ImageInfo,
     ):
         name = f"nvimgcodec{made.__name__}_t"
         lines.append(f'printf("%zu\\n", sizeof({name}));')
@@ -305,7 +305,7 @@ def backend(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     """A function that builds a DecodeTensor whose GPU is the fake, with memory of the host."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("cv2")
-    from fastpipe.backends import tensor_decode
+    from fastpipe.backends.tensor import decode
 
     class Stream:
         def __init__(self, device_number: int) -> None:
@@ -315,13 +315,13 @@ def backend(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         def entered(self) -> Iterator[Any]:
             yield SimpleNamespace(handle=77, is_outermost=True)
 
-    monkeypatch.setattr(tensor_decode, "torch_gpu", lambda backend, number: torch.device("cpu"))
-    monkeypatch.setattr(tensor_decode, "InstanceStream", Stream)
-    monkeypatch.setattr(_nvimagecodec, "load", fake.load)
+    monkeypatch.setattr(decode, "torch_gpu", lambda backend, number: torch.device("cpu"))
+    monkeypatch.setattr(decode, "InstanceStream", Stream)
+    monkeypatch.setattr(nvimagecodec, "load", fake.load)
     made: list[Any] = []
 
     def build(**parameters: Any) -> Any:
-        made.append(tensor_decode.DecodeTensor(**{"threads": 2, "max": 8, **parameters}))
+        made.append(decode.DecodeTensor(**{"threads": 2, "max": 8, **parameters}))
         fake.set(batches=0, largest=0)  # as if it had not warmed up
         return made[-1]
 
@@ -380,9 +380,9 @@ def test_the_backend_gives_the_gil_up_twice_in_the_library(fake: Fake, backend: 
 
 def test_the_first_batch_of_the_library_is_a_full_one(fake: Fake, backend: Callable[..., Any]) -> None:
     """What its engines get of later batches depends on it."""
-    from fastpipe.backends import tensor_decode
+    from fastpipe.backends.tensor import decode
 
-    made = tensor_decode.DecodeTensor(max=5, threads=1)
+    made = decode.DecodeTensor(max=5, threads=1)
     assert (fake.batches, fake.largest) == (2, 5)
     made.close()
 
@@ -400,7 +400,7 @@ def test_results_share_no_memory_with_those_of_another_batch(backend: Callable[.
 def test_a_picture_is_turned_as_its_exif_data_say(backend: Callable[..., Any], orientation: int) -> None:
     """As OpenCV turns it."""
     cv2 = pytest.importorskip("cv2")
-    from fastpipe.backends.image_codec import _TURNS
+    from fastpipe.backends.image.codec import _TURNS
 
     encoded = jpeg(6, 4, orientation=orientation)
     requests, _ = run(backend(), [encoded, jpeg(6, 4)])
@@ -415,8 +415,8 @@ def test_where_only_the_next_step_sees_it_no_tensor_is_made(
     backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, orientation: int
 ) -> None:
     """The kernel is told where the pixels lie, turned as they are to be seen, and what came in is kept."""
-    from fastpipe.backends.image_codec import _TURNS
-    from fastpipe.backends.tensor_preprocess import ResizeNormalizeTensor
+    from fastpipe.backends.image.codec import _TURNS
+    from fastpipe.backends.tensor.preprocess import ResizeNormalizeTensor
 
     blocks: dict[int, Any] = {}
 
@@ -452,7 +452,7 @@ def test_what_the_cpu_decodes_is_handed_on_in_the_same_way(
 ) -> None:
     """So that ``data`` does not depend on the format of a file."""
     cv2 = pytest.importorskip("cv2")
-    from fastpipe.backends.tensor_preprocess import ResizeNormalizeTensor
+    from fastpipe.backends.tensor.preprocess import ResizeNormalizeTensor
 
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
     made = backend()
@@ -470,7 +470,7 @@ def test_what_the_cpu_decodes_is_handed_on_in_the_same_way(
 
 def test_any_other_step_gets_tensors(backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """One that extends ResizeNormalizeTensor, too; and the last step that is told counts."""
-    from fastpipe.backends.tensor_preprocess import ResizeNormalizeTensor
+    from fastpipe.backends.tensor.preprocess import ResizeNormalizeTensor
 
     class Extended(ResizeNormalizeTensor):
         """It may expect the tensors that are documented."""
@@ -565,7 +565,7 @@ def test_cpu_alone_needs_no_library(fake: Fake, backend: Callable[..., Any], mon
     def refuse() -> Library:
         raise AssertionError
 
-    monkeypatch.setattr(_nvimagecodec, "load", refuse)
+    monkeypatch.setattr(nvimagecodec, "load", refuse)
     pixels = picture(16, 16)
     encoded = cv2.imencode(".jpg", pixels)[1].tobytes()
     requests, _ = run(backend(hybrid="cpu", color="bgr"), [encoded] * 3)

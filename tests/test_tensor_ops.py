@@ -15,7 +15,7 @@ import fastpipe
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
-ops: Any = pytest.importorskip("fastpipe.backends.tensor_ops")
+ops: Any = pytest.importorskip("fastpipe.backends.tensor.geometry")
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -112,7 +112,7 @@ def test_a_resize_with_padding_keeps_the_ratio(device: str, height: int, width: 
 def test_the_sizes_are_those_of_the_cpus_images() -> None:
     """For every small image."""
     geometry: Any = pytest.importorskip(
-        "fastpipe.backends.image_geometry", reason="OpenCV is not installed (extra cpu)"
+        "fastpipe.backends.image.geometry", reason="OpenCV is not installed (extra cpu)"
     )
     mat, tensor = (kind(max_h=9, max_w=7) for kind in (geometry.ResizePadMat, ops.ResizePadTensor))
     for height in range(1, 12):

@@ -39,7 +39,7 @@ def build(device: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     torch = pytest.importorskip("torch")
     if not emulated_gpu.is_there():
         pytest.skip("needs a C++ compiler")
-    from fastpipe.backends import tensor_preprocess
+    from fastpipe.backends.tensor import preprocess
 
     class Stream:
         def __init__(self, device_number: int) -> None:
@@ -54,11 +54,11 @@ def build(device: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     workspace = functools.partial(cuda.Workspace, device)
     monkeypatch.setattr(cuda.Workspace, "prepare", lambda self, dtypes: None)
     monkeypatch.setattr(cuda, "Workspace", lambda number, max_batch: workspace(max_batch=max_batch))
-    monkeypatch.setattr(tensor_preprocess, "torch_gpu", lambda backend, number: torch.device("cpu"))
-    monkeypatch.setattr(tensor_preprocess, "InstanceStream", Stream)
+    monkeypatch.setattr(preprocess, "torch_gpu", lambda backend, number: torch.device("cpu"))
+    monkeypatch.setattr(preprocess, "InstanceStream", Stream)
 
     def make(**parameters: Any) -> Any:
-        made = tensor_preprocess.ResizeNormalizeTensor(**{"resize_h": 14, "resize_w": 10, **parameters})
+        made = preprocess.ResizeNormalizeTensor(**{"resize_h": 14, "resize_w": 10, **parameters})
         made.launches = device.launches
         device.launches.clear()
         return made
@@ -103,7 +103,7 @@ def test_pixels_of_the_step_before_give_what_a_tensor_gives(
     build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, array: Any
 ) -> None:
     """Whichever library the results are of; ``data`` is then what it was before that step."""
-    from fastpipe.backends._handed_on import Pixels
+    from fastpipe.backends.gpu.handed_on import Pixels
 
     monkeypatch.setitem(sys.modules, "cupy", emulated_gpu.EmulatedDevice.cupy)
     backend = build(color="rgb", mean=MEAN, std=STD, array=array)
@@ -126,8 +126,8 @@ def test_pixels_of_the_step_before_give_what_a_tensor_gives(
 
 def test_a_model_of_torchs_as_the_next_step_gets_the_batch_as_one_tensor(build: Callable[..., Any]) -> None:
     """In rows, each with what its request had as data; no other step does."""
-    from fastpipe.backends._handed_on import Row
-    from fastpipe.backends.torch_model import TorchTensor
+    from fastpipe.backends.gpu.handed_on import Row
+    from fastpipe.backends.model.torch import TorchTensor
 
     class Extended(TorchTensor):
         """It may expect the tensors that are documented."""
@@ -153,7 +153,7 @@ def test_a_model_of_torchs_as_the_next_step_gets_the_batch_as_one_tensor(build: 
 def test_pixels_are_seen_by_nobody_also_if_the_kernel_fails(
     build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastpipe.backends._handed_on import Pixels
+    from fastpipe.backends.gpu.handed_on import Pixels
 
     backend, image = build(), picture(5, 6)
     monkeypatch.setattr(backend, "_run", lambda *given: 1 / 0)

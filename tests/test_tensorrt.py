@@ -21,10 +21,13 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import fastpipe  # noqa: E402
-from fastpipe.backends import _onnx_precision, _tensorrt_api  # noqa: E402
-from fastpipe.backends._onnx_precision import with_precision  # noqa: E402
-from fastpipe.backends._tensorrt_api import find_library  # noqa: E402
-from fastpipe.backends.encrypted import KEY_VARIABLE, encrypt, encrypt_model  # noqa: E402
+from fastpipe.backends.model import (  # noqa: E402
+    onnx_precision,
+    tensorrt_api,
+)
+from fastpipe.backends.model.encrypted import KEY_VARIABLE, encrypt, encrypt_model  # noqa: E402
+from fastpipe.backends.model.onnx_precision import with_precision  # noqa: E402
+from fastpipe.backends.model.tensorrt_api import find_library  # noqa: E402
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, MissingExtra  # noqa: E402
 
 sys.path.append(str(Path(__file__).resolve().parent))
@@ -139,7 +142,7 @@ class FakeStream:
 def tensorrt(fake, monkeypatch):
     """The module of the backend, on the CPU."""
     torch = pytest.importorskip("torch")
-    module = importlib.import_module("fastpipe.backends.tensorrt")
+    module = importlib.import_module("fastpipe.backends.model.tensorrt")
 
     def open_cpu(device_id):
         return module._Gpu(torch.device("cpu"), FakeStream(fake.world), {"GPU": f"a CPU, number {device_id}"})
@@ -462,7 +465,7 @@ def test_messages_go_to_logging_and_nothing_they_do_reaches_tensorrt(fake, caplo
     levels = [record.levelname for record in caplog.records]
     assert levels == ["ERROR", "ERROR", "WARNING", "INFO", "DEBUG"]
     assert caplog.messages[1] == f"{library.title}: this is ERROR"
-    assert {record.name for record in caplog.records} == {"fastpipe.backends._tensorrt_api"}
+    assert {record.name for record in caplog.records} == {"fastpipe.backends.model.tensorrt_api"}
 
 
 def test_without_any_tensorrt_the_extra_is_named(monkeypatch):
@@ -527,7 +530,7 @@ def test_what_was_measured_is_given_to_the_next_build(tensorrt, fake):
 def test_another_version_builds_its_own(monkeypatch, cache_home):
     """The trap of a file name without a version in it."""
     torch = pytest.importorskip("torch")
-    module = importlib.import_module("fastpipe.backends.tensorrt")
+    module = importlib.import_module("fastpipe.backends.model.tensorrt")
     monkeypatch.setattr(module, "_use", lambda gpu: nullcontext())
     for flavour in ("10", "11", "rtx"):
         fake = install(monkeypatch, flavour)
@@ -539,7 +542,7 @@ def test_another_version_builds_its_own(monkeypatch, cache_home):
 
 def test_weights_beside_the_model_are_part_of_the_key(tmp_path):
     """The file of the model is the same; its weights are not."""
-    from fastpipe.backends._model_source import fingerprint
+    from fastpipe.backends.model.source import fingerprint
 
     path = tmp_path / "model.onnx"
     fingerprints = []
@@ -651,7 +654,7 @@ def test_casting_twice_gives_the_same_bytes():
     """Otherwise an engine would never be found again."""
     first, second = (with_precision(convolution_model(), "fp16", mean=[1.0], std=[2.0]) for _ in range(2))
     assert first == second
-    assert _onnx_precision.prepare(convolution_model(), half=False, mean=[1.0], std=None) != first
+    assert onnx_precision.prepare(convolution_model(), half=False, mean=[1.0], std=None) != first
 
 
 # ---- encrypted models ------------------------------------------------------------------------------------------------
@@ -676,7 +679,7 @@ def test_an_encrypted_model_runs_and_its_engine_is_kept_encrypted(tensorrt, fake
 def test_onnx_tensor_takes_encrypted_models_too(tmp_path):
     """As files, and as bytes."""
     pytest.importorskip("cryptography")
-    from fastpipe.backends.onnx import OnnxTensor
+    from fastpipe.backends.model.onnx import OnnxTensor
 
     key = secrets.token_bytes(32)
     (tmp_path / "model").write_bytes(encrypt(doubling_model(), key, "model"))
@@ -699,7 +702,7 @@ def test_onnx_tensor_takes_encrypted_models_too(tmp_path):
 def test_a_wrong_key_or_a_changed_file_is_an_error_that_names_the_file(tmp_path, damage, key, problem):
     """Nothing of a file that was changed is used."""
     pytest.importorskip("cryptography")
-    from fastpipe.backends.onnx import OnnxTensor
+    from fastpipe.backends.model.onnx import OnnxTensor
 
     right = secrets.token_bytes(32)
     path = tmp_path / "secret.onnx"
@@ -712,7 +715,7 @@ def test_a_wrong_key_or_a_changed_file_is_an_error_that_names_the_file(tmp_path,
 def test_a_key_that_is_not_in_the_environment_is_an_error_without_the_key(tmp_path, monkeypatch, text):
     """Only the name of the variable is in the message."""
     pytest.importorskip("cryptography")
-    from fastpipe.backends.onnx import OnnxTensor
+    from fastpipe.backends.model.onnx import OnnxTensor
 
     (tmp_path / "model").write_bytes(encrypt(doubling_model(), bytes(32), "model"))
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
@@ -743,7 +746,7 @@ def test_the_real_library_has_what_the_fake_has(name):
     assert missing == []
     members = {"FLOAT", "HALF", "BF16", "INT8", "INT32", "INT64", "BOOL", "UINT8"}
     assert members <= set(module.DataType.__members__)
-    assert set(_tensorrt_api._DTYPES) == members
+    assert set(tensorrt_api._DTYPES) == members
     assert module.TensorIOMode.INPUT != module.TensorIOMode.OUTPUT
 
 
@@ -755,8 +758,8 @@ def has(module, kind, attribute):
 def test_tensorrt_rtx_parses_and_builds_for_real_and_the_engine_is_kept(precision, tmp_path, monkeypatch):
     """It builds without a GPU; what cannot be had without one is the loading."""
     pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
-    from fastpipe.backends._engine_cache import EngineCache, key_of
-    from fastpipe.backends._tensorrt_api import Library
+    from fastpipe.backends.model.engine_cache import EngineCache, key_of
+    from fastpipe.backends.model.tensorrt_api import Library
 
     library = Library(importlib.import_module("tensorrt_rtx"), "TensorRT-RTX")
     model = with_precision(convolution_model(), precision, mean=[1.0, 2.0, 3.0], std=[2.0])

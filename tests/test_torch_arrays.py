@@ -11,8 +11,8 @@ import pytest
 from fastpipe.errors import ItemErrors, KernelError
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
-_torch_arrays: Any = pytest.importorskip("fastpipe.backends._torch_arrays")
-TorchTensor: Any = pytest.importorskip("fastpipe.backends.torch_model").TorchTensor
+_torch_arrays: Any = pytest.importorskip("fastpipe.backends.tensor.arrays")
+TorchTensor: Any = pytest.importorskip("fastpipe.backends.model.torch").TorchTensor
 
 NUMBERS = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 

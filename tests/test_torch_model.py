@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 import fastpipe
-from fastpipe.backends import _places
-from fastpipe.config import load
+from fastpipe.backends.gpu import devices
+from fastpipe.config.nodes import load
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
 
-torch_model: Any = pytest.importorskip("fastpipe.backends.torch_model")
+torch_model: Any = pytest.importorskip("fastpipe.backends.model.torch")
 TorchTensor = torch_model.TorchTensor
-Row: Any = pytest.importorskip("fastpipe.backends._handed_on").Row
+Row: Any = pytest.importorskip("fastpipe.backends.gpu.handed_on").Row
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
@@ -667,13 +667,13 @@ def test_a_model_is_compiled_if_that_is_asked_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_instance_that_could_not_be_built_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_places, "_instances", {})
+    monkeypatch.setattr(devices, "_instances", {})
     with pytest.raises(ConfigError):
         TorchTensor(model=Path("nowhere.pt2"), device=["cpu"])
     backend = TorchTensor(model=Scores(), device=["cpu"])
     backend.close()
     backend.close()
-    assert _places._instances == {"cpu": 0}
+    assert devices._instances == {"cpu": 0}
 
 
 def test_batch_sizes_are_powers_of_two_or_what_was_asked_for() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastpipe import Backend, BackendError, Pipe, Request, Status, UnknownNode
-from fastpipe.backends.control import MapReduce
+from fastpipe.backends.flow.graphs import MapReduce
 from fastpipe.errors import ConfigError
 
 WAIT_S = 20.0
@@ -165,14 +165,14 @@ def test_a_debugger_is_told_where_its_first_request_enters() -> None:
 
 def test_a_request_that_was_recorded_enters_again_where_it_did(tmp_path: Path) -> None:
     """The record says where, if that was not the only root."""
-    from fastpipe import _records
-    from fastpipe.replay import replay
+    from fastpipe.cli.replay import replay
+    from fastpipe.debug import record_files
 
     with Pipe({"first": node(next="last"), "last": node()}) as pipe:
         with pipe.record(tmp_path, sample=1.0):
             pipe({"data": "x"}, entry="last")
             pipe({"data": "y"})
-        records = [_records.read(path) for path in sorted(tmp_path.iterdir())]
+        records = [record_files.read(path) for path in sorted(tmp_path.iterdir())]
         assert [record.manifest["entry"] for record in records] == ["last", None]
         assert [replay(record, pipe).difference for record in records] == ["", ""]
 

@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from fastpipe._describe import summarize
-from fastpipe._results import checked_results
-from fastpipe.backend import Backend, Child, Container, Request
+from fastpipe.contract import Backend, Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError
+from fastpipe.results import checked_results
+from fastpipe.summaries import summarize
 
-from ._child import Before, ChildRunner, Failures, fail, raise_failures, refuse_filters
-from ._odd_arrays import oddity
+from ..odd_arrays import oddity
+from .child import Before, ChildRunner, Failures, fail, raise_failures, refuse_filters
 
 __all__ = ["CatSplit", "Concatenate", "SplitRows"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 
-from fastpipe._snapshots import CannotCopy, Snapshot, take
-from fastpipe.backend import Child, Request
+from fastpipe.contract import Child, Request
 from fastpipe.errors import BackendError, ConfigError, ItemErrors
+from fastpipe.snapshots import CannotCopy, Snapshot, take
 
 __all__ = [
     "Before",

@@ -13,10 +13,10 @@ from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from typing import Annotated
 
-from fastpipe.backend import Between, Child, Container, Request
+from fastpipe.contract import Between, Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError
 
-from ._child import ChildRunner, Failures, raise_failures, refuse_filters, sizes_in_words
+from .child import ChildRunner, Failures, raise_failures, refuse_filters, sizes_in_words
 
 __all__ = ["Composite", "Range", "compose"]
 

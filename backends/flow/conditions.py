@@ -12,11 +12,11 @@ import random
 from collections.abc import Hashable
 from typing import Annotated
 
-from fastpipe.backend import Between, Child, Container, Request
+from fastpipe.contract import Between, Child, Container, Request
 from fastpipe.errors import ConfigError
 
-from ._child import ChildRunner, Failures, common_size, raise_failures, refuse_filters, sizes_in_words
-from .basic import pass_on
+from ..basic import pass_on
+from .child import ChildRunner, Failures, common_size, raise_failures, refuse_filters, sizes_in_words
 
 __all__ = ["Choice", "HasKey", "NotHasKey", "Random"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from fastpipe._results import checked_parts
-from fastpipe.backend import Backend, Request
+from fastpipe.contract import Backend, Request
 from fastpipe.errors import BackendError, ItemErrors
+from fastpipe.results import checked_parts
 
 __all__ = ["Jump", "MapReduce", "Proxy", "SubGraph", "hidden_name"]
 
@@ -189,7 +189,7 @@ class MapReduce(SubGraph):
                 elif self.on_error == "none":
                     gathered.append(None)
                 else:
-                    from fastpipe._describe import summarize  # here: import fastpipe does without it
+                    from fastpipe.summaries import summarize  # here: import fastpipe does without it
 
                     keys = summarize(sorted(map(str, answer)))
                     raise KeyError(f"MapReduce gathers {key!r}, and a part's answer has only {keys}")

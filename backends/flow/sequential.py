@@ -11,12 +11,12 @@ from __future__ import annotations
 import itertools
 from contextlib import ExitStack
 
-from fastpipe._describe import summarize
-from fastpipe.backend import Child, Container, Request
+from fastpipe.contract import Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError
 from fastpipe.filters import Status, swap
+from fastpipe.summaries import summarize
 
-from ._child import ChildRunner, Failures, common_size, fail, raise_failures
+from .child import ChildRunner, Failures, common_size, fail, raise_failures
 
 __all__ = ["Sequential"]
 

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastpipe.backend import Request, Site, site
+from fastpipe.contract import Request, Site, site
 from fastpipe.errors import ConfigError
 
 __all__ = ["Claim", "Follower", "claim_gpu", "gpus_of_torch", "place_of"]

@@ -13,12 +13,12 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
-from fastpipe.backend import Backend, Between, Child, Request
+from fastpipe.contract import Backend, Between, Child, Request
 from fastpipe.errors import ConfigError, MissingExtra
 
-from ._places import Follower, claim_gpu, gpus_of_torch, place_of
-from ._streams import InstanceStream, gpu_count, hand_over
-from .containers import Sequential
+from ..flow.sequential import Sequential
+from .devices import Follower, claim_gpu, gpus_of_torch, place_of
+from .streams import InstanceStream, gpu_count, hand_over
 
 __all__ = ["SyncTensor", "Torch"]
 

@@ -6,7 +6,7 @@ import torch
 
 from fastpipe.errors import ConfigError
 
-from ._places import gpus_of_torch
+from .devices import gpus_of_torch
 
 __all__ = ["torch_gpu"]
 

@@ -15,13 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fastpipe.backend import Request
+from fastpipe.contract import Request
 from fastpipe.errors import DecodeError, KernelError
 
-from ._image_header import ImageHeader, read_header
-from ._image_requests import PerRequest, Pixels, pixels_of
-from ._numbers import MOST_PIXELS, MaxPixels
-from ._odd_arrays import oddity
+from ..odd_arrays import oddity
+from ..ranges import MOST_PIXELS, MaxPixels
+from .header import ImageHeader, read_header
+from .requests import PerRequest, Pixels, pixels_of
 
 __all__ = ["DecodeMat", "SaveMat"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from fastpipe._describe import summarize
-from fastpipe.backend import Backend, Request
+from fastpipe.contract import Backend, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 from fastpipe.kernels import cpu
+from fastpipe.summaries import summarize
 
-from ._image_requests import PerRequest, Pixels, color_of, pixels_of
-from ._numbers import check_levels, check_results
+from ..ranges import check_levels, check_results
+from .requests import PerRequest, Pixels, color_of, pixels_of
 
 __all__ = ["CvtColorMat", "NormalizeMat"]
 

@@ -15,14 +15,14 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 
-from fastpipe._describe import summarize
-from fastpipe.backend import Backend, Between, Request
+from fastpipe.contract import Backend, Between, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
 from fastpipe.kernels import cpu
+from fastpipe.summaries import summarize
 
-from ._fitting import fitted
-from ._image_requests import LARGEST_SIDE, PerRequest, Pixels, Side, pixels_of
-from ._numbers import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
+from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
+from .fitting import fitted
+from .requests import LARGEST_SIDE, PerRequest, Pixels, Side, pixels_of
 
 __all__ = [
     "AlignMat",

@@ -14,12 +14,12 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpipe._describe import summarize
-from fastpipe.backend import Backend, Between, Request
+from fastpipe.contract import Backend, Between, Request
 from fastpipe.errors import ItemErrors, KernelError
 from fastpipe.kernels import cpu
+from fastpipe.summaries import summarize
 
-from ._odd_arrays import oddity
+from ..odd_arrays import oddity
 
 __all__ = ["LARGEST_SIDE", "PerRequest", "Pixels", "Side", "color_of", "pixels_of"]
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastpipe._describe import summarize
-from fastpipe.backend import Request
+from fastpipe.contract import Request
 from fastpipe.errors import KernelError
+from fastpipe.summaries import summarize
 
-from ._model_shapes import InputSpec, Limits, Profile, SharedAxes, advice_on_empty, is_within
-from ._numbers import may_overflow, overflow, overflow_error
-from ._odd_arrays import oddity
+from ..odd_arrays import oddity
+from ..ranges import may_overflow, overflow, overflow_error
+from .shapes import InputSpec, Limits, Profile, SharedAxes, advice_on_empty, is_within
 
 __all__ = ["Array", "ModelInputs", "Sample", "UnfitError", "gather", "to_array", "to_torch"]
 

@@ -20,20 +20,20 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import onnxruntime
 
-from fastpipe._cpus import usable_cpu_count
-from fastpipe.backend import Backend, Between, Existing, Request
+from fastpipe.contract import Backend, Between, Existing, Request
+from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
-from ._model_data import Array, ModelInputs, Sample, gather, to_torch
-from ._model_runs import Group, bucket_of, run_in_groups
-from ._model_shapes import InputSpec, Profile, make_profiles
-from ._model_source import open_model
-from ._onnx_files import weights_beside
-from ._onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
-from ._onnx_rows import read_graph
-from ._postprocessors import find_postprocessor, postprocess
-from ._row_proof import COARSE, FINE, Output, prove_once, prove_rows
 from .encrypted import ModelKey
+from .inputs import Array, ModelInputs, Sample, gather, to_torch
+from .onnx_files import weights_beside
+from .onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
+from .onnx_rows import read_graph
+from .postprocessors import find_postprocessor, postprocess
+from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
+from .runs import Group, bucket_of, run_in_groups
+from .shapes import InputSpec, Profile, make_profiles
+from .source import open_model
 
 __all__ = ["OnnxTensor"]
 
@@ -77,7 +77,7 @@ class OnnxTensor(Backend):
     converted to another type).
 
     Args:
-        model: an ``.onnx`` file, or the content of one; it may be encrypted, see ``fastpipe.backends.encrypted``.
+        model: an ``.onnx`` file, or the content of one; it may be encrypted, see ``fastpipe.backends.model.encrypted``.
         max: requests in a batch, or largest shapes: ``8``, ``"8x3x224x224"``, inputs separated by ``,``, profiles by
             ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
         min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form. An open axis

@@ -14,8 +14,8 @@ import numpy as np
 
 from fastpipe.errors import ConfigError, MissingExtra
 
-from ._numbers import check_levels
-from ._onnx_files import weights_beside
+from ..ranges import check_levels
+from .onnx_files import weights_beside
 
 if TYPE_CHECKING:
     import onnx

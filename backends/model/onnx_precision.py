@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fastpipe.errors import ConfigError, nearest
 
-from ._onnx_graph import prepare
+from .onnx_graph import prepare
 
 __all__ = ["Precision", "with_precision"]
 

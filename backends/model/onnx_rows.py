@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._row_proof import COARSE, FINE, Output
+from .row_proof import COARSE, FINE, Output
 
 if TYPE_CHECKING:
     import onnx

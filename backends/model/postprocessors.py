@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpipe.backend import Request
+from fastpipe.contract import Request
 from fastpipe.errors import BackendError, ConfigError, nearest
 
 __all__ = ["Postprocessor", "find_postprocessor", "postprocess"]

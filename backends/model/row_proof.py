@@ -26,8 +26,8 @@ import numpy as np
 
 from fastpipe.errors import ConfigError
 
-from ._model_data import Array
-from ._model_shapes import InputSpec, Profile
+from .inputs import Array
+from .shapes import InputSpec, Profile
 
 __all__ = ["COARSE", "FINE", "Output", "prove_once", "prove_rows"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from fastpipe.backend import Request
+from fastpipe.contract import Request
 from fastpipe.errors import ItemErrors, KernelError
 
-from ._model_data import ModelInputs, Sample, UnfitError
+from .inputs import ModelInputs, Sample, UnfitError
 
 __all__ = ["Group", "bucket_of", "run_in_groups"]
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from fastpipe.errors import ConfigError
 
-from ._onnx_files import weights_beside
 from .encrypted import KEY_VARIABLE, ModelKey, decrypt, find_key, is_encrypted
+from .onnx_files import weights_beside
 
 __all__ = ["ModelSource", "fingerprint", "open_model"]
 

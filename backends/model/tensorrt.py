@@ -20,26 +20,26 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from fastpipe.backend import Backend, Between, Existing, Request
+from fastpipe.contract import Backend, Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError, KernelError, MissingExtra
 
-from ._engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
-from ._model_data import Array, ModelInputs, Sample, UnfitError, to_array
-from ._model_runs import Group, bucket_of, run_in_groups
-from ._model_shapes import InputSpec, Profile, make_profiles
-from ._model_source import ModelSource, fingerprint, open_model
-from ._numbers import overflow_error
-from ._onnx_graph import RAW_SUFFIX
-from ._onnx_precision import Precision, with_precision
-from ._onnx_rows import Graph, read_graph
-from ._places import claim_gpu, place_of
-from ._postprocessors import find_postprocessor, postprocess
-from ._row_proof import COARSE, Output, prove_rows
-from ._streams import InstanceStream, hand_over
-from ._tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
-from ._torch_arrays import Unreadable, all_finite, as_tensor, overflow_in
-from ._torch_gpu import torch_gpu
+from ..gpu.devices import claim_gpu, place_of
+from ..gpu.streams import InstanceStream, hand_over
+from ..gpu.torch_devices import torch_gpu
+from ..ranges import overflow_error
+from ..tensor.arrays import Unreadable, all_finite, as_tensor, overflow_in
 from .encrypted import ModelKey, decrypt, encrypt
+from .engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
+from .inputs import Array, ModelInputs, Sample, UnfitError, to_array
+from .onnx_graph import RAW_SUFFIX
+from .onnx_precision import Precision, with_precision
+from .onnx_rows import Graph, read_graph
+from .postprocessors import find_postprocessor, postprocess
+from .row_proof import COARSE, Output, prove_rows
+from .runs import Group, bucket_of, run_in_groups
+from .shapes import InputSpec, Profile, make_profiles
+from .source import ModelSource, fingerprint, open_model
+from .tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
 
 __all__ = ["TensorrtTensor"]
 
@@ -73,7 +73,7 @@ class TensorrtTensor(Backend):
     GIL is given up a few times per batch.
 
     Args:
-        model: an ``.onnx`` file, or the content of one; it may be encrypted, see ``fastpipe.backends.encrypted``.
+        model: an ``.onnx`` file, or the content of one; it may be encrypted, see ``fastpipe.backends.model.encrypted``.
         max: requests in a batch, or largest shapes: ``8``, ``"8x3x224x224"``, inputs separated by ``,``, profiles by
             ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
         min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.

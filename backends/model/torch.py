@@ -18,23 +18,23 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from fastpipe.backend import Backend, Between, Existing, Request
+from fastpipe.contract import Backend, Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError
 
-from ._handed_on import Row
-from ._model_data import Array, UnfitError, to_array
-from ._model_runs import bucket_of, run_in_groups
-from ._numbers import check_levels
-from ._places import Claim, claim_gpu, place_of
-from ._postprocessors import find_postprocessor, postprocess
-from ._row_proof import COARSE, FINE, Output, prove_rows
-from ._streams import InstanceStream, hand_over
-from ._torch_arrays import all_finite
-from ._torch_files import Loaded, describe, load
-from ._torch_gpu import torch_gpu
-from ._torch_graphs import Graphs, Staging, flatten
-from ._torch_inputs import TorchInputs, is_image
-from ._torch_programs import FLAT_OUTPUTS
+from ..gpu.devices import Claim, claim_gpu, place_of
+from ..gpu.handed_on import Row
+from ..gpu.streams import InstanceStream, hand_over
+from ..gpu.torch_devices import torch_gpu
+from ..ranges import check_levels
+from ..tensor.arrays import all_finite
+from .inputs import Array, UnfitError, to_array
+from .postprocessors import find_postprocessor, postprocess
+from .row_proof import COARSE, FINE, Output, prove_rows
+from .runs import bucket_of, run_in_groups
+from .torch_files import Loaded, describe, load
+from .torch_graphs import Graphs, Staging, flatten
+from .torch_inputs import TorchInputs, is_image
+from .torch_programs import FLAT_OUTPUTS
 
 __all__ = ["TorchTensor"]
 

@@ -20,11 +20,11 @@ import torch
 
 from fastpipe.errors import ConfigError
 
-from ._model_shapes import InputSpec
-from ._row_proof import Output
-from ._torch_archives import Suspicious, harmless_copy, kind_of
-from ._torch_programs import SizeRules, read_program
-from ._torch_rows import outputs_of
+from .row_proof import Output
+from .shapes import InputSpec
+from .torch_archives import Suspicious, harmless_copy, kind_of
+from .torch_programs import SizeRules, read_program
+from .torch_rows import outputs_of
 
 __all__ = ["Loaded", "describe", "load"]
 

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastpipe._describe import summarize
-from fastpipe.backend import Request
+from fastpipe.contract import Request
 from fastpipe.errors import ConfigError, KernelError
+from fastpipe.summaries import summarize
 
-from ._model_data import UnfitError, _describe_item, to_array
-from ._model_shapes import InputSpec, Profile, advice_on_empty, is_within, make_profiles
-from ._numbers import overflow_error
-from ._torch_arrays import Unreadable, as_tensor, is_ordinary, overflow_in
-from ._torch_files import Loaded
+from ..ranges import overflow_error
+from ..tensor.arrays import Unreadable, as_tensor, is_ordinary, overflow_in
+from .inputs import UnfitError, _describe_item, to_array
+from .shapes import InputSpec, Profile, advice_on_empty, is_within, make_profiles
+from .torch_files import Loaded
 
 __all__ = ["Fit", "Sample", "TorchInputs", "is_image"]
 

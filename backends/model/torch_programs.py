@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fastpipe.errors import ConfigError
 
-from ._model_shapes import InputSpec
+from .shapes import InputSpec
 
 __all__ = ["FLAT_OUTPUTS", "Program", "SizeRules", "read_program"]
 

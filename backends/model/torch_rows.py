@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ._model_shapes import InputSpec
-from ._row_proof import Output
+from .row_proof import Output
+from .shapes import InputSpec
 
 __all__ = ["outputs_of"]
 

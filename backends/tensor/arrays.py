@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch.utils import dlpack
 
-from ._numbers import overflow
-from ._odd_arrays import oddity
+from ..odd_arrays import oddity
+from ..ranges import overflow
 
 __all__ = ["Unreadable", "all_finite", "as_tensor", "from_numpy", "is_ordinary", "overflow_in"]
 

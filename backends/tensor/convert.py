@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from fastpipe.backend import Backend, Between, Request
+from fastpipe.contract import Backend, Between, Request
 from fastpipe.errors import ItemErrors, KernelError
 
-from ._odd_arrays import oddity
-from ._places import claim_gpu, place_of
-from ._torch_arrays import Unreadable, from_numpy
-from ._torch_gpu import torch_gpu
+from ..gpu.devices import claim_gpu, place_of
+from ..gpu.torch_devices import torch_gpu
+from ..odd_arrays import oddity
+from .arrays import Unreadable, from_numpy
 
 __all__ = ["Mat2CpuTensor", "Mat2GpuTensor", "Mat2Tensor", "Tensor2Mat", "Tensor2Vector"]
 

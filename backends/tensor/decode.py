@@ -2,7 +2,7 @@
 
     {"backend": "S[DecodeTensor,ResizeNormalizeTensor,SyncTensor]", "resize_h": 224, "resize_w": 224}
 
-``_nvimagecodec`` decodes on the GPU; whatever that does not take goes to ``DecodeMat``, on threads of the CPU.
+``nvimagecodec`` decodes on the GPU; whatever that does not take goes to ``DecodeMat``, on threads of the CPU.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastpipe._cpus import usable_cpu_count
-from fastpipe.backend import Backend, Between, Request
+from fastpipe.contract import Backend, Between, Request
+from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import ConfigError, DecodeError, ItemErrors, MissingExtra
 
-from . import _nvimagecodec
-from ._handed_on import Pixels
-from ._image_header import ImageHeader, read_header
-from ._numbers import MOST_PIXELS, MaxPixels
-from ._nvimagecodec import SUCCESS, BatchDecoder, Picture, status_name
-from ._places import claim_gpu, place_of
-from ._streams import InstanceStream, hand_over
-from ._torch_gpu import torch_gpu
+from ..gpu.devices import claim_gpu, place_of
+from ..gpu.handed_on import Pixels
+from ..gpu.streams import InstanceStream, hand_over
+from ..gpu.torch_devices import torch_gpu
+from ..image.header import ImageHeader, read_header
+from ..ranges import MOST_PIXELS, MaxPixels
+from .nvimagecodec import SUCCESS, BatchDecoder, Picture, status_name
 
 __all__ = ["DecodeTensor"]
 
@@ -125,7 +124,7 @@ class DecodeTensor(Backend):
         max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
         try:
-            from .image_codec import MOST_SCANS, DecodeMat
+            from ..image.codec import MOST_SCANS, DecodeMat
         except ImportError as error:
             raise MissingExtra("DecodeTensor", "cpu", error) from error
         self.max_batch = max
@@ -146,7 +145,7 @@ class DecodeTensor(Backend):
         self._decoder: BatchDecoder | None = None
         if hybrid != "cpu":
             self._decoder = BatchDecoder(
-                _nvimagecodec.load(),
+                nvimagecodec.load(),
                 device=device_id,
                 max_batch=max,
                 color=color,
@@ -180,7 +179,7 @@ class DecodeTensor(Backend):
             raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
 
     def feed(self, following: Backend) -> None:
-        from .tensor_preprocess import ResizeNormalizeTensor
+        from .preprocess import ResizeNormalizeTensor
 
         self._gives_pixels = type(following) is ResizeNormalizeTensor  # what extends it expects what is documented
         if self._gives_pixels:

@@ -19,19 +19,19 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from fastpipe._describe import summarize
-from fastpipe.backend import Backend, Between, Request
+from fastpipe.contract import Backend, Between, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
+from fastpipe.summaries import summarize
 
-from ._fitting import fitted
-from ._image_requests import LARGEST_SIDE, Side
-from ._numbers import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
-from ._odd_arrays import oddity
-from ._places import claim_gpu, place_of
-from ._streams import InstanceStream, hand_over
-from ._torch_arrays import Unreadable, from_numpy
-from ._torch_gpu import torch_gpu
-from .basic import without_long_names
+from ..basic import without_long_names
+from ..gpu.devices import claim_gpu, place_of
+from ..gpu.streams import InstanceStream, hand_over
+from ..gpu.torch_devices import torch_gpu
+from ..image.fitting import fitted
+from ..image.requests import LARGEST_SIDE, Side
+from ..odd_arrays import oddity
+from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
+from .arrays import Unreadable, from_numpy
 
 __all__ = [
     "CopyMakeBorderTensor",

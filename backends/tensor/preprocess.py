@@ -9,18 +9,18 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from fastpipe._describe import summarize
-from fastpipe.backend import Backend, Between, Request
+from fastpipe.contract import Backend, Between, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 from fastpipe.kernels import cuda
 from fastpipe.kernels._arguments import check_levels
+from fastpipe.summaries import summarize
 
-from ._handed_on import Pixels, Row
-from ._numbers import MOST_PIXELS, MaxPixels, check_results, check_size
-from ._odd_arrays import oddity
-from ._places import claim_gpu, place_of
-from ._streams import InstanceStream, hand_over
-from ._torch_gpu import torch_gpu
+from ..gpu.devices import claim_gpu, place_of
+from ..gpu.handed_on import Pixels, Row
+from ..gpu.streams import InstanceStream, hand_over
+from ..gpu.torch_devices import torch_gpu
+from ..odd_arrays import oddity
+from ..ranges import MOST_PIXELS, MaxPixels, check_results, check_size
 
 __all__ = ["ResizeNormalizeTensor"]
 
@@ -146,7 +146,7 @@ class ResizeNormalizeTensor(Backend):
             raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
 
     def feed(self, following: Backend) -> None:
-        from .torch_model import TorchTensor
+        from ..model.torch import TorchTensor
 
         self._gives_rows = type(following) is TorchTensor and self.array == "torch"
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastpipe._plan import StepPlan
-from fastpipe._secrets import lines_without
-from fastpipe._values import constructor_parameters, names_existing
-from fastpipe.config import BYTE_ORDER_MARK, ONE_NODE_NAME, NodeConfig, examine
+from fastpipe.config.nodes import BYTE_ORDER_MARK, ONE_NODE_NAME, NodeConfig, examine
+from fastpipe.config.plan import StepPlan
+from fastpipe.config.values import constructor_parameters, names_existing
 from fastpipe.errors import ConfigError, Mistake
+from fastpipe.redaction import lines_without
 
 __all__ = ["Finding", "Report", "check"]
 
@@ -105,7 +105,7 @@ def check(path: Path, *, builds: bool = False) -> Report:
 
 
 def _examined(written: dict[str, Any], path: Path) -> tuple[Sequence[NodeConfig], Sequence[Mistake], Sequence[str]]:
-    from fastpipe._wiring import add_mistakes_of_the_graph  # here, since it loads the engine
+    from fastpipe.config.wiring import add_mistakes_of_the_graph  # here, since it loads the engine
 
     with _modules_beside(path):
         nodes, problems, remarks = examine(written, {}, path.absolute().parent)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastpipe.config.registry import distrusting
 from fastpipe.errors import PipeError
 from fastpipe.pipe import Pipe
-from fastpipe.registry import distrusting
 
 __all__ = ["pipe_named", "pipe_of_record"]
 

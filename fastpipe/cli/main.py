@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastpipe._faults import text_of
-from fastpipe._terminal import Escaping, complain, escaped, escaped_line, print_rich
+from fastpipe.cli.terminal import Escaping, complain, escaped, escaped_line, print_rich
 from fastpipe.errors import PipeError
+from fastpipe.faults import text_of
 
 if TYPE_CHECKING:
-    from fastpipe.check import Finding, Report
-    from fastpipe.picture import Picture
+    from fastpipe.cli.check import Finding, Report
+    from fastpipe.show.picture import Picture
 
 __all__ = ["main"]
 
@@ -116,12 +116,12 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     )
     # The arguments of these come with modules that the others do not need.
     if "debug" in given[:1]:
-        from fastpipe import prompt
+        from fastpipe.cli import prompt
 
         prompt.add_arguments(debug)
         debug.set_defaults(run=prompt.run)
     if "replay" in given[:1]:
-        from fastpipe import replay as replaying
+        from fastpipe.cli import replay as replaying
 
         replaying.add_arguments(replay)
         replay.set_defaults(run=replaying.run, runs_own_code=replaying.is_trusted)
@@ -160,10 +160,10 @@ def _graph(options: argparse.Namespace) -> int:
 
 
 def _picture_of(path: Path) -> Picture:
-    from fastpipe._building import jumps_of
-    from fastpipe.config import load
-    from fastpipe.graph import compile_graph
-    from fastpipe.picture import Picture
+    from fastpipe.config.graph import compile_graph
+    from fastpipe.config.nodes import load
+    from fastpipe.instances.building import jumps_of
+    from fastpipe.show.picture import Picture
 
     with warnings.catch_warnings():  # `check` shows them
         warnings.simplefilter("ignore")
@@ -172,7 +172,7 @@ def _picture_of(path: Path) -> Picture:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from fastpipe.check import check
+    from fastpipe.cli.check import check
 
     reports = [check(path, builds=options.build) for path in options.files]
     for report in reports:
@@ -215,7 +215,7 @@ def _show_summary(report: Report) -> None:
 def _schema(options: argparse.Namespace) -> int:
     import json
 
-    from fastpipe.schema import schema
+    from fastpipe.cli.schema import schema
 
     _put(json.dumps(schema(), indent=2) + "\n", options.output)
     return FINE

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastpipe._terminal import show
+from fastpipe.cli.terminal import show
 from fastpipe.errors import PipeError, UnknownNode, nearest
 
 if TYPE_CHECKING:
-    from fastpipe.debugger import Debugger
+    from fastpipe.debug.debugger import Debugger
 
 __all__ = ["add_arguments", "interact", "run"]
 

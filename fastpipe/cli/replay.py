@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastpipe import _comparison, _records
-from fastpipe._describe import type_name
-from fastpipe._loading import pipe_named, pipe_of_record
-from fastpipe._terminal import complain, escaped_line, show
+from fastpipe.cli.loading import pipe_named, pipe_of_record
+from fastpipe.cli.prompt import interact
+from fastpipe.cli.terminal import complain, escaped_line, show
+from fastpipe.debug import comparison, record_files
+from fastpipe.debug.recorder import message_of, secrets_of, sha256_of
 from fastpipe.errors import PipeError
 from fastpipe.pipe import Pipe
-from fastpipe.prompt import interact
-from fastpipe.recorder import message_of, secrets_of, sha256_of
+from fastpipe.summaries import type_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -97,7 +97,7 @@ def _told(outcome: Outcome) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``fastpipe replay`` takes."""
     parser.add_argument(
-        "paths", metavar="PATH", nargs="+", type=Path, help=f"records (*{_records.SUFFIX}), or directories of them"
+        "paths", metavar="PATH", nargs="+", type=Path, help=f"records (*{record_files.SUFFIX}), or directories of them"
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -119,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=_comparison.TOLERANCE,
+        default=comparison.TOLERANCE,
         help="by how much numbers of an answer may differ: relatively, below 1 absolutely (default: %(default)s)",
     )
 
@@ -154,9 +154,9 @@ def records_in(paths: Iterable[Path]) -> Iterable[Path]:
                 raise FileNotFoundError(f"there is no {str(path)!r}")
             yield path
             continue
-        found = sorted(path.glob(f"[!.]*{_records.SUFFIX}"))
+        found = sorted(path.glob(f"[!.]*{record_files.SUFFIX}"))
         if not found:
-            raise FileNotFoundError(f"{str(path)!r} has no records (*{_records.SUFFIX})")
+            raise FileNotFoundError(f"{str(path)!r} has no records (*{record_files.SUFFIX})")
         yield from found
 
 
@@ -170,7 +170,7 @@ class _Pipes:
         self.allow_missing: bool = arguments.allow_missing
         self.built: dict[str, Pipe] = {}
 
-    def of(self, record: _records.Record) -> Pipe:
+    def of(self, record: record_files.Record) -> Pipe:
         configuration = record.manifest.get("configuration") or {}
         is_of_record = self.name is None and (self.config is None or self.trust)
         key = json.dumps(configuration, sort_keys=True) if is_of_record else ""
@@ -182,7 +182,7 @@ class _Pipes:
             )
         return self.built[key]
 
-    def remark(self, record: _records.Record) -> str:
+    def remark(self, record: record_files.Record) -> str:
         """What makes this pipe another one than the record's."""
         configuration = record.manifest.get("configuration") or {}
         path = configuration.get("file")
@@ -201,7 +201,7 @@ class _Pipes:
 def _outcome(path: Path, pipes: _Pipes, arguments: argparse.Namespace) -> Outcome:
     recorded = "?"
     try:
-        record = _records.read(path, pickle=arguments.pickle)
+        record = record_files.read(path, pickle=arguments.pickle)
         recorded = _recorded(record)
         if record.lost and not arguments.allow_missing:
             missing = "; ".join(record.lost)
@@ -218,7 +218,7 @@ def _in_words(error: Exception) -> str:
     return message_of(error) if isinstance(error, PipeError | OSError) else f"{type_name(error)}: {message_of(error)}"
 
 
-def _recorded(record: _records.Record) -> str:
+def _recorded(record: record_files.Record) -> str:
     error = record.manifest.get("error")
     if error is None:
         return "answered"
@@ -227,10 +227,10 @@ def _recorded(record: _records.Record) -> str:
 
 
 def replay(
-    record: _records.Record,
+    record: record_files.Record,
     pipe: Pipe,
     *,
-    tolerance: float = _comparison.TOLERANCE,
+    tolerance: float = comparison.TOLERANCE,
     debug: bool = False,
     remark: str = "",
 ) -> Outcome:
@@ -265,7 +265,7 @@ def _called(pipe: Pipe, request: dict[str, Any], entry: str | None) -> BaseExcep
 
 
 def _debugged(
-    record: _records.Record, pipe: Pipe, request: dict[str, Any], node: str | None
+    record: record_files.Record, pipe: Pipe, request: dict[str, Any], node: str | None
 ) -> tuple[BaseException | None, bool]:
     with pipe.debug() as debugger:
         if node is not None and any(config.name == node for config in pipe._configs):
@@ -277,7 +277,7 @@ def _debugged(
 
 
 def _difference(
-    record: _records.Record, request: dict[str, Any], error: BaseException | None, message: str, tolerance: float
+    record: record_files.Record, request: dict[str, Any], error: BaseException | None, message: str, tolerance: float
 ) -> str:
     """What is not as it was; empty: it reproduces."""
     then = record.manifest.get("error")
@@ -285,17 +285,17 @@ def _difference(
         told = f"now {_last(type_name(error))}: {_first_line(message)}"
         if then is None or then["type"] != type_name(error):
             return told
-        same = _comparison.without_addresses(then["message"]) == _comparison.without_addresses(message)
+        same = comparison.without_addresses(then["message"]) == comparison.without_addresses(message)
         return "" if same else told
     if then is not None:
         return "now answered"
     has_pickles = any(name.endswith(".pickle") for name in record.members)
-    encoded, members = _records.encode({"answer": request}, pickle=has_pickles)
-    return _comparison.same(record.manifest.get("answer"), record.members, encoded["answer"], members, tolerance)
+    encoded, members = record_files.encode({"answer": request}, pickle=has_pickles)
+    return comparison.same(record.manifest.get("answer"), record.members, encoded["answer"], members, tolerance)
 
 
 def _name(path: Path) -> str:
-    return path.name.removesuffix(_records.SUFFIX)
+    return path.name.removesuffix(record_files.SUFFIX)
 
 
 def _last(dotted: str) -> str:

@@ -1,6 +1,6 @@
 """A JSON schema (draft 2020-12) of configurations, for editors: made from what the code itself goes by.
 
-The scheduler's keys have the types and limits that :mod:`fastpipe.config` checks, and the parameters of the box's
+The scheduler's keys have the types and limits that :mod:`fastpipe.config.nodes` checks, and the parameters of the box's
 backends those of their constructors. A node's parameters are held against a backend only where all names in its
 ``backend`` ship with fastpipe: what a backend of the user's takes, a schema cannot know. Where the schema and
 ``fastpipe check`` differ, the schema is the one that lets pass.
@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from fastpipe import config, registry
-from fastpipe._plan import SCHEDULER_KEYS
-from fastpipe._values import _LISTS, Parameter, constructor_parameters
-from fastpipe.backend import Backend, Between, Container
+from fastpipe.config import nodes, registry
+from fastpipe.config.plan import SCHEDULER_KEYS
+from fastpipe.config.values import _LISTS, Parameter, constructor_parameters
+from fastpipe.contract import Backend, Between, Container
 from fastpipe.errors import MissingExtra
 
 __all__ = ["schema"]
@@ -59,15 +59,15 @@ _SCHEDULER: dict[str, tuple[str, Schema]] = {
     ),
 }
 _ANNOTATIONS: dict[str, Any] = {
-    "instance_num": config._INSTANCES,
-    "batching_timeout": config._TIMEOUT_MS,
-    "batching": Literal[config.BATCHING_RULES],
+    "instance_num": nodes._INSTANCES,
+    "batching_timeout": nodes._TIMEOUT_MS,
+    "batching": Literal[nodes.BATCHING_RULES],
     "preferred_batch_sizes": list[Annotated[int, Between(1, 1 << 20)]],
-    "restart_limit": config._RESTARTS,
-    "max_queue": config._QUEUE,
-    "max_queue_bytes": config._BYTES,
-    "when_full": Literal[config.WHEN_FULL],
-    "hang_timeout": config._SECONDS,
+    "restart_limit": nodes._RESTARTS,
+    "max_queue": nodes._QUEUE,
+    "max_queue_bytes": nodes._BYTES,
+    "when_full": Literal[nodes.WHEN_FULL],
+    "hang_timeout": nodes._SECONDS,
 }
 _PIPE_KEYS = {
     "request_timeout": "Seconds a request may take that says nothing itself.",
@@ -87,7 +87,7 @@ def schema() -> Schema:
     backends = _backends()
     parameters = {name: _parameters(backend) for name, backend in backends.items()}
     scheduler = {key: _described(*_SCHEDULER[key], _ANNOTATIONS.get(key)) for key in SCHEDULER_KEYS}
-    of_all: Schema = {key: _described(_PIPE_KEYS[key], {}, config.PIPE_KEYS[key][1]) for key in config.PIPE_KEYS}
+    of_all: Schema = {key: _described(_PIPE_KEYS[key], {}, nodes.PIPE_KEYS[key][1]) for key in nodes.PIPE_KEYS}
     taken = {parameter for backend in backends.values() for parameter in _takes(backend)}
     known: Schema = {
         "anyOf": [{"enum": [*SCHEDULER_KEYS, *sorted(taken - {*SCHEDULER_KEYS})]}, {"pattern": r"::|^\d+$"}]

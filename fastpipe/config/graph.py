@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fastpipe.config import MapEntry, NodeConfig
+from fastpipe.config.nodes import MapEntry, NodeConfig
 from fastpipe.errors import GraphError, Mistake, nearest
 from fastpipe.filters import Status
 

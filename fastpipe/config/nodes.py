@@ -18,13 +18,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from fastpipe._plan import PASSED_ON, SCHEDULER_KEYS, Problems, StepPlan, TreePlanner, is_grafting, resolve_filter
-from fastpipe._proxies import proxied
-from fastpipe._secrets import looks_secret
-from fastpipe._values import BadValue, coerce, own_copy
-from fastpipe.backend import Between
-from fastpipe.backends.composites import Composite
+from fastpipe.backends.flow.composites import Composite
+from fastpipe.config.plan import PASSED_ON, SCHEDULER_KEYS, Problems, StepPlan, TreePlanner, is_grafting, resolve_filter
+from fastpipe.config.sub_graphs import proxied
+from fastpipe.config.values import BadValue, coerce, own_copy
+from fastpipe.contract import Between
 from fastpipe.errors import ConfigError, Mistake, nearest
+from fastpipe.redaction import looks_secret
 
 __all__ = ["MapEntry", "NodeConfig", "PipeConfig", "StepPlan", "examine", "load"]
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from fastpipe._secrets import looks_secret, text_without
 from fastpipe.errors import ConfigError
+from fastpipe.redaction import looks_secret, text_without
 
 __all__ = ["Sequential", "Step", "as_step", "parse", "parse_steps"]
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fastpipe import registry
-from fastpipe._secrets import looks_secret
-from fastpipe._values import BadValue, Parameter, coerce, constructor_parameters, own_copy
-from fastpipe.backend import Backend, Child, Container, Request
+from fastpipe.config import registry
+from fastpipe.config.notation import Step, as_step, parse_steps
+from fastpipe.config.values import BadValue, Parameter, coerce, constructor_parameters, own_copy
+from fastpipe.contract import Backend, Child, Container, Request
 from fastpipe.errors import ConfigError, MissingExtra, Mistake, nearest
-from fastpipe.expression import Step, as_step, parse_steps
 from fastpipe.filters import find_filter
+from fastpipe.redaction import looks_secret
 
 __all__ = ["PASSED_ON", "SCHEDULER_KEYS", "Problems", "StepPlan", "TreePlanner", "is_grafting", "resolve_filter"]
 

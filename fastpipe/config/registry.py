@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from fastpipe._forks import ProcessLock
-from fastpipe.backend import Backend
+from fastpipe.contract import Backend
 from fastpipe.errors import ConfigError, MissingExtra, nearest
+from fastpipe.forks import ProcessLock
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -30,31 +30,32 @@ ENTRY_POINT_GROUP = "fastpipe.backends"
 _BOX = {
     "basic": "Identity PyIdentity=Identity Pow Sleep Add Copy cp=Copy Move mv=Move Remove Del=Remove rm=Remove "
     "ThrowIfNoResult RuntimeError=RaiseRuntimeError Logger ReadFile",
-    "catsplit": "CatSplit Concatenate SplitRows",
-    "composites": "Range",
-    "conditions": "HasKey NotHasKey Random",
-    "containers": "Sequential S=Sequential SequentialV0=Sequential S_v0=Sequential",
-    "control": "Jump MapReduce Proxy",
-    "image_codec": "DecodeMat SaveMat",
-    "image_color": "CvtColorMat NormalizeMat",
-    "image_geometry": "ResizeMat PillowResizeMat ResizePadMat TopLeftResizeMat=ResizePadMat LetterBoxMat "
+    "flow.catsplit": "CatSplit Concatenate SplitRows",
+    "flow.composites": "Range",
+    "flow.conditions": "HasKey NotHasKey Random",
+    "flow.sequential": "Sequential S=Sequential SequentialV0=Sequential S_v0=Sequential",
+    "flow.graphs": "Jump MapReduce Proxy",
+    "image.codec": "DecodeMat SaveMat",
+    "image.color": "CvtColorMat NormalizeMat",
+    "image.geometry": "ResizeMat PillowResizeMat ResizePadMat TopLeftResizeMat=ResizePadMat LetterBoxMat "
     "ResizeCenterPadMat=LetterBoxMat DynamicResizeMat AlignMat CropMat CropResizeMat PerspectiveTransformMat",
-    "onnx": "OnnxTensor",
-    "synchronization": "SyncTensor StreamGuard=SyncTensor TensorSync=SyncTensor Torch",
-    "tensor": "Mat2Tensor Mat2CpuTensor Mat2GpuTensor Tensor2Mat Tensor2Vector",
-    "tensor_decode": "DecodeTensor",
-    "tensor_ops": "CvtColorTensor ResizeTensor PillowResizeTensor ResizePadTensor CropTensor CopyMakeBorderTensor "
+    "model.onnx": "OnnxTensor",
+    "gpu.synchronization": "SyncTensor StreamGuard=SyncTensor TensorSync=SyncTensor Torch",
+    "tensor.convert": "Mat2Tensor Mat2CpuTensor Mat2GpuTensor Tensor2Mat Tensor2Vector",
+    "tensor.decode": "DecodeTensor",
+    "tensor.geometry": "CvtColorTensor ResizeTensor PillowResizeTensor ResizePadTensor CropTensor CopyMakeBorderTensor "
     "WarpAffineTensor GpuTensor CpuTensor SaveTensor LoadTensor",
-    "tensor_preprocess": "ResizeNormalizeTensor",
-    "tensorrt": "TensorrtTensor",
-    "torch_model": "TorchTensor",
+    "tensor.preprocess": "ResizeNormalizeTensor",
+    "model.tensorrt": "TensorrtTensor",
+    "model.torch": "TorchTensor",
 }
 
 # What to install where a module of the box cannot be imported for want of an optional library.
 _EXTRAS = {
-    **dict.fromkeys(("image_codec", "image_color", "image_geometry", "onnx"), "cpu"),
-    **dict.fromkeys(("tensor", "tensor_decode", "tensor_ops", "tensor_preprocess", "torch_model"), "torch"),
-    "tensorrt": "tensorrt",
+    **dict.fromkeys(("image.codec", "image.color", "image.geometry", "model.onnx"), "cpu"),
+    **dict.fromkeys(("tensor.convert", "tensor.decode", "tensor.geometry", "tensor.preprocess"), "torch"),
+    "model.torch": "torch",
+    "model.tensorrt": "tensorrt",
 }
 
 
@@ -211,7 +212,7 @@ def _from_object(thing: Any, what: str) -> type[Backend] | Backend:
         return thing
     if not callable(thing) or callable(getattr(thing, "forward", None)):
         raise ConfigError(f"{what} is no backend: subclass fastpipe.Backend, or give a function of one item")
-    from fastpipe._function import backend_from_function
+    from fastpipe.functions import backend_from_function
 
     return backend_from_function(thing)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from fastpipe._plan import Problems, StepPlan
-from fastpipe.backends.control import Proxy, SubGraph, hidden_name
+from fastpipe.backends.flow.graphs import Proxy, SubGraph, hidden_name
+from fastpipe.config.plan import Problems, StepPlan
 from fastpipe.errors import nearest
 
 __all__ = ["proxied"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fastpipe.backend import Between, Existing
+from fastpipe.contract import Between, Existing
 
 __all__ = ["BadValue", "Parameter", "coerce", "constructor_parameters", "own_copy"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fastpipe._building import jumps_of
-from fastpipe._plan import Problems
-from fastpipe.config import NodeConfig
+from fastpipe.config.graph import compile_graph
+from fastpipe.config.nodes import NodeConfig
+from fastpipe.config.plan import Problems
 from fastpipe.errors import GraphError, Mistake
-from fastpipe.graph import compile_graph
+from fastpipe.instances.building import jumps_of
 
 __all__ = ["add_mistakes_of_the_graph"]
 

@@ -6,8 +6,8 @@ import math
 import re
 from typing import Any
 
-from fastpipe import _records
-from fastpipe._describe import summarize
+from fastpipe.debug import record_files
+from fastpipe.summaries import summarize
 
 __all__ = ["TOLERANCE", "same", "without_addresses"]
 
@@ -67,7 +67,7 @@ class _Comparison:
             return self._pairs(inner["fields"], other_inner["fields"], where, ".{}")
         if kind == "dict":
             return self._pairs(inner, other_inner, where, "[{!r}]")
-        if kind in _records.COLLECTIONS:
+        if kind in record_files.COLLECTIONS:
             return self._items(inner, other_inner, where)
         return "" if inner == other_inner else f"{where}: {inner}, now {other_inner}"
 
@@ -92,7 +92,7 @@ class _Comparison:
     def _arrays(self, one: bytes, other: bytes, where: str) -> str:
         import numpy
 
-        a, b = _records.array_of(one, is_scalar=False), _records.array_of(other, is_scalar=False)
+        a, b = record_files.array_of(one, is_scalar=False), record_files.array_of(other, is_scalar=False)
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{where}: {a.dtype} {a.shape}, now {b.dtype} {b.shape}"
         if a.dtype.kind not in "fc":
@@ -104,8 +104,8 @@ class _Comparison:
     def _tensors(self, one: dict[str, Any], other: dict[str, Any], where: str) -> str:
         import torch
 
-        a = _records.tensor_of({**one, "device": "cpu"}, self.ones_members[one["member"]])
-        b = _records.tensor_of({**other, "device": "cpu"}, self.others_members[other["member"]])
+        a = record_files.tensor_of({**one, "device": "cpu"}, self.ones_members[one["member"]])
+        b = record_files.tensor_of({**other, "device": "cpu"}, self.others_members[other["member"]])
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{where}: {a.dtype} {tuple(a.shape)}, now {b.dtype} {tuple(b.shape)}"
         wide = torch.complex128 if a.is_complex() else torch.float64

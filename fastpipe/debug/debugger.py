@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from fastpipe._describe import Summary, summarize_under
-from fastpipe._steps import Arrival, Breakpoint, Condition, History, Step, Stop, place_of
-from fastpipe.backend import Request
+from fastpipe.contract import Request
+from fastpipe.debug.recorder import secrets_of
+from fastpipe.debug.steps import Arrival, Breakpoint, Condition, History, Step, Stop, place_of
 from fastpipe.errors import PipeError, UnknownNode, nearest
 from fastpipe.filters import Status
-from fastpipe.recorder import secrets_of
+from fastpipe.summaries import Summary, summarize_under
 
 if TYPE_CHECKING:
     from fastpipe._core import Stepper
-    from fastpipe.config import NodeConfig
+    from fastpipe.config.nodes import NodeConfig
     from fastpipe.pipe import Pipe
 
 __all__ = ["Arrival", "Breakpoint", "Debugger", "History", "Step", "Stop"]
@@ -330,19 +330,19 @@ class Debugger:
         return f"<fastpipe.Debugger after {len(self._steps)} steps; {self.state}>"
 
     def __str__(self) -> str:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return _debug_views.debugger_text(self)
+        return views.debugger_text(self)
 
     def __rich__(self) -> Any:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return _debug_views.debugger_panel(self)
+        return views.debugger_panel(self)
 
     def _repr_html_(self) -> str:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return _debug_views.debugger_html(self)
+        return views.debugger_html(self)
 
 
 # ---- what the engine tells -------------------------------------------------------------------------------------
@@ -365,10 +365,10 @@ class _Event:
     error: BaseException | None = None
 
     def __str__(self) -> str:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
         what = "" if self.status is None else f" -> {self.status.name}"
-        took = "" if self.ran_s is None else f", {_debug_views.seconds(self.ran_s)}"
+        took = "" if self.ran_s is None else f", {views.seconds(self.ran_s)}"
         failed = "" if self.error is None else f", {type(self.error).__name__}"
         return f"{place_of(self.node, self.part)}{what}{took}{failed}"
 

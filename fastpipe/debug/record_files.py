@@ -27,9 +27,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastpipe._describe import summarize, type_name
-from fastpipe._secrets import DEEPEST, LEFT_OUT, is_secret_pair, looks_secret
 from fastpipe.errors import PipeError
+from fastpipe.redaction import DEEPEST, LEFT_OUT, is_secret_pair, looks_secret
+from fastpipe.summaries import summarize, type_name
 
 __all__ = ["COLLECTIONS", "SUFFIX", "Record", "array_of", "encode", "read", "tensor_of", "write"]
 

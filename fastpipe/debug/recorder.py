@@ -27,11 +27,11 @@ from pathlib import Path
 from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from fastpipe import _records
-from fastpipe._describe import summarize, type_name
-from fastpipe._secrets import LEFT_OUT, Secrets, looks_secret, own_copy_without
-from fastpipe.backend import Request
+from fastpipe.contract import Request
+from fastpipe.debug import record_files
 from fastpipe.errors import PipeClosed, PipeError
+from fastpipe.redaction import LEFT_OUT, Secrets, looks_secret, own_copy_without
+from fastpipe.summaries import summarize, type_name
 
 if TYPE_CHECKING:
     from fastpipe.pipe import Pipe
@@ -252,7 +252,7 @@ class _Writer:
         else:
             self.folder.chmod(OWNERS_FOLDER)  # whatever the umask has taken away
         trial = self.folder / f".{os.getpid()}-{id(self)}.part"
-        trial.touch(_records.OWNER_ONLY, exist_ok=False)
+        trial.touch(record_files.OWNER_ONLY, exist_ok=False)
         trial.unlink()
 
     def work(self) -> None:
@@ -270,7 +270,7 @@ class _Writer:
         values: dict[str, Any] = {"request": ended.inputs}
         if ended.answer is not None:
             values["answer"] = ended.answer
-        encoded, members = _records.encode(values, pickle=self.pickle)
+        encoded, members = record_files.encode(values, pickle=self.pickle)
         node = "" if ended.error is None else _node_of(ended.error)
         manifest = {
             **self.manifest,
@@ -288,12 +288,13 @@ class _Writer:
         }
         stamp = ended.time.strftime("%Y%m%d-%H%M%S-%f")
         what = "answered" if ended.error is None else f"failed-{_NOT_IN_FILE_NAMES.sub('_', node or 'pipe')}"
-        name = f"{stamp}-{os.getpid()}-{self.written + self.failed:06}-{what}{_records.SUFFIX}"
-        _records.write(self.folder / name, manifest, members)
+        name = f"{stamp}-{os.getpid()}-{self.written + self.failed:06}-{what}{record_files.SUFFIX}"
+        record_files.write(self.folder / name, manifest, members)
         self._remove_oldest()
 
     def _remove_oldest(self) -> None:
-        names = sorted(name for name in os.listdir(self.folder) if name.endswith(_records.SUFFIX) and name[0] != ".")
+        suffix = record_files.SUFFIX
+        names = sorted(name for name in os.listdir(self.folder) if name.endswith(suffix) and name[0] != ".")
         for name in names[: -self.limit]:
             (self.folder / name).unlink(missing_ok=True)  # another process may be as tidy
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fastpipe._describe import Summary
-from fastpipe._secrets import Secrets
-from fastpipe.backend import Request
+from fastpipe.contract import Request
 from fastpipe.filters import Status
+from fastpipe.redaction import Secrets
+from fastpipe.summaries import Summary
 
 __all__ = ["Arrival", "Breakpoint", "Condition", "History", "Step", "Stop", "place_of"]
 
@@ -95,24 +95,24 @@ class Step:
         return "" if self.error is None else self.secrets.left_out_of("".join(traceback.format_exception(self.error)))
 
     def __repr__(self) -> str:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return f"<Step {_debug_views.step_in_a_line(self)}>"
+        return f"<Step {views.step_in_a_line(self)}>"
 
     def __str__(self) -> str:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return _debug_views.step_text(self)
+        return views.step_text(self)
 
     def __rich__(self) -> Any:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return _debug_views.step_panel(self)
+        return views.step_panel(self)
 
     def _repr_html_(self) -> str:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return _debug_views.step_html(self)
+        return views.step_html(self)
 
 
 class History(tuple[Step, ...]):
@@ -121,19 +121,19 @@ class History(tuple[Step, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return _debug_views.history_text(self)
+        return views.history_text(self)
 
     def __rich__(self) -> Any:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return _debug_views.history_table(self)
+        return views.history_table(self)
 
     def _repr_html_(self) -> str:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return _debug_views.history_html(self)
+        return views.history_html(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,19 +154,19 @@ class Stop:
         return f"<Stop after {count} step{'s' if count != 1 else ''}: {self.reason}>"
 
     def __str__(self) -> str:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return _debug_views.stop_text(self)
+        return views.stop_text(self)
 
     def __rich__(self) -> Any:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return _debug_views.stop_panel(self)
+        return views.stop_panel(self)
 
     def _repr_html_(self) -> str:
-        from fastpipe import _debug_views
+        from fastpipe.debug import views
 
-        return _debug_views.stop_html(self)
+        return views.stop_html(self)
 
 
 @dataclass(eq=False)

@@ -9,16 +9,16 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastpipe._describe import summarize, summarize_under
 from fastpipe.filters import Status
+from fastpipe.summaries import summarize, summarize_under
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from fastpipe._steps import Step, Stop
-    from fastpipe.backend import Request
-    from fastpipe.debugger import Debugger
+    from fastpipe.contract import Request
+    from fastpipe.debug.debugger import Debugger
+    from fastpipe.debug.steps import Step, Stop
 
 __all__ = [
     "debugger_html", "debugger_panel", "debugger_text", "history_html", "history_table", "history_text", "seconds",

@@ -16,7 +16,7 @@ from libcpp cimport bool as c_bool
 from libcpp.atomic cimport atomic, memory_order, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_seq_cst
 from libcpp.vector cimport vector
 
-cdef extern from "_futex.hpp" namespace "fastpipe" nogil:
+cdef extern from "engine/futex.hpp" namespace "fastpipe" nogil:
     ctypedef atomic[uint32_t] Word
     int64_t now_ns() noexcept
     int64_t kernel_now_ns() noexcept

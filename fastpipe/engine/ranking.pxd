@@ -16,7 +16,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t
 from libcpp cimport bool as c_bool
 from libcpp.atomic cimport memory_order_relaxed
 
-from fastpipe._inbox cimport LINKS_ABOVE, Ticket
+from fastpipe.engine.inbox cimport LINKS_ABOVE, Ticket
 
 
 cdef struct Ranked:

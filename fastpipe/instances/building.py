@@ -10,13 +10,13 @@ from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastpipe import _core
-from fastpipe._workers import Worker, serve_shared, serve_thread_bound
-from fastpipe.backend import Backend, Request, Site, building
-from fastpipe.backends.control import SubGraph
-from fastpipe.config import NodeConfig, StepPlan
+from fastpipe.backends.flow.graphs import SubGraph
+from fastpipe.config.graph import Graph
+from fastpipe.config.nodes import NodeConfig, StepPlan
+from fastpipe.contract import Backend, Request, Site, building
 from fastpipe.errors import ConfigError, PipeClosed
 from fastpipe.filters import run, swap
-from fastpipe.graph import Graph
+from fastpipe.instances.threads import Worker, serve_shared, serve_thread_bound
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

@@ -10,15 +10,15 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, cast
 
 from fastpipe import _core
-from fastpipe._building import CameBack, build_backend, connect, thread_name
-from fastpipe._faults import text_of
-from fastpipe._workers import Worker, serve_and_close, serve_shared
-from fastpipe.backend import close_all
+from fastpipe.contract import close_all
 from fastpipe.errors import BackendHung, ConfigError, PipeError
+from fastpipe.faults import text_of
+from fastpipe.instances.building import CameBack, build_backend, connect, thread_name
+from fastpipe.instances.threads import Worker, serve_and_close, serve_shared
 
 if TYPE_CHECKING:
-    from fastpipe.backend import Backend
-    from fastpipe.config import StepPlan
+    from fastpipe.config.nodes import StepPlan
+    from fastpipe.contract import Backend
     from fastpipe.pipe import Pipe
 
 __all__ = ["HungInstances"]

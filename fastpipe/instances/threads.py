@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastpipe._core import Latch, Station, ThreadLife, ThreadStart
-from fastpipe.backend import Backend, close_all
+from fastpipe.contract import Backend, close_all
 from fastpipe.errors import PipeError
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from fastpipe import filters
-from fastpipe._layout import Line, Size, lay_out
-from fastpipe.backends.control import SubGraph
-from fastpipe.config import NodeConfig, StepPlan
-from fastpipe.graph import Graph, Source
+from fastpipe.backends.flow.graphs import SubGraph
+from fastpipe.config.graph import Graph, Source
+from fastpipe.config.nodes import NodeConfig, StepPlan
+from fastpipe.show.layout import Line, Size, lay_out
 
 __all__ = ["Picture"]
 

@@ -1,0 +1,1 @@
+"""Which GPU, which stream, and when what is queued there is done."""

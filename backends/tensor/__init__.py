@@ -1,0 +1,1 @@
+"""Images and rows as torch tensors, on the CPU or a GPU."""

@@ -1,0 +1,1 @@
+"""The command ``fastpipe``: draw, check and replay what a file describes."""

@@ -1,0 +1,1 @@
+"""Pictures of a graph: Mermaid, DOT, SVG and text."""
