@@ -44,7 +44,7 @@ FLOORS = [
     ["fastpipe.filters", "fastpipe.summaries"],
     ["fastpipe.errors", "fastpipe.redaction"],
 ]
-"""The house; ``fastpipe`` itself is the package, with its public names. Of two rooms on one floor none knows the other."""
+"""The house; ``fastpipe`` itself is the package, with its public names. Rooms on one floor do not know each other."""
 
 CLIMBS = {
     ("fastpipe._async_map", "fastpipe.pipe"),
@@ -117,7 +117,7 @@ def test_every_module_is_on_a_floor() -> None:
 
 
 def climbs() -> Iterator[tuple[str, str, str]]:
-    """Yield every import that does not go down, for whatever reason it is there: (room, room, the line that says it)."""
+    """Yield every import that does not go down, as (room, room, what to print)."""
     for name, path in modules():
         for imported, line in imports_of(name, path):
             here, there = room_of(name), room_of(imported)

@@ -25,6 +25,7 @@ from ..gpu.streams import InstanceStream, hand_over
 from ..gpu.torch_devices import torch_gpu
 from ..image.header import ImageHeader, read_header
 from ..ranges import MOST_PIXELS, MaxPixels
+from . import nvimagecodec
 from .nvimagecodec import SUCCESS, BatchDecoder, Picture, status_name
 
 __all__ = ["DecodeTensor"]
