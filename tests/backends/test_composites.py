@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import Adds
+from helpers import Adds
 
 from fastpipe import Backend, ConfigError, Container, ItemErrors, Pipe, Request, Sequential, Step
 from fastpipe.backends.flow.composites import Composite, Range, compose

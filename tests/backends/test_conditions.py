@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support import Adds
+from helpers import Adds
 
 from fastpipe import Backend, ConfigError, ItemErrors, Pipe, Request, Step
 from fastpipe.backends.flow.conditions import Choice, HasKey, NotHasKey, Random

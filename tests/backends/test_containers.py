@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import Adds
+from helpers import Adds
 
 from fastpipe.backends.flow.sequential import Sequential
 from fastpipe.config.nodes import load

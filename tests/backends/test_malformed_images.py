@@ -64,7 +64,7 @@ def in_a_process(folder: Path, *arguments: str, **environment: str) -> dict[str,
     current, stderr_path = folder / "current", folder / "stderr.txt"
     with open(stderr_path, "w") as stderr:
         ran = subprocess.run(
-            [sys.executable, Path(__file__).with_name("image_fuzzer.py"), current, *arguments],
+            [sys.executable, str(fuzzer.__file__), current, *arguments],
             stdout=subprocess.PIPE,
             stderr=stderr,
             check=False,

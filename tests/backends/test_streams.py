@@ -7,18 +7,15 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import fake_cuda
 import pytest
 
 import fastpipe
 from fastpipe.backends.gpu.streams import InstanceStream, gpu_count, hand_over
 from fastpipe.backends.gpu.synchronization import SyncTensor
 from fastpipe.errors import ConfigError, MissingExtra
-
-sys.path.append(str(Path(__file__).resolve().parent))
-import fake_cuda
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from fastpipe.backends.tensor import nvimagecodec
 from fastpipe.backends.tensor.nvimagecodec import CPU_ONLY, SUCCESS, BatchDecoder, Library
 from fastpipe.errors import ConfigError, DecodeError, ItemErrors, MissingExtra
 
-HERE = Path(__file__).resolve().parent
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
 def jpeg(width: int, height: int, *words: bytes, channels: int = 3, orientation: int = 1) -> bytes:
@@ -54,7 +54,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nvidia") / "nvimgcodec"
     (folder / "extensions").mkdir(parents=True)
     library = folder / "libnvimgcodec.so.0"
-    command = [compiler, "-shared", "-fPIC", "-O1", str(HERE / "fake_nvimgcodec.c"), "-o", str(library), "-ldl"]
+    command = [compiler, "-shared", "-fPIC", "-O1", str(SUPPORT / "fake_nvimgcodec.c"), "-o", str(library), "-ldl"]
     subprocess.run(command, check=True)
     for name in ("libnvjpeg_ext.so.0.9.0", "libjpeg_turbo_ext.so.0.9.0"):
         shutil.copy(library, folder / "extensions" / name)

@@ -6,19 +6,16 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import emulated_gpu
 import numpy as np
 import pytest
 
 import fastpipe
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 from fastpipe.kernels import _device_arrays, cuda, reference
-
-sys.path.append(str(Path(__file__).resolve().parent))
-import emulated_gpu
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 

@@ -9,7 +9,6 @@ import secrets
 import sys
 import threading
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from fake_tensorrt import MODULES, NAMES, make  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import fastpipe  # noqa: E402
@@ -29,9 +29,6 @@ from fastpipe.backends.model.encrypted import KEY_VARIABLE, encrypt, encrypt_mod
 from fastpipe.backends.model.onnx_precision import with_precision  # noqa: E402
 from fastpipe.backends.model.tensorrt_api import find_library  # noqa: E402
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, MissingExtra  # noqa: E402
-
-sys.path.append(str(Path(__file__).resolve().parent))
-from fake_tensorrt import MODULES, NAMES, make  # noqa: E402
 
 FLOAT = TensorProto.FLOAT
 HANG_S = 60

@@ -18,7 +18,7 @@ from fastpipe.config.values import BadValue, coerce
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed here")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

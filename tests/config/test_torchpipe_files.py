@@ -1,4 +1,4 @@
-"""Configurations in torchpipe's own notation, in tests/torchpipe/, give the answers that are written beside them."""
+"""Configurations in torchpipe's own notation, in torchpipe/, give the answers that are written beside them."""
 
 from __future__ import annotations
 

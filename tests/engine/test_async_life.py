@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from support import WAIT_S, Gate, opened, run_loop, until_set
+from helpers import WAIT_S, Gate, opened, run_loop, until_set
 
 import fastpipe
 from fastpipe import Backend, Pipe, PipeClosed, Request

@@ -9,7 +9,7 @@ import weakref
 from typing import Any
 
 import pytest
-from support import WAIT_S, Gate, opened, run_loop, until_set
+from helpers import WAIT_S, Gate, opened, run_loop, until_set
 
 from fastpipe import BackendError, Pipe, PipeClosed, Request, UnknownNode
 

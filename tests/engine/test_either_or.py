@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import Named, all_ways
+from helpers import Named, all_ways
 
 from fastpipe import Backend, Pipe, Request, Status
 from fastpipe.config.graph import compile_graph

@@ -20,7 +20,7 @@ from subprocess import PIPE
 from typing import Any
 
 import pytest
-from support import until
+from helpers import until
 
 from fastpipe import Backend, BackendHung, ConfigError, Pipe, PipeClosed, Request, WorkerDied, _core
 from fastpipe.instances.hung import MOST_STUCK_THREADS

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import until
+from helpers import until
 
 from fastpipe import (
     Backend,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import until
+from helpers import until
 
 import fastpipe
 from fastpipe import (

@@ -12,21 +12,18 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_cuda
 import pytest
+from ledger import DONE, UNCLEAR, Ledger
 
 import fastpipe
 from fastpipe import Backend, BackendHung, CallLoop, ConfigError, DeviceLost, Pipe, PipeClosed, QueueFull, Request
 from fastpipe.backends.gpu import devices
 from fastpipe.backends.gpu.devices import Follower, claim_gpu, place_of
 from fastpipe.contract import Child, Container, Site, building, site
-
-sys.path.append(str(Path(__file__).resolve().parent))
-import fake_cuda
-from ledger import DONE, UNCLEAR, Ledger
 
 WAIT_S = 20.0
 

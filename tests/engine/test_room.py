@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support import until
+from helpers import until
 
 from fastpipe import Backend, BackendError, Pipe, PipeClosed, QueueFull, Request, RequestTimeout
 

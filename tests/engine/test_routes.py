@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import all_ways
+from helpers import all_ways
 
 from fastpipe import Backend, NoResult, Pipe, Request, RestartLimit, Status, UnknownNode
 from fastpipe.config.graph import Graph, compile_graph

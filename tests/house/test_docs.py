@@ -23,7 +23,7 @@ from fastpipe.config.values import constructor_parameters
 from fastpipe.contract import Container
 from fastpipe.errors import MissingExtra
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(page for folder in (".", "docs", "bench", "examples") for page in (ROOT / folder).glob("*.md"))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fastpipe.errors import MissingExtra
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for room in ("fastpipe", "kernels", "backends") for path in (ROOT / room).rglob("*.py"))
 
 

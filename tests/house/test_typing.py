@@ -19,7 +19,7 @@ def as_installed() -> Path:
     mypy follows neither an editable install nor ``package_dir``; it does follow links. The folder stays, for mypy's
     cache.
     """
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     package = root / "build" / "typing" / "fastpipe"
     package.mkdir(parents=True, exist_ok=True)
     for old in package.iterdir():

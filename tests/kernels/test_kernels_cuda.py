@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import emulated_gpu
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,9 +17,6 @@ from hypothesis import strategies as st
 
 from fastpipe.errors import KernelError, MissingExtra
 from fastpipe.kernels import _cuda_device, _device_arrays, cuda, reference
-
-sys.path.append(str(Path(__file__).resolve().parent))
-import emulated_gpu
 
 MEAN = [123.675, 116.28, 103.53]
 STD = [58.395, 57.12, 57.375]

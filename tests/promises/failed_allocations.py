@@ -1,7 +1,7 @@
 """Has one memory allocation fail, each in turn, in every way of calling a pipe: nothing may hang, crash or be lost.
 
-python tests/failed_allocations.py             all ways, all points
-python tests/failed_allocations.py WAY [STEP [FIRST [COUNT]]]  one way; every STEP-th point of COUNT, from FIRST on
+python tests/promises/failed_allocations.py             all ways, all points
+python tests/promises/failed_allocations.py WAY [STEP [FIRST [COUNT]]]  one way; every STEP-th of COUNT, from FIRST
 
 SQLite's way of testing: allocation number 1 of a call fails, in a process of its own, then number 2, and so on, until a
 call is over before its number comes. ``_testcapi`` of a CPython that was built with its tests does it. What the call

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of everything that reads what strangers, or tired people, have written; needs atheris.
 
-    python tests/fuzz.py headers --seconds 3600      one reader for an hour
-    python tests/fuzz.py --seconds 60                each of them for a minute, which is what CI does
+    python tests/promises/fuzz.py headers --seconds 3600      one reader for an hour
+    python tests/promises/fuzz.py --seconds 60                each of them for a minute, which is what CI does
 
 A reader may refuse with the errors of its contract. Anything else that it raises, more than ten seconds for one input,
 or more than two gigabytes, is a finding: the process of that reader fails, and the input is in build/fuzz/READER/.
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FINDINGS = ROOT / "build" / "fuzz"
 LONGEST_S = 10
 MOST_MB = 2048
@@ -35,6 +35,7 @@ Reads = Callable[[bytes], None]
 
 def headers() -> tuple[Reads, Iterator[bytes]]:
     """Headers of images: the size, the orientation, and what goes on to a decoder."""
+    sys.path.append(str(ROOT / "tests" / "support"))
     import image_corpus
 
     from fastpipe.backends.image.header import read_header

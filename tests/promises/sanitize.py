@@ -1,6 +1,6 @@
 """Run tests on an engine that g++'s sanitizers watch: data races, and memory or arithmetic that C++ does not define.
 
-    python tests/sanitize.py [--controls] [--pytest "ARGUMENTS"] [thread] [address]
+    python tests/promises/sanitize.py [--controls] [--pytest "ARGUMENTS"] [thread] [address]
 
 For each sanitizer: first the controls, tiny functions of which the faulty ones must be reported and the right ones must
 not; then the engine is built into ``build/sanitize/`` (nothing that is installed is touched) and the tests run on it.
@@ -32,22 +32,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # What enters the engine from many threads, or ends a request, a pipe or a process in an unusual way.
 TESTS = [
-    "tests/test_core_stress.py",
-    "tests/test_engine.py",
-    "tests/test_batching.py",
-    "tests/test_limits.py",
-    "tests/test_faults.py",
-    "tests/test_hangs.py",
-    "tests/test_asyncio.py",
-    "tests/test_life.py",
-    "tests/test_hooks.py",
-    "tests/test_places.py",
-    "tests/test_routes.py",
-    "tests/test_stepper.py",
+    "tests/engine/test_core_stress.py",
+    "tests/engine/test_engine.py",
+    "tests/engine/test_batching.py",
+    "tests/engine/test_limits.py",
+    "tests/engine/test_faults.py",
+    "tests/engine/test_hangs.py",
+    "tests/engine/test_asyncio.py",
+    "tests/engine/test_life.py",
+    "tests/engine/test_hooks.py",
+    "tests/engine/test_places.py",
+    "tests/engine/test_routes.py",
+    "tests/engine/test_stepper.py",
 ]
 
 # By the function that a report names, why it is none.

@@ -1,6 +1,7 @@
 """Everything that goes wrong in a service, for minutes, in one process: nothing is lost, and nothing grows.
 
-    python tests/soak.py [--minutes 5] [--round 5] [--rounds COUNT] [--seed 0] [--json] [--plant memory|thread|file]
+    python tests/promises/soak.py [--minutes 5] [--round 5] [--rounds COUNT] [--seed 0] [--json]
+        [--plant memory|thread|file]
 
 In rounds: clients that call a graph of five nodes in every way, with faults, time limits, cancels and full queues
 (promise_load.py); queues that reject or shed; processes that send images, whole and damaged, over loopback and die in
@@ -35,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 from ledger import CANCELLED, DONE, ERROR, REFUSED, UNCLEAR, Ledger
 from promise_load import Client, five_nodes
 

@@ -1,7 +1,7 @@
 """Requests under storms of SIGINT, of cancelling and of allocations that fail, and an exact account of them all.
 
-    python tests/storm.py --requests 2000000      an hour or less, in processes of 100,000 requests each
-    python tests/storm.py                         200,000
+    python tests/promises/storm.py --requests 2000000      an hour or less, in processes of 100,000 requests each
+    python tests/promises/storm.py                         200,000
 
 Each process has one pipe and clients of every kind. The main thread is hit by Ctrl-C some hundred times a second,
 wherever it is; tasks and futures are cancelled at random; and in every second process one allocation fails now and

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-MODELS = Path(__file__).resolve().parent.parent / "models"
+MODELS = Path(__file__).resolve().parents[2] / "models"
 MODELLED = "".join(path.read_text() for path in (*MODELS.glob("*.pml"), *MODELS.glob("*.inc")))
 
 
@@ -20,7 +20,7 @@ def rows() -> list[tuple[list[str], str, list[str], list[str]]]:
     found = []
     for line in (MODELS / "README.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 3 and re.fullmatch(r"`fastpipe/\w+\.(py|pyx|pxd)`", cells[1]):
+        if len(cells) == 3 and re.fullmatch(r"`fastpipe/[\w/]+\.(py|pyx|pxd|pxi)`", cells[1]):
             functions, _, touched = cells[2].partition(":")
             ours, theirs, fields = (re.findall(r"`(\w+)`", text) for text in (cells[0], functions, touched))
             found.append((ours, cells[1].strip("`"), theirs, fields))

@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 PAGE = TESTS.parent / "docs" / "reliability.md"
 ROW = re.compile(
     r"^\| P(?P<number>\d+) \| \*\*(?P<promise>[^*]+)\*\*(?P<words>[^|]*) \| (?P<tests>[^|]*) \| (?P<run>[^|]+) \|$"
@@ -28,7 +28,7 @@ def rows() -> dict[int, set[str]]:
 def named_tests() -> dict[int, set[str]]:
     """Return the tests that are named after a promise."""
     found: dict[int, set[str]] = {}
-    for path in TESTS.glob("test_*.py"):
+    for path in TESTS.rglob("test_*.py"):
         for node in ast.parse(path.read_text()).body:
             number = re.match(r"test_p(\d\d)_", node.name) if isinstance(node, ast.FunctionDef) else None
             if number is not None:
@@ -53,7 +53,7 @@ def test_every_test_that_the_page_names_is_there() -> None:
     """Also those of promises without a number."""
     tests = {
         node.name
-        for path in TESTS.glob("test_*.py")
+        for path in TESTS.rglob("test_*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }

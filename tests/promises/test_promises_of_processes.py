@@ -22,7 +22,7 @@ from typing import Any
 import promise_load as load
 import pytest
 
-TESTS = Path(__file__).resolve().parent
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 HANG_S = 60.0  # how long a child may be silent
 ATTEMPTS = 3  # at being flat: resident memory has noise, and what grows does so each time
 
@@ -410,7 +410,7 @@ def requests_in_tenths(leaks: bool) -> tuple[list[float], list[str]]:
     found: tuple[list[float], list[str]] = json.loads(
         run(
             f"""
-            sys.path.insert(0, {str(TESTS)!r})
+            sys.path.insert(0, {str(SUPPORT)!r})
             import promise_load
             kept = []
             samples = []

@@ -2,7 +2,7 @@
 
 A few hundred graphs by default. For 20,000, at 1 and at 8 callers (some minutes):
 
-    FASTPIPE_GRAPHS=20000 pytest tests/test_random_graphs.py
+    FASTPIPE_GRAPHS=20000 pytest tests/promises/test_random_graphs.py
 
 A failure prints the graph's number. ``FASTPIPE_GRAPHS=1 FASTPIPE_FIRST_GRAPH=4711`` runs that graph alone.
 """

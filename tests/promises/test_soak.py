@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-
-TESTS = Path(__file__).resolve().parent
-
-
-@pytest.fixture
-def soak(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """A script, which finds its helpers beside itself."""
-    monkeypatch.syspath_prepend(TESTS)
-    known = set(sys.modules)
-    spec = importlib.util.spec_from_file_location("soak", TESTS / "soak.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["soak"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for name in {"soak", "ledger", "promise_load"} - known:
-        sys.modules.pop(name, None)
+import soak
 
 
 def run_soak(*arguments: str) -> tuple[int, dict[str, Any]]:
     """Run many short rounds in a process of their own; return its exit status and its report."""
-    command = [sys.executable, str(TESTS / "soak.py"), "--round", "0.05", "--rounds", "20", "--json", *arguments]
+    command = [sys.executable, soak.__file__, "--round", "0.05", "--rounds", "20", "--json", *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.stdout, ran.stderr
     return ran.returncode, json.loads(ran.stdout)
@@ -57,7 +37,7 @@ def test_what_is_leaked_in_every_round_is_found() -> None:
 
 
 @pytest.mark.parametrize("name", ["threads", "files", "blocks", "memory"])
-def test_growth_is_told_from_noise_and_from_a_jump(soak: ModuleType, name: str) -> None:
+def test_growth_is_told_from_noise_and_from_a_jump(name: str) -> None:
     """Of one in a hundred a round, and of one thread or file in ten rounds."""
     dice = random.Random(0)
     level = 30 if name in ("threads", "files") else 10_000_000
@@ -73,7 +53,7 @@ def test_growth_is_told_from_noise_and_from_a_jump(soak: ModuleType, name: str) 
     assert grows([value + leaked(round) for round, value in enumerate(flat)])
 
 
-def test_too_few_rounds_are_not_judged(soak: ModuleType) -> None:
+def test_too_few_rounds_are_not_judged() -> None:
     """What is said of them would be chance."""
     assert soak.verdicts_of({"threads": list(range(14))}) == {}
     assert soak.verdicts_of({"threads": list(range(16))})["threads"].grows

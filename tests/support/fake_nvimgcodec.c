@@ -1,4 +1,4 @@
-/* nvImageCodec 0.9 without codecs, for tests/test_tensor_decode.py: strict about handles and structures, which are
+/* nvImageCodec 0.9 without codecs, for tests/backends/test_tensor_decode.py: strict about handles and structures, which are
    written down here once more. A "JPEG" needs a frame header; what its pixels are is a formula. Words in it play
    tricks: CORRUPT fails, SPOILER fails its whole batch, RGBCODED, WIDER and UNREADABLE are about its header. */
 #define _GNU_SOURCE

@@ -1,6 +1,6 @@
 """What tests of several files share: gates, waits, and one request in every way of calling.
 
-A test imports it by its name: ``tests/`` is on the path of the tests.
+A test imports it by its name: ``tests/support/`` is on the path of the tests.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Decodes malformed images in a process of its own, which may crash, hang or grow; test_malformed_images.py starts it.
 
-    python tests/image_fuzzer.py CURRENT truncations        every beginning of every image of the corpus
-    python tests/image_fuzzer.py CURRENT flips COUNT SEED   COUNT images of the corpus, each with some bits flipped
-    python tests/image_fuzzer.py CURRENT bombs              the small files made to do harm
-    python tests/image_fuzzer.py CURRENT large              images of two million pixels
-    python tests/image_fuzzer.py CURRENT files FOLDER       every file of a folder
-    python tests/image_fuzzer.py CURRENT abort              one image, over which the process ends
+    python tests/support/image_fuzzer.py CURRENT truncations        every beginning of every image of the corpus
+    python tests/support/image_fuzzer.py CURRENT flips COUNT SEED   COUNT of its images, each with some bits flipped
+    python tests/support/image_fuzzer.py CURRENT bombs              the small files made to do harm
+    python tests/support/image_fuzzer.py CURRENT large              images of two million pixels
+    python tests/support/image_fuzzer.py CURRENT files FOLDER       every file of a folder
+    python tests/support/image_fuzzer.py CURRENT abort              one image, over which the process ends
 
 The file CURRENT holds what is being decoded: its length in 8 bytes, and itself. Writes one JSON object to stdout. Where
 stderr is a file, it is counted which inputs had libraries write to it. A decoder that does not come back within
