@@ -39,7 +39,7 @@ help:
 
 demo: $(VENV)/demo-installed
 	@$(CORE)
-	@$(VENV)/bin/python -m fastpipe.demo $(ARGS)
+	@$(VENV)/bin/python examples/ocr $(ARGS)
 
 # Plain pytest, not python -m pytest: that would put the root in front of what is installed.
 test: $(VENV)/dev-installed
@@ -66,7 +66,7 @@ wheel: $(VENV)/dev-installed
 
 # Needs spin and a C compiler, and nothing of Python's.
 model:
-	@$(PYTHON) models/check.py $(ARGS)
+	@$(PYTHON) proofs/check.py $(ARGS)
 
 PROMISES = tests/promises/test_promises.py tests/promises/test_promises_of_processes.py
 promises: $(VENV)/dev-installed

@@ -1,6 +1,6 @@
 """Check the models with Spin: each run in full, then each planted bug, which must be found.
 
-    python models/check.py [--small] [--list] [WORD ...]
+    python proofs/check.py [--small] [--list] [WORD ...]
 
 ``--small``: the smallest run of each model and three planted bugs, for the test suite. With words: only the runs whose
 model or macros contain one of them. Needs ``spin`` (Debian and Ubuntu have it in the package spin) and a C compiler.

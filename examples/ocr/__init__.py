@@ -1,4 +1,4 @@
-"""The demo: text is read from pages by three models in one pipe. Run it with ``python -m fastpipe.demo``."""
+"""The demo: text is read from pages by three models in one pipe. Run it with ``python examples/ocr``."""
 
 __all__ = ["DemoError"]
 

@@ -1,4 +1,4 @@
-"""The command line of the demo: ``python -m fastpipe.demo [PATH ...]``."""
+"""The command line of the demo: ``python examples/ocr [PATH ...]``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastpipe.demo import DemoError
 from fastpipe.errors import MissingExtra
+
+if not __package__:  # run as a folder: it is the package ``ocr``, not a heap of modules
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
+
+from ocr import DemoError
 
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 
@@ -18,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         try:
-            from fastpipe.demo import command
+            from ocr import command
         except ModuleNotFoundError as error:
             raise MissingExtra("the demo", "demo", error) from error
         command.run(options)
@@ -26,14 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except (DemoError, ImportError, OSError) as error:
-        print(f"fastpipe.demo: {error}", file=sys.stderr)
+        print(f"ocr: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m fastpipe.demo",
+        prog="python examples/ocr",
         description="Read the text on pages with three models in one pipe, and compare with a plain loop.",
     )
     parser.add_argument("paths", metavar="PATH", nargs="*", type=Path, help="image files; without any, sample pages")

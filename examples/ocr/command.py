@@ -19,11 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from fastpipe import Pipe
-from fastpipe.demo import DemoError, ocr, report
-from fastpipe.demo.pages import PageFile, pages_of_files, sample_pages
-from fastpipe.demo.plain import PlainReader
-from fastpipe.demo.steps import Line, UnreadablePage
 from fastpipe.errors import MissingExtra
+from ocr import DemoError, pipeline, report
+from ocr.pages import PageFile, pages_of_files, sample_pages
+from ocr.plain import PlainReader
+from ocr.steps import Line, UnreadablePage
 
 __all__ = ["pipe_reader", "read_all", "reference_reader", "run"]
 
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     instance_num = options.instances or min(MOST_INSTANCES, len(os.sched_getaffinity(0)))
     callers = options.callers or 2 * instance_num
     with console.status("loading the models"):
-        pipe = Pipe(ocr.configuration(instance_num))
+        pipe = Pipe(pipeline.configuration(instance_num))
     with _closed_at_once_if_it_fails(pipe), _opencv_without_threads():
         run_of_pipe, answers = _run_shown(console, f"fastpipe, {callers} callers", pages, pipe_reader(pipe), callers)
         nodes = pipe.stats()["nodes"]

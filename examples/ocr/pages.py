@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from fastpipe.demo.steps import UnreadablePage
+from ocr.steps import UnreadablePage
 
 __all__ = ["PageFile", "drawn_page", "pages_of_files", "sample_pages"]
 

@@ -1,6 +1,6 @@
 """The backends between the models, and the configuration that ties them together (``ocr.toml``, beside this file).
 
-A page's request carries ``page`` (a :class:`~fastpipe.demo.steps.Page`) and ``quads``; a line's carries the page's
+A page's request carries ``page`` (a :class:`~ocr.steps.Page`) and ``quads``; a line's carries the page's
 image under ``data`` at first, ``quad`` and ``width``, then ``line`` (the crop). Each backend takes any batch.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 
 from fastpipe import Backend
-from fastpipe.demo import models, steps
 from fastpipe.kernels import cpu
+from ocr import models, steps
 
 __all__ = [
     "DetectionInput",
@@ -135,7 +135,7 @@ class RecognitionOutput(Backend):
 
 
 class PageText(Backend):
-    """Texts and scores of all lines -> a list of :class:`~fastpipe.demo.steps.Line`, without the doubtful ones.
+    """Texts and scores of all lines -> a list of :class:`~ocr.steps.Line`, without the doubtful ones.
 
     Args:
         lowest_score: of a line that is kept.

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import onnxruntime
 
-from fastpipe.demo import models, steps
+from ocr import models, steps
 
 __all__ = ["PlainReader"]
 

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from rich.table import Table
 
-from fastpipe.demo.pages import PageFile
-from fastpipe.demo.steps import Line, decoded
+from ocr.pages import PageFile
+from ocr.steps import Line, decoded
 
 __all__ = ["Run", "batch_table", "same_lines", "save_picture", "time_table"]
 

@@ -22,8 +22,8 @@ import numpy as np
 import pyclipper
 from numpy.typing import NDArray
 
-from fastpipe.demo import DemoError
 from fastpipe.kernels import cpu
+from ocr import DemoError
 
 __all__ = [
     "NARROWEST_WIDTH",

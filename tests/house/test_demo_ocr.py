@@ -20,11 +20,12 @@ pytest.importorskip("pyclipper")
 pytest.importorskip("rich")
 pytest.importorskip("rapidocr_onnxruntime")
 
+from ocr import __main__, command, models, pages, pipeline, report, steps  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402  # after the skips
 
 from fastpipe import Pipe, Request  # noqa: E402
-from fastpipe.demo import __main__, command, models, ocr, pages, report, steps  # noqa: E402
 
+DEMO = Path(__main__.__file__).parent
 LARGEST_SCORE_DIFFERENCE = 0.02
 
 
@@ -79,7 +80,7 @@ def reference(all_pages: list[pages.PageFile]) -> dict[str, list[steps.Line]]:
 
 @pytest.fixture(scope="module")
 def pipe() -> Iterator[Pipe]:
-    with Pipe(ocr.configuration()) as built:
+    with Pipe(pipeline.configuration()) as built:
         yield built
 
 
@@ -108,7 +109,7 @@ def test_the_reference_finds_text_on_every_page_but_the_blank_one(reference: dic
 
 def test_an_answer_does_not_depend_on_who_shares_the_batch() -> None:
     """A line alone, and the same line among others of its width, have the same text and score."""
-    node = {**ocr.configuration()["recognise"], "max": 4}
+    node = {**pipeline.configuration()["recognise"], "max": 4}
     words = ["A", "scheduler", "that never", "stops"]
     lines = []
     for word in words:
@@ -295,7 +296,7 @@ def test_the_recogniser_brings_its_characters_along() -> None:
 
 def test_wide_lines_count_for_more_in_a_batch() -> None:
     """As many lines as fit in the room of ``max`` narrow ones weigh ``max`` together; a very wide one goes alone."""
-    recognition_input = ocr.RecognitionInput(max=4)
+    recognition_input = pipeline.RecognitionInput(max=4)
     weights = [recognition_input.weigh({"width": width}) for width in (320, 420, 640, 641, 1281)]
     assert weights == pytest.approx([1, 4 / 3, 2, 4, 4])
 
@@ -379,16 +380,19 @@ def test_missing_models_are_said_in_one_line(
 
 def test_a_missing_library_is_said_in_one_line(tmp_path: Path) -> None:
     """With the extra that brings it."""
-    script = "import sys; sys.modules['pyclipper'] = None; from fastpipe.demo.__main__ import main; sys.exit(main([]))"
-    ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    script = "import sys; sys.modules['pyclipper'] = None; from ocr.__main__ import main; sys.exit(main([]))"
+    environment = {**os.environ, "PYTHONPATH": str(DEMO.parent)}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 1
-    assert ran.stderr == "fastpipe.demo: the demo needs pyclipper: pip install 'fastpipe-engine[demo]'\n"
+    assert ran.stderr == "ocr: the demo needs pyclipper: pip install 'fastpipe-engine[demo]'\n"
 
 
 def test_ctrl_c_ends_the_demo_in_one_line(tmp_path: Path) -> None:
     """While pages are on their way: no traceback, no hanging thread, and the status of an interrupted program."""
     (tmp_path / "blank.png").write_bytes(blank().content)
-    command_line = [sys.executable, "-m", "fastpipe.demo", *["blank.png"] * 40]
+    command_line = [sys.executable, str(DEMO), *["blank.png"] * 40]
     environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "100"}  # progress is shown as on a terminal
     with subprocess.Popen(
         command_line, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -21,7 +21,7 @@ OPTIONAL = {
 
 FLOORS = [
     # From the top: what is on a floor imports from its own room and from floors below, and nothing else.
-    ["fastpipe.__main__", "fastpipe.demo"],
+    ["fastpipe.__main__"],
     ["fastpipe.cli"],
     ["fastpipe"],
     ["fastpipe.batched_function"],

@@ -12,7 +12,7 @@ What the sanitizers do not see:
 - CPython is not compiled with them: a race on the fields of a Python object is seen only where both sides are the
   engine's own code. (The GIL is built on pthread calls, which they do see: what it guards gives no report.)
 - A futex is a system call to them. Who sleeps there and is woken is ordered by the atomics around it, or not at all.
-- ``atomic_thread_fence`` is not known to ThreadSanitizer. What rests on a fence alone is for the models in ``models/``.
+- ``atomic_thread_fence`` is not known to ThreadSanitizer. What rests on a fence alone is for the models in ``proofs/``.
 - Only what the tests make happen is judged.
 """
 

@@ -497,7 +497,7 @@ def pipes_in_tenths(forgets: bool) -> tuple[dict[str, int], dict[str, int], list
 def test_p19_no_lost_wake_up(cpus: int) -> None:
     """On one CPU and on two: callers and workers meet again and again, and none of them is left asleep.
 
-    The models in models/ search all interleavings of the same protocol: test_models.py.
+    The models in proofs/ search all interleavings of the same protocol: test_proofs.py.
     """
     out = run(
         f"""

@@ -1,4 +1,4 @@
-"""The models in models/: the small ones hold, planted bugs are found, and what they model is still in the sources."""
+"""The models in proofs/: the small ones hold, planted bugs are found, and what they model is still in the sources."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-MODELS = Path(__file__).resolve().parents[2] / "models"
+MODELS = Path(__file__).resolve().parents[2] / "proofs"
 MODELLED = "".join(path.read_text() for path in (*MODELS.glob("*.pml"), *MODELS.glob("*.inc")))
 
 
 def rows() -> list[tuple[list[str], str, list[str], list[str]]]:
-    """Return the table of models/README.md: names in the models, a source file, its functions, what they touch."""
+    """Return the table of proofs/README.md: names in the models, a source file, its functions, what they touch."""
     found = []
     for line in (MODELS / "README.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -49,9 +49,9 @@ def test_what_the_models_stand_for_is_in_the_sources(repository_root: Path) -> N
         assert theirs
         for name in theirs:
             defined = rf"^ *c?def [^#\n=(]*\b{name}\("
-            assert re.search(defined, text, re.MULTILINE), f"{source} defines no {name}: see models/README.md"
+            assert re.search(defined, text, re.MULTILINE), f"{source} defines no {name}: see proofs/README.md"
         for name in fields:
-            assert re.search(rf"\b{name}\b", text), f"{source} has no {name}: see models/README.md"
+            assert re.search(rf"\b{name}\b", text), f"{source} has no {name}: see proofs/README.md"
         for name in ours:
             defined = rf"^\s*(inline|(active )?proctype|#define) {name}\b"
             assert re.search(defined, MODELLED, re.MULTILINE), f"no model has {name}"
