@@ -16,7 +16,8 @@ A backend does the work of a node. Subclass :class:`Backend`, take the node's pa
 
     pipe = fastpipe.Pipe(backend=Sharpen, amount=0.5, instance_num=2)
 
-For a function of one item there is a short form, :func:`backend`:
+Where one request has nothing to do with the next, as here, extend :class:`PerRequest` and write ``run(request)``: one
+that fails then fails alone. For a function of one item there is a short form, :func:`backend`:
 
     @fastpipe.backend
     def to_gray(data):
@@ -34,7 +35,22 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["Backend", "Between", "Child", "Container", "Existing", "Request", "Site", "backend", "site"]
+from fastpipe.errors import ItemErrors
+
+__all__ = [
+    "Backend",
+    "Between",
+    "Child",
+    "Container",
+    "Existing",
+    "PerRequest",
+    "Request",
+    "Site",
+    "backend",
+    "raise_failed",
+    "run_each",
+    "site",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -160,6 +176,67 @@ class Backend:
 
     Nobody but that step sees them, so the two may agree on another form than what others are given.
     """
+
+
+class PerRequest(Backend):
+    """Work on one request at a time: define ``run``, and each request that raises there fails alone.
+
+    Batches of any size are taken; one costs what its requests cost one after the other. To do something once for a
+    batch, extend ``forward`` and call this one's in it.
+    """
+
+    retry_alone = False  # each request has been run alone, so that none needs a second run, or a copy for it
+
+    def forward(self, batch: list[Request]) -> None:
+        """Call ``run`` for each request.
+
+        Raises:
+            ItemErrors: with what ``run`` raised; of a batch of one, that exception itself.
+        """
+        if len(batch) == 1:
+            self.run(batch[0])
+        else:
+            raise_failed(run_each(batch, self.run), batch)
+
+    def run(self, request: Request) -> None:
+        """Fill in one request; raise to fail it."""
+        raise NotImplementedError(f"{type(self).__name__} has no run(request)")  # abstract
+
+
+def run_each(
+    batch: list[Request], run: Callable[[Request], Any], failed: dict[int, BaseException] | None = None
+) -> dict[int, BaseException]:
+    """Call ``run`` for each request of a batch; for a ``forward`` that works on its requests in several passes.
+
+    Args:
+        batch: what ``forward`` was given.
+        run: what it returns is not looked at.
+        failed: what the pass before returned: those requests are left out.
+
+    Returns:
+        What requests have failed with, of this pass and the one before, by their index in ``batch``.
+    """
+    failed = {} if failed is None else failed
+    for index, request in enumerate(batch):
+        if index in failed:
+            continue
+        try:
+            run(request)
+        except Exception as error:  # its own request's, and nobody else's
+            failed[index] = error
+    return failed
+
+
+def raise_failed(failed: dict[int, BaseException], batch: list[Request]) -> None:
+    """Raise what ``forward`` has to raise where requests have failed: nothing, an only request's own error, or all.
+
+    Raises:
+        ItemErrors: if there are others in the batch.
+    """
+    if failed and len(batch) == 1:
+        raise failed[0]
+    if failed:
+        raise ItemErrors(failed)
 
 
 def backend(function: Function) -> Function:

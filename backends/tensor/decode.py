@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastpipe.contract import Backend, Between, Request
+from fastpipe.contract import Backend, Between, Request, raise_failed
 from fastpipe.cpus import usable_cpu_count
-from fastpipe.errors import ConfigError, DecodeError, ItemErrors, MissingExtra
+from fastpipe.errors import ConfigError, DecodeError, MissingExtra
 
 from ..gpu.devices import claim_gpu, place_of
 from ..gpu.handed_on import Pixels
@@ -176,8 +176,7 @@ class DecodeTensor(Backend):
             made += self._upload(batch, decoding, errors)
             if current.is_outermost:
                 hand_over(made)
-        if errors:
-            raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
+        raise_failed(errors, batch)
 
     def feed(self, following: Backend) -> None:
         from .preprocess import ResizeNormalizeTensor

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from fastpipe.contract import Backend, Between, Request
-from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
+from fastpipe.contract import Backend, Between, PerRequest, Request, raise_failed, run_each
+from fastpipe.errors import ConfigError, KernelError, MissingExtra
 from fastpipe.summaries import summarize
 
 from ..basic import without_long_names
@@ -48,40 +48,30 @@ __all__ = [
 ]
 
 
-class _PerTensor(Backend):
+class _PerTensor(PerRequest):
     """Base: a request at a time, on the GPU's stream if its tensor is on one."""
+
+    retry_alone = True  # of what its streams raise, nobody knows whose it is
 
     def __init__(self) -> None:
         self._streams: dict[int, InstanceStream] = {}
 
     def forward(self, batch: list[Request]) -> None:
-        errors: dict[int, BaseException] = {}
         places = {place for request in batch if (place := self.gpu_of(request)) is not None}
         with ExitStack() as entered:
             currents = [
                 entered.enter_context(self._streams.setdefault(place, InstanceStream(place)).entered())
                 for place in places
             ]
-            for index, request in enumerate(batch):
-                try:
-                    self.run(request)
-                except Exception as error:  # its own request's, and nobody else's
-                    if len(batch) == 1:
-                        raise
-                    errors[index] = error
+            failed = run_each(batch, self.run)
             if any(current.is_outermost for current in currents):
                 hand_over([request.get("result") for request in batch])
-        if errors:
-            raise ItemErrors(errors)
+        raise_failed(failed, batch)
 
     def gpu_of(self, request: Request) -> int | None:
         """Return the number of the GPU on which a request is worked on; None: on the CPU."""
         data = request.get("data")
         return data.get_device() if isinstance(data, torch.Tensor) and data.is_cuda else None
-
-    def run(self, request: Request) -> None:
-        """Fill in one request."""
-        raise NotImplementedError  # abstract
 
 
 # ---- color -----------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from fastpipe.contract import Backend, Between, Request
-from fastpipe.errors import ConfigError, ItemErrors, KernelError
+from fastpipe.contract import Backend, Between, Request, raise_failed, run_each
+from fastpipe.errors import ConfigError, KernelError
 from fastpipe.kernels import cuda
 from fastpipe.kernels._arguments import check_levels
 from fastpipe.summaries import summarize
@@ -124,14 +124,13 @@ class ResizeNormalizeTensor(Backend):
             ItemErrors: for the requests that do not fit.
             RuntimeError: if the GPU fails.
         """
-        errors: dict[int, BaseException] = {}
         groups: dict[cuda.Color, list[_Image]] = {}
-        for index, request in enumerate(batch):
-            try:
-                source, image = self._image(request)
-                groups.setdefault(source, []).append(image)
-            except Exception as error:  # its own request's
-                errors[index] = error
+
+        def sort(request: Request) -> None:
+            source, image = self._image(request)
+            groups.setdefault(source, []).append(image)
+
+        failed = run_each(batch, sort)
         try:
             if groups:
                 with self._stream.entered() as current:
@@ -142,8 +141,7 @@ class ResizeNormalizeTensor(Backend):
             for request in batch:
                 if type(request.get("data")) is Pixels:
                     request["data"] = request["data"].data
-        if errors:
-            raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
+        raise_failed(failed, batch)
 
     def feed(self, following: Backend) -> None:
         from ..model.torch import TorchTensor
