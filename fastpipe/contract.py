@@ -75,6 +75,7 @@ class Backend:
         retry_alone: if it raises for a batch, run the requests again one by one.
         keeps_input: it changes no value that it was handed, so that none is copied for a second run.
         place: where the instance is, ``"cuda:1"``. None: everywhere.
+        takes_forms, offers_forms: forms of data that two steps of a Sequential may agree on.
 
     Methods that a subclass may define; here they are None:
         bucket(self, request): only requests with equal buckets share a batch.
@@ -83,7 +84,7 @@ class Backend:
         is_device_alive(self): asked after an error of its device's library, whether that still answers.
         why_no_result(self, request): which part of it left a request without a result.
         surround(self): the context within which the whole Sequential runs that it is a step of.
-        feed(self, following): told which step gets the results next.
+        hand_on(self, form): told that the next step takes one of the forms that it offers.
     """
 
     max_batch: int | None = None
@@ -118,10 +119,30 @@ class Backend:
     its instances in service.
     """
 
+    takes_forms: tuple[type, ...] = ()
+    """The forms of data that ``forward`` takes beside what it is documented to take: classes of whose objects ``data``
+    may be one.
+
+    It is one only within a Sequential, if the step before offers the form and no filter stands between the two. As only
+    those two see it, it may be cheaper than what others get: the images of a batch without a tensor for each. Behind
+    the step, also if it fails, the Sequential makes ``data`` what it was before the step that made the form.
+    Not inherited, as ``keeps_input`` is not.
+    """
+
+    offers_forms: tuple[type, ...] = ()
+    """The forms in which ``forward`` can give its results, the best first; see ``takes_forms``. Not inherited, either.
+
+    Which of them it has to give, if any, ``hand_on`` is told.
+    """
+
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        # What a class promises of its code is not promised of a subclass's.
         if "keeps_input" not in cls.__dict__:
             cls.keeps_input = False
+        for forms in ("takes_forms", "offers_forms"):
+            if forms not in cls.__dict__:
+                setattr(cls, forms, ())
 
     def forward(self, batch: list[Request]) -> None:
         """Run ``batch``, ``min_batch`` to ``max_batch`` requests, filling each one in place.
@@ -171,11 +192,9 @@ class Backend:
     surround: Callable[[], AbstractContextManager[Any]] | None = None
     """``def surround(self)``: a step of a Sequential has all of it run within this context, for every batch."""
 
-    feed: Callable[[Backend], None] | None = None
-    """``def feed(self, following)``: told, while a Sequential is built, which step gets the results next.
-
-    Nobody but that step sees them, so the two may agree on another form than what others are given.
-    """
+    hand_on: Callable[[type], None] | None = None
+    """``def hand_on(self, form)``: told, while a Sequential is built, that the next step takes this one of
+    ``offers_forms``. From then on each result may be an object of that class."""
 
 
 class PerRequest(Backend):

@@ -110,6 +110,8 @@ class TorchTensor(Backend):
             fit the model.
     """
 
+    takes_forms = (Row,)
+
     def __init__(
         self,
         *,
@@ -158,7 +160,8 @@ class TorchTensor(Backend):
             if compile is not None:
                 self._module = torch.compile(self._module)
             self._postprocessor = find_postprocessor(postprocessor, [()])
-            self.keeps_input = isinstance(postprocessor, str)  # a function of the user's gets the requests themselves
+            if not isinstance(postprocessor, str):  # a function of the user's gets the requests themselves
+                self.keeps_input, self.takes_forms = False, ()
             self.max_batch = self._inputs.max_batch
             profiles = self._inputs.profiles
             # Where no run ever has two rows, no output needs to have rows.
@@ -195,22 +198,9 @@ class TorchTensor(Backend):
             ItemErrors: for the requests that the model cannot take.
             Exception: what torch raises, with a note that names the model and the shapes.
         """
-        rows = [row for request in batch if type(row := request.get("data")) is Row]
-        if not rows:
-            with self._entered():
+        with self._entered():
+            if not self._run_whole(batch):
                 run_in_groups(self._inputs, batch, self._run_requests)  # type: ignore[arg-type]
-            return
-        before = [row.data if type(row := request.get("data")) is Row else row for request in batch]
-        try:
-            with self._entered():
-                if not self._run_whole(batch, rows):
-                    for request in batch:
-                        if type(row := request.get("data")) is Row:
-                            request["data"] = row.tensor
-                    run_in_groups(self._inputs, batch, self._run_requests)  # type: ignore[arg-type]
-        finally:  # nobody else is to see them
-            for request, data in zip(batch, before, strict=True):
-                request["data"] = data
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
@@ -221,14 +211,17 @@ class TorchTensor(Backend):
     def _entered(self) -> AbstractContextManager[Any]:
         return self._stream.entered() if self._stream is not None else nullcontext()
 
-    def _run_whole(self, batch: list[Request], rows: list[Row]) -> bool:
+    def _run_whole(self, batch: list[Request]) -> bool:
         """Run the model on a batch that is one tensor already; False: it is not, or not one that the model takes."""
-        whole = rows[0].whole
-        if not len(whole) == len(batch) == len(rows) or any(
-            row.whole is not whole or row.number != number for number, row in enumerate(rows)
-        ):
+        first = batch[0].get("data")
+        if type(first) is not Row or len(first.whole) != len(batch):
             return False
-        fit = self._inputs.read({"data": rows[0].tensor}).fit
+        whole = first.whole
+        for number, request in enumerate(batch):
+            row = request.get("data")
+            if type(row) is not Row or row.whole is not whole or row.number != number:
+                return False
+        fit = self._inputs.read(batch[0]).fit
         if whole.ndim != len(fit.item_shapes[0]) + 1 or (fit.narrowed and len(batch) > fit.profile.max_batch):
             return False
         try:

@@ -13,6 +13,7 @@ from fastpipe.contract import Request
 from fastpipe.errors import ConfigError, KernelError
 from fastpipe.summaries import summarize
 
+from ..gpu.handed_on import Row
 from ..ranges import overflow_error
 from ..tensor.arrays import Unreadable, as_tensor, is_ordinary, overflow_in
 from .inputs import UnfitError, _describe_item, to_array
@@ -129,6 +130,8 @@ class TorchInputs:
         if "data" not in request:
             raise KernelError(f"{self._model}: the request has no 'data'")
         data = request["data"]
+        if type(data) is Row:
+            data = data.tensor
         # What nearly all are; this takes a microsecond.
         if type(data) is torch.Tensor and not data.requires_grad and is_ordinary(data):
             found = self._single_fits.get((data.shape, data.dtype, data.device))

@@ -82,8 +82,8 @@ class DecodeTensor(Backend):
     **Memory.** A result is a view of memory that was made for this batch: the pixels lie as (height, width, 3) rows,
     so that ``ResizeNormalizeTensor`` reads them without a copy; ``result.contiguous()`` is a copy of its own, in
     planes. It is nobody else's, and it keeps the images of the batch that are about as wide in memory, too: copy it to
-    keep one for long. Where ``ResizeNormalizeTensor`` is the next step of a Sequential, no tensors are made, and
-    ``data`` is then what it was before.
+    keep one for long. Where the next step of a Sequential takes ``Pixels``, as ``ResizeNormalizeTensor`` does, no
+    tensors are made, and ``data`` is then what it was before.
 
     **The GIL** is given up twice for a batch while it is decoded, and a few times more for its memory and its stream;
     for each image only when its tensor is dropped, if it is one. Inside of a Sequential with ``SyncTensor``, the work
@@ -110,6 +110,7 @@ class DecodeTensor(Backend):
     """
 
     keeps_input = True
+    offers_forms = (Pixels,)
 
     def __init__(
         self,
@@ -133,7 +134,7 @@ class DecodeTensor(Backend):
         self.hybrid = hybrid
         self.max_pixels = max_pixels
         self._most_scans = MOST_SCANS
-        self._gives_pixels = False  # see feed()
+        self._gives_pixels = False  # see hand_on()
         self._cupy: Any = None
         self._claim = claim_gpu("DecodeTensor", device, device_id)
         self.place, self.place_of = self._claim.place, place_of
@@ -178,14 +179,18 @@ class DecodeTensor(Backend):
                 hand_over(made)
         raise_failed(errors, batch)
 
-    def feed(self, following: Backend) -> None:
-        from .preprocess import ResizeNormalizeTensor
+    def hand_on(self, form: type) -> None:
+        """Give pixels in the place of tensors.
 
-        self._gives_pixels = type(following) is ResizeNormalizeTensor  # what extends it expects what is documented
-        if self._gives_pixels:
-            import cupy  # which that one needs, too
-
-            self._cupy = cupy
+        Raises:
+            MissingExtra: if CuPy, whose memory they are in, is not installed.
+        """
+        try:
+            import cupy
+        except ImportError as error:
+            raise MissingExtra("DecodeTensor, which hands on pixels,", "cuda", error) from error
+        self._cupy = cupy
+        self._gives_pixels = True
 
     def close(self) -> None:
         """Let go of the decoder and the threads; results stay valid."""
@@ -308,7 +313,7 @@ class DecodeTensor(Backend):
             height, width = item.picture.height, item.picture.width
             if self._gives_pixels:
                 row = _turned(place.address, place.row_bytes, height, width, item.orientation)
-                request["result"] = Pixels(row, self.color, place.memory, request["data"])
+                request["result"] = Pixels(row, self.color, place.memory)
             else:
                 tensor = place.memory[:, :, place.top : place.top + height, :width]
                 if item.orientation != 1:
@@ -373,7 +378,7 @@ class DecodeTensor(Backend):
             if self._gives_pixels:
                 height, width, _ = copied.shape
                 row = (copied.data_ptr(), copied.stride(0), height, width, *copied.stride()[1:], 0, 0, 0, 0)
-                request["result"] = Pixels(row, self.color, copied, request["data"])
+                request["result"] = Pixels(row, self.color, copied)
             else:
                 request["result"] = copied.permute(2, 0, 1)[None]
             request["color"] = self.color

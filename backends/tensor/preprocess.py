@@ -74,6 +74,8 @@ class ResizeNormalizeTensor(Backend):
     """
 
     keeps_input = True
+    takes_forms = (Pixels,)
+    offers_forms = (Row,)
 
     def __init__(
         self,
@@ -108,7 +110,9 @@ class ResizeNormalizeTensor(Backend):
             raise ConfigError("ResizeNormalizeTensor: CuPy has no bfloat16; take array = 'torch'")
         self.dtype = dtype
         self.array = array
-        self._gives_rows = False  # see feed()
+        self._gives_rows = False  # see hand_on()
+        if array != "torch":
+            self.offers_forms = ()
         self._claim = claim_gpu("ResizeNormalizeTensor", device, device_id)
         self.place, self.place_of = self._claim.place, place_of
         device_id = self._claim.number
@@ -131,22 +135,16 @@ class ResizeNormalizeTensor(Backend):
             groups.setdefault(source, []).append(image)
 
         failed = run_each(batch, sort)
-        try:
-            if groups:
-                with self._stream.entered() as current:
-                    made = [self._run(source, images, current.handle) for source, images in groups.items()]
-                    if current.is_outermost:
-                        hand_over(made)
-        finally:  # nobody else is to see them
-            for request in batch:
-                if type(request.get("data")) is Pixels:
-                    request["data"] = request["data"].data
+        if groups:
+            with self._stream.entered() as current:
+                made = [self._run(source, images, current.handle) for source, images in groups.items()]
+                if current.is_outermost:
+                    hand_over(made)
         raise_failed(failed, batch)
 
-    def feed(self, following: Backend) -> None:
-        from ..model.torch import TorchTensor
-
-        self._gives_rows = type(following) is TorchTensor and self.array == "torch"
+    def hand_on(self, form: type) -> None:
+        """Give the results of a batch as rows of one tensor."""
+        self._gives_rows = True
 
     def close(self) -> None:
         """Let go of the kernels' memory; results stay valid."""
@@ -207,8 +205,7 @@ class ResizeNormalizeTensor(Backend):
             out=out,
             stream=stream,
         )
-        for number, (request, _, pixels) in enumerate(images):
-            data = pixels.data if type(pixels) is Pixels else pixels
-            request["result"] = Row(out, number, data) if self._gives_rows else out[number : number + 1]
+        for number, (request, _, _) in enumerate(images):
+            request["result"] = Row(out, number) if self._gives_rows else out[number : number + 1]
             request["color"] = target
         return out
