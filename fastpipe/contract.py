@@ -75,7 +75,8 @@ class Backend:
         retry_alone: if it raises for a batch, run the requests again one by one.
         keeps_input: it changes no value that it was handed, so that none is copied for a second run.
         place: where the instance is, ``"cuda:1"``. None: everywhere.
-        takes_forms, offers_forms: forms of data that two steps of a Sequential may agree on.
+        takes_forms: forms of data, made by the step before, that it takes beside what others give.
+        offers_forms: forms in which it can give results to the step behind.
 
     Methods that a subclass may define; here they are None:
         bucket(self, request): only requests with equal buckets share a batch.

@@ -23,6 +23,8 @@ TorchTensor: Any = pytest.importorskip("fastpipe.backends.model.torch").TorchTen
 Row: Any = importlib.import_module("fastpipe.backends.gpu.handed_on").Row
 torch_graphs: Any = importlib.import_module("fastpipe.backends.model.torch_graphs")
 tensor_ops: Any = importlib.import_module("fastpipe.backends.tensor.geometry")
+tensor_color: Any = importlib.import_module("fastpipe.backends.tensor.color")
+tensor_moves: Any = importlib.import_module("fastpipe.backends.tensor.moves")
 tensor: Any = importlib.import_module("fastpipe.backends.tensor.convert")
 catsplit: Any = importlib.import_module("fastpipe.backends.flow.catsplit")
 
@@ -237,7 +239,7 @@ def test_a_tensor_of_another_kind_fails_its_request_alone_and_is_told_what_to_do
     [
         lambda: tensor_ops.ResizeTensor(resize_h=2, resize_w=2),
         lambda: tensor_ops.CropTensor(),
-        lambda: tensor_ops.CvtColorTensor(color="rgb"),
+        lambda: tensor_color.CvtColorTensor(color="rgb"),
         lambda: tensor.Tensor2Mat(),
         lambda: tensor.Tensor2Vector(),
     ],
@@ -265,7 +267,7 @@ def mat_steps() -> Iterator[Any]:
     yield color.NormalizeMat(mean=[0.0], std=[1.0]), masked((4, 4, 3), np.uint8)
     yield codec.DecodeMat(), masked((4,), np.uint8)
     yield tensor.Mat2Tensor(), masked((4, 4, 3), np.uint8)
-    yield tensor_ops.CpuTensor(), masked((1, 3), np.float32)
+    yield tensor_moves.CpuTensor(), masked((1, 3), np.float32)
     yield catsplit.Concatenate(), [masked((1, 3), np.float32)]
     yield OnnxTensor(model=onnx_identity(), max=4), masked((1, 3), np.float32)
     yield OnnxTensor(model=onnx_identity(), max=4), [masked((1, 3), np.float32)]

@@ -15,7 +15,7 @@ import pytest
 
 import fastpipe
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
-from fastpipe.kernels import _device_arrays, cuda, reference
+from fastpipe.kernels import _cuda_images, _device_arrays, cuda, reference
 
 sys.path.append(str(Path(__file__).resolve().parent))
 import emulated_gpu
@@ -50,7 +50,7 @@ def build(device: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             yield SimpleNamespace(handle=0, is_outermost=True)
 
     monkeypatch.setitem(_device_arrays._known, np.ndarray, emulated_gpu.NumpyArrays())
-    monkeypatch.setattr(cuda, "_default_arrays", functools.cache(cuda._default_arrays.__wrapped__))
+    monkeypatch.setattr(_cuda_images, "_default_arrays", functools.cache(_cuda_images._default_arrays.__wrapped__))
     workspace = functools.partial(cuda.Workspace, device)
     monkeypatch.setattr(cuda.Workspace, "prepare", lambda self, dtypes: None)
     monkeypatch.setattr(cuda, "Workspace", lambda number, max_batch: workspace(max_batch=max_batch))
