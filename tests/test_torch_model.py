@@ -392,7 +392,7 @@ def test_a_request_that_does_not_fit_fails_alone() -> None:
             torch.zeros((3, 6, 5), dtype=torch.complex64),
             "got torch.complex64",
         ),
-        ({"max": "4x3x6x5"}, [torch.zeros(3, 6, 5)] * 2, "expected 1 tensors, for image, got 2"),
+        ({"max": "4x3x6x5"}, [torch.zeros(3, 6, 5)] * 2, "expected 1 tensor, for image, got 2"),
         ({"max": "4x3x6x5"}, {"picture": torch.zeros(3, 6, 5)}, r"inputs \['image'\], got \['picture'\]"),
         ({}, torch.zeros(3, 6, 5), r"expected a tensor with a batch axis of 1 in front .*, got .* \(3, 6, 5\)"),
         ({"mean": [0.0, 0.0]}, torch.zeros(1, 3, 6, 5), "no input is an image of 2 channels for mean and std"),

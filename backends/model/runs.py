@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from fastpipe.contract import Request
 from fastpipe.errors import ItemErrors, KernelError
 
-from .inputs import ModelInputs, Sample, UnfitError
+from .reader import RequestReader, Sample, UnfitError
 
 __all__ = ["Group", "bucket_of", "run_in_groups"]
 
@@ -15,7 +15,7 @@ Group = list[tuple[Request, Sample]]
 """Requests that run together: of equal shapes and dtypes, and no more than their profile takes."""
 
 
-def bucket_of(inputs: ModelInputs, request: Request) -> Hashable:
+def bucket_of(inputs: RequestReader, request: Request) -> Hashable:
     """Return what must be equal within a batch; it does not raise."""
     try:
         return inputs.read(request).key
@@ -23,7 +23,7 @@ def bucket_of(inputs: ModelInputs, request: Request) -> Hashable:
         return "misfit"  # run_in_groups() tells its caller why
 
 
-def run_in_groups(inputs: ModelInputs, batch: list[Request], run: Callable[[Group], None]) -> None:
+def run_in_groups(inputs: RequestReader, batch: list[Request], run: Callable[[Group], None]) -> None:
     """Call ``run`` for each group of a batch.
 
     Raises:
@@ -45,8 +45,8 @@ def run_in_groups(inputs: ModelInputs, batch: list[Request], run: Callable[[Grou
         step = group[0][1].fit.profile.max_batch
         for start in range(0, len(group), step):
             unfit += _run_without_unfit(group[start : start + step], run)
-    for request, error in unfit:
-        errors[next(index for index, each in enumerate(batch) if each is request)] = error
+    for request, own_error in unfit:
+        errors[next(index for index, each in enumerate(batch) if each is request)] = own_error
     if errors:
         raise ItemErrors(errors)
 

@@ -27,8 +27,9 @@ from ..gpu.streams import InstanceStream, hand_over
 from ..gpu.torch_devices import torch_gpu
 from ..ranges import check_levels
 from ..tensor.arrays import all_finite
-from .inputs import Array, UnfitError, to_array
+from .inputs import Array, to_array
 from .postprocessors import find_postprocessor, postprocess
+from .reader import UnfitError
 from .row_proof import COARSE, FINE, Output, prove_rows
 from .runs import bucket_of, run_in_groups
 from .torch_files import Loaded, describe, load
@@ -110,7 +111,7 @@ class TorchTensor(Backend):
             fit the model.
     """
 
-    takes_forms = (Row,)
+    takes_forms: tuple[type, ...] = (Row,)
 
     def __init__(
         self,
@@ -185,7 +186,7 @@ class TorchTensor(Backend):
         """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
         if type(row := request.get("data")) is Row:
             return tuple(row.whole.shape[1:]), row.whole.dtype, row.whole.device
-        return bucket_of(self._inputs, request)  # type: ignore[arg-type]  # it reads in the same way
+        return bucket_of(self._inputs, request)
 
     def place_of(self, request: Request) -> Hashable:
         """Return the GPU on which a request's data is; None: on none."""
@@ -200,7 +201,7 @@ class TorchTensor(Backend):
         """
         with self._entered():
             if not self._run_whole(batch):
-                run_in_groups(self._inputs, batch, self._run_requests)  # type: ignore[arg-type]
+                run_in_groups(self._inputs, batch, self._run_requests)
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
@@ -234,7 +235,7 @@ class TorchTensor(Backend):
 
     def _run_requests(self, group: list[tuple[Request, Any]]) -> None:
         """Run the model once, on requests of equal shapes."""
-        by_input = list(zip(*[sample.tensors for _, sample in group], strict=True))
+        by_input = list(zip(*[sample.arrays for _, sample in group], strict=True))
         self._run([request for request, _ in group], by_input, group[0][1].fit)
 
     def _run(self, requests: list[Request], by_input: Sequence[Sequence[torch.Tensor]], fit: Any) -> None:

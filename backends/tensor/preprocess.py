@@ -75,7 +75,7 @@ class ResizeNormalizeTensor(Backend):
 
     keeps_input = True
     takes_forms = (Pixels,)
-    offers_forms = (Row,)
+    offers_forms: tuple[type, ...] = (Row,)
 
     def __init__(
         self,
