@@ -256,18 +256,22 @@ class TensorrtTensor(Backend):
     def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         with self._gpu.stream.entered() as current:
             for profile in profiles:
-                items = profile.largest_items()
                 sizes = profile.batch_sizes()
                 for size in dict.fromkeys((sizes[0], sizes[-1])):
-                    if items is not None:
-                        rows = [
-                            [torch.zeros((1, *item), dtype=torch_dtype(spec.dtype.name))] * size
-                            for item, spec in zip(items, specs, strict=True)
-                        ]
-                        outputs = self._run(profile, rows, items, size, current.handle, is_trial=True)
-                        problem = self._row_problem([output.shape for output in outputs], size)
-                        if problem:
-                            raise ConfigError(problem)
+                    self._run_on_zeros(specs, profile, size, current.handle)
+
+    def _run_on_zeros(self, specs: Sequence[InputSpec], profile: Profile, size: int, stream: int) -> None:
+        """Run the largest items of a profile, so many; raise ConfigError if an output has not a row for each."""
+        items = profile.largest_items()
+        if items is None:
+            return
+        rows = [
+            [torch.zeros((1, *item), dtype=torch_dtype(spec.dtype.name))] * size
+            for item, spec in zip(items, specs, strict=True)
+        ]
+        outputs = self._run(profile, rows, items, size, stream, is_trial=True)
+        if problem := self._row_problem([output.shape for output in outputs], size):
+            raise ConfigError(problem)
 
     def _prove_rows(self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""

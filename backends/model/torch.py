@@ -137,44 +137,31 @@ class TorchTensor(Backend):
         self._claim: Claim | None = None
         try:
             channels = _channels(mean, std)
-            # With nothing said, where the instance's other steps are, otherwise the first GPU, if there is one.
-            self._claim = claim_gpu(
-                "TorchTensor", device or (None if torch.cuda.is_available() else ["cpu"]), or_cpu=True
-            )
-            self.place = self._claim.place
-            on_cpu = self.place is None
-            self._device = torch.device("cpu") if on_cpu else torch_gpu("TorchTensor", self._claim.number)
+            self._take_device(device)
             loaded = load(model, weights, self._device, trusted=trusted)
             floats = _set_precision(loaded, precision)
             known = _input_dtypes(loaded, dtypes)
             self._inputs = TorchInputs(self._name, loaded, max, min, floats, known, channels)
             _check_images(self._inputs, mean, std, channels)
-            self._module: Any = loaded.module.to(self._device)
-            if channels_last:
-                self._module = self._module.to(memory_format=torch.channels_last)
-            if loaded.arrange is not None:
-                self._module = loaded.arrange(self._module)
+            plain = _on_device(loaded, self._device, channels_last=channels_last)
             if channels:
                 columns = (_column(mean, self._device), _column(std, self._device))
-                self._module = _normalized(self._module, channels, columns, known, floats)
-            plain = self._module
-            if compile is not None:
-                self._module = torch.compile(self._module)
+                plain = _normalized(plain, channels, columns, known, floats)
+            self._module: Any = plain if compile is None else torch.compile(plain)
             self._postprocessor = find_postprocessor(postprocessor, [()])
             if not isinstance(postprocessor, str):  # a function of the user's gets the requests themselves
                 self.keeps_input, self.takes_forms = False, ()
             self.max_batch = self._inputs.max_batch
-            profiles = self._inputs.profiles
             # Where no run ever has two rows, no output needs to have rows.
-            self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
-            self._stream = InstanceStream(self._device.index) if self._device.type == "cuda" else None
+            self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in self._inputs.profiles)
             self._staging = Staging()
             self._graphs: Graphs | None = None
             with self._entered():
                 if warm_up:
                     self._warm_up(buckets)
                 if rows is None:
-                    is_fine = on_cpu and floats in (torch.float32, torch.float64)  # GPUs compute in TensorFloat-32
+                    # GPUs compute in TensorFloat-32.
+                    is_fine = self.place is None and floats in (torch.float32, torch.float64)
                     self._prove_rows(plain, loaded.outputs, FINE if is_fine else COARSE)
         except BaseException as error:
             self.close()
@@ -208,6 +195,19 @@ class TorchTensor(Backend):
         self._module = self._graphs = self._staging = None  # type: ignore[assignment]
         if self._claim is not None:
             self._claim.release()
+
+    def _take_device(self, device: list[str] | None) -> None:
+        """Choose where the instance is: with nothing said, where its other steps are, otherwise the first GPU, if any.
+
+        Raises:
+            ConfigError: if there is no such GPU.
+        """
+        wanted = device or (None if torch.cuda.is_available() else ["cpu"])
+        self._claim = claim_gpu("TorchTensor", wanted, or_cpu=True)
+        self.place = self._claim.place
+        on_cpu = self.place is None
+        self._device = torch.device("cpu") if on_cpu else torch_gpu("TorchTensor", self._claim.number)
+        self._stream = None if on_cpu else InstanceStream(self._claim.number)
 
     def _entered(self) -> AbstractContextManager[Any]:
         return self._stream.entered() if self._stream is not None else nullcontext()
@@ -314,28 +314,36 @@ class TorchTensor(Backend):
                 torch.zeros((sizes[0], *item), dtype=dtype, device=self._device)
                 for item, dtype in zip(items, dtypes, strict=True)
             ]
-            try:
-                # The largest comes first, so that memory grows once. Twice: some of torch's work is the second one's.
-                with torch.inference_mode():
-                    for size in [size for size in sizes for _ in range(2)]:
-                        # Copies, as the model may work in place.
-                        self._checked(self._module(*[each[:size].clone() for each in zeros]), size)
-                if self._stream is not None:
-                    torch.cuda.current_stream().synchronize()
-            except BackendError as error:  # of the outputs
-                raise ConfigError(str(error).removeprefix(f"{self._name}, ")) from error
-            except Exception as error:  # whatever the model raises
-                shapes = _listed([tuple(each.shape) for each in zeros])
-                raise ConfigError(
-                    f"the warm-up with zeros of shape {shapes}, {', '.join(map(str, dtypes))}, failed: "
-                    f"{str(error).strip()}; dtypes says what a model takes, warm_up=false leaves it out"
-                ) from error
+            self._run_on_zeros(zeros, sizes)
             if self._stream is not None:
                 if self._graphs is None:
                     self._graphs = Graphs()
                 reason = self._graphs.capture(self._module, zeros, sizes)
                 if reason:
                     _say_once(f"{self._name}: it is run without CUDA graphs, as it cannot be captured: {reason}")
+
+    def _run_on_zeros(self, zeros: Sequence[torch.Tensor], sizes: Sequence[int]) -> None:
+        """Run the model on batches of these sizes, the largest first, so that memory grows once.
+
+        Raises:
+            ConfigError: if the model fails, or an output has not a row for each.
+        """
+        try:
+            with torch.inference_mode():
+                # Twice: some of torch's work is the second run's.
+                for size in [size for size in sizes for _ in range(2)]:
+                    # Copies, as the model may work in place.
+                    self._checked(self._module(*[each[:size].clone() for each in zeros]), size)
+            if self._stream is not None:
+                torch.cuda.current_stream().synchronize()
+        except BackendError as error:  # of the outputs
+            raise ConfigError(str(error).removeprefix(f"{self._name}, ")) from error
+        except Exception as error:  # whatever the model raises
+            shapes, dtypes = _listed([tuple(each.shape) for each in zeros]), _listed([each.dtype for each in zeros])
+            raise ConfigError(
+                f"the warm-up with zeros of shape {shapes}, {dtypes}, failed: {str(error).strip()}; "
+                f"dtypes says what a model takes, warm_up=false leaves it out"
+            ) from error
 
     def _prove_rows(self, module: Any, outputs: Sequence[Output] | None, tolerance: float) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
@@ -357,6 +365,14 @@ class TorchTensor(Backend):
             tolerance=tolerance,
             is_padded=self._graphs is not None,
         )
+
+
+def _on_device(loaded: Loaded, device: torch.device, *, channels_last: bool) -> Any:
+    """Return what is called with the inputs as tensors, on its device."""
+    module: Any = loaded.module.to(device)
+    if channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    return module if loaded.arrange is None else loaded.arrange(module)
 
 
 def _normalized(
