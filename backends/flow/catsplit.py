@@ -31,7 +31,7 @@ from fastpipe.results import checked_results
 from fastpipe.summaries import summarize
 
 from ..odd_arrays import oddity
-from .child import Before, ChildRunner, Failures, fail, raise_failures, refuse_filters
+from .child import Before, ChildRunner, Failures, fail, raise_failures, refuse_filters, run_again
 
 __all__ = ["CatSplit", "Concatenate", "SplitRows"]
 
@@ -145,26 +145,12 @@ class CatSplit(Container):
                 if len(group) == 1:
                     fail(group[0], error, failed)
                 else:
-                    self._run_again(group, before, error, failed)
+                    where = f"in a batch of {len(group)}"
+                    run_again(group, before, lambda request: self._run([request]), failed, error, where)
         raise_failures(batch, failed)
 
     def why_no_result(self, request: Request) -> str:
         return self._why_no_result
-
-    def _run_again(self, group: list[Request], before: Before | None, error: Exception, failed: Failures) -> None:
-        if before is None or before.refusal is not None:
-            error.add_note(f"in a batch of {len(group)}")
-            if before is not None:
-                error.add_note(f"the batch was not run again one by one: {before.refusal}")
-            for request in group:
-                fail(request, error, failed)
-            return
-        for index, request in enumerate(group):
-            before.put_back(index)
-            try:
-                self._run([request])
-            except Exception as own_error:  # kept for this request's caller
-                fail(request, own_error, failed)
 
     def _run(self, group: list[Request]) -> None:
         """Run the three on ``group``; its requests are changed only by what comes out."""
