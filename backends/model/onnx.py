@@ -2,9 +2,9 @@
 
     {"backend": "OnnxTensor", "model": "resnet.onnx", "max": 8, "instance_num": 2}
 
-How a request travels: ``_model_data`` checks its data against the model and gathers requests of equal shape into one
-array per input, ONNX Runtime runs, ``_postprocessors`` turns the rows of the outputs into results. ``_model_shapes``
-reads ``max`` and ``min``; ``_onnx_graph`` changes the graph for ``mean``, ``std`` and ``precision``.
+How a request travels: ``reader`` checks its data against the model and gathers requests of equal shape into one
+array per input, ONNX Runtime runs, ``postprocessors`` turns the rows of the outputs into results. ``shapes``
+reads ``max`` and ``min``; ``onnx_graph`` changes the graph for ``mean``, ``std`` and ``precision``.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     {"backend": "S[TensorrtTensor,SyncTensor]", "model": "resnet.onnx", "max": 8, "precision": "fp16"}
 
-How a model becomes an engine: ``_model_source`` reads it, ``_onnx_precision`` puts types and normalisation into its
-graph, ``_tensorrt_api`` builds it, ``_engine_cache`` keeps what was built. How a request travels: as in ``onnx``, with
+How a model becomes an engine: ``source`` reads it, ``onnx_precision`` puts types and normalisation into its
+graph, ``tensorrt_api`` builds it, ``engine_cache`` keeps what was built. How a request travels: as in ``onnx``, with
 torch tensors on the GPU in place of NumPy's arrays.
 """
 
@@ -23,9 +23,8 @@ import torch
 from fastpipe.contract import Backend, Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError, MissingExtra
 
-from ..gpu.devices import claim_gpu, place_of
+from ..gpu.devices import claim_gpu, place_of, torch_gpu
 from ..gpu.streams import InstanceStream, hand_over
-from ..gpu.torch_devices import torch_gpu
 from ..tensor.arrays import all_finite
 from .encrypted import ModelKey, decrypt, encrypt
 from .engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of

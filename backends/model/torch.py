@@ -2,9 +2,9 @@
 
     {"backend": "TorchTensor", "model": "resnet.pt2", "max": "64x3x224x224", "device": "cuda"}
 
-How a request travels: ``_torch_inputs`` checks its data against the model, the requests of a batch are joined (on a
-GPU: into the buffer that the graph reads), the model runs, ``_postprocessors`` turns the rows of a copy of its outputs
-into results. ``_torch_files`` loads the model; ``_torch_graphs`` captures and replays.
+How a request travels: ``torch_inputs`` checks its data against the model, the requests of a batch are joined (on a
+GPU: into the buffer that the graph reads), the model runs, ``postprocessors`` turns the rows of a copy of its outputs
+into results. ``torch_files`` loads the model; ``torch_graphs`` captures and replays.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ import torch
 from fastpipe.contract import Backend, Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError
 
-from ..gpu.devices import Claim, claim_gpu, place_of
+from ..gpu.devices import Claim, claim_gpu, place_of, torch_gpu
 from ..gpu.handed_on import Row
 from ..gpu.streams import InstanceStream, hand_over
-from ..gpu.torch_devices import torch_gpu
 from ..ranges import check_levels
 from ..tensor.arrays import all_finite
 from .inputs import Array, to_array

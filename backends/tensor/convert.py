@@ -15,8 +15,7 @@ import torch
 from fastpipe.contract import Backend, Between, PerRequest, Request
 from fastpipe.errors import KernelError
 
-from ..gpu.devices import claim_gpu, place_of
-from ..gpu.torch_devices import torch_gpu
+from ..gpu.devices import claim_gpu, place_of, torch_gpu
 from ..odd_arrays import oddity
 from .arrays import Unreadable, from_numpy
 

@@ -19,10 +19,9 @@ from fastpipe.contract import Backend, Between, Request, raise_failed
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import ConfigError, DecodeError, MissingExtra
 
-from ..gpu.devices import claim_gpu, place_of
+from ..gpu.devices import claim_gpu, place_of, torch_gpu
 from ..gpu.handed_on import Pixels
 from ..gpu.streams import InstanceStream, hand_over
-from ..gpu.torch_devices import torch_gpu
 from ..image.header import ImageHeader, read_header
 from ..ranges import MOST_PIXELS, MaxPixels
 from . import nvimagecodec

@@ -12,8 +12,7 @@ from fastpipe.contract import Between, Request
 from fastpipe.errors import ConfigError, KernelError
 
 from ..basic import without_long_names
-from ..gpu.devices import claim_gpu, place_of
-from ..gpu.torch_devices import torch_gpu
+from ..gpu.devices import claim_gpu, place_of, torch_gpu
 from .requests import PerTensor, tensor_of
 
 __all__ = ["CpuTensor", "GpuTensor", "LoadTensor", "SaveTensor"]

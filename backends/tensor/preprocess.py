@@ -15,10 +15,9 @@ from fastpipe.kernels import cuda
 from fastpipe.kernels._arguments import check_levels
 from fastpipe.summaries import summarize
 
-from ..gpu.devices import claim_gpu, place_of
+from ..gpu.devices import claim_gpu, place_of, torch_gpu
 from ..gpu.handed_on import Pixels, Row
 from ..gpu.streams import InstanceStream, hand_over
-from ..gpu.torch_devices import torch_gpu
 from ..odd_arrays import oddity
 from ..ranges import MOST_PIXELS, MaxPixels, check_results, check_size
 
