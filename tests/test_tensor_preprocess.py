@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import fastpipe
+from fastpipe.contract import Child
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 from fastpipe.kernels import _cuda_images, _device_arrays, cuda, reference
 
@@ -143,6 +144,47 @@ def test_a_step_that_takes_rows_gets_the_batch_as_one_tensor(build: Callable[...
     assert [row.number for row in rows] == [0, 1]
     for row, request in zip(rows, expected, strict=True):
         np.testing.assert_array_equal(row.tensor.numpy(), request["result"].numpy())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_pixels_and_rows_go_through_a_sequential_that_nobody_sees_inside_of(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """From the pixels of one step to the rows of the next to a model; ``data`` is then what came in."""
+    import torch
+
+    from fastpipe.backends.flow.sequential import Sequential
+    from fastpipe.backends.gpu.handed_on import Pixels, Row
+    from fastpipe.backends.model.torch import TorchTensor
+
+    class Decode(fastpipe.Backend):
+        """Has decoded already, as ``DecodeTensor`` hands it on."""
+
+        offers_forms = (Pixels,)
+
+        def hand_on(self, form: type) -> None:
+            assert form is Pixels
+
+        def forward(self, batch: list[fastpipe.Request]) -> None:
+            for request in batch:
+                image = images[request["data"]]
+                row = (image.ctypes.data, image.strides[0], *image.shape[:2], 3, 1, 0, 0, 0, 0)
+                request.update(result=Pixels(row, "bgr", image), color="bgr")
+
+    images = [picture(20, 30 + number) for number in range(count)]
+    prepare, model = build(), TorchTensor(model=torch.nn.Flatten(), max="4x3x14x10", device=["cpu"])
+    met: list[type] = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda batch: (met.extend(type(r["data"]) for r in batch), forward(batch)))
+    chain = Sequential([Child("Decode", Decode()), Child("Prepare", prepare), Child("Model", model)])
+    batch: list[dict[str, Any]] = [{"data": number} for number in range(count)]
+    chain.forward(batch)
+    expected = reference.resize_normalize(images, 14, 10, filter="opencv", source="bgr", target="bgr")
+    assert met == [Row] * count
+    assert len(prepare.launches) == 1
+    for number, (request, row) in enumerate(zip(batch, expected, strict=True)):
+        assert request["data"] == number
+        np.testing.assert_array_equal(request["result"][0].numpy(), row.reshape(-1))
 
 
 def test_cupy_has_no_bfloat16(build: Callable[..., Any]) -> None:
