@@ -11,8 +11,8 @@ import time as clock
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastpipe.contract import Backend, Between, Request
-from fastpipe.errors import BackendError, ItemErrors
+from fastpipe.contract import Backend, Between, PerRequest, Request
+from fastpipe.errors import BackendError
 from fastpipe.summaries import summarize
 
 __all__ = [
@@ -132,7 +132,7 @@ class Remove(Backend):
         return "" if "result" in self.keys else None  # it was told to
 
 
-class ThrowIfNoResult(Backend):
+class ThrowIfNoResult(PerRequest):
     """Fails a request that has no result; for behind a step that may leave none: ``"S[A,(run)ThrowIfNoResult]"``.
 
     The filter ``run`` is needed, since by default a request without a result leaves the chain before this step.
@@ -143,12 +143,9 @@ class ThrowIfNoResult(Backend):
     def __init__(self, *, message: str = "there is no result") -> None:
         self.message = message
 
-    def forward(self, batch: list[Request]) -> None:
-        failed: dict[int, BaseException] = {
-            index: BackendError(self.message) for index, request in enumerate(batch) if "result" not in request
-        }
-        if failed:
-            raise ItemErrors(failed)
+    def run(self, request: Request) -> None:
+        if "result" not in request:
+            raise BackendError(self.message)
 
 
 class RaiseRuntimeError(Backend):
@@ -201,22 +198,16 @@ class Logger(Backend):
         return ", ".join(f"{key}={request[key]!r}" for key in self.keys if key in request)
 
 
-class ReadFile(Backend):
+class ReadFile(PerRequest):
     """Reads the file at the path in the data; the result is its bytes. A file that cannot be read fails its request."""
 
     keeps_input = True
 
-    def forward(self, batch: list[Request]) -> None:
-        failed: dict[int, BaseException] = {}
-        for index, request in enumerate(batch):
-            try:
-                request["result"] = Path(request["data"]).read_bytes()
-            except OSError as error:
-                failed[index] = without_long_names(error)
-            except (TypeError, ValueError) as error:
-                failed[index] = error
-        if failed:
-            raise ItemErrors(failed)
+    def run(self, request: Request) -> None:
+        try:
+            request["result"] = Path(request["data"]).read_bytes()
+        except OSError as error:
+            raise without_long_names(error) from None
 
 
 def without_long_names(error: OSError) -> OSError:

@@ -19,7 +19,7 @@ from fastpipe._core import cancelled
 from fastpipe.batched_function import batched
 from fastpipe.config.notation import Sequential, Step
 from fastpipe.config.registry import register
-from fastpipe.contract import Backend, Between, Container, Existing, Request, backend
+from fastpipe.contract import Backend, Between, Container, Existing, PerRequest, Request, backend
 from fastpipe.errors import (
     BackendError,
     BackendHung,
@@ -64,6 +64,7 @@ __all__ = [
     "KernelError",
     "MissingExtra",
     "NoResult",
+    "PerRequest",
     "Pipe",
     "PipeClosed",
     "PipeError",

@@ -16,7 +16,8 @@ A backend does the work of a node. Subclass :class:`Backend`, take the node's pa
 
     pipe = fastpipe.Pipe(backend=Sharpen, amount=0.5, instance_num=2)
 
-For a function of one item there is a short form, :func:`backend`:
+Where one request has nothing to do with the next, as here, extend :class:`PerRequest` and write ``run(request)``: one
+that fails then fails alone. For a function of one item there is a short form, :func:`backend`:
 
     @fastpipe.backend
     def to_gray(data):
@@ -34,7 +35,22 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["Backend", "Between", "Child", "Container", "Existing", "Request", "Site", "backend", "site"]
+from fastpipe.errors import ItemErrors
+
+__all__ = [
+    "Backend",
+    "Between",
+    "Child",
+    "Container",
+    "Existing",
+    "PerRequest",
+    "Request",
+    "Site",
+    "backend",
+    "raise_failed",
+    "run_each",
+    "site",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -59,6 +75,8 @@ class Backend:
         retry_alone: if it raises for a batch, run the requests again one by one.
         keeps_input: it changes no value that it was handed, so that none is copied for a second run.
         place: where the instance is, ``"cuda:1"``. None: everywhere.
+        takes_forms: forms of data, made by the step before, that it takes beside what others give.
+        offers_forms: forms in which it can give results to the step behind.
 
     Methods that a subclass may define; here they are None:
         bucket(self, request): only requests with equal buckets share a batch.
@@ -67,7 +85,7 @@ class Backend:
         is_device_alive(self): asked after an error of its device's library, whether that still answers.
         why_no_result(self, request): which part of it left a request without a result.
         surround(self): the context within which the whole Sequential runs that it is a step of.
-        feed(self, following): told which step gets the results next.
+        hand_on(self, form): told that the next step takes one of the forms that it offers.
     """
 
     max_batch: int | None = None
@@ -102,10 +120,30 @@ class Backend:
     its instances in service.
     """
 
+    takes_forms: tuple[type, ...] = ()
+    """The forms of data that ``forward`` takes beside what it is documented to take: classes of whose objects ``data``
+    may be one.
+
+    It is one only within a Sequential, if the step before offers the form and no filter stands between the two. As only
+    those two see it, it may be cheaper than what others get: the images of a batch without a tensor for each. Behind
+    the step, also if it fails, the Sequential makes ``data`` what it was before the step that made the form.
+    Not inherited, as ``keeps_input`` is not.
+    """
+
+    offers_forms: tuple[type, ...] = ()
+    """The forms in which ``forward`` can give its results, the best first; see ``takes_forms``. Not inherited, either.
+
+    Which of them it has to give, if any, ``hand_on`` is told.
+    """
+
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        # What a class promises of its code is not promised of a subclass's.
         if "keeps_input" not in cls.__dict__:
             cls.keeps_input = False
+        for forms in ("takes_forms", "offers_forms"):
+            if forms not in cls.__dict__:
+                setattr(cls, forms, ())
 
     def forward(self, batch: list[Request]) -> None:
         """Run ``batch``, ``min_batch`` to ``max_batch`` requests, filling each one in place.
@@ -155,11 +193,70 @@ class Backend:
     surround: Callable[[], AbstractContextManager[Any]] | None = None
     """``def surround(self)``: a step of a Sequential has all of it run within this context, for every batch."""
 
-    feed: Callable[[Backend], None] | None = None
-    """``def feed(self, following)``: told, while a Sequential is built, which step gets the results next.
+    hand_on: Callable[[type], None] | None = None
+    """``def hand_on(self, form)``: told, while a Sequential is built, that the next step takes this one of
+    ``offers_forms``. From then on each result may be an object of that class."""
 
-    Nobody but that step sees them, so the two may agree on another form than what others are given.
+
+class PerRequest(Backend):
+    """Work on one request at a time: define ``run``, and each request that raises there fails alone.
+
+    Batches of any size are taken; one costs what its requests cost one after the other. To do something once for a
+    batch, extend ``forward`` and call this one's in it.
     """
+
+    retry_alone = False  # each request has been run alone, so that none needs a second run, or a copy for it
+
+    def forward(self, batch: list[Request]) -> None:
+        """Call ``run`` for each request.
+
+        Raises:
+            ItemErrors: with what ``run`` raised; of a batch of one, that exception itself.
+        """
+        if len(batch) == 1:
+            self.run(batch[0])
+        else:
+            raise_failed(run_each(batch, self.run), batch)
+
+    def run(self, request: Request) -> None:
+        """Fill in one request; raise to fail it."""
+        raise NotImplementedError(f"{type(self).__name__} has no run(request)")  # abstract
+
+
+def run_each(
+    batch: list[Request], run: Callable[[Request], Any], failed: dict[int, BaseException] | None = None
+) -> dict[int, BaseException]:
+    """Call ``run`` for each request of a batch; for a ``forward`` that works on its requests in several passes.
+
+    Args:
+        batch: what ``forward`` was given.
+        run: what it returns is not looked at.
+        failed: what the pass before returned: those requests are left out.
+
+    Returns:
+        What requests have failed with, of this pass and the one before, by their index in ``batch``.
+    """
+    failed = {} if failed is None else failed
+    for index, request in enumerate(batch):
+        if index in failed:
+            continue
+        try:
+            run(request)
+        except Exception as error:  # its own request's, and nobody else's
+            failed[index] = error
+    return failed
+
+
+def raise_failed(failed: dict[int, BaseException], batch: list[Request]) -> None:
+    """Raise what ``forward`` has to raise where requests have failed: nothing, an only request's own error, or all.
+
+    Raises:
+        ItemErrors: if there are others in the batch.
+    """
+    if failed and len(batch) == 1:
+        raise failed[0]
+    if failed:
+        raise ItemErrors(failed)
 
 
 def backend(function: Function) -> Function:

@@ -6,37 +6,25 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from fastpipe.contract import Backend, Request
-from fastpipe.errors import ConfigError, ItemErrors
+from fastpipe.contract import Backend, PerRequest, Request
+from fastpipe.errors import ConfigError
 
 __all__ = ["FunctionBackend", "backend_from_function"]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class FunctionBackend(Backend):
+class FunctionBackend(PerRequest):
     """Base of the classes made of functions; ``function`` is the function as it was written."""
 
     function: Callable[..., Any]
-    retry_alone = False  # items are run one by one anyway, and each failure is reported with its index
 
     def __init__(self, **parameters: Any) -> None:
         self.parameters = parameters
 
-    def forward(self, batch: list[Request]) -> None:
-        """Set each request's result to what the function returns for its data; exceptions fail their item alone."""
-        function, parameters = type(self).function, self.parameters
-        if len(batch) == 1:
-            batch[0]["result"] = function(batch[0]["data"], **parameters)
-            return
-        failed: dict[int, BaseException] = {}
-        for index, request in enumerate(batch):
-            try:
-                request["result"] = function(request["data"], **parameters)
-            except Exception as error:  # whatever the function raises belongs to this item's caller
-                failed[index] = error
-        if failed:
-            raise ItemErrors(failed)
+    def run(self, request: Request) -> None:
+        """Set the request's result to what the function returns for its data."""
+        request["result"] = type(self).function(request["data"], **self.parameters)
 
 
 def backend_from_function(function: Callable[..., Any]) -> type[Backend]:

@@ -20,37 +20,36 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
-import operator
 import struct
 import threading
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from fastpipe.errors import KernelError
 
 from ._arguments import CHANNELS, Array, Color, check_fill, check_levels
+from ._cuda_bands import pieces_of
 from ._cuda_device import OUTPUTS, Device, Slot, device
-from ._device_arrays import Arrays, arrays_of, stream_handle
+from ._cuda_images import (
+    IMAGE,
+    Images,
+    adopted,
+    checked_images,
+    row_struct,
+    rows_of_part,
+    sizes_of,
+    table_of,
+    with_places,
+)
+from ._device_arrays import stream_handle
 from .reference import BLUE, GREEN, RED
 
 __all__ = ["IMAGE", "Color", "Filter", "Workspace", "describe", "workspace"]
 
 Filter = Literal["opencv", "pillow", "pillow13"]
 
-IMAGE = np.dtype(
-    [
-        ("address", "u8"),
-        ("row_stride", "i8"),
-        *((name, "i4") for name in ("height", "width", "column_stride", "channel_stride")),
-        *((name, "i4") for name in ("top", "left", "new_height", "new_width")),
-    ]
-)
-"""A row of a table of images, ``struct Image`` of pixels.cu; the last four are the workspace's to fill in."""
-
-_ROW = "Qq4i16x"
 _BATCH = struct.Struct(
     "<QQQq6if2i"
 )  # the beginning of struct Batch; _look makes what follows, and the table is the end
@@ -70,24 +69,7 @@ SLOTS = 8
 THREADS = 256
 TILE_COLUMNS, TILE_ROWS, RESIZED_PER_THREAD = 32, 8, 4
 
-# resize_pillow: a band repeats the work of one row of its neighbour's, so bands are high where there are enough of them
-# to fill the GPU, and low where there are not. So many blocks run at once, as their registers allow.
-LEAST_BAND, LARGEST_BAND = 2, 28
-LARGEST_STRIP = 224  # THREADS of resize_pillow.cu
-BLOCKS_PER_MULTIPROCESSOR = 3
-PIXELS_PER_RESULT = 15.0  # see resize_pillow.cu
-_NO_PIECES = (0, 0, 0.0, 0, 0)
-
-
-class _Images(NamedTuple):
-    """Checked images of one call."""
-
-    arrays: Arrays
-    number: int
-    table: Any  # a list of rows, or an array of IMAGE; None: one array
-    stride: int  # of one array, from image to image
-    first: tuple[int, ...]  # the first one's row, of one array
-    kept: Any  # lives until the launch is queued
+_NO_PIECES = (0, 0, 0.0, 0, 0)  # see _cuda_bands
 
 
 class Workspace:
@@ -160,7 +142,7 @@ class Workspace:
             RuntimeError: if the GPU fails.
         """
         checked = self._images(images, source)
-        heights, widths = _sizes(checked)
+        heights, widths = sizes_of(checked)
         height, width = int(heights[0]), int(widths[0])
         if min(heights) != max(heights) or min(widths) != max(widths):
             raise KernelError(
@@ -226,13 +208,13 @@ class Workspace:
         look = _look(_hashable(mean), _hashable(std), source, target, _hashable(fill))
         output = _output(dtype, out)
         if places is not None:
-            checked, places = _placed(checked, places, size)
+            checked, places = with_places(checked, places, size)
         if filter == "opencv":
             tiles = -(-width // TILE_COLUMNS) * -(-height // (TILE_ROWS * RESIZED_PER_THREAD))
             name, block, more = "resize_opencv", (TILE_COLUMNS, TILE_ROWS), _NO_PIECES
         else:
             least = size if places is None else places[:, 2:].min(axis=0).tolist()
-            band, strip, cost, shared_bytes = _pieces(self._device, checked, size, least)
+            band, strip, cost, shared_bytes = pieces_of(self._device, checked, size, least)
             tiles = -(-width // strip) * -(-height // band)
             name, block, more = "resize_pillow", (strip, 1), (band, strip, cost, shared_bytes, filter == "pillow13")
         return self._run(
@@ -287,7 +269,7 @@ class Workspace:
             raise KernelError(f"border: expected 'fill' or 'repeat', got {border!r}")
         size = _size(height, width)
         checked = self._images(images, source)
-        checked = checked._replace(table=_table(checked), stride=0)
+        checked = checked._replace(table=table_of(checked), stride=0)
         if indices is not None:
             numbers = np.asarray(indices)
             if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
@@ -314,13 +296,13 @@ class Workspace:
             more=(0, 0, 0.0, 0, border == "repeat"),
         )
 
-    def _images(self, images: Any, source: Color) -> _Images:
-        return _checked(images, source, self._device)
+    def _images(self, images: Any, source: Color) -> Images:
+        return checked_images(images, source, self._device)
 
     def _run(
         self,
         name: str,
-        images: _Images,
+        images: Images,
         size: tuple[int, int],
         look: bytes,
         output: int,
@@ -341,7 +323,7 @@ class Workspace:
         if out is None:
             out = result = adapter.empty(shape, OUTPUTS[output], gpu.number)
         else:
-            adapter, result = _adopted(out, gpu)
+            adapter, result = adopted(out, gpu)
         address = adapter.address(result, shape, OUTPUTS[output], gpu.number)
         if address % 16:
             raise KernelError(f"out: expected memory that is 16-byte aligned, got address {address:#x}")
@@ -356,12 +338,12 @@ class Workspace:
                 slot, table_bytes, image_address, matrix_address = None, 0, 0, 0
                 if images.table is None:
                     first = (images.first[0] + start * images.stride, *images.first[1:])
-                    _rows(1).pack_into(self._memory, TABLE_AT, *first)
+                    row_struct(1).pack_into(self._memory, TABLE_AT, *first)
                 elif part > TABLE_ROWS or matrices is not None:
                     slot, table_bytes, matrix_at = self._fill_slot(images.table, matrices, start, part)
                     image_address, matrix_address = slot.device_address, slot.device_address + matrix_at
                 elif isinstance(images.table, list):
-                    _rows(part).pack_into(self._memory, TABLE_AT, *_part(images.table, start, part))
+                    row_struct(part).pack_into(self._memory, TABLE_AT, *rows_of_part(images.table, start, part))
                 else:
                     rows = images.table[start : start + part].tobytes()
                     self._memory[TABLE_AT : TABLE_AT + len(rows)] = rows
@@ -386,7 +368,7 @@ class Workspace:
             self._slot_bytes = max(self._slot_bytes, 2 * used)
             slot = self._slots[number] = self._device.slot(self._slot_bytes)
         if isinstance(table, list):
-            _rows(count).pack_into(
+            row_struct(count).pack_into(
                 slot.memory, 0, *(table if len(table) == 6 * count else table[6 * start :][: 6 * count])
             )
         else:
@@ -415,115 +397,11 @@ def describe(images: Any, source: Color = "bgr", *, device: int | Device = 0) ->
     Raises:
         KernelError: as ``Workspace.normalize``.
     """
-    return _table(_checked(images, source, _device(device) if isinstance(device, int) else device))
+    return table_of(checked_images(images, source, _device(device) if isinstance(device, int) else device))
 
 
 _of_thread = threading.local()
 _device = device  # parameters have this name, too
-
-
-# ---- images ----------------------------------------------------------------------------------------------------------
-
-
-def _checked(images: Any, source: Color, gpu: Device) -> _Images:
-    """Return the images of a call, whatever form they came in."""
-    if source not in CHANNELS:
-        raise KernelError(f"source: expected 'bgr', 'rgb' or 'gray', got {source!r}")
-    channels = CHANNELS[source]
-    if isinstance(images, np.ndarray) and images.dtype == IMAGE:
-        return _Images(_default_arrays(gpu), len(images), images, 0, _NO_IMAGE, images)
-    if isinstance(images, list | tuple):
-        if not images:
-            raise KernelError("images: expected at least one in a list, got none")
-        arrays, first = arrays_of(images[0], gpu.cupy)
-        if arrays is None:
-            raise KernelError(f"images[0]: expected an array on GPU {gpu.number}, got a {type(images[0]).__name__}")
-        if first is not images[0] or set(map(type, images)) != {type(first)}:
-            images = [_of_library(number, image, arrays, gpu) for number, image in enumerate(images)]
-        return _Images(arrays, len(images), arrays.describe(images, channels, gpu.number), 0, _NO_IMAGE, images)
-    arrays, batch = arrays_of(images, gpu.cupy)
-    if arrays is None or batch.ndim != 3 + (channels == 3):
-        axes = "(n, height, width, 3)" if channels == 3 else "(n, height, width)"
-        got = f"a {type(images).__name__}" if arrays is None else f"shape {tuple(batch.shape)}"
-        raise KernelError(f"images: expected a list, or an array of shape {axes} on GPU {gpu.number}, got {got}")
-    if not batch.shape[0]:
-        raise KernelError("images: expected at least one, got none")
-    count, stride, row = arrays.describe_batch(batch, channels, gpu.number)
-    return _Images(arrays, count, None, stride, row, batch)
-
-
-_NO_IMAGE = (0,) * 6
-
-
-def _of_library(number: int, image: Any, wanted: Arrays, gpu: Device) -> Any:
-    arrays, image = arrays_of(image, gpu.cupy)
-    if arrays is not wanted:
-        raise KernelError(f"images[{number}]: expected an array like images[0], on the GPU, got {type(image).__name__}")
-    return image
-
-
-@functools.cache
-def _default_arrays(gpu: Device) -> Arrays:
-    arrays, _ = _adopted(gpu.cupy.empty(0, np.uint8), gpu)
-    return arrays
-
-
-def _adopted(out: Any, gpu: Device) -> tuple[Arrays, Any]:
-    arrays, adopted = arrays_of(out, gpu.cupy)
-    if arrays is None:
-        raise KernelError(f"out: expected an array on GPU {gpu.number}, got a {type(out).__name__}")
-    return arrays, adopted
-
-
-def _sizes(images: _Images) -> tuple[Any, Any]:
-    """Return heights and widths."""
-    if images.table is None:
-        return images.first[2:3], images.first[3:4]
-    if isinstance(images.table, list):
-        return images.table[2::6], images.table[3::6]
-    return images.table["height"].tolist(), images.table["width"].tolist()
-
-
-def _table(images: _Images) -> Array:
-    """Return the rows of all images, as an array of IMAGE of the caller's own."""
-    if isinstance(images.table, np.ndarray):
-        return images.table.copy()
-    table = np.zeros(images.number, IMAGE)
-    rows = images.first if images.table is None else images.table
-    for column, name in enumerate(IMAGE.names[:6]):  # type: ignore[index]
-        table[name] = rows[column::6]
-    if images.table is None:
-        table["address"] += (np.arange(images.number) * images.stride).astype(np.uint64)
-    return table
-
-
-def _placed(images: _Images, places: Any, size: tuple[int, int]) -> tuple[_Images, Array]:
-    """Return the images with their places in the table."""
-    wanted = np.asarray(places)
-    if wanted.shape != (images.number, 4) or wanted.dtype.kind not in "iu":
-        expected = f"whole numbers of shape {(images.number, 4)}"
-        raise KernelError(f"places: expected {expected}, got {wanted.dtype} of shape {wanted.shape}")
-    starts, sides = wanted[:, :2], wanted[:, 2:]
-    wrong = ((starts < 0) | (sides < 1) | (starts + sides > size)).any(axis=1)
-    if wrong.any():
-        place = wanted[wrong][0].tolist()
-        raise KernelError(f"places: expected top, left, height and width inside of {size}, got {place}")
-    table = _table(images)
-    for column, name in enumerate(("top", "left", "new_height", "new_width")):
-        table[name] = wanted[:, column]
-    return images._replace(table=table, stride=0), wanted
-
-
-def _part(rows: list[int], start: int, count: int) -> list[int]:
-    return rows if len(rows) == 6 * count else rows[6 * start : 6 * (start + count)]
-
-
-@functools.lru_cache(maxsize=256)
-def _rows(count: int) -> struct.Struct:
-    return struct.Struct("<" + _ROW * count)
-
-
-# ---- everything else -------------------------------------------------------------------------------------------------
 
 
 # Tuples: a union made for each call costs more than all else that is looked at.
@@ -564,52 +442,6 @@ def _divides_by_reciprocal(mean: Array, std: Array, reciprocal: Array) -> bool:
         is_decided = (below == above).all() and (above == difference / std).all()
         steps = np.stack(np.broadcast_arrays(difference, quotient, remainder, above, std, reciprocal))
         return bool(is_decided and ((steps == 0) | (np.abs(steps) > np.float32(2.0**-120))).all())
-
-
-def _pieces(gpu: Device, images: _Images, size: tuple[int, int], least: tuple[int, int]) -> tuple[int, int, float, int]:
-    """Return how resize_pillow cuts up a result.
-
-    Args:
-        gpu: where.
-        images: which.
-        size: of the results.
-        least: height and width that any of them becomes.
-
-    Returns:
-        The rows of a band and the columns of a strip, for the largest image; its cost; the shared memory of a block.
-    """
-    heights, widths = _sizes(images)
-    highest, widest = max(heights), max(widths)
-    scale_y, scale_x = highest / least[0], widest / least[1]
-    strips = -(-size[1] // LARGEST_STRIP)
-    strip = -(-size[1] // strips // 32) * 32
-    # As if all cost as much as the largest might; all blocks have about as much to do.
-    fixed = PIXELS_PER_RESULT * size[0] * size[1]
-    cost = highest * widest + fixed
-    areas = sum(map(operator.mul, heights, widths)) * (images.number if images.table is None else 1)
-    rows = size[0] * strips * (areas + images.number * fixed) / cost
-    at_once = BLOCKS_PER_MULTIPROCESSOR * gpu.multiprocessors
-    waves = math.ceil(rows / (LARGEST_BAND * at_once))
-    # The last band of each image is, as a rule, half empty.
-    band = max(math.ceil(rows / max(waves * at_once - images.number * strips / 2, 1)), LEAST_BAND)
-    band = min(band, LARGEST_BAND)
-    while True:
-        needed = _shared_bytes(band, strip, scale_y, scale_x, widest)
-        if needed <= gpu.shared_bytes or (strip == 32 and band == 1):
-            return band, strip, cost, min(needed, gpu.shared_bytes)
-        if strip > 32:
-            strip = max(strip // 2 // 32 * 32, 32)
-        else:
-            band = max(band // 2, 1)
-
-
-def _shared_bytes(band: int, strip: int, scale_y: float, scale_x: float, widest: int) -> int:
-    """Return what ``room_of`` of resize_pillow.cu asks for, or a little more."""
-    support_x, support_y = max(scale_x, 1.0), max(scale_y, 1.0)
-    pitch = min(widest, strip * scale_x + 2 * support_x + 2) + 24
-    # A smaller image has a higher band, of at most as many rows of its own; unless it is wider.
-    rows, planes = 16 * ((band + 1) * support_y + 40), 4 * (6 * pitch + 48)
-    return int(rows + planes + 24 * strip * ((2 * support_x + 16) / 8)) + 96
 
 
 def _size(height: int, width: int) -> tuple[int, int]:

@@ -25,42 +25,34 @@ from typing import Any
 
 import numpy as np
 
-from fastpipe.contract import Backend, Child, Container, Request
-from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError
+from fastpipe.contract import Child, Container, PerRequest, Request
+from fastpipe.errors import BackendError, ConfigError, KernelError
 from fastpipe.results import checked_results
 from fastpipe.summaries import summarize
 
 from ..odd_arrays import oddity
-from .child import Before, ChildRunner, Failures, fail, raise_failures, refuse_filters
+from .child import Before, ChildRunner, Failures, fail, raise_failures, refuse_filters, run_again
 
 __all__ = ["CatSplit", "Concatenate", "SplitRows"]
 
 
-class Concatenate(Backend):
+class Concatenate(PerRequest):
     """Joins a list of arrays along their first axis, and writes their lengths under ``sizes``.
 
     **In**: ``data`` is a list of NumPy arrays or of torch tensors, at least one, with equal dtypes and equal shapes
     but for the first axis. **Out**: an array of the same kind, a copy; ``sizes`` is a list of numbers of rows.
 
     Raises:
-        ItemErrors: with a KernelError, which has expected and got, for a list that cannot be joined.
+        KernelError: for a list that cannot be joined; it has expected and got.
     """
 
     keeps_input = True
 
-    def forward(self, batch: list[Request]) -> None:
-        failed: dict[int, BaseException] = {}
-        for index, request in enumerate(batch):
-            arrays = request["data"]
-            try:
-                _check_joinable(arrays)
-            except KernelError as error:
-                failed[index] = error
-                continue
-            request["sizes"] = [len(array) for array in arrays]
-            request["result"] = sys.modules["torch"].cat(arrays) if _is_torch(arrays[0]) else np.concatenate(arrays)
-        if failed:
-            raise ItemErrors(failed)
+    def run(self, request: Request) -> None:
+        arrays = request["data"]
+        _check_joinable(arrays)
+        request["sizes"] = [len(array) for array in arrays]
+        request["result"] = sys.modules["torch"].cat(arrays) if _is_torch(arrays[0]) else np.concatenate(arrays)
 
     @staticmethod
     def kind(array: Any) -> Hashable:
@@ -79,30 +71,25 @@ class Concatenate(Backend):
         return type(array).__module__.partition(".")[0], device, array.dtype, tuple(array.shape[1:])
 
 
-class SplitRows(Backend):
+class SplitRows(PerRequest):
     """Divides an array along its first axis: the reverse of :class:`Concatenate`.
 
     **In**: ``data`` is a NumPy array or a torch tensor, ``sizes`` says how many rows each part has.
     **Out**: a list of parts, which are views.
 
     Raises:
-        ItemErrors: with a KernelError, which has expected and got, where the rows are not as many as the sizes say.
+        KernelError: where the rows are not as many as the sizes say; it has expected and got.
     """
 
     keeps_input = True
 
-    def forward(self, batch: list[Request]) -> None:
-        failed: dict[int, BaseException] = {}
-        for index, request in enumerate(batch):
-            array, sizes = request["data"], request["sizes"]
-            problem = _split_problem(array, sizes)
-            if problem:
-                failed[index] = KernelError(problem)
-                continue
-            ends = np.cumsum(sizes).tolist()
-            request["result"] = [array[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-        if failed:
-            raise ItemErrors(failed)
+    def run(self, request: Request) -> None:
+        array, sizes = request["data"], request["sizes"]
+        problem = _split_problem(array, sizes)
+        if problem:
+            raise KernelError(problem)
+        ends = np.cumsum(sizes).tolist()
+        request["result"] = [array[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
 class CatSplit(Container):
@@ -158,26 +145,12 @@ class CatSplit(Container):
                 if len(group) == 1:
                     fail(group[0], error, failed)
                 else:
-                    self._run_again(group, before, error, failed)
+                    where = f"in a batch of {len(group)}"
+                    run_again(group, before, lambda request: self._run([request]), failed, error, where)
         raise_failures(batch, failed)
 
     def why_no_result(self, request: Request) -> str:
         return self._why_no_result
-
-    def _run_again(self, group: list[Request], before: Before | None, error: Exception, failed: Failures) -> None:
-        if before is None or before.refusal is not None:
-            error.add_note(f"in a batch of {len(group)}")
-            if before is not None:
-                error.add_note(f"the batch was not run again one by one: {before.refusal}")
-            for request in group:
-                fail(request, error, failed)
-            return
-        for index, request in enumerate(group):
-            before.put_back(index)
-            try:
-                self._run([request])
-            except Exception as own_error:  # kept for this request's caller
-                fail(request, own_error, failed)
 
     def _run(self, group: list[Request]) -> None:
         """Run the three on ``group``; its requests are changed only by what comes out."""

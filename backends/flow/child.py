@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 
-from fastpipe.contract import Child, Request
+from fastpipe.contract import Child, Request, raise_failed
 from fastpipe.errors import BackendError, ConfigError, ItemErrors
 from fastpipe.snapshots import CannotCopy, Snapshot, take
 
@@ -16,6 +16,7 @@ __all__ = [
     "fail",
     "raise_failures",
     "refuse_filters",
+    "run_again",
     "sizes_in_words",
 ]
 
@@ -87,10 +88,7 @@ class ChildRunner:
 
     def _run_one_by_one(self, requests: list[Request], failed: Failures) -> None:
         for request in requests:
-            try:
-                self.run_alone(request)
-            except Exception as error:  # kept for this request's caller
-                fail(request, error, failed)
+            _run_alone(self.run_alone, request, failed)
 
     def _run_together(self, requests: list[Request], failed: Failures) -> None:
         if len(requests) == 1:
@@ -105,16 +103,8 @@ class ChildRunner:
                 cause.add_note(f"in step {self.name!r}")
                 fail(requests[index], cause, failed)
         except Exception as error:
-            if before is None or before.refusal is not None:
-                error.add_note(f"in step {self.name!r}, in a batch of {len(requests)}")
-                if before is not None:
-                    error.add_note(f"the batch was not run again one by one: {before.refusal}")
-                for request in requests:
-                    fail(request, error, failed)
-                return
-            for index, request in enumerate(requests):
-                before.put_back(index)
-                self._run_one_by_one([request], failed)
+            where = f"in step {self.name!r}, in a batch of {len(requests)}"
+            run_again(requests, before, self.run_alone, failed, error, where)
 
     def _parts(self, requests: list[Request], failed: Failures) -> Iterable[list[Request]]:
         """Divide ``requests`` by bucket, and where they would weigh too much together."""
@@ -169,6 +159,43 @@ class Before:
         request.update(content)
 
 
+def run_again(
+    requests: list[Request],
+    before: Before | None,
+    run_alone: Callable[[Request], None],
+    failed: Failures,
+    error: Exception,
+    where: str,
+) -> None:
+    """Run requests again one by one, after they have failed together; those that raise again have failed.
+
+    Args:
+        requests: they must stay the dicts that they are.
+        before: what they were before the first run; None: they are not to be run again.
+        run_alone: runs one of them.
+        failed: where failures are noted.
+        error: what failed them together: that of all of them, if they are not run again.
+        where: a note on it in that case.
+    """
+    if before is None or before.refusal is not None:
+        error.add_note(where)
+        if before is not None:
+            error.add_note(f"the batch was not run again one by one: {before.refusal}")
+        for request in requests:
+            fail(request, error, failed)
+        return
+    for index, request in enumerate(requests):
+        before.put_back(index)
+        _run_alone(run_alone, request, failed)
+
+
+def _run_alone(run_alone: Callable[[Request], None], request: Request, failed: Failures) -> None:
+    try:
+        run_alone(request)
+    except Exception as error:  # kept for this request's caller
+        fail(request, error, failed)
+
+
 def _by_position(
     error: ItemErrors, handed: list[Request], requests: list[Request], name: str
 ) -> dict[int, BaseException]:
@@ -188,11 +215,10 @@ def fail(request: Request, error: BaseException, failed: Failures) -> None:
 
 def raise_failures(batch: list[Request], failed: Failures) -> None:
     """Raise what a container's ``forward`` has to raise: nothing, the one request's own error, or ItemErrors."""
-    if not failed:
-        return
-    if len(batch) == 1:
-        raise failed[id(batch[0])]
-    raise ItemErrors({index: failed[id(request)] for index, request in enumerate(batch) if id(request) in failed})
+    if failed:
+        raise_failed(
+            {index: failed[id(request)] for index, request in enumerate(batch) if id(request) in failed}, batch
+        )
 
 
 def common_size(sizes: list[int | None]) -> int | None:

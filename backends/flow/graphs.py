@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from fastpipe.contract import Backend, Request
-from fastpipe.errors import BackendError, ItemErrors
+from fastpipe.contract import Backend, Request, raise_failed, run_each
+from fastpipe.errors import BackendError
 from fastpipe.results import checked_parts
 
 __all__ = ["Jump", "MapReduce", "Proxy", "SubGraph", "hidden_name"]
@@ -62,31 +62,21 @@ class SubGraph(Backend):
     def forward(self, batch: list[Request]) -> None:
         if self._run_parts is None:
             raise BackendError(f"{type(self).__name__} works only inside a pipe")
-        errors: dict[int, BaseException] = {}
-        splits: list[list[Request]] = []
-        for index, request in enumerate(batch):
-            parts: list[Request] = []
-            try:
-                parts = checked_parts(self.split(request), f"split() of {type(self).__name__}")
-            except Exception as error:  # its own request's
-                errors[index] = error
-            splits.append(parts)
-        answers = self._run_parts(splits, self.keeps_failures)
+        parts: dict[int, list[Request]] = {}
+
+        def split(request: Request) -> None:
+            parts[id(request)] = checked_parts(self.split(request), f"split() of {type(self).__name__}")
+
+        failed = run_each(batch, split)
+        answers = self._run_parts([parts.get(id(request), []) for request in batch], self.keeps_failures)
         reasons = getattr(self._run_parts, "reasons", None) or [None] * len(batch)
         self._without = {id(request): why for request, why in zip(batch, reasons, strict=True)}
-        for index, (request, own) in enumerate(zip(batch, answers, strict=True)):
-            if index in errors:
-                continue
+        for index, own in enumerate(answers):
             failure = None if self.keeps_failures else _first_failure(own)
             if failure is not None:
-                errors[index] = failure
-                continue
-            try:
-                self.merge(request, own)
-            except Exception as error:
-                errors[index] = error
-        if errors:
-            raise ItemErrors(errors)
+                failed[index] = failure
+        answer_of = {id(request): own for request, own in zip(batch, answers, strict=True)}
+        raise_failed(run_each(batch, lambda request: self.merge(request, answer_of[id(request)]), failed), batch)
 
     def why_no_result(self, request: Request) -> str | None:
         return self._without.get(id(request))

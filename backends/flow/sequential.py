@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import ExitStack
+from typing import Any
 
 from fastpipe.contract import Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError
@@ -40,6 +41,9 @@ class Sequential(Container):
     children will see is not known before the first has run. A later child that has them gets the batch in parts,
     each of one bucket and of no more than its ``max_batch`` in weight.
 
+    **Forms.** Two neighbours without a filter between them may agree on a form of data that nobody else sees
+    (``Backend.takes_forms``): behind the second, ``data`` is what it was before the first.
+
     **Around it.** Where a child has a ``surround`` (``SyncTensor`` has), every batch is run within it; the first
     child's is the outermost.
 
@@ -68,9 +72,8 @@ class Sequential(Container):
             self.bucket = first.bucket
         if first.weigh is not None:
             self.weigh = first.weigh
-        for before, after in itertools.pairwise(children):
-            if before.backend.feed is not None and after.filter is None:
-                before.backend.feed(after.backend)
+        for before, after in itertools.pairwise(self._steps):
+            after.agree_with(before)
         self._surrounds = [child.backend.surround for child in children if child.backend.surround is not None]
         if self._surrounds:
             self.forward = self._forward_surrounded  # type: ignore[method-assign]  # costs nothing where there is none
@@ -84,9 +87,13 @@ class Sequential(Container):
         failed: Failures = {}
         active = list(batch)  # without those that failed or left
         for step in self._steps:
+            handed = [] if step.form is None else step.handed(active)
             active, runnable = step.sort(active, failed, self._without)
             if runnable:
-                step.run(runnable, failed)
+                try:
+                    step.run(runnable, failed)
+                finally:
+                    _put_back(handed)
                 step.note_results(runnable, self._without)
             if failed:
                 active = [request for request in active if id(request) not in failed]
@@ -106,6 +113,7 @@ class Sequential(Container):
     def _forward_one(self, request: Request) -> None:
         """Run a batch of one: nothing to retry and nobody to spare, so exceptions simply go up."""
         last = None  # the step that ran last, unless one behind it was skipped
+        handed: _Handed = []
         for step in self._steps:
             if step.filter is not None:
                 status = step.decide(request)
@@ -120,11 +128,30 @@ class Sequential(Container):
             elif not step.is_first:
                 if "result" not in request:
                     break
+                if step.form is not None:
+                    handed = step.handed([request])
                 request["data"] = request.pop("result")
-            step.run_alone(request)
+            try:
+                step.run_alone(request)
+            finally:
+                if handed:
+                    _put_back(handed)
             last = step
         if "result" not in request:
             self._without[id(request)] = "" if last is None else last.why_no_result(request)
+
+
+_NO_DATA = object()
+_Handed = list[tuple[Request, Any]]
+"""Requests whose data is in a form that only two steps see, each with what it has to be for all others."""
+
+
+def _put_back(handed: _Handed) -> None:
+    for request, data in handed:
+        if data is _NO_DATA:
+            request.pop("data", None)
+        else:
+            request["data"] = data
 
 
 class _Step(ChildRunner):
@@ -135,6 +162,22 @@ class _Step(ChildRunner):
         self.filter = child.filter
         self.is_first = is_first
         self.is_last = is_last
+        self.form: type | None = None  # in which the step before hands on its results
+        self._backend = child.backend
+
+    def agree_with(self, before: _Step) -> None:
+        """Agree on a form of data with the step before, if there is one that it offers and this one takes."""
+        giver, taken = before._backend, self._backend.takes_forms
+        if self.filter is None and giver.hand_on is not None:
+            self.form = next((form for form in giver.offers_forms if form in taken), None)
+            if self.form is not None:
+                giver.hand_on(self.form)
+
+    def handed(self, requests: list[Request]) -> _Handed:
+        """Return the requests whose result the step before gives in the agreed form, each with its data until now."""
+        return [
+            (request, request.get("data", _NO_DATA)) for request in requests if type(request.get("result")) is self.form
+        ]
 
     def sort(
         self, requests: list[Request], failed: Failures, without: dict[int, str]

@@ -5,6 +5,8 @@
 
 All parts of an instance are on one GPU. Whichever is built first (in a Sequential that is the last step) takes, of
 those it may be on, the GPU that has the fewest instances of this process; the others follow it, if they may.
+
+Public: a backend of yours that claims its GPU here is counted with those of the box, and goes where they are.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastpipe.contract import Request, Site, site
 from fastpipe.errors import ConfigError
 
-__all__ = ["Claim", "Follower", "claim_gpu", "gpus_of_torch", "place_of"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Claim", "Follower", "claim_gpu", "gpus_of_torch", "place_of", "torch_gpu"]
 
 # So many elements of a list are looked at for one that is on a GPU.
 _MOST_LOOKED_AT = 16
@@ -184,3 +189,21 @@ def gpus_of_torch() -> int:
     import torch
 
     return int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
+
+
+def torch_gpu(backend: str, number: int) -> torch.device:
+    """Return a GPU as torch's device; torch is imported for that.
+
+    Args:
+        backend: its name, for errors.
+        number: of the GPU, as torch counts.
+
+    Raises:
+        ConfigError: if there is no such GPU.
+    """
+    import torch
+
+    count = gpus_of_torch()
+    if number >= count:
+        raise ConfigError(f"{backend}: there is no GPU {number}; torch sees {count}")
+    return torch.device("cuda", number)

@@ -1,8 +1,8 @@
-"""What one step of a Sequential hands to the next in the place of tensors, where nobody else sees it.
+"""Forms of data on a GPU, which any step of a Sequential may offer and take in the place of tensors.
 
 A torch tensor gives up the GIL when it is dropped. One for each image of a batch would mean as many chances for another
 thread to take it, and to keep it for Python's switch interval: beside a thread that computes, that cost more than
-decoding did. See ``Backend.feed``.
+decoding did. See ``Backend.takes_forms``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ class Pixels(NamedTuple):
     color: cuda.Color
     memory: Any
     """What keeps its memory, and that of its neighbours."""
-    data: Any
-    """What the request had as ``data`` before; the step that takes the pixels puts it back, whatever happens there."""
 
 
 class Row(NamedTuple):
@@ -31,8 +29,6 @@ class Row(NamedTuple):
 
     whole: Any
     number: int
-    data: Any
-    """As of ``Pixels``."""
 
     @property
     def tensor(self) -> Any:

@@ -8,6 +8,8 @@ Entering makes the stream the current one of torch and of CuPy, as far as they a
 was current before. Leaving it waits until its work is done, by an event and without the GIL, so that results may be
 used on any stream. Where another stream of the same GPU has been entered already, that one is used, and nothing waits:
 a chain of instances has one stream and one synchronisation, the outermost's.
+
+Public: a backend of yours that enters its stream here shares one with the steps of the box, as they do with each other.
 """
 
 from __future__ import annotations

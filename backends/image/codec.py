@@ -1,4 +1,4 @@
-"""Encoded images <-> pixels on the CPU: see ``_image_requests`` for what an image is.
+"""Encoded images <-> pixels on the CPU: see ``requests`` for what an image is.
 
 What the C libraries below say about damaged files goes to the process's stderr. Most of what they would complain about
 is refused, or left out, before they see it; OpenCV's own messages end with ``OPENCV_LOG_LEVEL=OFF`` in the environment.
@@ -15,13 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fastpipe.contract import Request
+from fastpipe.contract import PerRequest, Request
 from fastpipe.errors import DecodeError, KernelError
 
 from ..odd_arrays import oddity
 from ..ranges import MOST_PIXELS, MaxPixels
 from .header import ImageHeader, read_header
-from .requests import PerRequest, Pixels, pixels_of
+from .requests import Pixels, pixels_of
 
 __all__ = ["DecodeMat", "SaveMat"]
 

@@ -1,17 +1,17 @@
-"""Color and arithmetic of images on the CPU: see ``_image_requests`` for what an image is."""
+"""Color and arithmetic of images on the CPU: see ``requests`` for what an image is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from fastpipe.contract import Backend, Request
-from fastpipe.errors import ConfigError, ItemErrors, KernelError
+from fastpipe.contract import Backend, PerRequest, Request, raise_failed, run_each
+from fastpipe.errors import ConfigError, KernelError
 from fastpipe.kernels import cpu
 from fastpipe.summaries import summarize
 
 from ..ranges import check_levels, check_results
-from .requests import PerRequest, Pixels, color_of, pixels_of
+from .requests import Pixels, color_of, pixels_of
 
 __all__ = ["CvtColorMat", "NormalizeMat"]
 
@@ -89,18 +89,16 @@ class NormalizeMat(Backend):
             raise ConfigError(*problems)
 
     def forward(self, batch: list[Request]) -> None:
-        errors: dict[int, BaseException] = {}
         alike: dict[tuple[Any, ...], list[tuple[Request, Pixels]]] = {}
-        for index, request in enumerate(batch):
-            try:
-                pixels = pixels_of(request, self)
-                source = color_of(request, pixels, self)
-            except Exception as error:
-                errors[index] = error
-                continue
+
+        def sort(request: Request) -> None:
+            pixels = pixels_of(request, self)
+            source = color_of(request, pixels, self)
             if source == "gray" and pixels.ndim == 3:
                 pixels = pixels[..., 0]
             alike.setdefault((pixels.shape, source), []).append((request, pixels))
+
+        failed = run_each(batch, sort)
         for (_, source), items in alike.items():
             target = self.color or source
             results = cpu.normalize(
@@ -114,5 +112,4 @@ class NormalizeMat(Backend):
             for (request, _), result in zip(items, results, strict=True):
                 request["result"] = result
                 request["color"] = target
-        if errors:
-            raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
+        raise_failed(failed, batch)

@@ -1,4 +1,4 @@
-"""Size and parts of images on the CPU: see ``_image_requests`` for what an image is.
+"""Size and parts of images on the CPU: see ``requests`` for what an image is.
 
 OpenCV's own pool of threads is left as the process has it. It takes part only in large images, where one instance
 alone gains from it; a program whose instances keep all CPUs busy is better off with ``cv2.setNumThreads(1)``, once, at
@@ -15,14 +15,14 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 
-from fastpipe.contract import Backend, Between, Request
-from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
+from fastpipe.contract import Backend, Between, PerRequest, Request, raise_failed, run_each
+from fastpipe.errors import ConfigError, KernelError, MissingExtra
 from fastpipe.kernels import cpu
 from fastpipe.summaries import summarize
 
 from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
 from .fitting import fitted
-from .requests import LARGEST_SIDE, PerRequest, Pixels, Side, pixels_of
+from .requests import LARGEST_SIDE, Pixels, Side, pixels_of
 
 __all__ = [
     "AlignMat",
@@ -282,21 +282,17 @@ class AlignMat(Backend):
         self.align = align
 
     def forward(self, batch: list[Request]) -> None:
-        errors: dict[int, BaseException] = {}
-        target_width = self.align
-        for index, request in enumerate(batch):
-            try:
-                height, width = pixels_of(request, self).shape[:2]
-            except Exception as error:
-                errors[index] = error
-                continue
+        widths = [self.align]
+
+        def measure(request: Request) -> None:
+            height, width = pixels_of(request, self).shape[:2]
             steps = -(-self.resize_h * width // (height * self.align))
-            target_width = max(target_width, min(steps * self.align, self.max_w))
-        for index, request in enumerate(batch):
-            if index not in errors:
-                request.update(result=request["data"], resize_h=self.resize_h, resize_w=target_width)
-        if errors:
-            raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
+            widths.append(min(steps * self.align, self.max_w))
+
+        def hand_on(request: Request) -> None:
+            request.update(result=request["data"], resize_h=self.resize_h, resize_w=max(widths))
+
+        raise_failed(run_each(batch, hand_on, run_each(batch, measure)), batch)
 
 
 # ---- parts of an image -----------------------------------------------------------------------------------------------

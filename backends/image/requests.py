@@ -1,4 +1,4 @@
-"""What the image backends share: a request at a time, and its pixels, checked.
+"""What the image backends share: the pixels of a request, checked.
 
 Images are NumPy arrays, uint8, (height, width, channels), or (height, width) for gray. A request's ``color`` says what
 its three channels are, "bgr" (which is also meant if it is not there) or "rgb". Every image backend takes batches of
@@ -15,38 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fastpipe.contract import Backend, Between, Request
-from fastpipe.errors import ItemErrors, KernelError
+from fastpipe.errors import KernelError
 from fastpipe.kernels import cpu
 from fastpipe.summaries import summarize
 
 from ..odd_arrays import oddity
 
-__all__ = ["LARGEST_SIDE", "PerRequest", "Pixels", "Side", "color_of", "pixels_of"]
+__all__ = ["LARGEST_SIDE", "Pixels", "Side", "color_of", "pixels_of"]
 
 LARGEST_SIDE = 1_048_576
 Side = Annotated[int, Between(1, LARGEST_SIDE)]
 Pixels = npt.NDArray[Any]  # uint8, which OpenCV's annotations do not promise
-
-
-class PerRequest(Backend):
-    """Base: a request at a time."""
-
-    def forward(self, batch: list[Request]) -> None:
-        if len(batch) == 1:
-            self.run(batch[0])
-            return
-        errors: dict[int, BaseException] = {}
-        for index, request in enumerate(batch):
-            try:
-                self.run(request)
-            except Exception as error:  # its own request's, and nobody else's
-                errors[index] = error
-        if errors:
-            raise ItemErrors(errors)
-
-    def run(self, request: Request) -> None:
-        """Fill in one request."""
-        raise NotImplementedError  # abstract
 
 
 def pixels_of(request: Request, backend: Backend, *, channels: int | None = None) -> Pixels:

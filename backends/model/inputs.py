@@ -1,68 +1,28 @@
-"""What goes into a model: a request's data as arrays, checked against the model, and several of them as one batch."""
+"""What goes into a model that takes NumPy's arrays: a request's data, and several of them as one batch."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastpipe.contract import Request
 from fastpipe.errors import KernelError
-from fastpipe.summaries import summarize
 
 from ..odd_arrays import oddity
-from ..ranges import may_overflow, overflow, overflow_error
-from .shapes import InputSpec, Limits, Profile, SharedAxes, advice_on_empty, is_within
+from ..ranges import may_overflow, overflow
+from .reader import Fit, RequestReader, Signature
+from .shapes import InputSpec, Profile, SharedAxes
 
-__all__ = ["Array", "ModelInputs", "Sample", "UnfitError", "gather", "to_array", "to_torch"]
+__all__ = ["Array", "ModelInputs", "gather", "to_array", "to_torch"]
 
 Array = npt.NDArray[Any]
 
 
-# How many combinations of shapes and dtypes are remembered as checked; a model fed with more starts anew. Each takes
-# about half a kilobyte.
-_REMEMBERED_FITS = 1024
-
-
-class Fit(NamedTuple):
-    """What was found out about arrays of certain shapes and dtypes."""
-
-    profile: Profile
-    item_shapes: tuple[tuple[int, ...], ...]  # of each input, without the batch axis
-    key: Hashable  # equal for all that may share a batch, with or without a batch axis
-    narrowed: tuple[int, ...]  # the inputs whose numbers may become infinite in the model's type
-
-
-class UnfitError(Exception):
-    """Some requests of a group cannot be run after all, and nobody has a result; the others can be, without them.
-
-    Args:
-        errors: of those requests, by their place in the group; at least one.
-    """
-
-    def __init__(self, errors: Mapping[int, KernelError]) -> None:
-        super().__init__(f"{len(errors)} requests")
-        self.errors = dict(errors)
-
-
-class Sample(NamedTuple):
-    """The data of one request."""
-
-    arrays: tuple[Array, ...]  # one for each input, as they came; often the caller's own memory
-    fit: Fit
-    is_torch: bool  # some of it came as torch tensors, so that is how the result leaves
-
-    @property
-    def key(self) -> Hashable:
-        """Equal keys may share a batch."""
-        return self.fit.key, self.is_torch
-
-
-class ModelInputs:
-    """Reads requests for one model.
+class ModelInputs(RequestReader):
+    """Reads requests as arrays of NumPy, over the memory that they come in.
 
     Args:
         model: what messages call the model.
@@ -73,82 +33,23 @@ class ModelInputs:
     """
 
     def __init__(self, model: str, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
-        self._model = model
-        self._specs = tuple(specs)
-        self._names = [spec.name for spec in specs]
+        super().__init__(model, [spec.name for spec in specs], len(specs), specs, profiles)
+        self._dtypes = [spec.dtype for spec in specs]
         self._shared = SharedAxes(specs)
-        # Where several profiles take a request, it goes where it can have the most company.
-        self._profiles = sorted(profiles, key=lambda profile: -profile.max_batch)
-        self.max_batch = self._profiles[0].max_batch
-        # Checking costs 4 us, looking up what was checked before a tenth of that. Filled by any thread; two that find
-        # out the same thing at the same time do no harm.
-        self._fits: dict[Hashable, Fit] = {}
 
-    def read(self, request: Request) -> Sample:
-        """Return the data of a request, checked; nothing is copied.
-
-        Raises:
-            KernelError: if the model cannot take it; the message has the model, the input, expected and got.
-        """
-        if "data" not in request:
-            raise KernelError(f"{self._model}: the request has no 'data'")
-        data = request["data"]
-        is_torch = False
-        arrays: tuple[Array, ...]
+    def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
         if type(data) is np.ndarray:
-            arrays = self._in_order((data,))
-        else:
-            pairs = [self._to_array(*pair) for pair in zip(self._specs, self._in_order(data), strict=True)]
-            arrays = tuple([array for array, _ in pairs])
-            is_torch = any(from_torch for _, from_torch in pairs)
-        signature = tuple([(array.shape, array.dtype) for array in arrays])
-        return Sample(arrays, self._fits.get(signature) or self._find_fit(signature), is_torch)
+            return self._in_order((data,)), False
+        pairs = [self._to_array(place, value) for place, value in enumerate(self._in_order(data))]
+        return tuple([array for array, _ in pairs]), any(from_torch for _, from_torch in pairs)
 
-    def refuse_overflow(self, fit: Fit, by_input: Sequence[Sequence[Array]], inputs: Sequence[Array]) -> None:
-        """Look for requests that have a number which is infinite in the model's type; one look where there is none.
+    def _signature(self, arrays: tuple[Any, ...]) -> Signature:
+        return tuple([(array.shape, array.dtype) for array in arrays])
 
-        Args:
-            fit: of all of them.
-            by_input: of each input, the arrays of the requests.
-            inputs: the same as ``gather`` has joined and converted them.
-
-        Raises:
-            UnfitError: for those requests; the message has the input, the range and the number.
-        """
-        errors: dict[int, KernelError] = {}
-        for place in fit.narrowed:
-            if np.isfinite(inputs[place]).all():
-                continue
-            spec = self._specs[place]
-            for number, (given, row) in enumerate(zip(by_input[place], inputs[place], strict=False)):  # rows of zeros
-                lost = overflow(given.reshape(row.shape), row)
-                if lost is not None:
-                    where, largest = f"{self._model}, input {spec.name!r}", float(np.finfo(spec.dtype).max)
-                    errors.setdefault(number, overflow_error(where, lost, spec.dtype.name, largest))
-        if errors:
-            raise UnfitError(errors)
-
-    def _in_order(self, data: Any) -> tuple[Any, ...]:
-        """Return the values of the inputs, in the model's order."""
-        if isinstance(data, list | tuple):
-            values = tuple(data)
-        elif isinstance(data, Mapping):
-            if data.keys() != set(self._names):
-                raise KernelError(
-                    f"{self._model}: expected data for the inputs {self._names}, got {summarize(list(data))}"
-                )
-            values = tuple([data[name] for name in self._names])
-        else:
-            values = (data,)
-        if len(values) != len(self._names):
-            expected = f"{len(self._names)} array{'s'[: len(self._names) != 1]}, for {', '.join(self._names)}"
-            raise KernelError(f"{self._model}: expected {expected}, got {len(values)}")
-        return values
-
-    def _to_array(self, spec: InputSpec, value: Any) -> tuple[Array, bool]:
+    def _to_array(self, place: int, value: Any) -> tuple[Array, bool]:
         """Return ``value`` as a NumPy array over the same memory, and whether it is a torch tensor."""
         if odd := oddity(value):
-            raise self._unusable(spec, odd)
+            raise self._unusable(place, odd)
         # Who sends a tensor has imported torch; this module never does.
         is_torch = isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
         try:
@@ -162,52 +63,38 @@ class ModelInputs:
             # It is on another device, or of a type that NumPy lacks (bfloat16). Moving and converting it is left to a
             # step of the pipe, where its cost can be seen.
             advice = "; a step before has to make one of it on the CPU, of a type that NumPy has, such as float32"
-            raise self._unusable(spec, f"a {type(value).__name__} that NumPy cannot read: {error}{advice}") from error
-        raise self._unusable(spec, f"a {type(value).__name__}, which is no array")
+            raise self._unusable(place, f"a {type(value).__name__} that NumPy cannot read: {error}{advice}") from error
+        raise self._unusable(place, f"a {type(value).__name__}, which is no array")
 
-    def _find_fit(self, signature: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]) -> Fit:
-        """Return what is true of arrays with these shapes and dtypes, and remember it."""
-        item_shapes = []
-        for spec, (shape, dtype) in zip(self._specs, signature, strict=True):
-            if dtype != spec.dtype and not _may_become(dtype, spec.dtype):
-                raise self._misfit(spec, dtype, shape)
-            if len(shape) == len(spec.shape) and shape[0] == 1:
-                shape = shape[1:]
-            if len(shape) != len(spec.shape) - 1:
-                raise self._misfit(spec, dtype, shape)
-            item_shapes.append(shape)
-        conflict = self._shared.conflict(item_shapes)
-        if conflict:
+    def _target(self, place: int, given: Any, item: tuple[int, ...]) -> np.dtype[Any]:
+        return self._dtypes[place]
+
+    def _may_become(self, given: Any, wanted: Any) -> bool:
+        if wanted.kind == "f":
+            return bool(given.kind in "biuf")
+        return bool(np.can_cast(given, wanted, "safe"))
+
+    def _may_overflow(self, given: Any, wanted: Any) -> bool:
+        return may_overflow(given, wanted)
+
+    def _lost(self, fit: Fit, place: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
+        if np.isfinite(joined).all():  # one look where there is none
+            return ()
+        # Behind the requests are rows of zeros.
+        return [overflow(array.reshape(row.shape), row) for array, row in zip(given, joined, strict=False)]
+
+    def _range_of(self, dtype: Any) -> tuple[str, float]:
+        return dtype.name, float(np.finfo(dtype).max)
+
+    def _expected_dtype(self, place: int) -> str:
+        return str(self._dtypes[place].name)
+
+    def _shown(self, dtype: Any) -> str:
+        return str(dtype.name)
+
+    def _check_items(self, items: tuple[tuple[int, ...], ...], targets: Sequence[Any]) -> None:
+        if conflict := self._shared.conflict(items):
             raise KernelError(f"{self._model}: {conflict}")
-        key = tuple(item_shapes), tuple([dtype for _, dtype in signature])
-        for profile in self._profiles:
-            if profile.takes(key[0]):
-                if len(self._fits) >= _REMEMBERED_FITS:
-                    self._fits.clear()
-                narrowed = [
-                    place
-                    for place, (spec, dtype) in enumerate(zip(self._specs, key[1], strict=True))
-                    if may_overflow(dtype, spec.dtype)
-                ]
-                self._fits[signature] = fit = Fit(profile, key[0], key, tuple(narrowed))
-                return fit
-        for number, (spec, shape, dtype) in enumerate(zip(self._specs, *key, strict=True)):
-            if not any(is_within(shape, profile.limits[number]) for profile in self._profiles):
-                raise self._misfit(spec, dtype, shape)
-        got = ", ".join(f"{shape} in {name!r}" for name, shape in zip(self._names, item_shapes, strict=True))
-        raise KernelError(f"{self._model}: each input fits in a profile, but not all in the same one: got {got}")
-
-    def _misfit(self, spec: InputSpec, dtype: np.dtype[Any], shape: tuple[int, ...]) -> KernelError:
-        advice = advice_on_empty(self._specs, self._specs.index(spec), shape, self._profiles)
-        return self._unusable(spec, f"{dtype.name} of shape {shape}{advice}")
-
-    def _unusable(self, spec: InputSpec, got: str) -> KernelError:
-        number = self._specs.index(spec)
-        items = dict.fromkeys(_describe_item(spec, profile.limits[number]) for profile in self._profiles)
-        return KernelError(
-            f"{self._model}, input {spec.name!r}: expected {spec.dtype.name} of shape {' or '.join(items)}, "
-            f"with or without a batch axis of 1 in front, got {got}"
-        )
 
 
 def gather(arrays: Sequence[Array], item_shape: tuple[int, ...], row_count: int, dtype: np.dtype[Any]) -> Array:
@@ -257,23 +144,3 @@ def to_array(tensor: Any) -> Array:
         tensor = tensor.float()
     array: Array = tensor.detach().cpu().numpy()
     return array
-
-
-def _may_become(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    """Say whether values may be converted: they may be rounded to a float, but never wrap around or lose a fraction."""
-    if wanted.kind == "f":
-        return given.kind in "biuf"
-    return np.can_cast(given, wanted, "safe")
-
-
-def _describe_item(spec: InputSpec, limits: Limits) -> str:
-    """Return the shape of an item in words, as in ``(3, 48, 1..320)``."""
-    sizes = []
-    for declared, (low, high) in zip(spec.shape[1:], limits, strict=True):
-        if low == high:
-            sizes.append(str(low))
-        elif high is None:
-            sizes.append(str(declared) if low <= 1 else f"{low}..")
-        else:
-            sizes.append(f"{low}..{high}")
-    return f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"

@@ -2,9 +2,9 @@
 
     {"backend": "OnnxTensor", "model": "resnet.onnx", "max": 8, "instance_num": 2}
 
-How a request travels: ``_model_data`` checks its data against the model and gathers requests of equal shape into one
-array per input, ONNX Runtime runs, ``_postprocessors`` turns the rows of the outputs into results. ``_model_shapes``
-reads ``max`` and ``min``; ``_onnx_graph`` changes the graph for ``mean``, ``std`` and ``precision``.
+How a request travels: ``reader`` checks its data against the model and gathers requests of equal shape into one
+array per input, ONNX Runtime runs, ``postprocessors`` turns the rows of the outputs into results. ``shapes``
+reads ``max`` and ``min``; ``onnx_graph`` changes the graph for ``mean``, ``std`` and ``precision``.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
 from .encrypted import ModelKey
-from .inputs import Array, ModelInputs, Sample, gather, to_torch
+from .inputs import Array, ModelInputs, gather, to_torch
 from .onnx_files import weights_beside
 from .onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
 from .onnx_rows import read_graph
 from .postprocessors import find_postprocessor, postprocess
+from .reader import Sample
 from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
 from .runs import Group, bucket_of, run_in_groups
 from .shapes import InputSpec, Profile, make_profiles

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable
 from fastpipe.contract import Request
 from fastpipe.errors import ItemErrors, KernelError
 
-from .inputs import ModelInputs, Sample, UnfitError
+from .reader import RequestReader, Sample, UnfitError
 
 __all__ = ["Group", "bucket_of", "run_in_groups"]
 
@@ -15,7 +15,7 @@ Group = list[tuple[Request, Sample]]
 """Requests that run together: of equal shapes and dtypes, and no more than their profile takes."""
 
 
-def bucket_of(inputs: ModelInputs, request: Request) -> Hashable:
+def bucket_of(inputs: RequestReader, request: Request) -> Hashable:
     """Return what must be equal within a batch; it does not raise."""
     try:
         return inputs.read(request).key
@@ -23,7 +23,7 @@ def bucket_of(inputs: ModelInputs, request: Request) -> Hashable:
         return "misfit"  # run_in_groups() tells its caller why
 
 
-def run_in_groups(inputs: ModelInputs, batch: list[Request], run: Callable[[Group], None]) -> None:
+def run_in_groups(inputs: RequestReader, batch: list[Request], run: Callable[[Group], None]) -> None:
     """Call ``run`` for each group of a batch.
 
     Raises:
@@ -40,18 +40,25 @@ def run_in_groups(inputs: ModelInputs, batch: list[Request], run: Callable[[Grou
             errors[index] = error.with_traceback(None)
         else:
             groups.setdefault(sample.key, []).append((request, sample))
+    unfit: list[tuple[Request, KernelError]] = []
     for group in groups.values():
         step = group[0][1].fit.profile.max_batch
         for start in range(0, len(group), step):
-            part = group[start : start + step]
-            while part:
-                try:
-                    run(part)
-                    break
-                except UnfitError as unfit:
-                    for place, own_error in unfit.errors.items():
-                        index = next(index for index, request in enumerate(batch) if request is part[place][0])
-                        errors[index] = own_error
-                    part = [each for place, each in enumerate(part) if place not in unfit.errors]
+            unfit += _run_without_unfit(group[start : start + step], run)
+    for request, own_error in unfit:
+        errors[next(index for index, each in enumerate(batch) if each is request)] = own_error
     if errors:
         raise ItemErrors(errors)
+
+
+def _run_without_unfit(group: Group, run: Callable[[Group], None]) -> list[tuple[Request, KernelError]]:
+    """Call ``run`` until nobody is left whom it finds unfit; return those, with why."""
+    unfit: list[tuple[Request, KernelError]] = []
+    while group:
+        try:
+            run(group)
+            break
+        except UnfitError as found:
+            unfit += [(group[number][0], error) for number, error in found.errors.items()]
+            group = [each for number, each in enumerate(group) if number not in found.errors]
+    return unfit

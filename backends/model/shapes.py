@@ -20,7 +20,7 @@ import numpy as np
 
 from fastpipe.errors import ConfigError
 
-__all__ = ["InputSpec", "Limits", "Profile", "SharedAxes", "advice_on_empty", "is_within", "make_profiles"]
+__all__ = ["InputSpec", "Limits", "Profile", "SharedAxes", "advice_on_empty", "is_within", "make_profiles", "ranks_of"]
 
 Limits = tuple[tuple[int, int | None], ...]
 """Smallest and largest size of each axis of an item (without the batch axis); None: no largest."""
@@ -169,6 +169,13 @@ def _parse(key: str, text: int | str | None, input_count: int) -> list[_Written]
     return profiles
 
 
+def ranks_of(text: int | str | None) -> list[int] | None:
+    """Return how many axes each input has by a node's ``max`` or ``min``; None: it only says how many requests."""
+    if not isinstance(text, str) or "x" not in text:
+        return None
+    return [len(shape.split("x")) for shape in text.partition(";")[0].split(",")]
+
+
 def _parse_shape(key: str, text: int | str, shape: str) -> tuple[int, ...]:
     numbers = [number.strip() for number in shape.split("x")]
     if not all(number.isdecimal() for number in numbers) or int(numbers[0]) < 1:
@@ -233,6 +240,7 @@ def _batch_limits(
 
 
 def _item_limits(spec: InputSpec, least: tuple[int, ...] | None, most: tuple[int, ...] | None) -> Limits:
+    """Return the limits of an input's items, of what the model declares and what ``min`` and ``max`` say."""
     declared = spec.shape[1:]
     for key, written in (("min", least), ("max", most)):
         if written is not None and len(written) != len(declared):
@@ -240,28 +248,32 @@ def _item_limits(spec: InputSpec, least: tuple[int, ...] | None, most: tuple[int
                 f"{key} has {len(written) + 1} axes for input {spec.name!r}, the model has {len(declared) + 1}: "
                 f"{('batch', *declared)}"
             )
-    limits: list[tuple[int, int | None]] = []
-    for axis, size in enumerate(declared):
-        low = least[axis] if least is not None else None
-        high = most[axis] if most is not None else None
-        if isinstance(size, int):
-            for key, number in (("min", low), ("max", high)):
-                if number not in (None, size):
-                    raise ConfigError(
-                        f"{key} is {number} in axis {axis + 1} of input {spec.name!r}, the model has {size}"
-                    )
-            limits.append((size, size))
-        elif low is not None and high is not None and low > high:
-            raise ConfigError(f"min is {low} in axis {axis + 1} of input {spec.name!r}, max only {high}")
-        elif high is not None and spec.ranges and not _is_in(high, spec.ranges[axis + 1]):
-            least_size, most_size = spec.ranges[axis + 1]
-            exported_for = f"{least_size} or more" if most_size is None else f"{least_size} to {most_size}"
-            raise ConfigError(
-                f"max is {high} in axis {axis + 1} of input {spec.name!r}, the model was exported for {exported_for}"
-            )
-        else:
-            limits.append((1 if low is None else low, high))
-    return tuple(limits)
+    nothing = (None,) * len(declared)
+    return tuple(
+        [
+            _fixed_axis(spec, axis, size, low, high) if isinstance(size, int) else _open_axis(spec, axis, low, high)
+            for axis, (size, low, high) in enumerate(zip(declared, least or nothing, most or nothing, strict=True), 1)
+        ]
+    )
+
+
+def _fixed_axis(spec: InputSpec, axis: int, size: int, low: int | None, high: int | None) -> tuple[int, int]:
+    for key, number in (("min", low), ("max", high)):
+        if number not in (None, size):
+            raise ConfigError(f"{key} is {number} in axis {axis} of input {spec.name!r}, the model has {size}")
+    return size, size
+
+
+def _open_axis(spec: InputSpec, axis: int, low: int | None, high: int | None) -> tuple[int, int | None]:
+    if low is not None and high is not None and low > high:
+        raise ConfigError(f"min is {low} in axis {axis} of input {spec.name!r}, max only {high}")
+    if high is not None and spec.ranges and not _is_in(high, spec.ranges[axis]):
+        least, most = spec.ranges[axis]
+        exported_for = f"{least} or more" if most is None else f"{least} to {most}"
+        raise ConfigError(
+            f"max is {high} in axis {axis} of input {spec.name!r}, the model was exported for {exported_for}"
+        )
+    return 1 if low is None else low, high
 
 
 def _is_in(size: int, allowed: tuple[int, int | None]) -> bool:

@@ -2,8 +2,8 @@
 
     {"backend": "S[TensorrtTensor,SyncTensor]", "model": "resnet.onnx", "max": 8, "precision": "fp16"}
 
-How a model becomes an engine: ``_model_source`` reads it, ``_onnx_precision`` puts types and normalisation into its
-graph, ``_tensorrt_api`` builds it, ``_engine_cache`` keeps what was built. How a request travels: as in ``onnx``, with
+How a model becomes an engine: ``source`` reads it, ``onnx_precision`` puts types and normalisation into its
+graph, ``tensorrt_api`` builds it, ``engine_cache`` keeps what was built. How a request travels: as in ``onnx``, with
 torch tensors on the GPU in place of NumPy's arrays.
 """
 
@@ -21,20 +21,20 @@ import numpy as np
 import torch
 
 from fastpipe.contract import Backend, Between, Existing, Request
-from fastpipe.errors import BackendError, ConfigError, KernelError, MissingExtra
+from fastpipe.errors import BackendError, ConfigError, MissingExtra
 
-from ..gpu.devices import claim_gpu, place_of
+from ..gpu.devices import claim_gpu, place_of, torch_gpu
 from ..gpu.streams import InstanceStream, hand_over
-from ..gpu.torch_devices import torch_gpu
-from ..ranges import overflow_error
-from ..tensor.arrays import Unreadable, all_finite, as_tensor, overflow_in
+from ..tensor.arrays import all_finite
 from .encrypted import ModelKey, decrypt, encrypt
 from .engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
-from .inputs import Array, ModelInputs, Sample, UnfitError, to_array
+from .engine_inputs import EngineInputs, torch_dtype
+from .inputs import Array, to_array
 from .onnx_graph import RAW_SUFFIX
 from .onnx_precision import Precision, with_precision
 from .onnx_rows import Graph, read_graph
 from .postprocessors import find_postprocessor, postprocess
+from .reader import Fit, UnfitError
 from .row_proof import COARSE, Output, prove_rows
 from .runs import Group, bucket_of, run_in_groups
 from .shapes import InputSpec, Profile, make_profiles
@@ -145,7 +145,7 @@ class TensorrtTensor(Backend):
             graph = read_graph(changed)
             specs = _named(_specs(self._engine.inputs), graph)
             profiles = make_profiles(specs, max, min)
-            self._inputs = _TensorInputs(self._name, specs, profiles)
+            self._inputs = EngineInputs(self._name, specs, profiles)
             self.max_batch = self._inputs.max_batch
             self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
             output_shapes = [tuple(size if size >= 0 else "?" for size in info.shape) for info in self._engine.outputs]
@@ -195,7 +195,7 @@ class TensorrtTensor(Backend):
         fit = group[0][1].fit
         row_count = max(len(group), fit.profile.pad_to)
         by_input = zip(*[sample.arrays for _, sample in group], strict=True)
-        outputs = self._run(fit.profile, list(by_input), fit.item_shapes, row_count, stream, narrowed=fit.narrowed)
+        outputs = self._run(fit.profile, list(by_input), fit.item_shapes, row_count, stream, fit=fit)
         if row_count > len(group):
             outputs = [output[: len(group)] for output in outputs]
         postprocess(self._postprocessor, outputs, [request for request, _ in group])
@@ -209,12 +209,12 @@ class TensorrtTensor(Backend):
         stream: int,
         *,
         is_trial: bool = False,
-        narrowed: Sequence[int] = (),
+        fit: Fit | None = None,
     ) -> list[torch.Tensor]:
         """Run the model and, but for a trial, check that every output has one row for each row of the inputs.
 
         Raises:
-            UnfitError: for the rows with a number that became infinite in one of the inputs ``narrowed``.
+            UnfitError: for the rows with a number that became infinite, of requests that ``fit`` says it may of.
         """
         slot = self._slots[profile]
         shapes = [(row_count, *item) for item in item_shapes]
@@ -226,15 +226,15 @@ class TensorrtTensor(Backend):
             inputs = [buffer[: math.prod(shape)].view(shape) for buffer, shape in zip(slot.inputs, shapes, strict=True)]
             for batch, rows in zip(inputs, by_input, strict=True):
                 _fill(batch, rows)
-            are_finite = all_finite([inputs[place] for place in narrowed])
+            are_finite = None if fit is None else all_finite([inputs[place] for place in fit.narrowed])
             outputs = [
                 torch.empty(shape, dtype=dtype, device=self._gpu.device)
                 for shape, dtype in zip(output_shapes, slot.output_dtypes, strict=True)
             ]
             slot.context.run([*slot.addresses, *[output.data_ptr() for output in outputs]], stream)
             # Asked for behind the run, which it holds up by nothing.
-            if are_finite is not None and not are_finite:
-                self._inputs.refuse_rows(narrowed, by_input)
+            if fit is not None and are_finite is not None and not are_finite:
+                self._inputs.refuse_overflow(fit, by_input)
         except UnfitError:
             raise
         except Exception as error:
@@ -255,18 +255,22 @@ class TensorrtTensor(Backend):
     def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         with self._gpu.stream.entered() as current:
             for profile in profiles:
-                items = profile.largest_items()
                 sizes = profile.batch_sizes()
                 for size in dict.fromkeys((sizes[0], sizes[-1])):
-                    if items is not None:
-                        rows = [
-                            [torch.zeros((1, *item), dtype=_torch_dtype(spec.dtype.name))] * size
-                            for item, spec in zip(items, specs, strict=True)
-                        ]
-                        outputs = self._run(profile, rows, items, size, current.handle, is_trial=True)
-                        problem = self._row_problem([output.shape for output in outputs], size)
-                        if problem:
-                            raise ConfigError(problem)
+                    self._run_on_zeros(specs, profile, size, current.handle)
+
+    def _run_on_zeros(self, specs: Sequence[InputSpec], profile: Profile, size: int, stream: int) -> None:
+        """Run the largest items of a profile, so many; raise ConfigError if an output has not a row for each."""
+        items = profile.largest_items()
+        if items is None:
+            return
+        rows = [
+            [torch.zeros((1, *item), dtype=torch_dtype(spec.dtype.name))] * size
+            for item, spec in zip(items, specs, strict=True)
+        ]
+        outputs = self._run(profile, rows, items, size, stream, is_trial=True)
+        if problem := self._row_problem([output.shape for output in outputs], size):
+            raise ConfigError(problem)
 
     def _prove_rows(self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
@@ -325,45 +329,6 @@ class _Wanted(NamedTuple):
         return [_profile_shapes(specs, profile) for profile in make_profiles(specs, self.max, self.min)]
 
 
-class _TensorInputs(ModelInputs):
-    """Reads requests as torch tensors, where they are."""
-
-    def read(self, request: Request) -> Sample:
-        """Return the data of a request, checked; nothing is copied."""
-        if "data" not in request:
-            raise KernelError(f"{self._model}: the request has no 'data'")
-        values = self._in_order(request["data"])
-        tensors = tuple([self._to_tensor(spec, value) for spec, value in zip(self._specs, values, strict=True)])
-        signature = tuple([(tuple(tensor.shape), _NUMPY_DTYPES[tensor.dtype]) for tensor in tensors])
-        return Sample(tensors, self._fits.get(signature) or self._find_fit(signature), True)
-
-    def refuse_rows(self, narrowed: Sequence[int], by_input: Sequence[Sequence[torch.Tensor]]) -> None:
-        """Do what ``refuse_overflow`` does, for tensors.
-
-        Raises:
-            UnfitError: for the requests that have a number which is infinite in the engine's type.
-        """
-        errors: dict[int, KernelError] = {}
-        for place in narrowed:
-            spec = self._specs[place]
-            for number, row in enumerate(by_input[place]):
-                lost = overflow_in(row, _torch_dtype(spec.dtype.name))
-                if lost is not None:
-                    where, largest = f"{self._model}, input {spec.name!r}", float(np.finfo(spec.dtype).max)
-                    errors.setdefault(number, overflow_error(where, lost, spec.dtype.name, largest))
-        if errors:
-            raise UnfitError(errors)
-
-    def _to_tensor(self, spec: InputSpec, value: Any) -> torch.Tensor:
-        try:
-            tensor = as_tensor(value)
-        except Unreadable as error:
-            raise self._unusable(spec, str(error)) from error
-        if tensor.dtype not in _NUMPY_DTYPES:
-            raise self._unusable(spec, f"a tensor of {tensor.dtype}")
-        return tensor
-
-
 class _Slot:
     """What an instance has for one profile: a context, and memory for its inputs, whose place never changes."""
 
@@ -373,11 +338,11 @@ class _Slot:
         self.context: Context = engine.context(index)
         rows = profile.batch_sizes()[0]
         self.inputs = [
-            torch.empty(rows * math.prod(item), dtype=_torch_dtype(spec.dtype.name), device=device)
+            torch.empty(rows * math.prod(item), dtype=torch_dtype(spec.dtype.name), device=device)
             for spec, item in zip(specs, profile.largest_items() or (), strict=True)
         ]
         self.addresses = [buffer.data_ptr() for buffer in self.inputs]
-        self.output_dtypes = [_torch_dtype(info.dtype) for info in engine.outputs]
+        self.output_dtypes = [torch_dtype(info.dtype) for info in engine.outputs]
 
 
 def _open_gpu(device_id: int) -> _Gpu:
@@ -486,23 +451,3 @@ def _fill(batch: torch.Tensor, rows: Sequence[torch.Tensor]) -> None:
         torch.cat(on_device, out=batch[: len(rows)])
     if len(rows) < len(batch):
         batch[len(rows) :].zero_()
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-_NUMPY_DTYPES = {
-    _torch_dtype(name): np.dtype(name)
-    for name in (
-        "bool",
-        "uint8",
-        "uint16",
-        "uint32",
-        *("int8", "int16", "int32", "int64"),
-        "float16",
-        "float32",
-        "float64",
-    )
-}

@@ -2,9 +2,9 @@
 
     {"backend": "TorchTensor", "model": "resnet.pt2", "max": "64x3x224x224", "device": "cuda"}
 
-How a request travels: ``_torch_inputs`` checks its data against the model, the requests of a batch are joined (on a
-GPU: into the buffer that the graph reads), the model runs, ``_postprocessors`` turns the rows of a copy of its outputs
-into results. ``_torch_files`` loads the model; ``_torch_graphs`` captures and replays.
+How a request travels: ``torch_inputs`` checks its data against the model, the requests of a batch are joined (on a
+GPU: into the buffer that the graph reads), the model runs, ``postprocessors`` turns the rows of a copy of its outputs
+into results. ``torch_files`` loads the model; ``torch_graphs`` captures and replays.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import torch
 from fastpipe.contract import Backend, Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError
 
-from ..gpu.devices import Claim, claim_gpu, place_of
+from ..gpu.devices import Claim, claim_gpu, place_of, torch_gpu
 from ..gpu.handed_on import Row
 from ..gpu.streams import InstanceStream, hand_over
-from ..gpu.torch_devices import torch_gpu
 from ..ranges import check_levels
 from ..tensor.arrays import all_finite
-from .inputs import Array, UnfitError, to_array
+from .inputs import Array, to_array
 from .postprocessors import find_postprocessor, postprocess
+from .reader import UnfitError
 from .row_proof import COARSE, FINE, Output, prove_rows
 from .runs import bucket_of, run_in_groups
 from .torch_files import Loaded, describe, load
@@ -110,6 +110,8 @@ class TorchTensor(Backend):
             fit the model.
     """
 
+    takes_forms: tuple[type, ...] = (Row,)
+
     def __init__(
         self,
         *,
@@ -134,43 +136,31 @@ class TorchTensor(Backend):
         self._claim: Claim | None = None
         try:
             channels = _channels(mean, std)
-            # With nothing said, where the instance's other steps are, otherwise the first GPU, if there is one.
-            self._claim = claim_gpu(
-                "TorchTensor", device or (None if torch.cuda.is_available() else ["cpu"]), or_cpu=True
-            )
-            self.place = self._claim.place
-            on_cpu = self.place is None
-            self._device = torch.device("cpu") if on_cpu else torch_gpu("TorchTensor", self._claim.number)
+            self._take_device(device)
             loaded = load(model, weights, self._device, trusted=trusted)
             floats = _set_precision(loaded, precision)
             known = _input_dtypes(loaded, dtypes)
             self._inputs = TorchInputs(self._name, loaded, max, min, floats, known, channels)
             _check_images(self._inputs, mean, std, channels)
-            self._module: Any = loaded.module.to(self._device)
-            if channels_last:
-                self._module = self._module.to(memory_format=torch.channels_last)
-            if loaded.arrange is not None:
-                self._module = loaded.arrange(self._module)
+            plain = _on_device(loaded, self._device, channels_last=channels_last)
             if channels:
                 columns = (_column(mean, self._device), _column(std, self._device))
-                self._module = _normalized(self._module, channels, columns, known, floats)
-            plain = self._module
-            if compile is not None:
-                self._module = torch.compile(self._module)
+                plain = _normalized(plain, channels, columns, known, floats)
+            self._module: Any = plain if compile is None else torch.compile(plain)
             self._postprocessor = find_postprocessor(postprocessor, [()])
-            self.keeps_input = isinstance(postprocessor, str)  # a function of the user's gets the requests themselves
+            if not isinstance(postprocessor, str):  # a function of the user's gets the requests themselves
+                self.keeps_input, self.takes_forms = False, ()
             self.max_batch = self._inputs.max_batch
-            profiles = self._inputs.profiles
             # Where no run ever has two rows, no output needs to have rows.
-            self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
-            self._stream = InstanceStream(self._device.index) if self._device.type == "cuda" else None
+            self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in self._inputs.profiles)
             self._staging = Staging()
             self._graphs: Graphs | None = None
             with self._entered():
                 if warm_up:
                     self._warm_up(buckets)
                 if rows is None:
-                    is_fine = on_cpu and floats in (torch.float32, torch.float64)  # GPUs compute in TensorFloat-32
+                    # GPUs compute in TensorFloat-32.
+                    is_fine = self.place is None and floats in (torch.float32, torch.float64)
                     self._prove_rows(plain, loaded.outputs, FINE if is_fine else COARSE)
         except BaseException as error:
             self.close()
@@ -182,7 +172,7 @@ class TorchTensor(Backend):
         """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
         if type(row := request.get("data")) is Row:
             return tuple(row.whole.shape[1:]), row.whole.dtype, row.whole.device
-        return bucket_of(self._inputs, request)  # type: ignore[arg-type]  # it reads in the same way
+        return bucket_of(self._inputs, request)
 
     def place_of(self, request: Request) -> Hashable:
         """Return the GPU on which a request's data is; None: on none."""
@@ -195,22 +185,9 @@ class TorchTensor(Backend):
             ItemErrors: for the requests that the model cannot take.
             Exception: what torch raises, with a note that names the model and the shapes.
         """
-        rows = [row for request in batch if type(row := request.get("data")) is Row]
-        if not rows:
-            with self._entered():
-                run_in_groups(self._inputs, batch, self._run_requests)  # type: ignore[arg-type]
-            return
-        before = [row.data if type(row := request.get("data")) is Row else row for request in batch]
-        try:
-            with self._entered():
-                if not self._run_whole(batch, rows):
-                    for request in batch:
-                        if type(row := request.get("data")) is Row:
-                            request["data"] = row.tensor
-                    run_in_groups(self._inputs, batch, self._run_requests)  # type: ignore[arg-type]
-        finally:  # nobody else is to see them
-            for request, data in zip(batch, before, strict=True):
-                request["data"] = data
+        with self._entered():
+            if not self._run_whole(batch):
+                run_in_groups(self._inputs, batch, self._run_requests)
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
@@ -218,17 +195,33 @@ class TorchTensor(Backend):
         if self._claim is not None:
             self._claim.release()
 
+    def _take_device(self, device: list[str] | None) -> None:
+        """Choose where the instance is: with nothing said, where its other steps are, otherwise the first GPU, if any.
+
+        Raises:
+            ConfigError: if there is no such GPU.
+        """
+        wanted = device or (None if torch.cuda.is_available() else ["cpu"])
+        self._claim = claim_gpu("TorchTensor", wanted, or_cpu=True)
+        self.place = self._claim.place
+        on_cpu = self.place is None
+        self._device = torch.device("cpu") if on_cpu else torch_gpu("TorchTensor", self._claim.number)
+        self._stream = None if on_cpu else InstanceStream(self._claim.number)
+
     def _entered(self) -> AbstractContextManager[Any]:
         return self._stream.entered() if self._stream is not None else nullcontext()
 
-    def _run_whole(self, batch: list[Request], rows: list[Row]) -> bool:
+    def _run_whole(self, batch: list[Request]) -> bool:
         """Run the model on a batch that is one tensor already; False: it is not, or not one that the model takes."""
-        whole = rows[0].whole
-        if not len(whole) == len(batch) == len(rows) or any(
-            row.whole is not whole or row.number != number for number, row in enumerate(rows)
-        ):
+        first = batch[0].get("data")
+        if type(first) is not Row or len(first.whole) != len(batch):
             return False
-        fit = self._inputs.read({"data": rows[0].tensor}).fit
+        whole = first.whole
+        for number, request in enumerate(batch):
+            row = request.get("data")
+            if type(row) is not Row or row.whole is not whole or row.number != number:
+                return False
+        fit = self._inputs.read(batch[0]).fit
         if whole.ndim != len(fit.item_shapes[0]) + 1 or (fit.narrowed and len(batch) > fit.profile.max_batch):
             return False
         try:
@@ -241,7 +234,7 @@ class TorchTensor(Backend):
 
     def _run_requests(self, group: list[tuple[Request, Any]]) -> None:
         """Run the model once, on requests of equal shapes."""
-        by_input = list(zip(*[sample.tensors for _, sample in group], strict=True))
+        by_input = list(zip(*[sample.arrays for _, sample in group], strict=True))
         self._run([request for request, _ in group], by_input, group[0][1].fit)
 
     def _run(self, requests: list[Request], by_input: Sequence[Sequence[torch.Tensor]], fit: Any) -> None:
@@ -320,28 +313,36 @@ class TorchTensor(Backend):
                 torch.zeros((sizes[0], *item), dtype=dtype, device=self._device)
                 for item, dtype in zip(items, dtypes, strict=True)
             ]
-            try:
-                # The largest comes first, so that memory grows once. Twice: some of torch's work is the second one's.
-                with torch.inference_mode():
-                    for size in [size for size in sizes for _ in range(2)]:
-                        # Copies, as the model may work in place.
-                        self._checked(self._module(*[each[:size].clone() for each in zeros]), size)
-                if self._stream is not None:
-                    torch.cuda.current_stream().synchronize()
-            except BackendError as error:  # of the outputs
-                raise ConfigError(str(error).removeprefix(f"{self._name}, ")) from error
-            except Exception as error:  # whatever the model raises
-                shapes = _listed([tuple(each.shape) for each in zeros])
-                raise ConfigError(
-                    f"the warm-up with zeros of shape {shapes}, {', '.join(map(str, dtypes))}, failed: "
-                    f"{str(error).strip()}; dtypes says what a model takes, warm_up=false leaves it out"
-                ) from error
+            self._run_on_zeros(zeros, sizes)
             if self._stream is not None:
                 if self._graphs is None:
                     self._graphs = Graphs()
                 reason = self._graphs.capture(self._module, zeros, sizes)
                 if reason:
                     _say_once(f"{self._name}: it is run without CUDA graphs, as it cannot be captured: {reason}")
+
+    def _run_on_zeros(self, zeros: Sequence[torch.Tensor], sizes: Sequence[int]) -> None:
+        """Run the model on batches of these sizes, the largest first, so that memory grows once.
+
+        Raises:
+            ConfigError: if the model fails, or an output has not a row for each.
+        """
+        try:
+            with torch.inference_mode():
+                # Twice: some of torch's work is the second run's.
+                for size in [size for size in sizes for _ in range(2)]:
+                    # Copies, as the model may work in place.
+                    self._checked(self._module(*[each[:size].clone() for each in zeros]), size)
+            if self._stream is not None:
+                torch.cuda.current_stream().synchronize()
+        except BackendError as error:  # of the outputs
+            raise ConfigError(str(error).removeprefix(f"{self._name}, ")) from error
+        except Exception as error:  # whatever the model raises
+            shapes, dtypes = _listed([tuple(each.shape) for each in zeros]), _listed([each.dtype for each in zeros])
+            raise ConfigError(
+                f"the warm-up with zeros of shape {shapes}, {dtypes}, failed: {str(error).strip()}; "
+                f"dtypes says what a model takes, warm_up=false leaves it out"
+            ) from error
 
     def _prove_rows(self, module: Any, outputs: Sequence[Output] | None, tolerance: float) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
@@ -363,6 +364,14 @@ class TorchTensor(Backend):
             tolerance=tolerance,
             is_padded=self._graphs is not None,
         )
+
+
+def _on_device(loaded: Loaded, device: torch.device, *, channels_last: bool) -> Any:
+    """Return what is called with the inputs as tensors, on its device."""
+    module: Any = loaded.module.to(device)
+    if channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    return module if loaded.arrange is None else loaded.arrange(module)
 
 
 def _normalized(

@@ -1,7 +1,7 @@
 """Where a torch model comes from: a module, something that makes one, or a file; and what may be in a file.
 
 Loading a pickle runs whatever code its author put there, and TorchScript is code. A file is therefore looked at first:
-exported programs are loaded as far as ``_torch_archives`` understands them, all else is refused, unless the caller
+exported programs are loaded as far as ``torch_archives`` understands them, all else is refused, unless the caller
 trusts it.
 """
 

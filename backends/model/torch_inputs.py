@@ -2,57 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from fastpipe.contract import Request
 from fastpipe.errors import ConfigError, KernelError
-from fastpipe.summaries import summarize
 
-from ..ranges import overflow_error
+from ..gpu.handed_on import Row
 from ..tensor.arrays import Unreadable, as_tensor, is_ordinary, overflow_in
-from .inputs import UnfitError, _describe_item, to_array
-from .shapes import InputSpec, Profile, advice_on_empty, is_within, make_profiles
+from .inputs import to_array
+from .reader import Fit, RequestReader, Sample, Signature
+from .shapes import InputSpec, Profile, make_profiles, ranks_of
 from .torch_files import Loaded
 
-__all__ = ["Fit", "Sample", "TorchInputs", "is_image"]
+__all__ = ["TorchInputs", "is_image"]
 
-# How many combinations of shapes, dtypes and devices are remembered as checked; a model fed with more starts anew.
-_REMEMBERED_FITS = 1024
 # Torch holds the wider unsigned types but hardly computes in them: a model that does not ask for one gets these, which
 # hold the same numbers. Nothing does for uint64.
 _COMPUTES_IN = {torch.uint16: torch.int32, torch.uint32: torch.int64}
 _WHOLE = {torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 
 
-class Fit(NamedTuple):
-    """What was found out about tensors of certain shapes, dtypes and devices."""
-
-    profile: Profile
-    item_shapes: tuple[tuple[int, ...], ...]  # of each input, without the batch axis
-    dtypes: tuple[torch.dtype, ...]  # what the model gets
-    key: Hashable  # equal for all that may share a batch, with or without a batch axis
-    narrowed: tuple[int, ...]  # the inputs whose numbers may become infinite in the type that the model gets
-
-
-class Sample(NamedTuple):
-    """The data of one request."""
-
-    tensors: tuple[torch.Tensor, ...]  # one for each input, as they came; often the caller's own memory
-    fit: Fit
-
-    @property
-    def key(self) -> Hashable:
-        """Equal keys may share a batch."""
-        return self.fit.key
-
-
-class TorchInputs:
-    """Reads requests for one model.
+class TorchInputs(RequestReader):
+    """Reads requests as tensors of torch, where they are.
 
     Args:
         name: what messages call the model.
@@ -68,6 +44,8 @@ class TorchInputs:
     Thread-safety: any thread may call ``read``.
     """
 
+    noun = "tensor"
+
     def __init__(
         self,
         name: str,
@@ -78,28 +56,22 @@ class TorchInputs:
         dtypes: Sequence[torch.dtype] | None,
         channels: int,
     ) -> None:
-        self._model = name
-        self._names = loaded.names
-        self._specs = loaded.specs or _specs_of(max, min, loaded)
+        specs = loaded.specs or _specs_of(max, min, loaded)
         self._floats, self._dtypes, self._channels = floats, dtypes, channels
-        if self._specs is None:
-            self._counts = (loaded.required, len(loaded.names) if loaded.names is not None else None)
+        if specs is None:
             self.profiles = make_profiles([InputSpec("input", np.dtype(np.float32), ("batch",))], max, min)
+            super().__init__(name, loaded.names, loaded.required, None, self.profiles)
         else:
-            self._counts = (len(self._specs), len(self._specs))
-            self.profiles = make_profiles(self._specs, max, min)
-        self._misfit = loaded.rules.misfit if loaded.rules is not None else lambda items: None
+            self.profiles = make_profiles(specs, max, min)
+            super().__init__(name, loaded.names, len(specs), specs, self.profiles)
+        self._misfit_of = loaded.rules.misfit if loaded.rules is not None else lambda items: None
         for profile in self.profiles:
             items = profile.largest_items()
-            if items is not None and (problem := self._misfit(items)) is not None:
+            if items is not None and (problem := self._misfit_of(items)) is not None:
                 raise ConfigError(f"max: input {self._name_of(problem[0])!r} must have {problem[1]}")
-        if dtypes is not None and self._specs is not None and len(dtypes) != len(self._specs):
-            raise ConfigError(f"there are {len(dtypes)} dtypes for {len(self._specs)} inputs")
-        # Where several profiles take a request, it goes where it can have the most company.
-        self._ordered = sorted(self.profiles, key=lambda profile: -profile.max_batch)
-        self.max_batch = self._ordered[0].max_batch
-        self._fits: dict[Hashable, Fit] = {}  # filled by any thread; finding out the same thing twice does no harm
-        self._single_fits: dict[Hashable, Fit] = {}  # the same, of data that is one tensor
+        if dtypes is not None and specs is not None and len(dtypes) != len(specs):
+            raise ConfigError(f"there are {len(dtypes)} dtypes for {len(specs)} inputs")
+        self._single_fits: dict[Hashable, Fit] = {}  # of data that is one tensor
 
     def largest(self, profile: Profile) -> tuple[list[tuple[int, ...]], list[torch.dtype]] | None:
         """Return the largest item of each input, and the types; None if they are not known."""
@@ -126,57 +98,29 @@ class TorchInputs:
         Raises:
             KernelError: if the model cannot take it; the message has the model, the input, expected and got.
         """
-        if "data" not in request:
-            raise KernelError(f"{self._model}: the request has no 'data'")
-        data = request["data"]
+        data = request.get("data")
         # What nearly all are; this takes a microsecond.
         if type(data) is torch.Tensor and not data.requires_grad and is_ordinary(data):
             found = self._single_fits.get((data.shape, data.dtype, data.device))
             if found is not None:
-                return Sample((data,), found)
-        values = (data,) if isinstance(data, torch.Tensor | np.ndarray) else self._in_order(data)
-        tensors = tuple([self._to_tensor(place, value) for place, value in enumerate(values)])
-        signature = tuple([(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors])
-        return Sample(tensors, self._fits.get(signature) or self._find_fit(signature))
+                return Sample((data,), found, True)
+        return super().read(request)
 
-    def refuse_overflow(self, fit: Fit, by_input: Sequence[Sequence[torch.Tensor]]) -> None:
-        """Look for requests that have a number which is infinite in the type that the model gets.
+    def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
+        if type(data) is Row:
+            data = data.tensor
+        values = self._in_order((data,) if isinstance(data, torch.Tensor | np.ndarray) else data)
+        return tuple([self._to_tensor(place, value) for place, value in enumerate(values)]), True
 
-        Args:
-            fit: of all of them.
-            by_input: of each input, the tensors of the requests, or one with a row for each.
+    def _signature(self, arrays: tuple[Any, ...]) -> Signature:
+        return tuple([(tensor.shape, tensor.dtype, tensor.device) for tensor in arrays])
 
-        Raises:
-            UnfitError: for those requests; the message has the input, the range and the number.
-        """
-        errors: dict[int, KernelError] = {}
-        for place in fit.narrowed:
-            dtype = fit.dtypes[place]
-            rank = len(fit.item_shapes[place]) + 1
-            rows = [row for tensor in by_input[place] for row in (tensor if tensor.ndim == rank else tensor[None])]
-            for number, row in enumerate(rows):
-                lost = overflow_in(row, dtype)
-                if lost is not None:
-                    where = f"{self._model}, input {self._name_of(place)!r}"
-                    name = str(dtype).removeprefix("torch.")
-                    errors.setdefault(number, overflow_error(where, lost, name, torch.finfo(dtype).max))
-        if errors:
-            raise UnfitError(errors)
-
-    def _in_order(self, data: Any) -> tuple[Any, ...]:
-        if isinstance(data, list | tuple):
-            return tuple(data)
-        if not isinstance(data, Mapping):
-            return (data,)
-        names = self._names
-        if names is None:
-            raise KernelError(
-                f"{self._model}: it does not name its inputs; expected a list, got {summarize(list(data))}"
-            )
-        given = [name for name in names if name in data]
-        if len(given) < len(data) or given != names[: len(given)]:
-            raise KernelError(f"{self._model}: expected data for the inputs {names}, got {summarize(list(data))}")
-        return tuple([data[name] for name in given])
+    def _remember(self, signature: Signature, fit: Fit) -> None:
+        super()._remember(signature, fit)
+        if len(self._fits) == 1:  # all others have been forgotten
+            self._single_fits.clear()
+        if len(signature) == 1:
+            self._single_fits[signature[0]] = fit
 
     def _to_tensor(self, place: int, value: Any) -> torch.Tensor:
         try:
@@ -184,67 +128,33 @@ class TorchInputs:
         except Unreadable as error:
             raise self._unusable(place, str(error)) from error
 
-    def _find_fit(self, signature: tuple[tuple[torch.Size, torch.dtype, torch.device], ...]) -> Fit:
-        """Return what is true of tensors with these shapes, dtypes and devices, and remember it."""
-        low, high = self._counts
-        if len(signature) < low or (high is not None and len(signature) > high):
-            names = f", for {', '.join(self._names)}" if self._names else ""
-            many = str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
-            raise KernelError(f"{self._model}: expected {many} tensors{names}, got {len(signature)}")
-        shapes, targets = [], []
-        for place, (size, dtype, _) in enumerate(signature):
-            shape = tuple(size)
-            if self._specs is None:
-                if shape[:1] != (1,):
-                    raise self._unusable(place, f"{dtype} of shape {shape}")
-                shape = shape[1:]
-            elif len(shape) == len(self._specs[place].shape) and shape[0] == 1:
-                shape = shape[1:]
-            elif len(shape) != len(self._specs[place].shape) - 1:
-                raise self._unusable(place, f"{dtype} of shape {shape}")
-            target = self._target(place, dtype, shape)
-            if target == torch.uint64 and self._dtypes is None:
-                raise self._unusable(
-                    place,
-                    f"{dtype} of shape {shape}, in which torch hardly computes: make it int64, or name it in dtypes",
-                )
-            if not _may_become(dtype, target):
-                raise self._unusable(place, f"{dtype} of shape {shape}")
-            shapes.append(shape)
-            targets.append(target)
-        items = tuple(shapes)
-        if (problem := self._misfit(items)) is not None:
+    def _check_items(self, items: tuple[tuple[int, ...], ...], targets: Sequence[Any]) -> None:
+        if (problem := self._misfit_of(items)) is not None:
             raise KernelError(f"{self._model}, input {self._name_of(problem[0])!r}: expected {problem[1]}")
         if self._channels and not any(
             is_image((1, *shape), target, self._channels) for shape, target in zip(items, targets, strict=True)
         ):
             raise KernelError(f"{self._model}: no input is an image of {self._channels} channels for mean and std")
-        key = items, tuple([(dtype, device) for _, dtype, device in signature])
-        narrowed = [
-            place
-            for place, ((_, dtype, _), target) in enumerate(zip(signature, targets, strict=True))
-            if _may_overflow(dtype, target)
-        ]
-        fit = Fit(self._profile_of(signature, items), items, tuple(targets), key, tuple(narrowed))
-        if len(self._fits) >= _REMEMBERED_FITS:
-            self._fits.clear()
-            self._single_fits.clear()
-        self._fits[signature] = fit
-        if len(signature) == 1:
-            self._single_fits[signature[0]] = fit
-        return fit
 
-    def _profile_of(self, signature: Sequence[tuple[Any, ...]], items: tuple[tuple[int, ...], ...]) -> Profile:
-        if self._specs is None:
-            return self._ordered[0]
-        for profile in self._ordered:
-            if profile.takes(items):
-                return profile
-        for place, shape in enumerate(items):
-            if not any(is_within(shape, profile.limits[place]) for profile in self._ordered):
-                advice = advice_on_empty(self._specs, place, shape, self._ordered)
-                raise self._unusable(place, f"{signature[place][1]} of shape {shape}{advice}")
-        raise KernelError(f"{self._model}: each input fits in a profile, but not all in the same one: got {items}")
+    def _may_become(self, given: Any, wanted: Any) -> bool:
+        return _may_become(given, wanted)
+
+    def _may_overflow(self, given: Any, wanted: Any) -> bool:
+        if not wanted.is_floating_point or given.is_complex or given == torch.bool:
+            return False
+        largest = torch.finfo(given).max if given.is_floating_point else torch.iinfo(given).max
+        return bool(largest > torch.finfo(wanted).max)
+
+    def _lost(self, fit: Fit, place: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
+        rank = len(fit.item_shapes[place]) + 1
+        rows = [row for tensor in given for row in (tensor if tensor.ndim == rank else tensor[None])]
+        return [overflow_in(row, fit.dtypes[place]) for row in rows]
+
+    def _range_of(self, dtype: Any) -> tuple[str, float]:
+        return str(dtype).removeprefix("torch."), torch.finfo(dtype).max
+
+    def _expected_dtype(self, place: int) -> str:
+        return str(self._dtypes[place]) if self._dtypes is not None else ""
 
     def _declared(self, place: int) -> torch.dtype:
         return self._dtypes[place] if self._dtypes is not None else self._floats
@@ -258,22 +168,11 @@ class TorchInputs:
             wanted = self._floats
         else:
             wanted = _COMPUTES_IN.get(given, given)
-        return torch.float32 if self._channels and is_image((1, *item), wanted, self._channels) else wanted
-
-    def _unusable(self, place: int, got: str) -> KernelError:
-        if self._specs is None:
-            expected = "a tensor with a batch axis of 1 in front (max='8x3x224x224' would say which shapes it may have)"
-        else:
-            place = min(place, len(self._specs) - 1)
-            items = dict.fromkeys(
-                _describe_item(self._specs[place], profile.limits[place]) for profile in self._ordered
+        if wanted == torch.uint64 and self._dtypes is None:
+            raise self._unusable(
+                place, f"{given} of shape {item}, in which torch hardly computes: make it int64, or name it in dtypes"
             )
-            dtype = f"{self._dtypes[place]} " if self._dtypes is not None else ""
-            expected = f"{dtype}of shape {' or '.join(items)}, with or without a batch axis of 1 in front"
-        return KernelError(f"{self._model}, input {self._name_of(place)!r}: expected {expected}, got {got}")
-
-    def _name_of(self, place: int) -> str:
-        return self._names[place] if self._names is not None and place < len(self._names) else f"number {place + 1}"
+        return torch.float32 if self._channels and is_image((1, *item), wanted, self._channels) else wanted
 
 
 def is_image(shape: Sequence[int], dtype: torch.dtype, channels: int) -> bool:
@@ -294,29 +193,23 @@ def _may_become(given: torch.dtype, wanted: torch.dtype) -> bool:
         return False
 
 
-def _may_overflow(given: torch.dtype, wanted: torch.dtype) -> bool:
-    """Say whether a finite number of one type may be infinite in the other."""
-    if not wanted.is_floating_point or given.is_complex or given == torch.bool:
-        return False
-    largest = torch.finfo(given).max if given.is_floating_point else torch.iinfo(given).max
-    return bool(largest > torch.finfo(wanted).max)
-
-
 def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded) -> list[InputSpec] | None:
     """Return the inputs as ``max`` or ``min`` have them; None if they only say how many requests there are."""
-    for text in (max, min):
-        if isinstance(text, str) and "x" in text:
-            ranks = [len(shape.split("x")) for shape in text.partition(";")[0].split(",")]
-            names = loaded.names or []
-            count = len(loaded.names) if loaded.names is not None else None
-            if len(ranks) < loaded.required or (count is not None and len(ranks) > count):
-                raise ConfigError(
-                    f"max or min has shapes of {len(ranks)} inputs, but the model takes "
-                    f"{loaded.required if count in (None, loaded.required) else f'{loaded.required} to {count}'}"
-                )
-            axes = [["batch", *["?"] * (rank - 1)] for rank in ranks]
-            return [
-                InputSpec(names[place] if place < len(names) else f"{place}", np.dtype(np.float32), tuple(shape))
-                for place, shape in enumerate(axes)
-            ]
-    return None
+    ranks = ranks_of(max) or ranks_of(min)
+    if ranks is None:
+        return None
+    names = loaded.names or []
+    count = len(loaded.names) if loaded.names is not None else None
+    if len(ranks) < loaded.required or (count is not None and len(ranks) > count):
+        raise ConfigError(
+            f"max or min has shapes of {len(ranks)} inputs, but the model takes "
+            f"{loaded.required if count in (None, loaded.required) else f'{loaded.required} to {count}'}"
+        )
+    return [
+        InputSpec(
+            names[place] if place < len(names) else f"{place}",
+            np.dtype(np.float32),
+            ("batch", *["?"] * (rank - 1)),
+        )
+        for place, rank in enumerate(ranks)
+    ]

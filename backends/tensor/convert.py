@@ -12,38 +12,17 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from fastpipe.contract import Backend, Between, Request
-from fastpipe.errors import ItemErrors, KernelError
+from fastpipe.contract import Backend, Between, PerRequest, Request
+from fastpipe.errors import KernelError
 
-from ..gpu.devices import claim_gpu, place_of
-from ..gpu.torch_devices import torch_gpu
+from ..gpu.devices import claim_gpu, place_of, torch_gpu
 from ..odd_arrays import oddity
 from .arrays import Unreadable, from_numpy
 
 __all__ = ["Mat2CpuTensor", "Mat2GpuTensor", "Mat2Tensor", "Tensor2Mat", "Tensor2Vector"]
 
 
-class _PerRequest(Backend):
-    """Base: ``data`` becomes ``result``, a request at a time."""
-
-    def forward(self, batch: list[Request]) -> None:
-        errors: dict[int, BaseException] = {}
-        for index, request in enumerate(batch):
-            try:
-                request["result"] = self.convert(request["data"])
-            except Exception as error:  # its own request's, and nobody else's
-                if len(batch) == 1:
-                    raise
-                errors[index] = error
-        if errors:
-            raise ItemErrors(errors)
-
-    def convert(self, data: Any) -> Any:
-        """Return the result."""
-        raise NotImplementedError  # abstract
-
-
-class Mat2Tensor(_PerRequest):
+class Mat2Tensor(PerRequest):
     """An image -> a tensor of shape (1, channels, height, width), same dtype, contiguous; a deep copy.
 
     Args:
@@ -77,7 +56,8 @@ class Mat2Tensor(_PerRequest):
         """Hold no GPU any more."""
         self._claim.release()
 
-    def convert(self, data: Any) -> torch.Tensor:
+    def run(self, request: Request) -> None:
+        data = request["data"]
         odd = oddity(data)
         if odd or not isinstance(data, np.ndarray) or data.ndim not in (2, 3):
             expected = "an array of shape (height, width, channels) or (height, width)"
@@ -85,7 +65,7 @@ class Mat2Tensor(_PerRequest):
             raise KernelError(f"{type(self).__name__}: expected {expected}, got {got}")
         planes = data[np.newaxis] if data.ndim == 2 else data.transpose(2, 0, 1)
         try:
-            return from_numpy(planes[np.newaxis], copy=True).to(self.device)
+            request["result"] = from_numpy(planes[np.newaxis], copy=True).to(self.device)
         except Unreadable as error:
             raise KernelError(f"{type(self).__name__}: expected a dtype that torch has, got {data.dtype}") from error
 
@@ -118,7 +98,7 @@ class Mat2GpuTensor(Mat2Tensor):
         self.device = torch_gpu("Mat2GpuTensor", self._claim.number)
 
 
-class Tensor2Mat(_PerRequest):
+class Tensor2Mat(PerRequest):
     """A tensor of shape (1, channels, height, width), or without the 1 -> a uint8 image (height, width, channels).
 
     Floats are expected on the scale 0-255: rounded (halves to even), and cut off at its ends; not-a-number becomes 0.
@@ -130,7 +110,8 @@ class Tensor2Mat(_PerRequest):
 
     keeps_input = True
 
-    def convert(self, data: Any) -> np.ndarray[Any, Any]:
+    def run(self, request: Request) -> None:
+        data = request["data"]
         _check_tensor(self, data)
         image_chw = data.detach()
         if image_chw.ndim == 4 and image_chw.shape[0] == 1:
@@ -146,10 +127,10 @@ class Tensor2Mat(_PerRequest):
                 # Float16 has no clamp on every CPU; what lies in 0..255 is the same in float32.
                 image_chw = torch.nan_to_num(image_chw.float(), nan=0.0).round()
             image_chw = image_chw.clamp(0, 255).to(torch.uint8)
-        return np.array(image_chw.permute(1, 2, 0).cpu().numpy(), order="C")
+        request["result"] = np.array(image_chw.permute(1, 2, 0).cpu().numpy(), order="C")
 
 
-class Tensor2Vector(_PerRequest):
+class Tensor2Vector(PerRequest):
     """A tensor of any shape and device -> a flat list of its numbers, as Python's, last axis first.
 
     Raises:
@@ -158,9 +139,10 @@ class Tensor2Vector(_PerRequest):
 
     keeps_input = True
 
-    def convert(self, data: Any) -> list[Any]:
+    def run(self, request: Request) -> None:
+        data = request["data"]
         _check_tensor(self, data)
-        return data.detach().flatten().tolist()  # type: ignore[no-any-return]
+        request["result"] = data.detach().flatten().tolist()
 
 
 def _check_tensor(backend: Backend, data: Any) -> None:

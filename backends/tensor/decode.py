@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastpipe.contract import Backend, Between, Request
+from fastpipe.contract import Backend, Between, Request, raise_failed
 from fastpipe.cpus import usable_cpu_count
-from fastpipe.errors import ConfigError, DecodeError, ItemErrors, MissingExtra
+from fastpipe.errors import ConfigError, DecodeError, MissingExtra
 
-from ..gpu.devices import claim_gpu, place_of
+from ..gpu.devices import claim_gpu, place_of, torch_gpu
 from ..gpu.handed_on import Pixels
 from ..gpu.streams import InstanceStream, hand_over
-from ..gpu.torch_devices import torch_gpu
 from ..image.header import ImageHeader, read_header
 from ..ranges import MOST_PIXELS, MaxPixels
 from . import nvimagecodec
@@ -82,8 +81,8 @@ class DecodeTensor(Backend):
     **Memory.** A result is a view of memory that was made for this batch: the pixels lie as (height, width, 3) rows,
     so that ``ResizeNormalizeTensor`` reads them without a copy; ``result.contiguous()`` is a copy of its own, in
     planes. It is nobody else's, and it keeps the images of the batch that are about as wide in memory, too: copy it to
-    keep one for long. Where ``ResizeNormalizeTensor`` is the next step of a Sequential, no tensors are made, and
-    ``data`` is then what it was before.
+    keep one for long. Where the next step of a Sequential takes ``Pixels``, as ``ResizeNormalizeTensor`` does, no
+    tensors are made, and ``data`` is then what it was before.
 
     **The GIL** is given up twice for a batch while it is decoded, and a few times more for its memory and its stream;
     for each image only when its tensor is dropped, if it is one. Inside of a Sequential with ``SyncTensor``, the work
@@ -110,6 +109,7 @@ class DecodeTensor(Backend):
     """
 
     keeps_input = True
+    offers_forms = (Pixels,)
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class DecodeTensor(Backend):
         self.hybrid = hybrid
         self.max_pixels = max_pixels
         self._most_scans = MOST_SCANS
-        self._gives_pixels = False  # see feed()
+        self._gives_pixels = False  # see hand_on()
         self._cupy: Any = None
         self._claim = claim_gpu("DecodeTensor", device, device_id)
         self.place, self.place_of = self._claim.place, place_of
@@ -176,17 +176,20 @@ class DecodeTensor(Backend):
             made += self._upload(batch, decoding, errors)
             if current.is_outermost:
                 hand_over(made)
-        if errors:
-            raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
+        raise_failed(errors, batch)
 
-    def feed(self, following: Backend) -> None:
-        from .preprocess import ResizeNormalizeTensor
+    def hand_on(self, form: type) -> None:
+        """Give pixels in the place of tensors.
 
-        self._gives_pixels = type(following) is ResizeNormalizeTensor  # what extends it expects what is documented
-        if self._gives_pixels:
-            import cupy  # which that one needs, too
-
-            self._cupy = cupy
+        Raises:
+            MissingExtra: if CuPy, whose memory they are in, is not installed.
+        """
+        try:
+            import cupy
+        except ImportError as error:
+            raise MissingExtra("DecodeTensor, which hands on pixels,", "cuda", error) from error
+        self._cupy = cupy
+        self._gives_pixels = True
 
     def close(self) -> None:
         """Let go of the decoder and the threads; results stay valid."""
@@ -309,7 +312,7 @@ class DecodeTensor(Backend):
             height, width = item.picture.height, item.picture.width
             if self._gives_pixels:
                 row = _turned(place.address, place.row_bytes, height, width, item.orientation)
-                request["result"] = Pixels(row, self.color, place.memory, request["data"])
+                request["result"] = Pixels(row, self.color, place.memory)
             else:
                 tensor = place.memory[:, :, place.top : place.top + height, :width]
                 if item.orientation != 1:
@@ -374,7 +377,7 @@ class DecodeTensor(Backend):
             if self._gives_pixels:
                 height, width, _ = copied.shape
                 row = (copied.data_ptr(), copied.stride(0), height, width, *copied.stride()[1:], 0, 0, 0, 0)
-                request["result"] = Pixels(row, self.color, copied, request["data"])
+                request["result"] = Pixels(row, self.color, copied)
             else:
                 request["result"] = copied.permute(2, 0, 1)[None]
             request["color"] = self.color

@@ -1,122 +1,37 @@
-"""Images as torch tensors, on the CPU or a GPU alike: color, size, parts, and the way between devices and to files.
-
-An image is a tensor of shape (1, channels, height, width). A request's ``color`` says what three channels are, "bgr"
-(which is also meant if it is not there) or "rgb". Every step takes batches of any size, request by request: one that
-fails, fails alone, with KernelError if its tensor is none such. None changes the tensor under ``data``; some hand it on
-as it is, where there is nothing to do. A result is on the device of its data, and complete: on a GPU a step is queued
-on a stream of its instance and awaited, once a batch, or with the other steps in a Sequential with ``SyncTensor``.
-"""
+"""Size and parts of images as torch tensors, on the CPU or a GPU alike: see ``requests`` for what an image is."""
 
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 
 from fastpipe.contract import Backend, Between, Request
-from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
+from fastpipe.errors import ConfigError, KernelError, MissingExtra
 from fastpipe.summaries import summarize
 
-from ..basic import without_long_names
-from ..gpu.devices import claim_gpu, place_of
-from ..gpu.streams import InstanceStream, hand_over
-from ..gpu.torch_devices import torch_gpu
 from ..image.fitting import fitted
 from ..image.requests import LARGEST_SIDE, Side
-from ..odd_arrays import oddity
 from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
-from .arrays import Unreadable, from_numpy
+from .requests import PerTensor, image_of
 
 __all__ = [
     "CopyMakeBorderTensor",
-    "CpuTensor",
     "CropTensor",
-    "CvtColorTensor",
-    "GpuTensor",
-    "LoadTensor",
     "PillowResizeTensor",
     "ResizePadTensor",
     "ResizeTensor",
-    "SaveTensor",
     "WarpAffineTensor",
 ]
-
-
-class _PerTensor(Backend):
-    """Base: a request at a time, on the GPU's stream if its tensor is on one."""
-
-    def __init__(self) -> None:
-        self._streams: dict[int, InstanceStream] = {}
-
-    def forward(self, batch: list[Request]) -> None:
-        errors: dict[int, BaseException] = {}
-        places = {place for request in batch if (place := self.gpu_of(request)) is not None}
-        with ExitStack() as entered:
-            currents = [
-                entered.enter_context(self._streams.setdefault(place, InstanceStream(place)).entered())
-                for place in places
-            ]
-            for index, request in enumerate(batch):
-                try:
-                    self.run(request)
-                except Exception as error:  # its own request's, and nobody else's
-                    if len(batch) == 1:
-                        raise
-                    errors[index] = error
-            if any(current.is_outermost for current in currents):
-                hand_over([request.get("result") for request in batch])
-        if errors:
-            raise ItemErrors(errors)
-
-    def gpu_of(self, request: Request) -> int | None:
-        """Return the number of the GPU on which a request is worked on; None: on the CPU."""
-        data = request.get("data")
-        return data.get_device() if isinstance(data, torch.Tensor) and data.is_cuda else None
-
-    def run(self, request: Request) -> None:
-        """Fill in one request."""
-        raise NotImplementedError  # abstract
-
-
-# ---- color -----------------------------------------------------------------------------------------------------------
-
-
-class CvtColorTensor(_PerTensor):
-    """BGR <-> RGB. A tensor whose ``color`` is the wanted one already is handed on, the same object; sets ``color``.
-
-    Args:
-        color: what the channels are to be.
-
-    Raises:
-        KernelError: if there are not three channels, or ``color`` of the request is neither of the two.
-    """
-
-    keeps_input = True
-
-    def __init__(self, *, color: Literal["rgb", "bgr"]) -> None:
-        super().__init__()
-        self.color = color
-
-    def run(self, request: Request) -> None:
-        image = _image_of(request, self, channels=3)
-        source = request.get("color", "bgr")
-        if source not in ("rgb", "bgr"):
-            got = summarize(source)
-            raise KernelError(f"CvtColorTensor: expected a request whose color is 'rgb' or 'bgr', got {got}")
-        request["result"] = image if source == self.color else image.flip(1)
-        request["color"] = self.color
 
 
 # ---- size ------------------------------------------------------------------------------------------------------------
 
 
-class ResizeTensor(_PerTensor):
+class ResizeTensor(PerTensor):
     """An image of another size, bilinear, as ``torch.nn.functional.interpolate`` without antialiasing: floats.
 
     Pixel centers are where OpenCV, Pillow and torch (``align_corners=False``) have them. Float16 and bfloat16 stay what
@@ -137,12 +52,12 @@ class ResizeTensor(_PerTensor):
         self.max_pixels = max_pixels
 
     def run(self, request: Request) -> None:
-        image = _image_of(request, self)
+        image = image_of(request, self)
         check_pixels(self, *self.size, image.shape[1], self.max_pixels)
         request["result"] = _resized(_floats(image), self.size)
 
 
-class PillowResizeTensor(_PerTensor):
+class PillowResizeTensor(PerTensor):
     """A uint8 image of another size, equal to Pillow's ``resize(..., BILINEAR)``, which smooths what becomes smaller.
 
     On the CPU Pillow does it, channel by channel, so that BGR is as good as RGB; on a GPU ``fastpipe.kernels.cuda``
@@ -176,7 +91,7 @@ class PillowResizeTensor(_PerTensor):
         self._workspaces: dict[int, Any] = {}  # of the GPUs that images came on
 
     def run(self, request: Request) -> None:
-        image = _image_of(request, self)
+        image = image_of(request, self)
         channels = image.shape[1]
         if image.dtype != torch.uint8 or channels not in (1, 3):
             raise KernelError(
@@ -209,7 +124,7 @@ class PillowResizeTensor(_PerTensor):
         return whole.to(torch.uint8)  # exact: the kernel has rounded
 
 
-class ResizePadTensor(_PerTensor):
+class ResizePadTensor(PerTensor):
     """An image resized as by ``ResizeTensor`` to fit into ``max_h`` x ``max_w``, ratio kept, and padded to that size.
 
     The padding is at the right and bottom, as ``ResizePadMat`` has it, with the same sizes. Sets ``inverse_trans``: a
@@ -251,7 +166,7 @@ class ResizePadTensor(_PerTensor):
         self.pad_value = tuple(pad_value)
 
     def run(self, request: Request) -> None:
-        image = _floats(_image_of(request, self))
+        image = _floats(image_of(request, self))
         height, width = image.shape[2:]
         new_height, new_width = fitted(height, width, *self.size)
         result = _filled(image, self.size, self.pad_value, self)
@@ -273,7 +188,7 @@ class _Scaled:
 # ---- parts of an image -----------------------------------------------------------------------------------------------
 
 
-class CropTensor(_PerTensor):
+class CropTensor(PerTensor):
     """The part of the image inside the request's ``box``: left, top, right, bottom, in pixels; a copy.
 
     Right and bottom are not included; numbers with a fraction are rounded.
@@ -286,7 +201,7 @@ class CropTensor(_PerTensor):
     keeps_input = True
 
     def run(self, request: Request) -> None:
-        image = _image_of(request, self)
+        image = image_of(request, self)
         box = request["box"]
         try:
             left, top, right, bottom = (round(float(number)) for number in box)
@@ -301,7 +216,7 @@ class CropTensor(_PerTensor):
         request["result"] = image[..., top:bottom, left:right].clone()
 
 
-class CopyMakeBorderTensor(_PerTensor):
+class CopyMakeBorderTensor(PerTensor):
     """An image with a border of one color around it, same dtype.
 
     Args:
@@ -338,7 +253,7 @@ class CopyMakeBorderTensor(_PerTensor):
         self.pad_value = tuple(pad_value)
 
     def run(self, request: Request) -> None:
-        image = _image_of(request, self)
+        image = image_of(request, self)
         given = {side: request.get(side, width) for side, width in self.border.items()}
         for side, size in given.items():
             if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 0 <= size <= LARGEST_SIDE:
@@ -354,7 +269,7 @@ class CopyMakeBorderTensor(_PerTensor):
         request["result"] = result
 
 
-class WarpAffineTensor(_PerTensor):
+class WarpAffineTensor(PerTensor):
     """An image seen through the request's ``affine_matrix``, bilinear: floats, as for ``ResizeTensor``.
 
     The matrix is 2 x 3, and maps (x, y, 1) of the image to (x, y) of the result, as for ``cv2.warpAffine``. Where no
@@ -386,7 +301,7 @@ class WarpAffineTensor(_PerTensor):
         self.pad_value = pad_value
 
     def run(self, request: Request) -> None:
-        image = _floats(_image_of(request, self))
+        image = _floats(image_of(request, self))
         check_pixels(self, *self.size, image.shape[1], self.max_pixels)
         _as(self.pad_value, image, self)
         given = request["affine_matrix"]
@@ -413,154 +328,7 @@ class WarpAffineTensor(_PerTensor):
         request["result"] = (warped + self.pad_value).to(image.dtype)
 
 
-# ---- devices and files -----------------------------------------------------------------------------------------------
-
-
-class GpuTensor(_PerTensor):
-    """A tensor of any shape, or a NumPy array, on a GPU; what is there already is handed on, the same object.
-
-    Args:
-        device_id: which GPU.
-        device: the same in words: ``"cuda:1"``, several of them, or ``"all"``: each instance goes to the one that has
-            the fewest. With neither, where the instance's other steps are, otherwise the first.
-
-    Raises:
-        ConfigError: if there is no such GPU.
-    """
-
-    keeps_input = True
-
-    def __init__(
-        self, *, device_id: Annotated[int, Between(0, 1023)] | None = None, device: list[str] | None = None
-    ) -> None:
-        super().__init__()
-        self._claim = claim_gpu("GpuTensor", device, device_id)
-        self.place, self.place_of = self._claim.place, place_of
-        self.device = torch_gpu("GpuTensor", self._claim.number)
-
-    def close(self) -> None:
-        """Hold no GPU any more."""
-        self._claim.release()
-
-    def gpu_of(self, request: Request) -> int | None:
-        number: int = self.device.index
-        return number
-
-    def run(self, request: Request) -> None:
-        request["result"] = _tensor_of(request, self).to(self.device, non_blocking=True)
-
-
-class CpuTensor(_PerTensor):
-    """A tensor of any shape, or a NumPy array, as a tensor on the CPU; what is there already is handed on."""
-
-    keeps_input = True
-
-    def run(self, request: Request) -> None:
-        request["result"] = _tensor_of(request, self).cpu()
-
-
-class SaveTensor(_PerTensor):
-    """Writes each tensor to a file of its own in ``save_dir``, under a name nobody else has; the result is the data.
-
-    ``torch.load`` reads it, and so does ``LoadTensor``.
-
-    Args:
-        save_dir: a folder; made if it is not there.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-
-    keeps_input = True
-
-    def __init__(self, *, save_dir: Path) -> None:
-        super().__init__()
-        self.save_dir = Path(save_dir)
-        self.save_dir.mkdir(parents=True, exist_ok=True)
-
-    def run(self, request: Request) -> None:
-        tensor = _tensor_of(request, self)
-        # A copy, since a view is saved with all of the memory that it is a view of.
-        with open(self.save_dir / f"{uuid.uuid4().hex}.pt", "xb") as file:
-            torch.save(tensor.detach().cpu().clone(), file)
-        request["result"] = request["data"]
-
-
-class LoadTensor(_PerTensor):
-    """The tensor in a file that ``SaveTensor`` or ``torch.save`` wrote, on the CPU; no code in a file is run.
-
-    Args:
-        path: of the file, which is read once; without it, each request's ``data`` is the path of its own.
-
-    Raises:
-        ConfigError: if ``path`` holds no tensor.
-        KernelError: if a request's file holds none.
-        OSError: if a request's file cannot be read.
-    """
-
-    keeps_input = True
-
-    def __init__(self, *, path: Path | None = None) -> None:
-        super().__init__()
-        self._tensor: torch.Tensor | None = None
-        if path is not None:
-            try:
-                self._tensor = self._load(path)
-            except (KernelError, OSError) as error:
-                raise ConfigError(str(error)) from error
-
-    def run(self, request: Request) -> None:
-        if self._tensor is not None:
-            request["result"] = self._tensor.clone()
-            return
-        try:
-            request["result"] = self._load(request["data"])
-        except OSError as error:
-            raise without_long_names(error) from None
-
-    def _load(self, path: Any) -> torch.Tensor:
-        if not isinstance(path, str | Path):
-            raise KernelError(f"LoadTensor: expected the path of a file, got a {type(path).__name__}")
-        with open(path, "rb") as file:
-            try:
-                loaded = torch.load(file, map_location="cpu", weights_only=True)
-            except Exception as error:  # whatever torch makes of a file that is none of its own
-                raise KernelError(f"LoadTensor: '{path}' holds no tensor: {error}") from error
-        if not isinstance(loaded, torch.Tensor):
-            raise KernelError(f"LoadTensor: '{path}' holds a {type(loaded).__name__}, no tensor")
-        return loaded
-
-
 # ---- shared ----------------------------------------------------------------------------------------------------------
-
-
-def _tensor_of(request: Request, backend: Backend) -> torch.Tensor:
-    data = request["data"]
-    if isinstance(data, np.ndarray):
-        if odd := oddity(data):
-            raise KernelError(f"{type(backend).__name__}: expected an array or a torch tensor, got {odd}")
-        try:
-            return from_numpy(data, copy=True)
-        except Unreadable as error:
-            raise KernelError(f"{type(backend).__name__}: expected a dtype that torch has, got {data.dtype}") from error
-    if not isinstance(data, torch.Tensor):
-        raise KernelError(f"{type(backend).__name__}: expected a torch tensor, got a {type(data).__name__}")
-    return data
-
-
-def _image_of(request: Request, backend: Backend, *, channels: int | None = None) -> torch.Tensor:
-    """Return the request's image, checked."""
-    data = request["data"]
-    expected = f"a tensor of shape (1, {channels or 'channels'}, height, width)"
-    odd = oddity(data)
-    if odd or not isinstance(data, torch.Tensor):
-        raise KernelError(f"{type(backend).__name__}: expected {expected}, got {odd or f'a {type(data).__name__}'}")
-    is_one = data.ndim == 4 and data.shape[0] == 1 and data.numel() > 0 and not data.is_complex()
-    if not is_one or (channels is not None and data.shape[1] != channels):
-        raise KernelError(
-            f"{type(backend).__name__}: expected {expected}, got {data.dtype} of shape {tuple(data.shape)}"
-        )
-    return data.detach() if data.requires_grad else data
 
 
 def _floats(image: torch.Tensor) -> torch.Tensor:

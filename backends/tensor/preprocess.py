@@ -9,16 +9,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from fastpipe.contract import Backend, Between, Request
-from fastpipe.errors import ConfigError, ItemErrors, KernelError
+from fastpipe.contract import Backend, Between, Request, raise_failed, run_each
+from fastpipe.errors import ConfigError, KernelError
 from fastpipe.kernels import cuda
 from fastpipe.kernels._arguments import check_levels
 from fastpipe.summaries import summarize
 
-from ..gpu.devices import claim_gpu, place_of
+from ..gpu.devices import claim_gpu, place_of, torch_gpu
 from ..gpu.handed_on import Pixels, Row
 from ..gpu.streams import InstanceStream, hand_over
-from ..gpu.torch_devices import torch_gpu
 from ..odd_arrays import oddity
 from ..ranges import MOST_PIXELS, MaxPixels, check_results, check_size
 
@@ -74,6 +73,8 @@ class ResizeNormalizeTensor(Backend):
     """
 
     keeps_input = True
+    takes_forms = (Pixels,)
+    offers_forms: tuple[type, ...] = (Row,)
 
     def __init__(
         self,
@@ -108,7 +109,9 @@ class ResizeNormalizeTensor(Backend):
             raise ConfigError("ResizeNormalizeTensor: CuPy has no bfloat16; take array = 'torch'")
         self.dtype = dtype
         self.array = array
-        self._gives_rows = False  # see feed()
+        self._gives_rows = False  # see hand_on()
+        if array != "torch":
+            self.offers_forms = ()
         self._claim = claim_gpu("ResizeNormalizeTensor", device, device_id)
         self.place, self.place_of = self._claim.place, place_of
         device_id = self._claim.number
@@ -124,31 +127,23 @@ class ResizeNormalizeTensor(Backend):
             ItemErrors: for the requests that do not fit.
             RuntimeError: if the GPU fails.
         """
-        errors: dict[int, BaseException] = {}
         groups: dict[cuda.Color, list[_Image]] = {}
-        for index, request in enumerate(batch):
-            try:
-                source, image = self._image(request)
-                groups.setdefault(source, []).append(image)
-            except Exception as error:  # its own request's
-                errors[index] = error
-        try:
-            if groups:
-                with self._stream.entered() as current:
-                    made = [self._run(source, images, current.handle) for source, images in groups.items()]
-                    if current.is_outermost:
-                        hand_over(made)
-        finally:  # nobody else is to see them
-            for request in batch:
-                if type(request.get("data")) is Pixels:
-                    request["data"] = request["data"].data
-        if errors:
-            raise next(iter(errors.values())) if len(batch) == 1 else ItemErrors(errors)
 
-    def feed(self, following: Backend) -> None:
-        from ..model.torch import TorchTensor
+        def sort(request: Request) -> None:
+            source, image = self._image(request)
+            groups.setdefault(source, []).append(image)
 
-        self._gives_rows = type(following) is TorchTensor and self.array == "torch"
+        failed = run_each(batch, sort)
+        if groups:
+            with self._stream.entered() as current:
+                made = [self._run(source, images, current.handle) for source, images in groups.items()]
+                if current.is_outermost:
+                    hand_over(made)
+        raise_failed(failed, batch)
+
+    def hand_on(self, form: type) -> None:
+        """Give the results of a batch as rows of one tensor."""
+        self._gives_rows = True
 
     def close(self) -> None:
         """Let go of the kernels' memory; results stay valid."""
@@ -209,8 +204,7 @@ class ResizeNormalizeTensor(Backend):
             out=out,
             stream=stream,
         )
-        for number, (request, _, pixels) in enumerate(images):
-            data = pixels.data if type(pixels) is Pixels else pixels
-            request["result"] = Row(out, number, data) if self._gives_rows else out[number : number + 1]
+        for number, (request, _, _) in enumerate(images):
+            request["result"] = Row(out, number) if self._gives_rows else out[number : number + 1]
             request["color"] = target
         return out

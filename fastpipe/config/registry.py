@@ -43,8 +43,10 @@ _BOX = {
     "gpu.synchronization": "SyncTensor StreamGuard=SyncTensor TensorSync=SyncTensor Torch",
     "tensor.convert": "Mat2Tensor Mat2CpuTensor Mat2GpuTensor Tensor2Mat Tensor2Vector",
     "tensor.decode": "DecodeTensor",
-    "tensor.geometry": "CvtColorTensor ResizeTensor PillowResizeTensor ResizePadTensor CropTensor CopyMakeBorderTensor "
-    "WarpAffineTensor GpuTensor CpuTensor SaveTensor LoadTensor",
+    "tensor.color": "CvtColorTensor",
+    "tensor.geometry": "ResizeTensor PillowResizeTensor ResizePadTensor CropTensor CopyMakeBorderTensor "
+    "WarpAffineTensor",
+    "tensor.moves": "GpuTensor CpuTensor SaveTensor LoadTensor",
     "tensor.preprocess": "ResizeNormalizeTensor",
     "model.tensorrt": "TensorrtTensor",
     "model.torch": "TorchTensor",
@@ -53,7 +55,8 @@ _BOX = {
 # What to install where a module of the box cannot be imported for want of an optional library.
 _EXTRAS = {
     **dict.fromkeys(("image.codec", "image.color", "image.geometry", "model.onnx"), "cpu"),
-    **dict.fromkeys(("tensor.convert", "tensor.decode", "tensor.geometry", "tensor.preprocess"), "torch"),
+    **dict.fromkeys(("tensor.color", "tensor.convert", "tensor.decode", "tensor.geometry"), "torch"),
+    **dict.fromkeys(("tensor.moves", "tensor.preprocess"), "torch"),
     "model.torch": "torch",
     "model.tensorrt": "tensorrt",
 }

@@ -377,20 +377,90 @@ def test_no_children_is_an_error() -> None:
         Sequential([])
 
 
-def test_a_child_is_told_which_one_gets_its_results_unless_a_filter_sees_them_first() -> None:
-    class Feeder(Adds):
-        def __init__(self) -> None:
-            super().__init__()
-            self.told: list[Backend] = []
+class Squares:
+    """A form of data."""
 
-        def feed(self, following: Backend) -> None:
-            self.told.append(following)
+    def __init__(self, root: Any) -> None:
+        self.root = root
 
-    first, second, third, last = Feeder(), Feeder(), Feeder(), Adds()
-    Sequential([Child("A", first), Child("B", second), Child("C", third, filter=run_if_no_result), Child("D", last)])
-    assert first.told == [second]
-    assert second.told == []
-    assert third.told == [last]
+
+class Roots:
+    """Another one."""
+
+
+class Gives(Backend):
+    """Its results are squares, in a form of their own if the next step takes that."""
+
+    offers_forms = (Roots, Squares)
+
+    def __init__(self) -> None:
+        self.told: list[type] = []
+
+    def hand_on(self, form: type) -> None:
+        self.told.append(form)
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            root = request.pop("root") if "root" in request else request["data"]
+            request["result"] = Squares(root) if self.told else root * root
+
+
+class Takes(Backend):
+    """Notes what it is given; 13 fails."""
+
+    keeps_input = True
+    takes_forms = (Squares,)
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            data = request["data"]
+            self.seen.append(data)
+            root = data.root if isinstance(data, Squares) else data
+            if root == 13:
+                raise ValueError("13")
+            request["result"] = root
+
+
+class Extended(Takes):
+    """It may expect what is documented."""
+
+
+@pytest.mark.parametrize("data", [[2], [2, 3], [13], [2, 13, 3]])
+def test_two_steps_may_agree_on_a_form_of_data_that_nobody_else_sees(data: list[int]) -> None:
+    """Behind them ``data`` is what it was before the first, also for a request that fails there and is run again."""
+    gives, takes = Gives(), Takes()
+    backend = Sequential([Child("A", gives), Child("B", takes)])
+    assert gives.told == [Squares]
+    batch = requests(*data)
+    try:
+        backend.forward(batch)
+    except (ItemErrors, ValueError):
+        assert 13 in data
+    assert {type(seen) for seen in takes.seen} == {Squares}
+    assert [request["data"] for request in batch] == data
+    assert results(batch) == [None if number == 13 else number for number in data]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_behind_a_form_a_request_without_data_has_none_again(count: int) -> None:
+    batch: list[Request] = [{"root": 2} for _ in range(count)]
+    Sequential([Child("A", Gives()), Child("B", Takes())]).forward(batch)
+    assert batch == [{"result": 2}] * count
+
+
+def test_there_is_no_form_across_a_filter_or_for_a_subclass_that_does_not_say_so() -> None:
+    """What a class promises of its code is not promised of another's."""
+    for steps in (
+        [Child("A", Gives()), Child("B", Takes(), filter=run_if_no_result)],
+        [Child("A", Gives()), Child("B", Extended())],
+        [Child("A", type("Other", (Gives,), {})()), Child("B", Takes())],
+        [Child("A", Gives()), Child("B", Adds())],
+    ):
+        Sequential(steps)
+        assert steps[0].backend.told == []  # type: ignore[attr-defined]
 
 
 def test_what_a_container_says_of_places_itself_counts() -> None:

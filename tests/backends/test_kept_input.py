@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpipe import Backend, ItemErrors, Request
+from fastpipe import Backend, BackendError, ItemErrors, Request
 from fastpipe.config import registry
 from fastpipe.errors import MissingExtra
 
@@ -149,7 +149,7 @@ def test_the_values_stay_what_they_were(
         batch.append({"data": None, "more": None})
     values = [(value, bytes_of(value)) for request in batch for value in request.values()]
     may_fail = count > 1 or name in ("RuntimeError", "ThrowIfNoResult")
-    kinds = (ItemErrors, RuntimeError, TypeError, AttributeError, KeyError)
+    kinds = (BackendError, ItemErrors, RuntimeError, TypeError, AttributeError, KeyError)
     with contextlib.closing(backend), contextlib.suppress(*(kinds if may_fail else ())):
         backend.forward(batch)
     for value, before in values:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import fastpipe
+from fastpipe.backends.gpu.handed_on import Pixels
 from fastpipe.backends.tensor import nvimagecodec
 from fastpipe.backends.tensor.nvimagecodec import CPU_ONLY, SUCCESS, BatchDecoder, Library
 from fastpipe.errors import ConfigError, DecodeError, ItemErrors, MissingExtra
@@ -416,7 +417,6 @@ def test_where_only_the_next_step_sees_it_no_tensor_is_made(
 ) -> None:
     """The kernel is told where the pixels lie, turned as they are to be seen, and what came in is kept."""
     from fastpipe.backends.image.codec import _TURNS
-    from fastpipe.backends.tensor.preprocess import ResizeNormalizeTensor
 
     blocks: dict[int, Any] = {}
 
@@ -427,7 +427,7 @@ def test_where_only_the_next_step_sees_it_no_tensor_is_made(
 
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(alloc=allocate)))
     made = backend()
-    made.feed(object.__new__(ResizeNormalizeTensor))
+    made.hand_on(Pixels)
     images = [jpeg(6, 4, orientation=orientation), jpeg(5, 7), jpeg(200, 3)]
     requests, errors = run(made, images)
     assert not errors
@@ -443,7 +443,7 @@ def test_where_only_the_next_step_sees_it_no_tensor_is_made(
         if encoded is images[0] and orientation != 1:
             expected = np.asarray(_TURNS[orientation](expected))
         np.testing.assert_array_equal(seen, expected)
-        assert pixels.data is request["data"] is encoded
+        assert request["data"] is encoded
         assert (pixels.color, request["color"]) == ("rgb", "rgb")
 
 
@@ -452,11 +452,9 @@ def test_what_the_cpu_decodes_is_handed_on_in_the_same_way(
 ) -> None:
     """So that ``data`` does not depend on the format of a file."""
     cv2 = pytest.importorskip("cv2")
-    from fastpipe.backends.tensor.preprocess import ResizeNormalizeTensor
-
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
     made = backend()
-    made.feed(object.__new__(ResizeNormalizeTensor))
+    made.hand_on(Pixels)
     pixels = picture(12, 9)
     png = cv2.imencode(".png", pixels)[1].tobytes()
     (request,), errors = run(made, [png])
@@ -465,23 +463,16 @@ def test_what_the_cpu_decodes_is_handed_on_in_the_same_way(
     assert handed_on.row[1:] == (27, 12, 9, 3, 1, 0, 0, 0, 0)
     assert handed_on.row[0] == handed_on.memory.data_ptr()
     np.testing.assert_array_equal(handed_on.memory.numpy(), pixels[..., ::-1])
-    assert handed_on.data is png
+    assert request["data"] is png
 
 
-def test_any_other_step_gets_tensors(backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that extends ResizeNormalizeTensor, too; and the last step that is told counts."""
+def test_pixels_are_offered_and_the_step_that_prepares_images_takes_them() -> None:
+    """What extends one of the two has to say so itself."""
+    pytest.importorskip("torch")
+    from fastpipe.backends.tensor.decode import DecodeTensor
     from fastpipe.backends.tensor.preprocess import ResizeNormalizeTensor
 
-    class Extended(ResizeNormalizeTensor):
-        """It may expect the tensors that are documented."""
-
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
-    made = backend()
-    made.feed(object.__new__(ResizeNormalizeTensor))
-    for following in (fastpipe.Backend(), object.__new__(Extended)):
-        made.feed(following)
-        requests, _ = run(made, [jpeg(6, 4)])
-        assert image_of(requests[0]).shape == (4, 6, 3)
+    assert DecodeTensor.offers_forms == ResizeNormalizeTensor.takes_forms == (Pixels,)
 
 
 def test_what_the_gpu_does_not_take_is_decoded_on_the_cpu(fake: Fake, backend: Callable[..., Any]) -> None:

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 import fastpipe
+from fastpipe.config.registry import find
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
 ops: Any = pytest.importorskip("fastpipe.backends.tensor.geometry")
+color: Any = pytest.importorskip("fastpipe.backends.tensor.color")
+moves: Any = pytest.importorskip("fastpipe.backends.tensor.moves")
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -52,11 +55,11 @@ def test_colors_are_swapped_if_they_have_to_be(device: str) -> None:
     """And the request says what they are now."""
     pixels = image(3, 4, 5).to(device)
     request = {"data": pixels}
-    ops.CvtColorTensor(color="rgb").forward([request])
+    color.CvtColorTensor(color="rgb").forward([request])
     assert torch.equal(request["result"], pixels[:, [2, 1, 0]])
     assert request["color"] == "rgb"
-    assert run(ops.CvtColorTensor(color="bgr"), pixels) is pixels
-    assert run(ops.CvtColorTensor(color="rgb"), pixels, color="rgb") is pixels
+    assert run(color.CvtColorTensor(color="bgr"), pixels) is pixels
+    assert run(color.CvtColorTensor(color="rgb"), pixels, color="rgb") is pixels
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 9), (12, 20), (24, 40), (7, 13)], ids=str)
@@ -175,15 +178,15 @@ def test_a_warp_of_whole_pixels_is_exact(device: str) -> None:
 def test_a_tensor_goes_to_a_file_and_comes_back(device: str, tmp_path: Path) -> None:
     """A view is saved without what it is a view of; each file has a name of its own."""
     whole = torch.rand(100, 1000, device=device, requires_grad=True)
-    save = ops.SaveTensor(save_dir=tmp_path / "made")
+    save = moves.SaveTensor(save_dir=tmp_path / "made")
     for data in (whole[:1, :2], whole[1:2]):
         assert run(save, data) is data
     paths = sorted((tmp_path / "made").iterdir(), key=lambda path: path.stat().st_size)
     assert paths[0].stat().st_size < 5000
-    loaded = run(ops.LoadTensor(), str(paths[0]))
+    loaded = run(moves.LoadTensor(), str(paths[0]))
     assert torch.equal(loaded, whole[:1, :2].detach().cpu())
     assert not loaded.requires_grad
-    fixed = ops.LoadTensor(path=paths[1])
+    fixed = moves.LoadTensor(path=paths[1])
     first = run(fixed, "anything")
     first.zero_()
     assert torch.equal(run(fixed, None), whole[1:2].detach().cpu())
@@ -200,37 +203,37 @@ def test_a_file_with_code_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb()))
     torch.save({"a": torch.zeros(1)}, tmp_path / "dict.pt")
     with pytest.raises(KernelError, match=r"bomb\.pt' holds no tensor"):
-        run(ops.LoadTensor(), tmp_path / "bomb.pt")
+        run(moves.LoadTensor(), tmp_path / "bomb.pt")
     with pytest.raises(ConfigError, match=r"dict\.pt' holds a dict, no tensor"):
-        ops.LoadTensor(path=tmp_path / "dict.pt")
+        moves.LoadTensor(path=tmp_path / "dict.pt")
     with pytest.raises(ConfigError, match="nowhere"):
-        ops.LoadTensor(path=tmp_path / "nowhere")
+        moves.LoadTensor(path=tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError):
-        run(ops.LoadTensor(), tmp_path / "nowhere")
+        run(moves.LoadTensor(), tmp_path / "nowhere")
     with pytest.raises(KernelError, match="expected the path of a file, got a int"):
-        run(ops.LoadTensor(), 5)
+        run(moves.LoadTensor(), 5)
     assert not (tmp_path / "ran").exists()
 
 
 def test_to_the_cpu_and_to_a_gpu() -> None:
     """What is there already is the same object; arrays become tensors."""
     tensor = torch.rand(2, 3)
-    assert run(ops.CpuTensor(), tensor) is tensor
+    assert run(moves.CpuTensor(), tensor) is tensor
     array = np.arange(3)
-    made = run(ops.CpuTensor(), array)
+    made = run(moves.CpuTensor(), array)
     made.zero_()
     assert array.tolist() == [0, 1, 2]
     with pytest.raises(KernelError, match="CpuTensor: expected a dtype that torch has, got <U1"):
-        run(ops.CpuTensor(), np.array(["a"]))
+        run(moves.CpuTensor(), np.array(["a"]))
     with pytest.raises(KernelError, match="CpuTensor: expected a torch tensor, got a bytes"):
-        run(ops.CpuTensor(), b"")
+        run(moves.CpuTensor(), b"")
     with pytest.raises(ConfigError, match="GpuTensor: there is no GPU 1023; torch sees"):
-        ops.GpuTensor(device_id=1023)
+        moves.GpuTensor(device_id=1023)
     if torch.cuda.is_available():
-        gone = run(ops.GpuTensor(), tensor)
+        gone = run(moves.GpuTensor(), tensor)
         assert gone.is_cuda
-        assert run(ops.GpuTensor(), gone) is gone
-        assert torch.equal(run(ops.CpuTensor(), gone), tensor)
+        assert run(moves.GpuTensor(), gone) is gone
+        assert torch.equal(run(moves.CpuTensor(), gone), tensor)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +344,7 @@ def test_what_is_wrong_is_told_and_fails_alone(
         pytest.importorskip("PIL", reason="Pillow is not installed (extra cpu)")
     if "save_dir" in parameters:
         parameters = {"save_dir": tmp_path}
-    backend = getattr(ops, name)(**parameters)
+    backend = find(name)(**parameters)
     bad = {"data": image(*data) if isinstance(data, tuple) else data, **keys}
     with pytest.raises((KernelError, ValueError, KeyError), match=message):
         backend.forward([dict(bad)])
@@ -374,7 +377,7 @@ def test_what_is_wrong_is_told_and_fails_alone(
 )
 def test_what_is_wrong_with_a_configuration_is_told(name: str, parameters: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        getattr(ops, name)(**parameters)
+        find(name)(**parameters)
 
 
 def test_a_chain_of_them_in_a_pipe(device: str) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import fastpipe
+from fastpipe.contract import Child
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
-from fastpipe.kernels import _device_arrays, cuda, reference
+from fastpipe.kernels import _cuda_images, _device_arrays, cuda, reference
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
@@ -47,7 +48,7 @@ def build(device: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             yield SimpleNamespace(handle=0, is_outermost=True)
 
     monkeypatch.setitem(_device_arrays._known, np.ndarray, emulated_gpu.NumpyArrays())
-    monkeypatch.setattr(cuda, "_default_arrays", functools.cache(cuda._default_arrays.__wrapped__))
+    monkeypatch.setattr(_cuda_images, "_default_arrays", functools.cache(_cuda_images._default_arrays.__wrapped__))
     workspace = functools.partial(cuda.Workspace, device)
     monkeypatch.setattr(cuda.Workspace, "prepare", lambda self, dtypes: None)
     monkeypatch.setattr(cuda, "Workspace", lambda number, max_batch: workspace(max_batch=max_batch))
@@ -99,7 +100,7 @@ def test_images_of_different_sizes_are_one_launch(build: Callable[..., Any], fil
 def test_pixels_of_the_step_before_give_what_a_tensor_gives(
     build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, array: Any
 ) -> None:
-    """Whichever library the results are of; ``data`` is then what it was before that step."""
+    """Whichever library the results are of."""
     from fastpipe.backends.gpu.handed_on import Pixels
 
     monkeypatch.setitem(sys.modules, "cupy", emulated_gpu.EmulatedDevice.cupy)
@@ -108,7 +109,7 @@ def test_pixels_of_the_step_before_give_what_a_tensor_gives(
     requests: list[dict[str, Any]] = [{"data": tensor_of(picture(9, 8)), "color": "bgr"}]
     for image in images:
         row = (image.ctypes.data, image.strides[0], *image.shape[:2], 3, 1, 0, 0, 0, 0)
-        requests.append({"data": Pixels(row, "bgr", image, b"encoded"), "color": "bgr"})
+        requests.append({"data": Pixels(row, "bgr", image), "color": "bgr"})
     backend.forward(requests)
     expected = reference.resize_normalize(
         [picture(9, 8), *images], 14, 10, filter="opencv", mean=MEAN, std=STD, source="bgr", target="rgb"
@@ -118,21 +119,17 @@ def test_pixels_of_the_step_before_give_what_a_tensor_gives(
         assert request["result"].shape == (1, 3, 14, 10)
         np.testing.assert_array_equal(np.asarray(request["result"])[0], row)
     assert type(requests[0]["result"]).__module__.partition(".")[0] == {"torch": "torch", "cupy": "numpy"}[array]
-    assert [request["data"] for request in requests[1:]] == [b"encoded"] * 2
 
 
-def test_a_model_of_torchs_as_the_next_step_gets_the_batch_as_one_tensor(build: Callable[..., Any]) -> None:
-    """In rows, each with what its request had as data; no other step does."""
+def test_a_step_that_takes_rows_gets_the_batch_as_one_tensor(build: Callable[..., Any]) -> None:
+    """A model of torch's does; CuPy's arrays are not handed on so."""
     from fastpipe.backends.gpu.handed_on import Row
     from fastpipe.backends.model.torch import TorchTensor
 
-    class Extended(TorchTensor):
-        """It may expect the tensors that are documented."""
-
     backend, other = build(), build()
-    other.feed(object.__new__(TorchTensor))
-    other.feed(object.__new__(Extended))
-    backend.feed(object.__new__(TorchTensor))
+    assert backend.offers_forms == TorchTensor.takes_forms == (Row,)
+    assert build(array="cupy").offers_forms == ()
+    backend.hand_on(Row)
     tensors = [tensor_of(picture(20, 30)), tensor_of(picture(5, 60))]
     requests: list[dict[str, Any]] = [{"data": tensor} for tensor in tensors]
     expected: list[dict[str, Any]] = [{"data": tensor} for tensor in tensors]
@@ -142,22 +139,49 @@ def test_a_model_of_torchs_as_the_next_step_gets_the_batch_as_one_tensor(build: 
     assert [type(row) for row in rows] == [Row, Row]
     assert rows[0].whole is rows[1].whole
     assert [row.number for row in rows] == [0, 1]
-    for row, tensor, request in zip(rows, tensors, expected, strict=True):
-        assert row.data is tensor
+    for row, request in zip(rows, expected, strict=True):
         np.testing.assert_array_equal(row.tensor.numpy(), request["result"].numpy())
 
 
-def test_pixels_are_seen_by_nobody_also_if_the_kernel_fails(
-    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count", [1, 3])
+def test_pixels_and_rows_go_through_a_sequential_that_nobody_sees_inside_of(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    from fastpipe.backends.gpu.handed_on import Pixels
+    """From the pixels of one step to the rows of the next to a model; ``data`` is then what came in."""
+    import torch
 
-    backend, image = build(), picture(5, 6)
-    monkeypatch.setattr(backend, "_run", lambda *given: 1 / 0)
-    request = {"data": Pixels((image.ctypes.data, 18, 5, 6, 3, 1, 0, 0, 0, 0), "bgr", image, b"encoded")}
-    with pytest.raises(ZeroDivisionError):
-        backend.forward([request])
-    assert request["data"] == b"encoded"
+    from fastpipe.backends.flow.sequential import Sequential
+    from fastpipe.backends.gpu.handed_on import Pixels, Row
+    from fastpipe.backends.model.torch import TorchTensor
+
+    class Decode(fastpipe.Backend):
+        """Has decoded already, as ``DecodeTensor`` hands it on."""
+
+        offers_forms = (Pixels,)
+
+        def hand_on(self, form: type) -> None:
+            assert form is Pixels
+
+        def forward(self, batch: list[fastpipe.Request]) -> None:
+            for request in batch:
+                image = images[request["data"]]
+                row = (image.ctypes.data, image.strides[0], *image.shape[:2], 3, 1, 0, 0, 0, 0)
+                request.update(result=Pixels(row, "bgr", image), color="bgr")
+
+    images = [picture(20, 30 + number) for number in range(count)]
+    prepare, model = build(), TorchTensor(model=torch.nn.Flatten(), max="4x3x14x10", device=["cpu"])
+    met: list[type] = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda batch: (met.extend(type(r["data"]) for r in batch), forward(batch)))
+    chain = Sequential([Child("Decode", Decode()), Child("Prepare", prepare), Child("Model", model)])
+    batch: list[dict[str, Any]] = [{"data": number} for number in range(count)]
+    chain.forward(batch)
+    expected = reference.resize_normalize(images, 14, 10, filter="opencv", source="bgr", target="bgr")
+    assert met == [Row] * count
+    assert len(prepare.launches) == 1
+    for number, (request, row) in enumerate(zip(batch, expected, strict=True)):
+        assert request["data"] == number
+        np.testing.assert_array_equal(request["result"][0].numpy(), row.reshape(-1))
 
 
 def test_cupy_has_no_bfloat16(build: Callable[..., Any]) -> None:

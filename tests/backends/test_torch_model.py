@@ -204,15 +204,14 @@ def test_the_warm_up_is_on_zeros_every_time_also_of_a_model_that_works_in_place(
 
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_a_batch_that_is_one_tensor_already_is_run_as_it_is(device: str, count: int) -> None:
-    """As the step before hands it on; ``data`` is then what it was before that step."""
+    """As the step before hands it on."""
     model = Scores()
     backend = TorchTensor(model=model, max="4x3x6x5", device=[device])
     whole = torch.cat(images(count)).to(device)
-    batch = [{"data": Row(whole, number, f"encoded {number}")} for number in range(count)]
+    batch = [{"data": Row(whole, number)} for number in range(count)]
     assert len({backend.bucket(request) for request in batch}) == 1
     backend.forward(batch)
     for number, request in enumerate(batch):
-        assert request["data"] == f"encoded {number}"
         expected = model(whole[number : number + 1].cpu())
         torch.testing.assert_close(request["result"].cpu(), expected, check_device=False, rtol=1e-4, atol=1e-4)
     backend.close()
@@ -224,12 +223,11 @@ def test_rows_of_a_batch_that_fell_apart_are_run_as_tensors(device: str, picked:
     model = Scores()
     backend = TorchTensor(model=model, max="8x3x6x5", device=[device])
     whole, (other,) = torch.cat(images(4)).to(device), images(1)
-    batch = [{"data": other if number == "other" else Row(whole, number, b"")} for number in picked]
+    batch = [{"data": other if number == "other" else Row(whole, number)} for number in picked]
     backend.forward(batch)
     for number, request in zip(picked, batch, strict=True):
         image = other if number == "other" else whole[number : number + 1].cpu()
         torch.testing.assert_close(request["result"].cpu(), model(image), check_device=False, rtol=1e-4, atol=1e-4)
-        assert request["data"] is other if number == "other" else request["data"] == b""
     backend.close()
 
 
@@ -244,7 +242,7 @@ def test_rows_of_two_tensors_are_one_run(device: str) -> None:
 
     backend = TorchTensor(model=Counting(), max="8x3x6x5", rows="batch", device=[device], warm_up=False)
     wholes = [torch.cat(images(2)).to(device), torch.cat(images(3)).to(device)]
-    batch = [{"data": Row(whole, number, b"")} for whole in wholes for number in range(len(whole))]
+    batch = [{"data": Row(whole, number)} for whole in wholes for number in range(len(whole))]
     assert len({backend.bucket(request) for request in batch}) == 1
     backend.forward(batch)
     assert runs == [5]
@@ -256,25 +254,18 @@ def test_a_tensor_of_another_rank_is_run_row_by_row_as_it_would_be(device: str) 
     backend = TorchTensor(model=torch.nn.Flatten(), max="8x1x2x2", device=[device])
     whole = torch.rand(3, 2, 2, device=device)
     alone = run(backend, *[whole[number : number + 1] for number in range(3)])
-    batch = [{"data": Row(whole, number, b"")} for number in range(3)]
+    batch = [{"data": Row(whole, number)} for number in range(3)]
     backend.forward(batch)
     for request, result in zip(batch, alone, strict=True):
         assert torch.equal(request["result"], result)
     backend.close()
 
 
-def test_what_the_step_before_handed_on_is_seen_by_nobody_also_if_the_model_fails() -> None:
-    class Fails(torch.nn.Module):
-        def forward(self, image: Any) -> Any:
-            raise ValueError("no")
-
-    backend = TorchTensor(model=Fails(), max=4, rows="batch", warm_up=False, device=["cpu"])
-    whole = torch.rand(2, *SHAPE)
-    for picked in ([0, 1], [1]):
-        batch = [{"data": Row(whole, number, b"before")} for number in picked]
-        with pytest.raises(ValueError, match="no"):
-            backend.forward(batch)
-        assert [request["data"] for request in batch] == [b"before"] * len(picked)
+def test_a_postprocessor_of_the_users_sees_no_rows() -> None:
+    """It gets the requests themselves, whose data is what is documented."""
+    assert TorchTensor(model=torch.nn.Identity(), max="4x3", device=["cpu"]).takes_forms == (Row,)
+    own = TorchTensor(model=torch.nn.Identity(), max="4x3", device=["cpu"], postprocessor=lambda outputs, batch: None)
+    assert own.takes_forms == ()
 
 
 def test_a_module_is_copied_and_left_alone() -> None:
@@ -401,7 +392,7 @@ def test_a_request_that_does_not_fit_fails_alone() -> None:
             torch.zeros((3, 6, 5), dtype=torch.complex64),
             "got torch.complex64",
         ),
-        ({"max": "4x3x6x5"}, [torch.zeros(3, 6, 5)] * 2, "expected 1 tensors, for image, got 2"),
+        ({"max": "4x3x6x5"}, [torch.zeros(3, 6, 5)] * 2, "expected 1 tensor, for image, got 2"),
         ({"max": "4x3x6x5"}, {"picture": torch.zeros(3, 6, 5)}, r"inputs \['image'\], got \['picture'\]"),
         ({}, torch.zeros(3, 6, 5), r"expected a tensor with a batch axis of 1 in front .*, got .* \(3, 6, 5\)"),
         ({"mean": [0.0, 0.0]}, torch.zeros(1, 3, 6, 5), "no input is an image of 2 channels for mean and std"),
