@@ -30,6 +30,7 @@ FLOORS = [
     ["fastpipe.debug"],
     ["fastpipe.show"],
     ["fastpipe.instances"],
+    ["fastpipe.process"],
     ["fastpipe._future"],
     ["fastpipe._core"],
     ["fastpipe.engine"],
@@ -53,7 +54,6 @@ CLIMBS = {
     ("fastpipe.contract", "fastpipe.functions"),
     ("fastpipe.debug", "fastpipe"),
     ("fastpipe.debug", "fastpipe.pipe"),
-    ("fastpipe.instances", "fastpipe.pipe"),
 }
 """Imports upwards that are still to be cut; none is added."""
 
