@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastpipe.contract import Request
@@ -13,21 +13,25 @@ from fastpipe.results import with_request
 if TYPE_CHECKING:
     import asyncio
 
-    from fastpipe.pipe import Pipe
-
 __all__ = ["async_map"]
 
 
 async def async_map(
-    pipe: Pipe,
+    call: Callable[[Request], Coroutine[Any, Any, Request]],
+    is_closing: Callable[[], bool],
     requests: Iterable[Request] | AsyncIterable[Request],
     window: int,
     return_exceptions: bool,
-    timeout: float | None,
-    priority: float,
-    entry: str | None,
 ) -> AsyncGenerator[Any, None]:
-    """Yield the answers of ``requests`` in order; see ``Pipe.amap``."""
+    """Yield the answers of ``requests`` in order; see ``Pipe.amap``.
+
+    Args:
+        call: takes a request when it is called, and runs it when it is awaited.
+        is_closing: whether no more requests are to be taken.
+        requests: as of ``Pipe.amap``.
+        window: how many requests are taken ahead.
+        return_exceptions: as of ``Pipe.amap``.
+    """
     import asyncio  # a caller that has a running loop has imported it
 
     source = _Source(requests)
@@ -38,12 +42,10 @@ async def async_map(
                 next_request = await source.take(unless=started[0][0] if started else None)
                 if next_request is None:
                     break
-                if pipe.closing:
+                if is_closing():
                     source.ends(PipeClosed("the pipe is closed"))
                     break
-                given = dict.copy(next_request) if isinstance(next_request, dict) else next_request
-                answer = pipe._acall(next_request, given, timeout, priority, entry, True)
-                started.append((asyncio.create_task(answer), next_request))
+                started.append((asyncio.create_task(call(next_request)), next_request))
             if not started:
                 break
             await asyncio.wait([started[0][0]])

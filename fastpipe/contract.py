@@ -16,7 +16,7 @@ A backend does the work of a node. Subclass :class:`Backend`, take the node's pa
 
     pipe = fastpipe.Pipe(backend=Sharpen, amount=0.5, instance_num=2)
 
-For a function of one item there is a short form, :func:`backend`:
+For a function of one item there is a short form:
 
     @fastpipe.backend
     def to_gray(data):
@@ -32,11 +32,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-__all__ = ["Backend", "Between", "Child", "Container", "Existing", "Request", "Site", "backend", "site"]
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+__all__ = ["Backend", "Between", "Child", "Container", "Existing", "Request", "Site", "site"]
 
 Request = dict[str, Any]
 """What travels: input under ``"data"``, output under ``"result"``, anything else under its own key."""
@@ -160,27 +158,6 @@ class Backend:
 
     Nobody but that step sees them, so the two may agree on another form than what others are given.
     """
-
-
-def backend(function: Function) -> Function:
-    """Say that a function of one item is a backend: ``result = function(data)``.
-
-    Its keyword-only parameters are the node's parameters:
-
-        @fastpipe.backend
-        def resize(data, *, side: int = 224):
-            return cv2.resize(data, (side, side))
-
-    It stays a function: ``resize(image, side=64)`` calls it, in a test for instance. Several instances may call it at
-    the same time. An exception fails that request alone.
-
-    Raises:
-        ConfigError: if it cannot be a backend: it is asynchronous, or cannot be called with one item alone.
-    """
-    from fastpipe.functions import backend_from_function
-
-    backend_from_function(function)  # what is wrong with it is said here, not where it is used
-    return function
 
 
 @dataclass(frozen=True)

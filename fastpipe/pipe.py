@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from fastpipe.debug.debugger import Debugger
+    from fastpipe.debug.description import Description
     from fastpipe.debug.recorder import Recording
     from fastpipe.show.picture import Picture
 
@@ -131,8 +132,7 @@ class Pipe(_core.Engine):
         What is changed in the dict after this has been called, even before it is awaited, is not seen by any backend.
         ``timeout``, ``priority`` and ``entry``: as of a call.
         """
-        given = dict.copy(request) if isinstance(request, dict) else request
-        return self._acall(request, given, timeout, priority, entry)
+        return self._acall(request, _as_given(request), timeout, priority, entry)
 
     async def _acall(
         self,
@@ -321,7 +321,11 @@ class Pipe(_core.Engine):
         """
         window = self._window(look_ahead)
         self._terms(timeout, priority)  # what is wrong with them is said now
-        return async_map(self, requests, window, return_exceptions, timeout, priority, entry)
+
+        def call(request: Request) -> Coroutine[Any, Any, Request]:
+            return self._acall(request, _as_given(request), timeout, priority, entry, is_patient=True)
+
+        return async_map(call, lambda: self.closing, requests, window, return_exceptions)
 
     def _window(self, look_ahead: int | None) -> int:
         """Return how many requests a map takes ahead."""
@@ -400,7 +404,9 @@ class Pipe(_core.Engine):
         """
         from fastpipe.debug.debugger import Debugger
 
-        return Debugger(self, request, entry=entry)
+        debugger = Debugger(self, self._configs, self._description().secrets(), request, entry=entry)
+        self._debuggers.add(debugger)
+        return debugger
 
     def record(
         self,
@@ -440,8 +446,21 @@ class Pipe(_core.Engine):
         from fastpipe.debug.recorder import Recording
 
         return Recording(
-            self, path, sample=sample, failures=failures, limit=limit, copy_below_bytes=copy_below_bytes, pickle=pickle
+            self,
+            self._description(),
+            path,
+            sample=sample,
+            failures=failures,
+            limit=limit,
+            copy_below_bytes=copy_below_bytes,
+            pickle=pickle,
         )
+
+    def _description(self) -> Description:
+        """Return what it was made from."""
+        from fastpipe.debug.description import Description
+
+        return Description(*self._written, self._configs)
 
     # ---- life --------------------------------------------------------------------------------------------------
 
@@ -542,6 +561,11 @@ class Pipe(_core.Engine):
             self._close_stations()
             self._instances.stop_watchdog()
             self._instances.close_backends(time.monotonic())
+
+
+def _as_given(request: Request) -> Request:
+    """Return a copy of a request as it is now; what is no dict is refused when it is started."""
+    return dict.copy(request) if isinstance(request, dict) else request
 
 
 def _time_to_close(timeout: float | None) -> float | None:

@@ -48,12 +48,8 @@ FLOORS = [
 """The house; ``fastpipe`` itself is the package, with its public names. Rooms on one floor do not know each other."""
 
 CLIMBS = {
-    ("fastpipe._async_map", "fastpipe.pipe"),
     ("fastpipe.config", "fastpipe.backends"),
     ("fastpipe.config", "fastpipe.instances"),
-    ("fastpipe.contract", "fastpipe.functions"),
-    ("fastpipe.debug", "fastpipe"),
-    ("fastpipe.debug", "fastpipe.pipe"),
 }
 """Imports upwards that are still to be cut; none is added."""
 

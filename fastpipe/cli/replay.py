@@ -16,7 +16,8 @@ from fastpipe.cli.loading import pipe_named, pipe_of_record
 from fastpipe.cli.prompt import interact
 from fastpipe.cli.terminal import complain, escaped_line, show
 from fastpipe.debug import comparison, record_files
-from fastpipe.debug.recorder import message_of, secrets_of, sha256_of
+from fastpipe.debug.description import sha256_of
+from fastpipe.debug.recorder import message_of
 from fastpipe.errors import PipeError
 from fastpipe.pipe import Pipe
 from fastpipe.summaries import type_name
@@ -240,7 +241,7 @@ def replay(
         PipeError, ImportError: the record's values cannot be had back.
     """
     request = record.request()
-    secrets = secrets_of(pipe).and_of(request)  # before a backend takes one out
+    secrets = pipe._description().secrets().and_of(request)  # before a backend takes one out
     node = (record.manifest.get("error") or {}).get("node")
     if debug:
         error, is_finished = _debugged(record, pipe, request, node)
@@ -268,7 +269,7 @@ def _debugged(
     record: record_files.Record, pipe: Pipe, request: dict[str, Any], node: str | None
 ) -> tuple[BaseException | None, bool]:
     with pipe.debug() as debugger:
-        if node is not None and any(config.name == node for config in pipe._configs):
+        if node is not None and any(config.name == node for config in pipe._description().configs):
             debugger.break_at(node)
         debugger.start(request, entry=record.manifest.get("entry"))
         show(f"{record.path.name}: {_recorded(record)}")
