@@ -17,8 +17,8 @@ from fastpipe.cli.prompt import interact
 from fastpipe.cli.terminal import complain, escaped_line, show
 from fastpipe.debug import comparison, record_files
 from fastpipe.debug.description import sha256_of
-from fastpipe.debug.recorder import message_of
 from fastpipe.errors import PipeError
+from fastpipe.faults import text_of
 from fastpipe.pipe import Pipe
 from fastpipe.summaries import type_name
 
@@ -216,7 +216,7 @@ def _outcome(path: Path, pipes: _Pipes, arguments: argparse.Namespace) -> Outcom
 
 
 def _in_words(error: Exception) -> str:
-    return message_of(error) if isinstance(error, PipeError | OSError) else f"{type_name(error)}: {message_of(error)}"
+    return text_of(error) if isinstance(error, PipeError | OSError) else f"{type_name(error)}: {text_of(error)}"
 
 
 def _recorded(record: record_files.Record) -> str:
@@ -251,7 +251,7 @@ def replay(
             )
     else:
         error = _called(pipe, request, record.manifest.get("entry"))
-    message = "" if error is None else secrets.and_of(error).left_out_of(message_of(error))  # as in the record
+    message = "" if error is None else secrets.and_of(error).left_out_of(text_of(error))  # as in the record
     now = "answered" if error is None else f"{_last(type_name(error))}: {_first_line(message)}"
     difference = _difference(record, request, error, message, tolerance)
     return Outcome(_name(record.path), _recorded(record), now, not difference, difference, remark)

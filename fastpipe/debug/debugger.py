@@ -14,15 +14,17 @@ to the thread that uses it. It keeps every dict it has shown until it is dropped
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fastpipe.contract import Request
 from fastpipe.debug.observer import Event, Observer, own_event, summaries_of
-from fastpipe.debug.steps import Arrival, Breakpoint, Condition, History, Step, Stop
+from fastpipe.debug.steps import Arrival, Breakpoint, Condition, History, NodeRun, Stop, request_rows
 from fastpipe.errors import PipeError, UnknownNode, nearest
 from fastpipe.filters import Status
+from fastpipe.show.cards import Card, Shown, Table, Words
 from fastpipe.summaries import Summary
 
 if TYPE_CHECKING:
@@ -30,10 +32,10 @@ if TYPE_CHECKING:
     from fastpipe.config.nodes import NodeConfig
     from fastpipe.redaction import Secrets
 
-__all__ = ["Arrival", "Breakpoint", "Debugger", "History", "Step", "Stop"]
+__all__ = ["Arrival", "Breakpoint", "Debugger", "History", "NodeRun", "Stop"]
 
 
-class Debugger:
+class Debugger(Shown):
     """Takes one request through a pipe step by step; ``Pipe.debug`` makes it.
 
     As a context manager it gives up, at the end of the block, a request that has not ended: nothing stays in flight.
@@ -57,7 +59,7 @@ class Debugger:
         self._first_entry = entry
         self._stepper: Stepper | None = None
         self._observer = Observer(engine)
-        self._steps: list[Step] = []
+        self._steps: list[NodeRun] = []
         self._configs = {config.name: config for config in configs}
         self._configuration_secrets = secrets
         self._secrets = self._configuration_secrets  # and those of the request, so far
@@ -138,7 +140,7 @@ class Debugger:
     def state(self) -> str:
         """Where the request is, in words: ``next: detect``, ``the request has ended``, ``... has failed with ...``."""
         arrived = self.next
-        return self._how_it_ended() if arrived is None else f"next: {arrived.place}"
+        return self._how_it_ended() if arrived is None else f"next: {arrived.where}"
 
     @property
     def history(self) -> History:
@@ -147,7 +149,7 @@ class Debugger:
 
     # ---- going on ----------------------------------------------------------------------------------------------
 
-    def step(self) -> Step:
+    def step(self) -> NodeRun:
         """Ask the filter of the next node, run the node if it says so, and return what happened.
 
         What the backend raises is in the step (and ends the request), not raised.
@@ -184,10 +186,10 @@ class Debugger:
             self._shown = None  # nobody has seen this one
             if step.error is not None and self._stops_on_error and not self.finished:
                 self._shown = self._next_request()
-                return Stop(f"error in {step.place}", History(self._steps[first:]), self.next, self.request)
+                return Stop(f"error in {step.where}", History(self._steps[first:]), self.next, self.request)
         return Stop(self._how_it_ended(), History(self._steps[first:]), None, self.request)
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[NodeRun]:
         """Take all steps that are left, and yield each."""
         while self.next is not None:
             yield self.step()
@@ -203,7 +205,7 @@ class Debugger:
             return "the request was given up"
         last = self._steps[-1]
         if last.status is Status.Break and not last.part:
-            return f"the request has ended: Break at {last.place}"
+            return f"the request has ended: Break at {last.where}"
         return "the request has ended"
 
     # ---- breakpoints -------------------------------------------------------------------------------------------
@@ -253,16 +255,16 @@ class Debugger:
             try:
                 hit = point.when is None or bool(point.when(arrived.request))
             except Exception as error:
-                error.add_note(f"fastpipe: raised by the condition of a breakpoint, before {arrived.place}")
+                error.add_note(f"fastpipe: raised by the condition of a breakpoint, before {arrived.where}")
                 raise
             if hit:
                 point.hits += 1
-                return f"{'breakpoint' if point.node is not None else 'the condition holds'} before {arrived.place}"
+                return f"{'breakpoint' if point.node is not None else 'the condition holds'} before {arrived.where}"
         return ""
 
     # ---- what happened -----------------------------------------------------------------------------------------
 
-    def _step(self, arrived: Arrival, events: list[Event], new_waiting: int) -> Step:
+    def _step(self, arrived: Arrival, events: list[Event], new_waiting: int) -> NodeRun:
         own, inner = own_event(arrived, events)
         error = own.error if own.error is not None else self._new_error()
         before = arrived.request if own.before is None else own.before
@@ -275,7 +277,7 @@ class Debugger:
             self._restarts[arrived.part] = restarted_at
         self._secrets = self._secrets.and_of(arrived.request, before, after, error)
         is_split = own.ran_s is None and own.status is Status.Run and error is None
-        return Step(
+        return NodeRun(
             number=len(self._steps) + 1,
             node=arrived.node,
             part=arrived.part,
@@ -335,20 +337,20 @@ class Debugger:
             return "<fastpipe.Debugger; nothing has begun>"
         return f"<fastpipe.Debugger after {len(self._steps)} steps; {self.state}>"
 
-    def __str__(self) -> str:
-        from fastpipe.debug import views
-
-        return views.debugger_text(self)
-
-    def __rich__(self) -> Any:
-        from fastpipe.debug import views
-
-        return views.debugger_panel(self)
-
-    def _repr_html_(self) -> str:
-        from fastpipe.debug import views
-
-        return views.debugger_html(self)
+    def _pieces(self) -> Sequence[Card | Table | Words]:
+        """Return what was done, where it stops, what is next and what comes then."""
+        table = replace(self.history._pieces()[0], is_drawn_empty=False)
+        points = [f"stops {breakpoint}" for breakpoint in self.breakpoints]
+        title = [(" ", ""), (self.state, "bold"), (" ", "")]
+        waiting = [other.where for other in self.waiting[1:]]
+        more = f" and {len(waiting) - 8} more" if len(waiting) > 8 else ""
+        return [
+            table,
+            Words(in_terminal="" if self._steps else None),
+            *(Words(written=point, in_terminal=point, style="dim") for point in points),
+            Card(self.state, title, (self.state, ""), rows=request_rows(self.request)),
+            Words(written=f"then: {', '.join(waiting[:8])}{more}" if waiting else None),
+        ]
 
 
 def _is_changed(before: Any, after: Any, summary_before: Summary, summary_after: Summary) -> bool:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fastpipe.contract import Request
-from fastpipe.debug.steps import Arrival, place_of
+from fastpipe.debug.steps import Arrival, where_of
 from fastpipe.filters import Status
+from fastpipe.show.cards import seconds
 from fastpipe.summaries import Summary, summarize_under
 
 if TYPE_CHECKING:
@@ -33,12 +34,10 @@ class Event:
     error: BaseException | None = None
 
     def __str__(self) -> str:
-        from fastpipe.debug import views
-
         what = "" if self.status is None else f" -> {self.status.name}"
-        took = "" if self.ran_s is None else f", {views.seconds(self.ran_s)}"
+        took = "" if self.ran_s is None else f", {seconds(self.ran_s)}"
         failed = "" if self.error is None else f", {type(self.error).__name__}"
-        return f"{place_of(self.node, self.part)}{what}{took}{failed}"
+        return f"{where_of(self.node, self.part)}{what}{took}{failed}"
 
 
 class Observer:

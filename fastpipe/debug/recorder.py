@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fastpipe.contract import Request
 from fastpipe.debug import record_files
 from fastpipe.errors import PipeClosed, PipeError
+from fastpipe.faults import text_of
 from fastpipe.redaction import LEFT_OUT, Secrets, looks_secret
 from fastpipe.summaries import summarize, type_name
 
@@ -312,16 +313,8 @@ def _told_error(error: BaseException, node: str, secrets: Secrets) -> dict[str, 
     notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
     return {
         "type": type_name(error),
-        "message": secrets.left_out_of(message_of(error)),
+        "message": secrets.left_out_of(text_of(error)),
         "node": node or None,
         "notes": [secrets.left_out_of(note) for note in notes],
         "traceback": secrets.left_out_of("".join(traceback.format_exception(error))),
     }
-
-
-def message_of(error: BaseException) -> str:
-    """Return ``str(error)``, which a class of the user's may not have."""
-    try:
-        return str(error)
-    except Exception as broken:
-        return f"<its __str__ raises {type_name(broken)}>"
