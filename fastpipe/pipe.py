@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping
+from functools import partial
 from numbers import Number
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from fastpipe import _core, process
-from fastpipe._async_map import async_map
+from fastpipe._maps import amap_in_order, map_in_order
 from fastpipe.config.graph import compile_graph
 from fastpipe.config.nodes import load
 from fastpipe.config.values import own_copy
 from fastpipe.config.wiring import add_mistakes_of_the_graph
 from fastpipe.contract import Request
-from fastpipe.errors import BackendHung, ForkedPipe, PipeClosed
-from fastpipe.faults import text_of
 from fastpipe.instances.building import Builder, jumps_of
+from fastpipe.instances.counters import counters_by_node
 from fastpipe.instances.hung import CameBack, Keeper
 from fastpipe.instances.owned import LEAST_JOIN_S, Instances
-from fastpipe.instances.threads import Worker, check_threads
-from fastpipe.results import with_request
+from fastpipe.instances.threads import Worker, check_threads, run_on_thread
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -214,62 +211,9 @@ class Pipe(_core.Engine):
         """
         window = self._window(look_ahead)
         self._terms(timeout, priority)  # what is wrong with them is said now
-        return self._map(iter(requests), window, return_exceptions, timeout, priority, entry)
-
-    def _map(
-        self,
-        requests: Iterator[Request],
-        window: int,
-        return_exceptions: bool,
-        timeout: float | None,
-        priority: float,
-        entry: str | None,
-    ) -> Iterator[Any]:
-        started: deque[tuple[_core.Walk | Exception, Request]] = deque()
-        failure: Exception | None = None
-        try:
-            while True:
-                try:
-                    request = next(requests)
-                except StopIteration:
-                    break
-                except Exception as error:  # of the iterable: in its place, behind what has begun
-                    failure = error
-                    break
-                try:
-                    started.append((self._start(request, timeout, priority, entry, True), request))
-                except (PipeClosed, ForkedPipe) as error:
-                    failure = error
-                    break
-                except Exception as error:  # it was not let in
-                    started.append((error.with_traceback(None), request))
-                    if not return_exceptions:
-                        break
-                if len(started) >= window:
-                    yield self._next_of(started, return_exceptions)
-            while started:
-                yield self._next_of(started, return_exceptions)
-            if failure is not None:
-                raise failure
-        finally:
-            failure = None  # see _next_of
-            for walk, _ in started:
-                if isinstance(walk, _core.Walk):
-                    walk.cancel()
-
-    @staticmethod
-    def _next_of(started: deque[tuple[_core.Walk | Exception, Request]], return_exceptions: bool) -> Any:
-        walk, request = started[0]
-        error = walk.wait() if isinstance(walk, _core.Walk) else walk
-        started.popleft()
-        if error is None:
-            return request
-        if return_exceptions:
-            return with_request(error, request)
-        try:
-            raise _core._as_raised(error)
-        finally:
-            del error, walk  # the traceback holds this frame: without this, a cycle would keep the request and its pipe
+        # No function of Python's: a signal could raise behind its call, and nobody would cancel what was started.
+        start = partial(self._start, timeout=timeout, priority=priority, name=entry, is_patient=True)
+        return map_in_order(start, iter(requests), window, return_exceptions)
 
     @overload
     def amap(
@@ -325,7 +269,7 @@ class Pipe(_core.Engine):
         def call(request: Request) -> Coroutine[Any, Any, Request]:
             return self._acall(request, _as_given(request), timeout, priority, entry, is_patient=True)
 
-        return async_map(call, lambda: self.closing, requests, window, return_exceptions)
+        return amap_in_order(call, lambda: self.closing, requests, window, return_exceptions)
 
     def _window(self, look_ahead: int | None) -> int:
         """Return how many requests a map takes ahead."""
@@ -358,14 +302,11 @@ class Pipe(_core.Engine):
         how often a worker died and was set to work again. Where the instances of a node are at several places (GPUs),
         ``places`` has the same for each place.
         """
-        stations: dict[str, list[_core.Station]] = {}
-        for station in self.stations:
-            stations.setdefault(station.name, []).append(station)
         return {
             "requests": self._counts(),
             "failures": dict(self.failures),
             "copies": self.copies,
-            "nodes": {name: _stats_of(each) for name, each in stations.items()},
+            "nodes": counters_by_node(self.stations),
         }
 
     def graph(self) -> Picture:
@@ -386,10 +327,6 @@ class Pipe(_core.Engine):
         if self._is_forked():
             return {"healthy": False, "problems": ["the pipe was built before os.fork()"]}
         problems = ["the pipe is closed"] if self.closing else []
-        for station in self.stations:
-            if station.lost is not None and not isinstance(station.lost, BackendHung):
-                kind = type(station.lost).__name__
-                problems.append(f"{station.title} has lost its device: {kind}: {text_of(station.lost)}")
         problems += self._keeper.problems()
         return {"healthy": not problems, "problems": problems}
 
@@ -506,32 +443,9 @@ class Pipe(_core.Engine):
         Requests whose tasks run in this loop go on meanwhile. Cancelling the task ends the waiting, not the closing,
         which goes on on a thread of its own.
         """
-        import asyncio  # a caller that has a running loop has imported it
-
         _time_to_close(timeout)
-        loop = asyncio.get_running_loop()
-        closed = loop.create_future()
-
-        def settle(error: BaseException | None) -> None:
-            if closed.done():  # cancelled
-                return
-            if error is None:
-                closed.set_result(None)
-            else:
-                closed.set_exception(error)
-
-        def close() -> None:
-            failure = None
-            try:
-                self.close(timeout)
-            except BaseException as error:
-                failure = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(settle, failure)
-
         if not self._is_forked():
-            Worker("fastpipe closer", close).start()
-            await closed
+            await run_on_thread("fastpipe closer", self.close, timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -581,21 +495,3 @@ def _time_to_close(timeout: float | None) -> float | None:
     if timeout != timeout:
         raise ValueError("timeout must be a number of seconds, or None for no limit; got nan")
     return None if timeout >= threading.TIMEOUT_MAX else float(timeout)
-
-
-def _stats_of(stations: list[_core.Station]) -> dict[str, Any]:
-    """Return the counters of a node: those of its stations together, and at each place if there are several."""
-    places = {station.place: station.stats() for station in stations}
-    first, *others = places.values()
-    if not others:
-        return first
-    total = {**first, "why_batches_left": dict(first["why_batches_left"])}
-    for other in others:
-        for key, value in other.items():
-            if key == "why_batches_left":
-                for reason, count in value.items():
-                    total[key][reason] = total[key].get(reason, 0) + count
-            else:
-                total[key] += value
-    total["mean_batch"] = total["requests"] / total["batches"] if total["batches"] else 0.0
-    return {**total, "places": places}

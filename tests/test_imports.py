@@ -26,7 +26,7 @@ FLOORS = [
     ["fastpipe"],
     ["fastpipe.batched_function"],
     ["fastpipe.pipe"],
-    ["fastpipe._async_map"],
+    ["fastpipe._maps"],
     ["fastpipe.debug"],
     ["fastpipe.show"],
     ["fastpipe.instances"],

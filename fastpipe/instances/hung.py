@@ -73,8 +73,13 @@ class Keeper:
     # ---- what others ask and tell ------------------------------------------------------------------------------
 
     def problems(self) -> list[str]:
-        """Return a sentence for each node that lacks instances."""
-        said = []
+        """Return a sentence for each node that has lost its device, and for each that lacks instances."""
+        engine = self._engine()
+        said = [
+            f"{station.title} has lost its device: {type(station.lost).__name__}: {text_of(station.lost)}"
+            for station in (() if engine is None else engine.stations)
+            if station.lost is not None and not isinstance(station.lost, BackendHung)
+        ]
         with self._changed:
             for station, absent in self._absent.items():
                 if not absent:
