@@ -39,7 +39,7 @@ help:
 
 demo: $(VENV)/demo-installed
 	@$(CORE)
-	@$(VENV)/bin/python -m fastpipe.demo $(ARGS)
+	@$(VENV)/bin/python examples/ocr $(ARGS)
 
 # Plain pytest, not python -m pytest: that would put the root in front of what is installed.
 test: $(VENV)/dev-installed
@@ -52,7 +52,7 @@ lint: $(VENV)/dev-installed
 	@PATH="$(TOOLS):$$PATH" cython-lint fastpipe  # it calls pycodestyle by name
 	@$(TOOLS)/codespell
 
-check: lint test  # the types are checked by tests/test_typing.py
+check: lint test  # the types are checked by tests/house/test_typing.py
 
 # The bill of materials lists what a fresh environment has once the wheel is in it.
 wheel: $(VENV)/dev-installed
@@ -66,9 +66,9 @@ wheel: $(VENV)/dev-installed
 
 # Needs spin and a C compiler, and nothing of Python's.
 model:
-	@$(PYTHON) models/check.py $(ARGS)
+	@$(PYTHON) proofs/check.py $(ARGS)
 
-PROMISES = tests/test_promises.py tests/test_promises_of_processes.py
+PROMISES = tests/promises/test_promises.py tests/promises/test_promises_of_processes.py
 promises: $(VENV)/dev-installed
 	@$(CORE)
 	@FASTPIPE_SCALE=$(SCALE) $(VENV)/bin/pytest -o faulthandler_timeout=3600 --durations=0 $(PROMISES) $(ARGS)
@@ -79,20 +79,20 @@ overload: promises
 
 # The engine that is tested is built of its own, in build/sanitize/.
 sanitize: $(VENV)/dev-installed
-	@$(VENV)/bin/python tests/sanitize.py $(ARGS)
+	@$(VENV)/bin/python tests/promises/sanitize.py $(ARGS)
 
 soak: $(VENV)/dev-installed
 	@$(CORE)
-	@$(VENV)/bin/python tests/soak.py --minutes $(MINUTES) $(ARGS)
+	@$(VENV)/bin/python tests/promises/soak.py --minutes $(MINUTES) $(ARGS)
 
 storm: $(VENV)/dev-installed
 	@$(CORE)
-	@$(VENV)/bin/python tests/storm.py --requests $(REQUESTS) $(ARGS)
+	@$(VENV)/bin/python tests/promises/storm.py --requests $(REQUESTS) $(ARGS)
 
 fuzz: $(VENV)/dev-installed
 	@$(CORE)
 	@$(PIP) --only-binary atheris "atheris>=3.0"
-	@$(VENV)/bin/python tests/fuzz.py --seconds $(SECONDS) $(ARGS)
+	@$(VENV)/bin/python tests/promises/fuzz.py --seconds $(SECONDS) $(ARGS)
 
 bench: $(VENV)/dev-installed
 	@$(CORE)

@@ -15,8 +15,8 @@ from glob import glob
 from pathlib import Path
 
 DEBUG = os.environ.get("FASTPIPE_DEBUG") == "1"
-# What g++ has after -fsanitize=: an engine that watches itself. tests/sanitize.py builds it, and says where it goes, as
-# it works only in a process that has the sanitizer's library loaded from the start.
+# What g++ has after -fsanitize=: an engine that watches itself. tests/promises/sanitize.py builds it, and says where it
+# goes, as it works only in a process that has the sanitizer's library loaded from the start.
 SANITIZE = os.environ.get("FASTPIPE_SANITIZE", "")
 BUILD = Path("build", "sanitize", SANITIZE.partition(",")[0]) if SANITIZE else Path("build")
 
@@ -108,7 +108,7 @@ def main() -> None:
     # -UNDEBUG: Python's own flags have -DNDEBUG, which would silence assert() in a debug build too.
     flags = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2", "-g0"]
     sanitize = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
-    if SANITIZE:  # reports name lines and callers; -Wno-tsan: that it does not know fences is said in tests/sanitize.py
+    if SANITIZE:  # reports name lines and callers; -Wno-tsan: that it does not know fences is said in sanitize.py
         flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-Wno-tsan", *sanitize]
     core = Extension(
         "fastpipe._core",
@@ -123,7 +123,7 @@ def main() -> None:
     setup(
         packages=[*find_packages(include=["fastpipe", "fastpipe.*"]), "fastpipe.kernels", "fastpipe.backends", *rooms],
         package_dir={"fastpipe.kernels": "kernels", "fastpipe.backends": "backends"},
-        package_data={"fastpipe": ["py.typed", "*.pyi"], "fastpipe.demo": ["*.toml"], "fastpipe.kernels": ["*.cu"]},
+        package_data={"fastpipe": ["py.typed", "*.pyi"], "fastpipe.kernels": ["*.cu"]},
         exclude_package_data={"": ["*.pyx", "*.pxd", "*.pxi", "*.hpp"]},
         ext_modules=cythonize(
             [core],

@@ -14,8 +14,10 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))  # for the pages of text
 from common import BusyThread, Numbers, Window, WrongAnswer, rss_bytes
 from contestants import Contestant, Fastpipe, Node, Trial
 
@@ -277,7 +279,7 @@ class _Pages(Trial):
     """Sample pages are read, all of them in one window."""
 
     def __init__(self, page_count: int) -> None:
-        from fastpipe.demo import pages
+        from ocr import pages
 
         self._pages = pages.sample_pages(page_count)
         self._read = self.reader()
@@ -289,7 +291,7 @@ class _Pages(Trial):
 
     def run(self, clients: int, window: Window) -> Numbers:
         """Read all pages on so many threads."""
-        from fastpipe.demo import command
+        from ocr import command
 
         cpu_start_s = time.process_time()
         lines_of_pages, latencies_s, wall_s = command.read_all(self._pages, self._read, clients)
@@ -312,10 +314,11 @@ class PagesThroughPipe(_Pages):
     callers = 8
 
     def reader(self) -> Callable[[bytes], Any]:
-        import fastpipe
-        from fastpipe.demo import command, ocr
+        from ocr import command, pipeline
 
-        self._pipe = fastpipe.Pipe(ocr.configuration())
+        import fastpipe
+
+        self._pipe = fastpipe.Pipe(pipeline.configuration())
         return command.pipe_reader(self._pipe)
 
     def run(self, clients: int, window: Window) -> Numbers:
@@ -327,6 +330,6 @@ class PagesThroughReference(_Pages):
     """rapidocr_onnxruntime's own sequential loop."""
 
     def reader(self) -> Callable[[bytes], Any]:
-        from fastpipe.demo import command
+        from ocr import command
 
         return command.reference_reader()

@@ -34,7 +34,7 @@ Invariants, each held by the code that is named:
       ``noexcept`` raises nothing inside either: what could is in a ``try`` that ends a walk, or goes on without it.
       The list of live walks owns them: nobody else may.
 
-The models in models/ check E1, E4 and close().
+The models in proofs/ check E1, E4 and close().
 
 The graph is walked under the GIL: that is what guards the fields marked GIL in _core.pxd. A worker takes the GIL once
 per batch, or less often: as long as a batch can leave at once it goes on in the same hold.

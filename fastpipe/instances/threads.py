@@ -47,12 +47,15 @@ class _Thread(threading.Thread):
         # Daemons: the process may end while a backend hangs. Orderly ends are seen to by the pipe's atexit hook.
         super().__init__(name=name, daemon=True)
         self._life = life
+        self.is_handed_over = False
         self._started = Latch()  # for which start() waits
         self.run = life.run  # type: ignore[method-assign]  # to be called it needs no memory, as a function would
 
     @property
     def _bootstrap(self) -> ThreadStart:  # what start() hands to the new thread
-        return ThreadStart(self, self._life)
+        start = ThreadStart(self, self._life)
+        self.is_handed_over = True
+        return start
 
 
 class Worker:
@@ -72,7 +75,12 @@ class Worker:
             MemoryError, KeyboardInterrupt: the thread may have begun all the same; unless ``is_over``, it has or will.
         """
         check_threads()
-        self.thread.start()
+        try:
+            self.thread.start()
+        except BaseException:
+            if not self.thread.is_handed_over:  # else what was handed over says so, once there is no thread
+                self._is_over.set()
+            raise
 
     def join(self, timeout: float | None) -> None:
         """Wait until the thread has ended, or was given up."""

@@ -1,0 +1,65 @@
+"""The command line of the demo: ``python examples/ocr [PATH ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastpipe.errors import MissingExtra
+
+if not __package__:  # run as a folder: it is the package ``ocr``, not a heap of modules
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
+
+from ocr import DemoError
+
+INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo and return the process's exit status; what is wrong is said in one line on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        try:
+            from ocr import command
+        except ModuleNotFoundError as error:
+            raise MissingExtra("the demo", "demo", error) from error
+        command.run(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (DemoError, ImportError, OSError) as error:
+        print(f"ocr: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python examples/ocr",
+        description="Read the text on pages with three models in one pipe, and compare with a plain loop.",
+    )
+    parser.add_argument("paths", metavar="PATH", nargs="*", type=Path, help="image files; without any, sample pages")
+    parser.add_argument("--pages", type=_at_least_one, default=12, help="how many sample pages (default: %(default)s)")
+    parser.add_argument("--instances", type=_at_least_one, help="of each node (default: as many as CPUs, up to 8)")
+    parser.add_argument("--callers", type=_at_least_one, help="threads that call the pipe (default: two per instance)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo-pictures"), help="folder for the pictures (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--reference", action="store_true", help="also read the pages with rapidocr_onnxruntime itself, and compare"
+    )
+    return parser
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

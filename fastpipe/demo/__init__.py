@@ -1,7 +1,0 @@
-"""The demo: text is read from pages by three models in one pipe. Run it with ``python -m fastpipe.demo``."""
-
-__all__ = ["DemoError"]
-
-
-class DemoError(Exception):
-    """What the person who started the demo has to know, in one line."""

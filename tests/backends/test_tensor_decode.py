@@ -1,0 +1,652 @@
+"""DecodeTensor and the layer to nvImageCodec: against a strict fake of its C interface, and the library where it is."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastpipe
+from fastpipe.backends.tensor import nvimagecodec
+from fastpipe.backends.tensor.nvimagecodec import CPU_ONLY, SUCCESS, BatchDecoder, Library
+from fastpipe.errors import ConfigError, DecodeError, ItemErrors, MissingExtra
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+
+
+def jpeg(width: int, height: int, *words: bytes, channels: int = 3, orientation: int = 1) -> bytes:
+    """Return what has the frame of a JPEG, complete as far as its header goes; no decoder but the fake takes it."""
+    exif = b""
+    if orientation != 1:
+        entry = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+        tiff = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+        exif = b"\xff\xe1" + struct.pack(">H", len(tiff) + 2) + tiff
+    frame = b"\xff\xc0" + struct.pack(">HBHHB", 8 + 3 * channels, 8, height, width, channels)
+    frame += b"".join(bytes([number, 0x11, 0]) for number in range(1, channels + 1))
+    scan = b"\xff\xda" + struct.pack(">HB", 6 + 2 * channels, channels) + bytes(2 * channels + 3)
+    return b"\xff\xd8" + exif + frame + scan + b"pixels " + b" ".join(words) + b"\xff\xd9"
+
+
+def pixels_of(encoded: bytes, width: int, height: int, color: str = "rgb") -> Any:
+    """Return what the fake makes of it."""
+    rows, columns, channels = np.ogrid[:height, :width, :3]
+    order = channels if color == "rgb" else 2 - channels
+    return (sum(encoded) + columns + 5 * rows + 60 * order).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like that of the library's package, with the fake in it."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    folder = tmp_path_factory.mktemp("nvidia") / "nvimgcodec"
+    (folder / "extensions").mkdir(parents=True)
+    library = folder / "libnvimgcodec.so.0"
+    command = [compiler, "-shared", "-fPIC", "-O1", str(SUPPORT / "fake_nvimgcodec.c"), "-o", str(library), "-ldl"]
+    subprocess.run(command, check=True)
+    for name in ("libnvjpeg_ext.so.0.9.0", "libjpeg_turbo_ext.so.0.9.0"):
+        shutil.copy(library, folder / "extensions" / name)
+    return folder
+
+
+class Fake:
+    """The fake's own numbers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.library = ctypes.CDLL(str(folder / "libnvimgcodec.so.0"))
+
+    def __getattr__(self, name: str) -> int:
+        return ctypes.c_int.in_dll(self.library, f"fake_{name}").value
+
+    def set(self, **values: int) -> None:
+        for name, value in values.items():
+            ctypes.c_int.in_dll(self.library, f"fake_{name}").value = value
+
+    @property
+    def options(self) -> bytes:
+        return (ctypes.c_char * 200).in_dll(self.library, "fake_options").value
+
+    @property
+    def stream(self) -> int | None:
+        return ctypes.c_void_p.in_dll(self.library, "fake_stream").value
+
+    def load(self) -> Library:
+        return Library(self.folder / "libnvimgcodec.so.0", self.folder / "extensions")
+
+
+@pytest.fixture
+def fake(package: Path) -> Iterator[Fake]:
+    made = Fake(package)
+    usual = {"version": 900, "cudart": 13000, "refuse_gpu": 0, "break": 0, "made": 0, "batches": 0, "largest": 0}
+    made.set(**usual, with_gil=0, without_gil=0)
+    yield made
+    made.set(**usual)
+    assert made.live == 0, "a handle was not given back"
+
+
+def new_decoder(library: Library, **more: Any) -> BatchDecoder:
+    wanted = {"device": CPU_ONLY, "max_batch": 4, "color": "rgb", "threads": 2, "fancy_upsampling": True, **more}
+    return BatchDecoder(library, **wanted)
+
+
+def decoded(decoder: BatchDecoder, images: list[bytes], pad: int = 0) -> tuple[list[Any], list[int]]:
+    """Decode a batch into rows that are ``pad`` bytes longer than they need be."""
+    arrays = []
+    for index, encoded in enumerate(images):
+        picture = decoder.read(index, encoded)
+        assert picture is not None
+        memory = np.full((picture.height, picture.width * 3 + pad), 7, np.uint8)
+        decoder.place(index, picture, memory.ctypes.data, memory.shape[1], 0)
+        arrays.append((memory, picture))
+    statuses = decoder.decode(len(images))
+    assert all((memory[:, picture.width * 3 :] == 7).all() for memory, picture in arrays)
+    return [m[:, : p.width * 3].reshape(p.height, p.width, 3) for m, p in arrays], statuses
+
+
+# ---- the layer -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_a_batch_of_different_sizes_lands_where_it_was_placed(fake: Fake, color: str) -> None:
+    """Rows may be longer than they need be; what lies between them is nobody's."""
+    decoder = new_decoder(fake.load(), color=color)
+    images = [jpeg(5, 3), jpeg(2, 9), jpeg(4, 4, b"other")]
+    arrays, statuses = decoded(decoder, images, pad=5)
+    assert statuses == [SUCCESS] * 3
+    for encoded, array in zip(images, arrays, strict=True):
+        np.testing.assert_array_equal(array, pixels_of(encoded, array.shape[1], array.shape[0], color))
+    decoder.close()
+    decoder.close()
+
+
+def test_the_gil_is_given_up_twice_for_a_batch_of_any_size(fake: Fake) -> None:
+    """Otherwise a batch of 64 waits 64 times for a busy thread."""
+    decoder = new_decoder(fake.load(), max_batch=32)
+    for count in (1, 32):
+        fake.set(with_gil=0, without_gil=0)
+        decoded(decoder, [jpeg(4, 4)] * count)
+        assert (fake.without_gil, fake.with_gil) == (2, 3 * count + 2)
+    decoder.close()
+
+
+def test_what_was_made_for_a_batch_is_used_for_the_next(fake: Fake) -> None:
+    """Nothing but the future of a batch is made anew."""
+    decoder = new_decoder(fake.load())
+    decoded(decoder, [jpeg(4, 4)] * 4)
+    made = fake.made
+    decoded(decoder, [jpeg(8, 8)] * 4)
+    assert fake.made == made + 1
+    decoder.close()
+
+
+def test_options_reach_the_library(fake: Fake) -> None:
+    """Smooth chroma, threads, device."""
+    decoder = new_decoder(fake.load(), device=3, threads=7)
+    assert (fake.options, fake.threads, fake.device) == (b":fancy_upsampling=1", 7, 3)
+    decoder.close()
+    new_decoder(fake.load(), fancy_upsampling=False).close()
+    assert (fake.options, fake.device) == (b":fancy_upsampling=0", CPU_ONLY)
+
+
+def test_a_damaged_header_is_no_picture_and_disturbs_no_other(fake: Fake) -> None:
+    """Its place in the batch is used for the next image."""
+    decoder = new_decoder(fake.load())
+    assert decoder.read(0, b"short") is None
+    assert decoder.read(0, jpeg(4, 4, b"UNREADABLE")) is None
+    rgb_coded = decoder.read(0, jpeg(4, 4, b"RGBCODED"))
+    assert rgb_coded is not None
+    assert not rgb_coded.is_decodable
+    arrays, statuses = decoded(decoder, [jpeg(4, 4)])
+    assert statuses == [SUCCESS]
+    np.testing.assert_array_equal(arrays[0], pixels_of(jpeg(4, 4), 4, 4))
+    decoder.close()
+
+
+def test_each_image_has_its_own_status(fake: Fake) -> None:
+    """And a word for it."""
+    decoder = new_decoder(fake.load())
+    _, statuses = decoded(decoder, [jpeg(4, 4), jpeg(4, 4, b"CORRUPT"), jpeg(4, 4)])
+    assert statuses == [SUCCESS, 7, SUCCESS]
+    assert nvimagecodec.status_name(7) == "the image is damaged"
+    assert nvimagecodec.status_name(0x1000) == "it ended with status 0x1000"
+    decoder.close()
+
+
+def test_an_error_of_the_library_has_its_name_and_leaves_nothing_behind(fake: Fake) -> None:
+    """The fixture counts the handles."""
+    fake.set(refuse_gpu=1)
+    with pytest.raises(RuntimeError, match=r"^nvImageCodec: DecoderCreate: wrong architecture$"):
+        new_decoder(fake.load())
+    fake.set(refuse_gpu=0)
+    decoder = new_decoder(fake.load())
+    fake.set(**{"break": 1})
+    with pytest.raises(RuntimeError, match=r"^nvImageCodec: DecoderDecode: extension: execution failed$"):
+        decoded(decoder, [jpeg(4, 4)])
+    decoder.close()
+    with pytest.raises(RuntimeError, match=r"^nvImageCodec: Any: error 99$"):
+        nvimagecodec.check("Any", 99)
+
+
+@pytest.mark.parametrize(("version", "name"), [(800, "0.8.0"), (1000, "1.0.0"), (703, "0.7.3")])
+def test_a_library_of_another_version_is_refused(fake: Fake, version: int, name: str) -> None:
+    """Its structures would be others."""
+    fake.set(version=version)
+    with pytest.raises(
+        ConfigError, match=f"^nvImageCodec {name} is installed, and fastpipe knows the structures of 0.9"
+    ):
+        fake.load()
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line."""
+    monkeypatch.setattr(nvimagecodec.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"^DecodeTensor needs nvImageCodec: pip install 'fastpipe-engine\[cuda\]'$"):
+        nvimagecodec.load()
+
+
+def test_without_nvjpeg_the_extra_is_named(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image would be left to the CPU otherwise, without a word."""
+    found = SimpleNamespace(submodule_search_locations=[str(fake.folder)])
+    monkeypatch.setattr(nvimagecodec.importlib.util, "find_spec", lambda name: found)
+    fake.set(cudart=99010)
+    with pytest.raises(MissingExtra, match=r"needs nvJPEG \(libnvjpeg.so.99\): pip install 'fastpipe-engine\[cuda\]'$"):
+        nvimagecodec.load()
+
+
+# ---- the library itself ----------------------------------------------------------------------------------------------
+
+
+def real_package() -> Path:
+    """Return the folder of the installed package."""
+    try:
+        found = importlib.util.find_spec(nvimagecodec.PACKAGE)
+    except ImportError:
+        found = None
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("needs nvImageCodec")
+    return Path(found.submodule_search_locations[0])
+
+
+def real_library() -> Library:
+    folder = real_package()
+    return Library(folder / "libnvimgcodec.so.0", folder / "extensions")
+
+
+def test_the_structures_are_those_of_its_header(tmp_path: Path) -> None:
+    """Sizes and offsets, as its compiler sees them."""
+    include = real_package() / "include"
+    compiler = shutil.which("cc")
+    if compiler is None or not (include / "nvimgcodec.h").exists():
+        pytest.skip("needs a C compiler and the library's header")
+    (tmp_path / "cuda_runtime_api.h").write_text("typedef struct CUstream_st* cudaStream_t;\n")
+    lines, expected = [], []
+    for made in (
+        nvimagecodec.Properties,
+        nvimagecodec.InstanceCreateInfo,
+        nvimagecodec.ExtensionDesc,
+        nvimagecodec.ExecutionParams,
+        nvimagecodec.DecodeParams,
+        nvimagecodec.Orientation,
+        nvimagecodec.ImagePlaneInfo,
+        nvimagecodec.ImageInfo,
+    ):
+        name = f"nvimgcodec{made.__name__}_t"
+        lines.append(f'printf("%zu\\n", sizeof({name}));')
+        expected.append(ctypes.sizeof(made))
+        for field in made._fields_:
+            lines.append(f'printf("%zu\\n", offsetof({name}, {field[0]}));')
+            expected.append(getattr(made, field[0]).offset)
+    includes = "#include <stddef.h>\n#include <stdio.h>\n#include <nvimgcodec.h>\n"
+    (tmp_path / "layout.c").write_text(f"{includes}int main(void) {{ {''.join(lines)} }}\n")
+    command = [compiler, "-I", str(tmp_path), "-I", str(include), "layout.c", "-o", "layout"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    printed = subprocess.run([str(tmp_path / "layout")], check=True, capture_output=True, text=True).stdout
+    assert [int(line) for line in printed.split()] == expected
+
+
+def test_the_library_decodes_a_batch_on_the_cpu() -> None:
+    """The same calls, to the same bits as OpenCV."""
+    cv2 = pytest.importorskip("cv2")
+    library = real_library()
+    if not any(library.extensions.glob("libjpeg_turbo_ext.so*")):
+        pytest.skip("needs the library's extension for CPUs")
+    decoder = new_decoder(library, color="bgr")
+    generator = np.random.default_rng(5)
+    sources = [cv2.resize(generator.integers(0, 256, (9, 7, 3), np.uint8), size) for size in ((64, 48), (33, 71))]
+    images = [cv2.imencode(".jpg", source)[1].tobytes() for source in sources]
+    for _ in range(2):
+        arrays, statuses = decoded(decoder, images, pad=1)
+        assert statuses == [SUCCESS] * 2
+        for encoded, array in zip(images, arrays, strict=True):
+            expected = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+            assert np.abs(array.astype(int) - expected).max() <= 1
+    assert decoder.read(0, b"this is no image at all, but text") is None
+    decoder.close()
+
+
+# ---- the backend -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def backend(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """A function that builds a DecodeTensor whose GPU is the fake, with memory of the host."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("cv2")
+    from fastpipe.backends.tensor import decode
+
+    class Stream:
+        def __init__(self, device_number: int) -> None:
+            assert device_number == 0
+
+        @contextmanager
+        def entered(self) -> Iterator[Any]:
+            yield SimpleNamespace(handle=77, is_outermost=True)
+
+    monkeypatch.setattr(decode, "torch_gpu", lambda backend, number: torch.device("cpu"))
+    monkeypatch.setattr(decode, "InstanceStream", Stream)
+    monkeypatch.setattr(nvimagecodec, "load", fake.load)
+    made: list[Any] = []
+
+    def build(**parameters: Any) -> Any:
+        made.append(decode.DecodeTensor(**{"threads": 2, "max": 8, **parameters}))
+        fake.set(batches=0, largest=0)  # as if it had not warmed up
+        return made[-1]
+
+    yield build
+    for each in made:
+        each.close()
+
+
+def image_of(request: dict[str, Any]) -> Any:
+    """Return a result's pixels as (height, width, 3)."""
+    result = request["result"]
+    assert result.ndim == 4
+    assert tuple(result.shape[:2]) == (1, 3)
+    return result[0].permute(1, 2, 0).numpy()
+
+
+def run(backend: Any, images: list[Any]) -> tuple[list[dict[str, Any]], dict[int, BaseException]]:
+    """Run a batch; return its requests, and what failed."""
+    requests = [{"data": image} for image in images]
+    try:
+        backend.forward(requests)
+    except ItemErrors as error:
+        return requests, error.errors
+    return requests, {}
+
+
+def picture(height: int, width: int) -> Any:
+    return np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr"])
+def test_a_batch_is_decoded_at_once(fake: Fake, backend: Callable[..., Any], color: str) -> None:
+    """Into views of rows that a kernel reads without a copy; widths that differ much do not share memory."""
+    sizes = [(40, 20), (300, 10), (33, 7), (160, 3)]
+    images = [jpeg(*size) for size in sizes]
+    requests, errors = run(backend(color=color), images)
+    assert not errors
+    for encoded, request, size in zip(images, requests, sizes, strict=True):
+        np.testing.assert_array_equal(image_of(request), pixels_of(encoded, *size, color))
+        assert request["color"] == color
+        assert request["result"].stride()[1] == 1
+    assert (fake.batches, fake.stream) == (1, 77)
+    memory = [request["result"].untyped_storage().data_ptr() for request in requests]
+    assert memory[0] == memory[2]
+    assert memory[1] == memory[3] != memory[0]
+
+
+def test_the_backend_gives_the_gil_up_twice_in_the_library(fake: Fake, backend: Callable[..., Any]) -> None:
+    """However many images there are."""
+    made = backend(max=16)
+    for count in (1, 16):
+        fake.set(without_gil=0)
+        run(made, [jpeg(30, 20)] * count)
+        assert fake.without_gil == 2
+
+
+def test_the_first_batch_of_the_library_is_a_full_one(fake: Fake, backend: Callable[..., Any]) -> None:
+    """What its engines get of later batches depends on it."""
+    from fastpipe.backends.tensor import decode
+
+    made = decode.DecodeTensor(max=5, threads=1)
+    assert (fake.batches, fake.largest) == (2, 5)
+    made.close()
+
+
+def test_results_share_no_memory_with_those_of_another_batch(backend: Callable[..., Any]) -> None:
+    """A result stays what it is while the next batch is decoded."""
+    made = backend()
+    first, _ = run(made, [jpeg(30, 20)])
+    kept = image_of(first[0]).copy()
+    run(made, [jpeg(30, 20, b"another")])
+    np.testing.assert_array_equal(image_of(first[0]), kept)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_exif_data_say(backend: Callable[..., Any], orientation: int) -> None:
+    """As OpenCV turns it."""
+    cv2 = pytest.importorskip("cv2")
+    from fastpipe.backends.image.codec import _TURNS
+
+    encoded = jpeg(6, 4, orientation=orientation)
+    requests, _ = run(backend(), [encoded, jpeg(6, 4)])
+    expected = pixels_of(encoded, 6, 4)
+    expected = np.asarray(_TURNS[orientation](expected) if orientation != 1 else expected)
+    np.testing.assert_array_equal(image_of(requests[0]), expected)
+    assert cv2 is not None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_where_only_the_next_step_sees_it_no_tensor_is_made(
+    backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, orientation: int
+) -> None:
+    """The kernel is told where the pixels lie, turned as they are to be seen, and what came in is kept."""
+    from fastpipe.backends.image.codec import _TURNS
+    from fastpipe.backends.tensor.preprocess import ResizeNormalizeTensor
+
+    blocks: dict[int, Any] = {}
+
+    def allocate(size: int) -> Any:
+        block = np.zeros(size, np.uint8)
+        blocks[block.ctypes.data] = block
+        return SimpleNamespace(ptr=block.ctypes.data)
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(alloc=allocate)))
+    made = backend()
+    made.feed(object.__new__(ResizeNormalizeTensor))
+    images = [jpeg(6, 4, orientation=orientation), jpeg(5, 7), jpeg(200, 3)]
+    requests, errors = run(made, images)
+    assert not errors
+    assert len(blocks) == 2  # widths that differ much share none
+    for encoded, (width, height), request in zip(images, [(6, 4), (5, 7), (200, 3)], requests, strict=True):
+        pixels = request["result"]
+        address, row_stride, rows, columns, column_stride, channel_stride, *rest = pixels.row
+        assert rest == [0] * 4
+        start, block = next((start, block) for start, block in blocks.items() if 0 <= address - start < block.size)
+        places = np.add.outer(np.arange(rows) * row_stride, np.arange(columns) * column_stride)
+        seen = block[np.add.outer(address - start + places, np.arange(3) * channel_stride)]
+        expected = pixels_of(encoded, width, height)
+        if encoded is images[0] and orientation != 1:
+            expected = np.asarray(_TURNS[orientation](expected))
+        np.testing.assert_array_equal(seen, expected)
+        assert pixels.data is request["data"] is encoded
+        assert (pixels.color, request["color"]) == ("rgb", "rgb")
+
+
+def test_what_the_cpu_decodes_is_handed_on_in_the_same_way(
+    backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that ``data`` does not depend on the format of a file."""
+    cv2 = pytest.importorskip("cv2")
+    from fastpipe.backends.tensor.preprocess import ResizeNormalizeTensor
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+    made = backend()
+    made.feed(object.__new__(ResizeNormalizeTensor))
+    pixels = picture(12, 9)
+    png = cv2.imencode(".png", pixels)[1].tobytes()
+    (request,), errors = run(made, [png])
+    assert not errors
+    handed_on = request["result"]
+    assert handed_on.row[1:] == (27, 12, 9, 3, 1, 0, 0, 0, 0)
+    assert handed_on.row[0] == handed_on.memory.data_ptr()
+    np.testing.assert_array_equal(handed_on.memory.numpy(), pixels[..., ::-1])
+    assert handed_on.data is png
+
+
+def test_any_other_step_gets_tensors(backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that extends ResizeNormalizeTensor, too; and the last step that is told counts."""
+    from fastpipe.backends.tensor.preprocess import ResizeNormalizeTensor
+
+    class Extended(ResizeNormalizeTensor):
+        """It may expect the tensors that are documented."""
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+    made = backend()
+    made.feed(object.__new__(ResizeNormalizeTensor))
+    for following in (fastpipe.Backend(), object.__new__(Extended)):
+        made.feed(following)
+        requests, _ = run(made, [jpeg(6, 4)])
+        assert image_of(requests[0]).shape == (4, 6, 3)
+
+
+def test_what_the_gpu_does_not_take_is_decoded_on_the_cpu(fake: Fake, backend: Callable[..., Any]) -> None:
+    """PNG, and CMYK as far as OpenCV takes it, beside JPEGs of the GPU's."""
+    cv2 = pytest.importorskip("cv2")
+    pixels = picture(12, 9)
+    png = cv2.imencode(".png", pixels)[1].tobytes()
+    sixteen = cv2.imencode(".png", pixels.astype(np.uint16) * 257)[1].tobytes()
+    requests, errors = run(backend(color="rgb"), [png, jpeg(20, 10), bytearray(png), sixteen])
+    assert not errors
+    for number in (0, 2, 3):
+        np.testing.assert_array_equal(image_of(requests[number]), pixels[..., ::-1])
+        assert requests[number]["color"] == "rgb"
+    np.testing.assert_array_equal(image_of(requests[1]), pixels_of(jpeg(20, 10), 20, 10))
+    assert fake.largest == 1
+    (request,), _ = run(backend(color="bgr"), [png])
+    np.testing.assert_array_equal(image_of(request), pixels)
+
+
+@pytest.mark.parametrize("word", [b"RGBCODED", b"WIDER", b"UNREADABLE"])
+def test_a_header_that_the_library_reads_otherwise_is_left_to_the_cpu(
+    fake: Fake, backend: Callable[..., Any], word: bytes
+) -> None:
+    """Another size would be written behind the memory; RGB in a JPEG is not what the GPU takes it for."""
+    requests, errors = run(backend(), [jpeg(20, 10, word)])
+    assert fake.batches == 0
+    assert not errors
+    assert "result" not in requests[0]  # as OpenCV can make nothing of it, either
+
+
+def test_a_damaged_image_leaves_the_others_what_they_are(fake: Fake, backend: Callable[..., Any]) -> None:
+    """Also where the library fails with the whole batch for it: each is decoded again, alone."""
+    images = [jpeg(20, 10), jpeg(20, 10, b"CORRUPT", b"SPOILER"), jpeg(8, 8)]
+    requests, errors = run(backend(), images)
+    assert not errors
+    assert "result" not in requests[1]  # OpenCV cannot either
+    np.testing.assert_array_equal(image_of(requests[0]), pixels_of(images[0], 20, 10))
+    np.testing.assert_array_equal(image_of(requests[2]), pixels_of(images[2], 8, 8))
+    assert fake.batches == 1 + 3
+
+
+def test_no_image_leaves_no_result(fake: Fake, backend: Callable[..., Any]) -> None:
+    """Nor does the beginning of one; an older result goes."""
+    made = backend()
+    requests = [{"data": data, "result": "old"} for data in (b"", b"text", jpeg(20, 10)[:-2])]
+    made.forward(requests)
+    assert [request.get("result") for request in requests] == [None] * 3
+    assert fake.batches == 0
+
+
+def test_too_many_pixels_and_data_of_another_type_fail_alone(fake: Fake, backend: Callable[..., Any]) -> None:
+    """The others of the batch have their results."""
+    made = backend(max_pixels=1000)
+    requests, errors = run(made, [jpeg(20, 10), jpeg(40, 30), 5, {}])
+    assert {index: type(error) for index, error in errors.items()} == {1: DecodeError, 2: TypeError, 3: TypeError}
+    assert "40 x 30 pixels, more than max_pixels = 1000" in str(errors[1])
+    assert "result" in requests[0]
+    with pytest.raises(TypeError, match="expected bytes"):
+        made.forward([{"data": 5}])
+    with pytest.raises(KeyError):
+        made.forward([{}])
+
+
+def test_gpu_alone_says_what_it_does_not_take(backend: Callable[..., Any]) -> None:
+    """Nothing is decoded on the CPU then."""
+    cv2 = pytest.importorskip("cv2")
+    made = backend(hybrid="gpu", max_pixels=1000)
+    png = cv2.imencode(".png", picture(4, 4))[1].tobytes()
+    requests, errors = run(made, [png, jpeg(20, 10), jpeg(20, 10, b"CORRUPT"), jpeg(40, 30)])
+    taken = "DecodeTensor: hybrid = 'gpu' takes complete JPEGs of 8 bits, gray or YCbCr, with at most max_pixels = 1000"
+    assert str(errors[0]) == str(errors[3]) == taken
+    assert str(errors[2]) == "DecodeTensor: the GPU cannot decode the image: the image is damaged"
+    assert all(isinstance(error, DecodeError) for error in errors.values())
+    assert "result" in requests[1]
+
+
+def test_cpu_alone_needs_no_library(fake: Fake, backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not even looked for."""
+    cv2 = pytest.importorskip("cv2")
+
+    def refuse() -> Library:
+        raise AssertionError
+
+    monkeypatch.setattr(nvimagecodec, "load", refuse)
+    pixels = picture(16, 16)
+    encoded = cv2.imencode(".jpg", pixels)[1].tobytes()
+    requests, _ = run(backend(hybrid="cpu", color="bgr"), [encoded] * 3)
+    expected = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    assert all((image_of(request) == expected).all() for request in requests)
+
+
+def test_data_that_could_change_is_copied(backend: Callable[..., Any]) -> None:
+    """Its header, once read, must stay what it is."""
+    encoded = jpeg(20, 10)
+    for data in (bytearray(encoded), memoryview(encoded), np.frombuffer(encoded, np.uint8)):
+        requests, errors = run(backend(), [data])
+        assert not errors
+        np.testing.assert_array_equal(image_of(requests[0]), pixels_of(encoded, 20, 10))
+
+
+def test_a_gpu_that_decodes_nothing_is_an_error_of_the_configuration(
+    fake: Fake, backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise all would be done on the CPU, without a word."""
+    monkeypatch.setattr(BatchDecoder, "decode", lambda self, count: [0x13] * count)
+    with pytest.raises(ConfigError, match="cannot decode a plain JPEG on this GPU: none of the decoders takes it"):
+        backend()
+
+
+def test_a_failing_gpu_fails_the_batch(fake: Fake, backend: Callable[..., Any]) -> None:
+    """Nothing is tried on the CPU: that would hide it."""
+    made = backend()
+    fake.set(**{"break": 1})
+    with pytest.raises(RuntimeError, match="execution failed"):
+        made.forward([{"data": jpeg(20, 10)}])
+
+
+def test_without_a_gpu_the_configuration_is_refused() -> None:
+    """With the number that torch sees."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("cv2")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number = count + 5
+    with pytest.raises(ConfigError, match=f"DecodeTensor: there is no GPU {number}; torch sees {count}"):
+        fastpipe.Pipe(backend="DecodeTensor", device_id=number)
+
+
+def test_without_torch_the_extra_is_named() -> None:
+    """In one line."""
+    if importlib.util.find_spec("torch") is not None:
+        pytest.skip("torch is installed")
+    with pytest.raises(MissingExtra, match=r"^DecodeTensor needs torch: pip install 'fastpipe-engine\[torch\]'$"):
+        fastpipe.Pipe(backend="DecodeTensor")
+
+
+def test_a_pipe_decodes_on_the_gpu() -> None:
+    """JPEGs of the three kinds, one damaged, and a PNG, compared with OpenCV."""
+    torch = pytest.importorskip("torch")
+    cv2 = pytest.importorskip("cv2")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    real_package()
+    pixels = cv2.resize(picture(9, 9), (320, 240), interpolation=cv2.INTER_CUBIC)
+    plain = cv2.imencode(".jpg", pixels)[1].tobytes()
+    images = [
+        plain,
+        cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes(),
+        cv2.imencode(".jpg", pixels[..., 0])[1].tobytes(),
+        cv2.imencode(".png", pixels)[1].tobytes(),
+    ]
+    with fastpipe.Pipe(backend="DecodeTensor", color="bgr", max=8, without_result="end") as pipe:
+        requests = [{"data": image} for image in [*images, plain[:3000]]]
+        pipe(requests)
+        alone = pipe({"data": plain})
+    assert "result" not in requests[-1]
+    for encoded, request in zip(images, requests, strict=False):
+        expected = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+        got = request["result"][0].permute(1, 2, 0).cpu().numpy()
+        assert np.abs(got.astype(int) - expected).max() <= 3
+    assert torch.equal(alone["result"], requests[0]["result"])
+
+
+def test_a_library_without_its_extension_is_refused(tmp_path: Path) -> None:
+    """With the folder, and what it lacks."""
+    library = Library.__new__(Library)
+    library.extensions = tmp_path
+    with pytest.raises(ConfigError, match=r"nvImageCodec is not whole: .* has no libnvjpeg_ext\.so"):
+        library.extension(on_cpu=False)

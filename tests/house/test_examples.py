@@ -1,0 +1,62 @@
+"""The examples run, and show what they say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def run(name: str, *arguments: str | Path) -> str:
+    """Run an example as a user would, in an interpreter of its own, and return what it prints."""
+    ran = subprocess.run(
+        [sys.executable, "-P", str(EXAMPLES / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    return ran.stdout
+
+
+def test_three_nodes_answer_every_way_of_calling() -> None:
+    """A function call, a list, a future, tasks and map give the same answers."""
+    lines = dict(line.split(":", 1) for line in run("three_nodes.py").splitlines())
+    three = "['about pipes', 'about pipes', 'about something else']"
+    assert lines["function"].strip() == "about pipes"
+    assert lines["future"].strip() == "about pipes"
+    assert lines["list"].strip() == lines["asyncio"].strip() == lines["map"].strip() == three
+    assert "node 'words'" in lines["failure"]
+
+
+def test_the_service_answers_a_hundred_connections_in_batches() -> None:
+    """Requests of different connections meet in the same batches."""
+    first, second = run("asyncio_service.py").splitlines()
+    assert first == "100 answers, all right: True"
+    assert float(second.split(", ")[1].split()[0]) > 1
+
+
+def test_thumbnails_name_what_is_no_image_and_go_on(tmp_path: Path) -> None:
+    """A file that cannot be decoded fails alone."""
+    pytest.importorskip("cv2", reason="OpenCV is not installed here (extra cpu)")
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed here (extra cpu)")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    image.new("RGB", (300, 200), (255, 0, 0)).save(folder / "a.png")
+    (folder / "b.jpg").write_bytes(b"this is no image")
+    image.new("RGB", (100, 400), (0, 0, 255)).save(folder / "c.jpg")
+    lines = run("thumbnails.py", folder, tmp_path / "out").splitlines()
+    assert [line.split(":")[0] for line in lines] == ["a.png", "b.jpg", "c.jpg"]
+    assert lines[0].endswith("done")
+    assert lines[1] == "b.jpg: no image that can be decoded"
+    assert lines[2].endswith("done")
+    made = image.open(tmp_path / "out" / "a.png")
+    assert made.size == (96, 96)
+    assert made.getpixel((48, 48)) == (255, 0, 0)
+    assert made.getpixel((48, 2)) == (255, 255, 255)

@@ -1,0 +1,150 @@
+"""Who may import whom: the arrows of docs/design.md, and nothing optional at import."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+INSTALLED_AS = {"fastpipe": "fastpipe", "kernels": "fastpipe.kernels", "backends": "fastpipe.backends"}
+
+OPTIONAL = {
+    *("PIL", "cryptography", "cupy", "cv2", "modelopt", "numba", "nvidia", "onnx", "onnxruntime", "rich", "simplejpeg"),
+    *("skimage", "tensorrt", "tensorrt_rtx", "torch"),
+}
+
+FLOORS = [
+    # From the top: what is on a floor imports from its own room and from floors below, and nothing else.
+    ["fastpipe.__main__"],
+    ["fastpipe.cli"],
+    ["fastpipe"],
+    ["fastpipe.batched_function"],
+    ["fastpipe.pipe"],
+    ["fastpipe._maps"],
+    ["fastpipe.debug"],
+    ["fastpipe.show"],
+    ["fastpipe.instances"],
+    ["fastpipe.process"],
+    ["fastpipe._future"],
+    ["fastpipe._core"],
+    ["fastpipe.engine"],
+    ["fastpipe.backends"],
+    ["fastpipe.kernels"],
+    ["fastpipe.config"],
+    ["fastpipe.functions"],
+    ["fastpipe.results"],
+    ["fastpipe.snapshots", "fastpipe.cpus", "fastpipe.forks"],
+    ["fastpipe.faults"],
+    ["fastpipe.contract"],
+    ["fastpipe.filters", "fastpipe.summaries"],
+    ["fastpipe.errors", "fastpipe.redaction"],
+]
+"""The house; ``fastpipe`` itself is the package, with its public names. Rooms on one floor do not know each other."""
+
+CLIMBS = {
+    ("fastpipe.config", "fastpipe.backends"),
+    ("fastpipe.config", "fastpipe.instances"),
+}
+"""Imports upwards that are still to be cut; none is added."""
+
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room_of(module: str) -> str:
+    """Return the room in which a module is, given its full name; empty if none has it."""
+    if module == "fastpipe":
+        return module
+    parts = module.split(".")
+    return next((room for n in (3, 2) if (room := ".".join(parts[:n])) in FLOOR_OF), "")
+
+
+def is_module(name: str) -> bool:
+    """Say whether ``fastpipe.x.y`` is a module or a package here, not an object inside one."""
+    folder = next(
+        (f for f, package in INSTALLED_AS.items() if f"{name}.".startswith(f"{package}.") and f != "fastpipe"), ""
+    )
+    relative = Path(folder, *name.split(".")[2:]) if folder else Path(*name.split("."))
+    path = ROOT / relative
+    return path.is_dir() or any(path.with_suffix(suffix).is_file() for suffix in (".py", ".pyx", ".pxd"))
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Yield every module of the package as (full name, source)."""
+    for folder, package in INSTALLED_AS.items():
+        for path in sorted((ROOT / folder).rglob("*.p*")):
+            if path.suffix in {".py", ".pyi", ".pyx", ".pxd"}:
+                inner = path.relative_to(ROOT / folder).with_suffix("").parts
+                yield ".".join([package, *(part for part in inner if part != "__init__")]), path
+
+
+def imports_of(module: str, path: Path) -> Iterator[tuple[str, int]]:
+    """Yield what ``path`` imports from fastpipe as (full module name, line), wherever in the file it stands."""
+    text = path.read_text()
+    if path.suffix in {".pyx", ".pxd"}:  # ast does not read Cython; an import is one line there
+        for number, line in enumerate(text.splitlines(), 1):
+            if found := re.match(r"\s*(?:from|import|cimport)\s+(fastpipe[\w.]*)", line):
+                yield found[1], number
+        return
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *filter(None, [node.module])])
+            names = [f"{base}.{alias.name}" if is_module(f"{base}.{alias.name}") else base for alias in node.names]
+        else:
+            continue
+        yield from ((name, node.lineno) for name in names if name.split(".")[0] == "fastpipe")
+
+
+def test_every_module_is_on_a_floor() -> None:
+    """A new module is given its floor here (and in ``fastpipe/__init__.py``) before it imports anything."""
+    without = {name for name, _ in modules() if not room_of(name)}
+    assert not without, f"not in FLOORS: {', '.join(sorted(without))}"
+
+
+def climbs() -> Iterator[tuple[str, str, str]]:
+    """Yield every import that does not go down, as (room, room, what to print)."""
+    for name, path in modules():
+        for imported, line in imports_of(name, path):
+            here, there = room_of(name), room_of(imported)
+            if here != there and FLOOR_OF[there] <= FLOOR_OF[here]:
+                yield here, there, f"{path.relative_to(ROOT)}:{line}: {name} -> {imported}"
+
+
+def test_imports_go_down() -> None:
+    """``TYPE_CHECKING`` is no excuse: who needs another's type needs to know it."""
+    upwards = [sentence for here, there, sentence in climbs() if (here, there) not in CLIMBS]
+    assert not upwards, "imports upwards:\n" + "\n".join(upwards)
+
+
+def test_no_climb_is_allowed_that_nobody_makes() -> None:
+    """The list of what is still to be cut says what is."""
+    assert {(here, there) for here, there, _ in climbs()} == CLIMBS
+
+
+@pytest.mark.parametrize("module", ["fastpipe", "fastpipe.kernels", "fastpipe.backends"])
+def test_importing_loads_no_optional_library_and_prints_nothing(module: str, tmp_path: Path) -> None:
+    """Optional libraries are loaded by the backend that needs them, not by an import."""
+    script = f"import sys, {module}; print(*sorted({OPTIONAL} & set(sys.modules)), end='')"
+    ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("folder", ["kernels", "backends"])
+def test_a_second_copy_from_the_repository_root_is_refused(folder: str) -> None:
+    """With the root on the path, ``import kernels`` would make classes that are not fastpipe.kernels' own."""
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import {folder}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode != 0
+    assert f"ImportError: import fastpipe.{folder}" in ran.stderr

@@ -1,0 +1,68 @@
+"""What a type checker sees."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOMS = ("kernels", "backends")
+
+
+@pytest.fixture(scope="module")
+def as_installed() -> Path:
+    """A folder in which the package looks as it does once installed: the rooms are inside it.
+
+    mypy follows neither an editable install nor ``package_dir``; it does follow links. The folder stays, for mypy's
+    cache.
+    """
+    root = Path(__file__).resolve().parents[2]
+    package = root / "build" / "typing" / "fastpipe"
+    package.mkdir(parents=True, exist_ok=True)
+    for old in package.iterdir():
+        old.unlink()
+    for source in [*(root / "fastpipe").iterdir(), *(root / room for room in ROOMS)]:
+        if source.suffix in {"", ".py", ".pyi", ".typed"} and source.name != "__pycache__":
+            (package / source.name).symlink_to(source)
+    example = package.parent / "ocr"
+    example.unlink(missing_ok=True)
+    example.symlink_to(root / "examples" / "ocr")
+    return package.parent
+
+
+def test_the_package_passes_strict_mypy(as_installed: Path, repository_root: Path) -> None:
+    """All of it: a check that silently sees a part of the files is worse than none."""
+    pytest.importorskip("mypy", reason="mypy is not installed here")
+    settings = ["--config-file", str(repository_root / "pyproject.toml")]
+    ran = subprocess.run(
+        [sys.executable, "-m", "mypy", *settings, "-p", "fastpipe", "-p", "ocr"],
+        cwd=as_installed,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    sources = [
+        path for room in ("fastpipe", *ROOMS, "examples/ocr") for path in (repository_root / room).rglob("*.py*")
+    ]
+    count = sum(path.suffix in {".py", ".pyi"} for path in sources)
+    assert f"no issues found in {count} source files" in ran.stdout
+
+
+def test_the_stub_of_the_engine_matches_the_engine(as_installed: Path, repository_root: Path, tmp_path: Path) -> None:
+    """What ``_core.pyi`` names is in the compiled module, with the same parameters; Cython adds more to each class."""
+    pytest.importorskip("mypy", reason="mypy is not installed here")
+    settings = ["--ignore-missing-stub", "--mypy-config-file", str(repository_root / "pyproject.toml")]
+    ran = subprocess.run(
+        [sys.executable, "-P", "-m", "mypy.stubtest", *settings, "fastpipe._core"],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(as_installed)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "Success: no issues found in 1 module" in ran.stdout
