@@ -36,7 +36,7 @@ def map_in_order(
                 request = next(requests)
             except StopIteration:
                 break
-            except Exception as error:  # of the iterable: in its place, behind what has begun
+            except Exception as error:  # of the iterable: it is told behind what has begun
                 failure = error
                 break
             try:

@@ -200,7 +200,7 @@ class Pipe(_core.Engine):
         Args:
             requests: may be endless: only ``look_ahead`` requests are taken ahead of the one to be yielded next.
             look_ahead: default twice what all instances of all nodes can hold.
-            return_exceptions: yield a failed request's exception in its place instead of raising it; its
+            return_exceptions: yield a failed request's exception instead of raising it; its
                 ``failed_request`` is the request. Also if the request was not let in (it is no dict, there was no room
                 within its time). What is raised ends the iteration, and cancels the requests taken ahead: without
                 ``return_exceptions`` each failure; always an exception of ``requests`` itself, and PipeClosed or

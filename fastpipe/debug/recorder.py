@@ -198,7 +198,7 @@ class _Ended:
 
 
 class _Copier:
-    """Copies what backends may change in place: dicts, lists, bytearrays, and arrays that are not too large."""
+    """Copies what backends may change: dicts, lists, bytearrays, and arrays that are not too large."""
 
     def __init__(self, copy_below_bytes: int) -> None:
         self.copy_below_bytes = copy_below_bytes
