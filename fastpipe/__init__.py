@@ -19,7 +19,7 @@ from fastpipe._core import cancelled
 from fastpipe.batched_function import batched
 from fastpipe.config.notation import Sequential, Step
 from fastpipe.config.registry import register
-from fastpipe.contract import Backend, Between, Container, Existing, PerRequest, Request, backend
+from fastpipe.contract import Backend, Between, Container, Existing, PerRequest, Request
 from fastpipe.errors import (
     BackendError,
     BackendHung,
@@ -29,7 +29,6 @@ from fastpipe.errors import (
     DeviceLost,
     ForkedPipe,
     GraphError,
-    InternalError,
     ItemErrors,
     KernelError,
     MissingExtra,
@@ -43,6 +42,7 @@ from fastpipe.errors import (
     WorkerDied,
 )
 from fastpipe.filters import Filter, Status, filter
+from fastpipe.functions import backend
 from fastpipe.pipe import Pipe
 
 __all__ = [
@@ -59,7 +59,6 @@ __all__ = [
     "Filter",
     "ForkedPipe",
     "GraphError",
-    "InternalError",
     "ItemErrors",
     "KernelError",
     "MissingExtra",

@@ -450,6 +450,7 @@ cdef class Engine:
     cdef readonly int64_t refused
     cdef readonly int64_t copies                # GIL: dicts copied because several nodes read them
     cdef public object recorder                 # who is told of requests that begin and end, or None
+    cdef public object _keeper                  # built: who starts threads and replaces what hangs; _Keeper in the .pyi
     cdef list waits_inside                      # GIL: (awaited, stations, visits) of backends that call their own pipe: they
                                                 # wait for a walk, or for room at a station
     cdef dict steppers                          # GIL: thread -> the stepper that runs a backend there

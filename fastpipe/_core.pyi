@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any, Self, final, overload
+from typing import Any, Protocol, Self, final, overload
 
 from typing_extensions import disjoint_base
 
@@ -210,6 +210,16 @@ class Stepper:
     def run(self) -> None: ...
     def cancel(self) -> bool: ...
 
+class _Keeper(Protocol):
+    """What the engine asks of whoever owns its threads and instances."""
+
+    def start_clock(self, clock: Clock) -> None:
+        """Start the thread of a clock that a request with a time limit needs; raise if there can be no more threads."""
+    def give_up(self, station: Station, index: int) -> None:
+        """The watchdog has seen an instance hang: have ``station.give_up`` called. Its thread must not be kept."""
+    def replace(self, station: Station, index: int, instance: Instance, thread: threading.Thread) -> None:
+        """An instance was given up, and the thread in it: forget both, and have the instance built again."""
+
 @disjoint_base
 class Engine:
     stations: list[Station]
@@ -225,6 +235,7 @@ class Engine:
     looks: int
     nodes: tuple[Node, ...]
     recorder: Any
+    _keeper: _Keeper
     ignored_keys: tuple[str, ...]
     @property
     def failures(self) -> dict[str, int]: ...

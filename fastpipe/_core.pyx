@@ -957,7 +957,7 @@ cdef class Station:
         frame = enter_frame(<void*>engine, True, _greenlet())
         try:
             try:
-                engine._replace_hung(self, index, instance, thread)     # first: close() may only wait for the requests
+                engine._keeper.replace(self, index, instance, thread)   # first: close() may only wait for the requests
             except BaseException as error:
                 _report(error, self)
             for visit in visits:
@@ -2230,7 +2230,7 @@ cdef void _give_up(PyObject* station, int index) noexcept with gil:
             return
         try:
             visit = (<tuple>(<Station>station).held[index])[0][0]
-            visit.walk.engine._give_up(<Station>station, index)
+            visit.walk.engine._keeper.give_up(<Station>station, index)
             return
         except BaseException as error:
             _report(error, <Station>station)
@@ -2784,7 +2784,7 @@ cdef class Engine:
         entry = self.c_entry(given, name)
         if terms is not None and terms.deadline_ns >= 0 and sink_kind != SINK_CALLER and self.clock is None:
             clock = Clock.__new__(Clock)
-            self._start_clock(clock)                            # raises if there can be no more threads
+            self._keeper.start_clock(clock)                     # raises if there can be no more threads
             if self.clock is None:
                 self.clock = clock
             else:                                               # somebody else was faster

@@ -24,7 +24,7 @@ class _Condition(threading.Condition):
 
 
 class RequestFuture(Future[Request]):
-    """A future that tells the pipe when it is cancelled: a queued request then gives up its place at once.
+    """A future that tells the pipe when it is cancelled: a queued request then leaves its queue at once.
 
     The engine gives it its outcome (``_core._end_future``), not set_result() or set_exception().
     """

@@ -76,29 +76,33 @@ def batched(
             )
         is_method = _is_method(function)
 
-        class Batched(Backend):
-            max_batch = max
-
-            def forward(self, batch: list[Request]) -> None:
-                items = [request["data"] for request in batch]
-                # All requests of a pipe are of one object.
-                results = batch[0]["method"](items) if is_method else function(items)
-                for request, result in zip(
-                    batch, checked_results(results, len(batch), function.__qualname__), strict=True
-                ):
-                    request["result"] = result
-
-        Batched.__name__ = Batched.__qualname__ = function.__name__
-        Batched.retry_alone = retry_alone
-        Batched.keeps_input = keeps_input
+        backend = _backend_of(function, is_method, max)
+        backend.retry_alone = retry_alone
+        backend.keeps_input = keeps_input
         if bucket is not None:
-            Batched.bucket = lambda self, request: bucket(request["data"])  # type: ignore[assignment]
+            backend.bucket = lambda self, request: bucket(request["data"])  # type: ignore[assignment]
         if weigh is not None:
-            Batched.weigh = lambda self, request: weigh(request["data"])  # type: ignore[assignment]
-        settings = {"backend": Batched, "max": max, "batching_timeout": timeout_ms, "instance_num": instance_num}
+            backend.weigh = lambda self, request: weigh(request["data"])  # type: ignore[assignment]
+        settings = {"backend": backend, "max": max, "batching_timeout": timeout_ms, "instance_num": instance_num}
         return (BatchedMethod if is_method else BatchedFunction)(function, settings)
 
     return decorate
+
+
+def _backend_of(function: Callable[..., list[Any]], is_method: bool, max_size: int) -> type[Backend]:
+    class Batched(Backend):
+        max_batch = max_size
+
+        def forward(self, batch: list[Request]) -> None:
+            items = [request["data"] for request in batch]
+            # All requests of a pipe are of one object.
+            results = batch[0]["method"](items) if is_method else function(items)
+            checked = checked_results(results, len(batch), function.__qualname__)
+            for request, result in zip(batch, checked, strict=True):
+                request["result"] = result
+
+    Batched.__name__ = Batched.__qualname__ = function.__name__
+    return Batched
 
 
 class _Calls:

@@ -17,7 +17,7 @@ A backend does the work of a node. Subclass :class:`Backend`, take the node's pa
     pipe = fastpipe.Pipe(backend=Sharpen, amount=0.5, instance_num=2)
 
 Where one request has nothing to do with the next, as here, extend :class:`PerRequest` and write ``run(request)``: one
-that fails then fails alone. For a function of one item there is a short form, :func:`backend`:
+that fails then fails alone. For a function of one item there is a short form, ``@fastpipe.backend``:
 
     @fastpipe.backend
     def to_gray(data):
@@ -33,7 +33,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from fastpipe.errors import ItemErrors
 
@@ -46,13 +46,10 @@ __all__ = [
     "PerRequest",
     "Request",
     "Site",
-    "backend",
     "raise_failed",
     "run_each",
     "site",
 ]
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 Request = dict[str, Any]
 """What travels: input under ``"data"``, output under ``"result"``, anything else under its own key."""
@@ -257,27 +254,6 @@ def raise_failed(failed: dict[int, BaseException], batch: list[Request]) -> None
         raise failed[0]
     if failed:
         raise ItemErrors(failed)
-
-
-def backend(function: Function) -> Function:
-    """Say that a function of one item is a backend: ``result = function(data)``.
-
-    Its keyword-only parameters are the node's parameters:
-
-        @fastpipe.backend
-        def resize(data, *, side: int = 224):
-            return cv2.resize(data, (side, side))
-
-    It stays a function: ``resize(image, side=64)`` calls it, in a test for instance. Several instances may call it at
-    the same time. An exception fails that request alone.
-
-    Raises:
-        ConfigError: if it cannot be a backend: it is asynchronous, or cannot be called with one item alone.
-    """
-    from fastpipe.functions import backend_from_function
-
-    backend_from_function(function)  # what is wrong with it is said here, not where it is used
-    return function
 
 
 @dataclass(frozen=True)

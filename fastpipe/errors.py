@@ -22,7 +22,6 @@ __all__ = [
     "DeviceLost",
     "ForkedPipe",
     "GraphError",
-    "InternalError",
     "ItemErrors",
     "KernelError",
     "MissingExtra",
@@ -269,10 +268,6 @@ class KernelError(PipeError, ValueError):
 
 class WorkerDied(PipeError):
     """What ran this request ended, not by the backend's doing: the exception that ended it is the cause."""
-
-
-class InternalError(PipeError):
-    """A bug in fastpipe: please report it with the traceback."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -112,8 +112,8 @@ def text_of(error: BaseException) -> str:
     """Return ``str(error)``, which an exception class may have made as odd as it likes."""
     try:
         return str(error)
-    except Exception:
-        return "(its str() raises)"
+    except Exception as broken:
+        return f"<its __str__ raises {type(broken).__name__}>"
 
 
 def own_copy(error: BaseException) -> BaseException:

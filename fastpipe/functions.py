@@ -1,17 +1,38 @@
-"""How a function of one item, ``@fastpipe.backend`` or not, becomes a backend."""
+"""``@fastpipe.backend``, and how a function of one item, with it or without, becomes a backend."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from fastpipe.contract import Backend, PerRequest, Request
 from fastpipe.errors import ConfigError
 
-__all__ = ["FunctionBackend", "backend_from_function"]
+__all__ = ["FunctionBackend", "backend", "backend_from_function"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def backend(function: Function) -> Function:
+    """Say that a function of one item is a backend: ``result = function(data)``.
+
+    Its keyword-only parameters are the node's parameters:
+
+        @fastpipe.backend
+        def resize(data, *, side: int = 224):
+            return cv2.resize(data, (side, side))
+
+    It stays a function: ``resize(image, side=64)`` calls it, in a test for instance. Several instances may call it at
+    the same time. An exception fails that request alone.
+
+    Raises:
+        ConfigError: if it cannot be a backend: it is asynchronous, or cannot be called with one item alone.
+    """
+    backend_from_function(function)  # what is wrong with it is said here, not where it is used
+    return function
 
 
 class FunctionBackend(PerRequest):

@@ -2,56 +2,39 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import os
 import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping
+from functools import partial
 from numbers import Number
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from fastpipe import _core
-from fastpipe._async_map import async_map
+from fastpipe import _core, process
+from fastpipe._maps import amap_in_order, map_in_order
 from fastpipe.config.graph import compile_graph
 from fastpipe.config.nodes import load
 from fastpipe.config.values import own_copy
 from fastpipe.config.wiring import add_mistakes_of_the_graph
-from fastpipe.contract import Backend, Request, close_all
-from fastpipe.cpus import usable_cpu_count
-from fastpipe.errors import BackendHung, ForkedPipe, PipeClosed, PipeError
-from fastpipe.faults import text_of
-from fastpipe.forks import ProcessLock
+from fastpipe.contract import Request
 from fastpipe.instances.building import Builder, jumps_of
-from fastpipe.instances.hung import HungInstances
-from fastpipe.instances.threads import Worker, check_threads
-from fastpipe.results import with_request
+from fastpipe.instances.counters import counters_by_node
+from fastpipe.instances.hung import CameBack, Keeper
+from fastpipe.instances.owned import LEAST_JOIN_S, Instances
+from fastpipe.instances.threads import Worker, check_threads, run_on_thread
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from fastpipe.debug.debugger import Debugger
+    from fastpipe.debug.description import Description
     from fastpipe.debug.recorder import Recording
     from fastpipe.show.picture import Picture
 
 __all__ = ["Pipe"]
-
-# At the end of the process, open pipes are closed; requests still in flight get so long to end.
-EXIT_DRAIN_S = 5.0
-# Waiting threads spin for so long before they sleep, where there are cores to spare for it.
-SPIN_NS = 2_000
-# Threads that were told to leave do so at once; this bounds the wait for one that hangs in a backend.
-LEAST_JOIN_S = 0.2
-
-_open_pipes: weakref.WeakSet[Pipe] = weakref.WeakSet()
-_living_pipes: weakref.WeakSet[Pipe] = weakref.WeakSet()  # closed ones, and those that are being built, too
-_process_is_set_up = False
-_set_up_lock = ProcessLock()
 
 
 class Pipe(_core.Engine):
@@ -76,23 +59,20 @@ class Pipe(_core.Engine):
     Thread-safety: everything but construction may be called from any thread, ``close`` too.
     """
 
+    _keeper: Keeper
+
     def __init__(self, source: str | Path | Mapping[str, Any] | None = None, /, **keywords: Any) -> None:
         config = load(source, keywords, add_mistakes_of_the_graph)
         configs = config.nodes
         graph = compile_graph(configs, jumps_of(configs))
         check_threads()
-        _set_up_process()
+        process.set_up()
         self._written = own_copy(source if source is None or isinstance(source, str | Path) else dict(source)), keywords
         self._configs = configs
         self._compiled = graph
         self._debuggers: weakref.WeakSet[Debugger] = weakref.WeakSet()
-        self._workers: list[Worker] = []
-        self._watchdog: _core.Watchdog | None = None
-        self._watchdog_worker: Worker | None = None
-        self._hung = HungInstances(self)
-        # What has to be closed by whoever closes the pipe: thread-bound backends are closed by their threads. By id(),
-        # as several threads may take something out at the same time.
-        self._backends: dict[int, tuple[Backend, _core.Station | None, int, int]] = {}
+        self._instances = Instances()
+        self._keeper = Keeper(self, configs, self._instances)
         # Reentrant: closing runs user code (backends, callbacks, signal handlers), which may close.
         self._close_lock = threading.RLock()
         if config.request_timeout_s is not None:
@@ -102,23 +82,25 @@ class Pipe(_core.Engine):
         self._obey(config.obey_request_keys)
         if config.without_result == "end":
             self._let_go()
-        _living_pipes.add(self)
-        builder = Builder(self, configs, graph, aborts_when_hung=config.when_hung == "abort")
+        process.living_pipes.add(self)
+        came_back = CameBack(weakref.ref(self._keeper))
+        aborts = config.when_hung == "abort"
+        builder = Builder(self, self._instances, came_back, configs, graph, aborts_when_hung=aborts)
         try:
             builder.build()
         except BaseException as error:
             if self._is_forked():  # a backend's constructor did, and this is the child: all of it is the parent's
                 raise
-            self._stop_workers(None)
-            # Nothing runs, whether or not its instance was opened.
-            self._backends = {key: (backend, None, 0, 0) for key, (backend, *_) in self._backends.items()}
+            self._close_stations()
+            self._instances.join_threads(None)
+            self._instances.nothing_runs()
             try:
-                self._close_backends(None)
+                self._instances.close_backends(None)
             except Exception as close_error:  # the reason for closing is what the user must see
                 error.add_note(f"fastpipe: closing what was built raised {type(close_error).__name__}: {close_error}")
             raise
         self._capacity = builder.capacity
-        _open_pipes.add(self)
+        process.open_pipes.add(self)
 
     # ---- calling -----------------------------------------------------------------------------------------------
 
@@ -133,7 +115,7 @@ class Pipe(_core.Engine):
         a node's queue is full, and ``when_full`` is "block", it waits for room.
         ``timeout``, ``priority`` and ``entry``: as in a call.
         """
-        from fastpipe._future import RequestFuture  # loaded by _set_up_process
+        from fastpipe._future import RequestFuture  # loaded by process.set_up
 
         future = RequestFuture()
         self._submit(request, future, timeout, priority, entry)
@@ -147,8 +129,7 @@ class Pipe(_core.Engine):
         What is changed in the dict after this has been called, even before it is awaited, is not seen by any backend.
         ``timeout``, ``priority`` and ``entry``: as of a call.
         """
-        given = dict.copy(request) if isinstance(request, dict) else request
-        return self._acall(request, given, timeout, priority, entry)
+        return self._acall(request, _as_given(request), timeout, priority, entry)
 
     async def _acall(
         self,
@@ -219,7 +200,7 @@ class Pipe(_core.Engine):
         Args:
             requests: may be endless: only ``look_ahead`` requests are taken ahead of the one to be yielded next.
             look_ahead: default twice what all instances of all nodes can hold.
-            return_exceptions: yield a failed request's exception in its place instead of raising it; its
+            return_exceptions: yield a failed request's exception instead of raising it; its
                 ``failed_request`` is the request. Also if the request was not let in (it is no dict, there was no room
                 within its time). What is raised ends the iteration, and cancels the requests taken ahead: without
                 ``return_exceptions`` each failure; always an exception of ``requests`` itself, and PipeClosed or
@@ -230,62 +211,9 @@ class Pipe(_core.Engine):
         """
         window = self._window(look_ahead)
         self._terms(timeout, priority)  # what is wrong with them is said now
-        return self._map(iter(requests), window, return_exceptions, timeout, priority, entry)
-
-    def _map(
-        self,
-        requests: Iterator[Request],
-        window: int,
-        return_exceptions: bool,
-        timeout: float | None,
-        priority: float,
-        entry: str | None,
-    ) -> Iterator[Any]:
-        started: deque[tuple[_core.Walk | Exception, Request]] = deque()
-        failure: Exception | None = None
-        try:
-            while True:
-                try:
-                    request = next(requests)
-                except StopIteration:
-                    break
-                except Exception as error:  # of the iterable: in its place, behind what has begun
-                    failure = error
-                    break
-                try:
-                    started.append((self._start(request, timeout, priority, entry, True), request))
-                except (PipeClosed, ForkedPipe) as error:
-                    failure = error
-                    break
-                except Exception as error:  # it was not let in
-                    started.append((error.with_traceback(None), request))
-                    if not return_exceptions:
-                        break
-                if len(started) >= window:
-                    yield self._next_of(started, return_exceptions)
-            while started:
-                yield self._next_of(started, return_exceptions)
-            if failure is not None:
-                raise failure
-        finally:
-            failure = None  # see _next_of
-            for walk, _ in started:
-                if isinstance(walk, _core.Walk):
-                    walk.cancel()
-
-    @staticmethod
-    def _next_of(started: deque[tuple[_core.Walk | Exception, Request]], return_exceptions: bool) -> Any:
-        walk, request = started[0]
-        error = walk.wait() if isinstance(walk, _core.Walk) else walk
-        started.popleft()
-        if error is None:
-            return request
-        if return_exceptions:
-            return with_request(error, request)
-        try:
-            raise _core._as_raised(error)
-        finally:
-            del error, walk  # the traceback holds this frame: without this, a cycle would keep the request and its pipe
+        # No function of Python's: a signal could raise behind its call, and nobody would cancel what was started.
+        start = partial(self._start, timeout=timeout, priority=priority, name=entry, is_patient=True)
+        return map_in_order(start, iter(requests), window, return_exceptions)
 
     @overload
     def amap(
@@ -337,7 +265,11 @@ class Pipe(_core.Engine):
         """
         window = self._window(look_ahead)
         self._terms(timeout, priority)  # what is wrong with them is said now
-        return async_map(self, requests, window, return_exceptions, timeout, priority, entry)
+
+        def call(request: Request) -> Coroutine[Any, Any, Request]:
+            return self._acall(request, _as_given(request), timeout, priority, entry, is_patient=True)
+
+        return amap_in_order(call, lambda: self.closing, requests, window, return_exceptions)
 
     def _window(self, look_ahead: int | None) -> int:
         """Return how many requests a map takes ahead."""
@@ -370,14 +302,11 @@ class Pipe(_core.Engine):
         how often a worker died and was set to work again. Where the instances of a node are at several places (GPUs),
         ``places`` has the same for each place.
         """
-        stations: dict[str, list[_core.Station]] = {}
-        for station in self.stations:
-            stations.setdefault(station.name, []).append(station)
         return {
             "requests": self._counts(),
             "failures": dict(self.failures),
             "copies": self.copies,
-            "nodes": {name: _stats_of(each) for name, each in stations.items()},
+            "nodes": counters_by_node(self.stations),
         }
 
     def graph(self) -> Picture:
@@ -398,11 +327,7 @@ class Pipe(_core.Engine):
         if self._is_forked():
             return {"healthy": False, "problems": ["the pipe was built before os.fork()"]}
         problems = ["the pipe is closed"] if self.closing else []
-        for station in self.stations:
-            if station.lost is not None and not isinstance(station.lost, BackendHung):
-                kind = type(station.lost).__name__
-                problems.append(f"{station.title} has lost its device: {kind}: {text_of(station.lost)}")
-        problems += self._hung.problems()
+        problems += self._keeper.problems()
         return {"healthy": not problems, "problems": problems}
 
     def debug(self, request: Request | None = None, *, entry: str | None = None) -> Debugger:
@@ -416,7 +341,9 @@ class Pipe(_core.Engine):
         """
         from fastpipe.debug.debugger import Debugger
 
-        return Debugger(self, request, entry=entry)
+        debugger = Debugger(self, self._configs, self._description().secrets(), request, entry=entry)
+        self._debuggers.add(debugger)
+        return debugger
 
     def record(
         self,
@@ -456,8 +383,21 @@ class Pipe(_core.Engine):
         from fastpipe.debug.recorder import Recording
 
         return Recording(
-            self, path, sample=sample, failures=failures, limit=limit, copy_below_bytes=copy_below_bytes, pickle=pickle
+            self,
+            self._description(),
+            path,
+            sample=sample,
+            failures=failures,
+            limit=limit,
+            copy_below_bytes=copy_below_bytes,
+            pickle=pickle,
         )
+
+    def _description(self) -> Description:
+        """Return what it was made from."""
+        from fastpipe.debug.description import Description
+
+        return Description(*self._written, self._configs)
 
     # ---- life --------------------------------------------------------------------------------------------------
 
@@ -483,16 +423,17 @@ class Pipe(_core.Engine):
         deadline = None if timeout is None else time.monotonic() + timeout
         for debugger in list(self._debuggers):
             debugger._pipe_closes()
-        self._hung.pipe_closes(deadline)
+        self._keeper.pipe_closes(deadline)
         self._wait_drained(-1.0 if timeout is None else max(timeout, 0.0))
         with self._close_lock:
-            _open_pipes.discard(self)
+            process.open_pipes.discard(self)
             # Also if nothing is in flight: requests that were cancelled may still be queued, and keep workers.
             self._fail_rest("the pipe was closed before the request ended")
             try:
-                self._stop_workers(deadline)
+                self._close_stations()
+                self._instances.join_threads(deadline)
             finally:
-                self._close_backends(deadline)
+                self._instances.close_backends(deadline)
         if self.recorder is not None:
             self.recorder.stop(None if deadline is None else max(deadline - time.monotonic(), LEAST_JOIN_S))
 
@@ -502,32 +443,9 @@ class Pipe(_core.Engine):
         Requests whose tasks run in this loop go on meanwhile. Cancelling the task ends the waiting, not the closing,
         which goes on on a thread of its own.
         """
-        import asyncio  # a caller that has a running loop has imported it
-
         _time_to_close(timeout)
-        loop = asyncio.get_running_loop()
-        closed = loop.create_future()
-
-        def settle(error: BaseException | None) -> None:
-            if closed.done():  # cancelled
-                return
-            if error is None:
-                closed.set_result(None)
-            else:
-                closed.set_exception(error)
-
-        def close() -> None:
-            failure = None
-            try:
-                self.close(timeout)
-            except BaseException as error:
-                failure = error
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(settle, failure)
-
         if not self._is_forked():
-            Worker("fastpipe closer", close).start()
-            await closed
+            await run_on_thread("fastpipe closer", self.close, timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -547,107 +465,21 @@ class Pipe(_core.Engine):
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # While the interpreter is taken down, the names of this module may be gone, which is why the function is an
-        # argument, and _close_at_exit has closed what could be closed.
+        # argument, and what runs at exit has closed what could be closed.
         if is_finalizing():
             return
         # Dropped without close: no request is in flight, as each holds its pipe. Threads are told to leave, not
         # awaited: this may run on one of them.
-        if hasattr(self, "_backends") and not self._is_forked():
+        if hasattr(self, "_instances") and not self._is_forked():
             self._refuse_new()
             self._close_stations()
-            if self._watchdog is not None:
-                self._watchdog.stop()
-            self._close_backends(time.monotonic())
+            self._instances.stop_watchdog()
+            self._instances.close_backends(time.monotonic())
 
-    def _stop_workers(self, deadline: float | None) -> None:
-        self._close_stations()
-        if deadline is not None:
-            deadline = max(deadline, time.monotonic() + LEAST_JOIN_S)
-        for worker in list(self._workers):
-            if worker.thread is not threading.current_thread():
-                worker.join(None if deadline is None else max(deadline - time.monotonic(), 0.0))
-        if self._watchdog is not None and self._watchdog_worker is not None:  # only now: a worker may hang until here
-            self._watchdog.stop()
-            if self._watchdog_worker.thread is not threading.current_thread() and not self._has_left_behind():
-                self._watchdog_worker.join(LEAST_JOIN_S)
 
-    def _has_left_behind(self) -> bool:
-        """True if some worker has not left in time: it may hang."""
-        return any(worker.is_left_behind for worker in list(self._workers))
-
-    def _start_clock(self, clock: _core.Clock) -> None:
-        worker = Worker("fastpipe clock", clock.serve)
-        self._workers.append(worker)
-        try:
-            worker.start()
-        except BaseException:  # a signal or no memory; its thread may have begun, and close() then waits for its end
-            clock.stop()
-            if worker.is_over:
-                self._workers.remove(worker)
-            raise
-
-    def _own(self, backend: Backend, station: _core.Station | None, index: int) -> None:
-        """Close a backend with the pipe, once its instance is free; ``station`` None: at any time."""
-        life = 0 if station is None else station.life_of(index)
-        self._backends[id(backend)] = backend, station, index, life
-
-    def _close_backends(self, deadline: float | None) -> None:
-        idle: list[Backend] = []
-        busy = []
-        try:
-            for key in list(self._backends):
-                # One at a time off the books: a signal handler may close the pipe while this waits.
-                each = self._backends.pop(key, None)
-                if each is None:
-                    continue
-                backend, station, index, life = each
-                # A branch of a request that has failed may still run on its caller's thread.
-                left_s = -1.0 if deadline is None else max(deadline - time.monotonic(), 0.0)
-                busy.append(each)
-                is_ours = True if station is None else station.retire(index, life, left_s)
-                if is_ours is not False:
-                    busy.pop()
-                if is_ours:  # else it was given up, and whoever hangs in it closes it, if ever
-                    idle.append(backend)
-        except BaseException:
-            for backend in idle:
-                self._own(backend, None, 0)
-            raise
-        finally:
-            for each in busy:
-                self._backends[id(each[0])] = each
-        close_all(idle)
-
-    # ---- instances that hang -----------------------------------------------------------------------------------
-
-    def _give_up(self, station: _core.Station, index: int) -> None:
-        """Called by the watchdog: give an instance up, on a thread of its own, as callbacks of futures run there."""
-        try:
-            Worker("fastpipe hung", station.give_up, index).start()
-        except (PipeError, RuntimeError):  # there can be no more threads
-            station.give_up(index)
-
-    def _replace_hung(
-        self, station: _core.Station, index: int, instance: _core.Instance, thread: threading.Thread
-    ) -> None:
-        """Forget an instance that hangs, and the thread in it, and have it replaced."""
-        self._backends.pop(id(instance.backend), None)  # whoever hangs in it closes it, if ever
-        self._hung.give_up(station, index)
-        for worker in list(self._workers):
-            if worker.thread is thread:
-                self._workers.remove(worker)
-                worker.give_up()
-
-    def _put_in_place(self, station: _core.Station, index: int, backend: Backend) -> None:
-        """Give an instance a new backend, and wait for its worker from now on when closing."""
-        instance = _core.Instance(backend, index)
-        for node in self.nodes:
-            for twin in (node,) if node.twins is None else node.twins:
-                if twin.station is station:
-                    twin.instances[index] = instance
-        self._workers.append(self._hung.is_in_service(station, index))
-        if not station.thread_bound:
-            self._own(backend, station, index)
+def _as_given(request: Request) -> Request:
+    """Return a copy of a request as it is now; what is no dict is refused when it is started."""
+    return dict.copy(request) if isinstance(request, dict) else request
 
 
 def _time_to_close(timeout: float | None) -> float | None:
@@ -663,74 +495,3 @@ def _time_to_close(timeout: float | None) -> float | None:
     if timeout != timeout:
         raise ValueError("timeout must be a number of seconds, or None for no limit; got nan")
     return None if timeout >= threading.TIMEOUT_MAX else float(timeout)
-
-
-def _stats_of(stations: list[_core.Station]) -> dict[str, Any]:
-    """Return the counters of a node: those of its stations together, and at each place if there are several."""
-    places = {station.place: station.stats() for station in stations}
-    first, *others = places.values()
-    if not others:
-        return first
-    total = {**first, "why_batches_left": dict(first["why_batches_left"])}
-    for other in others:
-        for key, value in other.items():
-            if key == "why_batches_left":
-                for reason, count in value.items():
-                    total[key][reason] = total[key].get(reason, 0) + count
-            else:
-                total[key] += value
-    total["mean_batch"] = total["requests"] / total["batches"] if total["batches"] else 0.0
-    return {**total, "places": places}
-
-
-def _set_up_process() -> None:
-    """Do, once, what concerns the process: signals, fork, exit. Not at import, but when the first pipe is built."""
-    global _process_is_set_up
-    # Not once: it may be imported at any time, by another library, too.
-    getcurrent = getattr(sys.modules.get("greenlet"), "getcurrent", None)
-    if getcurrent is not None:
-        _core.know_greenlets(getcurrent)
-    if _process_is_set_up:
-        return
-    with _set_up_lock.of_this_process:
-        if _process_is_set_up:
-            return
-        # Futures, and what tells where threads hang: they take longer to import than all of fastpipe, but when the
-        # first is needed, there may be no file descriptor left to open a module with.
-        import traceback  # noqa: F401
-
-        import fastpipe._future  # noqa: F401
-
-        _configure()
-        os.register_at_fork(after_in_child=_after_fork_in_child)
-        # Runs after the program's own threads have been joined (they may call pipes until then); ours are daemons.
-        atexit.register(_close_at_exit)
-        # Last: the child of a fork in the middle does it again, and twice does no harm.
-        _process_is_set_up = True
-
-
-def _configure() -> None:
-    main = threading.main_thread().ident
-    # On one or two cores a spinning waiter occupies the core on which what it waits for would run.
-    _core.configure_process(0 if main is None else main, SPIN_NS if usable_cpu_count() > 2 else 0)
-
-
-def _after_fork_in_child() -> None:
-    _core.note_fork_in_child()
-    _open_pipes.clear()
-    # Libraries have threads, locks and devices that are the parent's: what frees a model may wait for them for ever, or
-    # crash. So the child frees nothing of what the parent has built, neither when it drops it nor when it ends.
-    _core.abandon_in_child(list(_living_pipes))
-    _living_pipes.clear()
-    _configure()
-
-
-def _close_at_exit() -> None:
-    deadline = time.monotonic() + EXIT_DRAIN_S
-    for pipe in list(_open_pipes):
-        pipe.close(timeout=max(deadline - time.monotonic(), 0.0))
-    # Workers that an earlier close(timeout) left behind in a backend: native code that is still running when the
-    # interpreter goes may abort the process.
-    for thread in threading.enumerate():
-        if thread.name.startswith("fastpipe "):
-            thread.join(max(deadline - time.monotonic(), 0.0))

@@ -67,11 +67,11 @@ def pipe_of_record(configuration: Any, config: Path | None, *, trust: bool, allo
     if not isinstance(configuration, dict):
         raise PipeError(f"the record's configuration is damaged: a mapping is expected, got {configuration!r}")
     keywords = _checked(configuration, "keywords", dict) or {}
-    left_out = [place for place in _checked(configuration, "left_out", list) or () if isinstance(place, str)]
+    left_out = [key for key in _checked(configuration, "left_out", list) or () if isinstance(key, str)]
     if left_out and not allow_missing:
-        places = ", ".join(left_out)
+        keys = ", ".join(left_out)
         raise PipeError(
-            f"the record leaves out the configuration's {places}, which look like secrets: say --config FILE or --pipe "
+            f"the record leaves out the configuration's {keys}, which look like secrets: say --config FILE or --pipe "
             "module:attribute; --allow-missing builds it without"
         )
     if config is not None:

@@ -9,13 +9,12 @@ import argparse
 import contextlib
 import os
 import sys
-import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastpipe.cli.terminal import Escaping, complain, escaped, escaped_line, print_rich
+from fastpipe.cli.terminal import Escaping, blank, column_count, complain, escaped, escaped_line, put, say
 from fastpipe.errors import PipeError
 from fastpipe.faults import text_of
 
@@ -23,14 +22,13 @@ if TYPE_CHECKING:
     from fastpipe.cli.check import Finding, Report
     from fastpipe.show.picture import Picture
 
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 __all__ = ["main"]
 
 FINE, MISTAKES = 0, 1
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 _SUFFIXES = {".txt": "txt", ".svg": "svg", ".html": "html", ".htm": "html", ".mmd": "mmd", ".dot": "dot", ".gv": "dot"}
-_ASCII = str.maketrans("│┊─┄├┤┬┴┼╮╭╯╰●■▼×–·↺→", "|:--+++++++++*#vx-;@>")
-
-Part = tuple[str, str]  # text and its style
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,15 +74,26 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser.set_defaults(runs_own_code=lambda options: True)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    _add_graph(commands)
+    _add_check(commands)
+    _add_schema(commands)
+    _add_debug(commands, is_given="debug" in given[:1])
+    _add_replay(commands, is_given="replay" in given[:1])
+    return parser
+
+
+def _add_graph(commands: _Commands) -> None:
     graph = commands.add_parser(
         "graph", help="draw a configuration", description="Draw a configuration. Nothing is built."
     )
     graph.add_argument("file", metavar="FILE", type=Path, help="a TOML file")
-    graph.add_argument("-o", "--output", metavar="OUT", type=Path, help="where to write (default: to the terminal)")
+    _add_output(graph)
     formats = sorted(set(_SUFFIXES.values()))
     graph.add_argument("--format", choices=formats, help="default: what OUT ends with, else txt")
     graph.set_defaults(run=_graph, fail=graph.error)
 
+
+def _add_check(commands: _Commands) -> None:
     check = commands.add_parser(
         "check",
         help="find all mistakes in configurations",
@@ -96,36 +105,48 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     check.add_argument("--strict", action="store_true", help="warnings are mistakes, too")
     check.set_defaults(run=_check)
 
+
+def _add_schema(commands: _Commands) -> None:
     schema = commands.add_parser(
         "schema",
         help="write the JSON schema of configurations",
         description="Write the JSON schema of configurations, by which editors complete and check them.",
     )
-    schema.add_argument("-o", "--output", metavar="OUT", type=Path, help="where to write (default: to the terminal)")
+    _add_output(schema)
     schema.set_defaults(run=_schema)
 
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-o", "--output", metavar="OUT", type=Path, help="where to write (default: to the terminal)")
+
+
+# The arguments of these come with modules that the others do not need.
+
+
+def _add_debug(commands: _Commands, *, is_given: bool) -> None:
     debug = commands.add_parser(
         "debug",
         help="take a request through a pipe, node by node",
         description="Build a pipe, and take one request through it at a prompt, node by node.",
     )
+    if is_given:
+        from fastpipe.cli import prompt
+
+        prompt.add_arguments(debug)
+        debug.set_defaults(run=prompt.run)
+
+
+def _add_replay(commands: _Commands, *, is_given: bool) -> None:
     replay = commands.add_parser(
         "replay",
         help="run recorded requests again",
         description="Run recorded requests again, eagerly, and compare what comes of them with what came then.",
     )
-    # The arguments of these come with modules that the others do not need.
-    if "debug" in given[:1]:
-        from fastpipe.cli import prompt
-
-        prompt.add_arguments(debug)
-        debug.set_defaults(run=prompt.run)
-    if "replay" in given[:1]:
+    if is_given:
         from fastpipe.cli import replay as replaying
 
         replaying.add_arguments(replay)
         replay.set_defaults(run=replaying.run, runs_own_code=replaying.is_trusted)
-    return parser
 
 
 # ---- commands --------------------------------------------------------------------------------------------------
@@ -146,7 +167,7 @@ def _graph(options: argparse.Namespace) -> int:
         return MISTAKES
     if kind == "txt" and options.output is None:
         for rails, name, rest in picture.rows():
-            _say((rails, "dim"), (name, "bold cyan"), (rest, ""))
+            say((rails, "dim"), (name, "bold cyan"), (rest, ""))
         return FINE
     drawn: dict[str, Callable[[], str]] = {
         "txt": lambda: f"{picture}\n",
@@ -155,7 +176,7 @@ def _graph(options: argparse.Namespace) -> int:
         "mmd": picture.mermaid,
         "dot": picture.dot,
     }
-    _put(drawn[kind](), options.output)
+    put(drawn[kind](), options.output)
     return FINE
 
 
@@ -180,28 +201,28 @@ def _check(options: argparse.Namespace) -> int:
             _show_finding(report, finding)
         _show_summary(report)
     if not all(report.has_positions for report in reports if report.findings):
-        _say(("lines and columns are known with: pip install 'fastpipe-engine[cli]'", "dim"))
+        say(("lines and columns are known with: pip install 'fastpipe-engine[cli]'", "dim"))
     mistakes = sum(report.mistake_count for report in reports)
     warned = sum(report.warning_count for report in reports)
     return MISTAKES if mistakes or (options.strict and warned) else FINE
 
 
 def _show_finding(report: Report, finding: Finding) -> None:
-    place = [
+    position = [
         escaped_line(str(report.path)),
         *(str(number) for number in (finding.line, finding.column) if number is not None),
     ]
     kind = ("warning: ", "yellow") if finding.is_warning else ("", "")
-    _say((f"{':'.join(place)}: ", "bold"), kind, (_one_line(finding.text), ""))
+    say((f"{':'.join(position)}: ", "bold"), kind, (" ".join(finding.text.split()), ""))
     if finding.line is None or finding.column is None or finding.line > len(report.lines):
         return
     raw = report.lines[finding.line - 1]
     start, end = finding.column - 1, finding.column - 1 + finding.length
     before, meant, rest = (escaped(part) for part in (raw[:start], raw[start:end], raw[end:]))
     margin = f"{finding.line:>5} | "
-    caret = "^" + "~" * (_columns(meant) - 1)
-    _say((margin, "dim"), (before + meant + rest, ""))
-    _say((" " * (len(margin) - 2) + "| ", "dim"), (_blank(before), ""), (caret, "bold red"))
+    caret = "^" + "~" * (column_count(meant) - 1)
+    say((margin, "dim"), (before + meant + rest, ""))
+    say((" " * (len(margin) - 2) + "| ", "dim"), (blank(before), ""), (caret, "bold red"))
 
 
 def _show_summary(report: Report) -> None:
@@ -209,7 +230,7 @@ def _show_summary(report: Report) -> None:
     said = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
     nodes = f"{report.node_count} node{'s' if report.node_count != 1 else ''}"
     colour = "red" if report.mistake_count else "yellow" if said else "green"
-    _say((f"{escaped_line(str(report.path))}: ", "bold"), (", ".join(said) or f"no mistakes, {nodes}", colour))
+    say((f"{escaped_line(str(report.path))}: ", "bold"), (", ".join(said) or f"no mistakes, {nodes}", colour))
 
 
 def _schema(options: argparse.Namespace) -> int:
@@ -217,49 +238,5 @@ def _schema(options: argparse.Namespace) -> int:
 
     from fastpipe.cli.schema import schema
 
-    _put(json.dumps(schema(), indent=2) + "\n", options.output)
+    put(json.dumps(schema(), indent=2) + "\n", options.output)
     return FINE
-
-
-# ---- writing ---------------------------------------------------------------------------------------------------
-
-
-def _put(text: str, path: Path | None) -> None:
-    if path is None:
-        _say((text.removesuffix("\n"), ""))
-    else:
-        path.write_text(text, encoding="utf-8")
-
-
-def _say(*parts: Part) -> None:
-    """Write a line to stdout: in colour, if that is a terminal and rich is installed; in ASCII, if need be."""
-    text = "".join(text for text, _ in parts)
-    if sys.stdout.isatty():
-        try:
-            from rich.console import Console
-            from rich.text import Text
-        except ModuleNotFoundError:
-            pass
-        else:
-            print_rich(Console(soft_wrap=True), Text.assemble(*parts))
-            return
-    text = escaped(text)
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
-    sys.stdout.write(text + "\n")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _columns(text: str) -> int:
-    return max(sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text), 1)
-
-
-def _blank(text: str) -> str:
-    """Return blanks as wide as ``text``; tabs stay, however wide they are."""
-    return "".join(c if c == "\t" else " " * _columns(c) for c in text)

@@ -16,8 +16,9 @@ from fastpipe.cli.loading import pipe_named, pipe_of_record
 from fastpipe.cli.prompt import interact
 from fastpipe.cli.terminal import complain, escaped_line, show
 from fastpipe.debug import comparison, record_files
-from fastpipe.debug.recorder import message_of, secrets_of, sha256_of
+from fastpipe.debug.description import sha256_of
 from fastpipe.errors import PipeError
+from fastpipe.faults import text_of
 from fastpipe.pipe import Pipe
 from fastpipe.summaries import type_name
 
@@ -215,7 +216,7 @@ def _outcome(path: Path, pipes: _Pipes, arguments: argparse.Namespace) -> Outcom
 
 
 def _in_words(error: Exception) -> str:
-    return message_of(error) if isinstance(error, PipeError | OSError) else f"{type_name(error)}: {message_of(error)}"
+    return text_of(error) if isinstance(error, PipeError | OSError) else f"{type_name(error)}: {text_of(error)}"
 
 
 def _recorded(record: record_files.Record) -> str:
@@ -240,7 +241,7 @@ def replay(
         PipeError, ImportError: the record's values cannot be had back.
     """
     request = record.request()
-    secrets = secrets_of(pipe).and_of(request)  # before a backend takes one out
+    secrets = pipe._description().secrets().and_of(request)  # before a backend takes one out
     node = (record.manifest.get("error") or {}).get("node")
     if debug:
         error, is_finished = _debugged(record, pipe, request, node)
@@ -250,7 +251,7 @@ def replay(
             )
     else:
         error = _called(pipe, request, record.manifest.get("entry"))
-    message = "" if error is None else secrets.and_of(error).left_out_of(message_of(error))  # as in the record
+    message = "" if error is None else secrets.and_of(error).left_out_of(text_of(error))  # as in the record
     now = "answered" if error is None else f"{_last(type_name(error))}: {_first_line(message)}"
     difference = _difference(record, request, error, message, tolerance)
     return Outcome(_name(record.path), _recorded(record), now, not difference, difference, remark)
@@ -268,7 +269,7 @@ def _debugged(
     record: record_files.Record, pipe: Pipe, request: dict[str, Any], node: str | None
 ) -> tuple[BaseException | None, bool]:
     with pipe.debug() as debugger:
-        if node is not None and any(config.name == node for config in pipe._configs):
+        if node is not None and any(config.name == node for config in pipe._description().configs):
             debugger.break_at(node)
         debugger.start(request, entry=record.manifest.get("entry"))
         show(f"{record.path.name}: {_recorded(record)}")

@@ -7,15 +7,22 @@ cursor, set the window's title, or let a line look like another. Here they are s
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.segment import Segment
 
-__all__ = ["Escaping", "complain", "escaped", "escaped_line", "print_rich", "show"]
+__all__ = ["Escaping", "blank", "column_count", "complain", "escaped", "escaped_line", "put", "say", "show"]
+
+Part = tuple[str, str]
+"""Text, and its style as rich calls it."""
+
+_ASCII = str.maketrans("│┊─┄├┤┬┴┼╮╭╯╰●■▼×–·↺→", "|:--+++++++++*#vx-;@>")
 
 
 def escaped(text: str) -> str:
@@ -32,16 +39,63 @@ def escaped_line(text: str) -> str:
 
 def show(shown: Any) -> None:
     """Write something to the standard output: with rich in a terminal, if it is installed; otherwise as text."""
-    if sys.stdout.isatty():
-        try:
-            from rich.console import Console
-        except ImportError:
-            pass
-        else:
-            print_rich(Console(), shown)
-            return
-    sys.stdout.write(f"{escaped(str(shown))}\n")
+    console = _console()
+    if console is None:
+        _write(str(shown))
+    else:
+        _print_rich(console, shown)
+
+
+def say(*parts: Part) -> None:
+    """Write a line of several styles to the standard output, as ``show``; a terminal breaks it where it likes."""
+    console = _console(soft_wrap=True)
+    if console is None:
+        _write("".join(text for text, _ in parts))
+    else:
+        from rich.text import Text
+
+        _print_rich(console, Text.assemble(*parts))
+
+
+def put(text: str, path: Path | None) -> None:
+    """Write text to a file; None: to the standard output."""
+    if path is None:
+        say((text.removesuffix("\n"), ""))
+    else:
+        path.write_text(text, encoding="utf-8")
+
+
+def _console(*, soft_wrap: bool = False) -> Console | None:
+    """Return rich's way to the terminal, if the standard output is one and rich is installed."""
+    if not sys.stdout.isatty():
+        return None
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    return Console(soft_wrap=soft_wrap)
+
+
+def _write(text: str) -> None:
+    """Write lines to the standard output: in ASCII, if need be."""
+    text = escaped(text)
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def column_count(text: str) -> int:
+    """Return how many columns a terminal gives to text, at least one."""
+    return max(sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text), 1)
+
+
+def blank(text: str) -> str:
+    """Return blanks as wide as ``text``; tabs stay, however wide they are."""
+    return "".join(c if c == "\t" else " " * column_count(c) for c in text)
 
 
 def complain(text: str) -> None:
@@ -49,7 +103,7 @@ def complain(text: str) -> None:
     sys.stderr.write(f"{escaped(text)}\n")
 
 
-def print_rich(console: Console, shown: Any) -> None:
+def _print_rich(console: Console, shown: Any) -> None:
     """Print what rich can draw, or text; what is rich's own, colours and the like, is as it was."""
     console.print(_Escaped(shown), highlight=False, markup=False)
 

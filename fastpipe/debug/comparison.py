@@ -1,4 +1,4 @@
-"""Whether what came of a request now is what came of it then: encoded values (see ``_records.py``) are compared."""
+"""Whether what came of a request now is what came of it then: encoded values (see ``record_files.py``) are compared."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ class _Comparison:
         by_key = {repr(key): (key, node) for key, node in ones}
         others_by_key = {repr(key): (key, node) for key, node in others}
         for written, (key, node) in by_key.items():
-            place = where + form.format(key)
+            here = where + form.format(key)
             if written not in others_by_key:
-                return f"{place}: missing now"
-            if found := self.difference(node, others_by_key[written][1], place):
+                return f"{here}: missing now"
+            if found := self.difference(node, others_by_key[written][1], here):
                 return found
         new = [key for written, (key, _) in others_by_key.items() if written not in by_key]
         return f"{where}{form.format(new[0])}: new" if new else ""

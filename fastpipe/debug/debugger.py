@@ -14,27 +14,28 @@ to the thread that uses it. It keeps every dict it has shown until it is dropped
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fastpipe.contract import Request
-from fastpipe.debug.recorder import secrets_of
-from fastpipe.debug.steps import Arrival, Breakpoint, Condition, History, Step, Stop, place_of
+from fastpipe.debug.observer import Event, Observer, own_event, summaries_of
+from fastpipe.debug.steps import Arrival, Breakpoint, Condition, History, NodeRun, Stop, request_rows
 from fastpipe.errors import PipeError, UnknownNode, nearest
 from fastpipe.filters import Status
-from fastpipe.summaries import Summary, summarize_under
+from fastpipe.show.cards import Card, Shown, Table, Words
+from fastpipe.summaries import Summary
 
 if TYPE_CHECKING:
-    from fastpipe._core import Stepper
+    from fastpipe._core import Engine, Stepper
     from fastpipe.config.nodes import NodeConfig
-    from fastpipe.pipe import Pipe
+    from fastpipe.redaction import Secrets
 
-__all__ = ["Arrival", "Breakpoint", "Debugger", "History", "Step", "Stop"]
+__all__ = ["Arrival", "Breakpoint", "Debugger", "History", "NodeRun", "Stop"]
 
 
-class Debugger:
+class Debugger(Shown):
     """Takes one request through a pipe step by step; ``Pipe.debug`` makes it.
 
     As a context manager it gives up, at the end of the block, a request that has not ended: nothing stays in flight.
@@ -42,17 +43,25 @@ class Debugger:
     Thread-safety: for one thread. Other threads may call the pipe, and other debuggers.
     """
 
-    def __init__(self, pipe: Pipe, request: Request | None = None, *, entry: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        configs: Iterable[NodeConfig],
+        secrets: Secrets,
+        request: Request | None = None,
+        *,
+        entry: str | None = None,
+    ) -> None:
         self.breakpoints: list[Breakpoint] = []
-        self._pipe = pipe
+        self._engine = engine
         # Admitted with the first step, so that a debugger nobody uses leaves nothing in flight.
         self._first = request
         self._first_entry = entry
         self._stepper: Stepper | None = None
-        self._observer = _Observer(pipe)
-        self._steps: list[Step] = []
-        self._configs = {config.name: config for config in pipe._configs}
-        self._configuration_secrets = secrets_of(pipe)
+        self._observer = Observer(engine)
+        self._steps: list[NodeRun] = []
+        self._configs = {config.name: config for config in configs}
+        self._configuration_secrets = secrets
         self._secrets = self._configuration_secrets  # and those of the request, so far
         self._stops_on_error = False
         self._was_given_up = False
@@ -83,8 +92,7 @@ class Debugger:
         self._restarts = {}
         self._observer.take()
         self._thread_id = threading.get_ident()
-        self._stepper = self._pipe._stepper(request, self._observer, entry)
-        self._pipe._debuggers.add(self)
+        self._stepper = self._engine._stepper(request, self._observer, entry)
 
     def cancel(self) -> bool:
         """Give the request up; True if it had not ended."""
@@ -132,7 +140,7 @@ class Debugger:
     def state(self) -> str:
         """Where the request is, in words: ``next: detect``, ``the request has ended``, ``... has failed with ...``."""
         arrived = self.next
-        return self._how_it_ended() if arrived is None else f"next: {arrived.place}"
+        return self._how_it_ended() if arrived is None else f"next: {arrived.where}"
 
     @property
     def history(self) -> History:
@@ -141,7 +149,7 @@ class Debugger:
 
     # ---- going on ----------------------------------------------------------------------------------------------
 
-    def step(self) -> Step:
+    def step(self) -> NodeRun:
         """Ask the filter of the next node, run the node if it says so, and return what happened.
 
         What the backend raises is in the step (and ends the request), not raised.
@@ -178,10 +186,10 @@ class Debugger:
             self._shown = None  # nobody has seen this one
             if step.error is not None and self._stops_on_error and not self.finished:
                 self._shown = self._next_request()
-                return Stop(f"error in {step.place}", History(self._steps[first:]), self.next, self.request)
+                return Stop(f"error in {step.where}", History(self._steps[first:]), self.next, self.request)
         return Stop(self._how_it_ended(), History(self._steps[first:]), None, self.request)
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[NodeRun]:
         """Take all steps that are left, and yield each."""
         while self.next is not None:
             yield self.step()
@@ -197,7 +205,7 @@ class Debugger:
             return "the request was given up"
         last = self._steps[-1]
         if last.status is Status.Break and not last.part:
-            return f"the request has ended: Break at {last.place}"
+            return f"the request has ended: Break at {last.where}"
         return "the request has ended"
 
     # ---- breakpoints -------------------------------------------------------------------------------------------
@@ -247,29 +255,29 @@ class Debugger:
             try:
                 hit = point.when is None or bool(point.when(arrived.request))
             except Exception as error:
-                error.add_note(f"fastpipe: raised by the condition of a breakpoint, before {arrived.place}")
+                error.add_note(f"fastpipe: raised by the condition of a breakpoint, before {arrived.where}")
                 raise
             if hit:
                 point.hits += 1
-                return f"{'breakpoint' if point.node is not None else 'the condition holds'} before {arrived.place}"
+                return f"{'breakpoint' if point.node is not None else 'the condition holds'} before {arrived.where}"
         return ""
 
     # ---- what happened -----------------------------------------------------------------------------------------
 
-    def _step(self, arrived: Arrival, events: list[_Event], new_waiting: int) -> Step:
-        own, inner = _own_event(arrived, events)
+    def _step(self, arrived: Arrival, events: list[Event], new_waiting: int) -> NodeRun:
+        own, inner = own_event(arrived, events)
         error = own.error if own.error is not None else self._new_error()
         before = arrived.request if own.before is None else own.before
-        before_summaries = _summaries(before) if own.before_summaries is None else own.before_summaries
+        before_summaries = summaries_of(before) if own.before_summaries is None else own.before_summaries
         after = before if own.after is None else own.after
-        after_summaries = before_summaries if own.after is None else _summaries(after)
+        after_summaries = before_summaries if own.after is None else summaries_of(after)
         is_entry, came_again = self._note_entry(arrived), self._restarts.pop(arrived.part, None) is not None
         restarted_at = next((event.node for event in events if event.kind == "restarted"), None)
         if restarted_at is not None:
             self._restarts[arrived.part] = restarted_at
         self._secrets = self._secrets.and_of(arrived.request, before, after, error)
         is_split = own.ran_s is None and own.status is Status.Run and error is None
-        return Step(
+        return NodeRun(
             number=len(self._steps) + 1,
             node=arrived.node,
             part=arrived.part,
@@ -311,7 +319,7 @@ class Debugger:
 
     def _pipe_closes(self) -> None:
         """Give up a request that can never go on: the thread that would take its next step waits in ``close``."""
-        if threading.get_ident() == self._thread_id:
+        if self._stepper is not None and threading.get_ident() == self._thread_id:
             self.cancel()
 
     def __enter__(self) -> Self:
@@ -329,99 +337,20 @@ class Debugger:
             return "<fastpipe.Debugger; nothing has begun>"
         return f"<fastpipe.Debugger after {len(self._steps)} steps; {self.state}>"
 
-    def __str__(self) -> str:
-        from fastpipe.debug import views
-
-        return views.debugger_text(self)
-
-    def __rich__(self) -> Any:
-        from fastpipe.debug import views
-
-        return views.debugger_panel(self)
-
-    def _repr_html_(self) -> str:
-        from fastpipe.debug import views
-
-        return views.debugger_html(self)
-
-
-# ---- what the engine tells -------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Event:
-    """What the engine has told of one request, or part, at one node."""
-
-    kind: str
-    node: str
-    part: tuple[int, ...]
-    status: Status | None = None
-    before: Request | None = None
-    before_summaries: dict[Any, Summary] | None = None
-    batch: dict[str, Any] = field(default_factory=dict)
-    hidden: tuple[str, ...] = ()
-    ran_s: float | None = None
-    after: Request | None = None
-    error: BaseException | None = None
-
-    def __str__(self) -> str:
-        from fastpipe.debug import views
-
-        what = "" if self.status is None else f" -> {self.status.name}"
-        took = "" if self.ran_s is None else f", {views.seconds(self.ran_s)}"
-        failed = "" if self.error is None else f", {type(self.error).__name__}"
-        return f"{place_of(self.node, self.part)}{what}{took}{failed}"
-
-
-class _Observer:
-    """Notes what the engine tells while a step is taken. It does not know the debugger: that would be a cycle."""
-
-    def __init__(self, pipe: Pipe) -> None:
-        self._pipe = pipe
-        self._events: list[_Event] = []
-        self._open: list[_Event] = []  # decided Run, and not run yet: a node inside of a node's step is on top
-
-    def take(self) -> list[_Event]:
-        """Return what was noted, and forget it."""
-        events, self._events, self._open = self._events, [], []
-        return events
-
-    def decided(self, node: str, part: tuple[int, ...], status: Status, request: Request) -> None:
-        event = _Event("decided", node, part, status, dict(request), _summaries(request))
-        self._events.append(event)
-        if status is Status.Run:
-            self._open.append(event)
-            try:
-                event.batch = self._pipe._preview(node, request)
-            except Exception as error:  # a bucket or a weight that raises: the node's own run will say so
-                event.batch = {"decision": "unknown", "reason": f"{type(error).__name__}: {error}"}
-
-    def hidden(self, nodes: tuple[str, ...], part: tuple[int, ...]) -> None:
-        self._events[-1].hidden = tuple(nodes)
-
-    def ran(
-        self, node: str, part: tuple[int, ...], request: Request, error: BaseException | None, elapsed_s: float
-    ) -> None:
-        while self._open:
-            event = self._open.pop()
-            if event.node == node and event.part == part:
-                event.ran_s, event.error, event.after = elapsed_s, error, dict(request)
-                return
-
-    def restarted(self, node: str, part: tuple[int, ...], count: int) -> None:
-        self._events.append(_Event("restarted", node, part))
-
-
-def _own_event(arrived: Arrival, events: list[_Event]) -> tuple[_Event, list[_Event]]:
-    """The event of the node that has arrived, and those of the nodes that ran inside of it."""
-    decided = [event for event in events if event.kind == "decided"]
-    if not decided:  # the filter raised, or the map did before it
-        return _Event("decided", arrived.node, arrived.part), []
-    return decided[0], decided[1:]
-
-
-def _summaries(request: Request) -> dict[Any, Summary]:
-    return {key: summarize_under(key, value) for key, value in request.items()}
+    def _pieces(self) -> Sequence[Card | Table | Words]:
+        """Return what was done, where it stops, what is next and what comes then."""
+        table = replace(self.history._pieces()[0], is_drawn_empty=False)
+        points = [f"stops {breakpoint}" for breakpoint in self.breakpoints]
+        title = [(" ", ""), (self.state, "bold"), (" ", "")]
+        waiting = [other.where for other in self.waiting[1:]]
+        more = f" and {len(waiting) - 8} more" if len(waiting) > 8 else ""
+        return [
+            table,
+            Words(in_terminal="" if self._steps else None),
+            *(Words(written=point, in_terminal=point, style="dim") for point in points),
+            Card(self.state, title, (self.state, ""), rows=request_rows(self.request)),
+            Words(written=f"then: {', '.join(waiting[:8])}{more}" if waiting else None),
+        ]
 
 
 def _is_changed(before: Any, after: Any, summary_before: Summary, summary_after: Summary) -> bool:

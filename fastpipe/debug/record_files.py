@@ -8,7 +8,7 @@ Reading a file runs nothing that is in it: no class is imported, and no pickle l
 does it take more memory than goes with the file's size, whatever the file says of itself: members are stored, not
 compressed, an array or a tensor is as long as its bytes, and each member becomes one value, under however many keys.
 
-Values under keys that look like those of secrets (``_secrets``) are not written; their places are.
+Values under keys that look like those of secrets (``redaction``) are not written; where they were is.
 """
 
 from __future__ import annotations

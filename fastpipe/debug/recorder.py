@@ -6,13 +6,12 @@
                                        ▼  a thread of its own
                                   one file per request: encoded, written under another name, renamed; the oldest go
 
-``_records.py`` has the format of the files, ``replay.py`` runs them again.
+``record_files.py`` has the format of the files, ``fastpipe replay`` runs them again.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import os
 import queue
 import random
@@ -21,20 +20,21 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fastpipe.contract import Request
 from fastpipe.debug import record_files
 from fastpipe.errors import PipeClosed, PipeError
-from fastpipe.redaction import LEFT_OUT, Secrets, looks_secret, own_copy_without
+from fastpipe.faults import text_of
+from fastpipe.redaction import LEFT_OUT, Secrets, looks_secret
 from fastpipe.summaries import summarize, type_name
 
 if TYPE_CHECKING:
-    from fastpipe.pipe import Pipe
+    from fastpipe._core import Engine
+    from fastpipe.debug.description import Description
 
 __all__ = ["Recording"]
 
@@ -57,7 +57,8 @@ class Recording:
 
     def __init__(
         self,
-        pipe: Pipe,
+        engine: Engine,
+        description: Description,
         path: str | Path,
         *,
         sample: float,
@@ -78,19 +79,19 @@ class Recording:
         self._copy_below_bytes = copy_below_bytes
         self._is_stopped = False
         self._dropped = 0
-        other = pipe.recorder
+        other = engine.recorder
         if other is not None and not other.is_stopped:
             raise PipeError(f"the pipe records to {str(other.path)!r} already: stop() that first")
-        if pipe.closing:
+        if engine.closing:
             raise PipeClosed("the pipe is closed: there is nothing to record")
         # The thread knows neither this nor the pipe, so that both can be dropped; it then ends.
-        self._writer = _Writer(self.path, limit, pickle, _common_manifest(pipe), secrets_of(pipe))
+        self._writer = _Writer(self.path, limit, pickle, description.manifest(), description.secrets())
         self._writer.prepare()
         self._thread = threading.Thread(target=self._writer.work, name="fastpipe recorder", daemon=True)
         self._thread.start()
         self._end_of_thread = weakref.finalize(self, self._writer.queue.put, None)
         self._end_of_thread.atexit = False  # what is in flight then is still recorded, until its pipe is closed
-        pipe.recorder = self
+        engine.recorder = self
 
     # ---- what the engine calls ---------------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class _Ended:
 
 
 class _Copier:
-    """Copies what backends may change in place: dicts, lists, bytearrays, and arrays that are not too large."""
+    """Copies what backends may change: dicts, lists, bytearrays, and arrays that are not too large."""
 
     def __init__(self, copy_below_bytes: int) -> None:
         self.copy_below_bytes = copy_below_bytes
@@ -312,93 +313,8 @@ def _told_error(error: BaseException, node: str, secrets: Secrets) -> dict[str, 
     notes = [note for note in getattr(error, "__notes__", ()) if isinstance(note, str)]
     return {
         "type": type_name(error),
-        "message": secrets.left_out_of(message_of(error)),
+        "message": secrets.left_out_of(text_of(error)),
         "node": node or None,
         "notes": [secrets.left_out_of(note) for note in notes],
         "traceback": secrets.left_out_of("".join(traceback.format_exception(error))),
     }
-
-
-def message_of(error: BaseException) -> str:
-    """Return ``str(error)``, which a class of the user's may not have."""
-    try:
-        return str(error)
-    except Exception as broken:
-        return f"<its __str__ raises {type_name(broken)}>"
-
-
-# ---- what is the same for all requests of a pipe ---------------------------------------------------------------
-
-
-def _common_manifest(pipe: Pipe) -> dict[str, Any]:
-    import fastpipe
-
-    left_out: list[str] = []
-    source, keywords = (_with_names(own_copy_without(written, left_out)) for written in pipe._written)
-    described: dict[str, Any] = {"file": None, "keywords": None, "mapping": None, "needs": None}
-    odd = next(_not_plain(keywords), None)
-    if isinstance(source, str | Path):
-        path = Path(source).absolute()
-        described["file"] = str(path)
-        described["sha256"] = sha256_of(path)
-    elif odd is None and source is not None:
-        odd = next(_not_plain(source), None)
-        described["mapping"] = None if odd is not None else _as_json(source)
-    if odd is None:
-        described["keywords"] = _as_json(keywords)
-    else:
-        described = {"needs": f"{odd}: no text says what that is, so replay needs --pipe module:attribute"}
-    described["left_out"] = left_out
-    versions = {"fastpipe": fastpipe.__version__, "python": sys.version.split()[0]}
-    nodes = [config.name for config in pipe._configs]
-    return {**versions, "directory": os.getcwd(), "configuration": described, "nodes": nodes}
-
-
-def secrets_of(pipe: Pipe) -> Secrets:
-    """Return what nobody should see of a pipe's configuration: as it was written, and as the backends get it."""
-    plans = [config.plan for config in pipe._configs if config.plan is not None]
-    return Secrets(*pipe._written, *(step.parameters for plan in plans for step in plan.steps()))
-
-
-def sha256_of(path: Path) -> str | None:
-    """Return the hash of a file's content; None: it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return None
-
-
-def _with_names(written: Any) -> Any:
-    """The configuration with ``module:Name`` for a backend's class, or function, that can be imported by that name."""
-    if not isinstance(written, Mapping):
-        return written
-    return {
-        key: _importable(inner) if key == "backend" and isinstance(inner, type | FunctionType) else _with_names(inner)
-        for key, inner in written.items()
-    }
-
-
-def _importable(backend: type | FunctionType) -> Any:
-    module = sys.modules.get(backend.__module__)
-    can_be_found = backend.__module__ != "__main__" and getattr(module, backend.__qualname__, None) is backend
-    return f"{backend.__module__}:{backend.__qualname__}" if can_be_found else backend
-
-
-def _not_plain(value: Any, where: str = "") -> Iterator[str]:
-    """Yield what JSON cannot say of a configuration."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _not_plain(inner, f"{where}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
-            yield from _not_plain(inner, f"{where}[{index}]")
-    elif value is not None and not isinstance(value, str | int | float | Path):
-        yield f"the configuration's {where} is {summarize(value)}"
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _as_json(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-import weakref
 from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +11,36 @@ from fastpipe import _core
 from fastpipe.backends.flow.graphs import SubGraph
 from fastpipe.config.graph import Graph
 from fastpipe.config.nodes import NodeConfig, StepPlan
-from fastpipe.contract import Backend, Request, Site, building
-from fastpipe.errors import ConfigError, PipeClosed
+from fastpipe.contract import Backend
+from fastpipe.errors import ConfigError
 from fastpipe.filters import run, swap
+from fastpipe.instances.hung import CameBack
+from fastpipe.instances.one import build_backend, connect, thread_name
+from fastpipe.instances.owned import Instances
 from fastpipe.instances.threads import Worker, serve_shared, serve_thread_bound
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from fastpipe.pipe import Pipe
-
-__all__ = ["Builder", "build_backend", "connect", "jumps_of", "thread_name"]
+__all__ = ["Builder", "jumps_of"]
 
 
 class Builder:
     """Turns a checked configuration and its graph into the engine's nodes, stations and threads."""
 
-    def __init__(self, pipe: Pipe, configs: tuple[NodeConfig, ...], graph: Graph, *, aborts_when_hung: bool) -> None:
-        self.pipe = pipe
+    def __init__(
+        self,
+        engine: _core.Engine,
+        instances: Instances,
+        came_back: CameBack,
+        configs: tuple[NodeConfig, ...],
+        graph: Graph,
+        *,
+        aborts_when_hung: bool,
+    ) -> None:
+        self.engine = engine
+        self.owned = instances
+        self.came_back = came_back
         self.aborts_when_hung = aborts_when_hung
         self.configs = configs
         self.graph = graph
@@ -41,7 +51,6 @@ class Builder:
         self.backends: dict[str, Backend] = {}  # the first instance of each node: sizes, buckets, splits
         # Threads that have built their instance, by node, in order: each waits for its station and token.
         self.waiting: dict[str, list[Future[tuple[_core.Station, int] | None]]] = {}
-        self.came_back = CameBack(pipe)
 
     def build(self) -> None:
         try:
@@ -61,7 +70,7 @@ class Builder:
                 station.set_upstream(self._upstream(index, station))
         root_names = [nodes[root].name for root in self.graph.roots]
         hidden = tuple(config.name for config in self.configs if config.is_hidden)
-        self.pipe._open(self.graph, nodes, list(itertools.chain(*self.stations.values())), root_names, hidden)
+        self.engine._open(self.graph, nodes, list(itertools.chain(*self.stations.values())), root_names, hidden)
         for index, node in enumerate(nodes):
             self._connect_jumps(index, node)
         self._watch()
@@ -80,9 +89,7 @@ class Builder:
             watchdog = _core.Watchdog(guarded, self.aborts_when_hung)
             for station in guarded:
                 station.watch(watchdog)
-            self.pipe._watchdog = watchdog
-            self.pipe._watchdog_worker = Worker("fastpipe watchdog", watchdog.serve)
-            self.pipe._watchdog_worker.start()
+            self.owned.start_watchdog(watchdog)
 
     def _physical(self, config: NodeConfig) -> str:
         return config.name if config.shares is None else config.shares
@@ -90,7 +97,7 @@ class Builder:
     def _build_node(self, config: NodeConfig, plan: StepPlan) -> None:
         if _is_sub_graph(plan):
             backend = build_backend(plan, config.name, 0)
-            self.pipe._own(backend, None, 0)
+            self.owned.own(backend, None, 0)
             self.backends[config.name] = backend
             return
         if plan.thread_bound:
@@ -103,11 +110,11 @@ class Builder:
             stations = self._open_stations(config, backends, thread_bound=False)
         except BaseException:
             for backend in backends:
-                self.pipe._own(backend, None, 0)
+                self.owned.own(backend, None, 0)
             raise
         for station in stations:
             for index, number in enumerate(station.numbers):
-                self.pipe._own(backends[number], station, index)
+                self.owned.own(backends[number], station, index)
 
     def _open_instances(self, config: NodeConfig, station: _core.Station) -> None:
         for index, number in enumerate(station.numbers):
@@ -115,7 +122,7 @@ class Builder:
                 self.waiting[config.name][number].set_result((station, index))
             else:
                 name = thread_name(config.name, number)
-                self._start(Worker(name, serve_shared, station, index, self.came_back))
+                self.owned.start(Worker(name, serve_shared, station, index, self.came_back))
             station.open_instance(index)
 
     def _build_on_threads(self, config: NodeConfig, plan: StepPlan) -> None:
@@ -130,13 +137,9 @@ class Builder:
             desks.append(desk)
             build = functools.partial(build_backend, plan, config.name, index)
             name = thread_name(config.name, index)
-            self._start(Worker(name, serve_thread_bound, build, built, desk, self.came_back))
+            self.owned.start(Worker(name, serve_thread_bound, build, built, desk, self.came_back))
             backends.append(built.result())
         self._open_stations(config, backends, thread_bound=True)
-
-    def _start(self, worker: Worker) -> None:
-        worker.start()
-        self.pipe._workers.append(worker)
 
     def _open_stations(self, config: NodeConfig, backends: list[Backend], *, thread_bound: bool) -> list[_core.Station]:
         """Open a station for each place at which some of a node's instances are."""
@@ -174,7 +177,7 @@ class Builder:
             tuple(numbers),
         )
         # Closing finds it from now on, also if the next node cannot be built.
-        self.pipe.stations.append(station)
+        self.engine.stations.append(station)
         return station
 
     def _node(self, index: int) -> _core.Node:
@@ -195,7 +198,7 @@ class Builder:
         instances = [] if station is None else self.instances[station]
         backend = self.backends[physical] if station is None else instances[0].backend
         owner = next(other for other in self.configs if other.name == physical)
-        place = self.graph.nodes[index]
+        met = self.graph.nodes[index]
         return _core.Node(
             config.name,
             index,
@@ -209,27 +212,27 @@ class Builder:
             bucket=owner.bucket if owner.bucket is not None else backend.bucket,
             weigh=backend.weigh,
             subgraph=backend if isinstance(backend, SubGraph) else None,
-            sources=_engine_sources(place.sources),
-            parent_count=len(place.parents),
+            sources=_engine_sources(met.sources),
+            parent_count=len(met.parents),
             restart_limit=config.restart_limit,
         )
 
     def _connect_jumps(self, index: int, node: _core.Node) -> None:
         if node.station is None:
             (target,) = self.graph.nodes[index].jumps
-            node.set_jump(self.pipe._entry_at(target))
+            node.set_jump(self.engine._entry_at(target))
             backend = self.backends[self._physical(self.configs[index])]
-            backend.ignored_keys = self.pipe.ignored_keys  # type: ignore[attr-defined]  # a SubGraph, as it has no station
+            backend.ignored_keys = self.engine.ignored_keys  # type: ignore[attr-defined]  # a SubGraph, as it has no station
             return
         for twin in (node,) if node.twins is None else node.twins:
             for instance in twin.instances:
-                connect(self.pipe, self.configs, instance.backend)
+                connect(self.engine, self.configs, instance.backend)
 
     def _upstream(self, index: int, station: _core.Station) -> tuple[_core.Station, ...]:
         """Return the stations whose requests may still come to one: not those from places that have another."""
         own = self.configs[index].name
-        sharing = (place for place, config in enumerate(self.configs) if self._physical(config) == own)
-        upstream = sorted(frozenset().union(*(self.graph.nodes[place].upstream for place in sharing)))
+        sharing = (number for number, config in enumerate(self.configs) if self._physical(config) == own)
+        upstream = sorted(frozenset().union(*(self.graph.nodes[number].upstream for number in sharing)))
         names = (self._physical(self.configs[other]) for other in upstream)
         elsewhere = {twin.place for twin in self.stations[own]} - {station.place, None}
         return tuple(
@@ -239,44 +242,6 @@ class Builder:
             for other in self.stations.get(name, ())
             if other.place not in elsewhere
         )
-
-
-class CameBack:
-    """Tells a pipe that a thread which was given up has come back. Weak: threads must not keep their pipe alive."""
-
-    def __init__(self, pipe: Pipe) -> None:
-        self.pipe = weakref.ref(pipe)
-
-    def __call__(self, station: _core.Station) -> None:
-        pipe = self.pipe()
-        if pipe is not None:
-            pipe._hung.came_back(station)
-
-
-class _PartsRunner:
-    """Runs parts for a Jump or MapReduce that is a step of a Sequential."""
-
-    def __init__(self, pipe: weakref.ref[Pipe], entry: _core.Entry) -> None:
-        self.pipe = pipe
-        self.entry = entry
-        # Of the last call, for each request: which step left its parts without a result; "": a filter; None: none did.
-        self.reasons: list[str | None] = []
-
-    def __call__(self, splits: list[list[Request]], keeps_failures: bool) -> list[list[Any]]:
-        pipe = self.pipe()
-        if pipe is None:  # a backend that outlives its pipe and is called by hand
-            raise PipeClosed("the pipe of this Jump is gone")
-        self.reasons = []
-        return pipe._run_parts(self.entry, splits, keeps_failures, self.reasons)
-
-
-def connect(pipe: Pipe, configs: tuple[NodeConfig, ...], backend: Backend) -> None:
-    """Tell the Jumps and MapReduces that are steps of a backend where their parts enter."""
-    index_of = {config.name: index for index, config in enumerate(configs)}
-    weak_pipe = weakref.ref(pipe)  # the backend must not keep its own pipe alive
-    for sub_graph in _sub_graphs_in(backend):
-        sub_graph.ignored_keys = pipe.ignored_keys
-        sub_graph.connect(_PartsRunner(weak_pipe, pipe._entry_at(index_of[sub_graph.jump])))
 
 
 def jumps_of(configs: Iterable[NodeConfig]) -> dict[str, tuple[str, ...]]:
@@ -303,32 +268,6 @@ def _jump_targets(plan: StepPlan) -> Iterator[str]:
         yield kind.jump if isinstance(kind, SubGraph) else kind.entry_node(plan.parameters)
     for child in plan.children:
         yield from _jump_targets(child)
-
-
-def _sub_graphs_in(backend: Backend) -> Iterator[SubGraph]:
-    if isinstance(backend, SubGraph):
-        yield backend
-    for child in getattr(backend, "children", ()):
-        yield from _sub_graphs_in(child.backend)
-
-
-def thread_name(node: str, index: int) -> str:
-    """What the thread is called that serves an instance."""
-    return f"fastpipe {node}#{index}"
-
-
-def build_backend(plan: StepPlan, node: str, index: int, place: Hashable = None) -> Backend:
-    """Build an instance, at ``place`` if that is given; what goes wrong is raised with a note that names it."""
-    try:
-        with building(Site(place)):
-            backend = plan.build()
-        if not callable(getattr(backend, "forward", None)):
-            raise ConfigError(f"{type(backend).__name__} has no forward(batch)")
-    except BaseException as error:
-        with contextlib.suppress(Exception):
-            error.add_note(f"fastpipe: while building node {node!r}, backend {plan.name}, instance {index}")
-        raise
-    return backend
 
 
 def _by_place(node: str, backends: list[Backend]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What becomes of instances whose backends hang: others are put in their places, as long as that makes sense."""
+"""What becomes of instances whose backends hang: others replace them, as long as that makes sense."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from fastpipe import _core
 from fastpipe.contract import close_all
 from fastpipe.errors import BackendHung, ConfigError, PipeError
 from fastpipe.faults import text_of
-from fastpipe.instances.building import CameBack, build_backend, connect, thread_name
+from fastpipe.instances.one import build_backend, connect, thread_name
+from fastpipe.instances.owned import Instances
 from fastpipe.instances.threads import Worker, serve_and_close, serve_shared
 
 if TYPE_CHECKING:
-    from fastpipe.config.nodes import StepPlan
+    from fastpipe.config.nodes import NodeConfig, StepPlan
     from fastpipe.contract import Backend
-    from fastpipe.pipe import Pipe
 
-__all__ = ["HungInstances"]
+__all__ = ["CameBack", "Keeper"]
 
 # So many threads of a node may be stuck in a backend at once, at one place, before its instances are not replaced any
 # more.
 MOST_STUCK_THREADS = 4
 
 
-class HungInstances:
-    """The instances of a pipe that were given up.
+class Keeper:
+    """The engine's keeper (``_core._Keeper``): it knows which instances were given up, and has them built again.
 
     Thread-safety: the watchdog's thread, threads that come back, threads that build a replacement, and those that close
     the pipe or ask for its health call it.
     """
 
-    def __init__(self, pipe: Pipe) -> None:
-        self._pipe = weakref.ref(pipe)
+    def __init__(self, engine: _core.Engine, configs: tuple[NodeConfig, ...], instances: Instances) -> None:
+        self._engine = weakref.ref(engine)  # which owns this
+        self._configs = {config.name: config for config in configs}
+        self._instances = instances
         # Guards the books below; never held while a backend is built. Told when an instance is in service again.
         self._changed = threading.Condition()
         # By station, that is by node, or where its instances are at several places by node and place.
@@ -45,9 +47,39 @@ class HungInstances:
         self._absent: defaultdict[_core.Station, dict[int, Worker | None]] = defaultdict(dict)
         self._why: dict[_core.Station, str] = {}  # why the last replacement could not be built
 
+    # ---- what the engine asks ----------------------------------------------------------------------------------
+
+    def start_clock(self, clock: _core.Clock) -> None:
+        """See ``Instances.start_clock``."""
+        self._instances.start_clock(clock)
+
+    def give_up(self, station: _core.Station, index: int) -> None:
+        """Give an instance up, on a thread of its own, as callbacks of futures run there."""
+        try:
+            Worker("fastpipe hung", station.give_up, index).start()
+        except (PipeError, RuntimeError):  # there can be no more threads
+            station.give_up(index)
+
+    def replace(self, station: _core.Station, index: int, instance: _core.Instance, thread: threading.Thread) -> None:
+        """Forget an instance that hangs, and the thread in it, and have it built again."""
+        self._instances.disown(instance.backend)
+        with self._changed:
+            self._stuck[station] += 1
+            self._absent[station][index] = None
+            self._count(station)
+        self._fill(station)
+        self._instances.forget_thread(thread)
+
+    # ---- what others ask and tell ------------------------------------------------------------------------------
+
     def problems(self) -> list[str]:
-        """Return a sentence for each node that lacks instances."""
-        said = []
+        """Return a sentence for each node that has lost its device, and for each that lacks instances."""
+        engine = self._engine()
+        said = [
+            f"{station.title} has lost its device: {type(station.lost).__name__}: {text_of(station.lost)}"
+            for station in (() if engine is None else engine.stations)
+            if station.lost is not None and not isinstance(station.lost, BackendHung)
+        ]
         with self._changed:
             for station, absent in self._absent.items():
                 if not absent:
@@ -57,14 +89,6 @@ class HungInstances:
                     why = "being built again"
                 said.append(f"{station.title} lacks {len(absent)} instance{'s'[: len(absent) != 1]}: {why}")
         return said
-
-    def give_up(self, station: _core.Station, index: int) -> None:
-        """An instance hangs, and a thread with it: have it replaced."""
-        with self._changed:
-            self._stuck[station] += 1
-            self._absent[station][index] = None
-            self._count(station)
-        self._fill(station)
 
     def came_back(self, station: _core.Station) -> None:
         """A thread that had been given up has left the backend."""
@@ -80,8 +104,13 @@ class HungInstances:
             self._changed.notify_all()
         self._lose(station, self._why.get(station, text_of(error)))
 
-    def is_in_service(self, station: _core.Station, index: int) -> Worker:
-        """A replacement is built; return the worker that has done it."""
+    def put_in_service(self, engine: _core.Engine, station: _core.Station, index: int, backend: Backend) -> None:
+        """A replacement is built: have it run, and wait for its worker from now on when closing."""
+        instance = _core.Instance(backend, index)
+        for node in engine.nodes:
+            for twin in (node,) if node.twins is None else node.twins:
+                if twin.station is station:
+                    twin.instances[index] = instance
         with self._changed:
             worker = self._absent[station].pop(index)
             self._why.pop(station, None)
@@ -89,7 +118,9 @@ class HungInstances:
             if type(station.lost) is BackendHung:
                 station.recover()
             self._changed.notify_all()
-        return cast("Worker", worker)
+        self._instances.workers.append(cast("Worker", worker))
+        if not station.thread_bound:
+            self._instances.own(backend, station, index)
 
     def pipe_closes(self, deadline: float | None) -> None:
         """Wait for replacements without which a node cannot drain, but for no longer than a batch may run."""
@@ -104,11 +135,11 @@ class HungInstances:
     def _count(self, station: _core.Station) -> None:
         """Count what is in service, and have nothing else be asked: what hung may be closed at any time."""
         station.in_service = station.instance_count - len(self._absent[station])
-        pipe = self._pipe()
-        if pipe is None:
+        engine = self._engine()
+        if engine is None:
             return
-        bucket = next(config.bucket for config in pipe._configs if config.name == station.name)
-        for node in pipe.nodes:
+        bucket = self._configs[station.name].bucket
+        for node in engine.nodes:
             if node.station is None or node.station.name != station.name:
                 continue
             twins = node.twins or (node,)
@@ -130,14 +161,14 @@ class HungInstances:
 
     def _fill(self, station: _core.Station) -> None:
         """Start building what is missing, if that is still worth a try."""
-        pipe = self._pipe()
+        engine = self._engine()
         workers = {}
         with self._changed:
             absent = self._absent[station]
-            if pipe is not None and not pipe.closing and self._stuck[station] <= MOST_STUCK_THREADS:
+            if engine is not None and not engine.closing and self._stuck[station] <= MOST_STUCK_THREADS:
                 for index in [index for index, worker in absent.items() if worker is None]:
                     name = thread_name(station.name, station.numbers[index])
-                    workers[index] = absent[index] = Worker(name, _replace, self._pipe, self, station, index)
+                    workers[index] = absent[index] = Worker(name, _rebuild, weakref.ref(self), station, index)
         for index, worker in workers.items():
             try:
                 worker.start()
@@ -153,42 +184,67 @@ class HungInstances:
                 return
             if any(self._absent[station].values()) and not also_if_being_built:
                 return
-            station.lose(lost)  # under the lock: is_in_service() takes it back
+            station.lose(lost)  # under the lock: put_in_service() takes it back
         station.fail_queued(None, lost)
 
+    def build(self, engine: _core.Engine, station: _core.Station, index: int) -> Backend:
+        """Build an instance again, where it was, with its sub-graphs connected.
 
-def _replace(pipe_ref: weakref.ref[Pipe], hung: HungInstances, station: _core.Station, index: int) -> None:
-    """The life of a worker that begins by building the instance it serves."""
-    pipe = pipe_ref()
-    if pipe is None:
-        return
-    plan = next(config.plan for config in pipe._configs if config.name == station.name)
-    came_back = CameBack(pipe)
-    try:
-        # Only what has an instance can hang.
-        backend = build_backend(cast("StepPlan", plan), station.name, station.numbers[index], station.place)
+        Raises:
+            ConfigError: it would be at another place.
+            BaseException: whatever its constructor raises.
+        """
+        plan = cast("StepPlan", self._configs[station.name].plan)  # only what has an instance can hang
+        backend = build_backend(plan, station.name, station.numbers[index], station.place)
         try:
             if backend.place != station.place:
                 raise ConfigError(f"it was to be at {station.place}, as the one that hung, and is at {backend.place}")
-            connect(pipe, pipe._configs, backend)
+            connect(engine, tuple(self._configs.values()), backend)
         except BaseException:
             close_all([backend])
             raise
+        return backend
+
+    def close_idle_backends(self) -> None:
+        """Close what is free; what is busy is ``close()``'s, or nobody's."""
+        self._instances.close_backends(time.monotonic())
+
+
+class CameBack:
+    """Tells the keeper that a thread which was given up has come back. Weak: threads keep no pipe's backends alive."""
+
+    def __init__(self, keeper: weakref.ref[Keeper]) -> None:
+        self.keeper = keeper
+
+    def __call__(self, station: _core.Station) -> None:
+        keeper = self.keeper()
+        if keeper is not None:
+            keeper.came_back(station)
+
+
+def _rebuild(keeper_ref: weakref.ref[Keeper], station: _core.Station, index: int) -> None:
+    """The life of a worker that begins by building the instance it serves."""
+    keeper = keeper_ref()
+    engine = None if keeper is None else keeper._engine()
+    if keeper is None or engine is None:
+        return
+    try:
+        backend = keeper.build(engine, station, index)
     except BaseException as error:
-        hung.could_not_replace(station, index, error)
+        keeper.could_not_replace(station, index, error)
         return
     if station.is_closed:
         close_all([backend])
         return
-    pipe._put_in_place(station, index, backend)
+    keeper.put_in_service(engine, station, index, backend)
     station.open_instance(index)
-    del pipe, hung
+    del keeper, engine  # while it serves, it keeps no pipe alive
     if station.thread_bound:
-        serve_and_close(station, index, backend, came_back)
+        serve_and_close(station, index, backend, CameBack(keeper_ref))
         return
-    serve_shared(station, index, came_back)
-    pipe = pipe_ref()
-    if pipe is not None and station.is_closed:
-        # close() may have looked for backends before this one was there. What is busy is close()'s, or nobody's: this
-        # thread must not wait for an instance that hangs.
-        pipe._close_backends(time.monotonic())
+    serve_shared(station, index, CameBack(keeper_ref))
+    keeper = keeper_ref()
+    if keeper is not None and station.is_closed:
+        # close() may have looked for backends before this one was there. This thread must not wait for an instance that
+        # hangs.
+        keeper.close_idle_backends()

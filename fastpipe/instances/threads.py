@@ -5,6 +5,7 @@ Each serves a station, which knows no pipe, so that threads which sleep keep no 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from fastpipe.errors import PipeError
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["Worker", "check_threads", "serve_and_close", "serve_shared", "serve_thread_bound"]
+__all__ = ["Worker", "check_threads", "run_on_thread", "serve_and_close", "serve_shared", "serve_thread_bound"]
 
 # A worker that has died is set to work again at once, or, if it dies again and again, after a pause up to this long.
 LONGEST_PAUSE_S = 0.1
@@ -100,6 +101,40 @@ class Worker:
         """Say that the thread hangs: nobody is to wait for it."""
         self._is_given_up = True
         self._is_over.set()
+
+
+async def run_on_thread(name: str, function: Callable[..., None], *arguments: Any) -> None:
+    """Run a function on a thread of its own, and wait for it in the event loop; raise what it raises.
+
+    Cancelling the task ends the waiting, not the function.
+
+    Raises:
+        PipeError, RuntimeError: see ``Worker.start``.
+    """
+    import asyncio  # a caller that has a running loop has imported it
+
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if ended.done():  # cancelled
+            return
+        if error is None:
+            ended.set_result(None)
+        else:
+            ended.set_exception(error)
+
+    def run() -> None:
+        failure = None
+        try:
+            function(*arguments)
+        except BaseException as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, failure)
+
+    Worker(name, run).start()
+    await ended
 
 
 def serve(station: Station, index: int) -> Any:

@@ -1,17 +1,17 @@
 """Where boxes and the lines between them go: a layered drawing of a directed graph, from top to bottom. Pure geometry.
 
 The usual four steps (Sugiyama): every box gets a layer, by the longest path that leads to it; a line that passes a
-layer gets a place of its own there, as if it were a thin box; the places of a layer are ordered so that few lines
-cross; then every place moves towards its neighbours. Between two layers of boxes lies one for the lines' labels. As
-every line has its own place in every layer it passes, none runs through a box or a label, and no labels overlap.
+layer gets a slot of its own there, as if it were a thin box; the slots of a layer are ordered so that few lines
+cross; then every slot moves towards its neighbours. Between two layers of boxes lies one for the lines' labels. As
+every line has its own slot in every layer it passes, none runs through a box or a label, and no labels overlap.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from random import Random
 
 __all__ = ["Layout", "Line", "Size", "lay_out"]
@@ -24,7 +24,7 @@ LAYER_GAP = 20.0  # between a layer of boxes and the layer of labels below it, a
 MOST_LAYER_GAP = 56.0  # where lines have far to go sideways
 PORT_GAP = 18.0  # between lines that leave one box
 ORDER_SWEEPS = 24
-PLACE_SWEEPS = 16
+X_SWEEPS = 16
 SETTLE_SWEEPS = 120
 
 
@@ -62,7 +62,7 @@ class Layout:
 
 
 @dataclass(eq=False)
-class _Place:
+class _Slot:
     """A box, or where a line passes a layer."""
 
     layer: int
@@ -71,8 +71,8 @@ class _Place:
     below: float
     is_box: bool
     x: float = 0.0
-    up: list[_Place] = field(default_factory=list)
-    down: list[_Place] = field(default_factory=list)
+    up: list[_Slot] = field(default_factory=list)
+    down: list[_Slot] = field(default_factory=list)
 
 
 def lay_out(sizes: Sequence[Size], lines: Sequence[Line]) -> Layout:
@@ -85,7 +85,7 @@ def lay_out(sizes: Sequence[Size], lines: Sequence[Line]) -> Layout:
     drawn: dict[int, tuple[Point, ...]] = {}
     labels: dict[int, Point] = {}
     for own in _connected(len(sizes), lines):
-        rank = {index: place for place, index in enumerate(own)}
+        rank = {index: number for number, index in enumerate(own)}
         numbers = [number for number, line in enumerate(lines) if line.source in rank]
         inside = [replace(lines[n], source=rank[lines[n].source], target=rank[lines[n].target]) for n in numbers]
         part = _lay_out_connected([sizes[index] for index in own], inside)
@@ -131,38 +131,38 @@ def _lay_out_connected(sizes: Sequence[Size], lines: Sequence[Line]) -> Layout:
     chains = [(b, a) if turned else (a, b) for (a, b), turned in zip(chains, upwards, strict=True)]
     layer_of = _layers(len(sizes), chains)
     boxes = [
-        _Place(2 * layer, size.width, size.above, size.below, is_box=True)
+        _Slot(2 * layer, size.width, size.above, size.below, is_box=True)
         for size, layer in zip(sizes, layer_of, strict=True)
     ]
     passes = [_passes(boxes[a], boxes[b]) for a, b in chains]
     labelled = [own[0] if turned else own[-1] for own, turned in zip(passes, upwards, strict=True)]  # beside the target
-    for place, line in zip(labelled, lines, strict=True):
+    for slot, line in zip(labelled, lines, strict=True):
         if line.label_height:
-            place.width, place.above = line.label_width, line.label_height
+            slot.width, slot.above = line.label_width, line.label_height
     layers = _ordered(boxes, chains, passes)
-    _place(layers)
+    _set_x(layers)
     _straighten(layers)
     tops, bottoms = _heights(layers)
-    left = min((place.x - place.width / 2 for layer in layers for place in layer), default=0.0)
+    left = min((slot.x - slot.width / 2 for layer in layers for slot in layer), default=0.0)
     for layer in layers:
-        for place in layer:
-            place.x -= left
+        for slot in layer:
+            slot.x -= left
     starts, ends = _ports(boxes, chains, passes)
-    middles = [tops[place.layer] + max(other.above for other in layers[place.layer]) for place in boxes]
+    middles = [tops[slot.layer] + max(other.above for other in layers[slot.layer]) for slot in boxes]
     drawn = []
     for (a, b), own, start, end, turned in zip(chains, passes, starts, ends, upwards, strict=True):
         points = [(start, middles[a] + boxes[a].below), (start, bottoms[boxes[a].layer])]
-        for place in own:
-            if tops[place.layer] < bottoms[place.layer]:  # otherwise nothing is there to be avoided
-                points += [(place.x, tops[place.layer]), (place.x, bottoms[place.layer])]
+        for slot in own:
+            if tops[slot.layer] < bottoms[slot.layer]:  # otherwise nothing is there to be avoided
+                points += [(slot.x, tops[slot.layer]), (slot.x, bottoms[slot.layer])]
         points += [(end, tops[boxes[b].layer]), (end, middles[b] - boxes[b].above)]
         drawn.append(tuple(reversed(points) if turned else points))
     return Layout(
-        width=max((place.x + place.width / 2 for layer in layers for place in layer), default=0.0),
+        width=max((slot.x + slot.width / 2 for layer in layers for slot in layer), default=0.0),
         height=max(bottoms, default=0.0),
         boxes=tuple((box.x, middle) for box, middle in zip(boxes, middles, strict=True)),
         lines=tuple(drawn),
-        labels=tuple((place.x, (tops[place.layer] + bottoms[place.layer]) / 2) for place in labelled),
+        labels=tuple((slot.x, (tops[slot.layer] + bottoms[slot.layer]) / 2) for slot in labelled),
     )
 
 
@@ -207,9 +207,9 @@ def _layers(box_count: int, chains: Sequence[tuple[int, int]]) -> list[int]:
     return layer_of
 
 
-def _passes(source: _Place, target: _Place) -> list[_Place]:
-    """Return the places of a line in the layers between its ends, linked up."""
-    own = [_Place(layer, LINE_GAP, 0.0, 0.0, is_box=False) for layer in range(source.layer + 1, target.layer)]
+def _passes(source: _Slot, target: _Slot) -> list[_Slot]:
+    """Return the slots of a line in the layers between its ends, linked up."""
+    own = [_Slot(layer, LINE_GAP, 0.0, 0.0, is_box=False) for layer in range(source.layer + 1, target.layer)]
     for above, below in zip([source, *own], [*own, target], strict=True):
         above.down.append(below)
         below.up.append(above)
@@ -220,17 +220,17 @@ def _passes(source: _Place, target: _Place) -> list[_Place]:
 
 
 def _ordered(
-    boxes: Sequence[_Place], chains: Sequence[tuple[int, int]], passes: Sequence[Sequence[_Place]]
-) -> list[list[_Place]]:
-    layers: list[list[_Place]] = [[] for _ in range(max((box.layer for box in boxes), default=-1) + 1)]
+    boxes: Sequence[_Slot], chains: Sequence[tuple[int, int]], passes: Sequence[Sequence[_Slot]]
+) -> list[list[_Slot]]:
+    layers: list[list[_Slot]] = [[] for _ in range(max((box.layer for box in boxes), default=-1) + 1)]
     seen: set[int] = set()
     todo = [box for box in reversed(boxes) if not box.up]
     while todo:  # depth first, so that what hangs together begins side by side
-        place = todo.pop()
-        if id(place) not in seen:
-            seen.add(id(place))
-            layers[place.layer].append(place)
-            todo.extend(reversed(place.down))
+        slot = todo.pop()
+        if id(slot) not in seen:
+            seen.add(id(slot))
+            layers[slot.layer].append(slot)
+            todo.extend(reversed(slot.down))
     best, fewest = layers, _crossings(layers)
     random = Random(0)  # the same graph always looks the same
     for sweep in range(ORDER_SWEEPS):
@@ -239,7 +239,7 @@ def _ordered(
         layers = [list(layer) for layer in layers]
         upwards = sweep % 2 == 1
         for layer in reversed(layers[:-1]) if upwards else layers[1:]:
-            if sweep % 4 > 1:  # of those that want the same place, any may be first
+            if sweep % 4 > 1:  # of those that want to be in the same one, any may be first
                 random.shuffle(layer)
             _sort_by_neighbours(layer, layers[layer[0].layer + (1 if upwards else -1)], upwards=upwards)
         _swap_neighbours(layers)
@@ -249,120 +249,122 @@ def _ordered(
     return best
 
 
-def _sort_by_neighbours(layer: list[_Place], beside: list[_Place], *, upwards: bool) -> None:
-    """Order ``layer`` by the mean place of each one's neighbours; who has none stays where it is."""
-    rank = {id(place): index for index, place in enumerate(beside)}
+def _sort_by_neighbours(layer: list[_Slot], beside: list[_Slot], *, upwards: bool) -> None:
+    """Order ``layer`` by the mean index of each one's neighbours; who has none stays where it is."""
+    rank = {id(slot): index for index, slot in enumerate(beside)}
     scale = max(len(beside) - 1, 1) / max(len(layer) - 1, 1)
     wanted = {}
-    for index, place in enumerate(layer):
-        ranks = [rank[id(other)] for other in (place.down if upwards else place.up)]
-        wanted[id(place)] = sum(ranks) / len(ranks) if ranks else index * scale
-    layer.sort(key=lambda place: wanted[id(place)])
+    for index, slot in enumerate(layer):
+        ranks = [rank[id(other)] for other in (slot.down if upwards else slot.up)]
+        wanted[id(slot)] = sum(ranks) / len(ranks) if ranks else index * scale
+    layer.sort(key=lambda slot: wanted[id(slot)])
 
 
-def _swap_neighbours(layers: Sequence[list[_Place]]) -> None:
+def _swap_neighbours(layers: Sequence[list[_Slot]]) -> None:
     """Swap two that stand side by side wherever fewer of their lines cross then."""
-    rank = {id(place): index for layer in layers for index, place in enumerate(layer)}
+    rank = {id(slot): index for layer in layers for index, slot in enumerate(layer)}
     for layer in layers:
         for index in range(len(layer) - 1):
             left, right = layer[index], layer[index + 1]
-            now = then = 0
-            for ours, theirs in ((left.up, right.up), (left.down, right.down)):
-                for one in ours:
-                    for other in theirs:
-                        now += rank[id(one)] > rank[id(other)]
-                        then += rank[id(one)] < rank[id(other)]
+            now, then = (_pairs_that_cross(one, other, rank) for one, other in ((left, right), (right, left)))
             if then < now:
                 layer[index], layer[index + 1] = right, left
                 rank[id(left)], rank[id(right)] = index + 1, index
 
 
-def _crossings(layers: Sequence[Sequence[_Place]]) -> int:
+def _pairs_that_cross(left: _Slot, right: _Slot, rank: Mapping[int, int]) -> int:
+    """Count the lines of two slots of a layer that cross each other."""
+    sides = ((left.up, right.up), (left.down, right.down))
+    pairs = (pair for ours, theirs in sides for pair in product(ours, theirs))
+    return sum(rank[id(one)] > rank[id(other)] for one, other in pairs)
+
+
+def _crossings(layers: Sequence[Sequence[_Slot]]) -> int:
     count = 0
     for upper, lower in pairwise(layers):
-        rank = {id(place): index for index, place in enumerate(lower)}
+        rank = {id(slot): index for index, slot in enumerate(lower)}
         seen: list[int] = []
-        for place in upper:
-            targets = sorted(rank[id(other)] for other in place.down)
+        for slot in upper:
+            targets = sorted(rank[id(other)] for other in slot.down)
             count += sum(len(seen) - bisect_right(seen, target) for target in targets)
             for target in targets:
                 insort(seen, target)
     return count
 
 
-# ---- places ----------------------------------------------------------------------------------------------------
+# ---- positions ----------------------------------------------------------------------------------------------------
 
 
-def _place(layers: Sequence[Sequence[_Place]]) -> None:
-    """Give every place an x: near its neighbours above and below, in its layer's order, with the gaps kept."""
+def _set_x(layers: Sequence[Sequence[_Slot]]) -> None:
+    """Give every slot an x: near its neighbours above and below, in its layer's order, with the gaps kept."""
     for layer in layers:
         _spread(layer, [0.0] * len(layer))
-    for sweep in range(PLACE_SWEEPS + SETTLE_SWEEPS):
-        upwards, settles = sweep % 2 == 1, sweep >= PLACE_SWEEPS
+    for sweep in range(X_SWEEPS + SETTLE_SWEEPS):
+        upwards, settles = sweep % 2 == 1, sweep >= X_SWEEPS
         for layer in reversed(layers) if upwards else layers:
             wanted = []
-            for place in layer:
-                neighbours = place.down if upwards else place.up
+            for slot in layer:
+                neighbours = slot.down if upwards else slot.up
                 if settles or not neighbours:
-                    neighbours = [*place.up, *place.down]
-                weights = [1.0 if other.is_box and place.is_box else 3.0 for other in neighbours]
+                    neighbours = [*slot.up, *slot.down]
+                weights = [1.0 if other.is_box and slot.is_box else 3.0 for other in neighbours]
                 total = sum(weight * other.x for weight, other in zip(weights, neighbours, strict=True))
-                wanted.append(total / sum(weights) if weights else place.x)
+                wanted.append(total / sum(weights) if weights else slot.x)
             _spread(layer, wanted)
 
 
-def _straighten(layers: Sequence[Sequence[_Place]]) -> None:
+def _straighten(layers: Sequence[Sequence[_Slot]]) -> None:
     """Put each link of a chain right below the one before, as far as its neighbours leave room."""
     for layer in layers:
-        for index, place in enumerate(layer):
-            if len(place.up) == 1 and len(place.up[0].down) == 1:
-                x = place.up[0].x
+        for index, slot in enumerate(layer):
+            if len(slot.up) == 1 and len(slot.up[0].down) == 1:
+                x = slot.up[0].x
                 if index > 0:
-                    x = max(x, layer[index - 1].x + _distance(layer[index - 1], place))
+                    x = max(x, layer[index - 1].x + _distance(layer[index - 1], slot))
                 if index < len(layer) - 1:
-                    x = min(x, layer[index + 1].x - _distance(place, layer[index + 1]))
-                place.x = x
+                    x = min(x, layer[index + 1].x - _distance(slot, layer[index + 1]))
+                slot.x = x
 
 
-def _distance(left: _Place, right: _Place) -> float:
+def _distance(left: _Slot, right: _Slot) -> float:
     gap = SIDE_GAP if left.is_box and right.is_box else LINE_GAP
     return (left.width + right.width) / 2 + gap
 
 
-def _spread(layer: Sequence[_Place], wanted: Sequence[float]) -> None:
+def _spread(layer: Sequence[_Slot], wanted: Sequence[float]) -> None:
     """Set each x as near to what is wanted as order and gaps allow, in the sense of least squares."""
     offsets = [0.0]
     for left, right in pairwise(layer):
         offsets.append(offsets[-1] + _distance(left, right))
     blocks: list[tuple[float, float, int]] = []  # mean, weight, how many; neighbours that collide become one
-    for place, x, offset in zip(layer, wanted, offsets, strict=False):
-        block = (x - offset, 1.0 if place.is_box else 2.0, 1)
+    for slot, x, offset in zip(layer, wanted, offsets, strict=False):
+        block = (x - offset, 1.0 if slot.is_box else 2.0, 1)
         while blocks and blocks[-1][0] > block[0]:
             mean, weight, count = blocks.pop()
             total = weight + block[1]
             block = ((mean * weight + block[0] * block[1]) / total, total, count + block[2])
         blocks.append(block)
     means = [mean for mean, _, count in blocks for _ in range(count)]
-    for place, mean, offset in zip(layer, means, offsets, strict=False):
-        place.x = mean + offset
+    for slot, mean, offset in zip(layer, means, offsets, strict=False):
+        slot.x = mean + offset
 
 
-def _heights(layers: Sequence[Sequence[_Place]]) -> tuple[list[float], list[float]]:
+def _heights(layers: Sequence[Sequence[_Slot]]) -> tuple[list[float], list[float]]:
     """Return where each layer begins and ends; the wider the lines between two swing, the farther apart they are."""
     tops: list[float] = []
     bottoms: list[float] = []
     y = 0.0
     for layer in layers:
         tops.append(y)
-        y += max(place.above for place in layer) + max(place.below for place in layer)
+        y += max(slot.above for slot in layer) + max(slot.below for slot in layer)
         bottoms.append(y)
-        swing = max((abs(place.x - other.x) for place in layer for other in place.down), default=0.0)
+        swing = max((abs(slot.x - other.x) for slot in layer for other in slot.down), default=0.0)
         y += min(LAYER_GAP + swing / 8, MOST_LAYER_GAP)
     return tops, bottoms
 
 
 def _ports(
-    boxes: Sequence[_Place], chains: Sequence[tuple[int, int]], passes: Sequence[Sequence[_Place]]
+    boxes: Sequence[_Slot], chains: Sequence[tuple[int, int]], passes: Sequence[Sequence[_Slot]]
 ) -> tuple[list[float], list[float]]:
     """Return at which x each line leaves the upper box and reaches the lower one: side by side, without crossing."""
     starts, ends = [0.0] * len(chains), [0.0] * len(chains)
@@ -376,7 +378,7 @@ def _ports(
     return starts, ends
 
 
-def _side_by_side(box: _Place, towards: Iterable[tuple[float, int]]) -> Iterable[tuple[float, int]]:
+def _side_by_side(box: _Slot, towards: Iterable[tuple[float, int]]) -> Iterable[tuple[float, int]]:
     ordered = sorted(towards)
     gap = min(PORT_GAP, box.width / (len(ordered) + 1))
     for rank, (_, number) in enumerate(ordered):

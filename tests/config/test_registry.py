@@ -13,8 +13,9 @@ import pytest
 
 from fastpipe import Pipe
 from fastpipe.config import registry
-from fastpipe.contract import Backend, Request, backend
+from fastpipe.contract import Backend, Request
 from fastpipe.errors import ConfigError, ItemErrors, MissingExtra
+from fastpipe.functions import backend
 
 
 @pytest.fixture(autouse=True)

@@ -79,7 +79,7 @@ def split() -> Iterator[Pipe]:
 
 
 def places(steps: Any) -> list[str]:
-    return [step.place for step in steps]
+    return [step.where for step in steps]
 
 
 # ---- steps -----------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_steps_go_through_the_graph_and_end_with_the_answer_of_a_call(chain: Pip
     request = {"data": 2, "id": 4711}
     with chain.debug(request) as debugger:
         assert debugger.next is not None
-        assert debugger.next.place == "a"
+        assert debugger.next.where == "a"
         assert [debugger.step().node for _ in "ab"] == ["a", "b"]
         assert request == {"data": 2, "id": 4711}
         last = debugger.step()
@@ -365,7 +365,7 @@ def test_a_failing_part_fails_the_request_in_its_step(split: Pipe) -> None:
     with split.debug({"data": 4}) as debugger:
         stop = debugger.run()
     assert stop.reason == "the request has failed with ValueError"
-    assert debugger.history[-1].place == "part[2]"
+    assert debugger.history[-1].where == "part[2]"
     assert isinstance(debugger.history[-1].error, ValueError)
 
 
@@ -733,7 +733,7 @@ def test_repr_is_a_line_and_str_is_all(chain: Pipe) -> None:
     with chain.debug({"data": 1}) as debugger:
         step = debugger.step()
         stop = debugger.run()
-    assert repr(step).startswith("<Step 1: a -> Run, ")
+    assert repr(step).startswith("<NodeRun 1: a -> Run, ")
     assert repr(step).endswith(", +result>")
     assert repr(stop) == "<Stop after 2 steps: the request has ended>"
     assert str(step).splitlines()[0].startswith("step 1: a -> Run (")

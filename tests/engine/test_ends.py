@@ -282,7 +282,7 @@ def test_an_exception_that_another_thread_raises_in_a_worker_loses_nothing(told:
     """PyThreadState_SetAsyncExc into a worker, again and again: every future ends."""
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
     with Pipe(backend=Echo, max=2, batching_timeout=0) as pipe:
-        (worker,) = [worker.thread for worker in pipe._workers]
+        (worker,) = [worker.thread for worker in pipe._instances.workers]
         assert worker.ident is not None
         called: list[object] = []
         futures = []

@@ -314,7 +314,7 @@ def test_closing_beside_a_hung_and_a_replaced_instance_leaves_nothing_but_what_h
     with pytest.raises(BackendHung):
         pipe({"data": "hang"})
     until(lambda: station.in_service == 2)
-    Spares.spared = pipe._workers[-1].thread  # the replacement's
+    Spares.spared = pipe._instances.workers[-1].thread  # the replacement's
     future = pipe.submit({"data": "hang"})
     while not inside.wait(0.01):  # until the other thread has one
         if future.done():

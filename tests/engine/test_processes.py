@@ -315,23 +315,23 @@ assert double(3) == 6
     )
 
 
-@pytest.mark.parametrize("module", ["pipe", "registry"])
+@pytest.mark.parametrize("module", ["process", "registry"])
 def test_a_fork_while_another_thread_holds_a_lock_of_a_module_leaves_none_behind(module: str) -> None:
     """A child builds pipes, which its children refuse, and registers names; it waits for no thread of the parent."""
     assert (
         run(
             FORK
             + """
-import importlib.metadata, fastpipe.pipe, fastpipe.config.registry
+import importlib.metadata, fastpipe.process, fastpipe.config.registry
 inside, gate = threading.Event(), threading.Event()
 def slow(*arguments, **keywords):
     if threading.current_thread() is not threading.main_thread():
         inside.set()
         gate.wait(30)
     return real(*arguments, **keywords)
-if MODULE == "pipe":
-    real = fastpipe.pipe._configure
-    fastpipe.pipe._configure = slow
+if MODULE == "process":
+    real = fastpipe.process._configure
+    fastpipe.process._configure = slow
     def holds():
         fastpipe.Pipe(backend=Echo).close()
 else:

@@ -26,10 +26,11 @@ FLOORS = [
     ["fastpipe"],
     ["fastpipe.batched_function"],
     ["fastpipe.pipe"],
-    ["fastpipe._async_map"],
+    ["fastpipe._maps"],
     ["fastpipe.debug"],
     ["fastpipe.show"],
     ["fastpipe.instances"],
+    ["fastpipe.process"],
     ["fastpipe._future"],
     ["fastpipe._core"],
     ["fastpipe.engine"],
@@ -47,13 +48,8 @@ FLOORS = [
 """The house; ``fastpipe`` itself is the package, with its public names. Rooms on one floor do not know each other."""
 
 CLIMBS = {
-    ("fastpipe._async_map", "fastpipe.pipe"),
     ("fastpipe.config", "fastpipe.backends"),
     ("fastpipe.config", "fastpipe.instances"),
-    ("fastpipe.contract", "fastpipe.functions"),
-    ("fastpipe.debug", "fastpipe"),
-    ("fastpipe.debug", "fastpipe.pipe"),
-    ("fastpipe.instances", "fastpipe.pipe"),
 }
 """Imports upwards that are still to be cut; none is added."""
 

@@ -1,11 +1,12 @@
-"""How ``Pipe.amap`` runs: tasks in a window, answers in order, and a source that may be asynchronous."""
+"""How ``Pipe.map`` and ``Pipe.amap`` run: requests in a window, answers in order, a source that may be asynchronous."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fastpipe._core import Walk, _as_raised
 from fastpipe.contract import Request
 from fastpipe.errors import ForkedPipe, PipeClosed
 from fastpipe.results import with_request
@@ -13,21 +14,83 @@ from fastpipe.results import with_request
 if TYPE_CHECKING:
     import asyncio
 
-    from fastpipe.pipe import Pipe
-
-__all__ = ["async_map"]
+__all__ = ["amap_in_order", "map_in_order"]
 
 
-async def async_map(
-    pipe: Pipe,
+def map_in_order(
+    start: Callable[[Request], Walk], requests: Iterator[Request], window: int, return_exceptions: bool
+) -> Iterator[Any]:
+    """Yield the answers of ``requests`` in order; see ``Pipe.map``.
+
+    Args:
+        start: starts a request.
+        requests: as of ``Pipe.map``.
+        window: how many requests are taken ahead.
+        return_exceptions: as of ``Pipe.map``.
+    """
+    started: deque[tuple[Walk | Exception, Request]] = deque()
+    failure: Exception | None = None
+    try:
+        while True:
+            try:
+                request = next(requests)
+            except StopIteration:
+                break
+            except Exception as error:  # of the iterable: it is told behind what has begun
+                failure = error
+                break
+            try:
+                started.append((start(request), request))
+            except (PipeClosed, ForkedPipe) as error:
+                failure = error
+                break
+            except Exception as error:  # it was not let in
+                started.append((error.with_traceback(None), request))
+                if not return_exceptions:
+                    break
+            if len(started) >= window:
+                yield _next_of(started, return_exceptions)
+        while started:
+            yield _next_of(started, return_exceptions)
+        if failure is not None:
+            raise failure
+    finally:
+        failure = None  # see _next_of
+        for walk, _ in started:
+            if isinstance(walk, Walk):
+                walk.cancel()
+
+
+def _next_of(started: deque[tuple[Walk | Exception, Request]], return_exceptions: bool) -> Any:
+    walk, request = started[0]
+    error = walk.wait() if isinstance(walk, Walk) else walk
+    started.popleft()
+    if error is None:
+        return request
+    if return_exceptions:
+        return with_request(error, request)
+    try:
+        raise _as_raised(error)
+    finally:
+        del error, walk  # the traceback holds this frame: without this, a cycle would keep the request and its pipe
+
+
+async def amap_in_order(
+    call: Callable[[Request], Coroutine[Any, Any, Request]],
+    is_closing: Callable[[], bool],
     requests: Iterable[Request] | AsyncIterable[Request],
     window: int,
     return_exceptions: bool,
-    timeout: float | None,
-    priority: float,
-    entry: str | None,
 ) -> AsyncGenerator[Any, None]:
-    """Yield the answers of ``requests`` in order; see ``Pipe.amap``."""
+    """Yield the answers of ``requests`` in order; see ``Pipe.amap``.
+
+    Args:
+        call: takes a request when it is called, and runs it when it is awaited.
+        is_closing: whether no more requests are to be taken.
+        requests: as of ``Pipe.amap``.
+        window: how many requests are taken ahead.
+        return_exceptions: as of ``Pipe.amap``.
+    """
     import asyncio  # a caller that has a running loop has imported it
 
     source = _Source(requests)
@@ -38,12 +101,10 @@ async def async_map(
                 next_request = await source.take(unless=started[0][0] if started else None)
                 if next_request is None:
                     break
-                if pipe.closing:
+                if is_closing():
                     source.ends(PipeClosed("the pipe is closed"))
                     break
-                given = dict.copy(next_request) if isinstance(next_request, dict) else next_request
-                answer = pipe._acall(next_request, given, timeout, priority, entry, True)
-                started.append((asyncio.create_task(answer), next_request))
+                started.append((asyncio.create_task(call(next_request)), next_request))
             if not started:
                 break
             await asyncio.wait([started[0][0]])
@@ -89,7 +150,7 @@ class _Source:
             if isinstance(self._iterator, Iterator):
                 return next(self._iterator)
             if self._awaited is None:
-                self._awaited = asyncio.ensure_future(_next_of(self._iterator))
+                self._awaited = asyncio.ensure_future(_awaited(self._iterator))
             await asyncio.wait(
                 [self._awaited] if unless is None else [self._awaited, unless], return_when=asyncio.FIRST_COMPLETED
             )
@@ -113,5 +174,5 @@ class _Source:
         return [] if self._awaited is None else [self._awaited]
 
 
-async def _next_of(iterator: AsyncIterator[Request]) -> Request:
+async def _awaited(iterator: AsyncIterator[Request]) -> Request:
     return await anext(iterator)

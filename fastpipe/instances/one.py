@@ -1,0 +1,68 @@
+"""One instance of a backend: how it is built, what its thread is called, how the sub-graphs in it find their nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+from fastpipe import _core
+from fastpipe.backends.flow.graphs import SubGraph
+from fastpipe.config.nodes import NodeConfig, StepPlan
+from fastpipe.contract import Backend, Request, Site, building
+from fastpipe.errors import ConfigError, PipeClosed
+
+__all__ = ["build_backend", "connect", "thread_name"]
+
+
+def thread_name(node: str, index: int) -> str:
+    """Return the name of the thread that serves an instance."""
+    return f"fastpipe {node}#{index}"
+
+
+def build_backend(plan: StepPlan, node: str, index: int, place: Hashable = None) -> Backend:
+    """Build an instance, at ``place`` if that is given; what goes wrong is raised with a note that names it."""
+    try:
+        with building(Site(place)):
+            backend = plan.build()
+        if not callable(getattr(backend, "forward", None)):
+            raise ConfigError(f"{type(backend).__name__} has no forward(batch)")
+    except BaseException as error:
+        with contextlib.suppress(Exception):
+            error.add_note(f"fastpipe: while building node {node!r}, backend {plan.name}, instance {index}")
+        raise
+    return backend
+
+
+def connect(engine: _core.Engine, configs: tuple[NodeConfig, ...], backend: Backend) -> None:
+    """Tell the Jumps and MapReduces that are steps of a backend where their parts enter."""
+    index_of = {config.name: index for index, config in enumerate(configs)}
+    weak_engine = weakref.ref(engine)  # the backend must not keep its own pipe alive
+    for sub_graph in _sub_graphs_in(backend):
+        sub_graph.ignored_keys = engine.ignored_keys
+        sub_graph.connect(_PartsRunner(weak_engine, engine._entry_at(index_of[sub_graph.jump])))
+
+
+class _PartsRunner:
+    """Runs parts for a Jump or MapReduce that is a step of a Sequential."""
+
+    def __init__(self, engine: weakref.ref[_core.Engine], entry: _core.Entry) -> None:
+        self.engine = engine
+        self.entry = entry
+        # Of the last call, for each request: which step left its parts without a result; "": a filter; None: none did.
+        self.reasons: list[str | None] = []
+
+    def __call__(self, splits: list[list[Request]], keeps_failures: bool) -> list[list[Any]]:
+        engine = self.engine()
+        if engine is None:  # a backend that outlives its pipe and is called by hand
+            raise PipeClosed("the pipe of this Jump is gone")
+        self.reasons = []
+        return engine._run_parts(self.entry, splits, keeps_failures, self.reasons)
+
+
+def _sub_graphs_in(backend: Backend) -> Iterator[SubGraph]:
+    if isinstance(backend, SubGraph):
+        yield backend
+    for child in getattr(backend, "children", ()):
+        yield from _sub_graphs_in(child.backend)

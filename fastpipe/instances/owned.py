@@ -1,0 +1,145 @@
+"""What a pipe owns: the backends of its instances, its threads, its watchdog; and how each of them ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from fastpipe import _core
+from fastpipe.contract import Backend, close_all
+from fastpipe.instances.threads import Worker
+
+__all__ = ["LEAST_JOIN_S", "Instances"]
+
+# Threads that were told to leave do so at once; this bounds the wait for one that hangs in a backend.
+LEAST_JOIN_S = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class _Owned:
+    """A backend to be closed, and the instance that it is: it is closed once that is free."""
+
+    backend: Backend
+    station: _core.Station | None
+    """None: it may be closed at any time."""
+    index: int
+    life: int
+
+
+class Instances:
+    """Backends and threads of one pipe. It knows no engine, so that a thread which holds it keeps no pipe alive.
+
+    Thread-safety: any thread, several at a time; but one at a time stops threads, see ``Pipe.close``.
+    """
+
+    def __init__(self) -> None:
+        self.workers: list[Worker] = []
+        # What has to be closed by whoever closes the pipe: thread-bound backends are closed by their threads. By id(),
+        # as several threads may take something out at the same time.
+        self._backends: dict[int, _Owned] = {}
+        self._watchdog: _core.Watchdog | None = None
+        self._watchdog_worker: Worker | None = None
+
+    # ---- threads -----------------------------------------------------------------------------------------------
+
+    def start(self, worker: Worker) -> None:
+        """Start a thread, and wait for its end when the pipe closes."""
+        worker.start()
+        self.workers.append(worker)
+
+    def start_watchdog(self, watchdog: _core.Watchdog) -> None:
+        """Start the thread of the watchdog; it is stopped when all others have left."""
+        self._watchdog = watchdog
+        self._watchdog_worker = Worker("fastpipe watchdog", watchdog.serve)
+        self._watchdog_worker.start()
+
+    def start_clock(self, clock: _core.Clock) -> None:
+        """Start the thread of a clock.
+
+        Raises:
+            PipeError, RuntimeError, MemoryError, KeyboardInterrupt: see ``Worker.start``; the clock was stopped.
+        """
+        worker = Worker("fastpipe clock", clock.serve)
+        self.workers.append(worker)
+        try:
+            worker.start()
+        except BaseException:  # a signal or no memory; its thread may have begun, and close() then waits for its end
+            clock.stop()
+            if worker.is_over:
+                self.workers.remove(worker)
+            raise
+
+    def forget_thread(self, thread: threading.Thread) -> None:
+        """Wait no more for a thread that hangs."""
+        for worker in list(self.workers):
+            if worker.thread is thread:
+                self.workers.remove(worker)
+                worker.give_up()
+
+    def stop_watchdog(self) -> None:
+        """Tell the watchdog to leave, without waiting for it."""
+        if self._watchdog is not None:
+            self._watchdog.stop()
+
+    def join_threads(self, deadline: float | None) -> None:
+        """Wait until all threads have left, whose stations are closed, and stop the watchdog; None: for ever."""
+        if deadline is not None:
+            deadline = max(deadline, time.monotonic() + LEAST_JOIN_S)
+        for worker in list(self.workers):
+            if worker.thread is not threading.current_thread():
+                worker.join(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+        if self._watchdog_worker is not None:  # only now: a worker may hang until here
+            self.stop_watchdog()
+            if self._watchdog_worker.thread is not threading.current_thread() and not self._has_left_behind():
+                self._watchdog_worker.join(LEAST_JOIN_S)
+
+    def _has_left_behind(self) -> bool:
+        """True if some worker has not left in time: it may hang."""
+        return any(worker.is_left_behind for worker in list(self.workers))
+
+    # ---- backends ----------------------------------------------------------------------------------------------
+
+    def own(self, backend: Backend, station: _core.Station | None, index: int) -> None:
+        """Close a backend with the pipe, once its instance is free; ``station`` None: at any time."""
+        life = 0 if station is None else station.life_of(index)
+        self._backends[id(backend)] = _Owned(backend, station, index, life)
+
+    def disown(self, backend: Backend) -> None:
+        """Close it no more: whoever hangs in it does, if ever."""
+        self._backends.pop(id(backend), None)
+
+    def nothing_runs(self) -> None:
+        """Have each backend closed at any time: the pipe could not be built, whether or not its instance was opened."""
+        self._backends = {key: _Owned(owned.backend, None, 0, 0) for key, owned in self._backends.items()}
+
+    def close_backends(self, deadline: float | None) -> None:
+        """Close the backends whose instances are free, or get free in time; None: however long that takes.
+
+        Raises:
+            Exception: what their ``close()`` raised; all others are closed nevertheless.
+        """
+        idle: list[Backend] = []
+        busy: list[_Owned] = []
+        try:
+            for key in list(self._backends):
+                # One at a time off the books: a signal handler may close the pipe while this waits.
+                owned = self._backends.pop(key, None)
+                if owned is None:
+                    continue
+                # A branch of a request that has failed may still run on its caller's thread.
+                left_s = -1.0 if deadline is None else max(deadline - time.monotonic(), 0.0)
+                busy.append(owned)
+                is_ours = True if owned.station is None else owned.station.retire(owned.index, owned.life, left_s)
+                if is_ours is not False:
+                    busy.pop()
+                if is_ours:  # else it was given up, and whoever hangs in it closes it, if ever
+                    idle.append(owned.backend)
+        except BaseException:
+            for backend in idle:
+                self.own(backend, None, 0)
+            raise
+        finally:
+            for owned in busy:
+                self._backends[id(owned.backend)] = owned
+        close_all(idle)
