@@ -18,19 +18,18 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from fastpipe import _core
 from fastpipe._async_map import async_map
-from fastpipe.config.graph import compile_graph
-from fastpipe.config.nodes import load
+from fastpipe.config.reading import load
+from fastpipe.config.sub_graphs import jumps_of
 from fastpipe.config.values import own_copy
-from fastpipe.config.wiring import add_mistakes_of_the_graph
+from fastpipe.config.wiring import add_mistakes_of_the_graph, compile_graph
 from fastpipe.contract import Backend, Request, close_all
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendHung, ForkedPipe, PipeClosed, PipeError
-from fastpipe.faults import text_of
+from fastpipe.faults import text_of, with_request
 from fastpipe.forks import ProcessLock
-from fastpipe.instances.building import Builder, jumps_of
+from fastpipe.instances.building import Builder
 from fastpipe.instances.hung import HungInstances
 from fastpipe.instances.threads import Worker, check_threads
-from fastpipe.results import with_request
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

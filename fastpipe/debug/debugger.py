@@ -28,7 +28,7 @@ from fastpipe.summaries import Summary, summarize_under
 
 if TYPE_CHECKING:
     from fastpipe._core import Stepper
-    from fastpipe.config.nodes import NodeConfig
+    from fastpipe.config.described import NodeConfig
     from fastpipe.pipe import Pipe
 
 __all__ = ["Arrival", "Breakpoint", "Debugger", "History", "Step", "Stop"]

@@ -6,15 +6,17 @@ import contextlib
 import functools
 import itertools
 import weakref
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastpipe import _core
-from fastpipe.backends.flow.graphs import SubGraph
+from fastpipe.config.described import NodeConfig
 from fastpipe.config.graph import Graph
-from fastpipe.config.nodes import NodeConfig, StepPlan
-from fastpipe.contract import Backend, Request, Site, building
-from fastpipe.errors import ConfigError, PipeClosed
+from fastpipe.config.keys import station_settings
+from fastpipe.config.plan import StepPlan
+from fastpipe.config.sub_graphs import entry_of_object, is_sub_graph
+from fastpipe.contract import Backend, Request, Site, SubGraph, building
+from fastpipe.errors import ConfigError, Mistake, PipeClosed
 from fastpipe.filters import run, swap
 from fastpipe.instances.threads import Worker, serve_shared, serve_thread_bound
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from fastpipe.pipe import Pipe
 
-__all__ = ["Builder", "build_backend", "connect", "jumps_of", "thread_name"]
+__all__ = ["Builder", "build_backend", "connect", "thread_name"]
 
 
 class Builder:
@@ -88,7 +90,7 @@ class Builder:
         return config.name if config.shares is None else config.shares
 
     def _build_node(self, config: NodeConfig, plan: StepPlan) -> None:
-        if _is_sub_graph(plan):
+        if is_sub_graph(plan):
             backend = build_backend(plan, config.name, 0)
             self.pipe._own(backend, None, 0)
             self.backends[config.name] = backend
@@ -162,16 +164,10 @@ class Builder:
             len(backends),
             max_batch,
             thread_bound,
-            config.batching,
-            config.preferred_batch_sizes,
-            config.batching_timeout_ms,
-            config.bucket is not None or first.bucket is not None,
-            config.max_queue or 0,
-            config.max_queue_bytes or 0,
-            config.when_full,
-            config.hang_timeout_s or 0.0,
-            first.place,
-            tuple(numbers),
+            has_buckets=config.bucket is not None or first.bucket is not None,
+            place=first.place,
+            numbers=tuple(numbers),
+            **station_settings(config.settings),
         )
         # Closing finds it from now on, also if the next node cannot be built.
         self.pipe.stations.append(station)
@@ -276,33 +272,7 @@ def connect(pipe: Pipe, configs: tuple[NodeConfig, ...], backend: Backend) -> No
     weak_pipe = weakref.ref(pipe)  # the backend must not keep its own pipe alive
     for sub_graph in _sub_graphs_in(backend):
         sub_graph.ignored_keys = pipe.ignored_keys
-        sub_graph.connect(_PartsRunner(weak_pipe, pipe._entry_at(index_of[sub_graph.jump])))
-
-
-def jumps_of(configs: Iterable[NodeConfig]) -> dict[str, tuple[str, ...]]:
-    """The nodes at which parts of a node's requests enter, for the nodes that have such; also for logical ones."""
-    configs = tuple(configs)
-    plans = {config.name: config.plan for config in configs}
-    jumps = {}
-    for config in configs:
-        plan = plans.get(config.name if config.shares is None else config.shares)
-        targets = () if plan is None else tuple(_jump_targets(plan))
-        if targets:
-            jumps[config.name] = targets
-    return jumps
-
-
-def _is_sub_graph(plan: StepPlan) -> bool:
-    kind = plan.backend if isinstance(plan.backend, type) else type(plan.backend)
-    return issubclass(kind, SubGraph)
-
-
-def _jump_targets(plan: StepPlan) -> Iterator[str]:
-    if _is_sub_graph(plan):
-        kind: Any = plan.backend
-        yield kind.jump if isinstance(kind, SubGraph) else kind.entry_node(plan.parameters)
-    for child in plan.children:
-        yield from _jump_targets(child)
+        sub_graph.connect(_PartsRunner(weak_pipe, pipe._entry_at(index_of[entry_of_object(sub_graph)])))
 
 
 def _sub_graphs_in(backend: Backend) -> Iterator[SubGraph]:
@@ -338,7 +308,8 @@ def _by_place(node: str, backends: list[Backend]) -> list[list[int]]:
         try:
             numbers.setdefault(backend.place, []).append(number)
         except TypeError as error:
-            raise ConfigError(f"node {node!r}: the place of an instance must be hashable: {error}") from error
+            text = f"the place of an instance must be hashable: {error}"
+            raise ConfigError(Mistake(text, node)) from error
     return list(numbers.values())
 
 

@@ -17,7 +17,7 @@ from fastpipe.instances.building import CameBack, build_backend, connect, thread
 from fastpipe.instances.threads import Worker, serve_and_close, serve_shared
 
 if TYPE_CHECKING:
-    from fastpipe.config.nodes import StepPlan
+    from fastpipe.config.plan import StepPlan
     from fastpipe.contract import Backend
     from fastpipe.pipe import Pipe
 
