@@ -211,7 +211,7 @@ NODE_KEYS = _table(
     ),
     Key(
         "batching_timeout",
-        "How many milliseconds the oldest request may wait for company.",
+        "How many milliseconds the oldest request may wait for others.",
         Annotated[float, Between(0, 3_600_000)],
         2.0,
         default_in_words="2",
@@ -262,7 +262,7 @@ NODE_KEYS = _table(
     ),
     Key(
         "restart",
-        "For a leaf: the node at which a request enters again.",
+        "On a leaf: where a request starts over after it has passed every leaf.",
         takes_none=True,
         read=_name,
         form=_TEXT,
@@ -271,7 +271,7 @@ NODE_KEYS = _table(
     ),
     Key(
         "restart_limit",
-        "How often one request may enter again here.",
+        "How often one request may start over from here.",
         _REQUESTS,
         1000,
         field="restart_limit",
@@ -279,7 +279,7 @@ NODE_KEYS = _table(
     ),
     Key(
         "bucket",
-        "A key of the request: only those that agree in it share a batch.",
+        "A key of the request, or a function of it: only requests that agree in it share a batch.",
         default_in_words="what the backend says",
         takes_none=True,
         read=_bucket,
@@ -288,7 +288,7 @@ NODE_KEYS = _table(
     ),
     Key(
         "max_queue",
-        "How many requests may wait here.",
+        "How many requests may wait for the node.",
         _REQUESTS,
         default_in_words="no limit",
         takes_none=True,
@@ -296,7 +296,7 @@ NODE_KEYS = _table(
     ),
     Key(
         "max_queue_bytes",
-        "How many bytes of data may wait here.",
+        "How many bytes of data may wait for the node.",
         Annotated[int, Between(1, 1 << 60)],
         default_in_words="no limit",
         takes_none=True,
@@ -326,7 +326,7 @@ NODE_KEYS = _table(
 PIPE_KEYS = _table(
     Key(
         "request_timeout",
-        "How many seconds a request may take that says nothing itself.",
+        "Default time limit, in seconds, for requests without a timeout.",
         _SECONDS,
         default_in_words="no limit",
         unit=" seconds",
@@ -334,7 +334,7 @@ PIPE_KEYS = _table(
     ),
     Key(
         "max_in_flight",
-        "How many requests may be in the pipe at once.",
+        "How many requests may be in the pipe, queued or running.",
         _REQUESTS,
         default_in_words="no limit",
         unit=" requests",
@@ -349,14 +349,14 @@ PIPE_KEYS = _table(
     ),
     Key(
         "when_hung",
-        "What becomes of an instance, or of the process, when a batch does not end.",
+        "What becomes of an instance that hangs: another takes its place (replace), or the process ends (abort).",
         Literal["replace", "abort"],
         "replace",
         field="when_hung",
     ),
     Key(
         "obey_request_keys",
-        "Keys by which whoever sends a request may steer it: node_name, restart, request_size.",
+        "By which keys of its own a caller's request may steer: node_name, restart, request_size.",
         list[Literal["node_name", "restart", "request_size"]],
         (),
         default_in_words="none",
