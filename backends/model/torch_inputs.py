@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fastpipe.config.shapes import profiles_of
 from fastpipe.contract import Request
 from fastpipe.errors import ConfigError, KernelError
 from fastpipe.summaries import summarize
@@ -306,7 +307,7 @@ def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded) -> l
     """Return the inputs as ``max`` or ``min`` have them; None if they only say how many requests there are."""
     for text in (max, min):
         if isinstance(text, str) and "x" in text:
-            ranks = [len(shape.split("x")) for shape in text.partition(";")[0].split(",")]
+            ranks = [len(shape) for shape in profiles_of(text)[0]]
             names = loaded.names or []
             count = len(loaded.names) if loaded.names is not None else None
             if len(ranks) < loaded.required or (count is not None and len(ranks) > count):

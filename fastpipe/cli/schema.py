@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from fastpipe.config import registry
 from fastpipe.config.keys import NODE_KEYS, PIPE_KEYS, Key
-from fastpipe.config.values import _LISTS, Parameter, constructor_parameters
+from fastpipe.config.values import LISTS, Parameter, constructor_parameters
 from fastpipe.contract import Backend, Between, Container
 from fastpipe.errors import MissingExtra
 
@@ -31,33 +31,20 @@ _NO_GRAFT: Schema = {"not": {"pattern": "::(backend|dependency)$"}}
 def schema() -> Schema:
     """Return the schema. Backends whose libraries are not installed are left out: their parameters may be anything."""
     backends = _backends()
-    parameters = {name: _parameters(backend) for name, backend in backends.items()}
-    scheduler = {name: _described(key) for name, key in NODE_KEYS.items()}
+    of_nodes = {name: _described(key) for name, key in NODE_KEYS.items()}
     of_all = {name: _described(key) for name, key in PIPE_KEYS.items()}
-    taken = {parameter for backend in backends.values() for parameter in _takes(backend)}
-    known: Schema = {"anyOf": [{"enum": [*NODE_KEYS, *sorted(taken - {*NODE_KEYS})]}, {"pattern": r"::|^\d+$"}]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "fastpipe configuration",
         "description": "Nodes of a pipe, by name; what stands beside them, and in 'global', are defaults for all.",
         "type": "object",
-        "properties": {**scheduler, **of_all, "global": {"type": "object", "properties": scheduler | of_all, **_OPEN}},
+        "properties": {**of_nodes, **of_all, "global": {"type": "object", "properties": of_nodes | of_all, **_OPEN}},
         "additionalProperties": {"$ref": "#/$defs/node"},
-        "allOf": [
-            {"$ref": "#/$defs/parameters"},
-            # Unless a default puts backends into the trees of all nodes.
-            {
-                "if": {"propertyNames": _NO_GRAFT, "properties": {"global": {"propertyNames": _NO_GRAFT}}},
-                "then": {
-                    "properties": {"global": {}},
-                    "additionalProperties": {"if": {"$ref": "#/$defs/ours"}, "then": {"propertyNames": known, **_OPEN}},
-                },
-            },
-        ],
+        "allOf": [{"$ref": "#/$defs/parameters"}, _known_keys(backends)],
         "$defs": {
             # What is no table is a default, of which nothing is known; all that is said here is about tables.
             "node": {
-                "properties": scheduler,
+                "properties": of_nodes,
                 "patternProperties": {r"^\d+$": {"$ref": "#/$defs/node"}},  # logical nodes: [rec.2]
                 "allOf": [{"$ref": "#/$defs/parameters"}],
                 **_OPEN,
@@ -70,14 +57,28 @@ def schema() -> Schema:
                 "propertyNames": _NO_GRAFT,
                 **_OPEN,
             },
-            "parameters": {
-                "if": {"$ref": "#/$defs/ours"},
-                "then": {
-                    "allOf": [_if_named(name, parameters[name]) for name in sorted(parameters) if parameters[name]]
-                },
-            },
+            "parameters": _parameters_by_backend(backends),
         },
     }
+
+
+def _known_keys(backends: Mapping[str, type[Backend]]) -> Schema:
+    """Refuse keys that no backend of a node takes, unless a default puts backends into the trees of all nodes."""
+    taken = {parameter for backend in backends.values() for parameter in _takes(backend)}
+    known: Schema = {"anyOf": [{"enum": [*NODE_KEYS, *sorted(taken - {*NODE_KEYS})]}, {"pattern": r"::|^\d+$"}]}
+    return {
+        "if": {"propertyNames": _NO_GRAFT, "properties": {"global": {"propertyNames": _NO_GRAFT}}},
+        "then": {
+            "properties": {"global": {}},
+            "additionalProperties": {"if": {"$ref": "#/$defs/ours"}, "then": {"propertyNames": known, **_OPEN}},
+        },
+    }
+
+
+def _parameters_by_backend(backends: Mapping[str, type[Backend]]) -> Schema:
+    parameters = {name: _parameters(backends[name]) for name in sorted(backends)}
+    named = [_if_named(name, own) for name, own in parameters.items() if own]
+    return {"if": {"$ref": "#/$defs/ours"}, "then": {"allOf": named}}
 
 
 def _described(key: Key) -> Schema:
@@ -96,7 +97,7 @@ def _if_named(name: str, properties: Schema) -> Schema:
 
 def _backends() -> dict[str, type[Backend]]:
     found = {}
-    for name, _, _ in registry._BUILT_IN.values():
+    for name in registry.built_in_names():
         try:
             backend = registry.find(name)
         except MissingExtra:
@@ -147,7 +148,7 @@ def _type(annotation: Any) -> Schema:
         return {"anyOf": members} if all(members) else {}
     if origin is Literal:
         return _choice(get_args(annotation))
-    if annotation in _LISTS or origin in _LISTS:
+    if annotation in LISTS or origin in LISTS:
         return _list(annotation)
     simple: Mapping[Any, Schema] = {
         int: {"anyOf": [{"type": "integer"}, _INTEGER_TEXT]},

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastpipe.config.maps import read_map
-from fastpipe.config.shapes import largest_batch, smallest_batch
+from fastpipe.config.shapes import SHAPE_FORM, largest_batch, smallest_batch
 from fastpipe.config.values import BadValue, coerce
 from fastpipe.contract import Between
 
@@ -25,12 +25,6 @@ _REQUESTS = Annotated[int, Between(1, 1_000_000_000)]
 _SECONDS = Annotated[float, Between(0.000_001, 1_000_000_000)]
 
 _TEXT = {"type": "string"}
-_SIZE = {
-    "anyOf": [
-        {"type": "integer", "minimum": 1, "maximum": 1 << 20},
-        {"type": "string", "pattern": r"^[\s|]*\d[\d\sxX,;|&]*$"},
-    ]
-}
 _NAMES = {"type": ["string", "array"], "items": {"type": "string", "minLength": 1}}
 _PAIRS = {"type": "object", "additionalProperties": {"type": "string", "minLength": 1}, "minProperties": 1}
 
@@ -192,7 +186,7 @@ NODE_KEYS = _table(
         default_in_words="what the backend says, else 1",
         takes_none=True,
         read=largest_batch,
-        form=_SIZE,
+        form=SHAPE_FORM,
         field="max",
         is_read_with_backend=True,
         is_passed_on=True,
@@ -204,7 +198,7 @@ NODE_KEYS = _table(
         default_in_words="1",
         takes_none=True,
         read=smallest_batch,
-        form=_SIZE,
+        form=SHAPE_FORM,
         is_read_with_backend=True,
         is_passed_on=True,
         is_divided=True,

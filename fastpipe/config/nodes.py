@@ -17,7 +17,7 @@ from fastpipe.config import registry
 from fastpipe.config.described import NodeConfig
 from fastpipe.config.keys import NODE_KEYS, Key, default_settings
 from fastpipe.config.plan import StepPlan, TreePlanner, is_grafting, resolve_filter
-from fastpipe.config.problems import Problems
+from fastpipe.config.problems import NO_BACKEND, Problems
 from fastpipe.config.sub_graphs import proxied
 from fastpipe.config.values import BadValue
 from fastpipe.errors import AT_KEY, ConfigError, Mistake, nearest
@@ -276,7 +276,7 @@ class NodeReader:
         if backend is None or backend == "":
             close = next((key for key in table if nearest(key, ["backend"])), None)
             hint = "" if close is None else f"; is {close!r} meant to be it?"
-            self.problems.add(planner.node, None, f"it has no backend{hint}")
+            self.problems.add(planner.node, None, f"{NO_BACKEND}{hint}")
             return None
         if planner.read(backend, table, defaults) is None:
             return None

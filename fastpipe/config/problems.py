@@ -5,7 +5,10 @@ from __future__ import annotations
 from fastpipe.config.values import BadValue
 from fastpipe.errors import AT_KEY, ConfigError, MissingExtra, Mistake
 
-__all__ = ["Problems"]
+__all__ = ["NO_BACKEND", "Problems", "shown_part"]
+
+NO_BACKEND = "it has no backend"
+"""What is wrong with a node that may be wired all the same."""
 
 
 class Problems:

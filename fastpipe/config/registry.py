@@ -22,7 +22,7 @@ from fastpipe.forks import ProcessLock
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["composer", "distrusting", "find", "import_object", "known_names", "register", "resolve"]
+__all__ = ["built_in_names", "composer", "distrusting", "find", "import_object", "known_names", "register", "resolve"]
 
 ENTRY_POINT_GROUP = "fastpipe.backends"
 
@@ -124,9 +124,14 @@ def composer() -> type[Container]:
 
 def known_names() -> list[str]:
     """Return every name a configuration may use, sorted; nothing is imported for it."""
-    names = {name for name, _, _ in _BUILT_IN.values()} | {name for name, _, _ in _REGISTERED.values()}
+    names = set(built_in_names()) | {name for name, _, _ in _REGISTERED.values()}
     names.update(entry_point.name for folded, entry_point in _other_packages().items() if folded not in _REGISTERED)
     return sorted(names, key=str.lower)
+
+
+def built_in_names() -> list[str]:
+    """Return the names of what is in the box, as they are written."""
+    return [name for name, _, _ in _BUILT_IN.values()]
 
 
 def import_object(path: str) -> Any:

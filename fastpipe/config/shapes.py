@@ -11,12 +11,21 @@ from typing import Annotated, Any
 from fastpipe.config.values import BadValue, coerce
 from fastpipe.contract import Between
 
-__all__ = ["Shape", "largest_batch", "profiles_of", "smallest_batch"]
+__all__ = ["SHAPE_FORM", "Shape", "batch_alone", "largest_batch", "profiles_of", "smallest_batch"]
 
 Shape = tuple[str, ...]
 """The sizes of the axes as they are written, the batch first."""
 
-_BATCH_SIZE = Annotated[int, Between(1, 1 << 20)]
+_LARGEST = 1 << 20
+_BATCH_SIZE = Annotated[int, Between(1, _LARGEST)]
+
+SHAPE_FORM = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1, "maximum": _LARGEST},
+        {"type": "string", "pattern": r"^[\s|]*\d[\d\sxX,;|&]*$"},
+    ]
+}
+"""The JSON schema of what is read here."""
 
 
 def profiles_of(written: int | str) -> list[list[Shape]]:
@@ -25,6 +34,13 @@ def profiles_of(written: int | str) -> list[list[Shape]]:
         [tuple(size.strip() for size in shape.lower().split("x")) for shape in profile.split(",")]
         for profile in str(written).split(";")
     ]
+
+
+def batch_alone(written: int | str | None) -> int | None:
+    """Return the batch size where it is all that is written; None: nothing is, or shapes are."""
+    if written is None or isinstance(written, int):
+        return written
+    return int(written) if written.strip().isdecimal() else None
 
 
 def largest_batch(written: Any) -> int:
@@ -53,4 +69,4 @@ def _batch_sizes(written: Any) -> list[list[int]]:
         shares = [share for share in written.split("|") if share.strip()] or [written]
         return [[int(coerce(shapes[0][0], _BATCH_SIZE)) for shapes in profiles_of(share)] for share in shares]
     except BadValue:
-        raise BadValue("a number between 1 and 1048576, or a shape such as '4x3x224x224'", written) from None
+        raise BadValue(f"a number between 1 and {_LARGEST}, or a shape such as '4x3x224x224'", written) from None

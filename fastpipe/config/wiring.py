@@ -12,7 +12,7 @@ from dataclasses import replace
 from fastpipe.config.described import NodeConfig
 from fastpipe.config.graph import Graph, GraphNode, Source, reached_from
 from fastpipe.config.maps import MapEntry
-from fastpipe.config.problems import Problems
+from fastpipe.config.problems import NO_BACKEND, Problems
 from fastpipe.config.sub_graphs import jumps_of
 from fastpipe.errors import GraphError, Mistake, nearest
 
@@ -55,8 +55,7 @@ def add_mistakes_of_the_graph(nodes: Sequence[NodeConfig], problems: Problems) -
 def _is_wired(mistakes: Iterable[Mistake]) -> bool:
     """Whether all nodes are there, with what leads from one to another."""
     return not any(
-        mistake.key in _WIRING or (mistake.key is None and not mistake.endswith(": it has no backend"))
-        for mistake in mistakes
+        mistake.key in _WIRING or (mistake.key is None and mistake.text != NO_BACKEND) for mistake in mistakes
     )
 
 
