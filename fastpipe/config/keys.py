@@ -251,7 +251,6 @@ NODE_KEYS = _table(
         default_in_words="see below",
         form=_TEXT,
         field="filter",
-        is_read_with_backend=True,
         is_own_of_logical=True,
     ),
     Key(

@@ -138,8 +138,6 @@ class NodeReader:
             planned.plan,
             instance_num=planned.instance_num,
             max=planned.largest,
-            filter=resolve_filter(keys.get("filter"), name, self.problems),
-            filter_name=_name_of(keys.get("filter")),
             settings=settings,
             **fields,
         )
@@ -152,6 +150,10 @@ class NodeReader:
         settings = default_settings(NODE_KEYS)
         for key in NODE_KEYS.values():
             if key.is_read_with_backend or (is_logical and not key.is_own_of_logical):
+                continue
+            if key.name == "filter":  # a name of the registry
+                fields["filter"] = resolve_filter(keys.get("filter"), name, self.problems)
+                fields["filter_name"] = _name_of(keys.get("filter"))
                 continue
             value, is_readable = self._value(name, key, keys)
             if key.check is not None:
@@ -245,8 +247,6 @@ class NodeReader:
             name,
             None,
             shares,
-            filter=resolve_filter(keys.get("filter"), name, self.problems),
-            filter_name=_name_of(keys.get("filter")),
             **fields,
         )
 
