@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastpipe._core import Walk, _as_raised
 from fastpipe.contract import Request
 from fastpipe.errors import ForkedPipe, PipeClosed
-from fastpipe.results import with_request
+from fastpipe.faults import with_request
 
 if TYPE_CHECKING:
     import asyncio

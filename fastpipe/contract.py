@@ -29,13 +29,14 @@ Both are accepted wherever a configuration names a backend; so are ``"module:Nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from fastpipe.errors import ItemErrors
+from fastpipe.errors import BackendError, ConfigError, ItemErrors
+from fastpipe.results import checked_parts
 
 __all__ = [
     "Backend",
@@ -46,6 +47,7 @@ __all__ = [
     "PerRequest",
     "Request",
     "Site",
+    "SubGraph",
     "raise_failed",
     "run_each",
     "site",
@@ -307,8 +309,6 @@ class Container(Backend):
             return
         _, first = placed[0]
         if any(other.place != first.place for _, other in placed):
-            from fastpipe.errors import ConfigError
-
             listed = ", ".join(f"{name} is at {other.place}" for name, other in placed)
             raise ConfigError(f"the parts of an instance must be at one place: {listed}; make nodes of them")
         self.place = first.place
@@ -317,6 +317,84 @@ class Container(Backend):
 
     def close(self) -> None:
         close_all(child.backend for child in self.children)
+
+
+class SubGraph(Backend):
+    """Base for backends whose work is another graph, or another node; ``split`` and ``merge`` are yours to replace.
+
+    As a node, nothing blocks: the engine sends the parts on their way, and whichever thread finishes the last one goes
+    on with the whole. As a step of a Sequential, ``forward`` runs the parts and waits for them.
+
+    Thread-safety: both are called from any thread, for several requests at once; keep no state in ``self``.
+    """
+
+    retry_alone = False  # a failure is kept with its request anyway
+    keeps_failures = False
+    """True: ``merge`` receives the exceptions of failed parts. False: the first failed part fails the request."""
+    ignored_keys: tuple[str, ...] = ("restart", "request_size")
+    """Keys that mean something to the engine, and that the pipe does not obey where they come with a caller's data."""
+
+    runs_there: bool = False
+    """True: the parts run in the instances of the node ``jump``, by its backend alone, as a Proxy's do.
+
+    That node's ``filter``, ``map`` and ``next`` are not looked at.
+    """
+
+    def __init__(self, *, jump: str) -> None:
+        """Keep the name of the node to which the parts go."""
+        self.jump = jump
+        self._without: dict[int, str | None] = {}  # by id of a request: which step left its parts without a result
+        self._run_parts: Callable[[list[list[Request]], bool], list[list[Any]]] | None = None
+
+    @classmethod
+    def entry_node(cls, parameters: Mapping[str, Any]) -> Any:
+        """Return what an object would have as ``jump``, from the constructor's parameters; None: they do not say."""
+        return parameters.get("jump")
+
+    def split(self, request: Request) -> list[Request]:
+        """Return one new dict per part, each with ``"data"``; they run through the graph at ``jump``."""
+        raise NotImplementedError(f"{type(self).__name__} has no split(request)")  # abstract
+
+    def merge(self, request: Request, answers: Sequence[Request | BaseException]) -> None:
+        """Write the parts' answers, in the order of ``split``, into ``request``."""
+        raise NotImplementedError(f"{type(self).__name__} has no merge(request, answers)")  # abstract
+
+    def connect(self, run_parts: Callable[[list[list[Request]], bool], list[list[Any]]]) -> None:
+        """Called by the pipe once it is built: ``run_parts`` runs each request's parts at ``jump`` and waits.
+
+        Its second argument is ``keeps_failures``: without it, the first failure drops the rest of a request's parts.
+        """
+        self._run_parts = run_parts
+
+    def forward(self, batch: list[Request]) -> None:
+        if self._run_parts is None:
+            raise BackendError(f"{type(self).__name__} works only inside a pipe")
+        parts: dict[int, list[Request]] = {}
+
+        def split(request: Request) -> None:
+            parts[id(request)] = checked_parts(self.split(request), f"split() of {type(self).__name__}")
+
+        failed = run_each(batch, split)
+        answers = self._run_parts([parts.get(id(request), []) for request in batch], self.keeps_failures)
+        reasons = getattr(self._run_parts, "reasons", None) or [None] * len(batch)
+        self._without = {id(request): why for request, why in zip(batch, reasons, strict=True)}
+        for index, own in enumerate(answers):
+            failure = None if self.keeps_failures else _first_failure(own)
+            if failure is not None:
+                failed[index] = failure
+        answer_of = {id(request): own for request, own in zip(batch, answers, strict=True)}
+        raise_failed(run_each(batch, lambda request: self.merge(request, answer_of[id(request)]), failed), batch)
+
+    def why_no_result(self, request: Request) -> str | None:
+        return self._without.get(id(request))
+
+
+def _first_failure(answers: Sequence[Any]) -> BaseException | None:
+    for index, answer in enumerate(answers):
+        if isinstance(answer, BaseException):
+            answer.add_note(f"fastpipe: part {index}")
+            return answer
+    return None
 
 
 @dataclass(eq=False)

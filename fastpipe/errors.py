@@ -6,10 +6,8 @@ that names node, backend, instance and batch size. The classes here are for what
 
 from __future__ import annotations
 
-import ast
 import difflib
 import operator
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, SupportsIndex, cast
 
@@ -63,28 +61,49 @@ def _restored(kind: type[PipeError], arguments: tuple[Any, ...]) -> PipeError:
 # ---- who wrote the configuration -------------------------------------------------------------------------------
 
 
-_PLACE = re.compile(r"node (?P<node>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")(?:: (?P<key>[\w.:]*\w): )?")
+AT_KEY = 0
 
 
 class Mistake(str):
-    """A sentence that says what is wrong with a description, with the place of it.
+    """A sentence that says what is wrong with a description, and where: ``"node 'resize': max_h: must be ..."``.
 
-    Most begin with it, ``"node 'resize': max_h: must be ..."``, and it is read off there; others are told theirs.
+    Args:
+        text: what is wrong; or a Mistake, which is copied. The sentence is made of it, once, here.
+        node: the name of the node; None: the mistake is not one node's.
+        key: of the node, as it is written, or would be; None: the mistake is not one key's.
+        part: of the key's value: the column (1 is the first), or a word of it. ``AT_KEY``: it is the key itself that is
+            wrong, and the text names it. None: the value as a whole.
+        sentence: for what is not said in that order.
     """
 
+    text: str
     node: str | None
-    """The name of the node; None: the mistake is not one node's."""
     key: str | None
-    """As it is written, or would be; None: the mistake is not one key's."""
+    part: int | str | None
 
-    def __new__(cls, sentence: str, node: str | None = None, key: str | None = None) -> Self:
+    def __new__(
+        cls,
+        text: str,
+        node: str | None = None,
+        key: str | None = None,
+        part: int | str | None = None,
+        *,
+        sentence: str | None = None,
+    ) -> Self:
+        if isinstance(text, Mistake):
+            node, key, part, sentence = text.node, text.key, text.part, str(text)
+            text = text.text
+        if sentence is None:
+            where = "" if node is None else f"node {node!r}: "
+            sentence = f"{where}{_shown_key(key, part)}{text}"
         made = super().__new__(cls, sentence)
-        made.node, made.key = (sentence.node, sentence.key) if isinstance(sentence, Mistake) else (node, key)
-        place = _PLACE.match(sentence)
-        if place is not None:
-            made.node = ast.literal_eval(place["node"])
-            made.key = place["key"] or made.key
+        made.text, made.node, made.key, made.part = text, node, key, part
         return made
+
+
+def _shown_key(key: str | None, part: int | str | None) -> str:
+    shown = "" if key is None or part == AT_KEY else f"{key}: "
+    return f"{shown}column {part}: " if isinstance(part, int) and part != AT_KEY else shown
 
 
 class ConfigError(PipeError, ValueError):

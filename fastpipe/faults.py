@@ -201,3 +201,15 @@ def stacks() -> str:
         f"Thread {names.get(ident, ident)!r}:\n{''.join(traceback.format_stack(frame))}"
         for ident, frame in sys._current_frames().items()
     )
+
+
+def with_request(error: BaseException, request: Any) -> BaseException:
+    """Return an exception that ``map`` yields in the place of a request: it says which request it was."""
+    try:
+        error.failed_request = request  # type: ignore[attr-defined]
+    except Exception:  # its class forbids it
+        replacement = BackendError(f"{type(error).__name__}: {text_of(error)}")
+        replacement.__cause__ = error
+        replacement.failed_request = request  # type: ignore[attr-defined]
+        return replacement
+    return error

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from fastpipe import _core, process
 from fastpipe._maps import amap_in_order, map_in_order
-from fastpipe.config.graph import compile_graph
-from fastpipe.config.nodes import load
+from fastpipe.config.reading import load
+from fastpipe.config.sub_graphs import jumps_of
 from fastpipe.config.values import own_copy
-from fastpipe.config.wiring import add_mistakes_of_the_graph
+from fastpipe.config.wiring import add_mistakes_of_the_graph, compile_graph
 from fastpipe.contract import Request
-from fastpipe.instances.building import Builder, jumps_of
+from fastpipe.instances.building import Builder
 from fastpipe.instances.counters import counters_by_node
 from fastpipe.instances.hung import CameBack, Keeper
 from fastpipe.instances.owned import LEAST_JOIN_S, Instances

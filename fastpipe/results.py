@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from fastpipe.errors import BackendError
-from fastpipe.faults import text_of
 
-__all__ = ["checked_parts", "checked_results", "with_request"]
+__all__ = ["checked_parts", "checked_results"]
 
 _TEXTS = (str, bytes, bytearray, memoryview, UserString)
 
@@ -69,15 +68,3 @@ def _in_words(got: Any) -> str:
     if isinstance(got, Mapping | Set):
         return f"{kind}, whose order is its own: return a list"
     return "None" if got is None else kind
-
-
-def with_request(error: BaseException, request: Any) -> BaseException:
-    """Return an exception that ``map`` yields in the place of a request: it says which request it was."""
-    try:
-        error.failed_request = request  # type: ignore[attr-defined]
-    except Exception:  # its class forbids it
-        replacement = BackendError(f"{type(error).__name__}: {text_of(error)}")
-        replacement.__cause__ = error
-        replacement.failed_request = request  # type: ignore[attr-defined]
-        return replacement
-    return error

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from typing import Annotated
 
+from fastpipe.config.shapes import batch_alone
 from fastpipe.contract import Between, Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError
 
@@ -161,7 +162,7 @@ class Range(_Composer):
         smallest, largest = range
         if smallest > largest:
             raise ConfigError(f"Range: range must be the smallest size and the largest, got {smallest},{largest}")
-        least, most = _number(min), _number(max)
+        least, most = batch_alone(min), batch_alone(max)
         sizes = [_sizes(self._name, child, least, most, largest) for child in children]
         super().__init__(children, sizes, smallest, largest)
 
@@ -195,12 +196,6 @@ def _sizes(name: str, child: Child, least: int | None, most: int | None, without
             f"min and max allow {sizes_in_words(least or 1, most)}"
         )
     return low, high
-
-
-def _number(written: int | str | None) -> int | None:
-    if isinstance(written, str):
-        return int(written) if written.strip().isdecimal() else None
-    return written
 
 
 def _listed(sizes: Sequence[int]) -> str:

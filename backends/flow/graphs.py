@@ -1,85 +1,13 @@
-"""Nodes whose work is another graph, or another node: Jump, MapReduce and Proxy.
-
-As a node, nothing blocks: the engine sends the parts on their way, and whichever thread finishes the last one goes on
-with the whole. As a step of a Sequential, ``forward`` runs the parts and waits for them.
-"""
+"""Nodes whose work is another graph, or another node: Jump, MapReduce and Proxy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from fastpipe.contract import Backend, Request, raise_failed, run_each
-from fastpipe.errors import BackendError
-from fastpipe.results import checked_parts
+from fastpipe.contract import Request, SubGraph
 
-__all__ = ["Jump", "MapReduce", "Proxy", "SubGraph", "hidden_name"]
-
-
-def hidden_name(node: str) -> str:
-    """Return the name of the logical node by which proxies of ``node`` enter; no user's node has such a name."""
-    return f"{node} (by proxy)"
-
-
-class SubGraph(Backend):
-    """Base for backends whose work is another graph; ``split`` and ``merge`` are yours to replace.
-
-    Thread-safety: both are called from any thread, for several requests at once; keep no state in ``self``.
-    """
-
-    retry_alone = False  # a failure is kept with its request anyway
-    keeps_failures = False
-    """True: ``merge`` receives the exceptions of failed parts. False: the first failed part fails the request."""
-    ignored_keys: tuple[str, ...] = ("restart", "request_size")
-    """Keys that mean something to the engine, and that the pipe does not obey where they come with a caller's data."""
-
-    def __init__(self, *, jump: str) -> None:
-        self.jump = jump
-        self._without: dict[int, str | None] = {}  # by id of a request: which step left its parts without a result
-        self._run_parts: Callable[[list[list[Request]], bool], list[list[Any]]] | None = None
-
-    @classmethod
-    def entry_node(cls, parameters: Mapping[str, Any]) -> str:
-        """Return the name of the node at which the parts enter, from the constructor's parameters."""
-        name: str = parameters["jump"]
-        return name
-
-    def split(self, request: Request) -> list[Request]:
-        """Return one new dict per part, each with ``"data"``; they run through the graph at ``jump``."""
-        raise NotImplementedError(f"{type(self).__name__} has no split(request)")  # abstract
-
-    def merge(self, request: Request, answers: Sequence[Request | BaseException]) -> None:
-        """Write the parts' answers, in the order of ``split``, into ``request``."""
-        raise NotImplementedError(f"{type(self).__name__} has no merge(request, answers)")  # abstract
-
-    def connect(self, run_parts: Callable[[list[list[Request]], bool], list[list[Any]]]) -> None:
-        """Called by the pipe once it is built: ``run_parts`` runs each request's parts at ``jump`` and waits.
-
-        Its second argument is ``keeps_failures``: without it, the first failure drops the rest of a request's parts.
-        """
-        self._run_parts = run_parts
-
-    def forward(self, batch: list[Request]) -> None:
-        if self._run_parts is None:
-            raise BackendError(f"{type(self).__name__} works only inside a pipe")
-        parts: dict[int, list[Request]] = {}
-
-        def split(request: Request) -> None:
-            parts[id(request)] = checked_parts(self.split(request), f"split() of {type(self).__name__}")
-
-        failed = run_each(batch, split)
-        answers = self._run_parts([parts.get(id(request), []) for request in batch], self.keeps_failures)
-        reasons = getattr(self._run_parts, "reasons", None) or [None] * len(batch)
-        self._without = {id(request): why for request, why in zip(batch, reasons, strict=True)}
-        for index, own in enumerate(answers):
-            failure = None if self.keeps_failures else _first_failure(own)
-            if failure is not None:
-                failed[index] = failure
-        answer_of = {id(request): own for request, own in zip(batch, answers, strict=True)}
-        raise_failed(run_each(batch, lambda request: self.merge(request, answer_of[id(request)]), failed), batch)
-
-    def why_no_result(self, request: Request) -> str | None:
-        return self._without.get(id(request))
+__all__ = ["Jump", "MapReduce", "Proxy"]
 
 
 class Jump(SubGraph):
@@ -109,13 +37,14 @@ class Proxy(SubGraph):
         proxy: the node's name. It has instances of its own: it is no Jump, MapReduce or Proxy.
     """
 
+    runs_there = True
+
     def __init__(self, *, proxy: str) -> None:
-        super().__init__(jump=hidden_name(proxy))
-        self.proxy = proxy
+        super().__init__(jump=proxy)
 
     @classmethod
-    def entry_node(cls, parameters: Mapping[str, Any]) -> str:
-        return hidden_name(parameters["proxy"])
+    def entry_node(cls, parameters: Mapping[str, Any]) -> Any:
+        return parameters.get("proxy")
 
     def split(self, request: Request) -> list[Request]:
         part = dict(request)
@@ -197,11 +126,3 @@ class MapReduce(SubGraph):
             kind = type(element).__name__
             raise TypeError(f"MapReduce without split keys takes a list of dicts; element {index} is {kind}")
         return {key: value for key, value in element.items() if key != "result" and key not in self.ignored_keys}
-
-
-def _first_failure(answers: Sequence[Any]) -> BaseException | None:
-    for index, answer in enumerate(answers):
-        if isinstance(answer, BaseException):
-            answer.add_note(f"fastpipe: part {index}")
-            return answer
-    return None

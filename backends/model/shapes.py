@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fastpipe.config.shapes import Shape, profiles_of
 from fastpipe.errors import ConfigError
 
 __all__ = ["InputSpec", "Limits", "Profile", "SharedAxes", "advice_on_empty", "is_within", "make_profiles", "ranks_of"]
@@ -156,8 +157,8 @@ def _parse(key: str, text: int | str | None, input_count: int) -> list[_Written]
     if text is None:
         return [_Written(None, (None,) * input_count)]
     profiles = []
-    for profile in str(text).split(";"):
-        shapes = [_parse_shape(key, text, shape) for shape in profile.split(",")]
+    for profile in profiles_of(text):
+        shapes = [_numbers_of(key, text, shape) for shape in profile]
         if len(shapes) == 1 and len(shapes[0]) == 1:
             shapes *= input_count  # a number alone is the batch, whatever the inputs are
         if len(shapes) != input_count:
@@ -173,14 +174,13 @@ def ranks_of(text: int | str | None) -> list[int] | None:
     """Return how many axes each input has by a node's ``max`` or ``min``; None: it only says how many requests."""
     if not isinstance(text, str) or "x" not in text:
         return None
-    return [len(shape.split("x")) for shape in text.partition(";")[0].split(",")]
+    return [len(shape) for shape in profiles_of(text)[0]]
 
 
-def _parse_shape(key: str, text: int | str, shape: str) -> tuple[int, ...]:
-    numbers = [number.strip() for number in shape.split("x")]
-    if not all(number.isdecimal() for number in numbers) or int(numbers[0]) < 1:
+def _numbers_of(key: str, text: int | str, shape: Shape) -> tuple[int, ...]:
+    if not all(number.isdecimal() for number in shape) or int(shape[0]) < 1:
         raise ConfigError(f"{key} must be a batch size like 4 or shapes like '4x3x224x224', got {text!r}")
-    return tuple(int(number) for number in numbers)
+    return tuple(int(number) for number in shape)
 
 
 def _fixed_batch(specs: list[InputSpec]) -> int | None:

@@ -17,19 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastpipe.config.nodes import BYTE_ORDER_MARK, ONE_NODE_NAME, NodeConfig, examine
+from fastpipe.cli.toml_places import Spots, character_at, spots_of
+from fastpipe.config.described import NodeConfig
+from fastpipe.config.nodes import ONE_NODE_NAME
 from fastpipe.config.plan import StepPlan
+from fastpipe.config.reading import BYTE_ORDER_MARK, examine
 from fastpipe.config.values import constructor_parameters, names_existing
-from fastpipe.errors import ConfigError, Mistake
+from fastpipe.config.wiring import add_mistakes_of_the_graph
+from fastpipe.errors import AT_KEY, ConfigError, Mistake
 from fastpipe.redaction import lines_without
 
 __all__ = ["Finding", "Report", "check"]
 
-_COLUMN = re.compile(r"column (\d+): ")
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
-_QUOTED = re.compile(r"'((?:[^'\\]|\\.)+)'")
-_JOINED_LINES = re.compile(r"\\[ \t]*\r?\n\s*")
-_ESCAPE = re.compile(r"\\(?:u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)")
 
 
 @dataclass(frozen=True)
@@ -90,31 +90,29 @@ def check(path: Path, *, builds: bool = False) -> Report:
         written = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         return Report(path, (_syntax_error(str(error), lines),), lines)
-    places = _places(source)
+    spots = spots_of(source)
     try:
         nodes, mistakes, remarks = _examined(written, path)
     except Exception as error:
         return Report(path, (Finding(f"importing what it names raised {type(error).__name__}: {error}"),), lines)
     # A mistake in a default is one of every node.
-    found = list(dict.fromkeys(_finding(mistake, written, places, source) for mistake in mistakes))
-    found += [replace(_finding(Mistake(remark), written, places, source), is_warning=True) for remark in remarks]
+    found = list(dict.fromkeys(_finding(mistake, written, spots, source) for mistake in mistakes))
+    found += [replace(_finding(Mistake(remark), written, spots, source), is_warning=True) for remark in remarks]
     if builds and not mistakes:
-        found += [_finding(Mistake(text), written, places, source) for text in _refused(path)]
+        found += [_finding(Mistake(text), written, spots, source) for text in _refused(path)]
     found.sort(key=lambda finding: (finding.line is None, finding.line or 0, finding.column or 0))
-    return Report(path, tuple(found), lines, sum(not node.is_hidden for node in nodes), places is not None)
+    return Report(path, tuple(found), lines, sum(not node.is_hidden for node in nodes), spots is not None)
 
 
 def _examined(written: dict[str, Any], path: Path) -> tuple[Sequence[NodeConfig], Sequence[Mistake], Sequence[str]]:
-    from fastpipe.config.wiring import add_mistakes_of_the_graph  # here, since it loads the engine
-
     with _modules_beside(path):
-        nodes, problems, remarks = examine(written, {}, path.absolute().parent)
-        add_mistakes_of_the_graph(nodes, problems)
-    mistakes = [Mistake(sentence) for sentence in problems.sentences]
-    for node in nodes:
+        config, problems, remarks = examine(written, {}, path.absolute().parent)
+        add_mistakes_of_the_graph(config.nodes, problems)
+    mistakes = list(problems.mistakes)
+    for node in config.nodes:
         mistakes += _missing_files(node)
         remarks += _slow_models(node)
-    return nodes, mistakes, remarks
+    return config.nodes, mistakes, remarks
 
 
 @contextmanager
@@ -142,7 +140,7 @@ def _missing_files(node: NodeConfig) -> Iterator[Mistake]:
             if not isinstance(value, Path) or not names_existing(parameter.annotation):
                 continue
             if not value.exists() and ":" not in value.name:  # TorchTensor's model may be "module:function"
-                text = f"node {node.name!r}: {key}: {step.name} needs it, and there is no file {str(value)!r}"
+                text = f"{step.name} needs it, and there is no file {str(value)!r}"
                 yield Mistake(text, node.name, key)
 
 
@@ -153,7 +151,7 @@ def _slow_models(node: NodeConfig) -> Iterator[str]:
             takes = constructor_parameters(step.backend)
             if {"model", "max"} <= takes.keys() and step.parameters.get("max") is None:
                 yield Mistake(
-                    f"node {node.name!r}: max: it is not set, so {step.name} runs one request at a time (unless the "
+                    f"it is not set, so {step.name} runs one request at a time (unless the "
                     "model's own batch size is fixed); max = 8 lets up to 8 requests share a run",
                     node.name,
                     "max",
@@ -186,80 +184,27 @@ def _syntax_error(message: str, lines: Sequence[str]) -> Finding:
     return Finding(text, line=int(place[1]), column=int(place[2]))
 
 
-# ---- places ----------------------------------------------------------------------------------------------------
+# ---- where a mistake is -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a key or a table's header is, and a key's value: bytes from and to."""
-
-    key: tuple[int, int]
-    value: tuple[int, int] | None
-
-
-_Places = dict[tuple[str, ...], _Place]
-
-
-def _places(source: bytes) -> _Places | None:
-    """Return where every key is, by its path from the top; None without tree-sitter."""
-    try:
-        import tree_sitter
-        import tree_sitter_toml
-    except ModuleNotFoundError:
-        return None
-    tree = tree_sitter.Parser(tree_sitter.Language(tree_sitter_toml.language())).parse(source)
-    places: _Places = {}
-    for path, place in _pairs(tree.root_node, (), source):
-        places.setdefault(path, place)
-    return places
-
-
-def _pairs(parent: Any, inside: tuple[str, ...], source: bytes) -> Iterator[tuple[tuple[str, ...], _Place]]:
-    for node in parent.children:
-        if node.type in ("table", "table_array_element"):
-            header = node.named_children[0]
-            path = _key_path(source[header.start_byte : header.end_byte])
-            for depth in range(len(path), 0, -1):  # [a.b] is where a is, too, unless it has a header of its own
-                yield path[:depth], _Place((header.start_byte, header.end_byte), None)
-            yield from _pairs(node, path, source)
-        elif node.type == "pair":
-            key, value = [child for child in node.named_children if child.type != "comment"]
-            path = (*inside, *_key_path(source[key.start_byte : key.end_byte]))
-            yield path, _Place((key.start_byte, key.end_byte), (value.start_byte, value.end_byte))
-            if value.type == "inline_table":
-                yield from _pairs(value, path, source)
-
-
-def _key_path(key: bytes) -> tuple[str, ...]:
-    path = []
-    table: Any = tomllib.loads(f"{key.decode()} = 0")
-    while isinstance(table, dict):
-        ((name, table),) = table.items()
-        path.append(name)
-    return tuple(path)
-
-
-def _finding(mistake: Mistake, written: dict[str, Any], places: _Places | None, source: bytes) -> Finding:
+def _finding(mistake: Mistake, written: dict[str, Any], spots: Spots | None, source: bytes) -> Finding:
     """Say where a mistake is: at its value or a part of it, else at its key, else at its node's header."""
-    path = _path(mistake, written, places or {})
-    if places is None or path not in places:
+    path = _path(mistake, written, spots or {})
+    if spots is None or path not in spots:
         return Finding(mistake)
-    place, text = places[path], str(mistake)
+    spot, text = spots[path], str(mistake)
     inside = _table(mistake.node, written)
     if path[: len(inside)] != inside:
-        text = text.replace(f"node {mistake.node!r}: ", "defaults: ", 1)
-    start, end = place.key
-    names_key = f"{mistake.key}: " not in mistake and repr(mistake.key) in mistake
-    if place.value is not None and mistake.key is not None and not names_key:
-        start, end = place.value
-        value = _at(written, path)
-        column = _COLUMN.search(text)
-        if column is not None and isinstance(value, str) and repr(value) in text:
-            start = min(_character(source, start, end, int(column[1]) - 1), end)
+        text = f"defaults: {text.removeprefix(f'node {mistake.node!r}: ')}"
+    start, end = spot.key
+    if spot.value is not None and mistake.key is not None and mistake.part != AT_KEY:
+        start, end = spot.value
+        if isinstance(mistake.part, str):
+            start, end = _word_in(mistake.part, source, start, end)
+        elif mistake.part is not None:
+            start = min(character_at(source, start, end, mistake.part - 1), end)
             end = start + 1
-            text = _COLUMN.sub("", text, count=1)  # it is the file's column that is shown
-        else:
-            start, end = _named_part(text, source, start, end)
+            text = text.replace(f"column {mistake.part}: ", "", 1)  # it is the file's column that is shown
     return _finding_at(text, source, start, end)
 
 
@@ -274,18 +219,18 @@ def _finding_at(text: str, source: bytes, start: int, end: int) -> Finding:
     )
 
 
-def _path(mistake: Mistake, written: dict[str, Any], places: _Places) -> tuple[str, ...]:
+def _path(mistake: Mistake, written: dict[str, Any], spots: Spots) -> tuple[str, ...]:
     """Return the path of the key that a mistake is about, or of its node's table."""
     inside, key = _table(mistake.node, written), mistake.key
     if key is None:
         return inside
     # A key may stand in the node, scoped to one of its backends, or among the defaults.
     for table in (inside, ("global",), ()):
-        names = [path[-1] for path in places if path[:-1] == table]
+        names = [path[-1] for path in spots if path[:-1] == table]
         same = [name for name in names if name == key or name == key.replace("_", "::") or name.endswith(f"::{key}")]
         if same:
-            # Of several, such as backend and "S::backend", the one whose value the message is about.
-            best = max(same, key=lambda name: (_is_about(mistake, _at(written, (*table, name))), name == key))
+            # Of several, such as backend and "S::backend", the one that has the part in question.
+            best = max(same, key=lambda name: (_has(mistake.part, _at(written, (*table, name))), name == key))
             return (*table, best)
     return inside
 
@@ -299,44 +244,25 @@ def _table(node: str | None, written: dict[str, Any]) -> tuple[str, ...]:
     return (name, number) if is_unquoted else (node,)
 
 
-def _is_about(mistake: Mistake, value: Any) -> int:
-    """Return 2 if a message shows the value, 1 if it quotes a word of it, else 0."""
-    if repr(value) in mistake:
-        return 2
-    return int(isinstance(value, str) and any(_word(name).search(value) for name in _QUOTED.findall(mistake)))
-
-
-def _word(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![\w.:-]){re.escape(name)}(?![\w.:-])")
-
-
 def _at(written: Any, path: Sequence[str]) -> Any:
     for name in path:
         written = written.get(name) if isinstance(written, dict) else None
     return written
 
 
-def _character(source: bytes, start: int, end: int, index: int) -> int:
-    """Return the byte at which a character of a string is, from how the string is written."""
-    token = source[start:end].decode()
-    position = 1
-    if token.startswith(('"""', "'''")):
-        position = 5 if token.startswith("\r\n", 3) else 4 if token.startswith("\n", 3) else 3
-    for left in range(index, -1, -1):
-        if token[0] == '"' and (joined := _JOINED_LINES.match(token, position)):
-            position = joined.end()
-        if left > 0:
-            escape = _ESCAPE.match(token, position) if token[0] == '"' else None
-            position = position + 1 if escape is None else escape.end()
-    return start + len(token[:position].encode())
+def _has(part: int | str | None, value: Any) -> bool:
+    return isinstance(part, str) and isinstance(value, str) and _word(part).search(value) is not None
 
 
-def _named_part(text: str, source: bytes, start: int, end: int) -> tuple[int, int]:
-    """Narrow a value's place down to the first word of it that the message quotes."""
+def _word(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w.:-]){re.escape(name)}(?![\w.:-])")
+
+
+def _word_in(name: str, source: bytes, start: int, end: int) -> tuple[int, int]:
+    """Narrow a value's place down to a word of it, if it is there as it is."""
     value = source[start:end].decode()
-    for name in _QUOTED.findall(text):
-        found = _word(name).search(value)
-        if found is not None:
-            first = start + len(value[: found.start()].encode())
-            return first, first + len(found.group().encode())
-    return start, end
+    found = _word(name).search(value)
+    if found is None:
+        return start, end
+    first = start + len(value[: found.start()].encode())
+    return first, first + len(found.group().encode())

@@ -181,9 +181,9 @@ def _graph(options: argparse.Namespace) -> int:
 
 
 def _picture_of(path: Path) -> Picture:
-    from fastpipe.config.graph import compile_graph
-    from fastpipe.config.nodes import load
-    from fastpipe.instances.building import jumps_of
+    from fastpipe.config.reading import load
+    from fastpipe.config.sub_graphs import jumps_of
+    from fastpipe.config.wiring import compile_graph
     from fastpipe.show.picture import Picture
 
     with warnings.catch_warnings():  # `check` shows them

@@ -1,7 +1,7 @@
 """A JSON schema (draft 2020-12) of configurations, for editors: made from what the code itself goes by.
 
-The scheduler's keys have the types and limits that :mod:`fastpipe.config.nodes` checks, and the parameters of the box's
-backends those of their constructors. A node's parameters are held against a backend only where all names in its
+The scheduler's keys have the types and limits of :mod:`fastpipe.config.keys`, and the parameters of the box's backends
+those of their constructors. A node's parameters are held against a backend only where all names in its
 ``backend`` ship with fastpipe: what a backend of the user's takes, a schema cannot know. Where the schema and
 ``fastpipe check`` differ, the schema is the one that lets pass.
 """
@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from fastpipe.config import nodes, registry
-from fastpipe.config.plan import SCHEDULER_KEYS
-from fastpipe.config.values import _LISTS, Parameter, constructor_parameters
+from fastpipe.config import registry
+from fastpipe.config.keys import NODE_KEYS, PIPE_KEYS, Key
+from fastpipe.config.values import LISTS, Parameter, constructor_parameters
 from fastpipe.contract import Backend, Between, Container
 from fastpipe.errors import MissingExtra
 
@@ -23,60 +23,6 @@ __all__ = ["schema"]
 
 Schema = dict[str, Any]
 
-_SIZE: Schema = {
-    "anyOf": [
-        {"type": "integer", "minimum": 1, "maximum": 1 << 20},
-        {"type": "string", "pattern": r"^[\s|]*\d[\d\sxX,;|&]*$"},
-    ]
-}
-_NAMES: Schema = {"type": ["string", "array"], "items": {"type": "string", "minLength": 1}}
-_KEYS: Schema = {"type": "object", "additionalProperties": {"type": "string", "minLength": 1}, "minProperties": 1}
-
-# What each key means, and its type where that is not an annotation.
-_SCHEDULER: dict[str, tuple[str, Schema]] = {
-    "backend": ("What the node does: a name, brackets such as S[A,B], or package.module:Name.", {"type": "string"}),
-    "instance_num": ("How many objects of the backend there are, each running one batch at a time.", {}),
-    "max": ("How many requests a batch may have, or a shape such as 4x3x224x224.", _SIZE),
-    "min": ("The smallest batch a model takes.", _SIZE),
-    "batching_timeout": ("How many milliseconds the oldest request may wait for company.", {}),
-    "batching": ("The rule that forms batches.", {}),
-    "preferred_batch_sizes": ("Sizes for batching = preferred.", {}),
-    "next": ("The nodes that come next.", _NAMES),
-    "map": (
-        "What the node reads from whom: b[result:data],c[result:other]; of b|c[result:data] the first that has run.",
-        {"anyOf": [_NAMES, {"type": "object", "additionalProperties": _KEYS}]},
-    ),
-    "filter": ("A decision in front of the node.", {"type": "string"}),
-    "restart": ("For a leaf: the node at which a request enters again.", {"type": "string"}),
-    "restart_limit": ("How often one request may enter again here.", {}),
-    "max_queue": ("How many requests may wait here.", {}),
-    "max_queue_bytes": ("How many bytes of data may wait here.", {}),
-    "when_full": ("What becomes of a request for which there is no room.", {}),
-    "hang_timeout": ("How many seconds a batch may run before its instance is given up.", {}),
-    "bucket": (
-        "A key of the request: only those that agree in it share a batch.",
-        {"type": "string", "minLength": 1},
-    ),
-}
-_ANNOTATIONS: dict[str, Any] = {
-    "instance_num": nodes._INSTANCES,
-    "batching_timeout": nodes._TIMEOUT_MS,
-    "batching": Literal[nodes.BATCHING_RULES],
-    "preferred_batch_sizes": list[Annotated[int, Between(1, 1 << 20)]],
-    "restart_limit": nodes._RESTARTS,
-    "max_queue": nodes._QUEUE,
-    "max_queue_bytes": nodes._BYTES,
-    "when_full": Literal[nodes.WHEN_FULL],
-    "hang_timeout": nodes._SECONDS,
-}
-_PIPE_KEYS = {
-    "request_timeout": "Seconds a request may take that says nothing itself.",
-    "max_in_flight": "How many requests may be in the pipe at once.",
-    "when_overloaded": "What becomes of one more.",
-    "when_hung": "What becomes of an instance, or of the process, when a batch does not end.",
-    "obey_request_keys": "Keys by which whoever sends a request may steer it: node_name, restart, request_size.",
-    "without_result": "What becomes of a request that ends without a result because a step gave none.",
-}
 _SPACES = r"\s*"
 _OPEN: Schema = {"additionalProperties": True}  # which is what a schema means anyway; some editors want it said
 _NO_GRAFT: Schema = {"not": {"pattern": "::(backend|dependency)$"}}
@@ -85,35 +31,20 @@ _NO_GRAFT: Schema = {"not": {"pattern": "::(backend|dependency)$"}}
 def schema() -> Schema:
     """Return the schema. Backends whose libraries are not installed are left out: their parameters may be anything."""
     backends = _backends()
-    parameters = {name: _parameters(backend) for name, backend in backends.items()}
-    scheduler = {key: _described(*_SCHEDULER[key], _ANNOTATIONS.get(key)) for key in SCHEDULER_KEYS}
-    of_all: Schema = {key: _described(_PIPE_KEYS[key], {}, nodes.PIPE_KEYS[key][1]) for key in nodes.PIPE_KEYS}
-    taken = {parameter for backend in backends.values() for parameter in _takes(backend)}
-    known: Schema = {
-        "anyOf": [{"enum": [*SCHEDULER_KEYS, *sorted(taken - {*SCHEDULER_KEYS})]}, {"pattern": r"::|^\d+$"}]
-    }
+    of_nodes = {name: _described(key) for name, key in NODE_KEYS.items()}
+    of_all = {name: _described(key) for name, key in PIPE_KEYS.items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "fastpipe configuration",
         "description": "Nodes of a pipe, by name; what stands beside them, and in 'global', are defaults for all.",
         "type": "object",
-        "properties": {**scheduler, **of_all, "global": {"type": "object", "properties": scheduler | of_all, **_OPEN}},
+        "properties": {**of_nodes, **of_all, "global": {"type": "object", "properties": of_nodes | of_all, **_OPEN}},
         "additionalProperties": {"$ref": "#/$defs/node"},
-        "allOf": [
-            {"$ref": "#/$defs/parameters"},
-            # Unless a default puts backends into the trees of all nodes.
-            {
-                "if": {"propertyNames": _NO_GRAFT, "properties": {"global": {"propertyNames": _NO_GRAFT}}},
-                "then": {
-                    "properties": {"global": {}},
-                    "additionalProperties": {"if": {"$ref": "#/$defs/ours"}, "then": {"propertyNames": known, **_OPEN}},
-                },
-            },
-        ],
+        "allOf": [{"$ref": "#/$defs/parameters"}, _known_keys(backends)],
         "$defs": {
             # What is no table is a default, of which nothing is known; all that is said here is about tables.
             "node": {
-                "properties": scheduler,
+                "properties": of_nodes,
                 "patternProperties": {r"^\d+$": {"$ref": "#/$defs/node"}},  # logical nodes: [rec.2]
                 "allOf": [{"$ref": "#/$defs/parameters"}],
                 **_OPEN,
@@ -126,18 +57,32 @@ def schema() -> Schema:
                 "propertyNames": _NO_GRAFT,
                 **_OPEN,
             },
-            "parameters": {
-                "if": {"$ref": "#/$defs/ours"},
-                "then": {
-                    "allOf": [_if_named(name, parameters[name]) for name in sorted(parameters) if parameters[name]]
-                },
-            },
+            "parameters": _parameters_by_backend(backends),
         },
     }
 
 
-def _described(meaning: str, kind: Schema, annotation: Any) -> Schema:
-    return {"description": meaning, **(kind if annotation is None else _type(annotation))}
+def _known_keys(backends: Mapping[str, type[Backend]]) -> Schema:
+    """Refuse keys that no backend of a node takes, unless a default puts backends into the trees of all nodes."""
+    taken = {parameter for backend in backends.values() for parameter in _takes(backend)}
+    known: Schema = {"anyOf": [{"enum": [*NODE_KEYS, *sorted(taken - {*NODE_KEYS})]}, {"pattern": r"::|^\d+$"}]}
+    return {
+        "if": {"propertyNames": _NO_GRAFT, "properties": {"global": {"propertyNames": _NO_GRAFT}}},
+        "then": {
+            "properties": {"global": {}},
+            "additionalProperties": {"if": {"$ref": "#/$defs/ours"}, "then": {"propertyNames": known, **_OPEN}},
+        },
+    }
+
+
+def _parameters_by_backend(backends: Mapping[str, type[Backend]]) -> Schema:
+    parameters = {name: _parameters(backends[name]) for name in sorted(backends)}
+    named = [_if_named(name, own) for name, own in parameters.items() if own]
+    return {"if": {"$ref": "#/$defs/ours"}, "then": {"allOf": named}}
+
+
+def _described(key: Key) -> Schema:
+    return {"description": key.meaning, **(_type(key.annotation) if key.form is None else key.form)}
 
 
 def _if_named(name: str, properties: Schema) -> Schema:
@@ -152,7 +97,7 @@ def _if_named(name: str, properties: Schema) -> Schema:
 
 def _backends() -> dict[str, type[Backend]]:
     found = {}
-    for name, _, _ in registry._BUILT_IN.values():
+    for name in registry.built_in_names():
         try:
             backend = registry.find(name)
         except MissingExtra:
@@ -168,7 +113,7 @@ def _takes(backend: type[Backend]) -> Mapping[str, Parameter]:
 
 def _parameters(backend: type[Backend]) -> Schema:
     """Return the schema of each parameter whose type says anything."""
-    kinds = {name: _type(each.annotation) for name, each in _takes(backend).items() if name not in SCHEDULER_KEYS}
+    kinds = {name: _type(each.annotation) for name, each in _takes(backend).items() if name not in NODE_KEYS}
     return {name: kind for name, kind in kinds.items() if kind}
 
 
@@ -203,7 +148,7 @@ def _type(annotation: Any) -> Schema:
         return {"anyOf": members} if all(members) else {}
     if origin is Literal:
         return _choice(get_args(annotation))
-    if annotation in _LISTS or origin in _LISTS:
+    if annotation in LISTS or origin in LISTS:
         return _list(annotation)
     simple: Mapping[Any, Schema] = {
         int: {"anyOf": [{"type": "integer"}, _INTEGER_TEXT]},

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from fastpipe.errors import ConfigError
+from fastpipe.errors import ConfigError, Mistake
 from fastpipe.redaction import looks_secret, text_without
 
 __all__ = ["Sequential", "Step", "as_step", "parse", "parse_steps"]
@@ -182,7 +182,7 @@ class _Parser:
 
     def fail_with(self, problem: str, position: int | None = None) -> NoReturn:
         column = (self.position if position is None else position) + 1
-        raise ConfigError(f"column {column}: {problem} in {text_without(self.text)!r}")
+        raise ConfigError(Mistake(f"{problem} in {text_without(self.text)!r}", part=column))
 
     def skip_spaces(self) -> None:
         while self.position < len(self.text) and self.text[self.position].isspace():

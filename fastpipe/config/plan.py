@@ -15,71 +15,21 @@ from typing import Any
 
 from fastpipe.config import registry
 from fastpipe.config.notation import Step, as_step, parse_steps
+from fastpipe.config.problems import Problems, shown_part
 from fastpipe.config.values import BadValue, Parameter, coerce, constructor_parameters, own_copy
 from fastpipe.contract import Backend, Child, Container, Request
-from fastpipe.errors import ConfigError, MissingExtra, Mistake, nearest
+from fastpipe.errors import AT_KEY, ConfigError, MissingExtra, Mistake, nearest
 from fastpipe.filters import find_filter
 from fastpipe.redaction import looks_secret
 
-__all__ = ["PASSED_ON", "SCHEDULER_KEYS", "Problems", "StepPlan", "TreePlanner", "is_grafting", "resolve_filter"]
+__all__ = ["StepPlan", "TreePlanner", "is_grafting", "resolve_filter"]
 
-SCHEDULER_KEYS = (
-    "backend",
-    "instance_num",
-    "max",
-    "min",
-    "batching_timeout",
-    "batching",
-    "preferred_batch_sizes",
-    "next",
-    "map",
-    "filter",
-    "restart",
-    "restart_limit",
-    "bucket",
-    "max_queue",
-    "max_queue_bytes",
-    "when_full",
-    "hang_timeout",
-)
 _GRAFTING = ("::backend", "::dependency")
-# The scheduler's keys that a backend may want to know too: its constructor gets what was written.
-PASSED_ON = ("instance_num", "max", "min", "batching_timeout")
 
 
 def is_grafting(key: str) -> bool:
     """Whether a key says which backends stand inside another one."""
     return key.endswith(_GRAFTING)
-
-
-class Problems:
-    """The mistakes found so far, each once, in the order they were found."""
-
-    def __init__(self) -> None:
-        self.sentences: dict[str, None] = {}  # a dict for its order and for leaving out repetitions
-        self.missing_extras: dict[str, MissingExtra] = {}
-
-    def add(self, where: str, problem: str, key: str | None = None) -> None:
-        """Note a problem; ``where`` is as in ``"node 'resize'"``, ``key`` whose it is if it does not begin with it."""
-        self.sentences[Mistake(f"{where}: {problem}", key=key)] = None
-
-    def add_error(self, where: str, error: ConfigError | MissingExtra, key: str | None = None) -> None:
-        """Note what an error says."""
-        if isinstance(error, MissingExtra):
-            self.missing_extras[f"{where}: {error}"] = error
-            self.add(where, str(error))
-            return
-        for problem in error.problems:
-            self.add(where, problem, key)
-
-    def raise_if_any(self) -> None:
-        """Raise ConfigError with everything noted; where only libraries are missing, the first MissingExtra."""
-        if not self.sentences:
-            return
-        first_missing = next(iter(self.missing_extras.values()), None)
-        if first_missing is not None and self.sentences.keys() == self.missing_extras.keys():
-            raise first_missing
-        raise ConfigError(*self.sentences) from first_missing
 
 
 @dataclass(frozen=True)
@@ -101,6 +51,11 @@ class StepPlan:
             yield from child.steps()
 
     @property
+    def kind(self) -> type[Backend]:
+        """The class of the backend."""
+        return _class_of(self.backend)
+
+    @property
     def thread_bound(self) -> bool:
         """Whether this step or one inside it must be built, run and closed on one thread."""
         return self.backend.thread_bound or any(child.thread_bound for child in self.children)
@@ -108,8 +63,7 @@ class StepPlan:
     @property
     def composes_sizes(self) -> bool:
         """Whether this step or one inside it composes batches, so that ``max`` and ``min`` are about its children."""
-        kind = _class_of(self.backend)
-        composes = issubclass(kind, Container) and kind.composes_sizes
+        composes = issubclass(self.kind, Container) and self.kind.composes_sizes
         return composes or any(child.composes_sizes for child in self.children)
 
     def build(self, *, composed: bool = False) -> Backend:
@@ -200,7 +154,7 @@ class TreePlanner:
     ``badly_split`` the parameters that lack a value only because a ``"a|b"`` could not be divided.
     """
 
-    where: str
+    node: str
     problems: Problems
     base_directory: Path | None = None
     taken: set[str] = field(default_factory=set)
@@ -215,10 +169,11 @@ class TreePlanner:
             step = self._graft(step, own, self.taken, are_defaults=False)
             step = self._graft(step, defaults, self.taken_defaults, are_defaults=True)
         except ConfigError as error:
-            self.problems.add_error(f"{self.where}: backend", error)
+            self.problems.add_error(self.node, "backend", error)
             return None
         if step.filter is not None:
-            self.problems.add(self.where, f"backend: {step}: in front of a whole node a filter is the key 'filter'")
+            text = f"{step}: in front of a whole node a filter is the key 'filter'"
+            self.problems.add(self.node, "backend", text)
         self.root = self._branch(step)
         return self.root
 
@@ -276,8 +231,11 @@ class TreePlanner:
             found = False
             for key, value in list(waiting.items()):
                 name = key.rpartition("::")[0].lower()
-                inside = parse_steps(value) if isinstance(value, str) else (as_step(value),)
-                grafted, count = _with_children(step, name, inside, keep=are_defaults)
+                try:
+                    inside = parse_steps(value) if isinstance(value, str) else (as_step(value),)
+                    grafted, count = _with_children(step, name, inside, keep=are_defaults)
+                except ConfigError as error:
+                    raise ConfigError(*(_under(mistake, key) for mistake in error.problems)) from error
                 if count:
                     step, found = grafted, True
                     del waiting[key]
@@ -290,22 +248,25 @@ class TreePlanner:
             backend = registry.resolve(step.backend)
             takes = {} if isinstance(backend, Backend) else _takes(backend)
         except (ConfigError, MissingExtra) as error:
-            self.problems.add_error(f"{self.where}: backend", error)
+            self.problems.add_error(self.node, "backend", error, _written_name(step))
             return None
         is_container = issubclass(_class_of(backend), Container)
         if step.children and not is_container and _class_of(backend).surround is not None:
             # Torchpipe writes such a step around others: "SyncTensor[A]" for "S[A,SyncTensor]".
             return self._branch(step.behind_its_children())
         if step.children and not is_container:
-            self.problems.add(self.where, f"backend: {step.name} takes no children, got {step}")
+            self._note(f"{step.name} takes no children, got {step}", step)
         elif step.children and isinstance(backend, Backend):
-            self.problems.add(self.where, f"backend: {step.name} is an object that has its children already")
+            self._note(f"{step.name} is an object that has its children already", step)
         elif is_container and not step.children and not isinstance(backend, Backend):
-            self.problems.add(self.where, f"backend: {step.name} needs children, as in '{step.name}[A,B]'")
+            self._note(f"{step.name} needs children, as in '{step.name}[A,B]'", step)
         planned = [child for child in children if child is not None]
         if len(planned) < len(children):
             return None
         return _Branch(step, step.name, backend, takes, planned)
+
+    def _note(self, text: str, step: Step) -> None:
+        self.problems.add(self.node, "backend", text, _written_name(step))
 
     # ---- giving each its parameters ----------------------------------------------------------------------------
 
@@ -329,7 +290,8 @@ class TreePlanner:
         for key in keys:
             first = seen.setdefault((key.scope, key.parameter), key.written)
             if first != key.written:
-                self.problems.add(self.where, f"{first!r} and {key.written!r} are the same parameter")
+                text = f"{first!r} and {key.written!r} are the same parameter"
+                self.problems.add(self.node, key.written, text, AT_KEY)
 
     def _plan(self, branch: _Branch, layers: list[list[_Key]], injected: Mapping[str, Any]) -> StepPlan:
         parameters = self._own_parameters(branch)
@@ -346,7 +308,7 @@ class TreePlanner:
                 if name in injected:
                     self._set(parameters, branch, name, injected[name], name)
                 elif parameter.required and name not in self.badly_split:
-                    self.problems.add(self.where, f"{name}: {branch.name} needs it")
+                    self.problems.add(self.node, name, f"{branch.name} needs it")
         return StepPlan(
             branch.name,
             branch.backend,
@@ -355,36 +317,41 @@ class TreePlanner:
                 self._plan(child, self._for_child(branch, index, layers), injected)
                 for index, child in enumerate(branch.children)
             ),
-            resolve_filter(branch.step.filter, f"{self.where}: backend: {branch.step}", self.problems),
+            resolve_filter(branch.step.filter, self.node, self.problems, branch.step),
         )
 
     def _own_parameters(self, branch: _Branch) -> dict[str, Any]:
         """Return what the step itself says: ``A(5, key=value)``."""
-        step, where = branch.step, f"{self.where}: backend"
+        step = branch.step
         given = step.arguments or step.parameters
         if given and isinstance(branch.backend, Backend):
-            self.problems.add(where, f"{step.name} is an object: its parameters were given when it was made")
+            self._note(f"{step.name} is an object: its parameters were given when it was made", step)
             return {}
         if len(step.arguments) > len(branch.takes):
-            self.problems.add(where, f"{step.name} takes {len(branch.takes)} parameters, got {step}")
+            self._note(f"{step.name} takes {len(branch.takes)} parameters, got {step}", step)
         parameters: dict[str, Any] = {}
         for name, value in zip(branch.takes, step.arguments, strict=False):
-            self._set(parameters, branch, name, value, f"backend: {step.name}({name})")
+            self._set(parameters, branch, name, value, "backend")
         for name, value in step.parameters.items():
             if name not in branch.takes:
-                self.problems.add(where, f"{step.name} takes no {name!r}{nearest(name, branch.takes)}")
+                text = f"{step.name} takes no {name!r}{nearest(name, branch.takes)}"
+                self.problems.add(self.node, "backend", text, name)
             elif name in parameters:
-                self.problems.add(where, f"{step.name}: {name!r} is given twice")
+                self.problems.add(self.node, "backend", f"{step.name}: {name!r} is given twice", name)
             else:
-                self._set(parameters, branch, name, value, f"backend: {step.name}({name})")
+                self._set(parameters, branch, name, value, "backend")
         return parameters
 
-    def _set(self, parameters: dict[str, Any], branch: _Branch, name: str, value: Any, written: str) -> None:
+    def _set(self, parameters: dict[str, Any], branch: _Branch, name: str, value: Any, key: str) -> None:
+        """Give a step a parameter; ``key`` is the node's, which is ``backend`` where the step itself says it."""
         try:
             parameters[name] = coerce(value, branch.takes[name].annotation, self.base_directory)
         except BadValue as problem:
-            shown = f"must be {problem.expected}; what was given is not shown" if looks_secret(name) else problem
-            self.problems.add(self.where, f"{written}: {shown}")
+            step = f"{branch.name}({name}): " if key == "backend" else ""
+            if looks_secret(name):
+                self.problems.add(self.node, key, f"{step}must be {problem.expected}; what was given is not shown")
+            else:
+                self.problems.add(self.node, key, f"{step}{problem}", shown_part(problem))
             parameters[name] = value  # nothing is built; it only keeps a weaker source from being tried
 
     def _for_child(self, branch: _Branch, index: int, layers: list[list[_Key]]) -> list[list[_Key]]:
@@ -402,51 +369,73 @@ class TreePlanner:
     def _share(self, branch: _Branch, index: int, key: _Key) -> _Key | None:
         if key.scope is not None or not isinstance(key.value, str) or "|" not in key.value:
             return key
-        takers = [place for place, child in enumerate(branch.children) if child.takes_below(key.parameter)]
+        takers = [number for number, child in enumerate(branch.children) if child.takes_below(key.parameter)]
         shares = [share.strip() for share in key.value.split("|")]
         if len(takers) < 2 and not _is_for_one(shares, takers, len(branch.children)):
             return key  # one child's own business: the text may well contain a "|"
-        places: list[int] = list(range(len(branch.children)))
-        if len(shares) != len(places):
-            places = takers
-        if len(shares) != len(places):
+        receivers = list(range(len(branch.children)))
+        if len(shares) != len(receivers):
+            receivers = takers
+        if len(shares) != len(receivers):
             self.badly_split.add(key.parameter)
-            self.problems.add(
-                self.where,
-                f"{key.written}: {len(shares)} values between '|' for {len(branch.children)} children of "
-                f"{branch.name}, {len(takers)} of which take it"
-                f"{'' if looks_secret(key.parameter) else f': {key.value!r}'}",
+            is_secret = looks_secret(key.parameter)
+            text = (
+                f"{len(shares)} values between '|' for {len(branch.children)} children of {branch.name}, "
+                f"{len(takers)} of which take it{'' if is_secret else f': {key.value!r}'}"
             )
+            self.problems.add(self.node, key.written, text, None if is_secret else key.value)
             return None
-        share = shares[places.index(index)] if index in places else ""
+        share = shares[receivers.index(index)] if index in receivers else ""
         return _Key(key.written, share, None, key.parameter) if share else None
 
 
 def _is_for_one(shares: list[str], takers: list[int], children: int) -> bool:
     """Whether the only share that is not empty is that of the only child that takes it."""
-    return len(shares) == children and [place for place, share in enumerate(shares) if share] == takers
+    return len(shares) == children and [number for number, share in enumerate(shares) if share] == takers
 
 
 def resolve_filter(
-    filter: str | Callable[..., Any] | None, where: str, problems: Problems
+    filter: str | Callable[..., Any] | None, node: str, problems: Problems, step: Step | None = None
 ) -> Callable[[Request], Any] | None:
-    """Return the filter itself: one registered by name, ``"module:Name"``, or a callable as it is."""
+    """Return the filter itself: one registered by name, ``"module:Name"``, or a callable as it is.
+
+    Args:
+        filter: as it was written.
+        node: in front of which, or in which, it stands.
+        problems: notes what is wrong with it.
+        step: in front of which it stands; None: of the node, whose key ``filter`` it is.
+    """
     if filter is None or callable(filter):
         return filter
     if filter == "":  # as `next` and `map`: nothing is said
         return None
-    if not isinstance(filter, str):
-        problems.add(where, f"filter: must be a name or a callable, got {filter!r}")
-        return None
-    try:
-        found = registry.import_object(filter) if ":" in filter else find_filter(filter)
-    except ConfigError as error:
-        problems.add_error(where, error, "filter")
-        return None
-    if not callable(found):
-        problems.add(where, f"filter: must be a name or a callable, got {found!r}")
-        return None
-    return found
+    key, inside = ("filter", "") if step is None else ("backend", f"{step}: ")
+    if isinstance(filter, str):
+        try:
+            found = registry.import_object(filter) if ":" in filter else find_filter(filter)
+        except ConfigError as error:
+            if step is None:
+                problems.add_error(node, key, error, filter, says_key=False)
+            else:
+                for mistake in error.problems:
+                    problems.add(node, key, f"{inside}{mistake}", filter)
+            return None
+        if callable(found):
+            return found
+    else:
+        found = filter
+    shown = "" if step is None else f"{inside}filter: "
+    problems.add(node, key, f"{shown}must be a name or a callable, got {found!r}")
+    return None
+
+
+def _under(mistake: Mistake, key: str) -> Mistake:
+    """Return a mistake of a tree's notation with the key under which that part of the tree is written."""
+    return Mistake(mistake.text, None, key, mistake.part, sentence=mistake)
+
+
+def _written_name(step: Step) -> str | None:
+    return step.backend if isinstance(step.backend, str) else None
 
 
 def _takes(backend: type[Backend]) -> dict[str, Parameter]:

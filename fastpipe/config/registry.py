@@ -13,71 +13,23 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from fastpipe.contract import Backend
-from fastpipe.errors import ConfigError, MissingExtra, nearest
+from fastpipe.contract import Backend, Container
+from fastpipe.errors import ConfigError, MissingExtra, Mistake, nearest
 from fastpipe.forks import ProcessLock
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["distrusting", "find", "import_object", "known_names", "register", "resolve"]
+__all__ = ["built_in_names", "composer", "distrusting", "find", "import_object", "known_names", "register", "resolve"]
 
 ENTRY_POINT_GROUP = "fastpipe.backends"
 
-# Module of the box -> its names; a name differs from its class only where "Name=Class" says so.
-_BOX = {
-    "basic": "Identity PyIdentity=Identity Pow Sleep Add Copy cp=Copy Move mv=Move Remove Del=Remove rm=Remove "
-    "ThrowIfNoResult RuntimeError=RaiseRuntimeError Logger ReadFile",
-    "flow.catsplit": "CatSplit Concatenate SplitRows",
-    "flow.composites": "Range",
-    "flow.conditions": "HasKey NotHasKey Random",
-    "flow.sequential": "Sequential S=Sequential SequentialV0=Sequential S_v0=Sequential",
-    "flow.graphs": "Jump MapReduce Proxy",
-    "image.codec": "DecodeMat SaveMat",
-    "image.color": "CvtColorMat NormalizeMat",
-    "image.geometry": "ResizeMat PillowResizeMat ResizePadMat TopLeftResizeMat=ResizePadMat LetterBoxMat "
-    "ResizeCenterPadMat=LetterBoxMat DynamicResizeMat AlignMat CropMat CropResizeMat PerspectiveTransformMat",
-    "model.onnx": "OnnxTensor",
-    "gpu.synchronization": "SyncTensor StreamGuard=SyncTensor TensorSync=SyncTensor Torch",
-    "tensor.convert": "Mat2Tensor Mat2CpuTensor Mat2GpuTensor Tensor2Mat Tensor2Vector",
-    "tensor.decode": "DecodeTensor",
-    "tensor.color": "CvtColorTensor",
-    "tensor.geometry": "ResizeTensor PillowResizeTensor ResizePadTensor CropTensor CopyMakeBorderTensor "
-    "WarpAffineTensor",
-    "tensor.moves": "GpuTensor CpuTensor SaveTensor LoadTensor",
-    "tensor.preprocess": "ResizeNormalizeTensor",
-    "model.tensorrt": "TensorrtTensor",
-    "model.torch": "TorchTensor",
-}
-
-# What to install where a module of the box cannot be imported for want of an optional library.
-_EXTRAS = {
-    **dict.fromkeys(("image.codec", "image.color", "image.geometry", "model.onnx"), "cpu"),
-    **dict.fromkeys(("tensor.color", "tensor.convert", "tensor.decode", "tensor.geometry"), "torch"),
-    **dict.fromkeys(("tensor.moves", "tensor.preprocess"), "torch"),
-    "model.torch": "torch",
-    "model.tensorrt": "tensorrt",
-}
-
-
-# Of the box, what reads or writes files, or runs code, that its parameters or a request name. All else only computes.
-_NEEDS_TRUST = frozenset(
-    ("readfile", "savemat", "savetensor", "loadtensor", "onnxtensor", "tensorrttensor", "torchtensor")
-)
-
-
-def _read_box() -> dict[str, tuple[str, str, str]]:
-    table = {}
-    for module, entries in _BOX.items():
-        for entry in entries.split():
-            name, _, class_name = entry.partition("=")
-            table[name.lower()] = (name, module, class_name or name)
-    return table
-
-
-_BUILT_IN = _read_box()
+# Looked up, not imported: fastpipe/ does not know the box, but for where its table is.
+_box: Any = importlib.import_module("fastpipe.backends.box")
+_BUILT_IN: dict[str, tuple[str, str, str]] = _box.BUILT_IN
+_NEEDS_TRUST: frozenset[str] = _box.NEEDS_TRUST
 _REGISTERED: dict[str, tuple[str, Any, type[Backend] | Backend]] = {}  # folded name -> name, as given, resolved
 _entry_points: dict[str, EntryPoint] | None = None
 _distrust: ContextVar[str] = ContextVar("fastpipe distrust", default="")  # what to do about it; empty: all is trusted
@@ -155,7 +107,7 @@ def find(name: str) -> type[Backend] | Backend:
     if folded not in _REGISTERED:
         entry_point = _other_packages().get(folded)
         if entry_point is None:
-            raise ConfigError(f"no backend is named {name!r}{nearest(name, known_names())}")
+            raise ConfigError(Mistake(f"no backend is named {name!r}{nearest(name, known_names())}", part=name))
         _load(entry_point)
     return _REGISTERED[folded][2]
 
@@ -165,11 +117,21 @@ def resolve(thing: Any) -> type[Backend] | Backend:
     return find(thing) if isinstance(thing, str) else _from_object(thing, repr(thing))
 
 
+def composer() -> type[Container]:
+    """Return what an instance of a node is whose keys have ``&``: a container of several backends."""
+    return cast("type[Container]", _from_box(*_box.COMPOSER))
+
+
 def known_names() -> list[str]:
     """Return every name a configuration may use, sorted; nothing is imported for it."""
-    names = {name for name, _, _ in _BUILT_IN.values()} | {name for name, _, _ in _REGISTERED.values()}
+    names = set(built_in_names()) | {name for name, _, _ in _REGISTERED.values()}
     names.update(entry_point.name for folded, entry_point in _other_packages().items() if folded not in _REGISTERED)
     return sorted(names, key=str.lower)
+
+
+def built_in_names() -> list[str]:
+    """Return the names of what is in the box, as they are written."""
+    return [name for name, _, _ in _BUILT_IN.values()]
 
 
 def import_object(path: str) -> Any:
@@ -198,9 +160,9 @@ def _from_box(name: str, module: str, class_name: str) -> type[Backend]:
     try:
         found: type[Backend] = getattr(importlib.import_module(f"fastpipe.backends.{module}"), class_name)
     except ImportError as error:
-        if module not in _EXTRAS or (error.name or "").split(".")[0] == "fastpipe":
+        if module not in _box.EXTRAS or (error.name or "").split(".")[0] == "fastpipe":
             raise  # a broken installation of fastpipe itself
-        raise MissingExtra(name, _EXTRAS[module], error) from error
+        raise MissingExtra(name, _box.EXTRAS[module], error) from error
     return found
 
 

@@ -1,17 +1,49 @@
-"""Which nodes are run by proxies of other nodes, and whether that can work: the backend ``Proxy``, seen from outside.
+"""Nodes and steps whose work is another graph, or another node: where they lead, and whether a Proxy's can work.
 
 A proxy enters at a hidden logical node, which shares the instances of its target and has no next, map or filter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from fastpipe.backends.flow.graphs import Proxy, SubGraph, hidden_name
-from fastpipe.config.plan import Problems, StepPlan
+from fastpipe.config.described import NodeConfig
+from fastpipe.config.plan import StepPlan
+from fastpipe.config.problems import Problems
+from fastpipe.contract import SubGraph
 from fastpipe.errors import nearest
 
-__all__ = ["proxied"]
+__all__ = ["entry_of", "entry_of_object", "is_sub_graph", "jumps_of", "proxied"]
+
+
+def is_sub_graph(plan: StepPlan) -> bool:
+    """Whether a step's work is another graph, or another node."""
+    return issubclass(plan.kind, SubGraph)
+
+
+def entry_of(plan: StepPlan) -> str | None:
+    """Return the node at which the parts of a step enter; None: it is no sub-graph, or does not say where."""
+    target = _target(plan)
+    return target if target is None or not _runs_there(plan) else _hidden_name(target)
+
+
+def entry_of_object(sub_graph: SubGraph) -> str:
+    """Return the node at which the parts of a backend enter."""
+    return _hidden_name(sub_graph.jump) if sub_graph.runs_there else sub_graph.jump
+
+
+def jumps_of(configs: Iterable[NodeConfig]) -> dict[str, tuple[str, ...]]:
+    """Return, for the nodes that have such steps, where parts of their requests enter; also for logical nodes."""
+    configs = tuple(configs)
+    plans = {config.name: config.plan for config in configs}
+    jumps = {}
+    for config in configs:
+        plan = plans.get(config.name if config.shares is None else config.shares)
+        entries = () if plan is None else map(entry_of, plan.steps())
+        targets = tuple(entry for entry in entries if entry is not None)
+        if targets:
+            jumps[config.name] = targets
+    return jumps
 
 
 def proxied(
@@ -33,49 +65,50 @@ def proxied(
     hidden: dict[str, str] = {}
     uses = {name: list(_used(plan, shares, following)) for name, plan in plans.items()}
     for name, plan in plans.items():
-        where = f"node {name!r}"
-        for proxy in _steps(plan, Proxy):
+        for proxy in filter(_runs_there, plan.steps()):
             target = _target(proxy)
             if target is None:
                 continue  # which has been noted
             owner = shares.get(target, target)
             if target not in known:
-                problems.add(where, f"proxy: no node is named {target!r}{nearest(target, known)}")
-            elif owner in plans and issubclass(_class_of(plans[owner]), SubGraph):
+                problems.add(name, "proxy", f"no node is named {target!r}{nearest(target, known)}", target)
+            elif owner in plans and is_sub_graph(plans[owner]):
                 kind = plans[owner].name
-                problems.add(where, f"proxy: {target!r} is a {kind}, which has no instances of its own to run in")
+                text = f"{target!r} is a {kind}, which has no instances of its own to run in"
+                problems.add(name, "proxy", text, target)
             elif path := _path(owner, name, uses):
-                problems.add(where, f"proxy: running {target!r} leads back to {name!r}: {' -> '.join([name, *path])}")
+                text = f"running {target!r} leads back to {name!r}: {' -> '.join([name, *path])}"
+                problems.add(name, "proxy", text, target)
             else:  # also of a node that could not be read: what is wrong with that has been noted
-                hidden[hidden_name(target)] = owner
+                hidden[_hidden_name(target)] = owner
     return hidden
 
 
-def _steps(plan: StepPlan, kind: type[SubGraph]) -> Iterator[StepPlan]:
-    if issubclass(_class_of(plan), kind):
-        yield plan
-    for child in plan.children:
-        yield from _steps(child, kind)
+def _hidden_name(node: str) -> str:
+    """Return the name of the logical node by which proxies of ``node`` enter; no user's node has such a name."""
+    return f"{node} (by proxy)"
 
 
-def _class_of(plan: StepPlan) -> type:
-    return plan.backend if isinstance(plan.backend, type) else type(plan.backend)
+def _target(plan: StepPlan) -> str | None:
+    """Return the node that a step names as the one where its parts go; None: it names none."""
+    if not issubclass(plan.kind, SubGraph):
+        return None
+    given = plan.backend
+    target = given.jump if isinstance(given, SubGraph) else plan.kind.entry_node(plan.parameters)
+    return target if isinstance(target, str) else None
 
 
-def _target(step: StepPlan) -> str | None:
-    """Return the node that a Proxy names, or at which another sub-graph enters; None if it is not written."""
-    key = "proxy" if issubclass(_class_of(step), Proxy) else "jump"
-    name = step.parameters.get(key) if isinstance(step.backend, type) else getattr(step.backend, key)
-    return name if isinstance(name, str) else None
+def _runs_there(plan: StepPlan) -> bool:
+    return issubclass(plan.kind, SubGraph) and plan.kind.runs_there
 
 
 def _used(plan: StepPlan, shares: Mapping[str, str], following: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Yield the nodes in whose instances a request may run while it is in this plan's."""
-    for step in _steps(plan, SubGraph):
+    for step in plan.steps():
         target = _target(step)
         if target is None:
             continue
-        if issubclass(_class_of(step), Proxy):
+        if _runs_there(step):
             yield shares.get(target, target)
             continue
         waiting, seen = [target], set()

@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from fastpipe.contract import Between, Existing
 
-__all__ = ["BadValue", "Parameter", "coerce", "constructor_parameters", "own_copy"]
+__all__ = ["LISTS", "BadValue", "Parameter", "coerce", "constructor_parameters", "names_existing", "own_copy"]
 
 _TRUTH = {"true": True, "1": True, "false": False, "0": False}
-_LISTS: dict[Any, Callable[[list[Any]], Any]] = {
+LISTS: dict[Any, Callable[[list[Any]], Any]] = {
     list: list,
     tuple: tuple,
     set: set,
@@ -124,7 +124,7 @@ def coerce(value: Any, annotation: Any, base_directory: Path | None = None) -> A
         return _coerce_union(value, get_args(annotation), base_directory)
     if origin is Literal:
         return _coerce_literal(value, get_args(annotation))
-    if annotation in _LISTS or origin in _LISTS:
+    if annotation in LISTS or origin in LISTS:
         return _coerce_list(value, annotation, base_directory)
     if annotation is None or annotation is type(None):
         if value is None or (isinstance(value, str) and value.lower() == "none"):
@@ -216,7 +216,7 @@ def _coerce_list(value: Any, annotation: Any, base_directory: Path | None) -> An
         raise BadValue(f"a list of {len(arguments)}", value)
     kinds = arguments if fixed else [arguments[0] if arguments else Any] * len(items)
     try:
-        return _LISTS[origin]([coerce(item, kind, base_directory) for item, kind in zip(items, kinds, strict=True)])
+        return LISTS[origin]([coerce(item, kind, base_directory) for item, kind in zip(items, kinds, strict=True)])
     except BadValue as problem:
         raise BadValue(f"a list, each {problem.expected}", value) from problem
 

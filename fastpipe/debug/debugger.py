@@ -29,7 +29,7 @@ from fastpipe.summaries import Summary
 
 if TYPE_CHECKING:
     from fastpipe._core import Engine, Stepper
-    from fastpipe.config.nodes import NodeConfig
+    from fastpipe.config.described import NodeConfig
     from fastpipe.redaction import Secrets
 
 __all__ = ["Arrival", "Breakpoint", "Debugger", "History", "NodeRun", "Stop"]

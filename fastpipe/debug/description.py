@@ -15,7 +15,7 @@ from fastpipe.redaction import Secrets, own_copy_without
 from fastpipe.summaries import summarize
 
 if TYPE_CHECKING:
-    from fastpipe.config.nodes import NodeConfig
+    from fastpipe.config.described import NodeConfig
 
 __all__ = ["Description", "sha256_of"]
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from fastpipe import _core
-from fastpipe.backends.flow.graphs import SubGraph
+from fastpipe.config.described import NodeConfig
 from fastpipe.config.graph import Graph
-from fastpipe.config.nodes import NodeConfig, StepPlan
-from fastpipe.contract import Backend
-from fastpipe.errors import ConfigError
+from fastpipe.config.keys import station_settings
+from fastpipe.config.plan import StepPlan
+from fastpipe.config.sub_graphs import is_sub_graph
+from fastpipe.contract import Backend, SubGraph
+from fastpipe.errors import ConfigError, Mistake
 from fastpipe.filters import run, swap
 from fastpipe.instances.hung import CameBack
 from fastpipe.instances.one import build_backend, connect, thread_name
@@ -22,7 +24,7 @@ from fastpipe.instances.threads import Worker, serve_shared, serve_thread_bound
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["Builder", "jumps_of"]
+__all__ = ["Builder"]
 
 
 class Builder:
@@ -95,7 +97,7 @@ class Builder:
         return config.name if config.shares is None else config.shares
 
     def _build_node(self, config: NodeConfig, plan: StepPlan) -> None:
-        if _is_sub_graph(plan):
+        if is_sub_graph(plan):
             backend = build_backend(plan, config.name, 0)
             self.owned.own(backend, None, 0)
             self.backends[config.name] = backend
@@ -165,16 +167,10 @@ class Builder:
             len(backends),
             max_batch,
             thread_bound,
-            config.batching,
-            config.preferred_batch_sizes,
-            config.batching_timeout_ms,
-            config.bucket is not None or first.bucket is not None,
-            config.max_queue or 0,
-            config.max_queue_bytes or 0,
-            config.when_full,
-            config.hang_timeout_s or 0.0,
-            first.place,
-            tuple(numbers),
+            has_buckets=config.bucket is not None or first.bucket is not None,
+            place=first.place,
+            numbers=tuple(numbers),
+            **station_settings(config.settings),
         )
         # Closing finds it from now on, also if the next node cannot be built.
         self.engine.stations.append(station)
@@ -244,30 +240,6 @@ class Builder:
         )
 
 
-def jumps_of(configs: Iterable[NodeConfig]) -> dict[str, tuple[str, ...]]:
-    """The nodes at which parts of a node's requests enter, for the nodes that have such; also for logical ones."""
-    configs = tuple(configs)
-    plans = {config.name: config.plan for config in configs}
-    jumps = {}
-    for config in configs:
-        plan = plans.get(config.name if config.shares is None else config.shares)
-        targets = () if plan is None else tuple(_jump_targets(plan))
-        if targets:
-            jumps[config.name] = targets
-    return jumps
-
-
-def _is_sub_graph(plan: StepPlan) -> bool:
-    kind = plan.backend if isinstance(plan.backend, type) else type(plan.backend)
-    return issubclass(kind, SubGraph)
-
-
-def _jump_targets(plan: StepPlan) -> Iterator[str]:
-    if _is_sub_graph(plan):
-        kind: Any = plan.backend
-        yield kind.jump if isinstance(kind, SubGraph) else kind.entry_node(plan.parameters)
-    for child in plan.children:
-        yield from _jump_targets(child)
 
 
 def _by_place(node: str, backends: list[Backend]) -> list[list[int]]:
@@ -277,7 +249,8 @@ def _by_place(node: str, backends: list[Backend]) -> list[list[int]]:
         try:
             numbers.setdefault(backend.place, []).append(number)
         except TypeError as error:
-            raise ConfigError(f"node {node!r}: the place of an instance must be hashable: {error}") from error
+            text = f"the place of an instance must be hashable: {error}"
+            raise ConfigError(Mistake(text, node)) from error
     return list(numbers.values())
 
 

@@ -18,7 +18,8 @@ from fastpipe.instances.owned import Instances
 from fastpipe.instances.threads import Worker, serve_and_close, serve_shared
 
 if TYPE_CHECKING:
-    from fastpipe.config.nodes import NodeConfig, StepPlan
+    from fastpipe.config.described import NodeConfig
+    from fastpipe.config.plan import StepPlan
     from fastpipe.contract import Backend
 
 __all__ = ["CameBack", "Keeper"]

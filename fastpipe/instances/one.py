@@ -8,9 +8,10 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 from fastpipe import _core
-from fastpipe.backends.flow.graphs import SubGraph
-from fastpipe.config.nodes import NodeConfig, StepPlan
-from fastpipe.contract import Backend, Request, Site, building
+from fastpipe.config.described import NodeConfig
+from fastpipe.config.plan import StepPlan
+from fastpipe.config.sub_graphs import entry_of_object
+from fastpipe.contract import Backend, Request, Site, SubGraph, building
 from fastpipe.errors import ConfigError, PipeClosed
 
 __all__ = ["build_backend", "connect", "thread_name"]
@@ -41,7 +42,7 @@ def connect(engine: _core.Engine, configs: tuple[NodeConfig, ...], backend: Back
     weak_engine = weakref.ref(engine)  # the backend must not keep its own pipe alive
     for sub_graph in _sub_graphs_in(backend):
         sub_graph.ignored_keys = engine.ignored_keys
-        sub_graph.connect(_PartsRunner(weak_engine, engine._entry_at(index_of[sub_graph.jump])))
+        sub_graph.connect(_PartsRunner(weak_engine, engine._entry_at(index_of[entry_of_object(sub_graph)])))
 
 
 class _PartsRunner:

@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from fastpipe import filters
-from fastpipe.backends.flow.graphs import SubGraph
+from fastpipe.config.described import NodeConfig
 from fastpipe.config.graph import Graph, Source
-from fastpipe.config.nodes import NodeConfig, StepPlan
+from fastpipe.config.plan import StepPlan
+from fastpipe.config.sub_graphs import entry_of, is_sub_graph
 from fastpipe.show.drawing import Drawing
 from fastpipe.show.parts import COLOURS, DASHES, Kind, PictureEdge, PictureNode, as_html, below_name, visible
 from fastpipe.show.rails import Rails
@@ -219,21 +220,9 @@ def _keys(source: Source, index: int) -> str:
 
 def _jumper(plan: StepPlan, target: str) -> str:
     """Return the name of the step that leads to ``target``."""
-    if _is_sub_graph(plan) and _entry_node(plan) == target:
+    if entry_of(plan) == target:
         return visible(plan.name.rpartition(":")[2])
     return next(filter(None, (_jumper(child, target) for child in plan.children)), "")
-
-
-def _is_sub_graph(plan: StepPlan) -> bool:
-    return issubclass(plan.backend if isinstance(plan.backend, type) else type(plan.backend), SubGraph)
-
-
-def _entry_node(plan: StepPlan) -> str:
-    if isinstance(plan.backend, type):
-        kind: type[SubGraph] = plan.backend  # type: ignore[assignment]  # see _is_sub_graph
-        return kind.entry_node(plan.parameters)
-    name: str = plan.backend.jump  # type: ignore[attr-defined]
-    return name
 
 
 def _expression(config: NodeConfig) -> str:
@@ -256,7 +245,7 @@ def _filter_name(filter: Callable[..., Any]) -> str:
 
 def _details(config: NodeConfig, max_batches: Mapping[str, int]) -> Iterator[str]:
     plan = config.plan
-    if plan is not None and not _is_sub_graph(plan):  # the engine sends parts on, without instances
+    if plan is not None and not is_sub_graph(plan):  # the engine sends parts on, without instances
         yield f"×{config.instance_num}"
         declared = config.max or plan.backend.max_batch
         size = max_batches.get(config.name, declared if isinstance(declared, int) else None)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastpipe.backends import basic
-from fastpipe.config.nodes import load
+from fastpipe.config.reading import load
 from fastpipe.errors import BackendError, ConfigError, ItemErrors
 
 

@@ -13,7 +13,7 @@ from helpers import Adds
 
 from fastpipe import Backend, ConfigError, Container, ItemErrors, Pipe, Request, Sequential, Step
 from fastpipe.backends.flow.composites import Composite, Range, compose
-from fastpipe.config.nodes import load
+from fastpipe.config.reading import load
 from fastpipe.contract import Child
 from fastpipe.errors import BackendError
 

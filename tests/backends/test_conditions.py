@@ -9,7 +9,7 @@ from helpers import Adds
 
 from fastpipe import Backend, ConfigError, ItemErrors, Pipe, Request, Step
 from fastpipe.backends.flow.conditions import Choice, HasKey, NotHasKey, Random
-from fastpipe.config.nodes import load
+from fastpipe.config.reading import load
 from fastpipe.contract import Child
 
 

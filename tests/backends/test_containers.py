@@ -9,7 +9,7 @@ import pytest
 from helpers import Adds
 
 from fastpipe.backends.flow.sequential import Sequential
-from fastpipe.config.nodes import load
+from fastpipe.config.reading import load
 from fastpipe.contract import Backend, Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError, ItemErrors
 from fastpipe.filters import Status, run_if_no_result, swap

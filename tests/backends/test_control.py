@@ -11,7 +11,8 @@ import pytest
 
 from fastpipe import Backend, BackendError, ConfigError, NoResult, Pipe, Request, Status, Step
 from fastpipe import Sequential as SequentialStep
-from fastpipe.backends.flow.graphs import Jump, MapReduce, SubGraph
+from fastpipe.backends.flow.graphs import Jump, MapReduce
+from fastpipe.contract import SubGraph
 
 WAIT_S = 20.0
 

@@ -13,8 +13,8 @@ import pytest
 
 import fastpipe
 from fastpipe.cli.check import check
-from fastpipe.config.nodes import load
 from fastpipe.config.notation import Step
+from fastpipe.config.reading import load
 from fastpipe.errors import ConfigError
 
 onnx: Any = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'fastpipe-engine[cpu]'")

@@ -10,7 +10,7 @@ import pytest
 from fastpipe import Backend, ConfigError, Pipe, Request, Status, Step
 from fastpipe import Sequential as SequentialStep
 from fastpipe.backends.flow.graphs import Proxy
-from fastpipe.config.nodes import load
+from fastpipe.config.reading import load
 from fastpipe.errors import BackendError, UnknownNode
 
 WAIT_S = 20.0

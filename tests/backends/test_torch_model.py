@@ -16,7 +16,7 @@ import pytest
 
 import fastpipe
 from fastpipe.backends.gpu import devices
-from fastpipe.config.nodes import load
+from fastpipe.config.reading import load
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")

@@ -14,7 +14,7 @@ from fastpipe import Pipe
 from fastpipe.cli.check import check
 from fastpipe.cli.main import main
 from fastpipe.cli.terminal import Escaping
-from fastpipe.errors import ConfigError, Mistake
+from fastpipe.errors import AT_KEY, ConfigError, Mistake
 
 GOOD = '[a]\nbackend = "Identity"\nnext = "b"\n\n[b]\nbackend = "Pow"\n'
 
@@ -357,17 +357,24 @@ def test_modules_beside_which_the_command_is_run(in_folder: Path, capsys: pytest
 
 def test_a_mistake_knows_its_node_and_key() -> None:
     """Also where the caller of ``Pipe`` wants to know."""
-    for sentence, node, key in (
-        ("node 'a': max: must be", "a", "max"),
-        ('node "it\'s": A::key: must be', "it's", "A::key"),
-        ("node 'a' joins 'b', 'c': it needs a map", "a", None),
-        ("configuration: names are text", None, None),
+    joins = "node 'a' joins 'b', 'c': it needs a map"
+    for mistake, sentence in (
+        (Mistake("must be", "a", "max"), "node 'a': max: must be"),
+        (Mistake("must be", "it's", "A::key", "x"), 'node "it\'s": A::key: must be'),
+        (Mistake("expected ']'", "a", "backend", 3), "node 'a': backend: column 3: expected ']'"),
+        (Mistake("nobody takes 'mx'", "a", "mx", AT_KEY), "node 'a': nobody takes 'mx'"),
+        (Mistake("it needs a map", "a", sentence=joins), joins),
+        (Mistake("configuration: names are text"), "configuration: names are text"),
     ):
-        mistake = Mistake(sentence)
-        assert (mistake, mistake.node, mistake.key) == (sentence, node, key)
-    told = Mistake("node 'a': nobody takes 'mx'", key="mx")
-    assert (told.node, told.key, Mistake(told).key) == ("a", "mx", "mx")
-    assert [mistake.key for mistake in ConfigError("node 'a': max: x", told).problems] == ["max", "mx"]
+        assert mistake == sentence
+        again = Mistake(mistake)
+        assert (again, again.text) == (mistake, mistake.text)
+        assert (again.node, again.key, again.part) == (mistake.node, mistake.key, mistake.part)
+    told = Mistake("nobody takes 'mx'", "a", "mx", AT_KEY)
+    assert [(each.node, each.key) for each in ConfigError("x", told).problems] == [(None, None), ("a", "mx")]
+    with pytest.raises(ConfigError) as raised:
+        Pipe(backend="Pow", max=0, mx=1)
+    assert [(each.node, each.key) for each in raised.value.problems] == [("main", "max"), ("main", "mx")]
 
 
 # ---- graph -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 
 from fastpipe.cli.main import main
 from fastpipe.cli.schema import _type, schema
-from fastpipe.config.plan import SCHEDULER_KEYS
+from fastpipe.config.keys import NODE_KEYS
 from fastpipe.config.values import BadValue, coerce
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed here")
@@ -55,7 +55,7 @@ def test_every_configuration_of_the_repository_passes(validator: Any) -> None:
 def test_every_key_of_the_scheduler_is_described(validator: Any) -> None:
     """A new key has to be told what it means."""
     properties = validator.schema["properties"]
-    assert all(properties[key]["description"] for key in SCHEDULER_KEYS)
+    assert all(properties[key]["description"] for key in NODE_KEYS)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import pytest
 
-from fastpipe.config.nodes import MapEntry, NodeConfig, PipeConfig, StepPlan, load
+from fastpipe.config.described import NodeConfig, PipeConfig
+from fastpipe.config.maps import MapEntry
 from fastpipe.config.notation import Sequential, Step
+from fastpipe.config.plan import StepPlan
+from fastpipe.config.reading import load
 from fastpipe.config.values import BadValue, coerce, constructor_parameters
 from fastpipe.contract import Backend, Between, Child, Container, Request
 from fastpipe.errors import ConfigError, MissingExtra
@@ -552,13 +555,15 @@ def test_what_a_node_is_without_any_key() -> None:
     """The defaults of the scheduler."""
     assert node(backend=Plain) == NodeConfig("main", plan_of(node(backend=Plain)))
     config = node(backend=Plain)
-    assert (config.instance_num, config.max, config.batching_timeout_ms, config.batching) == (1, None, 2.0, "adaptive")
+    assert (config.instance_num, config.max, config.batching) == (1, None, "adaptive")
+    assert config.settings["batching_timeout"] == 2.0
 
 
 def test_numbers_may_be_text() -> None:
     """Files that came from torchpipe write numbers as text."""
     config = node(backend="Identity", instance_num="2", max="8", batching_timeout="5", batching="Timeout")
-    assert (config.instance_num, config.max, config.batching_timeout_ms, config.batching) == (2, 8, 5.0, "timeout")
+    assert (config.instance_num, config.max, config.batching) == (2, 8, "timeout")
+    assert config.settings["batching_timeout"] == 5.0
 
 
 @pytest.mark.parametrize(
@@ -614,8 +619,8 @@ def test_an_unknown_batching_rule_names_those_that_exist() -> None:
 
 def test_preferred_batch_sizes_go_with_their_rule() -> None:
     """The rule needs sizes, within max; other rules do not look at them."""
-    sizes = node(backend=Plain, max=8, batching="preferred", preferred_batch_sizes="2,8").preferred_batch_sizes
-    assert sizes == (2, 8)
+    config = node(backend=Plain, max=8, batching="preferred", preferred_batch_sizes="2,8")
+    assert config.settings["preferred_batch_sizes"] == (2, 8)
     assert "needs preferred_batch_sizes" in problems(backend=Plain, max=8, batching="preferred")[0]
     assert "only the rule" in problems(backend=Plain, max=8, preferred_batch_sizes=[4])[0]
     too_big = problems(backend=Plain, max=8, batching="preferred", preferred_batch_sizes=[9])

@@ -30,7 +30,7 @@ WITH_CONSTRUCTORS: dict[type[PipeError], Callable[[], PipeError]] = {
     ItemErrors: lambda: ItemErrors({2: ValueError("bad"), 0: KeyError("worse")}),
     BackendHung: lambda: BackendHung("it hangs", "Thread 'fastpipe main#0': ..."),
     ConfigError: lambda: ConfigError(
-        "node 'resize': max_h: must be at least 1", Mistake("no such file", None, "model")
+        Mistake("must be at least 1", "resize", "max_h"), Mistake("no such file", None, "model", "a.onnx")
     ),
     GraphError: lambda: GraphError("node 'resize': next: no node is named 'modle'"),
 }
@@ -49,7 +49,7 @@ def like(value: Any) -> Any:
     if isinstance(value, BaseException):
         return type(value), str(value), like(value.args), like(vars(value))
     if isinstance(value, Mistake):
-        return type(value), str(value), value.node, value.key
+        return type(value), str(value), value.text, value.node, value.key, value.part
     if isinstance(value, dict):
         return {key: like(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

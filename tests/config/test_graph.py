@@ -19,8 +19,9 @@ from fastpipe import (
     Status,
     UnknownNode,
 )
-from fastpipe.config.graph import Graph, compile_graph
-from fastpipe.config.nodes import load
+from fastpipe.config.graph import Graph
+from fastpipe.config.reading import load
+from fastpipe.config.wiring import compile_graph
 
 WAIT_S = 20.0
 

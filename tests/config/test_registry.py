@@ -51,7 +51,7 @@ def test_a_built_in_is_found_in_any_case() -> None:
 def test_looking_up_a_name_imports_nothing_else() -> None:
     """Listing names imports no backend; finding one imports its module only."""
     code = (
-        "import sys; from fastpipe import registry; "
+        "import sys; from fastpipe.config import registry; "
         "loaded = lambda: {m for m in sys.modules if m.startswith('fastpipe.backends.')}; "
         "before = loaded(); registry.known_names(); listed = loaded(); registry.find('Identity'); "
         "print(listed - before, loaded() - before)"
@@ -138,7 +138,7 @@ def test_an_entry_point_of_another_package_is_loaded_when_first_named(monkeypatc
 def test_a_missing_optional_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend of the box whose library is not installed says what to install."""
     monkeypatch.delitem(sys.modules, "fastpipe.backends.tensor.convert", raising=False)
-    monkeypatch.setitem(registry._BUILT_IN, "needy", ("Needy", "tensor", "Needy"))
+    monkeypatch.setitem(registry._BUILT_IN, "needy", ("Needy", "tensor.convert", "Needy"))
 
     def import_module(name: str) -> Any:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")

@@ -11,8 +11,8 @@ import pytest
 from helpers import Named, all_ways
 
 from fastpipe import Backend, Pipe, Request, Status
-from fastpipe.config.graph import compile_graph
-from fastpipe.config.nodes import load
+from fastpipe.config.reading import load
+from fastpipe.config.wiring import compile_graph
 from fastpipe.errors import ConfigError
 from fastpipe.show.picture import Picture
 

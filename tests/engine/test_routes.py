@@ -12,8 +12,9 @@ import pytest
 from helpers import all_ways
 
 from fastpipe import Backend, NoResult, Pipe, Request, RestartLimit, Status, UnknownNode
-from fastpipe.config.graph import Graph, compile_graph
-from fastpipe.config.nodes import load
+from fastpipe.config.graph import Graph
+from fastpipe.config.reading import load
+from fastpipe.config.wiring import compile_graph
 from fastpipe.errors import ConfigError, GraphError
 
 WAIT_S = 20.0

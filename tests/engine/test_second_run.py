@@ -17,8 +17,8 @@ from fastpipe import Backend, BackendError, ItemErrors, Pipe, Request, Sequentia
 from fastpipe.backends.flow.catsplit import CatSplit
 from fastpipe.backends.flow.composites import Range
 from fastpipe.backends.flow.conditions import HasKey
-from fastpipe.backends.flow.graphs import MapReduce, SubGraph
-from fastpipe.contract import Child
+from fastpipe.backends.flow.graphs import MapReduce
+from fastpipe.contract import Child, SubGraph
 
 WAIT_S = 20.0
 

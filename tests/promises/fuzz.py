@@ -68,8 +68,8 @@ def notation() -> tuple[Reads, Iterator[bytes]]:
 def configurations() -> tuple[Reads, Iterator[bytes]]:
     """Configuration files, nodes and graph; nothing that they name is imported, and nothing built."""
     from fastpipe.config import registry
-    from fastpipe.config.nodes import examine
-    from fastpipe.config.plan import Problems
+    from fastpipe.config.problems import Problems
+    from fastpipe.config.reading import examine
     from fastpipe.config.wiring import add_mistakes_of_the_graph
     from fastpipe.errors import ConfigError
 
@@ -83,9 +83,9 @@ def configurations() -> tuple[Reads, Iterator[bytes]]:
             written = tomllib.loads(content.decode())
         except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError):
             return
-        nodes, problems, _ = examine(written, {}, None)
+        config, problems, _ = examine(written, {}, None)
         assert isinstance(problems, Problems)
-        add_mistakes_of_the_graph(nodes, problems)
+        add_mistakes_of_the_graph(config.nodes, problems)
 
     seeds = [path.read_bytes() for path in sorted((ROOT / "tests" / "torchpipe").glob("*.toml"))]
     return read, iter(seeds)

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 import fastpipe
-from fastpipe.config.graph import compile_graph
-from fastpipe.config.nodes import load
-from fastpipe.instances.building import jumps_of
+from fastpipe.config.reading import load
+from fastpipe.config.sub_graphs import jumps_of
+from fastpipe.config.wiring import compile_graph
 from fastpipe.show.layout import Layout, Line, Size, lay_out
 from fastpipe.show.picture import Picture
 

@@ -1,0 +1,377 @@
+"""Every key of the scheduler, once: a row of a table from which all else is made.
+
+From a row come its reading and its limits, the setting of the engine's Station, the JSON schema, and (a test holds them
+together) the line of docs/configuration.md. To add a key is to add a row. Parameters of backends are not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastpipe.config.maps import read_map
+from fastpipe.config.shapes import SHAPE_FORM, largest_batch, smallest_batch
+from fastpipe.config.values import BadValue, coerce
+from fastpipe.contract import Between
+
+__all__ = ["NODE_KEYS", "PIPE_KEYS", "Key", "default_settings", "station_settings"]
+
+Check = Callable[[Any, Mapping[str, Any], int | None], Iterator[tuple[str, str]]]
+
+_RULES = ("adaptive", "timeout", "greedy", "preferred")
+_WHEN_FULL = ("block", "reject", "shed_oldest")
+_REQUESTS = Annotated[int, Between(1, 1_000_000_000)]
+_SECONDS = Annotated[float, Between(0.000_001, 1_000_000_000)]
+
+_TEXT = {"type": "string"}
+_NAMES = {"type": ["string", "array"], "items": {"type": "string", "minLength": 1}}
+_PAIRS = {"type": "object", "additionalProperties": {"type": "string", "minLength": 1}, "minProperties": 1}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: what may be written, what it means, and where it goes."""
+
+    name: str
+    meaning: str
+    """One sentence: in the schema, and what the line of docs/configuration.md begins with."""
+    annotation: Any = Any
+    """The type and the limits of the value, as of a backend's parameter; of what ``read`` takes, for the schema."""
+    default: Any = None
+    default_in_words: str | None = None
+    """For the documentation; None: ``default`` as it is."""
+    unit: str = ""
+    """Behind the limits in an error: ``" seconds"``."""
+    takes_none: bool = False
+    """None means that it is not written."""
+    read: Callable[[Any], Any] | None = None
+    """Return the value of what is written, or raise BadValue or ConfigError. None: what the annotation says."""
+    check: Check | None = None
+    """Yield what is wrong with the value (None: it could not be read) beside the other keys and the node's ``max``."""
+    form: Mapping[str, Any] | None = None
+    """The JSON schema, where the annotation does not say it."""
+    field: str | None = None
+    """The field of NodeConfig or PipeConfig that has it; None: it is one of the ``settings``."""
+    station: str | None = None
+    """The setting of the engine's Station that it is; the Station's own default is what None means."""
+    is_read_with_backend: bool = False
+    """The node reads it together with its backends: ``config/nodes.py``."""
+    is_own_of_logical: bool = False
+    """A logical node, such as ``rec.2``, has its own."""
+    is_passed_on: bool = False
+    """A backend's constructor gets what was written, too, if it takes a parameter of that name."""
+    is_divided: bool = False
+    """``&`` in it separates the values of several backends."""
+
+    def value(self, written: Mapping[str, Any]) -> Any:
+        """Return the value, given all that is written.
+
+        Raises:
+            BadValue: it is no such value; the message has the limits.
+            ConfigError: the same, with more to say.
+        """
+        if self.name not in written:
+            return self.default
+        value = written[self.name]
+        if value is None and self.takes_none:
+            return self.default
+        if self.read is not None:
+            return self.read(value)
+        try:
+            return coerce(value, self.annotation)
+        except BadValue as problem:
+            raise self._with_limits(problem) from None
+
+    def _with_limits(self, problem: BadValue) -> BadValue:
+        """Name the limits, and their unit, also where the value is no number at all."""
+        if not hasattr(self.annotation, "__metadata__"):
+            return problem
+        limits = self.annotation.__metadata__[0]
+        between = f"between {limits.low} and {limits.high}{self.unit}"
+        kind = "" if problem.expected.startswith("between") else f"{problem.expected} "
+        return BadValue(f"{kind}{between}", problem.got)
+
+
+def _rule(value: Any) -> Any:
+    """Return the name of a rule, or the object that is one."""
+    if not isinstance(value, str) and callable(getattr(value, "decide", None)) and not isinstance(value, type):
+        return value
+    return _one_of(_RULES, value, ", or an object with decide(load)")
+
+
+def _one_of(names: tuple[str, ...], value: Any, also: str = "") -> str:
+    if not isinstance(value, str) or value.lower() not in names:
+        raise BadValue("one of " + ", ".join(map(repr, names)) + also, value)
+    return value.lower()
+
+
+def _when_full(value: Any) -> str:
+    return _one_of(_WHEN_FULL, value)
+
+
+def _check_when_full(value: Any, written: Mapping[str, Any], largest: int | None) -> Iterator[tuple[str, str]]:
+    if value not in (None, "block") and not (written.get("max_queue") or written.get("max_queue_bytes")):
+        yield "when_full", "there is no max_queue or max_queue_bytes"
+
+
+def _check_preferred(value: Any, written: Mapping[str, Any], largest: int | None) -> Iterator[tuple[str, str]]:
+    is_rule = written.get("batching") == "preferred"
+    if written.get("preferred_batch_sizes") is None:
+        if is_rule:
+            yield "batching", "'preferred' needs preferred_batch_sizes, such as [4, 8]"
+        return
+    if not is_rule:
+        yield "preferred_batch_sizes", "only the rule batching='preferred' looks at it"
+    if value is not None and (not value or min(value) < 1 or (largest is not None and max(value) > largest)):
+        allowed = "at least 1" if largest is None else f"from 1 to max, which is {largest}"
+        yield "preferred_batch_sizes", f"sizes {allowed}, got {list(value)}"
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    return tuple(coerce(value, list[int]))
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if value == "":
+        return ()
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+        raise BadValue("a name, names with commas, or a list of names", value)
+    return tuple(names)
+
+
+def _map(value: Any) -> Any:
+    return None if value == "" else read_map(value)
+
+
+def _name(value: Any) -> str | None:
+    if value == "":
+        return None
+    if not isinstance(value, str):
+        raise BadValue("the name of a node", value)
+    return value.strip()
+
+
+def _bucket(value: Any) -> Any:
+    if callable(value) or (isinstance(value, str) and value):
+        return value
+    raise BadValue("a key of the request or a function of it", value)
+
+
+def _table(*keys: Key) -> dict[str, Key]:
+    return {key.name: key for key in keys}
+
+
+NODE_KEYS = _table(
+    Key(
+        "backend",
+        "What the node does: a name, the notation such as S[A,B], or package.module:Name.",
+        form=_TEXT,
+        is_read_with_backend=True,
+    ),
+    Key(
+        "instance_num",
+        "How many objects of the backend there are, each running one batch at a time.",
+        Annotated[int, Between(1, 4096)],
+        1,
+        field="instance_num",
+        is_read_with_backend=True,
+        is_passed_on=True,
+        is_divided=True,
+    ),
+    Key(
+        "max",
+        "How many requests a batch may have, or for models a shape such as 4x3x224x224.",
+        default_in_words="what the backend says, else 1",
+        takes_none=True,
+        read=largest_batch,
+        form=SHAPE_FORM,
+        field="max",
+        is_read_with_backend=True,
+        is_passed_on=True,
+        is_divided=True,
+    ),
+    Key(
+        "min",
+        "The smallest batch a model takes.",
+        default_in_words="1",
+        takes_none=True,
+        read=smallest_batch,
+        form=SHAPE_FORM,
+        is_read_with_backend=True,
+        is_passed_on=True,
+        is_divided=True,
+    ),
+    Key(
+        "batching_timeout",
+        "How many milliseconds the oldest request may wait for others.",
+        Annotated[float, Between(0, 3_600_000)],
+        2.0,
+        default_in_words="2",
+        unit=" ms",
+        station="timeout_ms",
+        is_passed_on=True,
+    ),
+    Key("batching", "The rule that forms batches.", Literal[_RULES], "adaptive", read=_rule, station="rule"),
+    Key(
+        "preferred_batch_sizes",
+        "Sizes for the rule preferred.",
+        list[Annotated[int, Between(1, 1 << 20)]],
+        (),
+        default_in_words="",
+        takes_none=True,
+        read=_sizes,
+        check=_check_preferred,
+        station="preferred",
+    ),
+    Key(
+        "next",
+        "The nodes that come next.",
+        default=(),
+        default_in_words="",
+        takes_none=True,
+        read=_names,
+        form=_NAMES,
+        field="next",
+        is_own_of_logical=True,
+    ),
+    Key(
+        "map",
+        "What the node reads from whom: b[result:data],c[result:other]; of b|c[result:data] the first that has run.",
+        takes_none=True,
+        read=_map,
+        form={"anyOf": [_NAMES, {"type": "object", "additionalProperties": _PAIRS}]},
+        field="map",
+        is_own_of_logical=True,
+    ),
+    Key(
+        "filter",
+        "A decision in front of the node.",
+        default_in_words="see below",
+        form=_TEXT,
+        field="filter",
+        is_own_of_logical=True,
+    ),
+    Key(
+        "restart",
+        "On a leaf: where a request starts over after it has passed every leaf.",
+        takes_none=True,
+        read=_name,
+        form=_TEXT,
+        field="restart",
+        is_own_of_logical=True,
+    ),
+    Key(
+        "restart_limit",
+        "How often one request may start over from here.",
+        _REQUESTS,
+        1000,
+        field="restart_limit",
+        is_own_of_logical=True,
+    ),
+    Key(
+        "bucket",
+        "A key of the request, or a function of it: only requests that agree in it share a batch.",
+        default_in_words="what the backend says",
+        takes_none=True,
+        read=_bucket,
+        form={"type": "string", "minLength": 1},
+        field="bucket",
+    ),
+    Key(
+        "max_queue",
+        "How many requests may wait for the node.",
+        _REQUESTS,
+        default_in_words="no limit",
+        takes_none=True,
+        station="max_queue",
+    ),
+    Key(
+        "max_queue_bytes",
+        "How many bytes of data may wait for the node.",
+        Annotated[int, Between(1, 1 << 60)],
+        default_in_words="no limit",
+        takes_none=True,
+        station="max_queue_bytes",
+    ),
+    Key(
+        "when_full",
+        "What becomes of a request for which there is no room.",
+        Literal[_WHEN_FULL],
+        "block",
+        read=_when_full,
+        check=_check_when_full,
+        station="when_full",
+    ),
+    Key(
+        "hang_timeout",
+        "How many seconds a batch may run before its instance is given up.",
+        _SECONDS,
+        default_in_words="no limit",
+        unit=" seconds",
+        takes_none=True,
+        station="hang_timeout_s",
+    ),
+)
+"""Keys of a node, by name; beside the nodes, they are defaults for every node."""
+
+PIPE_KEYS = _table(
+    Key(
+        "request_timeout",
+        "Default time limit, in seconds, for requests without a timeout.",
+        _SECONDS,
+        default_in_words="no limit",
+        unit=" seconds",
+        field="request_timeout_s",
+    ),
+    Key(
+        "max_in_flight",
+        "How many requests may be in the pipe, queued or running.",
+        _REQUESTS,
+        default_in_words="no limit",
+        unit=" requests",
+        field="max_in_flight",
+    ),
+    Key(
+        "when_overloaded",
+        "What becomes of one more.",
+        Literal["block", "reject"],
+        "block",
+        field="when_overloaded",
+    ),
+    Key(
+        "when_hung",
+        "What becomes of an instance that hangs: another takes its place (replace), or the process ends (abort).",
+        Literal["replace", "abort"],
+        "replace",
+        field="when_hung",
+    ),
+    Key(
+        "obey_request_keys",
+        "By which keys of its own a caller's request may steer: node_name, restart, request_size.",
+        list[Literal["node_name", "restart", "request_size"]],
+        (),
+        default_in_words="none",
+        field="obey_request_keys",
+    ),
+    Key(
+        "without_result",
+        "What becomes of a request that ends without a result because a step gave none.",
+        Literal["error", "end"],
+        "error",
+        field="without_result",
+    ),
+)
+"""Keys of the whole pipe, which stand beside the nodes."""
+
+
+def default_settings(keys: Mapping[str, Key]) -> dict[str, Any]:
+    """Return what the ``settings`` of a node, or of a pipe, are where nothing is written."""
+    return {key.name: key.default for key in keys.values() if key.field is None and not key.is_read_with_backend}
+
+
+def station_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a node that the engine's Station takes, by its names for them."""
+    given = {key.station: settings[name] for name, key in NODE_KEYS.items() if key.station is not None}
+    return {name: value for name, value in given.items() if value is not None}
