@@ -24,7 +24,7 @@ from fastpipe.contract import Container
 from fastpipe.errors import MissingExtra
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(page for folder in (".", "docs", "bench", "examples") for page in (ROOT / folder).glob("*.md"))
+PAGES = sorted(page for folder in (".", "docs", "docs/gpu", "bench", "examples") for page in (ROOT / folder).glob("*.md"))
 
 
 @dataclass(frozen=True)
