@@ -8,6 +8,7 @@ Its rooms, by what they do to data; each uses only those below it:
     gpu/        on which GPU an instance is, its CUDA stream, and forms of data that stay on it
     flow/       which backend a request meets, and with whom: Sequential, conditions, composed batches, graphs in nodes
     basic       plumbing: keys, files, logging, and help in tests
+    box         the names of backends, where each is, and which extra it needs
     odd_arrays, ranges    what passes for an array and is none; which sizes and numbers are taken
 
 They have no privileges: what they use of fastpipe is public, and a backend of yours may do all that they do.

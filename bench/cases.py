@@ -266,7 +266,7 @@ def _batching() -> list[Case]:
     return [
         Case(
             name="no needless waiting",
-            question="Does a batch of at most 4 wait for company, up to 10 ms, where none is worth waiting for?",
+            question="Does a batch of at most 4 wait, up to 10 ms, where waiting for other requests does not pay?",
             clients=(1, 2, 4, 10),
             contestants=_in_batches(Node(max_batch=4, timeout_ms=10.0)),
             figures=("p50_us", "p99_us", "requests_per_s", "mean_batch"),

@@ -184,14 +184,14 @@ def _write_pages(cases: Sequence[Case], results: Results, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "peers.md").write_text(f"# fastpipe beside its peers\n\n{markdown(cases, results)}")
     try:
-        plot(cases, results, [folder / "peers.png", folder / "peers.svg"])
+        plot(cases, results, [folder / "peers.png"])
     except ImportError as missing:
         print(f"no plot: {missing.name} is not installed", file=sys.stderr)
-    print(f"Tables, plot and all windows: {folder}{os.sep}peers.md, .png, .svg, .jsonl")
+    print(f"Tables, plot and all windows: {folder}{os.sep}peers.md, .png, .jsonl")
 
 
 def put_into_page(page: Path, cases: Sequence[Case], results: Results) -> None:
-    """Replace what stands between the two marks of a Markdown page, and the pictures beside it.
+    """Replace what stands between the two marks of a Markdown page, and the picture beside it.
 
     Raises:
         ValueError: if the page has not both marks, once.
@@ -199,7 +199,7 @@ def put_into_page(page: Path, cases: Sequence[Case], results: Results) -> None:
     before, rest = page.read_text().split(BEGIN)
     _, after = rest.split(END)
     page.write_text(f"{before}{BEGIN}\n{markdown(cases, results)}\n{END}{after}")
-    plot(cases, results, [page.with_suffix(".png"), page.with_suffix(".svg")])
+    plot(cases, results, [page.with_suffix(".png")])
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def plot(cases: Sequence[Case], results: Results, paths: Sequence[Path]) -> None
     if not shown_cases:
         return
     row_count = math.ceil(len(shown_cases) / COLUMNS)
-    with mpl.rc_context({"svg.hashsalt": "fastpipe", "font.size": 8}):  # the same picture, the same bytes
+    with mpl.rc_context({"font.size": 8}):
         figure = Figure(figsize=(4 * COLUMNS, 3 * row_count), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(row_count, COLUMNS, squeeze=False).flat
@@ -234,7 +234,7 @@ def plot(cases: Sequence[Case], results: Results, paths: Sequence[Path]) -> None
             panel.set_axis_off()
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
         for path in paths:
-            figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
+            figure.savefig(path, dpi=110)
 
 
 def _is_plotted(case: Case) -> bool:

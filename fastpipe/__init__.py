@@ -4,6 +4,21 @@
     pipe({"data": jpeg_bytes})
 
 Nodes are linked into a graph; each has many instances and batches dynamically. ``Backend`` is the class to extend.
+
+The house has floors, and an import goes down only (``tests/house/test_imports.py`` has the list). From the top:
+
+    cli                 the command ``fastpipe``
+    batched_function    ``@batched``: a pipe around a plain function
+    pipe, _async_map    Pipe: what a service calls, watches and closes
+    debug               one request node by node; records of requests
+    show                pictures of a graph
+    instances           from plans to objects of backends and their threads; what replaces one that hangs
+    _core, engine       the engine: queues, batching, waking up, outcomes; _future is what ``submit`` returns
+    backends, kernels   the built-in backends, and the array kernels below them
+    config              from what a user wrote to checked nodes and a graph; starts nothing
+    functions, results  a function as a backend; what user code must return
+    snapshots, cpus, forks, faults     batches as they came, CPUs, locks after a fork, kinds of trouble
+    contract, filters, summaries, errors, redaction     how to write a backend, and what everybody uses
 """
 
 from importlib.util import find_spec as _find_spec

@@ -35,7 +35,7 @@ LOOK: dict[str, Any] = {"mean": MEAN, "std": STD, "source": "bgr", "target": "rg
 SIZES = [(375, 500), (480, 640), (720, 1280), (1080, 1920)]  # height, width: of everyday photographs
 SIDE = 224
 
-# The goals, as shares of the copy's bandwidth or as times; what they are compared with stands in docs/gpu.md.
+# The goals, as shares of the copy's bandwidth or as times; docs/benchmarks-gpu.md has the results.
 GOALS = {
     "normalize 256 x 224 x 224": 0.90,
     "normalize 16 x 1080p": 0.93,

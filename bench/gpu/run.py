@@ -4,7 +4,7 @@
 
 Runs ``kernels.py``, ``decode.py``, ``torch_model.py`` and ``classify.py``, each in a process of its own, and where
 there are several GPUs ``torch_model.py --device all``: they check their answers first, and say what they measure. Then
-it prints one table, the goals and what was reached, as it stands in ``docs/gpu.md``. Everything else that was measured
+it prints one table, the goals and what was reached (see ``docs/benchmarks-gpu.md``). Everything else that was measured
 goes to FOLDER as JSON; without it, to the folder that the variable OUT names, else to ``build/bench/gpu``. It takes
 about six minutes, with ``--quick`` three.
 """

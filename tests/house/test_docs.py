@@ -24,7 +24,8 @@ from fastpipe.contract import Container
 from fastpipe.errors import MissingExtra
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(page for folder in (".", "docs", "bench", "examples") for page in (ROOT / folder).glob("*.md"))
+FOLDERS = (".", "docs", "docs/gpu", "bench", "examples", "proofs", "findings")
+PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
 
 
 @dataclass(frozen=True)
