@@ -1,0 +1,94 @@
+# Limits: how much may wait in a queue, who waits there, and the books that are kept of it.
+#
+# Guarantees   Where a limit exists, queued + reserved never exceed it, but for what a graph hands on to a node that blocks.
+#              Leaving a queue needs no memory. A node at several places has one limit, its front's.
+# Assumes      The GIL. No code of users runs in here, but __hash__ and __eq__ of a bucket.
+
+from cpython.ref cimport Py_DECREF
+from libcpp.atomic cimport memory_order_relaxed
+
+
+cdef list _visits_of(Batch* batch):
+    """The visits of a batch, as a list that owns them; the tickets' references are given up."""
+    cdef list visits = [None] * batch.count                     # if there is no memory for it, nothing has happened
+    cdef Visit visit
+    cdef Station station
+    cdef Ticket* ticket = batch.first
+    cdef Ticket* after
+    cdef Py_ssize_t index = 0
+    while ticket != NULL:
+        after = <Ticket*>ticket.next.load(memory_order_relaxed)
+        visit = <Visit>ticket.visit
+        visits[index] = visit
+        index += 1
+        Py_DECREF(visit)                                        # E2: the list holds it now
+        ticket = after
+    batch.first = NULL
+    station = visit.node.station
+    for visit in visits:
+        _leave_queue(visit, station)
+    if station.c_is_limited():
+        station.c_tell_of_room()
+    return visits
+
+
+cdef Visit _first_visit_of(Batch* batch):
+    """Take one visit out of a batch that is not empty; the ticket's reference is given up. Needs no memory."""
+    cdef Ticket* ticket = batch.first
+    cdef Visit visit = <Visit>ticket.visit
+    batch.first = <Ticket*>ticket.next.load(memory_order_relaxed)
+    Py_DECREF(visit)                                            # E2: ``visit`` holds it now
+    _leave_queue(visit, visit.node.station)
+    return visit
+
+
+cdef Visit _only_visit_of(Batch* batch):
+    """The same of a batch of one; those who wait for room are told."""
+    cdef Visit visit = _first_visit_of(batch)
+    if visit.node.station.c_is_limited():
+        visit.node.station.c_tell_of_room()
+    return visit
+
+
+cdef int _leave_queue(Visit visit, Station station) noexcept:
+    """Take a visit that was popped out of its station's books. Needs no memory."""
+    _release_bucket(visit)
+    if not station.c_is_limited():
+        return 0
+    if visit.is_ghost:
+        visit.is_ghost = False
+        station.ghosts -= 1
+        return 0
+    station.queued_bytes -= visit.size_bytes
+    visit.size_bytes = 0
+    if visit.walk.queued is not None:
+        _take_out(visit.walk.queued, visit)
+    return 0
+
+
+cdef void _release_bucket(Visit visit) noexcept:
+    cdef list entry = visit.bucket
+    if entry is None:
+        return
+    visit.bucket = None
+    try:                                                        # a bucket's __hash__ and __eq__ may be a user's
+        entry[1] -= 1
+        if entry[1] == 0 and visit.node.station.bucket_ids.get(entry[2]) is entry:
+            del visit.node.station.bucket_ids[entry[2]]
+    except BaseException as error:
+        _report(error, visit.node.station)
+
+
+cdef inline void _take_places(Walk walk, Line line, int64_t size_bytes) noexcept:
+    """The places that are booked for a request are its walk's."""
+    walk.has_room = line.home is not None
+    walk.room_bytes = size_bytes
+    walk.is_counted = line.whole is not None
+
+
+cdef inline void _leave_room(Walk walk) noexcept:
+    """Give up the place that is held in a queue: it is taken for good, or not needed."""
+    cdef Station front = _front_of(walk.home)
+    walk.has_room = False
+    front.reserved -= 1
+    front.reserved_bytes -= walk.room_bytes
