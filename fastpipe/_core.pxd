@@ -176,7 +176,7 @@ cdef class Line:
     cdef void c_promise(self) noexcept
     cdef void c_keep_promise(self) noexcept
     cdef void c_join(self, Waiter waiter) noexcept
-    cdef void c_unlink(self, Waiter waiter) noexcept
+    cdef void c_step_out(self, Waiter waiter) noexcept
     cdef c_bool c_let_in_first(self) noexcept
     cdef void c_serve(self) noexcept
     cdef void c_turn_all_away(self) noexcept
@@ -203,7 +203,7 @@ cdef class Waiter:
     cdef Waiter next                            # in the line, or among those who are called
     cdef PyObject* before                       # in the line; not owned
     cdef void c_call(self) noexcept
-    cdef c_bool c_leave(self) noexcept
+    cdef c_bool c_stop_waiting(self) noexcept
 
 
 @cython.final

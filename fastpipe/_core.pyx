@@ -696,7 +696,7 @@ cdef class Engine:
                 if deadline >= 0 and now_ns() >= deadline:
                     raise self.c_late_for_room(waiter)
                 if serves_signals:
-                    line.c_unlink(waiter)
+                    line.c_step_out(waiter)
                     waiter.state = AWAY
                     line.c_serve()
                     self.c_start_called(None)
@@ -705,7 +705,7 @@ cdef class Engine:
                     line.c_join(waiter)
                     line.c_serve()
         except BaseException:
-            waiter.c_leave()
+            waiter.c_stop_waiting()
             raise
         if waiter.state == TURNED_AWAY:
             if waiter.turned_away_by is None:

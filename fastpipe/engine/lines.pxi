@@ -95,7 +95,7 @@ cdef class Line:
         for gate in self.gates:
             gate.waiter_count += 1
 
-    cdef void c_unlink(self, Waiter waiter) noexcept:
+    cdef void c_step_out(self, Waiter waiter) noexcept:
         cdef Station gate
         if waiter.before == NULL:
             self.first = waiter.next
@@ -117,7 +117,7 @@ cdef class Line:
         waiter.engine.looks += 1
         if shut is not None and (shut.when_full != REJECT or waiter.is_patient):
             return False
-        self.c_unlink(waiter)
+        self.c_step_out(waiter)
         if shut is None:
             self.c_book(waiter.size_bytes)
             self.c_promise()
@@ -139,7 +139,7 @@ cdef class Line:
         cdef Waiter waiter
         while self.first is not None:
             waiter = self.first
-            self.c_unlink(waiter)
+            self.c_step_out(waiter)
             waiter.state = TURNED_AWAY
             waiter.c_call()
 
@@ -160,10 +160,10 @@ cdef class Waiter:
             self.engine.called_last.next = self
         self.engine.called_last = self
 
-    cdef c_bool c_leave(self) noexcept:
+    cdef c_bool c_stop_waiting(self) noexcept:
         """Wait no longer, and hand on what one was given; False if the request has set out."""
         if self.state == IN_LINE:
-            self.line.c_unlink(self)
+            self.line.c_step_out(self)
             self.state = GONE
             self.line.c_serve()                                 # who comes next may need less
         elif self.state != GONE and self.sink is not None:
@@ -182,13 +182,13 @@ cdef class Waiter:
         """Give the request up; True if it had not ended."""
         if self.walk is not None:
             return self.walk.cancel()
-        return self.c_leave()
+        return self.c_stop_waiting()
 
     def expire(self):
         """Refuse the request if it still waits in line: its time is over. In its event loop's thread."""
         if self.state == IN_LINE:
             error = self.engine.c_late_for_room(self)
-            self.c_leave()
+            self.c_stop_waiting()
             for _attempt in range(MOST_ATTEMPTS):
                 try:
                     outcomes = [(self.sink[1], self.request, error)]
