@@ -14,6 +14,22 @@ from fastpipe.engine.parking cimport (
 from heapq import heapify, heappop, heappush
 
 
+cdef int begin_batch(Station station, int index, int64_t now) noexcept:
+    """From now on the watchdog looks at what runs in an instance."""
+    station.started_ns[index].store(now, memory_order_seq_cst)
+    station.watchdog.c_tell(now + station.hang_ns // LOOKS)
+    return 0
+
+
+cdef c_bool end_batch(Station station, int index, Turn turn, int64_t started) noexcept:
+    """The backend has returned; False if it was given up before (E8)."""
+    cdef int64_t expected = started
+    if station.started_ns[index].compare_exchange_strong(expected, 0, memory_order_seq_cst, memory_order_seq_cst):
+        return True
+    turn.abandoned = (<Instance>(<tuple>station.held[index])[2]).backend if turn.abandoned is None else turn.abandoned
+    return False
+
+
 @cython.final
 cdef class Clock:
     """Fails requests for which no thread waits when their time is over. Knows no pipe: its thread keeps none alive."""
@@ -63,7 +79,7 @@ cdef class Clock:
                     continue
                 # Callbacks run here: one that waits would stop the clock.
                 frame = enter_frame(<void*>walk.engine, True, _greenlet())
-                walk.engine.c_expire(walk, turn)
+                expire_walk(walk.engine, walk, turn)
                 leave_frame(frame)
                 walk = None
                 turn.wake()

@@ -4,6 +4,36 @@
 
 cimport cython
 
+from fastpipe.filters import Status
+
+
+cdef Entry entry_at(Engine engine, Node node):
+    cdef Entry made
+    cdef Entry entry = <Entry>engine.entries.get(node.name)
+    if entry is None:                                           # nobody has entered here before
+        made = Entry(engine.graph.entry(node.index), engine.nodes, engine.gate)
+        entry = engine.entries.setdefault(node.name, made)
+        if entry is made:                                       # nobody was faster
+            for line in dict.fromkeys((made.line, made.inner_line)):
+                for gate in (<Line>line).gates if line is not None else ():
+                    (<Station>gate).lines.append(line)
+    return entry
+
+
+cdef Exit exit_of(Engine engine, Entry entry, Node node, int status):
+    """How a request that entered at ``entry`` leaves ``node`` after it ran or was skipped."""
+    cdef Exit exit
+    if status == STATUS_SKIP:
+        exit = <Exit>entry.exits[node.index]
+        if exit is None:
+            exit = entry.exits[node.index] = Exit(entry.plan.exit(node.index), engine.nodes)
+        return exit
+    exit = <Exit>entry.skips.get((node.index, status))
+    if exit is None:
+        exit = Exit(entry.plan.exit(node.index, Status(status)), engine.nodes)
+        entry.skips[node.index, status] = exit
+    return exit
+
 
 @cython.final
 cdef class Instance:

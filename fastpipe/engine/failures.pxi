@@ -6,6 +6,21 @@ from fastpipe.errors import BackendError, BackendHung, DeviceLost, NoResult, Pip
 from fastpipe.faults import own_copy, stacks, take_traceback, text_of
 
 
+cdef object lost_error(Engine engine, Visit visit, object cause):
+    """The error of a visit whose node is lost: one of its own, caused by what happened there."""
+    cdef str where
+    try:
+        where = f"node {visit.node.name!r}{_at(visit.node.station)}"
+        if issubclass(type(cause), BackendHung):
+            return BackendHung(f"{where} has no instance left: {text_of(cause)}", cause.stacks)
+        error = DeviceLost(f"{where} has lost its device: {type(cause).__name__}: {text_of(cause)}")
+        error.node = visit.node.name                            # to a backend that calls this pipe, it is somebody else's device
+        error.__cause__ = _copy_of(cause)
+        return error
+    except BaseException as unexpected:                         # no memory for an error: then that is the error
+        return unexpected
+
+
 cdef void _add_note(object error, str note) noexcept:
     try:
         if note not in getattr(error, "__notes__", ()):

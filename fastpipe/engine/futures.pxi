@@ -1,9 +1,68 @@
 # Futures: handing an outcome to a RequestFuture, or to an event loop, whatever ends a call in the middle (E9).
 
+from cpython.ref cimport Py_DECREF
+
 from _thread import start_new_thread
 from opcode import opmap
 
 from fastpipe.faults import is_engines
+
+
+cdef int hand_out(Engine engine, Turn turn) noexcept:
+    """Hand outcomes to futures: this runs callbacks that users have attached."""
+    cdef Walk walk
+    while turn.settled_first != NULL:
+        walk = <Walk>turn.settled_first
+        if walk.sink_kind == SINK_ASYNCIO:
+            settle_in(engine, (<tuple>walk.sink)[0], turn)
+            continue
+        walk = _first_settled(turn)
+        if walk.error is None:
+            _end_future(walk.sink, _FINISHED, walk.request, None, turn)
+        else:
+            _end_future(walk.sink, _FINISHED, None, walk.error, turn)
+        walk.sink = None                                        # breaks the cycle future -> callback -> walk -> future
+    return 0
+
+
+cdef int settle_in(Engine engine, object loop, Turn turn) noexcept:
+    """The same for all the futures of an event loop: its thread does it, in one go."""
+    cdef list outcomes
+    cdef PyObject* each
+    cdef Walk walk
+    cdef Walk before = None
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            outcomes = []
+            each = turn.settled_first
+            while each != NULL:
+                walk = <Walk>each
+                if walk.sink_kind == SINK_ASYNCIO and (<tuple>walk.sink)[0] is loop:
+                    outcomes.append(((<tuple>walk.sink)[1], walk.request, walk.error))
+                each = walk.settled_after
+            loop.call_soon_threadsafe(_settle_in_loop, outcomes)
+            break
+        except RuntimeError:                                    # the loop is closed: nobody is there to be told
+            break
+        except BaseException as error:                          # if it was done all the same, twice does no harm
+            _note_interrupt(turn, error)
+    each = turn.settled_first
+    while each != NULL:
+        walk = <Walk>each
+        each = walk.settled_after
+        if walk.sink_kind != SINK_ASYNCIO or (<tuple>walk.sink)[0] is not loop:
+            before = walk
+            continue
+        if before is None:
+            turn.settled_first = each
+        else:
+            before.settled_after = each
+        if each == NULL:
+            turn.settled_last = <PyObject*>before if before is not None else NULL
+        Py_DECREF(walk)                                         # ``walk`` holds it
+        walk.sink = None
+    return 0
 
 
 cdef int _tell_waiter(Waiter waiter, object error, Turn turn) noexcept:

@@ -23,7 +23,7 @@ cdef class Line:
         for gate in self.gates:
             if gate.when_full == SHED_OLDEST and not is_patient:
                 continue                                        # it makes room when it is needed
-            if gate.c_is_full(size_bytes if gate is self.home else 0, True):
+            if is_full(gate, size_bytes if gate is self.home else 0, True):
                 return gate
         return None
 
@@ -51,10 +51,10 @@ cdef class Line:
         if self.home is not None:
             self.home.reserved -= 1
             self.home.reserved_bytes -= size_bytes
-            self.home.c_tell_of_room()
+            tell_of_room(self.home)
         if self.whole is not None:
             self.whole.reserved -= 1
-            self.whole.c_tell_of_room()
+            tell_of_room(self.whole)
 
     cdef void c_promise(self) noexcept:
         """Hold a place in the queues further on until the request has set out, so that no more are let in than fit."""
@@ -69,7 +69,7 @@ cdef class Line:
         for gate in self.gates:
             if gate is not self.home and gate is not self.whole:
                 gate.reserved -= 1
-                gate.c_tell_of_room()
+                tell_of_room(gate)
 
     cdef void c_join(self, Waiter waiter) noexcept:
         """Stand where one's number belongs: at the end, or, coming back, near the beginning, as a rule."""
@@ -169,13 +169,13 @@ cdef class Waiter:
         elif self.state != GONE and self.sink is not None:
             if self.walk is not None:
                 return False
-            self.state = GONE                                   # c_start_waiter gives its places back
+            self.state = GONE                                   # start_waiter gives its places back
         elif self.is_booked:
             self.is_booked = False
             self.state = GONE
             self.line.c_keep_promise()
             self.line.c_give_back(self.size_bytes)
-        self.engine.c_start_called(None)
+        start_called(self.engine, None)
         return True
 
     def cancel(self):
@@ -187,7 +187,7 @@ cdef class Waiter:
     def expire(self):
         """Refuse the request if it still waits in line: its time is over. In its event loop's thread."""
         if self.state == IN_LINE:
-            error = self.engine.c_late_for_room(self)
+            error = late_for_room(self.engine, self)
             self.c_stop_waiting()
             for _attempt in range(MOST_ATTEMPTS):
                 try:

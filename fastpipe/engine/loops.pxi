@@ -3,7 +3,106 @@
 # Guarantees   Such a wait ends with a CallLoop, within CALL_LOOP_SLICE_NS or so.
 # Assumes      The GIL.
 
-from libcpp.atomic cimport memory_order_seq_cst
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+
+from fastpipe.engine.parking cimport Frame, innermost_frame, is_another_inside, now_ns
+
+from fastpipe.errors import CallLoop
+
+
+cdef tuple backends_here(Engine engine, object awaited):
+    """For waits_inside: that the backends of this pipe which this thread is in wait for something; None: there are none."""
+    cdef Frame* frame = innermost_frame()
+    cdef list stations = []
+    cdef list visits = []
+    while frame != NULL:
+        if frame.engine == <void*>engine and frame.station != NULL:
+            stations.append(<object>frame.station)
+            if frame.batch != NULL:
+                visits += <list>frame.batch
+        frame = frame.outer
+    return (awaited, stations, visits) if stations else None
+
+
+cdef int wait_inside(Engine engine, Walk walk, int64_t deadline_ns) except -1:
+    """Wait for a walk as Walk.c_wait does. In a backend of this pipe, raise CallLoop if it would be for ever."""
+    cdef int64_t until
+    cdef tuple wait
+    if innermost_frame() == NULL:
+        return walk.c_wait(deadline_ns)
+    wait = backends_here(engine, walk)
+    if wait is None:
+        return walk.c_wait(deadline_ns)
+    engine.waits_inside.append(wait)
+    try:
+        while True:
+            until = now_ns() + CALL_LOOP_SLICE_NS
+            if walk.c_wait(deadline_ns if 0 <= deadline_ns < until else until):
+                return 1
+            error = find_call_loop(engine, wait)
+            if error is not None:
+                raise error
+            if deadline_ns >= 0 and now_ns() >= deadline_ns:
+                return 0
+    finally:
+        _take_out(engine.waits_inside, wait)
+
+
+cdef object find_call_loop(Engine engine, tuple wait):
+    """The error of a backend which waits for what only nodes can do whose instances all wait so; None: it may go on.
+
+    Stuck is a backend that waits for a call of its own pipe which is queued at a stuck node, or which another stuck
+    backend runs; one that waits for room in the queue of a stuck node; and a node all of whose instances are in stuck
+    backends: the greatest sets for which that is true.
+    """
+    cdef Station station
+    cdef list nodes = list(engine.stations)
+    cdef list waits = list(engine.waits_inside)
+    cdef bint changed = True
+    while changed:
+        changed = False
+        for station in list(nodes):
+            if sum([each is station for _, stations, _ in waits for each in stations]) < station.instance_count:
+                nodes.remove(station)
+                changed = True
+        for other in list(waits):
+            if _station_awaited(other, nodes) is None and not _is_run_by(other[0], waits, other):
+                waits.remove(other)
+                changed = True
+    station = _station_awaited(wait, nodes)
+    if station is None:
+        return None
+    held = " and ".join([repr((<Station>each).name) + _at(<Station>each) for each in nodes])
+    if is_another_inside(_greenlet()):
+        return CallLoop(f"a call waits for {station.title}, whose instances are all in calls of other greenlets of this thread, "
+                        f"which cannot go on while it waits. {_GREENLET_ADVICE}")
+    if isinstance(wait[0], Walk):
+        what = f"a call of its own pipe, which is queued at {station.title}"
+    else:
+        what = f"room for a call of its own pipe at node {station.name!r}"
+    return CallLoop(f"a backend waits for {what}; but all instances of {held} wait for such calls: "
+                    "give the node more instances, or use a graph, or MapReduce")
+
+
+cdef c_bool holds(Station station, Walk walk):
+    """True if some visit of a walk, or of a part of it, is queued here."""
+    cdef Ticket* ticket
+    cdef vector[PyObject*] visits
+    cdef PyObject* visit
+    cdef c_bool found = False
+    station.desk.lock()                                         # E7: a holder of the GIL may wait for it
+    drain_inbox(station)
+    ticket = station.staged.first
+    while ticket != NULL:                                       # E6: nothing in here may run a destructor
+        visits.push_back(ticket.visit)
+        Py_INCREF(<object>ticket.visit)
+        ticket = <Ticket*>ticket.next.load(memory_order_relaxed)
+    station.desk.unlock()
+    for visit in visits:
+        found = found or _is_of(<Visit>visit, walk)
+        Py_DECREF(<object>visit)
+    return found
 
 
 cdef Station _station_awaited(tuple wait, list nodes):
@@ -12,7 +111,7 @@ cdef Station _station_awaited(tuple wait, list nodes):
     if isinstance(wait[0], Station):
         return wait[0] if _makes_no_room(<Station>wait[0], nodes) else None
     for station in nodes:
-        if station.c_holds(<Walk>wait[0]):
+        if holds(station, <Walk>wait[0]):
             return station
         for visit in station.waiting_alone:                     # an eager call's
             if _is_of(<Visit>visit, <Walk>wait[0]):

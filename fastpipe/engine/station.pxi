@@ -5,22 +5,15 @@
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_acq_rel, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
-from fastpipe.engine.batching cimport (
-    DISPATCH, LATE, REASON_COUNT, TIMEOUT, WAIT_UNTIL, decide_adaptive, decide_greedy, decide_preferred, decide_timeout,
-)
-from fastpipe.engine.hanging cimport LOOKS
-from fastpipe.engine.inbox cimport inbox_init, inbox_pop, inbox_push
+from fastpipe.engine.batching cimport REASON_COUNT
+from fastpipe.engine.inbox cimport inbox_init, inbox_push
 from fastpipe.engine.parking cimport (
-    FOREVER, Frame, atomic_thread_fence, enter_frame, events_leave, events_notify, events_prepare, events_sleep, is_hooked,
-    leave_frame, now_ns, want_precise_timers,
+    FOREVER, atomic_thread_fence, events_leave, events_notify, events_prepare, events_sleep, now_ns, want_precise_timers,
 )
-from fastpipe.engine.ranking cimport Cursor, cursor_begin, cursor_pass, cursor_take, ranked_append, ranked_init, ranked_insert
-
-from fastpipe.errors import QueueFull
+from fastpipe.engine.ranking cimport ranked_init
 
 
 @cython.final
@@ -148,7 +141,7 @@ cdef class Station:
         turn.is_workers = True
         with nogil:
             want_precise_timers()
-            while self.c_wait_for_batch(&batch, worker, turn_pointer):
+            while wait_for_batch(self, &batch, worker, turn_pointer):
                 if not _run_taken(&batch, worker, <PyObject*>self, turn_pointer):
                     break
         if turn.abandoned is not None or turn.death is None:
@@ -187,21 +180,21 @@ cdef class Station:
         while True:
             with nogil:
                 self.desk.lock()
-                self.c_drain()
+                drain_inbox(self)
                 batch.first = NULL
                 if self.staged.first != NULL:
-                    self.c_take(&batch, self.staged.first.bucket, 1)
+                    take_staged(self, &batch, self.staged.first.bucket, 1)
                 self.desk.unlock()
             if batch.first == NULL:
                 turn.c_raise_interrupt()
                 return
             visit = _only_visit_of(&batch)
-            visit.walk.engine.c_fail_visit(visit, _closed_error(why) if lost is None else visit.walk.engine.c_lost_error(visit, lost),
-                                           turn)
+            fail_visit(visit.walk.engine, visit, _closed_error(why) if lost is None else lost_error(visit.walk.engine, visit, lost),
+                       turn)
             self.running.fetch_sub(1, memory_order_relaxed)
-            visit.walk.engine.c_queue_all(turn)                 # a MapReduce may go on without its failed parts
-            visit.walk.engine.c_send_one_back(visit, turn)
-            visit.walk.engine.c_settle(turn)
+            enqueue_all(visit.walk.engine, turn)                # a MapReduce may go on without its failed parts
+            send_one_back(visit.walk.engine, visit, turn)
+            settle(visit.walk.engine, turn)
             turn.wake()
 
     def stats(self):
@@ -294,235 +287,18 @@ cdef class Station:
     cdef c_bool c_has_twins(self) noexcept:
         return self.front is not None or not self.others.empty()
 
-    cdef int32_t c_waiting(self) noexcept:
-        """How many requests wait for the node, at all its places. At the front."""
-        cdef int32_t waiting = self.queued.load(memory_order_seq_cst) - self.ghosts
-        cdef size_t i
-        for i in range(self.others.size()):
-            waiting += (<Station>self.others[i]).queued.load(memory_order_seq_cst) - (<Station>self.others[i]).ghosts
-        return waiting
-
-    cdef int64_t c_waiting_bytes(self) noexcept:
-        """How many bytes they have. At the front."""
-        cdef int64_t size_bytes = self.queued_bytes
-        cdef size_t i
-        for i in range(self.others.size()):
-            size_bytes += (<Station>self.others[i]).queued_bytes
-        return size_bytes
-
-    cdef c_bool c_is_full(self, int64_t more_bytes, c_bool with_reserved) noexcept:
-        cdef int32_t waiting = self.c_waiting()
-        cdef int64_t reserved_bytes = 0
-        if with_reserved:
-            waiting += self.reserved
-            reserved_bytes = self.reserved_bytes
-        if self.max_queue > 0 and waiting >= self.max_queue:
-            return True
-        return self.max_queue_bytes > 0 and self.c_waiting_bytes() + reserved_bytes + more_bytes > self.max_queue_bytes
-
-    cdef object c_full_error(self, int64_t more_bytes):
-        cdef int32_t waiting = self.c_waiting() + self.reserved
-        if self.name is None:
-            return QueueFull(f"the pipe is full: {waiting} requests are in flight, and its max_in_flight is {self.max_queue}")
-        cdef int64_t waiting_bytes = self.c_waiting_bytes() + self.reserved_bytes
-        if self.max_queue_bytes > 0 and waiting_bytes + more_bytes > self.max_queue_bytes:
-            said = (f"{waiting_bytes} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "
-                    f"{self.max_queue_bytes}")
-        else:
-            said = f"{waiting} requests wait, and its max_queue is {self.max_queue}"
-        return QueueFull(f"the queue of node {self.name!r} is full: {said}")
-
-    cdef void c_tell_of_room(self) noexcept:
-        """The queue is shorter: let in who has waited longest, as many as there are places. They stand at the front.
-
-        No code of users runs in here. Coroutines that are let in wait for Engine.c_start_called, which whoever frees places
-        calls before it runs a backend, sleeps or lets the GIL go for good.
-        """
-        cdef Line line, chosen
-        cdef int64_t latest = -1                                # of those that were looked at, who come in order
-        if self.front is not None:
-            self.front.c_tell_of_room()
-            return
-        while self.waiter_count > 0:
-            chosen = None
-            for line in self.lines:
-                if line.first is not None and line.first.number > latest and (chosen is None
-                                                                              or line.first.number < chosen.first.number):
-                    chosen = line
-            if chosen is None:                                  # what keeps them out is full elsewhere
-                return
-            latest = chosen.first.number
-            chosen.c_let_in_first()
-
-    cdef Visit c_take_oldest(self):
-        """Take the request that would be next out of the queue, or None."""
-        cdef Batch batch
-        batch.first = NULL
-        self.desk.lock()                                        # E7; nothing may come in between
-        self.c_drain()
-        if self.staged.first != NULL:
-            self.c_take(&batch, self.staged.first.bucket, 1)
-        self.desk.unlock()
-        if batch.first == NULL:
-            return None
-        self.running.fetch_sub(1, memory_order_relaxed)
-        return _only_visit_of(&batch)
-
-    cdef Visit c_take_oldest_of_all(self):
-        """The same of the queues at all places of the node. At the front."""
-        cdef Station station, chosen
-        cdef Visit visit
-        cdef int64_t rank_ns
-        cdef int64_t least_ns = 0
-        cdef size_t i
-        if self.others.empty():
-            return self.c_take_oldest()
-        while True:                                             # until no worker has been faster
-            chosen = self if self.c_oldest_rank(&least_ns) else None
-            for i in range(self.others.size()):
-                station = <Station>self.others[i]
-                if station.c_oldest_rank(&rank_ns) and (chosen is None or rank_ns < least_ns):
-                    chosen = station
-                    least_ns = rank_ns
-            if chosen is None:
-                return None
-            visit = chosen.c_take_oldest()
-            if visit is not None:
-                return visit
-
-    cdef c_bool c_oldest_rank(self, int64_t* rank_ns) noexcept:
-        """The rank of the request that would be next; False if nothing is queued."""
-        cdef c_bool found
-        self.desk.lock()                                        # E7: a holder of the GIL may wait for it
-        self.c_drain()
-        found = self.staged.first != NULL
-        if found:
-            rank_ns[0] = self.staged.first.rank_ns
-        self.desk.unlock()
-        return found
-
-    cdef int c_sweep(self) except -1:
-        """Take visits whose walks have ended out of the queue, once they are many: they keep their data alive."""
-        cdef Batch ghosts
-        cdef Cursor cursor
-        cdef Ticket* ticket
-        cdef Ticket* last = NULL
-        if self.ghosts < 32 or self.ghosts < self.queued.load(memory_order_relaxed) // 2:
-            return 0
-        ghosts.first = NULL
-        ghosts.count = 0
-        self.desk.lock()                                        # E7: a holder of the GIL may wait for it
-        self.c_drain()
-        cursor_begin(&cursor, &self.staged)
-        while cursor.at != NULL:
-            if not (<Visit>cursor.at.visit).is_ghost:
-                cursor_pass(&cursor, &self.staged)
-                continue
-            ticket = cursor_take(&cursor, &self.staged)
-            if last == NULL:
-                ghosts.first = ticket
-            else:
-                last.next.store(<void*>ticket, memory_order_relaxed)
-            last = ticket
-            ghosts.count += 1
-        self.queued.fetch_sub(ghosts.count, memory_order_seq_cst)
-        self.desk.unlock()
-        while ghosts.first != NULL:
-            _first_visit_of(&ghosts)                            # and drop it
-        return 0
-
-    cdef c_bool c_holds(self, Walk walk):
-        """True if some visit of a walk, or of a part of it, is queued here."""
-        cdef Ticket* ticket
-        cdef vector[PyObject*] visits
-        cdef PyObject* visit
-        cdef c_bool found = False
-        self.desk.lock()                                        # E7: a holder of the GIL may wait for it
-        self.c_drain()
-        ticket = self.staged.first
-        while ticket != NULL:                                   # E6: nothing in here may run a destructor
-            visits.push_back(ticket.visit)
-            Py_INCREF(<object>ticket.visit)
-            ticket = <Ticket*>ticket.next.load(memory_order_relaxed)
-        self.desk.unlock()
-        for visit in visits:
-            found = found or _is_of(<Visit>visit, walk)
-            Py_DECREF(<object>visit)
-        return found
-
     # ---- batches that do not end -------------------------------------------------------------------------------
 
     def give_up(self, int index):
         """Fail what a hung instance holds, and have it replaced."""
-        for _attempt in range(MOST_ATTEMPTS):                    # it is decided (E8): nobody else does it
+        for _attempt in range(MOST_ATTEMPTS):                   # it is decided (E8): nobody else does it
             if self.held[index] is None:
                 return
             try:
-                self.c_give_up(index)
+                give_up_instance(self, index)
                 return
             except BaseException as error:                      # no memory: nothing has happened yet
                 _report(error, self)
-
-    cdef int c_begin_batch(self, int index, int64_t now) noexcept:
-        """From now on the watchdog looks at what runs in an instance."""
-        self.started_ns[index].store(now, memory_order_seq_cst)
-        self.watchdog.c_tell(now + self.hang_ns // LOOKS)
-        return 0
-
-    cdef c_bool c_end_batch(self, int index, Turn turn, int64_t started) noexcept:
-        """The backend has returned; False if it was given up before (E8)."""
-        cdef int64_t expected = started
-        if self.started_ns[index].compare_exchange_strong(expected, 0, memory_order_seq_cst, memory_order_seq_cst):
-            return True
-        turn.abandoned = (<Instance>(<tuple>self.held[index])[2]).backend if turn.abandoned is None else turn.abandoned
-        return False
-
-    cdef int c_give_up(self, int index) except -1:
-        """What give_up does, once the watchdog has decided (E8)."""
-        cdef Turn turn = Turn.__new__(Turn)
-        cdef Turn lost
-        cdef Visit visit
-        cdef Engine engine
-        cdef Instance instance
-        cdef Frame* frame
-        cdef str where = _stacks()                              # first: this runs Python code, and may take a while
-        cdef list visits
-        visits, lost, instance, thread = self.held[index]
-        engine = (<Visit>visits[0]).walk.engine
-        self.lives[index] += 1
-        self.held[index] = None                                 # decided: from here on nothing may fail
-        events_notify(&self.workers, 0x7fffffff)                # for retire()
-        self.hung += 1
-        lost.abandoned = instance.backend
-        turn.settled_first = lost.settled_first                 # what it has not handed out
-        turn.settled_last = lost.settled_last
-        lost.settled_first = NULL
-        lost.settled_last = NULL
-        turn.arrived, lost.arrived = lost.arrived, turn.arrived
-        turn.ready, lost.ready = lost.ready, turn.ready
-        turn.wakes.swap(lost.wakes)
-        count = len(visits)
-        self.running.fetch_sub(count, memory_order_relaxed)
-        frame = enter_frame(<void*>engine, True, _greenlet())
-        try:
-            try:
-                engine._replace_hung(self, index, instance, thread)     # first: close() may only wait for the requests
-            except BaseException as error:
-                _report(error, self)
-            for visit in visits:
-                if visit.is_held:
-                    visit.is_held = False
-                    self.requests_failed += 1
-                    engine.c_fail_visit(visit, _hung_error(self, visit, index, count, where), turn)
-            if engine.steppers:
-                engine.c_send_back(visits, turn)
-            engine.c_queue_all(turn)
-            engine.c_settle(turn)
-        finally:
-            leave_frame(frame)
-            turn.wake()
-        turn.c_report_interrupt()
-        return 0
 
     # ---- measured costs ----------------------------------------------------------------------------------------
 
@@ -553,277 +329,6 @@ cdef class Station:
             if below < 1 and above >= self.cost_size:
                 break
         return 0
-
-    # ---- forming a batch ---------------------------------------------------------------------------------------
-
-    cdef int32_t c_company(self) noexcept nogil:
-        # torchpipe's rule does not reckon with callers that come back.
-        cdef int32_t company = 0 if self.rule == RULE_TIMEOUT else self.owed.load(memory_order_relaxed)
-        cdef size_t i
-        for i in range(self.upstream_stations.size()):
-            company += _present(self.upstream_stations[i])
-        return company
-
-    cdef void c_drain(self) noexcept nogil:
-        """Move what has arrived from the inbox to the staged list: to its end, or where its rank belongs. Mutex held."""
-        cdef Ticket* ticket = inbox_pop(&self.inbox)
-        while ticket != NULL:
-            if self.has_ranks.load(memory_order_relaxed):
-                ranked_insert(&self.staged, ticket)
-            else:
-                ranked_append(&self.staged, ticket)
-            ticket = inbox_pop(&self.inbox)
-
-    cdef int64_t c_weigh_queue(self, Load* load) noexcept nogil:
-        """Fill in what is queued of the bucket to go next, and return that bucket. Mutex held.
-
-        The oldest request's bucket goes next. Another one that is full may overtake it, but only as long as the oldest
-        has not waited for batching_timeout: it is never starved. Only the first 16 buckets among the first 256 requests
-        are looked at, so that the look stays short.
-        """
-        cdef int64_t[16] buckets
-        cdef int32_t[16] counts
-        cdef double[16] weights
-        cdef int64_t[16] oldest
-        cdef int32_t bucket_count = 0
-        cdef c_bool is_overdue
-        cdef int32_t seen = 0
-        cdef int32_t i
-        cdef Ticket* ticket = self.staged.first
-        load.queued = 0
-        load.queued_weight = 0
-        if ticket == NULL:
-            return 0
-        if not self.has_buckets:
-            load.queued = self.staged.count
-            load.queued_weight = self.staged.weight
-            load.oldest_ns = ticket.arrival_ns
-            return 0
-        is_overdue = now_ns() - ticket.arrival_ns >= self.timeout_ns
-        while ticket != NULL and seen < 256:
-            seen += 1
-            i = 0
-            while i < bucket_count and buckets[i] != ticket.bucket:
-                i += 1
-            if i == bucket_count and bucket_count < 16:
-                bucket_count += 1
-                buckets[i] = ticket.bucket
-                counts[i] = 0
-                weights[i] = 0
-                oldest[i] = ticket.arrival_ns
-            if i < bucket_count:
-                counts[i] += 1
-                weights[i] += ticket.weight
-                if weights[i] >= self.max_batch and (i == 0 or not is_overdue):
-                    break
-            ticket = <Ticket*>ticket.next.load(memory_order_relaxed)
-        if ticket == NULL or seen >= 256:
-            i = 0
-        load.queued = counts[i]
-        load.queued_weight = weights[i]
-        load.oldest_ns = oldest[i]
-        return buckets[i]
-
-    cdef int64_t c_fill_load(self, Load* load) noexcept nogil:
-        """Describe the moment to a rule, and return the bucket to go next. Mutex held."""
-        cdef int64_t bucket = self.c_weigh_queue(load)
-        load.now_ns = now_ns()
-        load.idle_instances = self.idle.load(memory_order_seq_cst)
-        load.busy_instances = self.instance_count - load.idle_instances
-        load.max_weight = self.max_batch
-        load.timeout_ns = self.timeout_ns
-        load.idle_since_ns = self.idle_since_ns.load(memory_order_relaxed)
-        load.latest_event_ns = max(self.latest_arrival_ns.load(memory_order_relaxed),
-                                   self.latest_answer_ns.load(memory_order_relaxed))
-        load.usual_gap_ns = self.usual_gap_ns.load(memory_order_relaxed)
-        load.company = self.c_company() if self.life.load(memory_order_relaxed) == OPEN_FOR_ALL else 0
-        self.c_fill_costs(load)
-        return bucket
-
-    cdef void c_fill_costs(self, Load* load) noexcept nogil:
-        """Fill in the measured costs of the batches that a rule has to choose between."""
-        cdef int32_t expected
-        load.cost_alone_ns = 0
-        load.cost_shared_ns = 0
-        if self.batches and load.queued > 0:
-            expected = min(load.queued + max(load.company, 0), self.max_batch)
-            load.cost_alone_ns = self.c_cost(self.cost_alone_ns, expected)
-            if load.idle_instances > 1:
-                load.cost_shared_ns = self.c_cost(self.cost_shared_ns, expected // load.idle_instances)
-
-    cdef Verdict c_decide(self, Load* load) noexcept nogil:
-        if self.rule == RULE_GREEDY or self.life.load(memory_order_relaxed) != OPEN_FOR_ALL:
-            return decide_greedy(load)
-        if self.rule == RULE_ADAPTIVE or not self.batches:
-            return decide_adaptive(load)
-        if self.rule == RULE_TIMEOUT:
-            return decide_timeout(load)
-        return decide_preferred(load, self.preferred.data(), <int32_t>self.preferred.size())
-
-    cdef void c_take(self, Batch* batch, int64_t bucket, int32_t size) noexcept nogil:
-        """Append to ``batch`` up to ``size`` staged requests of ``bucket``, within the node's max. Mutex held."""
-        cdef Cursor cursor
-        cdef Ticket* ticket
-        cdef Ticket* last = batch.first
-        cdef int32_t taken = 0
-        if last == NULL:
-            batch.count = 0
-            batch.weight = 0
-            batch.bucket = bucket
-        else:
-            while last.next.load(memory_order_relaxed) != NULL:
-                last = <Ticket*>last.next.load(memory_order_relaxed)
-        cursor_begin(&cursor, &self.staged)
-        while cursor.at != NULL and taken < size and batch.weight < self.max_batch:
-            if cursor.at.bucket != bucket:
-                cursor_pass(&cursor, &self.staged)
-                continue
-            if batch.count > 0 and batch.weight + cursor.at.weight > self.max_batch:
-                break
-            ticket = cursor_take(&cursor, &self.staged)
-            if last == NULL:
-                batch.first = ticket
-            else:
-                last.next.store(<void*>ticket, memory_order_relaxed)
-            last = ticket
-            batch.count += 1
-            batch.weight += ticket.weight
-            taken += 1
-        self.running.fetch_add(taken, memory_order_relaxed)
-        self.queued.fetch_sub(taken, memory_order_seq_cst)
-
-    cdef c_bool c_try_take(self, Batch* batch, int worker, Verdict* verdict) noexcept nogil:
-        """Form a batch if the rule says so; True if ``batch`` holds one, and a token.
-
-        ``worker``: only that instance's token (thread_bound), or -1 for any. A token that ``batch`` holds already is kept.
-        """
-        cdef Load load
-        cdef int64_t bucket
-        cdef c_bool has_token = batch.instance >= 0
-        cdef c_bool took = False
-        batch.first = NULL
-        self.desk.lock()
-        self.c_drain()
-        bucket = self.c_fill_load(&load)
-        if has_token:
-            if load.idle_instances == 0:
-                load.idle_since_ns = load.now_ns
-            load.idle_instances += 1
-            load.busy_instances -= 1
-        if self.rule == RULE_OBJECT and self.batches and load.queued > 0 and load.idle_instances > 0:
-            # E7: a rule written in Python needs the GIL, which must not be waited for under the mutex.
-            self.desk.unlock()
-            verdict[0] = _ask_rule_object(<PyObject*>self, &load)
-            self.desk.lock()
-        else:
-            verdict[0] = self.c_decide(&load)
-        if verdict.action == DISPATCH:
-            if not has_token:
-                if worker >= 0:
-                    batch.instance = worker if self.c_try_token(worker) else -1
-                else:
-                    batch.instance = self.c_take_token()
-            if batch.instance >= 0:
-                self.c_take(batch, bucket, verdict.size)
-                if batch.first != NULL:
-                    took = True
-                    self.reasons[verdict.reason].fetch_add(1, memory_order_relaxed)
-                    batch.may_grow = self.rule == RULE_ADAPTIVE or self.rule == RULE_GREEDY
-                    batch.may_grow = batch.may_grow and verdict.size >= load.queued and batch.weight < self.max_batch
-                elif not has_token:
-                    self.c_release_token(batch.instance)
-                    batch.instance = -1
-        elif verdict.action == WAIT_UNTIL:
-            # Wake the collecting worker when the batch is full or everybody who was expected is here. Where a count does
-            # not tell (weights, buckets, rules of other kinds), at every arrival.
-            if (self.rule != RULE_ADAPTIVE or self.has_buckets or self.has_weights.load(memory_order_relaxed)
-                    or load.company <= 0):
-                # What has been seen, not what is counted: a ticket may be counted before its push can be seen.
-                self.wake_at.store(self.staged.count + 1, memory_order_seq_cst)
-            else:
-                self.wake_at.store(min(self.max_batch, load.queued + load.company), memory_order_seq_cst)
-        if took and (verdict.reason == LATE or verdict.reason == TIMEOUT):
-            self.owed.store(0, memory_order_relaxed)            # they did not come back: expect nobody until the next answer
-        self.desk.unlock()
-        return took
-
-    cdef c_bool c_wait_for_batch(self, Batch* batch, int worker, PyObject* turn) noexcept nogil:
-        """Wait for a batch and a token; False: the station is closed and empty, or a hook has ended the worker."""
-        cdef Verdict verdict
-        cdef uint32_t epoch
-        cdef int only = worker if self.thread_bound else -1
-        # Callers that were just answered are often about to come back. One yield lets them run, and saves a sleep and a
-        # wake-up: 1.4 times the requests of one client, where every request is handed over.
-        cdef c_bool may_yield = True
-        while True:
-            epoch = events_prepare(&self.workers)
-            batch.instance = -1
-            if is_hooked(AT_TAKE) and _act_without_gil(AT_TAKE, turn):
-                events_leave(&self.workers)
-                self.c_notify()                                 # a wake-up that was another worker's may have come here
-                return False
-            if self.c_try_take(batch, only, &verdict):
-                events_leave(&self.workers)
-                if self.queued.load(memory_order_seq_cst) > 0:
-                    self.c_notify()                             # there may be enough for another instance
-                return True
-            if self.life.load(memory_order_seq_cst) == CLOSING and self.queued.load(memory_order_seq_cst) == 0:
-                events_leave(&self.workers)
-                return False
-            if is_hooked(AT_SLEEP) and _act_without_gil(AT_SLEEP, turn):
-                events_leave(&self.workers)
-                self.c_notify()
-                return False
-            if verdict.action == WAIT_UNTIL:
-                self.collecting.fetch_add(1, memory_order_seq_cst)
-                events_sleep(&self.workers, epoch, verdict.until_ns)
-                self.collecting.fetch_sub(1, memory_order_seq_cst)
-            elif may_yield:
-                may_yield = False
-                events_leave(&self.workers)
-                sched_yield()
-            else:
-                events_sleep(&self.workers, epoch, FOREVER)
-
-    cdef void c_top_up(self, Batch* batch) noexcept nogil:
-        """Add what has arrived since the batch was formed: taking the GIL may have lasted milliseconds."""
-        if self.queued.load(memory_order_relaxed) == 0:
-            return
-        self.desk.lock()
-        self.c_drain()
-        self.c_take(batch, batch.bucket, self.max_batch)
-        self.desk.unlock()
-
-    cdef int c_token_for_caller(self, double weight) noexcept:
-        """A token, if a caller with one request may run it right here; -1: it has to queue."""
-        cdef Load load
-        cdef Verdict verdict
-        cdef int64_t now
-        if self.workers_only or self.queued.load(memory_order_seq_cst) > 0:
-            return -1
-        if not self.batches:
-            return self.c_take_token()
-        load.idle_instances = self.idle.load(memory_order_relaxed)
-        if load.idle_instances <= 0 or self.rule == RULE_OBJECT:
-            return -1
-        now = now_ns()
-        load.now_ns = now
-        load.oldest_ns = now
-        load.idle_since_ns = now
-        load.latest_event_ns = now
-        load.usual_gap_ns = self.usual_gap_ns.load(memory_order_relaxed)
-        load.timeout_ns = self.timeout_ns
-        load.queued = 1
-        load.queued_weight = weight
-        load.max_weight = self.max_batch
-        load.busy_instances = self.instance_count - load.idle_instances
-        load.company = self.c_company()
-        self.c_fill_costs(&load)
-        verdict = self.c_decide(&load)
-        if verdict.action != DISPATCH:
-            return -1
-        self.reasons[verdict.reason].fetch_add(1, memory_order_relaxed)
-        return self.c_take_token()
 
 
 cdef str _at(Station station):

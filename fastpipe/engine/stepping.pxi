@@ -23,7 +23,7 @@ cdef class Stepper:
     @property
     def waiting(self):
         """What has arrived at a node whose filter has not been asked: (node, part, request), in order."""
-        return [((<Visit>visit).node.name, _part_of((<Visit>visit).walk), self.engine.c_request_of(<Visit>visit))
+        return [((<Visit>visit).node.name, _part_of((<Visit>visit).walk), request_of(self.engine, <Visit>visit))
                 for visit in self.turn.arrived if not _is_dead(<Visit>visit)]
 
     @property
@@ -48,15 +48,15 @@ cdef class Stepper:
     def step(self):
         """Ask the filter of what is next, and run its node if the filter says so. True if there was something."""
         cdef Visit visit
-        self.engine.c_check_process()
+        check_process(self.engine)
         while self.turn.arrived:
             visit = <Visit>self.turn.arrived.pop(0)
             if _is_dead(visit):
                 continue
             try:
-                self.engine.c_enter(visit, self.turn)
+                enter(self.engine, visit, self.turn)
             except BaseException as error:
-                self.engine.c_fail_visit(visit, _with_place(error, visit.node), self.turn)
+                fail_visit(self.engine, visit, _with_place(error, visit.node), self.turn)
             try:
                 while self.turn.ready:
                     self.c_run(_take_last(self.turn.ready))
@@ -64,7 +64,7 @@ cdef class Stepper:
                 self.cancel()
                 raise
             finally:
-                self.engine.c_settle(self.turn)                 # others' requests, if this one has shed them
+                settle(self.engine, self.turn)                  # others' requests, if this one has shed them
                 self.turn.wake()
             if self.turn.interrupt is not None:
                 self.cancel()
@@ -79,7 +79,7 @@ cdef class Stepper:
 
     def cancel(self):
         """Give the request up; True if it had not ended."""
-        return self.walk is not None and self.engine.c_cancel(self.walk) == 1
+        return self.walk is not None and cancel_walk(self.engine, self.walk) == 1
 
     cdef int c_run(self, Visit visit) except -1:
         """Run a visit in an instance, and send it on or fail it."""
@@ -87,7 +87,7 @@ cdef class Stepper:
         cdef Engine engine = self.engine
         cdef int64_t started
         cdef int index
-        if visit.node.twins is not None and not engine.c_choose_twin(visit, self.turn):
+        if visit.node.twins is not None and not choose_twin(engine, visit, self.turn):
             return 0
         station = visit.node.station
         if station.thread_bound:
@@ -102,12 +102,12 @@ cdef class Stepper:
                     if isinstance(visit.node.bucket, str):
                         hash(_bucket_of(visit))
                 except BaseException as error:
-                    engine.c_fail_visit(visit, _with_place(error, visit.node), self.turn)
+                    fail_visit(engine, visit, _with_place(error, visit.node), self.turn)
                     return 0
             index = self.c_token(visit)
             if index < 0:                                       # nobody waits for it any more, or the node is lost
                 if station.lost is not None:
-                    engine.c_fail_visit(visit, engine.c_lost_error(visit, station.lost), self.turn)
+                    fail_visit(engine, visit, lost_error(engine, visit, station.lost), self.turn)
                 return 0
             station.running.fetch_add(1, memory_order_relaxed)
             station.run_by_caller += 1
@@ -115,15 +115,15 @@ cdef class Stepper:
             try:
                 if visit.walk.has_room:
                     _leave_room(visit.walk)
-                    station.c_tell_of_room()
-                engine.c_start_called(self.turn)
+                    tell_of_room(station)
+                start_called(engine, self.turn)
                 visits = [visit]
                 thread = PyThread_get_thread_ident()
                 before = engine.steppers.get(thread)
                 engine.steppers[thread] = self
                 try:
                     visit.stepper = self
-                    engine.c_run_batch(station, <Instance>visit.node.instances[index], visits, self.turn)
+                    run_batch(engine, station, <Instance>visit.node.instances[index], visits, self.turn)
                 finally:
                     visit.stepper = None
                     if before is None:
@@ -140,9 +140,9 @@ cdef class Stepper:
         if self.turn.observer is not None:
             self.turn.observer.ran(visit.node.name, _part_of(visit.walk), visit.request, failure, (now_ns() - started) / 1e9)
         if failure is None:
-            engine.c_step(visit, self.turn)
+            send_on(engine, visit, self.turn)
         else:
-            engine.c_fail_visit(visit, failure, self.turn)
+            fail_visit(engine, visit, failure, self.turn)
         return 0
 
     cdef int c_run_on_worker(self, Visit visit) except -1:
@@ -151,9 +151,9 @@ cdef class Stepper:
         self.returned.store(0, memory_order_release)
         self.engine.steppers[<object>self] = self               # tells workers to look for visits to be sent back
         try:
-            if not self.engine.c_queue(visit, self.turn, True):
+            if not enqueue(self.engine, visit, self.turn, True):
                 return 0
-            self.engine.c_start_called(self.turn)
+            start_called(self.engine, self.turn)
             while self.returned.load(memory_order_acquire) != SET and not self.c_is_over(visit):
                 until = self.c_slice_end()
                 with nogil:
@@ -171,7 +171,7 @@ cdef class Stepper:
     cdef c_bool c_is_over(self, Visit visit) except *:
         """True if nobody waits for a visit any more; its time may just be over."""
         if self.walk.deadline_ns >= 0 and now_ns() >= self.walk.deadline_ns:
-            self.engine.c_expire(self.walk, self.turn)
+            expire_walk(self.engine, self.walk, self.turn)
         return _is_dead(visit)
 
     cdef int c_token(self, Visit visit) except -2:
@@ -181,7 +181,7 @@ cdef class Stepper:
         cdef int index = -1
         cdef int64_t until
         cdef uint32_t epoch
-        cdef tuple wait = engine.c_inside(self.walk) if innermost_frame() != NULL else None
+        cdef tuple wait = backends_here(engine, self.walk) if innermost_frame() != NULL else None
         if wait is not None:
             engine.waits_inside.append(wait)
         station.waiting_alone.append(visit)
@@ -197,7 +197,7 @@ cdef class Stepper:
                 with nogil:
                     events_sleep(&station.workers, epoch, until)
                 PyErr_CheckSignals()
-                error = None if wait is None else engine.c_call_loop(wait)
+                error = None if wait is None else find_call_loop(engine, wait)
                 if error is not None:
                     raise error
         finally:
@@ -215,8 +215,8 @@ cdef Stepper _new_stepper(Engine engine, object request, object observer, Terms 
     stepper.turn = Turn.__new__(Turn)
     stepper.turn.stepper = <PyObject*>stepper
     stepper.turn.observer = observer
-    stepper.walk = engine.c_admit(engine.c_entry(request, entry), request, SINK_CALLER, None, terms)
-    engine.c_start_walk(stepper.walk, stepper.turn)
+    stepper.walk = admit(engine, entry_for(engine, request, entry), request, SINK_CALLER, None, terms)
+    start_walk(engine, stepper.walk, stepper.turn)
     return stepper
 
 
@@ -228,6 +228,6 @@ cdef int _run_in_steps(Engine engine, Walk walk, object observer) except -1:
     stepper.turn.stepper = <PyObject*>stepper
     stepper.turn.observer = observer
     stepper.walk = walk
-    engine.c_start_part(walk, stepper.turn)
+    start_part(engine, walk, stepper.turn)
     stepper.run()
     return 0

@@ -34,7 +34,7 @@ cdef const void* _ask_for_greenlet() noexcept:
 
 cdef object _enter_user_code(const void* engine, object function, object argument, object second=None):
     # The place where the engine calls what users wrote: filters, rules, buckets, weights, split and merge.
-    # (Callbacks of futures are called by c_settle.) The frame lets close() know that it is called from in there.
+    # (Callbacks of futures are called by settle.) The frame lets close() know that it is called from in there.
     cdef Frame* frame = enter_frame(engine, False, _greenlet())
     if frame == NULL:
         raise MemoryError

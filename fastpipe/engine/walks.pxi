@@ -89,29 +89,29 @@ cdef class Walk:
 
     def wait(self):
         """Block until the request has ended, and return its error or None. A signal's exception cancels the request."""
-        self.engine.c_check_process()
-        self.engine.c_check_may_wait()
+        check_process(self.engine)
+        check_may_wait(self.engine)
         cdef Turn turn
         try:
-            if not self.engine.c_wait_inside(self, self.deadline_ns):
+            if not wait_inside(self.engine, self, self.deadline_ns):
                 turn = Turn.__new__(Turn)
-                self.engine.c_expire(self, turn)
+                expire_walk(self.engine, self, turn)
                 turn.c_raise_interrupt()
         except BaseException:
-            self.engine.c_cancel(self)
+            cancel_walk(self.engine, self)
             raise
         return self.error
 
     def cancel(self):
         """Give the request up; True if it had not ended. A backend never sees it if it is still queued."""
-        return self.engine.c_cancel(self) == 1
+        return cancel_walk(self.engine, self) == 1
 
     def cancel_future(self, future):
         """The same for a request's future, if no backend has begun with it; True if the future is cancelled."""
         cdef Turn turn = Turn.__new__(Turn)
         if not self.started:
             self.started = True                                 # so that nobody marks the future as running
-            if self.engine.c_cancel(self) == 1:
+            if cancel_walk(self.engine, self) == 1:
                 _end_future(future, _CANCELLED, None, None, turn)
                 turn.c_raise_interrupt()
                 return True
@@ -158,7 +158,7 @@ cdef class Turn:
             futex_wake(word, 1)
 
     cdef void c_will_settle(self, Walk walk) noexcept:
-        """Have a future told of the end of its walk by c_settle."""
+        """Have a future told of the end of its walk by settle."""
         Py_INCREF(walk)
         walk.settled_after = NULL
         if self.settled_last == NULL:
