@@ -199,7 +199,7 @@ cdef class Engine:
             elif turn.ready:
                 visit = <Visit>turn.ready[0]
                 enqueue_all(self, turn)
-                help_out(self, visit.node.station, <Walk>walks[count - 1], turn)
+                help_out(visit.node.station, <Walk>walks[count - 1], turn)
             settle(self, turn)
             turn.wake()
             turn.c_raise_interrupt()
@@ -263,7 +263,7 @@ cdef class Engine:
                     _run_in_steps(self, walk, outer.turn.observer)
             if outer is None:
                 for walk in walks:
-                    start_part(self, walk, turn)
+                    start_part(walk, turn)
             enter_arrived(self, turn)
             if len(turn.ready) > 1:
                 enqueue_all(self, turn)

@@ -355,7 +355,7 @@ cdef int start_called(Engine engine, Turn turn) noexcept:
             waiter.line.c_keep_promise()
             waiter.line.c_give_back(waiter.size_bytes)
         if own is not None:
-            hand_out(engine, own)
+            hand_out(own)
             own.wake()
             if own.death is not None:
                 _note_interrupt(turn, own.death)

@@ -6,7 +6,7 @@ from fastpipe.errors import BackendError, BackendHung, DeviceLost, NoResult, Pip
 from fastpipe.faults import own_copy, stacks, take_traceback, text_of
 
 
-cdef object lost_error(Engine engine, Visit visit, object cause):
+cdef object lost_error(Visit visit, object cause):
     """The error of a visit whose node is lost: one of its own, caused by what happened there."""
     cdef str where
     try:

@@ -8,13 +8,13 @@ from opcode import opmap
 from fastpipe.faults import is_engines
 
 
-cdef int hand_out(Engine engine, Turn turn) noexcept:
+cdef int hand_out(Turn turn) noexcept:
     """Hand outcomes to futures: this runs callbacks that users have attached."""
     cdef Walk walk
     while turn.settled_first != NULL:
         walk = <Walk>turn.settled_first
         if walk.sink_kind == SINK_ASYNCIO:
-            settle_in(engine, (<tuple>walk.sink)[0], turn)
+            settle_in((<tuple>walk.sink)[0], turn)
             continue
         walk = _first_settled(turn)
         if walk.error is None:
@@ -25,7 +25,7 @@ cdef int hand_out(Engine engine, Turn turn) noexcept:
     return 0
 
 
-cdef int settle_in(Engine engine, object loop, Turn turn) noexcept:
+cdef int settle_in(object loop, Turn turn) noexcept:
     """The same for all the futures of an event loop: its thread does it, in one go."""
     cdef list outcomes
     cdef PyObject* each

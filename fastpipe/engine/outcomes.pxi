@@ -200,18 +200,18 @@ cdef int settle(Engine engine, Turn turn) noexcept:
     """Start what has been let in, and hand outcomes to futures. No token of ours is needed."""
     if engine.called_first is not None:
         start_called(engine, turn)
-    return hand_out(engine, turn) if turn.settled_first != NULL else 0
+    return hand_out(turn) if turn.settled_first != NULL else 0
 
 
-cdef int send_back(Engine engine, list visits, Turn turn) noexcept:
+cdef int send_back(list visits, Turn turn) noexcept:
     """Tell steppers that a worker is done with their visits."""
     cdef Visit visit
     for visit in visits:
-        send_one_back(engine, visit, turn)
+        send_one_back(visit, turn)
     return 0
 
 
-cdef int send_one_back(Engine engine, Visit visit, Turn turn) noexcept:
+cdef int send_one_back(Visit visit, Turn turn) noexcept:
     cdef Stepper stepper = visit.stepper
     if stepper is not None:
         visit.stepper = None

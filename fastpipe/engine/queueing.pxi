@@ -17,7 +17,7 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
         return 0
     station = visit.node.station
     if station.lost is not None:
-        fail_visit(engine, visit, lost_error(engine, visit, station.lost), turn)
+        fail_visit(engine, visit, lost_error(visit, station.lost), turn)
         return 0
     try:
         if is_hooked(AT_PUSH):
@@ -53,7 +53,7 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
         station.c_note_arrival(visit.ticket.arrival_ns)
     # What users wrote has run since the first look; from here on nothing can come in between.
     if station.lost is not None:
-        fail_visit(engine, visit, lost_error(engine, visit, station.lost), turn)
+        fail_visit(engine, visit, lost_error(visit, station.lost), turn)
     if _is_dead(visit):                                         # a closed station would keep it, and its pipe, for ever
         _leave_queue(visit, station)
         return 0
@@ -87,7 +87,7 @@ cdef c_bool make_room(Engine engine, Visit visit, Turn turn) noexcept:
             if oldest is None:
                 break
             fail_visit(engine, oldest, error, turn)             # of what waits, it is the one that has waited longest
-            send_one_back(engine, oldest, turn)
+            send_one_back(oldest, turn)
         visit.walk.queued.append(visit)                         # now: this may need memory
     except BaseException as error:
         visit.size_bytes = 0

@@ -309,11 +309,11 @@ cdef int split_up(Engine engine, Visit visit, Turn turn) except -1:
         part = _new_walk(engine, node.jump, request, SINK_GATHER, gather)
         part.sink_index = index
         part.started = True
-        start_part(engine, part, turn)
+        start_part(part, turn)
     return 0
 
 
-cdef int start_part(Engine engine, Walk part, Turn turn) except -1:
+cdef int start_part(Walk part, Turn turn) except -1:
     """Send a part on its way, in a dict of its own: keys that a map leaves behind must not be found in the answer."""
     cdef Visit visit = Visit.__new__(Visit)
     visit.walk = part

@@ -2,13 +2,17 @@
 #
 # Guarantees   E4: it announces itself before it looks. E8: one that was given up touches nothing any more.
 
-from libcpp.atomic cimport memory_order_acquire, memory_order_seq_cst
+from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_seq_cst
 
 from fastpipe.engine.batching cimport WAIT_UNTIL
-from fastpipe.engine.parking cimport FOREVER, SET, events_leave, events_prepare, events_sleep, is_hooked
+from fastpipe.engine.parking cimport (
+    FOREVER, SET, Frame, enter_frame, events_leave, events_prepare, events_sleep, is_hooked, kernel_now_ns, leave_frame,
+)
+
+from threading import current_thread
 
 
-cdef int help_out(Engine engine, Station station, Walk last, Turn turn) noexcept:
+cdef int help_out(Station station, Walk last, Turn turn) noexcept:
     """Run batches of a station on this thread until ``last`` has ended or there is none to run."""
     cdef Batch batch
     cdef Verdict verdict
@@ -20,7 +24,7 @@ cdef int help_out(Engine engine, Station station, Walk last, Turn turn) noexcept
         if not try_take(station, &batch, -1, &verdict):
             return 0
         station.run_by_caller += batch.count
-        station_serve_hold(station, &batch, -1, turn)
+        serve_hold(station, &batch, -1, turn)
         turn.wake()
     turn.helps = False
     return 0
@@ -63,3 +67,110 @@ cdef c_bool wait_for_batch(Station station, Batch* batch, int worker, PyObject* 
             sched_yield()
         else:
             events_sleep(&station.workers, epoch, FOREVER)
+
+
+cdef c_bool _run_taken(Batch* batch, int worker, PyObject* station_pointer, PyObject* turn_pointer) noexcept nogil:
+    """Run what a worker has taken, and more if more is there; then wake whoever waits, without the GIL. False: it ends."""
+    cdef int what_now = _run_taken_with_gil(batch, worker, station_pointer, turn_pointer)
+    if what_now != IS_GIVEN_UP:                                 # E8: then the watchdog wakes them
+        (<Turn>turn_pointer).wake()
+    return what_now == GOES_ON
+
+
+cdef int _run_taken_with_gil(Batch* batch, int worker, PyObject* station_pointer, PyObject* turn_pointer) noexcept with gil:
+    # noexcept: the caller is a nogil loop with no frame to raise into; whatever user code raises is filed in its walk.
+    cdef Station station = <Station>station_pointer
+    cdef Turn turn = <Turn>turn_pointer
+    station.gil_acquires += 1
+    serve_hold(station, batch, worker, turn)
+    if turn.abandoned is not None:
+        return IS_GIVEN_UP
+    return GOES_ON if turn.death is None else DIES
+
+
+cdef int _fail_taken(Batch* batch, object cause, Turn turn) noexcept:
+    """Fail what a worker has taken and cannot even list, because of what it met."""
+    cdef Visit visit
+    while batch.first != NULL:
+        visit = _only_visit_of(batch)
+        fail_visit(visit.walk.engine, visit, _death(cause), turn)
+        send_one_back(visit, turn)
+    return 0
+
+
+cdef void serve_hold(Station station, Batch* batch, int worker, Turn turn) noexcept:
+    """Run the batch, and further ones while the GIL is held anyway; release the token; settle futures."""
+    cdef int64_t started = kernel_now_ns()
+    cdef int64_t cost_ns
+    cdef c_bool is_long
+    cdef Frame* frame
+    cdef list visits
+    cdef Visit visit
+    cdef Instance instance
+    cdef Engine engine
+    cdef int32_t count
+    cdef Verdict verdict
+    cdef int only = worker if station.thread_bound else -1
+    while True:
+        if batch.may_grow:
+            top_up(station, batch)
+        count = batch.count
+        engine = (<Visit>batch.first.visit).walk.engine
+        try:
+            if is_hooked(AT_TAKEN):
+                _act(AT_TAKEN)
+            visits = _visits_of(batch)
+        except BaseException as error:                          # there is no memory for a list
+            turn.death = error
+            visits = []
+            _fail_taken(batch, error, turn)
+        if engine.called_first is not None:
+            start_called_beside(engine, station, turn)
+        if visits:
+            instance = <Instance>(<Visit>visits[0]).node.instances[batch.instance]
+            if worker >= 0 and station.hang_ns > 0 and turn.death is None:
+                try:
+                    station.held[batch.instance] = visits, turn, instance, current_thread()
+                    turn.is_guarded = True
+                    for visit in visits:
+                        visit.is_held = True
+                except BaseException as error:                  # run_batch fails them
+                    turn.death = error
+            run_batch(engine, station, instance, visits, turn)
+            if turn.is_guarded:
+                if turn.abandoned is not None:
+                    return                                      # E8: all of it is the watchdog's
+                turn.is_guarded = False
+                station.held[batch.instance] = None
+                for visit in visits:
+                    visit.is_held = False
+        if engine.steppers:
+            send_back(visits, turn)
+        frame = enter_frame(<void*>engine, False, _greenlet())  # filters are asked while the token is held
+        if frame != NULL:
+            frame.station = <void*>station
+        enqueue_all(engine, turn)
+        leave_frame(frame)
+        station.running.fetch_sub(count, memory_order_relaxed)
+        visits = None
+        # Answers are handed out at the end of the hold: a caller woken earlier would only queue for the GIL. But a batch
+        # that takes long, or nobody knows how long, or many short ones, must not hold them back.
+        cost_ns = station.c_cost(station.cost_alone_ns, count)
+        is_long = cost_ns == 0 or cost_ns > HANDOVER_NS or kernel_now_ns() - started > LONGEST_HELD_BACK_NS
+        if is_long:
+            turn.wake()
+        if turn.interrupt is not None or turn.death is not None or (is_long and turn.settled_first != NULL):
+            break                                               # callbacks run with no token and no batch held
+        if station.queued.load(memory_order_relaxed) == 0 or not try_take(station, batch, only, &verdict):
+            break
+    if is_hooked(AT_RELEASE):
+        _act_in(AT_RELEASE, turn)
+    station.c_release_token(batch.instance)
+    batch.instance = -1
+    if turn.settled_first != NULL or engine.called_first is not None:
+        if worker >= 0:
+            frame = enter_frame(<void*>engine, True, _greenlet())
+            settle(engine, turn)
+            leave_frame(frame)
+        else:
+            settle(engine, turn)

@@ -189,11 +189,11 @@ cdef class Station:
                 turn.c_raise_interrupt()
                 return
             visit = _only_visit_of(&batch)
-            fail_visit(visit.walk.engine, visit, _closed_error(why) if lost is None else lost_error(visit.walk.engine, visit, lost),
+            fail_visit(visit.walk.engine, visit, _closed_error(why) if lost is None else lost_error(visit, lost),
                        turn)
             self.running.fetch_sub(1, memory_order_relaxed)
             enqueue_all(visit.walk.engine, turn)                # a MapReduce may go on without its failed parts
-            send_one_back(visit.walk.engine, visit, turn)
+            send_one_back(visit, turn)
             settle(visit.walk.engine, turn)
             turn.wake()
 

@@ -107,7 +107,7 @@ cdef class Stepper:
             index = self.c_token(visit)
             if index < 0:                                       # nobody waits for it any more, or the node is lost
                 if station.lost is not None:
-                    fail_visit(engine, visit, lost_error(engine, visit, station.lost), self.turn)
+                    fail_visit(engine, visit, lost_error(visit, station.lost), self.turn)
                 return 0
             station.running.fetch_add(1, memory_order_relaxed)
             station.run_by_caller += 1
@@ -228,6 +228,6 @@ cdef int _run_in_steps(Engine engine, Walk walk, object observer) except -1:
     stepper.turn.stepper = <PyObject*>stepper
     stepper.turn.observer = observer
     stepper.walk = walk
-    start_part(engine, walk, stepper.turn)
+    start_part(walk, stepper.turn)
     stepper.run()
     return 0

@@ -45,7 +45,7 @@ cdef int give_up_instance(Station station, int index) except -1:
                 station.requests_failed += 1
                 fail_visit(engine, visit, _hung_error(station, visit, index, count, where), turn)
         if engine.steppers:
-            send_back(engine, visits, turn)
+            send_back(visits, turn)
         enqueue_all(engine, turn)
         settle(engine, turn)
     finally:
