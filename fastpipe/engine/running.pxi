@@ -51,20 +51,14 @@ cdef int run_batch(Engine engine, Station station, Instance instance, list visit
 
 cdef int run_claimed(Engine engine, Station station, Instance instance, list visits, Turn turn) except -1:
     cdef Visit visit
-    cdef list alive = []
+    cdef list alive = _claim_all(engine, visits, turn)
     cdef list before = None
     cdef str refusal = None                                     # why there can be no second run
     cdef int count
     cdef int64_t started = 0
     cdef int64_t elapsed_ns
     cdef c_bool shared
-    cdef object error = None
-    for visit in visits:
-        try:
-            if claim(engine, visit, turn):
-                alive.append(visit)
-        except BaseException as claim_error:
-            fail_visit(engine, visit, claim_error, turn)
+    cdef object error
     count = len(alive)
     if count == 0:
         return 0
@@ -94,16 +88,7 @@ cdef int run_claimed(Engine engine, Station station, Instance instance, list vis
         started = now_ns()
         begin_batch(station, instance.index, started)
     elapsed_ns = kernel_now_ns()
-    try:
-        returned = _run_backend(<void*>engine, instance.forward, batch, alive, station)
-        if returned is not None:
-            error = BackendError(f"forward() of {visit.node.backend_name} returned {type(returned).__name__}; it must "
-                                 "fill in request['result'] and return nothing")
-    except BaseException as caught:
-        error = caught
-    except:  # noqa: E722
-        # Lost on the way, for want of memory.
-        error = _no_memory
+    error = _forward(engine, station, instance, batch, alive)
     elapsed_ns = kernel_now_ns() - elapsed_ns
     if turn.is_guarded and not end_batch(station, instance.index, turn, started):
         return 0
@@ -131,40 +116,43 @@ cdef int run_claimed(Engine engine, Station station, Instance instance, list vis
     return 0
 
 
+cdef list _claim_all(Engine engine, list visits, Turn turn):
+    """Those of some visits that are still wanted; the others have failed, or nobody waits for them."""
+    cdef Visit visit
+    cdef list alive = []
+    for visit in visits:
+        try:
+            if claim(engine, visit, turn):
+                alive.append(visit)
+        except BaseException as error:
+            fail_visit(engine, visit, error, turn)
+    return alive
+
+
+cdef object _forward(Engine engine, Station station, Instance instance, list batch, list alive):
+    """Have the backend run a batch; return what it raised, or None. Raises nothing."""
+    try:
+        returned = _run_backend(<void*>engine, instance.forward, batch, alive, station)
+        if returned is None:
+            return None
+        return BackendError(f"forward() of {(<Visit>alive[0]).node.backend_name} returned {type(returned).__name__}; it must fill in "
+                            "request['result'] and return nothing")
+    except BaseException as error:
+        return error
+    except:  # noqa: E722
+        # Lost on the way, for want of memory.
+        return _no_memory
+
+
 cdef int file_failures(Engine engine, Station station, Instance instance, list alive, list batch, list before, str refusal,
                        object error, Turn turn) except -1:
     """Decide what an exception of a batch means for each of its requests: each gets one of its own."""
     cdef Visit visit
-    cdef int index
     cdef int number = station.numbers[instance.index]
     cdef int count = len(alive)
-    cdef object lost = None
-    cdef dict errors
-    cdef list halves
     cdef object traceback
     if issubclass(type(error), ItemErrors):
-        errors = _checked_item_errors(error, batch, alive)
-        for each in errors.values():                            # a container's, whose child has said so
-            if is_device_lost(each, instance.backend):
-                station.lost = lost = each
-                break
-        each = None
-        for index in range(count):
-            if index not in errors:
-                note_result(engine, <Visit>alive[index], instance.backend)
-        for index in range(count):
-            visit = <Visit>alive[index]
-            if index in errors:
-                each = errors[index] if lost is None else lost_error(visit, lost)
-                station.requests_failed += 1
-                own = errors[index] if lost is None else lost_error(visit, lost)
-                # Held by ``errors`` and ``own``; by others it is if it was named for several, or is kept in the backend.
-                if lost is None and Py_REFCNT(own) > 2:
-                    own = _copy_of(own)
-                fail_visit(engine, visit, _with_batch(own, visit, number, count), turn)
-            else:
-                send_on(engine, visit, turn)
-        return 0
+        return _file_item_errors(engine, station, instance, alive, batch, error, turn)
     if turn.helps and issubclass(type(error), KeyboardInterrupt):
         # Ctrl-C hit a caller while it ran what may not be all its own.
         return put_back(engine, alive, before, refusal, error, turn)
@@ -175,26 +163,7 @@ cdef int file_failures(Engine engine, Station station, Instance instance, list a
             fail_visit(engine, visit, _with_batch(lost_error(visit, error), visit, number, count), turn)
         return 0
     if count > 1 and before is not None and (<Visit>alive[0]).node.retry_alone:
-        if is_out_of_memory(error):                             # half as many may fit
-            station.halved += 1
-            halves = [alive[:count // 2], alive[count // 2:]]   # first: what is run is not to fail for want of a list
-            index = 0
-            # The second half is put back when its turn comes: what it shares with the first, that may have changed.
-            for half in halves:
-                if turn.abandoned is not None:                  # E8
-                    return 0
-                for visit in <list>half:
-                    _restore(visit, before[index])
-                    index += 1
-                run_batch(engine, station, instance, <list>half, turn)
-            return 0
-        halves = [[visit] for visit in alive]
-        for index in range(count):
-            if turn.abandoned is not None:                      # E8
-                return 0
-            _restore(<Visit>alive[index], before[index])
-            run_batch(engine, station, instance, <list>halves[index], turn)
-        return 0
+        return _run_again(engine, station, instance, alive, before, error, turn)
     if count > 1 and refusal is not None and (<Visit>alive[0]).node.retry_alone:
         _add_note(error, f"fastpipe: the batch was not run again one by one: {refusal}")
     # run_claimed holds it, and nobody else does, as a rule. A backend that keeps it may raise it again, for others.
@@ -208,6 +177,59 @@ cdef int file_failures(Engine engine, Station station, Instance instance, list a
         fail_visit(engine, visit, _with_batch(_copy_of(error) if own is None else own, visit, number, count), turn)
     if own is None:
         error.__traceback__ = traceback
+    return 0
+
+
+cdef int _file_item_errors(Engine engine, Station station, Instance instance, list alive, list batch, object error, Turn turn) except -1:
+    """The same of ItemErrors, which says which requests have failed, and how."""
+    cdef Visit visit
+    cdef int index
+    cdef int number = station.numbers[instance.index]
+    cdef int count = len(alive)
+    cdef object lost = None
+    cdef dict errors = _checked_item_errors(error, batch, alive)
+    for each in errors.values():                            # a container's, whose child has said so
+        if is_device_lost(each, instance.backend):
+            station.lost = lost = each
+            break
+    each = None
+    for index in range(count):
+        if index not in errors:
+            note_result(engine, <Visit>alive[index], instance.backend)
+    for index in range(count):
+        visit = <Visit>alive[index]
+        if index in errors:
+            each = errors[index] if lost is None else lost_error(visit, lost)
+            station.requests_failed += 1
+            own = errors[index] if lost is None else lost_error(visit, lost)
+            # Held by ``errors`` and ``own``; by others it is if it was named for several, or is kept in the backend.
+            if lost is None and Py_REFCNT(own) > 2:
+                own = _copy_of(own)
+            fail_visit(engine, visit, _with_batch(own, visit, number, count), turn)
+        else:
+            send_on(engine, visit, turn)
+    return 0
+
+
+cdef int _run_again(Engine engine, Station station, Instance instance, list alive, list before, object error, Turn turn) except -1:
+    """Run the requests of a batch that has failed one by one, or, if memory ran out, half of them at a time; as they were."""
+    cdef Visit visit
+    cdef list pieces                                            # first: what is run is not to fail for want of a list
+    cdef int half = len(alive) // 2
+    cdef int index = 0
+    if is_out_of_memory(error):
+        station.halved += 1
+        pieces = [alive[:half], alive[half:]]
+    else:
+        pieces = [[visit] for visit in alive]
+    for piece in pieces:
+        if turn.abandoned is not None:                          # E8
+            return 0
+        # What comes later is put back when its turn comes: what it shares with the first, that may have changed.
+        for visit in <list>piece:
+            _restore(visit, before[index])
+            index += 1
+        run_batch(engine, station, instance, <list>piece, turn)
     return 0
 
 

@@ -7,9 +7,27 @@ from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_or
 from fastpipe.engine.batching cimport WAIT_UNTIL
 from fastpipe.engine.parking cimport (
     FOREVER, SET, Frame, enter_frame, events_leave, events_prepare, events_sleep, is_hooked, kernel_now_ns, leave_frame,
+    want_precise_timers,
 )
 
 from threading import current_thread
+
+
+cdef object serve_until_closed(Station station, int worker):
+    """What a worker does for its whole life; see Station.serve."""
+    cdef Batch batch
+    cdef Turn turn = Turn.__new__(Turn)
+    cdef PyObject* turn_pointer = <PyObject*>turn
+    turn.is_workers = True
+    with nogil:
+        want_precise_timers()
+        while wait_for_batch(station, &batch, worker, turn_pointer):
+            if not _run_taken(&batch, worker, <PyObject*>station, turn_pointer):
+                break
+    if turn.abandoned is not None or turn.death is None:
+        return turn.abandoned
+    station.deaths += 1
+    raise turn.death
 
 
 cdef int help_out(Station station, Walk last, Turn turn) noexcept:
@@ -105,8 +123,6 @@ cdef void serve_hold(Station station, Batch* batch, int worker, Turn turn) noexc
     cdef c_bool is_long
     cdef Frame* frame
     cdef list visits
-    cdef Visit visit
-    cdef Instance instance
     cdef Engine engine
     cdef int32_t count
     cdef Verdict verdict
@@ -116,34 +132,11 @@ cdef void serve_hold(Station station, Batch* batch, int worker, Turn turn) noexc
             top_up(station, batch)
         count = batch.count
         engine = (<Visit>batch.first.visit).walk.engine
-        try:
-            if is_hooked(AT_TAKEN):
-                _act(AT_TAKEN)
-            visits = _visits_of(batch)
-        except BaseException as error:                          # there is no memory for a list
-            turn.death = error
-            visits = []
-            _fail_taken(batch, error, turn)
+        visits = _list_taken(batch, turn)
         if engine.called_first is not None:
             start_called_beside(engine, station, turn)
-        if visits:
-            instance = <Instance>(<Visit>visits[0]).node.instances[batch.instance]
-            if worker >= 0 and station.hang_ns > 0 and turn.death is None:
-                try:
-                    station.held[batch.instance] = visits, turn, instance, current_thread()
-                    turn.is_guarded = True
-                    for visit in visits:
-                        visit.is_held = True
-                except BaseException as error:                  # run_batch fails them
-                    turn.death = error
-            run_batch(engine, station, instance, visits, turn)
-            if turn.is_guarded:
-                if turn.abandoned is not None:
-                    return                                      # E8: all of it is the watchdog's
-                turn.is_guarded = False
-                station.held[batch.instance] = None
-                for visit in visits:
-                    visit.is_held = False
+        if visits and not _run_guarded(station, visits, batch.instance, worker >= 0, turn):
+            return                                              # E8: all of it is the watchdog's
         if engine.steppers:
             send_back(visits, turn)
         frame = enter_frame(<void*>engine, False, _greenlet())  # filters are asked while the token is held
@@ -174,3 +167,66 @@ cdef void serve_hold(Station station, Batch* batch, int worker, Turn turn) noexc
             leave_frame(frame)
         else:
             settle(engine, turn)
+
+
+cdef list _list_taken(Batch* batch, Turn turn):
+    """The visits of a batch; [] if there is no memory for a list, and then they have failed. Raises nothing."""
+    try:
+        if is_hooked(AT_TAKEN):
+            _act(AT_TAKEN)
+        return _visits_of(batch)
+    except BaseException as error:
+        turn.death = error
+        _fail_taken(batch, error, turn)
+        return []
+
+
+cdef c_bool _run_guarded(Station station, list visits, int index, c_bool is_workers, Turn turn) noexcept:
+    """Run visits in an instance, on a worker before the eyes of the watchdog if the node has one; False: it gave them up."""
+    cdef Visit visit = <Visit>visits[0]
+    cdef Engine engine = visit.walk.engine
+    cdef Instance instance = <Instance>visit.node.instances[index]
+    if is_workers and station.hang_ns > 0 and turn.death is None:
+        try:
+            station.held[index] = visits, turn, instance, current_thread()
+            turn.is_guarded = True
+            for visit in visits:
+                visit.is_held = True
+        except BaseException as error:                          # run_batch fails them
+            turn.death = error
+    run_batch(engine, station, instance, visits, turn)
+    if not turn.is_guarded:
+        return True
+    if turn.abandoned is not None:
+        return False
+    turn.is_guarded = False
+    station.held[index] = None
+    for visit in visits:
+        visit.is_held = False
+    return True
+
+
+cdef int fail_all_queued(Station station, str why, object lost) except -1:
+    """Fail every queued request; see Station.fail_queued."""
+    cdef Batch batch
+    cdef Turn turn = Turn.__new__(Turn)
+    cdef Visit visit
+    cdef Engine engine
+    while True:
+        with nogil:
+            station.desk.lock()
+            drain_inbox(station)
+            batch.first = NULL
+            if station.staged.first != NULL:
+                take_staged(station, &batch, station.staged.first.bucket, 1)
+            station.desk.unlock()
+        if batch.first == NULL:
+            return turn.c_raise_interrupt()
+        visit = _only_visit_of(&batch)
+        engine = visit.walk.engine
+        fail_visit(engine, visit, _closed_error(why) if lost is None else lost_error(visit, lost), turn)
+        station.running.fetch_sub(1, memory_order_relaxed)
+        enqueue_all(engine, turn)                               # a MapReduce may go on without its failed parts
+        send_one_back(visit, turn)
+        settle(engine, turn)
+        turn.wake()

@@ -10,9 +10,7 @@ from libcpp.atomic cimport memory_order_acq_rel, memory_order_relaxed, memory_or
 
 from fastpipe.engine.batching cimport REASON_COUNT
 from fastpipe.engine.inbox cimport inbox_init, inbox_push
-from fastpipe.engine.parking cimport (
-    FOREVER, atomic_thread_fence, events_leave, events_notify, events_prepare, events_sleep, now_ns, want_precise_timers,
-)
+from fastpipe.engine.parking cimport FOREVER, atomic_thread_fence, events_leave, events_notify, events_prepare, events_sleep, now_ns
 from fastpipe.engine.ranking cimport ranked_init
 
 
@@ -135,19 +133,7 @@ cdef class Station:
         Returns the backend in which the worker was given up as hung, if it was: another has its place, and it must not
         serve any more. Raises what ended the worker otherwise: it may serve again. What it held has failed.
         """
-        cdef Batch batch
-        cdef Turn turn = Turn.__new__(Turn)
-        cdef PyObject* turn_pointer = <PyObject*>turn
-        turn.is_workers = True
-        with nogil:
-            want_precise_timers()
-            while wait_for_batch(self, &batch, worker, turn_pointer):
-                if not _run_taken(&batch, worker, <PyObject*>self, turn_pointer):
-                    break
-        if turn.abandoned is not None or turn.death is None:
-            return turn.abandoned
-        self.deaths += 1
-        raise turn.death
+        return serve_until_closed(self, worker)
 
     def lose(self, object error):
         """Fail whatever comes from now on: there is no instance any more. What is queued: fail_queued()."""
@@ -174,28 +160,7 @@ cdef class Station:
 
     def fail_queued(self, str why, object lost=None):
         """Fail every queued request: as the pipe closes without draining, or because of how the node was ``lost``."""
-        cdef Batch batch
-        cdef Turn turn = Turn.__new__(Turn)
-        cdef Visit visit
-        while True:
-            with nogil:
-                self.desk.lock()
-                drain_inbox(self)
-                batch.first = NULL
-                if self.staged.first != NULL:
-                    take_staged(self, &batch, self.staged.first.bucket, 1)
-                self.desk.unlock()
-            if batch.first == NULL:
-                turn.c_raise_interrupt()
-                return
-            visit = _only_visit_of(&batch)
-            fail_visit(visit.walk.engine, visit, _closed_error(why) if lost is None else lost_error(visit, lost),
-                       turn)
-            self.running.fetch_sub(1, memory_order_relaxed)
-            enqueue_all(visit.walk.engine, turn)                # a MapReduce may go on without its failed parts
-            send_one_back(visit, turn)
-            settle(visit.walk.engine, turn)
-            turn.wake()
+        fail_all_queued(self, why, lost)
 
     def stats(self):
         """Counters since the pipe was built; see ``Pipe.stats``."""
@@ -291,14 +256,7 @@ cdef class Station:
 
     def give_up(self, int index):
         """Fail what a hung instance holds, and have it replaced."""
-        for _attempt in range(MOST_ATTEMPTS):                   # it is decided (E8): nobody else does it
-            if self.held[index] is None:
-                return
-            try:
-                give_up_instance(self, index)
-                return
-            except BaseException as error:                      # no memory: nothing has happened yet
-                _report(error, self)
+        give_up_batch(self, index)
 
     # ---- measured costs ----------------------------------------------------------------------------------------
 

@@ -109,30 +109,8 @@ cdef class Stepper:
                 if station.lost is not None:
                     fail_visit(engine, visit, lost_error(visit, station.lost), self.turn)
                 return 0
-            station.running.fetch_add(1, memory_order_relaxed)
-            station.run_by_caller += 1
             started = now_ns()
-            try:
-                if visit.walk.has_room:
-                    _leave_room(visit.walk)
-                    tell_of_room(station)
-                start_called(engine, self.turn)
-                visits = [visit]
-                thread = PyThread_get_thread_ident()
-                before = engine.steppers.get(thread)
-                engine.steppers[thread] = self
-                try:
-                    visit.stepper = self
-                    run_batch(engine, station, <Instance>visit.node.instances[index], visits, self.turn)
-                finally:
-                    visit.stepper = None
-                    if before is None:
-                        del engine.steppers[thread]
-                    else:
-                        engine.steppers[thread] = before
-            finally:
-                station.running.fetch_sub(1, memory_order_relaxed)
-                station.c_release_token(index)
+            _run_here(self, visit, index)
         failure = visit.failure
         visit.failure = None
         if failure is None and self.c_is_over(visit):           # a part whose time is over has not run, and the whole ends
@@ -230,4 +208,34 @@ cdef int _run_in_steps(Engine engine, Walk walk, object observer) except -1:
     stepper.walk = walk
     start_part(walk, stepper.turn)
     stepper.run()
+    return 0
+
+
+cdef int _run_here(Stepper stepper, Visit visit, int index) except -1:
+    """Run a visit on this thread, in an instance whose token is held; release that."""
+    cdef Station station = visit.node.station
+    cdef Engine engine = stepper.engine
+    station.running.fetch_add(1, memory_order_relaxed)
+    station.run_by_caller += 1
+    try:
+        if visit.walk.has_room:
+            _leave_room(visit.walk)
+            tell_of_room(station)
+        start_called(engine, stepper.turn)
+        visits = [visit]
+        thread = PyThread_get_thread_ident()
+        before = engine.steppers.get(thread)
+        engine.steppers[thread] = stepper
+        try:
+            visit.stepper = stepper
+            run_batch(engine, station, <Instance>visit.node.instances[index], visits, stepper.turn)
+        finally:
+            visit.stepper = None
+            if before is None:
+                del engine.steppers[thread]
+            else:
+                engine.steppers[thread] = before
+    finally:
+        station.running.fetch_sub(1, memory_order_relaxed)
+        station.c_release_token(index)
     return 0

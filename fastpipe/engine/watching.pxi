@@ -7,8 +7,21 @@ from libcpp.atomic cimport memory_order_relaxed
 from fastpipe.engine.parking cimport Frame, enter_frame, events_notify, is_hooked, leave_frame
 
 
-cdef int give_up_instance(Station station, int index) except -1:
-    """What give_up does, once the watchdog has decided (E8)."""
+cdef int give_up_batch(Station station, int index) noexcept:
+    """Fail what a hung instance holds, and have it replaced; see Station.give_up."""
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):                       # it is decided (E8): nobody else does it
+        if station.held[index] is None:
+            return 0
+        try:
+            _try_to_give_up(station, index)
+            return 0
+        except BaseException as error:                          # no memory: nothing has happened yet
+            _report(error, station)
+    return 0
+
+
+cdef int _try_to_give_up(Station station, int index) except -1:
     cdef Turn turn = Turn.__new__(Turn)
     cdef Turn lost
     cdef Visit visit
