@@ -128,35 +128,11 @@ cdef class Station:
     cdef void c_release_token(self, int index) noexcept nogil
     cdef void c_push(self, Ticket* ticket) noexcept nogil
     cdef void c_notify(self) noexcept nogil
-    cdef void c_drain(self) noexcept nogil                           # mutex held
     cdef c_bool c_has_twins(self) noexcept
     cdef c_bool c_is_limited(self) noexcept
-    cdef c_bool c_is_full(self, int64_t more_bytes, c_bool with_reserved) noexcept      # GIL
-    cdef object c_full_error(self, int64_t more_bytes)               # GIL
-    cdef void c_tell_of_room(self) noexcept                          # GIL
-    cdef int32_t c_waiting(self) noexcept                            # GIL
-    cdef int64_t c_waiting_bytes(self) noexcept                      # GIL
-    cdef Visit c_take_oldest(self)                                   # GIL
-    cdef Visit c_take_oldest_of_all(self)                            # GIL
-    cdef c_bool c_oldest_rank(self, int64_t* rank_ns) noexcept
-    cdef int c_sweep(self) except -1                                 # GIL
-    cdef int c_begin_batch(self, int index, int64_t now) noexcept
-    cdef c_bool c_end_batch(self, int index, Turn turn, int64_t started) noexcept
-    cdef int c_give_up(self, int index) except -1                    # GIL
-    cdef c_bool c_holds(self, Walk walk)                             # GIL
-    cdef int64_t c_weigh_queue(self, Load* load) noexcept nogil      # mutex held; the bucket to go next
-    cdef int64_t c_fill_load(self, Load* load) noexcept nogil        # mutex held; the bucket to go next
-    cdef void c_fill_costs(self, Load* load) noexcept nogil
-    cdef Verdict c_decide(self, Load* load) noexcept nogil           # not for RULE_OBJECT
-    cdef void c_take(self, Batch* batch, int64_t bucket, int32_t size) noexcept nogil   # mutex held
-    cdef c_bool c_try_take(self, Batch* batch, int worker, Verdict* verdict) noexcept nogil
-    cdef c_bool c_wait_for_batch(self, Batch* batch, int worker, PyObject* turn) noexcept nogil
-    cdef void c_top_up(self, Batch* batch) noexcept nogil
     cdef int64_t c_cost(self, atomic[int64_t]* costs, int32_t size) noexcept nogil
-    cdef int32_t c_company(self) noexcept nogil
     cdef void c_note_arrival(self, int64_t now) noexcept nogil
     cdef void c_note_cost(self, int32_t size, c_bool shared, int64_t elapsed_ns) noexcept nogil
-    cdef int c_token_for_caller(self, double weight) noexcept    # GIL; instance, or -1: queue
 
 
 @cython.final
@@ -176,7 +152,7 @@ cdef class Line:
     cdef void c_promise(self) noexcept
     cdef void c_keep_promise(self) noexcept
     cdef void c_join(self, Waiter waiter) noexcept
-    cdef void c_unlink(self, Waiter waiter) noexcept
+    cdef void c_step_out(self, Waiter waiter) noexcept
     cdef c_bool c_let_in_first(self) noexcept
     cdef void c_serve(self) noexcept
     cdef void c_turn_all_away(self) noexcept
@@ -203,7 +179,7 @@ cdef class Waiter:
     cdef Waiter next                            # in the line, or among those who are called
     cdef PyObject* before                       # in the line; not owned
     cdef void c_call(self) noexcept
-    cdef c_bool c_leave(self) noexcept
+    cdef c_bool c_stop_waiting(self) noexcept
 
 
 @cython.final
@@ -467,74 +443,3 @@ cdef class Engine:
     cdef Waiter called_first                    # GIL: coroutines that are let in, and whose requests are not started yet
     cdef Waiter called_last                     # GIL
     cdef uint32_t generation                    # built: in which process, see fork()
-
-    cdef int c_check_may_wait(self) except -1
-    cdef int c_check_process(self) except -1
-    cdef int c_check_open(self) except -1
-    cdef Entry c_entry(self, object request, object entry)
-    cdef Walk c_admit(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient=*)
-    cdef Walk c_admit_booked(self, Line line, int64_t size_bytes, Entry entry, object request, uint8_t sink_kind, object sink,
-                             Terms terms)
-    cdef Walk c_admit_now(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms)
-    cdef Line c_line_at(self, Entry entry)
-    cdef Waiter c_enter_line(self, Line line, Entry entry, object request, int64_t size, Terms terms, c_bool is_patient,
-                             object sink)
-    cdef int c_start_called_beside(self, Station station, Turn turn) noexcept
-    cdef object c_late_for_room(self, Waiter waiter)
-    cdef int c_stand_in_line(self, Waiter waiter) except -1
-    cdef int c_start_called(self, Turn turn) noexcept
-    cdef int c_start_waiter(self, Waiter waiter, Turn turn) except -1
-    cdef int c_start_admitted(self, Walk walk, Turn turn) except -1
-    cdef int c_expire(self, Walk walk, Turn turn) noexcept
-    cdef int c_tell_of_places(self, Walk walk) noexcept
-    cdef object c_lost_error(self, Visit visit, object cause)   # raises nothing
-    cdef int c_run_claimed(self, Station station, Instance instance, list visits, Turn turn) except -1
-    cdef int c_wait_inside(self, Walk walk, int64_t deadline_ns) except -1
-    cdef tuple c_inside(self, object awaited)
-    cdef object c_call_loop(self, tuple wait)
-    cdef int c_drop(self, list walks) except -1
-    cdef c_bool c_make_room(self, Visit visit, Turn turn) noexcept
-    cdef Entry c_entry_at(self, Node node)
-    cdef dict c_request_of(self, Visit visit)
-    cdef Exit c_exit(self, Entry entry, Node node, int status)
-    cdef int c_enter(self, Visit visit, Turn turn) except -1
-    cdef c_bool c_choose_twin(self, Visit visit, Turn turn) noexcept
-    cdef int c_enter_arrived(self, Turn turn) noexcept
-    cdef int c_advance(self, Visit visit, Exit exit, c_bool has_run, Turn turn) except -1
-    cdef int c_leave(self, Walk walk, dict answer, Turn turn) except -1
-    cdef int c_answer(self, Walk walk, dict answer, str leaf, Turn turn) except -1
-    cdef int c_restart(self, Walk walk, Node node, dict answer, Turn turn) except -1
-    cdef int c_split(self, Visit visit, Turn turn) except -1
-    cdef int c_merge(self, Gather gather, Turn turn) except -1
-    cdef dict c_mapped(self, Node node, Walk walk)
-    cdef int c_start_walk(self, Walk walk, Turn turn) except -1
-    cdef int c_start_part(self, Walk part, Turn turn) except -1
-    cdef int c_send_back(self, list visits, Turn turn) noexcept
-    cdef int c_send_one_back(self, Visit visit, Turn turn) noexcept
-    cdef int c_fail_visit(self, Visit visit, object error, Turn turn) noexcept
-    cdef object c_start_detached(self, request, given, uint8_t sink_kind, object sink, Terms terms, name, c_bool is_patient)
-    cdef void c_link(self, Walk walk) noexcept
-    cdef c_bool c_claim(self, Visit visit, Turn turn) except *
-    cdef int c_part_ended(self, Walk part, Turn turn) noexcept
-    cdef void c_count_out(self, Walk walk) noexcept
-    cdef int c_deliver(self, Walk walk, Turn turn) noexcept
-    cdef c_bool c_begin(self, Walk walk, Turn turn) noexcept
-    cdef int c_hand_over(self, Turn turn) noexcept
-    cdef int c_help(self, Station station, Walk last, Turn turn) noexcept
-    cdef int c_settle_in(self, object loop, Turn turn) noexcept
-    cdef int c_finish(self, Walk walk, dict answer, Turn turn) noexcept
-    cdef int c_fail(self, Walk walk, object error, Turn turn) noexcept
-    cdef int c_cancel(self, Walk walk) noexcept
-    cdef void c_unlink(self, Walk walk) noexcept
-    cdef int c_step(self, Visit visit, Turn turn) noexcept
-    cdef int c_run_batch(self, Station station, Instance instance, list visits, Turn turn) noexcept
-    cdef int c_file_failures(self, Station station, Instance instance, list alive, list batch, list before, str refusal,
-                             object error, Turn turn) except -1
-    cdef int c_put_back(self, list alive, list before, str refusal, object interrupt, Turn turn) except -1
-    cdef int c_note_result(self, Visit visit, object backend) noexcept
-    cdef int c_check_result(self, Walk walk, dict answer) except -1
-    cdef int c_queue(self, Visit visit, Turn turn, c_bool notify) noexcept
-    cdef int c_queue_all(self, Turn turn) noexcept
-    cdef int c_run_ready(self, Turn turn) noexcept
-    cdef int c_settle(self, Turn turn) noexcept
-    cdef int c_hand_out(self, Turn turn) noexcept

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from types import MemberDescriptorType, TracebackType
+from types import CodeType, MemberDescriptorType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fastpipe.errors import BackendError, DeviceLost
@@ -164,6 +164,11 @@ def _members(native: type[BaseException], error: BaseException) -> Iterator[tupl
                     yield name, value
 
 
+def is_engines(code: CodeType) -> bool:
+    """Say whether a frame's code is the engine's own: its first page, or one of its chapters."""
+    return code.co_filename.startswith(("fastpipe/_core.pyx", "fastpipe/engine/"))
+
+
 def take_traceback(error: BaseException) -> TracebackType | None:
     """Cut off what a traceback has of the time before, when a backend raised the same object; return what it was then.
 
@@ -174,12 +179,11 @@ def take_traceback(error: BaseException) -> TracebackType | None:
     entry = error.__traceback__
     first = entry
     called = before = start = None
-    engine = None if entry is None else entry.tb_frame.f_code.co_filename
     previous = None
     while entry is not None:
         code = entry.tb_frame.f_code
-        was_in_engine = previous is not None and previous.tb_frame.f_code.co_filename == engine
-        if code.co_filename == engine:
+        was_in_engine = previous is not None and is_engines(previous.tb_frame.f_code)
+        if is_engines(code):
             if not was_in_engine:
                 before, start = previous, entry
         elif was_in_engine:

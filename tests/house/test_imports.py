@@ -72,9 +72,11 @@ def is_module(name: str) -> bool:
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Yield every module of the package as (full name, source)."""
+    """Yield every module of the package as (full name, source); the engine's chapters are part of ``_core``."""
     for folder, package in INSTALLED_AS.items():
         for path in sorted((ROOT / folder).rglob("*.p*")):
+            if path.suffix == ".pxi":
+                yield "fastpipe._core", path
             if path.suffix in {".py", ".pyi", ".pyx", ".pxd"}:
                 inner = path.relative_to(ROOT / folder).with_suffix("").parts
                 yield ".".join([package, *(part for part in inner if part != "__init__")]), path
@@ -83,7 +85,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 def imports_of(module: str, path: Path) -> Iterator[tuple[str, int]]:
     """Yield what ``path`` imports from fastpipe as (full module name, line), wherever in the file it stands."""
     text = path.read_text()
-    if path.suffix in {".pyx", ".pxd"}:  # ast does not read Cython; an import is one line there
+    if path.suffix in {".pyx", ".pxd", ".pxi"}:  # ast does not read Cython; an import is one line there
         for number, line in enumerate(text.splitlines(), 1):
             if found := re.match(r"\s*(?:from|import|cimport)\s+(fastpipe[\w.]*)", line):
                 yield found[1], number

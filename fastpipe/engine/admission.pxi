@@ -1,0 +1,432 @@
+# Admission: how a request gets in. Checks, a place in the line where there is a limit, its walk, and its first visit.
+#
+# Guarantees   What a caller has done wrong is raised to it before anything is counted. E5: nobody who waits is overtaken.
+# Assumes      The GIL; waits serve signals.
+
+from cpython.dict cimport PyDict_GetItem
+from cpython.exc cimport PyErr_CheckSignals
+
+from fastpipe.engine.parking cimport FOREVER, Frame, enter_frame, is_hooked, is_inside, is_settling, leave_frame, now_ns, word_wait
+
+from numbers import Number
+
+from fastpipe.errors import ForkedPipe, PipeClosed, PipeError, RequestTimeout, UnknownNode, nearest
+
+
+cdef int start_walk(Engine engine, Walk walk, Turn turn) except -1:
+    cdef Visit visit
+    try:
+        visit = Visit.__new__(Visit)
+        visit.request = _own_request(walk)
+    except BaseException:                                       # out of memory: the walk must not stay in the books
+        cancel_walk(engine, walk)
+        raise
+    visit.walk = walk
+    visit.node = walk.entry.node
+    visit.way = ENTERED
+    if walk.home is not None and walk.home.batches and visit.node.twins is None:
+        walk.home.c_note_arrival(now_ns())                      # where there are twins, at the one that is chosen
+    if turn.stepper != NULL:
+        turn.arrived.append(visit)
+        return 0
+    try:
+        if is_hooked(AT_ADMITTED):
+            _act(AT_ADMITTED)
+        enter(engine, visit, turn)
+    except BaseException as error:
+        fail_visit(engine, visit, _with_place(error, visit.node), turn)
+    except:  # noqa: E722
+        # See _no_memory.
+        fail_visit(engine, visit, _no_memory, turn)
+    return enter_arrived(engine, turn)
+
+
+cdef object late_for_room(Engine engine, Waiter waiter):
+    """Refuse a request that has waited for room until its time was over: return the error. Raises nothing."""
+    cdef Station gate = waiter.line.c_gate_of_first()
+    engine.refused += 1
+    try:
+        where = "in the pipe" if gate is engine.gate else f"in the queue of node {gate.name!r}"
+        return RequestTimeout(f"the request waited {waiter.terms.timeout_s:g} s for room {where}")
+    except BaseException as unexpected:                         # no memory for it: then that is the error
+        return unexpected
+
+
+cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, object sink, Terms terms, name, c_bool is_patient):
+    """Start a request for which no thread waits: its walk. A coroutine's that has to wait for room: its Waiter."""
+    cdef Turn turn = Turn.__new__(Turn)
+    cdef Walk walk
+    cdef Clock clock
+    cdef Line line
+    cdef Waiter waiter
+    cdef int64_t size
+    entry = entry_for(engine, given, name)
+    if terms is not None and terms.deadline_ns >= 0 and sink_kind != SINK_CALLER and engine.clock is None:
+        clock = Clock.__new__(Clock)
+        engine._keeper.start_clock(clock)                       # raises if there can be no more threads
+        if engine.clock is None:
+            engine.clock = clock
+        else:                                                   # somebody else was faster
+            clock.stop()
+    if sink_kind == SINK_ASYNCIO and (<Entry>entry).line is not None:
+        if is_hooked(AT_ADMIT):
+            _act(AT_ADMIT)
+        line = line_at(engine, entry)
+        size = line.c_size_of(given)
+        waiter = enter_line(engine, line, entry, given, size, terms, is_patient, sink)
+        if waiter is not None:
+            waiter.owned = request
+            return waiter
+        walk = admit_booked(engine, line, size, entry, given, sink_kind, sink, terms)
+    else:
+        walk = admit(engine, entry, given, sink_kind, sink, terms, is_patient)
+    _hand_in(walk, request, given)
+    start_admitted(engine, walk, turn)
+    settle(engine, turn)
+    turn.wake()
+    if turn.interrupt is not None:                              # its caller will have no future: nobody waits for it
+        cancel_walk(engine, walk)
+        turn.c_raise_interrupt()
+    return walk
+
+
+cdef int start_admitted(Engine engine, Walk walk, Turn turn) except -1:
+    """Send a request on its way for which no thread waits, or none on this thread."""
+    try:
+        if walk.sink_kind == SINK_FUTURE:
+            walk.sink.walk = walk
+        if walk.deadline_ns >= 0 and walk.sink_kind != SINK_CALLER:
+            engine.clock.c_add(walk)
+    except BaseException:                                       # out of memory: the walk must not stay in the books
+        cancel_walk(engine, walk)
+        raise
+    start_walk(engine, walk, turn)
+    return enqueue_all(engine, turn)
+
+
+cdef int check_may_wait(Engine engine) except -1:
+    """A callback of a future runs on a worker's thread: if it waited there, the worker could be the one it waits for.
+
+    So does a method of a dict's subclass, while an answer is written; its thread may even hold an instance.
+    """
+    if is_settling(<void*>engine):
+        raise PipeError("a callback of a future of this pipe must not wait for the pipe, nor must a method of a dict to which "
+                        "it writes an answer: they run on the thread that may have to do the work; use submit() there")
+    return 0
+
+
+cdef int check_process(Engine engine) except -1:
+    if engine.generation != _generation:
+        raise ForkedPipe("this pipe was built before os.fork(), and its threads live in the parent process; "
+                         "build a new one in the child")
+    return 0
+
+
+cdef int check_open(Engine engine) except -1:
+    if engine.closing:
+        engine.refused += 1
+        raise PipeClosed("the pipe is closed")
+    return 0
+
+
+cdef Entry entry_for(Engine engine, object request, object entry):
+    """Where this request enters: where the call says, else where the request says, as far as it may.
+
+    Raises what the caller is to see before anything is accepted.
+    """
+    cdef PyObject* name_pointer
+    if not isinstance(request, dict):
+        raise TypeError(f"a request is a dict; got {type(request).__name__}. (A pipe is called with one, or with a list of "
+                        "them; map() takes any iterable.)")
+    check_process(engine)
+    check_open(engine)
+    if entry is not None:
+        node = engine.node_named.get(entry) if isinstance(entry, str) else None
+        if node is None:
+            raise UnknownNode(f"entry is {entry!r}, and no node has that name; they are {list(engine.node_named)}"
+                              f"{nearest(str(entry), engine.node_named)}")
+        return entry_at(engine, <Node>node)
+    name_pointer = PyDict_GetItem(request, "node_name")
+    name = None if name_pointer == NULL else <object>name_pointer
+    if name is None:
+        if engine.only_entry is not None:
+            return engine.only_entry
+        raise UnknownNode(f"the graph has several roots: set request['node_name'] to one of {list(engine.root_names)} "
+                          "(or is a 'next' missing, that leads from one to the other?)")
+    node = engine.open_to_all.get(name) if isinstance(name, str) else None
+    if node is None and isinstance(name, str) and name in engine.node_named:
+        raise UnknownNode(f"request['node_name'] is {name!r}, which is no root: a request would skip what comes before it. "
+                          f"Pass entry={name!r} with the call, or have the pipe let requests say so by obey_request_keys="
+                          f"['node_name']; the roots are {list(engine.root_names)}")
+    if node is None:
+        raise UnknownNode(f"request['node_name'] is {name!r}, and no node has that name; the roots are "
+                          f"{list(engine.root_names)}{nearest(str(name), engine.node_named)}")
+    return entry_at(engine, <Node>node)
+
+
+cdef Walk admit(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient=False):
+    """Let a request in, when there is room. Blocks; serves signals."""
+    cdef Line line
+    cdef Waiter waiter
+    cdef int64_t size
+    if is_hooked(AT_ADMIT):
+        _act(AT_ADMIT)
+    if entry.line is None:
+        return admit_now(engine, entry, request, sink_kind, sink, terms)
+    line = line_at(engine, entry)
+    size = line.c_size_of(request)
+    waiter = enter_line(engine, line, entry, request, size, terms, is_patient, None)
+    if waiter is not None:
+        stand_in_line(engine, waiter)
+    return admit_booked(engine, line, size, entry, request, sink_kind, sink, terms)
+
+
+cdef Walk admit_booked(Engine engine, Line line, int64_t size_bytes, Entry entry, object request, uint8_t sink_kind, object sink,
+                       Terms terms):
+    """Let a request in whose places are booked."""
+    cdef Walk walk
+    try:
+        walk = admit_now(engine, entry, request, sink_kind, sink, terms)
+    except BaseException:
+        line.c_give_back(size_bytes)
+        start_called(engine, None)
+        raise
+    _take_places(walk, line, size_bytes)
+    return walk
+
+
+cdef Walk admit_now(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
+    cdef Walk walk = _new_walk(engine, entry, request, sink_kind, sink)
+    if terms is not None:
+        walk.deadline_ns = terms.deadline_ns
+        walk.timeout_s = terms.timeout_s
+        walk.priority_ns = terms.priority_ns
+    if engine.recorder is not None:
+        try:
+            walk.recorded = engine.recorder.begin(request, None if entry is engine.only_entry else entry.node.name)
+        except Exception as error:
+            _report(error, engine.recorder)
+    check_open(engine)                                          # again: all of this may have run user code, or a destructor
+    engine.accepted += 1
+    link_walk(engine, walk)
+    return walk
+
+
+cdef Line line_at(Engine engine, Entry entry):
+    """Where to wait: a call from inside the pipe is part of a request that has been let in, and needs no place in it."""
+    return entry.inner_line if is_inside(<void*>engine) else entry.line
+
+
+cdef Waiter enter_line(Engine engine, Line line, Entry entry, object request, int64_t size, Terms terms, c_bool is_patient,
+                       object sink):
+    """Book the places of a request if no gate on its way is full and nobody waits there: None. Else refuse it, as the gate
+    says, or return its Waiter, which stands in line."""
+    cdef Station home = line.home
+    cdef Station shut
+    cdef Waiter waiter = None
+    if home is not None and home.max_queue_bytes > 0 and size > home.max_queue_bytes:
+        engine.refused += 1
+        raise full_error(home, size)
+    while True:
+        shut = line.c_shut_gate(size, is_patient)
+        if shut is None and line.first is not None:             # nobody is overtaken
+            shut = line.c_gate_of_first()
+            if shut.when_full == SHED_OLDEST and not is_patient:
+                shut = None                                     # but by those who do not wait there
+        if shut is None:
+            line.c_book(size)
+            return None
+        if shut.when_full == REJECT and not is_patient:
+            engine.refused += 1
+            raise full_error(shut, size)
+        if is_settling(<void*>engine):
+            engine.refused += 1
+            error = full_error(shut, size)
+            _add_note(error, "fastpipe: a callback of a future does not wait for room: it runs on a thread that has to make it")
+            raise error
+        if waiter is not None:
+            break
+        waiter = Waiter.__new__(Waiter)                         # a destructor may run in here: hence another look
+        waiter.engine = engine
+        waiter.line = line
+        waiter.entry = entry
+        waiter.request = request
+        waiter.terms = terms
+        waiter.sink = sink
+        waiter.size_bytes = size
+        waiter.is_patient = is_patient
+    check_open(engine)
+    waiter.number = engine.arrivals
+    engine.arrivals += 1
+    line.c_join(waiter)
+    return waiter
+
+
+cdef int stand_in_line(Engine engine, Waiter waiter) except -1:
+    """Wait until one is let in, and has the places booked. Serves signals.
+
+    A signal's handler may call the pipe, on this very thread: nobody is let in, and nobody kept waiting, while it runs.
+    """
+    cdef Line line = waiter.line
+    cdef int64_t deadline = FOREVER if waiter.terms is None else waiter.terms.deadline_ns
+    cdef int64_t until
+    cdef tuple wait = None
+    cdef Station gate
+    cdef c_bool inside = is_inside(<void*>engine)
+    cdef c_bool serves_signals = PyThread_get_thread_ident() == _main_thread
+    try:
+        while waiter.state == IN_LINE:
+            start_called(engine, None)                          # this thread may have made room for others
+            if inside:
+                gate = line.c_gate_of_first()
+                if wait is None or wait[0] is not gate:
+                    wait = backends_here(engine, gate)
+                if wait is not None:
+                    engine.waits_inside.append(wait)
+            error = None
+            try:
+                with nogil:
+                    until = _first_slice(deadline)
+                    if inside and (until < 0 or until > now_ns() + CALL_LOOP_SLICE_NS):
+                        until = now_ns() + CALL_LOOP_SLICE_NS
+                    word_wait(&waiter.word, until, _spin_ns)
+                if waiter.state == IN_LINE and wait is not None:
+                    error = find_call_loop(engine, wait)
+            finally:
+                if wait is not None:
+                    _take_out(engine.waits_inside, wait)
+            if waiter.state != IN_LINE:
+                break
+            if error is not None:
+                engine.refused += 1
+                raise error
+            if deadline >= 0 and now_ns() >= deadline:
+                raise late_for_room(engine, waiter)
+            if serves_signals:
+                line.c_step_out(waiter)
+                waiter.state = AWAY
+                line.c_serve()
+                start_called(engine, None)
+                PyErr_CheckSignals()
+                check_open(engine)
+                line.c_join(waiter)
+                line.c_serve()
+    except BaseException:
+        waiter.c_stop_waiting()
+        raise
+    if waiter.state == TURNED_AWAY:
+        if waiter.turned_away_by is None:
+            check_open(engine)
+        engine.refused += 1
+        raise full_error(waiter.turned_away_by, waiter.size_bytes)
+    waiter.is_booked = False                                    # the places are the request's
+    line.c_keep_promise()
+    return 0
+
+
+cdef int start_called(Engine engine, Turn turn) noexcept:
+    """Start the requests of coroutines that have been let in. Whoever makes room does so: their loops may be busy, or gone.
+
+    ``turn``: this thread's, which is told of what hits it meanwhile; None if it has none.
+    """
+    cdef Waiter waiter
+    cdef Turn own
+    while engine.called_first is not None:
+        waiter = engine.called_first
+        engine.called_first = waiter.next
+        waiter.next = None
+        if engine.called_first is None:
+            engine.called_last = None
+        own = None
+        try:
+            own = Turn.__new__(Turn)
+            own.is_workers = turn is not None and turn.is_workers
+            start_waiter(engine, waiter, own)
+        except Exception as error:
+            _tell_waiter(waiter, error, turn)
+        except BaseException as error:                          # it has hit this thread, not the request
+            _tell_waiter(waiter, _death(error), turn)
+            _note_interrupt(turn, error)
+        except:  # noqa: E722
+            # See _no_memory.
+            _tell_waiter(waiter, _no_memory, turn)
+        if waiter.is_booked:                                    # it does not come: cancelled, or there is no memory
+            waiter.is_booked = False
+            waiter.line.c_keep_promise()
+            waiter.line.c_give_back(waiter.size_bytes)
+        if own is not None:
+            hand_out(own)
+            own.wake()
+            if own.death is not None:
+                _note_interrupt(turn, own.death)
+            if own.interrupt is not None:
+                _note_interrupt(turn, own.interrupt)
+    return 0
+
+
+cdef int start_called_beside(Engine engine, Station station, Turn turn) noexcept:
+    """The same on a thread that holds a token of a station, and is about to run a batch: filters that are asked now do not
+    wait for it."""
+    cdef Frame* frame = enter_frame(<void*>engine, False, _greenlet())
+    if frame != NULL:
+        frame.station = <void*>station
+    start_called(engine, None if turn.is_workers else turn)     # what ends a worker would fail its batch
+    leave_frame(frame)
+    return 0
+
+
+cdef int start_waiter(Engine engine, Waiter waiter, Turn turn) except -1:
+    cdef Walk walk
+    if waiter.state == GONE:
+        return 0
+    if waiter.state == TURNED_AWAY:
+        if waiter.turned_away_by is None:
+            check_open(engine)
+        engine.refused += 1
+        raise full_error(waiter.turned_away_by, waiter.size_bytes)
+    # If this fails, start_called gives the places back, and goes on with whom they are for then.
+    walk = admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms)
+    waiter.is_booked = False
+    _take_places(walk, waiter.line, waiter.size_bytes)
+    waiter.walk = walk
+    waiter.line.c_keep_promise()
+    _hand_in(waiter.walk, waiter.owned, waiter.request)
+    if waiter.state == GONE:                                    # while a recorder or a destructor ran
+        cancel_walk(engine, waiter.walk)
+    return start_admitted(engine, waiter.walk, turn)
+
+
+cdef Terms _terms(Engine engine, object timeout, object priority):
+    """What a caller asked for, checked; None: nothing."""
+    cdef Terms terms
+    cdef double seconds
+    cdef double rank
+    if timeout is None and priority == 0 and engine.timeout_ns < 0:
+        return None
+    terms = Terms.__new__(Terms)
+    terms.deadline_ns = FOREVER
+    if timeout is not None:
+        seconds = _number(timeout, "timeout must be a number of seconds, more than 0")
+        if not seconds > 0:
+            raise ValueError(f"timeout must be more than 0 seconds, got {timeout!r}")
+        terms.timeout_s = seconds
+        if seconds < 1e9:                                       # longer ones, inf among them, are none
+            terms.deadline_ns = now_ns() + <int64_t>(seconds * 1e9)
+    elif engine.timeout_ns >= 0:
+        terms.timeout_s = engine.timeout_ns / 1e9
+        terms.deadline_ns = now_ns() + engine.timeout_ns
+    rank = _number(priority, "priority must be a number from -1000 to 1000, of which lower ones go first")
+    if not -1000 <= rank <= 1000:
+        raise ValueError(f"priority must be from -1000 to 1000, got {priority!r}")
+    terms.priority_ns = <int64_t>(rank * PRIORITY_NS)
+    return terms
+
+
+cdef double _number(object value, str expected) except? -1:
+    """An argument that has to be a number: neither a truth value nor a text that reads like one."""
+    if type(value) is float or type(value) is int or (isinstance(value, Number) and not isinstance(value, bool)):
+        try:
+            return value
+        except (TypeError, OverflowError):                      # complex, or beyond what a float holds
+            pass
+    raise TypeError(f"{expected}; got {value!r}")

@@ -1,0 +1,298 @@
+# Forming a batch: what is staged, what the rule says to it, and what is taken.
+#
+# Guarantees   E3: who has a batch has a token. E5: the oldest first, by rank. E7: a rule written in Python is asked with no mutex held.
+# Assumes      "Mutex held": by the caller, of the station's desk.
+
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+
+from fastpipe.engine.batching cimport (
+    DISPATCH, LATE, RULE, TIMEOUT, WAIT_UNTIL, decide_adaptive, decide_greedy, decide_preferred, decide_timeout,
+)
+from fastpipe.engine.inbox cimport inbox_pop
+from fastpipe.engine.parking cimport now_ns
+from fastpipe.engine.ranking cimport Cursor, cursor_begin, cursor_pass, cursor_take, ranked_append, ranked_insert
+
+from fastpipe.errors import BackendError
+
+
+cdef int32_t count_company(Station station) noexcept nogil:
+    # torchpipe's rule does not reckon with callers that come back.
+    cdef int32_t company = 0 if station.rule == RULE_TIMEOUT else station.owed.load(memory_order_relaxed)
+    cdef size_t i
+    for i in range(station.upstream_stations.size()):
+        company += _present(station.upstream_stations[i])
+    return company
+
+
+cdef void drain_inbox(Station station) noexcept nogil:
+    """Move what has arrived from the inbox to the staged list: to its end, or where its rank belongs. Mutex held."""
+    cdef Ticket* ticket = inbox_pop(&station.inbox)
+    while ticket != NULL:
+        if station.has_ranks.load(memory_order_relaxed):
+            ranked_insert(&station.staged, ticket)
+        else:
+            ranked_append(&station.staged, ticket)
+        ticket = inbox_pop(&station.inbox)
+
+
+cdef int64_t weigh_queue(Station station, Load* load) noexcept nogil:
+    """Fill in what is queued of the bucket to go next, and return that bucket. Mutex held.
+
+    The oldest request's bucket goes next. Another one that is full may overtake it, but only as long as the oldest
+    has not waited for batching_timeout: it is never starved. Only the first 16 buckets among the first 256 requests
+    are looked at, so that the look stays short.
+    """
+    cdef int64_t[16] buckets
+    cdef int32_t[16] counts
+    cdef double[16] weights
+    cdef int64_t[16] oldest
+    cdef int32_t bucket_count = 0
+    cdef c_bool is_overdue
+    cdef int32_t seen = 0
+    cdef int32_t i
+    cdef Ticket* ticket = station.staged.first
+    load.queued = 0
+    load.queued_weight = 0
+    if ticket == NULL:
+        return 0
+    if not station.has_buckets:
+        load.queued = station.staged.count
+        load.queued_weight = station.staged.weight
+        load.oldest_ns = ticket.arrival_ns
+        return 0
+    is_overdue = now_ns() - ticket.arrival_ns >= station.timeout_ns
+    while ticket != NULL and seen < 256:
+        seen += 1
+        i = 0
+        while i < bucket_count and buckets[i] != ticket.bucket:
+            i += 1
+        if i == bucket_count and bucket_count < 16:
+            bucket_count += 1
+            buckets[i] = ticket.bucket
+            counts[i] = 0
+            weights[i] = 0
+            oldest[i] = ticket.arrival_ns
+        if i < bucket_count:
+            counts[i] += 1
+            weights[i] += ticket.weight
+            if weights[i] >= station.max_batch and (i == 0 or not is_overdue):
+                break
+        ticket = <Ticket*>ticket.next.load(memory_order_relaxed)
+    if ticket == NULL or seen >= 256:
+        i = 0
+    load.queued = counts[i]
+    load.queued_weight = weights[i]
+    load.oldest_ns = oldest[i]
+    return buckets[i]
+
+
+cdef int64_t fill_load(Station station, Load* load) noexcept nogil:
+    """Describe the moment to a rule, and return the bucket to go next. Mutex held."""
+    cdef int64_t bucket = weigh_queue(station, load)
+    load.now_ns = now_ns()
+    load.idle_instances = station.idle.load(memory_order_seq_cst)
+    load.busy_instances = station.instance_count - load.idle_instances
+    load.max_weight = station.max_batch
+    load.timeout_ns = station.timeout_ns
+    load.idle_since_ns = station.idle_since_ns.load(memory_order_relaxed)
+    load.latest_event_ns = max(station.latest_arrival_ns.load(memory_order_relaxed),
+                               station.latest_answer_ns.load(memory_order_relaxed))
+    load.usual_gap_ns = station.usual_gap_ns.load(memory_order_relaxed)
+    load.company = count_company(station) if station.life.load(memory_order_relaxed) == OPEN_FOR_ALL else 0
+    fill_costs(station, load)
+    return bucket
+
+
+cdef void fill_costs(Station station, Load* load) noexcept nogil:
+    """Fill in the measured costs of the batches that a rule has to choose between."""
+    cdef int32_t expected
+    load.cost_alone_ns = 0
+    load.cost_shared_ns = 0
+    if station.batches and load.queued > 0:
+        expected = min(load.queued + max(load.company, 0), station.max_batch)
+        load.cost_alone_ns = station.c_cost(station.cost_alone_ns, expected)
+        if load.idle_instances > 1:
+            load.cost_shared_ns = station.c_cost(station.cost_shared_ns, expected // load.idle_instances)
+
+
+cdef Verdict decide_by_rule(Station station, Load* load) noexcept nogil:
+    if station.rule == RULE_GREEDY or station.life.load(memory_order_relaxed) != OPEN_FOR_ALL:
+        return decide_greedy(load)
+    if station.rule == RULE_ADAPTIVE or not station.batches:
+        return decide_adaptive(load)
+    if station.rule == RULE_TIMEOUT:
+        return decide_timeout(load)
+    return decide_preferred(load, station.preferred.data(), <int32_t>station.preferred.size())
+
+
+cdef void take_staged(Station station, Batch* batch, int64_t bucket, int32_t size) noexcept nogil:
+    """Append to ``batch`` up to ``size`` staged requests of ``bucket``, within the node's max. Mutex held."""
+    cdef Cursor cursor
+    cdef Ticket* ticket
+    cdef Ticket* last = batch.first
+    cdef int32_t taken = 0
+    if last == NULL:
+        batch.count = 0
+        batch.weight = 0
+        batch.bucket = bucket
+    else:
+        while last.next.load(memory_order_relaxed) != NULL:
+            last = <Ticket*>last.next.load(memory_order_relaxed)
+    cursor_begin(&cursor, &station.staged)
+    while cursor.at != NULL and taken < size and batch.weight < station.max_batch:
+        if cursor.at.bucket != bucket:
+            cursor_pass(&cursor, &station.staged)
+            continue
+        if batch.count > 0 and batch.weight + cursor.at.weight > station.max_batch:
+            break
+        ticket = cursor_take(&cursor, &station.staged)
+        if last == NULL:
+            batch.first = ticket
+        else:
+            last.next.store(<void*>ticket, memory_order_relaxed)
+        last = ticket
+        batch.count += 1
+        batch.weight += ticket.weight
+        taken += 1
+    station.running.fetch_add(taken, memory_order_relaxed)
+    station.queued.fetch_sub(taken, memory_order_seq_cst)
+
+
+cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict) noexcept nogil:
+    """Form a batch if the rule says so; True if ``batch`` holds one, and a token.
+
+    ``worker``: only that instance's token (thread_bound), or -1 for any. A token that ``batch`` holds already is kept.
+    """
+    cdef Load load
+    cdef int64_t bucket
+    cdef c_bool has_token = batch.instance >= 0
+    cdef c_bool took = False
+    batch.first = NULL
+    station.desk.lock()
+    drain_inbox(station)
+    bucket = fill_load(station, &load)
+    if has_token:
+        if load.idle_instances == 0:
+            load.idle_since_ns = load.now_ns
+        load.idle_instances += 1
+        load.busy_instances -= 1
+    if station.rule == RULE_OBJECT and station.batches and load.queued > 0 and load.idle_instances > 0:
+        # E7: a rule written in Python needs the GIL, which must not be waited for under the mutex.
+        station.desk.unlock()
+        verdict[0] = _ask_rule_object(<PyObject*>station, &load)
+        station.desk.lock()
+    else:
+        verdict[0] = decide_by_rule(station, &load)
+    if verdict.action == DISPATCH:
+        if not has_token:
+            if worker >= 0:
+                batch.instance = worker if station.c_try_token(worker) else -1
+            else:
+                batch.instance = station.c_take_token()
+        if batch.instance >= 0:
+            take_staged(station, batch, bucket, verdict.size)
+            if batch.first != NULL:
+                took = True
+                station.reasons[verdict.reason].fetch_add(1, memory_order_relaxed)
+                batch.may_grow = station.rule == RULE_ADAPTIVE or station.rule == RULE_GREEDY
+                batch.may_grow = batch.may_grow and verdict.size >= load.queued and batch.weight < station.max_batch
+            elif not has_token:
+                station.c_release_token(batch.instance)
+                batch.instance = -1
+    elif verdict.action == WAIT_UNTIL:
+        # Wake the collecting worker when the batch is full or everybody who was expected is here. Where a count does
+        # not tell (weights, buckets, rules of other kinds), at every arrival.
+        if (station.rule != RULE_ADAPTIVE or station.has_buckets or station.has_weights.load(memory_order_relaxed)
+                or load.company <= 0):
+            # What has been seen, not what is counted: a ticket may be counted before its push can be seen.
+            station.wake_at.store(station.staged.count + 1, memory_order_seq_cst)
+        else:
+            station.wake_at.store(min(station.max_batch, load.queued + load.company), memory_order_seq_cst)
+    if took and (verdict.reason == LATE or verdict.reason == TIMEOUT):
+        station.owed.store(0, memory_order_relaxed)             # they did not come back: expect nobody until the next answer
+    station.desk.unlock()
+    return took
+
+
+cdef void top_up(Station station, Batch* batch) noexcept nogil:
+    """Add what has arrived since the batch was formed: taking the GIL may have lasted milliseconds."""
+    if station.queued.load(memory_order_relaxed) == 0:
+        return
+    station.desk.lock()
+    drain_inbox(station)
+    take_staged(station, batch, batch.bucket, station.max_batch)
+    station.desk.unlock()
+
+
+cdef int token_for_caller(Station station, double weight) noexcept:
+    """A token, if a caller with one request may run it right here; -1: it has to queue."""
+    cdef Load load
+    cdef Verdict verdict
+    cdef int64_t now
+    if station.workers_only or station.queued.load(memory_order_seq_cst) > 0:
+        return -1
+    if not station.batches:
+        return station.c_take_token()
+    load.idle_instances = station.idle.load(memory_order_relaxed)
+    if load.idle_instances <= 0 or station.rule == RULE_OBJECT:
+        return -1
+    now = now_ns()
+    load.now_ns = now
+    load.oldest_ns = now
+    load.idle_since_ns = now
+    load.latest_event_ns = now
+    load.usual_gap_ns = station.usual_gap_ns.load(memory_order_relaxed)
+    load.timeout_ns = station.timeout_ns
+    load.queued = 1
+    load.queued_weight = weight
+    load.max_weight = station.max_batch
+    load.busy_instances = station.instance_count - load.idle_instances
+    load.company = count_company(station)
+    fill_costs(station, &load)
+    verdict = decide_by_rule(station, &load)
+    if verdict.action != DISPATCH:
+        return -1
+    station.reasons[verdict.reason].fetch_add(1, memory_order_relaxed)
+    return station.c_take_token()
+
+
+cdef Verdict _ask_rule_object(PyObject* station_pointer, const Load* load) noexcept with gil:
+    """Ask a rule written in Python. Whatever goes wrong in it must not stop the queue: then the batch leaves."""
+    cdef Station station = <Station>station_pointer
+    cdef Verdict verdict
+    cdef int64_t size
+    verdict.action = DISPATCH
+    verdict.reason = RULE
+    verdict.size = load.queued
+    verdict.until_ns = load.oldest_ns + load.timeout_ns
+    if verdict.until_ns <= load.now_ns or station.life.load(memory_order_relaxed) != OPEN_FOR_ALL:
+        return verdict
+    try:
+        answer = _enter_user_code(station.engine, station.rule_object, _load_as_dict(load))
+        if not isinstance(answer, int):
+            raise BackendError(f"a batching rule must return how many requests leave now, an int; got {answer!r}")
+        size = answer
+        if size > 0:
+            verdict.size = <int32_t>min(size, load.queued)
+        else:
+            verdict.action = WAIT_UNTIL
+    except BaseException as error:
+        _report(error, station.rule_object)
+    return verdict
+
+
+cdef dict _load_as_dict(const Load* load):
+    return {
+        "queued": load.queued,
+        "queued_weight": load.queued_weight,
+        "max": load.max_weight,
+        "oldest_ms": (load.now_ns - load.oldest_ns) / 1e6,
+        "latest_event_ms": (load.now_ns - load.latest_event_ns) / 1e6,
+        "usual_gap_ms": load.usual_gap_ns / 1e6,
+        "batching_timeout_ms": load.timeout_ns / 1e6,
+        "idle_instances": load.idle_instances,
+        "busy_instances": load.busy_instances,
+        "company": load.company,
+        "cost_alone_ms": load.cost_alone_ns / 1e6,
+        "cost_shared_ms": load.cost_shared_ns / 1e6,
+    }

@@ -1,0 +1,305 @@
+# Futures: handing an outcome to a RequestFuture, or to an event loop, whatever ends a call in the middle (E9).
+
+from cpython.ref cimport Py_DECREF
+
+from _thread import start_new_thread
+from opcode import opmap
+
+from fastpipe.faults import is_engines
+
+
+cdef int hand_out(Turn turn) noexcept:
+    """Hand outcomes to futures: this runs callbacks that users have attached."""
+    cdef Walk walk
+    while turn.settled_first != NULL:
+        walk = <Walk>turn.settled_first
+        if walk.sink_kind == SINK_ASYNCIO:
+            settle_in((<tuple>walk.sink)[0], turn)
+            continue
+        walk = _first_settled(turn)
+        if walk.error is None:
+            _end_future(walk.sink, _FINISHED, walk.request, None, turn)
+        else:
+            _end_future(walk.sink, _FINISHED, None, walk.error, turn)
+        walk.sink = None                                        # breaks the cycle future -> callback -> walk -> future
+    return 0
+
+
+cdef int settle_in(object loop, Turn turn) noexcept:
+    """The same for all the futures of an event loop: its thread does it, in one go."""
+    cdef list outcomes
+    cdef PyObject* each
+    cdef Walk walk
+    cdef Walk before = None
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            outcomes = []
+            each = turn.settled_first
+            while each != NULL:
+                walk = <Walk>each
+                if walk.sink_kind == SINK_ASYNCIO and (<tuple>walk.sink)[0] is loop:
+                    outcomes.append(((<tuple>walk.sink)[1], walk.request, walk.error))
+                each = walk.settled_after
+            loop.call_soon_threadsafe(_settle_in_loop, outcomes)
+            break
+        except RuntimeError:                                    # the loop is closed: nobody is there to be told
+            break
+        except BaseException as error:                          # if it was done all the same, twice does no harm
+            _note_interrupt(turn, error)
+    each = turn.settled_first
+    while each != NULL:
+        walk = <Walk>each
+        each = walk.settled_after
+        if walk.sink_kind != SINK_ASYNCIO or (<tuple>walk.sink)[0] is not loop:
+            before = walk
+            continue
+        if before is None:
+            turn.settled_first = each
+        else:
+            before.settled_after = each
+        if each == NULL:
+            turn.settled_last = <PyObject*>before if before is not None else NULL
+        Py_DECREF(walk)                                         # ``walk`` holds it
+        walk.sink = None
+    return 0
+
+
+cdef int _tell_waiter(Waiter waiter, object error, Turn turn) noexcept:
+    """Have the future of a coroutine whose request was not let in settled by its loop."""
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            waiter.sink[0].call_soon_threadsafe(_settle_in_loop, [(waiter.sink[1], waiter.request, error)])
+            return 0
+        except RuntimeError:                                    # the loop is closed: nobody is there to be told
+            return 0
+        except BaseException as unexpected:                     # if it was done all the same, twice does no harm
+            _note_interrupt(turn, unexpected)
+    return 0
+
+
+# What concurrent.futures.Future keeps in ``_state``.
+cdef str _PENDING = "PENDING"
+cdef str _RUNNING = "RUNNING"
+cdef str _CANCELLED = "CANCELLED"
+cdef str _NOTIFIED = "CANCELLED_AND_NOTIFIED"
+cdef str _FINISHED = "FINISHED"
+cdef object _RESUME = opmap["RESUME"]
+
+
+cdef c_bool _lock_future(object future, Turn turn) noexcept:
+    """Take the lock of a future; False if that fails again and again. Its own ``with`` is not safe from signals."""
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            future._condition.acquire()                         # the lock's own method, not written in Python
+            return True
+        except BaseException as error:
+            _note_interrupt(turn, error)
+    return False
+
+
+cdef int _unlock_future(object future, Turn turn) noexcept:
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            future._condition.release()
+            return 0
+        except RuntimeError:                                    # it has been released
+            return 0
+        except BaseException as error:
+            _note_interrupt(turn, error)
+    return 0
+
+
+cdef c_bool _start_future(object future, Turn turn) noexcept:
+    """Tell a future that its request starts, or ends; False if its owner has cancelled it."""
+    cdef c_bool is_locked = _lock_future(future, turn)
+    cdef c_bool is_wanted = True
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            state = future._state
+            if state == _PENDING:
+                future._state = _RUNNING
+            else:
+                is_wanted = state == _RUNNING
+            break
+        except BaseException as error:
+            _note_interrupt(turn, error)
+    if is_locked:
+        _unlock_future(future, turn)
+    if not is_wanted:
+        _end_future(future, _CANCELLED, None, None, turn)       # those who wait for it are to know
+    return is_wanted
+
+
+cdef int _end_future(object future, str state, object request, object error, Turn turn) noexcept:
+    """Give a RequestFuture its outcome and tell everybody, as its set_result(), set_exception() or cancel() would.
+
+    Those are written in Python: a signal between two of their lines leaves a future pending for ever, or one that has an
+    outcome of which nobody was told. Here only what others have written is Python, and it is called again (E9).
+    """
+    cdef c_bool is_locked = _lock_future(future, turn)
+    cdef list waiters = None
+    cdef list callbacks = None
+    cdef str how = None
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            future.walk = None                                  # whoever keeps the future keeps no pipe alive
+            before = future._state
+            if before == _CANCELLED or (state == _CANCELLED and (before == _PENDING or before == _RUNNING)):
+                how = "add_cancelled"
+                future._state = _NOTIFIED
+            elif before == _PENDING or before == _RUNNING:
+                how = "add_result" if error is None else "add_exception"
+                future._result = request
+                future._exception = error
+                future._state = _FINISHED
+            break
+        except BaseException as unexpected:
+            _note_interrupt(turn, unexpected)
+    if how is None:                                             # somebody else has ended it
+        if is_locked:
+            _unlock_future(future, turn)
+        return 0
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            future._condition.notify_all()
+            waiters = future._waiters
+            callbacks = future._done_callbacks
+            break
+        except BaseException as unexpected:
+            _note_interrupt(turn, unexpected)
+    if waiters:
+        _tell_waiters(future, waiters, how, turn)
+    if is_locked:
+        _unlock_future(future, turn)
+    if callbacks and before != _CANCELLED:                      # cancel() has called them
+        for callback in callbacks:
+            _call_back(callback, future, turn)
+    return 0
+
+
+cdef int _tell_waiters(object future, list waiters, str how, Turn turn) noexcept:
+    """Tell wait() and as_completed() of concurrent.futures that a future has ended."""
+    cdef int _attempt
+    # A signal in the middle could leave a lock of theirs taken, and the main thread is where signals go: so another does it.
+    if PyThread_get_thread_ident() == _main_thread:
+        for _attempt in range(MOST_ATTEMPTS):
+            try:
+                start_new_thread(_tell_all, (list(waiters), future, how))
+                return 0
+            except RuntimeError:                                # there can be no more threads
+                break
+            except BaseException as error:
+                _note_interrupt(turn, error)
+    interrupt = _tell_all(waiters, future, how)
+    if interrupt is not None:
+        _note_interrupt(turn, interrupt)
+    return 0
+
+
+def _tell_all(list waiters, future, str how):
+    """Tell each of them, whatever happens; return what has ended a call in the middle, or None."""
+    cdef int _attempt
+    interrupt = None
+    for waiter in waiters:
+        for _attempt in range(MOST_ATTEMPTS):
+            try:
+                getattr(waiter, how)(future)
+                break
+            except BaseException as error:
+                if not issubclass(type(error), MemoryError):
+                    interrupt = error
+                try:
+                    if any([each is future for each in waiter.finished_futures]):
+                        # It knows, but may still sleep. Not here: the event's lock may have been left taken.
+                        start_new_thread(waiter.event.set, ())
+                        break
+                except BaseException:                           # then again, from the beginning
+                    pass
+    return interrupt
+
+
+cdef int _call_back(object callback, object future, Turn turn) noexcept:
+    """Call what a user has attached to a future; again, if it was ended before its first line."""
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            callback(future)
+            return 0
+        except BaseException as error:
+            if not _has_begun(error):
+                _note_interrupt(turn, error)
+                continue
+            if issubclass(type(error), Exception):
+                _log_failed_callback(future, error)
+            elif turn.is_workers:                               # sys.exit() in a callback does not end a worker
+                _report(error, callback)
+            else:
+                _note_interrupt(turn, error)
+            return 0
+    return 0
+
+
+cdef c_bool _has_begun(object error) noexcept:
+    """False if an exception comes from a signal, another thread or a lack of memory that ended a call before its first line."""
+    cdef object innermost = None
+    cdef int depth = 0
+    try:
+        traceback = error.__traceback__
+        while traceback is not None:
+            if not is_engines(traceback.tb_frame.f_code):
+                innermost = traceback
+                depth += 1
+            traceback = traceback.tb_next
+        if depth == 0:
+            return issubclass(type(error), Exception) and not issubclass(type(error), MemoryError)
+        return depth > 1 or innermost.tb_frame.f_code.co_code[innermost.tb_lasti] != _RESUME
+    except BaseException:
+        return True
+
+
+cdef int _log_failed_callback(object future, object error) noexcept:
+    try:
+        future.callback_failed(error)
+    except BaseException as unexpected:
+        _report(unexpected, future)
+    return 0
+
+
+def _settle_in_loop(list outcomes):
+    """Settle asyncio futures, in their loop's thread. What ends this in the middle is raised when all are settled."""
+    cdef int attempt
+    cdef list callbacks
+    interrupt = None
+    for future, request, error in outcomes:
+        callbacks = None
+        for attempt in range(MOST_ATTEMPTS):
+            try:
+                if not future.done():                           # else: cancelled in the meantime
+                    callbacks = future._callbacks
+                    if error is None:
+                        future.set_result(request)
+                    else:
+                        future.set_exception(_as_raised(error, True))
+                elif attempt > 0 and callbacks:
+                    _schedule(future, callbacks)
+                break
+            except BaseException as unexpected:
+                if not issubclass(type(unexpected), MemoryError):
+                    interrupt = unexpected
+    if interrupt is not None:
+        raise interrupt
+
+
+cdef int _schedule(object future, list callbacks) except -1:
+    """Have those callbacks of an asyncio future called that are not about to be: its set_result() was ended in the middle."""
+    loop = future.get_loop()
+    for callback, context in callbacks:
+        if not any([future in (handle._args or ()) and handle._callback is callback for handle in getattr(loop, "_ready", ())]):
+            loop.call_soon(callback, future, context=context)
+    return 0

@@ -1,0 +1,304 @@
+# Running: a batch in an instance whose token is held, on a worker's thread or a caller's.
+#
+# Guarantees   E3, E6, E8. One request's failure is its own: a batch that fails is run again one by one, where it may be.
+
+from cpython.dict cimport PyDict_Copy
+from libcpp.atomic cimport memory_order_relaxed
+
+from fastpipe.engine.parking cimport is_hooked, kernel_now_ns, now_ns
+
+from fastpipe.errors import BackendError, ItemErrors
+from fastpipe.faults import is_device_lost, is_out_of_memory
+from fastpipe.snapshots import CannotCopy, take
+
+
+cdef int send_on(Engine engine, Visit visit, Turn turn) noexcept:
+    """Send a visit on; whatever goes wrong on the way fails its walk."""
+    visit.is_held = False
+    if visit.stepper is not None:
+        return 0
+    try:
+        advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
+    except BaseException as error:
+        fail_visit(engine, visit, _with_place(error, visit.node), turn)
+    except:  # noqa: E722
+        # See _no_memory.
+        fail_visit(engine, visit, _no_memory, turn)
+    return 0
+
+
+cdef int run_batch(Engine engine, Station station, Instance instance, list visits, Turn turn) noexcept:
+    """Run visits in an instance whose token is held, and send each on or fail it."""
+    cdef Visit visit
+    cdef object cause = turn.death
+    if turn.abandoned is not None:
+        return 0
+    if cause is None:
+        try:
+            run_claimed(engine, station, instance, visits, turn)
+            return 0
+        except BaseException as unexpected:                     # a hook, or no memory left: nobody may wait in vain
+            cause = unexpected
+            if turn.is_workers:
+                turn.death = unexpected
+        except:  # noqa: E722
+            # See _no_memory.
+            cause = _no_memory
+    for visit in visits:
+        fail_visit(engine, visit, _death(cause), turn)
+    return 0
+
+
+cdef int run_claimed(Engine engine, Station station, Instance instance, list visits, Turn turn) except -1:
+    cdef Visit visit
+    cdef list alive = _claim_all(engine, visits, turn)
+    cdef list before = None
+    cdef str refusal = None                                     # why there can be no second run
+    cdef int count
+    cdef int64_t started = 0
+    cdef int64_t elapsed_ns
+    cdef c_bool shared
+    cdef object error
+    count = len(alive)
+    if count == 0:
+        return 0
+    if station.lost is not None:
+        for visit in alive:
+            station.requests_failed += 1
+            fail_visit(engine, visit, lost_error(visit, station.lost), turn)
+        return 0
+    visit = <Visit>alive[0]
+    batch = [(<Visit>each).request for each in alive]
+    if (count > 1 and visit.node.retry_alone) or (turn.helps and _has_others(alive, turn)):
+        if visit.node.keeps_input:
+            before = [PyDict_Copy(<dict>request) for request in batch]
+        else:
+            try:
+                before = take(batch)
+            except CannotCopy as obstacle:
+                refusal = str(obstacle)
+            except KeyboardInterrupt as interrupt:
+                if not turn.helps:
+                    raise
+                return put_back(engine, alive, None, None, interrupt, turn)
+    shared = station.instance_count - station.idle.load(memory_order_relaxed) > 1
+    if is_hooked(AT_FORWARD):
+        _act(AT_FORWARD)
+    if turn.is_guarded:
+        started = now_ns()
+        begin_batch(station, instance.index, started)
+    elapsed_ns = kernel_now_ns()
+    error = _forward(engine, station, instance, batch, alive)
+    elapsed_ns = kernel_now_ns() - elapsed_ns
+    if turn.is_guarded and not end_batch(station, instance.index, turn, started):
+        return 0
+    if is_hooked(AT_RETURN):
+        _act(AT_RETURN)
+    station.batches_run += 1
+    station.requests_run += count
+    station.busy_ns += elapsed_ns
+    if error is None:
+        station.c_note_cost(count, shared, elapsed_ns)
+        for visit in alive:
+            if "result" not in visit.request or visit.without is not None:
+                note_result(engine, visit, instance.backend)
+            send_on(engine, visit, turn)
+        return 0
+    try:
+        file_failures(engine, station, instance, alive, batch, before, refusal, error, turn)
+    except BaseException as unexpected:                         # exceptions may be as odd as their classes
+        for visit in alive:
+            fail_visit(engine, visit, _copy_of(unexpected), turn)
+    except:  # noqa: E722
+        # See _no_memory.
+        for visit in alive:
+            fail_visit(engine, visit, _no_memory, turn)
+    return 0
+
+
+cdef list _claim_all(Engine engine, list visits, Turn turn):
+    """Those of some visits that are still wanted; the others have failed, or nobody waits for them."""
+    cdef Visit visit
+    cdef list alive = []
+    for visit in visits:
+        try:
+            if claim(engine, visit, turn):
+                alive.append(visit)
+        except BaseException as error:
+            fail_visit(engine, visit, error, turn)
+    return alive
+
+
+cdef object _forward(Engine engine, Station station, Instance instance, list batch, list alive):
+    """Have the backend run a batch; return what it raised, or None. Raises nothing."""
+    try:
+        returned = _run_backend(<void*>engine, instance.forward, batch, alive, station)
+        if returned is None:
+            return None
+        return BackendError(f"forward() of {(<Visit>alive[0]).node.backend_name} returned {type(returned).__name__}; it must fill in "
+                            "request['result'] and return nothing")
+    except BaseException as error:
+        return error
+    except:  # noqa: E722
+        # Lost on the way, for want of memory.
+        return _no_memory
+
+
+cdef int file_failures(Engine engine, Station station, Instance instance, list alive, list batch, list before, str refusal,
+                       object error, Turn turn) except -1:
+    """Decide what an exception of a batch means for each of its requests: each gets one of its own."""
+    cdef Visit visit
+    cdef int number = station.numbers[instance.index]
+    cdef int count = len(alive)
+    cdef object traceback
+    if issubclass(type(error), ItemErrors):
+        return _file_item_errors(engine, station, instance, alive, batch, error, turn)
+    if turn.helps and issubclass(type(error), KeyboardInterrupt):
+        # Ctrl-C hit a caller while it ran what may not be all its own.
+        return put_back(engine, alive, before, refusal, error, turn)
+    if is_device_lost(error, instance.backend):
+        station.lost = error
+        for visit in alive:
+            station.requests_failed += 1
+            fail_visit(engine, visit, _with_batch(lost_error(visit, error), visit, number, count), turn)
+        return 0
+    if count > 1 and before is not None and (<Visit>alive[0]).node.retry_alone:
+        return _run_again(engine, station, instance, alive, before, error, turn)
+    if count > 1 and refusal is not None and (<Visit>alive[0]).node.retry_alone:
+        _add_note(error, f"fastpipe: the batch was not run again one by one: {refusal}")
+    # run_claimed holds it, and nobody else does, as a rule. A backend that keeps it may raise it again, for others.
+    if Py_REFCNT(error) == 1 and count == 1:
+        own = error
+    else:
+        traceback = _traceback_for_copies(error)
+        own = None
+    for visit in alive:
+        station.requests_failed += 1
+        fail_visit(engine, visit, _with_batch(_copy_of(error) if own is None else own, visit, number, count), turn)
+    if own is None:
+        error.__traceback__ = traceback
+    return 0
+
+
+cdef int _file_item_errors(Engine engine, Station station, Instance instance, list alive, list batch, object error, Turn turn) except -1:
+    """The same of ItemErrors, which says which requests have failed, and how."""
+    cdef Visit visit
+    cdef int index
+    cdef int number = station.numbers[instance.index]
+    cdef int count = len(alive)
+    cdef object lost = None
+    cdef dict errors = _checked_item_errors(error, batch, alive)
+    for each in errors.values():                            # a container's, whose child has said so
+        if is_device_lost(each, instance.backend):
+            station.lost = lost = each
+            break
+    each = None
+    for index in range(count):
+        if index not in errors:
+            note_result(engine, <Visit>alive[index], instance.backend)
+    for index in range(count):
+        visit = <Visit>alive[index]
+        if index in errors:
+            each = errors[index] if lost is None else lost_error(visit, lost)
+            station.requests_failed += 1
+            own = errors[index] if lost is None else lost_error(visit, lost)
+            # Held by ``errors`` and ``own``; by others it is if it was named for several, or is kept in the backend.
+            if lost is None and Py_REFCNT(own) > 2:
+                own = _copy_of(own)
+            fail_visit(engine, visit, _with_batch(own, visit, number, count), turn)
+        else:
+            send_on(engine, visit, turn)
+    return 0
+
+
+cdef int _run_again(Engine engine, Station station, Instance instance, list alive, list before, object error, Turn turn) except -1:
+    """Run the requests of a batch that has failed one by one, or, if memory ran out, half of them at a time; as they were."""
+    cdef Visit visit
+    cdef list pieces                                            # first: what is run is not to fail for want of a list
+    cdef int half = len(alive) // 2
+    cdef int index = 0
+    if is_out_of_memory(error):
+        station.halved += 1
+        pieces = [alive[:half], alive[half:]]
+    else:
+        pieces = [[visit] for visit in alive]
+    for piece in pieces:
+        if turn.abandoned is not None:                          # E8
+            return 0
+        # What comes later is put back when its turn comes: what it shares with the first, that may have changed.
+        for visit in <list>piece:
+            _restore(visit, before[index])
+            index += 1
+        run_batch(engine, station, instance, <list>piece, turn)
+    return 0
+
+
+cdef int put_back(Engine engine, list alive, list before, str refusal, object interrupt, Turn turn) except -1:
+    """Ctrl-C has hit a caller who ran a batch, in it others' requests: those go back to the queue, as they were.
+
+    Where that cannot be, they fail, as those do whose worker dies. ``before`` and ``refusal`` are None: it has not begun.
+    """
+    cdef Visit visit
+    cdef int index
+    turn.interrupt = interrupt                                  # its own requests are cancelled for it
+    for index in range(len(alive)):
+        visit = <Visit>alive[index]
+        if refusal is not None:
+            error = _death(interrupt)
+            _add_note(error, f"fastpipe: the batch was not run again: {refusal}")
+            fail_visit(engine, visit, error, turn)
+            continue
+        if before is not None:
+            _restore(visit, before[index])
+        enqueue(engine, visit, turn, True)
+    return 0
+
+
+cdef int run_ready(Engine engine, Turn turn) noexcept:
+    """Run what is ready on this thread, node after node, as far as instances are free; queue the rest."""
+    cdef Visit visit
+    cdef Station station
+    cdef list visits
+    cdef double weight
+    cdef int index
+    while turn.ready or turn.arrived:
+        enter_arrived(engine, turn)
+        if len(turn.ready) > 1:
+            hand_over(engine, turn)
+        if not turn.ready:
+            continue
+        visit = _take_last(turn.ready)
+        if _is_dead(visit) or visit.node.twins is not None and not choose_twin(engine, visit, turn):
+            continue
+        station = visit.node.station
+        weight = 1.0
+        try:
+            if station.batches:
+                weight = _weight(visit)
+                if isinstance(visit.node.bucket, str):
+                    hash(_bucket_of(visit))                     # the same errors as on the way through the queue
+            visits = [visit]                                    # before the token is taken: there may be no memory
+        except BaseException as error:
+            fail_visit(engine, visit, _with_place(error, visit.node), turn)
+            continue
+        index = token_for_caller(station, weight)
+        if index < 0:
+            enqueue(engine, visit, turn, True)
+            continue
+        if turn.wakes.size() != 0:
+            turn.wake()
+        if visit.walk.has_room:
+            _leave_room(visit.walk)
+            tell_of_room(station)
+        if engine.called_first is not None:
+            start_called_beside(engine, station, turn)
+        station.running.fetch_add(1, memory_order_relaxed)
+        station.run_by_caller += 1
+        run_batch(engine, station, <Instance>visit.node.instances[index], visits, turn)
+        station.running.fetch_sub(1, memory_order_relaxed)
+        station.c_release_token(index)
+        if turn.settled_first != NULL:
+            settle(engine, turn)                                # with no token held: callbacks may call the pipe
+    settle(engine, turn)                                        # others' requests, if the last visit has shed them
+    turn.wake()
+    return 0

@@ -1,0 +1,304 @@
+# Station: one node's desk at one place: its tokens, its queue's ends, and what it has learned of arrivals and costs.
+#
+# Guarantees   E3: c_try_token. E4: c_push, c_notify, c_release_token. Knows no backend and no pipe, so that a worker which sleeps
+#              here keeps neither alive. What Python calls (serve, fail_queued, give_up) is done by chapters further up.
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdlib cimport calloc, free
+from libcpp.atomic cimport memory_order_acq_rel, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+
+from fastpipe.engine.batching cimport REASON_COUNT
+from fastpipe.engine.inbox cimport inbox_init, inbox_push
+from fastpipe.engine.parking cimport FOREVER, atomic_thread_fence, events_leave, events_notify, events_prepare, events_sleep, now_ns
+from fastpipe.engine.ranking cimport ranked_init
+
+
+@cython.final
+cdef class Station:
+    """Queue, tokens and batching of one node. See ``_core.pxd`` for who owns what."""
+
+    def __cinit__(self, str name, int instance_count, int max_batch, bint thread_bound, object rule, object preferred,
+                  double timeout_ms, bint has_buckets, int max_queue=0, int64_t max_queue_bytes=0, str when_full="block",
+                  double hang_timeout_s=0, object place=None, tuple numbers=None):
+        self.name = name
+        self.place = place
+        self.numbers = tuple(range(instance_count)) if numbers is None else numbers
+        self.instance_count = instance_count
+        self.in_service = instance_count
+        self.max_batch = max_batch
+        self.batches = max_batch > 1
+        self.thread_bound = thread_bound
+        self.hang_ns = <int64_t>(hang_timeout_s * 1e9)
+        self.workers_only = thread_bound or self.hang_ns > 0
+        self.held = [None] * instance_count
+        self.lives = [0] * instance_count
+        if isinstance(rule, str):
+            self.rule = _RULES[rule]
+        else:
+            self.rule = RULE_OBJECT
+            self.rule_object = rule.decide
+        if preferred is not None:  # sorted(preferred or ()) crashes Cython 3.3.0
+            for size in sorted(preferred):
+                self.preferred.push_back(size)
+        self.timeout_ns = <int64_t>(timeout_ms * 1e6)
+        self.has_buckets = has_buckets
+        self.bucket_ids = {}
+        self.upstream = ()
+        self.max_queue = max_queue
+        self.max_queue_bytes = max_queue_bytes
+        self.when_full = _WHEN_FULL[when_full]
+        self.lines = []
+        self.waiting_alone = []
+        inbox_init(&self.inbox)
+        ranked_init(&self.staged)
+        self.cost_size = min(max_batch, COST_TABLE_SIZE) + 1
+        self.token_is_free = <atomic[uint8_t]*>calloc(instance_count, sizeof(atomic[uint8_t]))
+        self.cost_alone_ns = <atomic[int64_t]*>calloc(self.cost_size, sizeof(atomic[int64_t]))
+        self.cost_shared_ns = <atomic[int64_t]*>calloc(self.cost_size, sizeof(atomic[int64_t]))
+        self.started_ns = <atomic[int64_t]*>calloc(instance_count, sizeof(atomic[int64_t]))
+        if self.token_is_free == NULL or self.cost_alone_ns == NULL or self.cost_shared_ns == NULL or self.started_ns == NULL:
+            raise MemoryError
+        self.usual_gap_ns.store(FIRST_GAP_NS, memory_order_relaxed)
+
+    def __dealloc__(self):
+        free(self.token_is_free)
+        free(self.cost_alone_ns)
+        free(self.cost_shared_ns)
+        free(self.started_ns)
+
+    def set_upstream(self, tuple stations):
+        """Say which stations' requests may still come here; called once, while building."""
+        self.upstream = stations
+        for station in stations:
+            self.upstream_stations.push_back(<PyObject*>station)
+
+    def join(self, tuple others):
+        """Say which stations serve the same node at other places; called once, at the first one's, while building."""
+        for other in others:
+            (<Station>other).front = self
+            self.others.push_back(<PyObject*>other)
+
+    @property
+    def title(self):
+        """The node as in a sentence, and where, if its instances are at several places: ``node 'resize' at cuda:1``."""
+        return f"node {self.name!r}{_at(self)}"
+
+    def open_instance(self, int index):
+        """Make an instance available: its backend is built."""
+        self.c_release_token(index)
+
+    def drain(self):
+        """No new requests are coming: let batches leave without waiting for company."""
+        self.life.store(DRAINING, memory_order_seq_cst)
+        events_notify(&self.workers, 0x7fffffff)
+
+    def life_of(self, int index):
+        """Which of the backends that have had an instance's place has it now: how many were given up before."""
+        return self.lives[index]
+
+    def retire(self, int index, int life, double timeout_s):
+        """Take an instance out of service for good, once its batch is done; False if that lasts longer. Serves signals.
+
+        None if the backend with that ``life`` was given up, before or while this waits: its token is another's, or nobody's.
+        Only after close(): whoever releases a token then tells those who wait here. Negative ``timeout_s``: no limit.
+        """
+        cdef int64_t deadline = FOREVER if timeout_s < 0 else now_ns() + <int64_t>(timeout_s * 1e9)
+        cdef int64_t until
+        cdef uint32_t epoch
+        while True:
+            epoch = events_prepare(&self.workers)
+            if self.lives[index] != life:
+                events_leave(&self.workers)
+                return None
+            if self.c_try_token(index):
+                events_leave(&self.workers)
+                return True
+            if deadline >= 0 and now_ns() >= deadline:
+                events_leave(&self.workers)
+                return False
+            with nogil:
+                until = _first_slice(deadline)
+                events_sleep(&self.workers, epoch, until)
+            PyErr_CheckSignals()
+
+    def close(self):
+        """Let the workers leave once nothing is queued."""
+        self.life.store(CLOSING, memory_order_seq_cst)
+        events_notify(&self.workers, 0x7fffffff)
+
+    def serve(self, int worker):
+        """Work until the station is closed and empty; return None. The body of a worker thread.
+
+        Returns the backend in which the worker was given up as hung, if it was: another has its place, and it must not
+        serve any more. Raises what ended the worker otherwise: it may serve again. What it held has failed.
+        """
+        return serve_until_closed(self, worker)
+
+    def lose(self, object error):
+        """Fail whatever comes from now on: there is no instance any more. What is queued: fail_queued()."""
+        self.lost = error
+        events_notify(&self.workers, 0x7fffffff)                # for steppers
+
+    @property
+    def hang_timeout_s(self):
+        """How long a batch may run; 0: however long."""
+        return self.hang_ns / 1e9
+
+    @property
+    def is_closed(self):
+        """True once its workers are told to leave."""
+        return self.life.load(memory_order_seq_cst) == CLOSING
+
+    def recover(self):
+        """There is an instance again."""
+        self.lost = None
+
+    def watch(self, Watchdog watchdog):
+        """Say who looks for batches that do not end; called once, while building."""
+        self.watchdog = watchdog
+
+    def fail_queued(self, str why, object lost=None):
+        """Fail every queued request: as the pipe closes without draining, or because of how the node was ``lost``."""
+        fail_all_queued(self, why, lost)
+
+    def stats(self):
+        """Counters since the pipe was built; see ``Pipe.stats``."""
+        return {
+            "batches": self.batches_run,
+            "requests": self.requests_run,
+            "failed": self.requests_failed,
+            "mean_batch": <double>self.requests_run / <double>self.batches_run if self.batches_run else 0.0,
+            "run_by_caller": self.run_by_caller,
+            "gil_acquires": self.gil_acquires,
+            "busy_s": self.busy_ns / 1e9,
+            "halved": self.halved,
+            "hung": self.hung,
+            "worker_deaths": self.deaths,
+            "queued": self.queued.load(memory_order_relaxed),
+            "running": self.running.load(memory_order_relaxed),
+            "why_batches_left": {_REASONS[i]: self.reasons[i].load(memory_order_relaxed) for i in range(REASON_COUNT)
+                                 if self.reasons[i].load(memory_order_relaxed)},
+        }
+
+    # ---- tokens ------------------------------------------------------------------------------------------------
+
+    cdef c_bool c_try_token(self, int index) noexcept nogil:
+        cdef uint8_t is_free = 1
+        # acq_rel: what the last batch in this instance did happens before ours. Pairs with the store in c_release_token.
+        if self.token_is_free[index].compare_exchange_strong(is_free, 0, memory_order_acq_rel, memory_order_relaxed):
+            self.idle.fetch_sub(1, memory_order_seq_cst)
+            return True
+        return False
+
+    cdef int c_take_token(self) noexcept nogil:
+        cdef int index
+        if self.idle.load(memory_order_seq_cst) <= 0:
+            return -1
+        for index in range(self.instance_count):
+            if self.token_is_free[index].load(memory_order_relaxed) and self.c_try_token(index):
+                return index
+        return -1
+
+    cdef void c_release_token(self, int index) noexcept nogil:
+        if self.batches and self.idle.load(memory_order_relaxed) == 0:
+            self.idle_since_ns.store(now_ns(), memory_order_relaxed)
+        self.token_is_free[index].store(1, memory_order_release)
+        self.idle.fetch_add(1, memory_order_seq_cst)            # E4: then look at the queue
+        if self.queued.load(memory_order_seq_cst) > 0:
+            events_notify(&self.workers, 1)
+        if self.life.load(memory_order_seq_cst) == CLOSING or self.wanted.load(memory_order_seq_cst) > 0:
+            events_notify(&self.workers, 0x7fffffff)            # for retire() and steppers
+
+    # ---- arrivals ----------------------------------------------------------------------------------------------
+
+    cdef void c_push(self, Ticket* ticket) noexcept nogil:
+        self.queued.fetch_add(1, memory_order_seq_cst)          # E4: then look at the tokens, which is c_notify
+        inbox_push(&self.inbox, ticket)
+
+    cdef void c_notify(self) noexcept nogil:
+        atomic_thread_fence(memory_order_seq_cst)               # the push, before the look: it ends with a release store
+        if self.idle.load(memory_order_seq_cst) <= 0:
+            return                                              # whoever releases a token looks at the queue
+        if (self.collecting.load(memory_order_seq_cst) > 0
+                and self.queued.load(memory_order_seq_cst) < self.wake_at.load(memory_order_seq_cst)):
+            return                                              # a worker collects, and will look at its deadline
+        events_notify(&self.workers, 1)
+
+    cdef void c_note_arrival(self, int64_t now) noexcept nogil:
+        """Learn from a request that came, and forgive one caller who was expected back."""
+        cdef int64_t latest = max(self.latest_arrival_ns.load(memory_order_relaxed),
+                                  self.latest_answer_ns.load(memory_order_relaxed))
+        cdef int64_t gap = now - latest
+        cdef int64_t usual = self.usual_gap_ns.load(memory_order_relaxed)
+        cdef int32_t owed = self.owed.load(memory_order_relaxed)
+        # A pause longer than half of a batch is no part of a burst: it says nothing about the gaps inside one, and who
+        # was expected back has not come.
+        if 0 <= gap < self.c_cost(self.cost_alone_ns, 1) // 2:
+            self.usual_gap_ns.store(usual + (gap - usual) // 8, memory_order_relaxed)
+        else:
+            self.owed.store(0, memory_order_relaxed)
+            owed = 0
+        self.latest_arrival_ns.store(now, memory_order_relaxed)
+        while owed > 0:
+            if self.owed.compare_exchange_weak(owed, owed - 1, memory_order_relaxed, memory_order_relaxed):
+                break
+
+    # ---- limits ------------------------------------------------------------------------------------------------
+
+    cdef c_bool c_is_limited(self) noexcept:
+        return self.max_queue > 0 or self.max_queue_bytes > 0
+
+    cdef c_bool c_has_twins(self) noexcept:
+        return self.front is not None or not self.others.empty()
+
+    # ---- batches that do not end -------------------------------------------------------------------------------
+
+    def give_up(self, int index):
+        """Fail what a hung instance holds, and have it replaced."""
+        give_up_batch(self, index)
+
+    # ---- measured costs ----------------------------------------------------------------------------------------
+
+    cdef void c_note_cost(self, int32_t size, c_bool shared, int64_t elapsed_ns) noexcept nogil:
+        cdef atomic[int64_t]* costs = self.cost_shared_ns if shared else self.cost_alone_ns
+        cdef int64_t before
+        size = min(size, self.cost_size - 1)
+        before = costs[size].load(memory_order_relaxed)
+        # A first sample counts in full: the first batch of a size may be slow, and the average forgets it soon.
+        costs[size].store(elapsed_ns if before == 0 else before + (elapsed_ns - before) // 4, memory_order_relaxed)
+
+    cdef int64_t c_cost(self, atomic[int64_t]* costs, int32_t size) noexcept nogil:
+        """The measured cost of a batch of ``size``, or of the nearest size that was measured; 0: none was."""
+        cdef int32_t distance, below, above
+        cdef int64_t cost
+        size = min(max(size, 1), self.cost_size - 1)
+        for distance in range(self.cost_size):
+            below = size - distance
+            above = size + distance
+            if below >= 1:
+                cost = costs[below].load(memory_order_relaxed)
+                if cost:
+                    return cost
+            if above < self.cost_size:
+                cost = costs[above].load(memory_order_relaxed)
+                if cost:
+                    return cost
+            if below < 1 and above >= self.cost_size:
+                break
+        return 0
+
+
+cdef str _at(Station station):
+    """`` at cuda:1``, of a node whose instances are at several places; otherwise nothing."""
+    return f" at {station.place}" if station.place is not None and station.c_has_twins() else ""
+
+
+cdef inline Station _front_of(Station station):
+    """The station that has the limits of a node, and where callers wait for room."""
+    return station if station.front is None else station.front
+
+
+cdef inline int32_t _present(PyObject* station) noexcept nogil:
+    """Requests queued or running at a station, seen from a thread that does not hold the GIL."""
+    return (<Station>station).queued.load(memory_order_relaxed) + (<Station>station).running.load(memory_order_relaxed)

@@ -1,0 +1,219 @@
+# For tests alone: hooks at the points of the engine, frozen time, the rules as a table, a staged list by itself.
+#
+# Guarantees   Without FASTPIPE_TEST_HOOKS=1 in the environment hooks and frozen time are inert: a point costs the look at one word.
+
+cimport cython
+from libcpp.atomic cimport memory_order_seq_cst
+
+from fastpipe.engine.batching cimport decide_adaptive, decide_greedy, decide_preferred, decide_timeout
+from fastpipe.engine.hanging cimport Watched, late_at_ns
+from fastpipe.engine.inbox cimport LINKS_ABOVE
+from fastpipe.engine.parking cimport frozen_ns, hooked_points, now_ns
+from fastpipe.engine.ranking cimport (
+    Cursor, Ranked, cursor_begin, cursor_pass, cursor_take, next_of, ranked_append, ranked_init, ranked_insert,
+)
+
+from os import environ
+
+from fastpipe.errors import PipeError
+
+cdef dict _actions = {}                 # GIL: of hooks, by point
+
+
+cdef int _check_test_hooks() except -1:
+    """Hooks and frozen time are for fastpipe's own tests: without the variable in the environment they are inert."""
+    if environ.get("FASTPIPE_TEST_HOOKS") != "1":
+        raise PipeError("hooks and frozen time are for fastpipe's own tests; the environment has no FASTPIPE_TEST_HOOKS=1")
+    return 0
+
+
+def _hook(str point, action):
+    """For tests: have ``action()`` called by whatever thread comes to ``point`` of the engine, in any pipe; None: no more.
+
+    An action may wait, as long as what it waits for needs no thread that waits for it. What it raises is raised at
+    "admit" (to the caller) and at "admitted" and "push" (it fails the request). At the other points it ends the worker that
+    came there, if it is one, with what it holds (WorkerDied); elsewhere it is reported to sys.unraisablehook.
+    """
+    cdef uint32_t number = _HOOKS.index(point)
+    _check_test_hooks()
+    if action is None:
+        hooked_points.fetch_and(~(<uint32_t>1 << number))
+        _actions.pop(number, None)
+    else:
+        _actions[number] = action
+        hooked_points.fetch_or(<uint32_t>1 << number)
+
+
+def _freeze_time():
+    """For tests: have time stand still, for every pipe of the process; _advance_time moves it, _thaw_time ends it."""
+    _check_test_hooks()
+    frozen_ns.store(now_ns(), memory_order_seq_cst)
+
+
+def _advance_time(int64_t elapsed_ns):
+    """For tests: let so much time pass, at once."""
+    _check_test_hooks()
+    frozen_ns.fetch_add(elapsed_ns, memory_order_seq_cst)
+
+
+def _thaw_time():
+    """For tests: time is the kernel's again."""
+    frozen_ns.store(0, memory_order_seq_cst)
+
+
+cdef int _act(uint32_t point) except -1:
+    """Do what is hooked to a point; what it raises is raised here."""
+    action = _actions.get(point)
+    if action is not None:
+        action()
+    return 0
+
+
+cdef int _act_in(uint32_t point, Turn turn) noexcept:
+    """The same where nothing may be raised: the turn's worker ends later, but before its next batch."""
+    try:
+        _act(point)
+    except BaseException as error:
+        if turn is not None and turn.is_workers:
+            turn.death = error
+        else:
+            _report(error, _actions.get(point))
+    return 0
+
+
+cdef c_bool _act_without_gil(uint32_t point, PyObject* turn) noexcept with gil:
+    """The same for a worker's loop; True if it is to end."""
+    _act_in(point, <Turn>turn)
+    return (<Turn>turn).death is not None
+
+
+def decide(str rule, *, list preferred=None, **load_fields):
+    """What ``rule`` says to a Load: (action, reason, until_ns, size). Fields that are not given are 0."""
+    cdef Load load
+    cdef Verdict verdict
+    cdef vector[int32_t] sizes
+    load.now_ns = load_fields.pop("now_ns", 0)
+    load.oldest_ns = load_fields.pop("oldest_ns", 0)
+    load.idle_since_ns = load_fields.pop("idle_since_ns", 0)
+    load.latest_event_ns = load_fields.pop("latest_event_ns", 0)
+    load.usual_gap_ns = load_fields.pop("usual_gap_ns", 0)
+    load.timeout_ns = load_fields.pop("timeout_ns", 0)
+    load.cost_alone_ns = load_fields.pop("cost_alone_ns", 0)
+    load.cost_shared_ns = load_fields.pop("cost_shared_ns", 0)
+    load.queued = load_fields.pop("queued", 0)
+    load.queued_weight = load_fields.pop("queued_weight", load.queued)
+    load.max_weight = load_fields.pop("max_weight", 0)
+    load.idle_instances = load_fields.pop("idle_instances", 0)
+    load.busy_instances = load_fields.pop("busy_instances", 0)
+    load.company = load_fields.pop("company", 0)
+    if load_fields:
+        raise TypeError(f"a Load has no {sorted(load_fields)}")
+    if preferred is not None:
+        for size in sorted(preferred):
+            sizes.push_back(size)
+    if rule == "adaptive":
+        verdict = decide_adaptive(&load)
+    elif rule == "timeout":
+        verdict = decide_timeout(&load)
+    elif rule == "greedy":
+        verdict = decide_greedy(&load)
+    else:
+        verdict = decide_preferred(&load, sizes.data(), <int32_t>sizes.size())
+    return _ACTIONS[verdict.action], _REASONS[verdict.reason], verdict.until_ns, verdict.size
+
+
+cdef int _hold(c_bool invariant) except -1:
+    if not invariant:                                           # assert is silent in a release build
+        raise AssertionError("the list breaks an invariant of _ranking.pxd")
+    return 0
+
+
+def late_at(int64_t hang_ns, list looks):
+    """When a batch counts as late after each of some looks at its instance: (when it began, when the look was meant, when it was)."""
+    cdef Watched watched
+    watched.started_ns = watched.since_ns = watched.pauses = 0
+    return [late_at_ns(&watched, started_ns, hang_ns, now_ns, asked_ns) for started_ns, asked_ns, now_ns in looks]
+
+
+@cython.final
+cdef class RankedTickets:
+    """For tests: a station's staged list alone, of tickets that have nothing but a number, a rank and a bucket."""
+
+    cdef Ranked ranked
+    cdef list visits
+    cdef readonly int64_t added
+
+    def __cinit__(self):
+        self.visits = []
+        ranked_init(&self.ranked)
+
+    def add(self, int64_t rank, int64_t bucket=0, *, bint in_order=False):
+        """Insert a ticket, or with ``in_order`` append it, as is done while no request has had a priority; its number."""
+        cdef Visit visit = Visit.__new__(Visit)
+        visit.ticket.rank_ns = rank
+        visit.ticket.bucket = bucket
+        visit.ticket.arrival_ns = self.added                    # its number
+        visit.ticket.weight = 1.0
+        self.visits.append(visit)
+        self.added += 1
+        if in_order:
+            ranked_append(&self.ranked, &visit.ticket)
+        else:
+            ranked_insert(&self.ranked, &visit.ticket)
+        return self.added - 1
+
+    def take(self, int64_t bucket, int count):
+        """Take the first so many of a bucket, as a batch does; their numbers."""
+        cdef Cursor cursor
+        taken = []
+        cursor_begin(&cursor, &self.ranked)
+        while cursor.at != NULL and len(taken) < count:
+            if cursor.at.bucket == bucket:
+                taken.append(cursor_take(&cursor, &self.ranked).arrival_ns)
+            else:
+                cursor_pass(&cursor, &self.ranked)
+        return taken
+
+    @property
+    def numbers(self):
+        """The tickets' numbers, in the list's order."""
+        cdef Ticket* ticket = self.ranked.first
+        numbers = []
+        while ticket != NULL:
+            numbers.append(ticket.arrival_ns)
+            ticket = next_of(ticket)
+        return numbers
+
+    @property
+    def steps(self):
+        """How many tickets have been walked past in order to insert others."""
+        return self.ranked.steps
+
+    @property
+    def is_indexed(self):
+        return self.ranked.is_indexed
+
+    def check(self):
+        """Fail if the list breaks one of its invariants."""
+        cdef Ticket* ticket = self.ranked.first
+        cdef Ticket* last = NULL
+        cdef Ticket* reached[LINKS_ABOVE]
+        cdef int32_t count = 0
+        cdef int level
+        for level in range(LINKS_ABOVE):
+            reached[level] = self.ranked.first_above[level] if self.ranked.is_indexed else NULL
+        while ticket != NULL:
+            if self.ranked.is_indexed:
+                for level in range(ticket.links_above):
+                    _hold(reached[level] == ticket)
+                    reached[level] = ticket.above[level]
+                    _hold(reached[level] != NULL or self.ranked.last_above[level] == ticket)
+            last = ticket
+            count += 1
+            ticket = next_of(ticket)
+        for level in range(LINKS_ABOVE):
+            _hold(reached[level] == NULL)
+        _hold(self.ranked.last == last)
+        _hold(self.ranked.count == count)
+        _hold(self.ranked.weight == count)
+        _hold(count > 0 or not self.ranked.is_indexed)

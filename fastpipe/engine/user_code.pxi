@@ -1,0 +1,146 @@
+# User code: the two ways into it (E6), and what the engine asks of it about a request.
+#
+# Guarantees   While it runs, a Frame says in which engine, batch and station this thread is: close(), cancelled(), greenlets and
+#              the look for loops of calls rely on it. What it raises is raised to the caller.
+# Assumes      No mutex is held.
+
+from cpython.dict cimport PyDict_GetItem
+from cpython.exc cimport PyErr_SetInterrupt, PyErr_SetObject, PyErr_WriteUnraisable
+
+from fastpipe.engine.parking cimport Frame, enter_frame, innermost_batch, leave_frame
+
+from fastpipe.errors import BackendError, nearest
+from fastpipe.filters import Status
+
+cdef object _current_greenlet = None    # greenlet.getcurrent, where the process has greenlets
+
+
+def know_greenlets(getcurrent):
+    """Tell the engine how to find out which greenlet runs: of two on a thread, either may be in a backend."""
+    global _current_greenlet
+    _current_greenlet = getcurrent
+
+
+cdef inline const void* _greenlet() noexcept:
+    if _current_greenlet is None:
+        return NULL
+    return _ask_for_greenlet()
+
+
+cdef const void* _ask_for_greenlet() noexcept:
+    greenlet = _current_greenlet()
+    return <const void*>greenlet
+
+
+cdef object _enter_user_code(const void* engine, object function, object argument, object second=None):
+    # The place where the engine calls what users wrote: filters, rules, buckets, weights, split and merge.
+    # (Callbacks of futures are called by settle.) The frame lets close() know that it is called from in there.
+    cdef Frame* frame = enter_frame(engine, False, _greenlet())
+    if frame == NULL:
+        raise MemoryError
+    try:
+        if second is None:
+            return function(argument)
+        return function(argument, second)
+    finally:
+        leave_frame(frame)
+
+
+cdef object _run_backend(const void* engine, object forward, list batch, list visits, Station station):
+    # The same for a backend's forward(): cancelled() can tell which requests it runs.
+    cdef Frame* frame = enter_frame(engine, False, _greenlet())
+    if frame == NULL:
+        raise MemoryError
+    frame.batch = <void*>visits
+    frame.station = <void*>station
+    try:
+        return forward(batch)
+    finally:
+        leave_frame(frame)
+
+
+def cancelled():
+    """Inside a backend: True if nobody waits for any request of the batch that it runs on this thread.
+
+    They were cancelled, have run out of time, or failed in another branch. What the batch does is then for nothing; a long
+    ``forward`` may look here from time to time and return early. False where no backend runs on this thread.
+    """
+    cdef void* batch = innermost_batch(_greenlet())
+    if batch == NULL:
+        return False
+    for visit in <list>batch:
+        if not _is_dead(<Visit>visit) and not _is_late(<Visit>visit):
+            return False
+    return True
+
+
+cdef void _report(object error, object where) noexcept:
+    """Tell sys.unraisablehook of an exception that has nobody to be raised to."""
+    PyErr_SetObject(type(error), error)
+    PyErr_WriteUnraisable(where)
+
+
+cdef int _note_interrupt(Turn turn, object error) noexcept:
+    """Keep an exception that has ended a call which raises none by itself: a signal's, or one that another thread sent.
+
+    The call of the pipe that this thread is in raises it, or it ends the worker. A lack of memory is over by then.
+    """
+    if issubclass(type(error), MemoryError):
+        return 0
+    if turn is not None and turn.is_workers:
+        if turn.death is None:
+            turn.death = error
+    elif turn is not None and turn.interrupt is None:
+        turn.interrupt = error
+    elif issubclass(type(error), KeyboardInterrupt) and PyThread_get_thread_ident() == _main_thread:
+        PyErr_SetInterrupt()                                    # as if it came a moment later
+    elif turn is None or turn.interrupt is not error:
+        _report(error, None)
+    return 0
+
+
+cdef int64_t _size_of(object request) except -1:
+    """How many bytes a request's data has, as far as one can see: bytes, arrays, and lists of them."""
+    data = request.get("data")
+    return _bytes_in(data) if not isinstance(data, (list, tuple)) else sum([_bytes_in(each) for each in data])
+
+
+cdef int64_t _bytes_in(object data) except -1:
+    if isinstance(data, (bytes, bytearray, str)):
+        return len(data)
+    size = getattr(data, "nbytes", 0)
+    return size if isinstance(size, int) and size > 0 else 0
+
+
+cdef object _bucket_of(Visit visit):
+    cdef PyObject* found
+    bucket = visit.node.bucket
+    if not isinstance(bucket, str):
+        return _enter_user_code(<void*>visit.walk.engine, bucket, visit.request)
+    found = PyDict_GetItem(visit.request, bucket)
+    if found == NULL:
+        keys = [key for key in visit.request if isinstance(key, str)]
+        raise KeyError(f"node {visit.node.name!r}: bucket: the request has no key {bucket!r}, by which the node forms its "
+                       f"batches; its keys are {sorted(keys)}{nearest(bucket, keys)}")
+    return <object>found
+
+
+cdef double _weight(Visit visit) except? -1:
+    cdef Node node = visit.node
+    cdef double weight
+    if node.weigh is not None:
+        weight = _enter_user_code(<void*>visit.walk.engine, node.weigh, visit.request)
+    else:
+        size = visit.request.get("request_size")
+        if size is None:
+            return 1.0
+        weight = size
+    if not 0 < weight <= node.station.max_batch:
+        raise ValueError(f"the request weighs {weight:g}; node {node.name!r} takes more than 0 and up to {node.station.max_batch}")
+    return weight
+
+
+cdef int _status(object status, Node node) except -1:
+    if isinstance(status, Status):
+        return status
+    raise BackendError(f"the filter of node {node.name!r} must return a fastpipe.Status; it returned {status!r}")

@@ -1,0 +1,396 @@
+# Walks: one admitted request on its way, its visits at nodes, the turn that carries them; and the dicts they have.
+#
+# Guarantees   E1: Walk.c_end. A caller's dict is read before the request sets out, and written once, by whoever has ended the walk.
+# Assumes      The GIL, but for what is atomic.
+
+cimport cython
+from cpython.dict cimport PyDict_CheckExact, PyDict_Copy, PyDict_GetItem, PyDict_Next, PyDict_Size, PyDict_Update
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire
+
+from fastpipe.engine.parking cimport (
+    FOREVER, SET, Frame, enter_frame, futex_wake, is_hooked, leave_frame, note_sleeper, now_ns, word_wait,
+)
+
+
+cdef inline c_bool _is_late(Visit visit) noexcept:
+    return visit.walk.deadline_ns >= 0 and now_ns() >= visit.walk.deadline_ns
+
+
+cdef c_bool _is_of(Visit visit, Walk walk) noexcept:
+    """True if a visit is one of a walk, or of a part of it."""
+    cdef Walk own = visit.walk
+    while own is not walk and own.sink_kind == SINK_GATHER:
+        own = (<Gather>own.sink).visit.walk
+    return own is walk
+
+
+cdef inline c_bool _is_dead(Visit visit) noexcept:
+    """True if nobody waits for this visit: its walk ended or has restarted, or that of which it is a part."""
+    while True:
+        if visit.walk.outcome.load(memory_order_acquire) != RUNNING or visit.round != visit.walk.restarts:
+            return True
+        if visit.walk.sink_kind != SINK_GATHER:
+            return False
+        visit = (<Gather>visit.walk.sink).visit
+
+
+cdef Visit _take_last(list visits):
+    """Take the last one out of a list that is not empty. Needs no memory, as list.pop() may: that makes the list smaller."""
+    cdef Py_ssize_t last = len(visits) - 1
+    cdef Visit visit = <Visit>visits[last]
+    Py_SET_SIZE(visits, last)
+    Py_DECREF(visit)                                            # ``visit`` holds it
+    return visit
+
+
+cdef int _take_out(list items, object item) noexcept:
+    """Take an object out of a list, whose order may change. Needs no memory, as list.remove() may, and compares nothing."""
+    cdef Py_ssize_t last = len(items) - 1
+    cdef Py_ssize_t index
+    for index in range(last + 1):
+        if items[index] is item:
+            tail = items[last]
+            items[index] = tail                                 # the caller holds ``item``: no destructor runs
+            Py_SET_SIZE(items, last)
+            Py_DECREF(tail)                                     # of the slot that is no more
+            return 1
+    return 0
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Walk:
+    """One admitted request on its way; ``map`` and ``acall`` keep it as a handle."""
+
+    cdef c_bool c_end(self, uint8_t outcome) noexcept:
+        """Claim the one right to end this walk (E1)."""
+        cdef uint8_t running = RUNNING
+        return self.outcome.compare_exchange_strong(running, outcome, memory_order_acq_rel, memory_order_acquire)
+
+    cdef int c_wait(self, int64_t deadline_ns) except -1:
+        """Park until the walk has ended: 1; or until the deadline: 0. Serves signals."""
+        cdef int why
+        cdef int64_t until
+        while True:
+            if self.word.load(memory_order_acquire) == SET:
+                return 1
+            if is_hooked(AT_PARK):
+                _act(AT_PARK)
+            with nogil:
+                until = _first_slice(deadline_ns)
+                why = word_wait(&self.word, until, _spin_ns)
+            if why == 0:
+                return 1
+            PyErr_CheckSignals()
+            if deadline_ns >= 0 and now_ns() >= deadline_ns:
+                return 0
+
+    def wait(self):
+        """Block until the request has ended, and return its error or None. A signal's exception cancels the request."""
+        check_process(self.engine)
+        check_may_wait(self.engine)
+        cdef Turn turn
+        try:
+            if not wait_inside(self.engine, self, self.deadline_ns):
+                turn = Turn.__new__(Turn)
+                expire_walk(self.engine, self, turn)
+                turn.c_raise_interrupt()
+        except BaseException:
+            cancel_walk(self.engine, self)
+            raise
+        return self.error
+
+    def cancel(self):
+        """Give the request up; True if it had not ended. A backend never sees it if it is still queued."""
+        return cancel_walk(self.engine, self) == 1
+
+    def cancel_future(self, future):
+        """The same for a request's future, if no backend has begun with it; True if the future is cancelled."""
+        cdef Turn turn = Turn.__new__(Turn)
+        if not self.started:
+            self.started = True                                 # so that nobody marks the future as running
+            if cancel_walk(self.engine, self) == 1:
+                _end_future(future, _CANCELLED, None, None, turn)
+                turn.c_raise_interrupt()
+                return True
+        return future.cancelled()
+
+    @property
+    def finished(self):
+        return self.outcome.load(memory_order_acquire) != RUNNING
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Visit:
+    """A walk's turn at a node."""
+
+
+@cython.final
+@cython.freelist(16)
+cdef class Terms:
+    """What a caller asked for."""
+
+
+@cython.final
+cdef class Gather:
+    """A sub-graph node waiting for its parts."""
+
+
+@cython.final
+@cython.freelist(16)
+cdef class Turn:
+    """What one hold of the GIL has produced."""
+
+    def __cinit__(self):
+        self.arrived = []
+        self.ready = []
+
+    def __dealloc__(self):
+        while self.settled_first != NULL:                       # none is left, as a rule
+            _first_settled(self)
+
+    cdef void c_will_wake(self, Word* word) noexcept:
+        """Have a sleeping caller woken once the GIL is free."""
+        if not note_sleeper(self.wakes, word):
+            futex_wake(word, 1)
+
+    cdef void c_will_settle(self, Walk walk) noexcept:
+        """Have a future told of the end of its walk by settle."""
+        Py_INCREF(walk)
+        walk.settled_after = NULL
+        if self.settled_last == NULL:
+            self.settled_first = <PyObject*>walk
+        else:
+            (<Walk>self.settled_last).settled_after = <PyObject*>walk
+        self.settled_last = <PyObject*>walk
+
+    cdef int c_raise_interrupt(self) except -1:
+        """Raise what has hit this thread meanwhile, if something has."""
+        if self.interrupt is not None:
+            interrupt = self.interrupt
+            self.interrupt = None
+            raise interrupt
+        return 0
+
+    cdef void c_report_interrupt(self) noexcept:
+        """The same on a thread that nobody has called: tell sys.unraisablehook."""
+        if self.interrupt is not None:
+            _report(self.interrupt, None)
+            self.interrupt = None
+
+    cdef void wake(self) noexcept nogil:
+        cdef size_t i
+        if is_hooked(AT_WAKE) and self.wakes.size() != 0:
+            _act_without_gil(AT_WAKE, <PyObject*>self)
+        for i in range(self.wakes.size()):
+            futex_wake(self.wakes[i], 1)
+        self.wakes.clear()
+
+
+cdef tuple _part_of(Walk walk):
+    """The indices of the part that a walk is, outermost first; () for a request itself."""
+    cdef list path = []
+    while walk.sink_kind == SINK_GATHER:
+        path.append(walk.sink_index)
+        walk = (<Gather>walk.sink).visit.walk
+    path.reverse()
+    return tuple(path)
+
+
+cdef Walk _first_settled(Turn turn):
+    """Take the first walk out of a turn's list, which is not empty."""
+    cdef Walk walk = <Walk>turn.settled_first
+    turn.settled_first = walk.settled_after
+    if turn.settled_first == NULL:
+        turn.settled_last = NULL
+    walk.settled_after = NULL
+    Py_DECREF(walk)                                             # ``walk`` holds it
+    return walk
+
+
+cdef Walk _new_walk(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink):
+    cdef Walk walk = Walk.__new__(Walk)
+    walk.engine = engine
+    walk.entry = entry
+    walk.request = request
+    walk.sink_kind = sink_kind
+    walk.sink = sink
+    walk.home = entry.node.station
+    walk.deadline_ns = FOREVER
+    if sink_kind == SINK_GATHER:                                # a part is on its whole's terms
+        walk.deadline_ns = (<Gather>sink).visit.walk.deadline_ns
+        walk.timeout_s = (<Gather>sink).visit.walk.timeout_s
+        walk.priority_ns = (<Gather>sink).visit.walk.priority_ns
+        walk.is_part = True
+    _start_round(walk)
+    return walk
+
+
+cdef inline void _hand_in(Walk walk, object request, object given) noexcept:
+    """Say whose dict an answer is for, where the walk was admitted with a copy of it."""
+    if given is not request:
+        walk.given = given
+        walk.request = request
+
+
+cdef int _start_round(Walk walk) except -1:
+    """Set out from ``walk.entry``: nothing has arrived anywhere, and no dict is kept."""
+    cdef Entry entry = walk.entry
+    walk.leaves_left = entry.leaf_count
+    walk.pending = entry.pending
+    walk.readers = entry.readers
+    if entry.readers.size() != 0:
+        walk.has_run.assign(entry.readers.size(), 0)
+        walk.answers = [None] * <Py_ssize_t>entry.readers.size()
+    else:
+        walk.answers = None
+    walk.without = None
+    return 0
+
+
+cdef inline void _forget(Walk walk, int32_t slot) noexcept:
+    """One reader less: the last one lets go of the dict."""
+    walk.readers[slot] -= 1
+    if walk.readers[slot] == 0:
+        walk.answers[slot] = None
+
+
+cdef dict _own_request(Walk walk):
+    """The dict with which a request sets out: a copy of what the caller has handed in, without what it may not say.
+
+    The caller's own is written once, at the end, and only if the request succeeds.
+    """
+    cdef dict own = PyDict_Copy(walk.request if walk.given is None else walk.given)
+    if "result" in own:
+        del own["result"]                                       # left over from an earlier call with the same dict
+    if not _has_only_data(own):
+        for key in walk.engine.ignored_keys:
+            own.pop(key, None)
+        if walk.engine.names_leaf:
+            own.pop(_ANSWERED_BY, None)                         # like the result
+        if walk.given is None:
+            walk.given = PyDict_Copy(own)
+    return own
+
+
+cdef c_bool _has_only_data(dict request) noexcept:
+    """True if there is no other key: nothing then has to be kept in order to tell what was there from what was set."""
+    cdef PyObject* key
+    cdef PyObject* value
+    cdef Py_ssize_t position = 0
+    return (PyDict_Size(request) == 1 and PyDict_Next(request, &position, &key, &value)
+            and <object>key is _DATA)
+
+
+cdef int _write_back(Walk walk, dict answer) except -1:
+    """Write an answer, or None for a failure, into a caller's dict; a result that it does not have is removed.
+
+    Written is what has been set since the request was handed in. Never ``data``, which is the input of the last node by
+    now, nor ``node_name``. A part's dict is the engine's own, and gets all of it.
+    """
+    cdef Frame* frame
+    if PyDict_CheckExact(walk.request):
+        return _write(walk, answer, True)
+    # A subclass has methods of its own: code of users, who may wait for the pipe in it as little as in callbacks.
+    frame = enter_frame(<void*>walk.engine, True, _greenlet())
+    if frame == NULL:
+        raise MemoryError
+    try:
+        return _write(walk, answer, False)
+    finally:
+        leave_frame(frame)
+
+
+cdef inline int _write(Walk walk, dict answer, c_bool is_exact) except -1:
+    cdef object request = walk.request
+    cdef PyObject* key_pointer
+    cdef PyObject* value_pointer
+    cdef Py_ssize_t position = 0
+    cdef c_bool has_result = False
+    if answer is not None:
+        while PyDict_Next(answer, &position, &key_pointer, &value_pointer):
+            key = <object>key_pointer
+            value = <object>value_pointer
+            if key is _RESULT:
+                has_result = True
+            elif not walk.is_part:
+                if key is _DATA or isinstance(key, str) and (key == "data" or key == "node_name"):
+                    continue
+                if walk.given is not None and _is_unset(walk, key, value_pointer):
+                    continue
+            if is_exact:
+                (<dict>request)[key] = value
+            else:
+                request[key] = value                            # a subclass has books of its own
+    if not has_result and (answer is None or "result" not in answer) and "result" in request:
+        del request["result"]
+    if walk.engine.names_leaf and not walk.is_part and (answer is None or _ANSWERED_BY not in answer):
+        request.pop(_ANSWERED_BY, None)
+    return 0
+
+
+cdef c_bool _is_unset(Walk walk, object key, PyObject* value) except *:
+    """True if no backend has set a key, and the caller's dict is to keep what it has.
+
+    What is as it was before its batch (_restore) because a run had changed it in place has been set by nobody: the caller
+    gets it for the value that was changed, not for one that it has put there since.
+    """
+    cdef PyObject* before = PyDict_GetItem(walk.given, key)
+    if before == NULL:
+        return False
+    if before == value:
+        return True
+    if walk.restored is None or PyDict_GetItem(walk.restored, key) != value:
+        return False
+    return PyDict_GetItem(walk.request, key) != before
+
+
+cdef int _restore(Visit visit, object before) except -1:
+    """Make a request what it was before its batch: by a snapshot, or by a copy of its dict if its values were kept."""
+    cdef Walk walk = visit.walk
+    if isinstance(before, dict):
+        visit.request.clear()
+        PyDict_Update(visit.request, before)
+        return 0
+    for key, was, value in before.put_back(visit.request):
+        if walk.given is None or PyDict_GetItem(walk.given, key) == NULL:
+            continue
+        given = walk.given[key]
+        if was is given or walk.restored is not None and walk.restored.get(key) is was:
+            if walk.restored is None:
+                walk.restored = {}
+            walk.restored[key] = value
+    return 0
+
+
+cdef str _why_of_parts(list walks):
+    """Why a request whose parts these are has no result: what gave none of them one, "": a filter; None: they have some."""
+    cdef Walk walk
+    cdef str why = None
+    for walk in walks:
+        if walk.error is None and "result" not in walk.request:
+            if walk.without is not None and walk.without[1] != "":
+                return _step_in_words(walk.without)
+            why = ""
+    return why
+
+
+cdef str _step_in_words(tuple without):
+    cdef Node node
+    node, part = without
+    return f"{part or node.backend_name} of node {node.name!r}"
+
+
+cdef c_bool _has_others(list visits, Turn turn):
+    """True if some visit is of a request that this thread's caller did not bring."""
+    cdef Walk own
+    for visit in visits:
+        own = (<Visit>visit).walk
+        while own.sink_kind == SINK_GATHER:
+            own = (<Gather>own.sink).visit.walk
+        if own.lister != <PyObject*>turn:
+            return True
+    return False
