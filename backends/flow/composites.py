@@ -28,23 +28,23 @@ Sizes = tuple[int, int]
 
 
 def compose(children: Sequence[Sizes], largest: int) -> list[tuple[int, int] | None]:
-    """Return, by size of a batch from 0 to ``largest``, its first part: the place of a child, and how many it takes.
+    """Return, by size of a batch from 0 to ``largest``, its first part: the index of a child, and how many it takes.
 
     That is the largest part whose rest is a sum of parts, too; of children that can take as many, the one that takes
     the fewest at most. None: no parts have that sum (and for size 0, which has none).
     """
-    places = sorted(range(len(children)), key=lambda place: children[place][1])
+    indices = sorted(range(len(children)), key=lambda index: children[index][1])
     first: list[tuple[int, int] | None] = [None]
     reached = [0]  # the sizes that are sums of parts, ascending
     for size in range(1, largest + 1):
         best: tuple[int, int] | None = None
-        for place in places:
-            low, high = children[place]
+        for index in indices:
+            low, high = children[index]
             rest = bisect_left(reached, size - high)  # the smallest rest is left by the largest part
             if rest < len(reached) and reached[rest] <= size - low:
                 part = size - reached[rest]
                 if best is None or part > best[1]:
-                    best = place, part
+                    best = index, part
         first.append(best)
         if best is not None:
             reached.append(size)
@@ -103,9 +103,9 @@ class _Composer(Container):
             if first is None:
                 sizes = sizes_in_words(self.min_batch, self.max_batch)
                 raise BackendError(f"{self._name} takes batches of {sizes}, got {len(batch)}")
-            place, count = first
-            self._runners[place].run(rest[:count], failed)
-            self._runners[place].note_results(rest[:count], self._without)
+            index, count = first
+            self._runners[index].run(rest[:count], failed)
+            self._runners[index].note_results(rest[:count], self._without)
             rest = rest[count:]
         raise_failures(batch, failed)
 

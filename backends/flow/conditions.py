@@ -49,7 +49,7 @@ class Choice(Container):
             self.weigh = self._weigh
 
     def choose(self, request: Request) -> int | None:
-        """Return the place of the child that is to run the request; None: it passes through."""
+        """Return the index of the child that is to run the request; None: it passes through."""
         raise NotImplementedError(f"{type(self).__name__} has no choose(request)")  # abstract
 
     def forward(self, batch: list[Request]) -> None:

@@ -40,19 +40,19 @@ class EngineInputs(ModelInputs):
     """Reads requests as torch tensors, where they are."""
 
     def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
-        return tuple([self._to_tensor(place, value) for place, value in enumerate(self._in_order(data))]), True
+        return tuple([self._to_tensor(index, value) for index, value in enumerate(self._in_order(data))]), True
 
     def _signature(self, arrays: tuple[Any, ...]) -> Signature:
         return tuple([(tuple(tensor.shape), _NUMPY_DTYPES[tensor.dtype]) for tensor in arrays])
 
-    def _lost(self, fit: Fit, place: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
-        return [overflow_in(row, torch_dtype(fit.dtypes[place].name)) for row in given]
+    def _lost(self, fit: Fit, index: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
+        return [overflow_in(row, torch_dtype(fit.dtypes[index].name)) for row in given]
 
-    def _to_tensor(self, place: int, value: Any) -> torch.Tensor:
+    def _to_tensor(self, index: int, value: Any) -> torch.Tensor:
         try:
             tensor = as_tensor(value)
         except Unreadable as error:
-            raise self._unusable(place, str(error)) from error
+            raise self._unusable(index, str(error)) from error
         if tensor.dtype not in _NUMPY_DTYPES:
-            raise self._unusable(place, f"a tensor of {tensor.dtype}")
+            raise self._unusable(index, f"a tensor of {tensor.dtype}")
         return tensor

@@ -40,16 +40,16 @@ class ModelInputs(RequestReader):
     def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
         if type(data) is np.ndarray:
             return self._in_order((data,)), False
-        pairs = [self._to_array(place, value) for place, value in enumerate(self._in_order(data))]
+        pairs = [self._to_array(index, value) for index, value in enumerate(self._in_order(data))]
         return tuple([array for array, _ in pairs]), any(from_torch for _, from_torch in pairs)
 
     def _signature(self, arrays: tuple[Any, ...]) -> Signature:
         return tuple([(array.shape, array.dtype) for array in arrays])
 
-    def _to_array(self, place: int, value: Any) -> tuple[Array, bool]:
+    def _to_array(self, index: int, value: Any) -> tuple[Array, bool]:
         """Return ``value`` as a NumPy array over the same memory, and whether it is a torch tensor."""
         if odd := oddity(value):
-            raise self._unusable(place, odd)
+            raise self._unusable(index, odd)
         # Who sends a tensor has imported torch; this module never does.
         is_torch = isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
         try:
@@ -63,11 +63,11 @@ class ModelInputs(RequestReader):
             # It is on another device, or of a type that NumPy lacks (bfloat16). Moving and converting it is left to a
             # step of the pipe, where its cost can be seen.
             advice = "; a step before has to make one of it on the CPU, of a type that NumPy has, such as float32"
-            raise self._unusable(place, f"a {type(value).__name__} that NumPy cannot read: {error}{advice}") from error
-        raise self._unusable(place, f"a {type(value).__name__}, which is no array")
+            raise self._unusable(index, f"a {type(value).__name__} that NumPy cannot read: {error}{advice}") from error
+        raise self._unusable(index, f"a {type(value).__name__}, which is no array")
 
-    def _target(self, place: int, given: Any, item: tuple[int, ...]) -> np.dtype[Any]:
-        return self._dtypes[place]
+    def _target(self, index: int, given: Any, item: tuple[int, ...]) -> np.dtype[Any]:
+        return self._dtypes[index]
 
     def _may_become(self, given: Any, wanted: Any) -> bool:
         if wanted.kind == "f":
@@ -77,7 +77,7 @@ class ModelInputs(RequestReader):
     def _may_overflow(self, given: Any, wanted: Any) -> bool:
         return may_overflow(given, wanted)
 
-    def _lost(self, fit: Fit, place: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
+    def _lost(self, fit: Fit, index: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
         if np.isfinite(joined).all():  # one look where there is none
             return ()
         # Behind the requests are rows of zeros.
@@ -86,8 +86,8 @@ class ModelInputs(RequestReader):
     def _range_of(self, dtype: Any) -> tuple[str, float]:
         return dtype.name, float(np.finfo(dtype).max)
 
-    def _expected_dtype(self, place: int) -> str:
-        return str(self._dtypes[place].name)
+    def _expected_dtype(self, index: int) -> str:
+        return str(self._dtypes[index].name)
 
     def _shown(self, dtype: Any) -> str:
         return str(dtype.name)

@@ -282,13 +282,13 @@ class _HalfInputs(ModelInputs):
         self, model: str, specs: Sequence[InputSpec], profiles: Sequence[Profile], halves: Sequence[str]
     ) -> None:
         super().__init__(model, specs, profiles)
-        self._halves = [(place, spec) for place, spec in enumerate(specs) if spec.name in halves]
+        self._halves = [(index, spec) for index, spec in enumerate(specs) if spec.name in halves]
 
     def read(self, request: Request) -> Sample:
         """Return the data of a request, checked, its values too."""
         sample = super().read(request)
-        for place, spec in self._halves:
-            largest = _largest(sample.arrays[place])
+        for index, spec in self._halves:
+            largest = _largest(sample.arrays[index])
             if largest > LARGEST_HALF:
                 raise KernelError(
                     f"{self._model}, input {spec.name!r}: expected values of -65504 to 65504, which is what float16 "

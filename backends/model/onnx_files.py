@@ -135,35 +135,35 @@ def _largest(entries: Sequence[tuple[bytes, bytes]], key: bytes) -> int:
 
 def _messages(content: Content, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield number, beginning and end of each field of a message that has a length; the others are passed over."""
-    place = start
-    while place < end:
-        tag, place = _number(content, place, end)
+    position = start
+    while position < end:
+        tag, position = _number(content, position, end)
         kind = tag & 7
         if kind == 2:
-            length, place = _number(content, place, end)
-            if length > end - place:
+            length, position = _number(content, position, end)
+            if length > end - position:
                 raise _Unreadable("it ends too early")
-            yield tag >> 3, place, place + length
-            place += length
+            yield tag >> 3, position, position + length
+            position += length
         elif kind == 0:
-            _, place = _number(content, place, end)
+            _, position = _number(content, position, end)
         elif kind in _FIXED_BYTES:
-            place += _FIXED_BYTES[kind]
+            position += _FIXED_BYTES[kind]
         else:
             raise _Unreadable("it is no protobuf message")
-    if place > end:
+    if position > end:
         raise _Unreadable("it ends too early")
 
 
-def _number(content: Content, place: int, end: int) -> tuple[int, int]:
-    """Return a number of variable length, and the place behind it."""
+def _number(content: Content, position: int, end: int) -> tuple[int, int]:
+    """Return a number of variable length, and the position behind it."""
     number = 0
     for shift in range(0, 70, 7):
-        if place >= end:
+        if position >= end:
             raise _Unreadable("it ends too early")
-        byte = content[place]
-        place += 1
+        byte = content[position]
+        position += 1
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return number, place
+            return number, position
     raise _Unreadable("it is no protobuf message")

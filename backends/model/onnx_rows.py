@@ -115,12 +115,12 @@ def _forget_weights(graph: onnx.GraphProto) -> None:
     from onnx import helper
 
     given = {value.name for value in graph.input}
-    for place in reversed(range(len(graph.initializer))):
-        tensor = graph.initializer[place]
+    for index in reversed(range(len(graph.initializer))):
+        tensor = graph.initializer[index]
         if math.prod(tensor.dims) > _LARGEST_SHAPE:
             if tensor.name not in given:
                 graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-            del graph.initializer[place]
+            del graph.initializer[index]
 
 
 def _caused_by(kinds: set[str], model: onnx.ModelProto) -> dict[str, str]:

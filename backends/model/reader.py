@@ -53,7 +53,7 @@ class UnfitError(Exception):
     """Some requests of a group cannot be run after all, and nobody has a result; the others can be, without them.
 
     Args:
-        errors: of those requests, by their place in the group; at least one.
+        errors: of those requests, by their index in the group; at least one.
     """
 
     def __init__(self, errors: Mapping[int, KernelError]) -> None:
@@ -121,12 +121,12 @@ class RequestReader(ABC):
             UnfitError: for those requests; the message has the input, the range and the number.
         """
         errors: dict[int, KernelError] = {}
-        for place in fit.narrowed:
-            lost_numbers = self._lost(fit, place, by_input[place], None if joined is None else joined[place])
+        for index in fit.narrowed:
+            lost_numbers = self._lost(fit, index, by_input[index], None if joined is None else joined[index])
             for number, lost in enumerate(lost_numbers):
                 if lost is not None:
-                    where = f"{self._model}, input {self._name_of(place)!r}"
-                    errors.setdefault(number, overflow_error(where, lost, *self._range_of(fit.dtypes[place])))
+                    where = f"{self._model}, input {self._name_of(index)!r}"
+                    errors.setdefault(number, overflow_error(where, lost, *self._range_of(fit.dtypes[index])))
         if errors:
             raise UnfitError(errors)
 
@@ -141,7 +141,7 @@ class RequestReader(ABC):
         """Return what has to be known of the arrays."""
 
     @abstractmethod
-    def _target(self, place: int, given: Any, item: tuple[int, ...]) -> Any:
+    def _target(self, index: int, given: Any, item: tuple[int, ...]) -> Any:
         """Return the type in which the model gets an input that comes in the type ``given``."""
 
     @abstractmethod
@@ -153,7 +153,7 @@ class RequestReader(ABC):
         """Say whether a finite number of one type may be infinite in the other."""
 
     @abstractmethod
-    def _lost(self, fit: Fit, place: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
+    def _lost(self, fit: Fit, index: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
         """Return for each request a number of an input that was finite and is not any more; None: it has none."""
 
     @abstractmethod
@@ -161,7 +161,7 @@ class RequestReader(ABC):
         """Return the name of a type, and its largest number."""
 
     @abstractmethod
-    def _expected_dtype(self, place: int) -> str:
+    def _expected_dtype(self, index: int) -> str:
         """Return the type that the model expects of an input, in words; "": any."""
 
     def _shown(self, dtype: Any) -> str:
@@ -203,18 +203,18 @@ class RequestReader(ABC):
     def _find_fit(self, signature: Signature) -> Fit:
         """Return what is true of arrays with this signature, and remember it."""
         items, targets = [], []
-        for place, (size, dtype, *_) in enumerate(signature):
-            item = self._item_of(place, dtype, tuple(size))
-            target = self._target(place, dtype, item)
+        for index, (size, dtype, *_) in enumerate(signature):
+            item = self._item_of(index, dtype, tuple(size))
+            target = self._target(index, dtype, item)
             if not self._may_become(dtype, target):
-                raise self._misfit(place, dtype, item)
+                raise self._misfit(index, dtype, item)
             items.append(item)
             targets.append(target)
         item_shapes = tuple(items)
         self._check_items(item_shapes, targets)
         narrowed = [
-            place
-            for place, ((_, dtype, *_), target) in enumerate(zip(signature, targets, strict=True))
+            index
+            for index, ((_, dtype, *_), target) in enumerate(zip(signature, targets, strict=True))
             if self._may_overflow(dtype, target)
         ]
         key = item_shapes, tuple([each[1:] for each in signature])
@@ -227,16 +227,16 @@ class RequestReader(ABC):
             self._fits.clear()
         self._fits[signature] = fit
 
-    def _item_of(self, place: int, dtype: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def _item_of(self, index: int, dtype: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of one item, without the batch axis, which may be missing where the model says its axes."""
         if self._specs is None:
             if shape[:1] == (1,):
                 return shape[1:]
-        elif len(shape) == len(self._specs[place].shape) and shape[0] == 1:
+        elif len(shape) == len(self._specs[index].shape) and shape[0] == 1:
             return shape[1:]
-        elif len(shape) == len(self._specs[place].shape) - 1:
+        elif len(shape) == len(self._specs[index].shape) - 1:
             return shape
-        raise self._misfit(place, dtype, shape)
+        raise self._misfit(index, dtype, shape)
 
     def _profile_of(self, signature: Signature, items: tuple[tuple[int, ...], ...]) -> Profile:
         if self._specs is None:
@@ -244,35 +244,35 @@ class RequestReader(ABC):
         for profile in self._profiles:
             if profile.takes(items):
                 return profile
-        for place, shape in enumerate(items):
-            if not any(is_within(shape, profile.limits[place]) for profile in self._profiles):
-                raise self._misfit(place, signature[place][1], shape)
-        got = ", ".join(f"{shape} in {self._name_of(place)!r}" for place, shape in enumerate(items))
+        for index, shape in enumerate(items):
+            if not any(is_within(shape, profile.limits[index]) for profile in self._profiles):
+                raise self._misfit(index, signature[index][1], shape)
+        got = ", ".join(f"{shape} in {self._name_of(index)!r}" for index, shape in enumerate(items))
         raise KernelError(f"{self._model}: each input fits in a profile, but not all in the same one: got {got}")
 
     # ---- what is said ----
 
-    def _name_of(self, place: int) -> str:
-        return self._names[place] if self._names is not None and place < len(self._names) else f"number {place + 1}"
+    def _name_of(self, index: int) -> str:
+        return self._names[index] if self._names is not None and index < len(self._names) else f"number {index + 1}"
 
-    def _misfit(self, place: int, dtype: Any, shape: tuple[int, ...]) -> KernelError:
-        advice = "" if self._specs is None else advice_on_empty(self._specs, place, shape, self._profiles)
-        return self._unusable(place, f"{self._shown(dtype)} of shape {shape}{advice}")
+    def _misfit(self, index: int, dtype: Any, shape: tuple[int, ...]) -> KernelError:
+        advice = "" if self._specs is None else advice_on_empty(self._specs, index, shape, self._profiles)
+        return self._unusable(index, f"{self._shown(dtype)} of shape {shape}{advice}")
 
-    def _unusable(self, place: int, got: str) -> KernelError:
+    def _unusable(self, index: int, got: str) -> KernelError:
         if self._specs is None:
             expected = (
                 f"a {self.noun} with a batch axis of 1 in front (max='8x3x224x224' would say which shapes it may have)"
             )
         else:
-            spec = self._specs[place]
-            items = dict.fromkeys(_describe_item(spec, profile.limits[place]) for profile in self._profiles)
-            dtype = self._expected_dtype(place)
+            spec = self._specs[index]
+            items = dict.fromkeys(_describe_item(spec, profile.limits[index]) for profile in self._profiles)
+            dtype = self._expected_dtype(index)
             expected = (
                 f"{dtype}{' ' if dtype else ''}of shape {' or '.join(items)}, "
                 "with or without a batch axis of 1 in front"
             )
-        return KernelError(f"{self._model}, input {self._name_of(place)!r}: expected {expected}, got {got}")
+        return KernelError(f"{self._model}, input {self._name_of(index)!r}: expected {expected}, got {got}")
 
 
 def _describe_item(spec: InputSpec, limits: Limits) -> str:

@@ -108,8 +108,8 @@ def prove_rows(
             if trials.succeed():
                 return
         except _ContradictionError as found:
-            name = f"output {outputs[found.place].name!r}: " if outputs else f"output {found.place}: "
-            raise _refusal(name if found.place >= 0 else "", found.reason, several) from found.__cause__
+            name = f"output {outputs[found.index].name!r}: " if outputs else f"output {found.index}: "
+            raise _refusal(name if found.index >= 0 else "", found.reason, several) from found.__cause__
         failure = failure or trials.failure
     if is_needed:
         advice = _SHAPES_ADVICE if _volume(profile) == math.inf else ""
@@ -152,9 +152,9 @@ _MEANS = (0.0, -1.0, 1.0)
 class _ContradictionError(Exception):
     """A trial has shown that rows are not the requests'."""
 
-    def __init__(self, place: int, reason: str) -> None:
-        super().__init__(place, reason)
-        self.place = place  # of the output; -1: of none
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(index, reason)
+        self.index = index  # of the output; -1: of none
         self.reason = reason
 
 
@@ -205,16 +205,16 @@ class _Trials:
             tried += 1
             self._compare([again], [alone[0]], "the same data, run twice, give different results")
             # Elsewhere than where it was: the last place, then the first ones.
-            places = [size - 1, *range(count - 1)]
-            together = self._together([_moved(array, places) for array in batch], size)
+            indices = [size - 1, *range(count - 1)]
+            together = self._together([_moved(array, indices) for array in batch], size)
             self._compare(
-                [[output[place : place + 1] for output in together] for place in places],
+                [[output[index : index + 1] for output in together] for index in indices],
                 alone,
                 f"a row in a batch of {size} is not what it is alone",
             )
-        for place, (off, total) in self._off.items():
+        for index, (off, total) in self._off.items():
             if off > _INTEGERS_OFF * total:
-                raise _ContradictionError(place, f"{off} of {total} numbers in batches are not what they are alone")
+                raise _ContradictionError(index, f"{off} of {total} numbers in batches are not what they are alone")
         return tried >= min(self._count, 2)
 
     def _pairs(self) -> Iterator[tuple[InputSpec, tuple[int, ...]]]:
@@ -237,33 +237,33 @@ class _Trials:
         return self._with_rows(outputs, size)
 
     def _with_rows(self, outputs: list[Array], size: int) -> list[Array]:
-        for place, output in enumerate(outputs):
+        for index, output in enumerate(outputs):
             if output.shape[:1] != (size,):
-                raise _ContradictionError(place, f"a batch of {size} gives an output of shape {output.shape}")
+                raise _ContradictionError(index, f"a batch of {size} gives an output of shape {output.shape}")
         return outputs
 
     def _compare(self, rows: list[list[Array]], expected: list[list[Array]], problem: str) -> None:
-        for place, arrays in enumerate(zip(*expected, strict=True)):
-            found = [row[place] for row in rows]
+        for index, arrays in enumerate(zip(*expected, strict=True)):
+            found = [row[index] for row in rows]
             if any(given.shape != wanted.shape for given, wanted in zip(found, arrays, strict=True)):
                 shapes = f"{found[0].shape[1:]} and {arrays[0].shape[1:]}"
-                raise _ContradictionError(place, f"{problem}: its shape is {shapes}")
+                raise _ContradictionError(index, f"{problem}: its shape is {shapes}")
             given, wanted = np.concatenate(found), np.concatenate(arrays)
             if wanted.dtype.kind in "fc":
                 off = _count_off(given, wanted, self._tolerance)
                 if off > _FLOATS_OFF * wanted.size:
-                    raise _ContradictionError(place, f"{problem}: {off} of {wanted.size} numbers differ")
+                    raise _ContradictionError(index, f"{problem}: {off} of {wanted.size} numbers differ")
             else:
-                off, total = self._off.get(place, (0, 0))
-                self._off[place] = off + int(np.count_nonzero(given != wanted)), total + wanted.size
+                off, total = self._off.get(index, (0, 0))
+                self._off[index] = off + int(np.count_nonzero(given != wanted)), total + wanted.size
 
 
-def _moved(array: Array, places: Sequence[int]) -> Array:
-    """Return a batch whose first rows are at ``places``, among the others."""
+def _moved(array: Array, indices: Sequence[int]) -> Array:
+    """Return a batch whose first rows are at ``indices``, among the others."""
     moved = np.empty_like(array)
-    rest = [place for place in range(len(array)) if place not in places]
-    moved[list(places)] = array[: len(places)]
-    moved[rest] = array[len(places) :]
+    rest = [index for index in range(len(array)) if index not in indices]
+    moved[list(indices)] = array[: len(indices)]
+    moved[rest] = array[len(indices) :]
     return moved
 
 

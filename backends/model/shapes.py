@@ -68,16 +68,16 @@ def is_within(shape: tuple[int, ...], limits: Limits) -> bool:
     return True
 
 
-def advice_on_empty(specs: Sequence[InputSpec], place: int, shape: tuple[int, ...], profiles: Sequence[Profile]) -> str:
+def advice_on_empty(specs: Sequence[InputSpec], index: int, shape: tuple[int, ...], profiles: Sequence[Profile]) -> str:
     """Return how ``min`` would let an item of this shape in, if nothing but empty axes keeps it out; else nothing."""
-    declared = specs[place].shape[1:]
+    declared = specs[index].shape[1:]
     if 0 not in shape or len(shape) != len(declared):
         return ""
     # Where the model says a size, min cannot say another.
     if any(isinstance(known, int) and size != known for size, known in zip(shape, declared, strict=True)):
         return ""
     least = [[low for low, _ in limits] for limits in profiles[0].limits]
-    least[place] = [min(size, low) for size, low in zip(shape, least[place], strict=True)]
+    least[index] = [min(size, low) for size, low in zip(shape, least[index], strict=True)]
     text = ",".join("x".join(map(str, (profiles[0].pad_to, *item))) for item in least)
     return f"; min={text!r} would let axes be empty"
 
@@ -119,28 +119,28 @@ class SharedAxes:
     def __init__(self, specs: Sequence[InputSpec]) -> None:
         self._names = [spec.name for spec in specs]
         inner = {name for spec in specs for name in spec.shape[1:]}
-        places: dict[str, list[tuple[int, int]]] = {}  # name -> (input, axis)
-        for place, spec in enumerate(specs):
+        axes: dict[str, list[tuple[int, int]]] = {}  # name -> (input, axis)
+        for index, spec in enumerate(specs):
             for axis, name in enumerate(spec.shape):
                 # In front is the batch, which is 1 where it is also an inner axis: more of it is refused when built.
                 if isinstance(name, str) and name != "?" and name in inner:
-                    places.setdefault(name, []).append((place, axis))
-        self._shared = {name: found for name, found in places.items() if len({place for place, _ in found}) > 1}
+                    axes.setdefault(name, []).append((index, axis))
+        self._shared = {name: found for name, found in axes.items() if len({index for index, _ in found}) > 1}
 
     def conflict(self, items: Sequence[tuple[int, ...]]) -> str:
         """Return what is wrong with items of these shapes, one for each input, without the batch axis, or nothing."""
         for name, found in self._shared.items():
             sizes: dict[int, set[int]] = {}
-            for place, axis in found:
-                sizes.setdefault(place, set()).add((1, *items[place])[axis])
+            for index, axis in found:
+                sizes.setdefault(index, set()).add((1, *items[index])[axis])
             if any(len(own) > 1 for own in sizes.values()):
                 continue
-            (first, expected), *others = [(place, own.pop()) for place, own in sizes.items()]
-            for place, size in others:
+            (first, expected), *others = [(index, own.pop()) for index, own in sizes.items()]
+            for index, size in others:
                 if size != expected:
                     return (
-                        f"the inputs {self._names[first]!r} and {self._names[place]!r} share the axis {name!r}, "
-                        f"but it is {expected} in {self._names[first]!r} and {size} in {self._names[place]!r}"
+                        f"the inputs {self._names[first]!r} and {self._names[index]!r} share the axis {name!r}, "
+                        f"but it is {expected} in {self._names[first]!r} and {size} in {self._names[index]!r}"
                     )
         return ""
 

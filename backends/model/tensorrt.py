@@ -226,7 +226,7 @@ class TensorrtTensor(Backend):
             inputs = [buffer[: math.prod(shape)].view(shape) for buffer, shape in zip(slot.inputs, shapes, strict=True)]
             for batch, rows in zip(inputs, by_input, strict=True):
                 _fill(batch, rows)
-            are_finite = None if fit is None else all_finite([inputs[place] for place in fit.narrowed])
+            are_finite = None if fit is None else all_finite([inputs[index] for index in fit.narrowed])
             outputs = [
                 torch.empty(shape, dtype=dtype, device=self._gpu.device)
                 for shape, dtype in zip(output_shapes, slot.output_dtypes, strict=True)
@@ -330,7 +330,7 @@ class _Wanted(NamedTuple):
 
 
 class _Slot:
-    """What an instance has for one profile: a context, and memory for its inputs, whose place never changes."""
+    """What an instance has for one profile: a context, and memory for its inputs, whose address never changes."""
 
     def __init__(
         self, engine: Engine, index: int, profile: Profile, specs: Sequence[InputSpec], device: torch.device
@@ -379,8 +379,8 @@ def _versions(library: Library) -> dict[str, str]:
 def _shared_engine(wanted: _Wanted, cache: EngineCache) -> Engine:
     """Return the engine that other instances on that GPU run, or load it, or build it; with the lock held."""
     key, secret = wanted.key(), wanted.source.secret
-    place = key, wanted.gpu.device.index or 0
-    engine = _engines.get(place)
+    name = key, wanted.gpu.device.index or 0
+    engine = _engines.get(name)
     if engine is not None:
         return engine
 
@@ -397,7 +397,7 @@ def _shared_engine(wanted: _Wanted, cache: EngineCache) -> Engine:
     plan = cache.get(key, build)
     if secret is not None:
         plan = decrypt(plan, secret, "the engine that was kept")
-    engine = _engines[place] = wanted.library.load(plan)
+    engine = _engines[name] = wanted.library.load(plan)
     return engine
 
 

@@ -248,7 +248,7 @@ class TorchTensor(Backend):
                 inputs = graph.inputs
             else:
                 inputs = self._joined(by_input, fit, rows)
-            are_finite = all_finite([inputs[place] for place in fit.narrowed])  # now: the model may work in place
+            are_finite = all_finite([inputs[index] for index in fit.narrowed])  # now: the model may work in place
             # On a GPU the answer is waited for with those of the model: it can do no harm to others' rows meanwhile.
             if are_finite is not None and not are_finite.is_cuda and not are_finite:
                 self._inputs.refuse_overflow(fit, by_input)
@@ -269,8 +269,8 @@ class TorchTensor(Backend):
     def _joined(self, by_input: Sequence[Sequence[torch.Tensor]], fit: Any, rows: int) -> list[torch.Tensor]:
         """Return new tensors of so many rows, in the types that the model gets."""
         inputs = []
-        for place, (tensors, shape, dtype) in enumerate(zip(by_input, fit.item_shapes, fit.dtypes, strict=True)):
-            joined = self._staging.join(place, tensors, shape, self._device)
+        for index, (tensors, shape, dtype) in enumerate(zip(by_input, fit.item_shapes, fit.dtypes, strict=True)):
+            joined = self._staging.join(index, tensors, shape, self._device)
             if rows > len(joined):
                 joined = torch.cat([joined, joined.new_zeros((rows - len(joined), *shape))])
             # A copy, unless it is one already: a model that works in place must meet no memory of the caller's.
@@ -386,13 +386,13 @@ def _normalized(
 
     def run(*inputs: torch.Tensor) -> Any:
         given = []
-        for place, tensor in enumerate(inputs):
+        for index, tensor in enumerate(inputs):
             if is_image(tensor.shape, tensor.dtype, channels):
                 if mean is not None:
                     tensor = tensor - mean
                 if std is not None:
                     tensor = tensor / std
-                tensor = tensor.to(floats if dtypes is None else dtypes[place])
+                tensor = tensor.to(floats if dtypes is None else dtypes[index])
             given.append(tensor)
         return module(*given)
 

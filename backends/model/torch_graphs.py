@@ -26,7 +26,7 @@ class Staging:
         self._copied: dict[int, Any] = {}  # input -> when the copy from its buffer is done
 
     def join(
-        self, place: int, tensors: Sequence[torch.Tensor], shape: tuple[int, ...], device: torch.device
+        self, index: int, tensors: Sequence[torch.Tensor], shape: tuple[int, ...], device: torch.device
     ) -> torch.Tensor:
         """Return tensors of equal shape, dtype and device as one of shape ``(rows, *shape)``.
 
@@ -37,20 +37,20 @@ class Staging:
         first = rows[0]
         if first.is_cuda or device.type != "cuda":
             return torch.cat(rows).to(device) if len(rows) > 1 else first.to(device)
-        staged = self._buffer(place, (sum(map(len, rows)), *shape), first.dtype)
+        staged = self._buffer(index, (sum(map(len, rows)), *shape), first.dtype)
         torch.cat(rows, out=staged)
         joined = staged.to(device, non_blocking=True)
-        self._copied[place] = copied = torch.cuda.Event(blocking=True)
+        self._copied[index] = copied = torch.cuda.Event(blocking=True)
         copied.record()
         return joined
 
-    def _buffer(self, place: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def _buffer(self, index: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         size = math.prod(shape) * dtype.itemsize
-        buffer = self._buffers.get(place)
-        if place in self._copied:
-            self._copied.pop(place).synchronize()
+        buffer = self._buffers.get(index)
+        if index in self._copied:
+            self._copied.pop(index).synchronize()
         if buffer is None or len(buffer) < size:
-            self._buffers[place] = buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            self._buffers[index] = buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return buffer[:size].view(dtype).view(shape)
 
 
@@ -68,14 +68,14 @@ class Graph:
 
     def fill(self, by_input: Sequence[Sequence[torch.Tensor]], count: int, staging: Staging) -> None:
         """Queue the copy of a batch of ``count`` rows into the inputs; those behind it become zeros."""
-        for place, (buffer, tensors) in enumerate(zip(self.inputs, by_input, strict=True)):
+        for index, (buffer, tensors) in enumerate(zip(self.inputs, by_input, strict=True)):
             first = tensors[0]
             target = buffer[:count] if count < len(buffer) else buffer
             if first.device == buffer.device and first.dtype == buffer.dtype and len(tensors) > 1:
                 torch.cat(_with_batch_axis(tensors, buffer.ndim), out=target)
             else:
                 shape = tuple(buffer.shape[1:])
-                target.copy_(staging.join(place, tensors, shape, buffer.device), non_blocking=True)
+                target.copy_(staging.join(index, tensors, shape, buffer.device), non_blocking=True)
             if count < len(buffer):
                 buffer[count:].zero_()
 

@@ -82,13 +82,13 @@ class TorchInputs(RequestReader):
 
     def targets(self, items: Sequence[tuple[int, ...]]) -> list[torch.dtype]:
         """Return the types in which the model gets its inputs, for items of these shapes."""
-        return [self._target(place, self._declared(place), item) for place, item in enumerate(items)]
+        return [self._target(index, self._declared(index), item) for index, item in enumerate(items)]
 
     def trial_specs(self) -> list[InputSpec] | None:
         """Return the inputs with the types in which NumPy can make data for them; None if no shapes are known."""
         if self._specs is None:
             return None
-        dtypes = [self._declared(place) for place in range(len(self._specs))]
+        dtypes = [self._declared(index) for index in range(len(self._specs))]
         arrays = [to_array(torch.empty(0, dtype=dtype)) for dtype in dtypes]
         return [replace(spec, dtype=array.dtype) for spec, array in zip(self._specs, arrays, strict=True)]
 
@@ -110,7 +110,7 @@ class TorchInputs(RequestReader):
         if type(data) is Row:
             data = data.tensor
         values = self._in_order((data,) if isinstance(data, torch.Tensor | np.ndarray) else data)
-        return tuple([self._to_tensor(place, value) for place, value in enumerate(values)]), True
+        return tuple([self._to_tensor(index, value) for index, value in enumerate(values)]), True
 
     def _signature(self, arrays: tuple[Any, ...]) -> Signature:
         return tuple([(tensor.shape, tensor.dtype, tensor.device) for tensor in arrays])
@@ -122,11 +122,11 @@ class TorchInputs(RequestReader):
         if len(signature) == 1:
             self._single_fits[signature[0]] = fit
 
-    def _to_tensor(self, place: int, value: Any) -> torch.Tensor:
+    def _to_tensor(self, index: int, value: Any) -> torch.Tensor:
         try:
             return as_tensor(value)
         except Unreadable as error:
-            raise self._unusable(place, str(error)) from error
+            raise self._unusable(index, str(error)) from error
 
     def _check_items(self, items: tuple[tuple[int, ...], ...], targets: Sequence[Any]) -> None:
         if (problem := self._misfit_of(items)) is not None:
@@ -145,32 +145,32 @@ class TorchInputs(RequestReader):
         largest = torch.finfo(given).max if given.is_floating_point else torch.iinfo(given).max
         return bool(largest > torch.finfo(wanted).max)
 
-    def _lost(self, fit: Fit, place: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
-        rank = len(fit.item_shapes[place]) + 1
+    def _lost(self, fit: Fit, index: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
+        rank = len(fit.item_shapes[index]) + 1
         rows = [row for tensor in given for row in (tensor if tensor.ndim == rank else tensor[None])]
-        return [overflow_in(row, fit.dtypes[place]) for row in rows]
+        return [overflow_in(row, fit.dtypes[index]) for row in rows]
 
     def _range_of(self, dtype: Any) -> tuple[str, float]:
         return str(dtype).removeprefix("torch."), torch.finfo(dtype).max
 
-    def _expected_dtype(self, place: int) -> str:
-        return str(self._dtypes[place]) if self._dtypes is not None else ""
+    def _expected_dtype(self, index: int) -> str:
+        return str(self._dtypes[index]) if self._dtypes is not None else ""
 
-    def _declared(self, place: int) -> torch.dtype:
-        return self._dtypes[place] if self._dtypes is not None else self._floats
+    def _declared(self, index: int) -> torch.dtype:
+        return self._dtypes[index] if self._dtypes is not None else self._floats
 
-    def _target(self, place: int, given: torch.dtype, item: tuple[int, ...]) -> torch.dtype:
+    def _target(self, index: int, given: torch.dtype, item: tuple[int, ...]) -> torch.dtype:
         """Return the type in which the model gets an input."""
         wanted = given
-        if self._dtypes is not None and place < len(self._dtypes):
-            wanted = self._dtypes[place]
+        if self._dtypes is not None and index < len(self._dtypes):
+            wanted = self._dtypes[index]
         elif given.is_floating_point or given == torch.uint8:
             wanted = self._floats
         else:
             wanted = _COMPUTES_IN.get(given, given)
         if wanted == torch.uint64 and self._dtypes is None:
             raise self._unusable(
-                place, f"{given} of shape {item}, in which torch hardly computes: make it int64, or name it in dtypes"
+                index, f"{given} of shape {item}, in which torch hardly computes: make it int64, or name it in dtypes"
             )
         return torch.float32 if self._channels and is_image((1, *item), wanted, self._channels) else wanted
 
@@ -207,9 +207,9 @@ def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded) -> l
         )
     return [
         InputSpec(
-            names[place] if place < len(names) else f"{place}",
+            names[index] if index < len(names) else f"{index}",
             np.dtype(np.float32),
             ("batch", *["?"] * (rank - 1)),
         )
-        for place, rank in enumerate(ranks)
+        for index, rank in enumerate(ranks)
     ]

@@ -42,7 +42,7 @@ class SizeRules:
     """
 
     def __init__(self, items: Sequence[Mapping[int, _Axis]], names: Sequence[str]) -> None:
-        self._items = items  # of each input, its open axes, by their place in an item
+        self._items = items  # of each input, its open axes, by their index in an item
         self._names = names
 
     def misfit(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, str] | None:
@@ -52,18 +52,18 @@ class SizeRules:
             shapes: of each input's item, without the batch axis, with as many axes as the program has.
         """
         found: dict[str, tuple[int, str]] = {}  # symbol -> its value, and where that is from
-        for place, (axes, shape) in enumerate(zip(self._items, shapes, strict=True)):
+        for index, (axes, shape) in enumerate(zip(self._items, shapes, strict=True)):
             for number, axis in axes.items():
                 size = shape[number]
                 value, rest = divmod(size - axis.offset, axis.factor)
                 low, high = axis.range
                 if rest or value < low or (high is not None and value > high):
-                    return place, f"{_in_words(axis)} in axis {number + 1}, as it was exported for, not {size}"
-                here = f"axis {number + 1} of {self._names[place]!r}"
+                    return index, f"{_in_words(axis)} in axis {number + 1}, as it was exported for, not {size}"
+                here = f"axis {number + 1} of {self._names[index]!r}"
                 value_there, there = found.setdefault(axis.symbol, (value, here))
                 if value_there != value:
                     wanted = axis.factor * value_there + axis.offset
-                    return place, f"{wanted} in axis {number + 1}, which goes with {there}, not {size}"
+                    return index, f"{wanted} in axis {number + 1}, which goes with {there}, not {size}"
         return None
 
 
@@ -110,17 +110,17 @@ def read_program(program: Any, device: torch.device) -> Program:
         leaves.append(_HERE)
         names.append(given.arg.name)
         dtypes.append(value.dtype)
-        axes = {place: _axis(size, ranges) for place, size in enumerate(value.shape) if not isinstance(size, int)}
+        axes = {index: _axis(size, ranges) for index, size in enumerate(value.shape) if not isinstance(size, int)}
         _check_batch(given.arg.name, value, axes.get(0))
         specs.append(
             InputSpec(
                 given.arg.name,
                 np.dtype(np.float32),  # not asked for: the types are torch's
                 tuple(size if isinstance(size, int) else str(size) for size in value.shape),
-                tuple(_range_of_size(size, axes.get(place)) for place, size in enumerate(value.shape)),
+                tuple(_range_of_size(size, axes.get(index)) for index, size in enumerate(value.shape)),
             )
         )
-        items.append({place - 1: axis for place, axis in axes.items() if place and axis is not None})
+        items.append({index - 1: axis for index, axis in axes.items() if index and axis is not None})
     in_spec, arrange = program.call_spec.in_spec, None
     _put_together(in_spec, "inputs")
     _check_outputs(_put_together(program.call_spec.out_spec, "outputs"))

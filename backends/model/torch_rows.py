@@ -22,10 +22,10 @@ def outputs_of(program: Any, specs: Sequence[InputSpec]) -> list[Output]:
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     firsts = {spec.shape[0] for spec in specs if spec.shape}
     outputs = []
-    for place, name in enumerate(program.graph_signature.user_outputs):
+    for index, name in enumerate(program.graph_signature.user_outputs):
         shape: Sequence[Any] = getattr(values.get(name), "shape", ())
         first = shape[0] if len(shape) else None
         is_carried = isinstance(first, torch.SymInt) and firsts == {str(first)}
         counted = "" if not isinstance(first, torch.SymInt) or first.node.has_hint() else f"the program, by {first},"
-        outputs.append(Output(place, is_carried, counted))
+        outputs.append(Output(index, is_carried, counted))
     return outputs

@@ -50,13 +50,13 @@ COLUMNS = 16  # rows begin at a multiple of so many pixels
 class _Item(NamedTuple):
     """An image that the GPU takes."""
 
-    place: int  # in the batch
+    request_index: int  # in the batch
     encoded: bytes
     picture: Picture
     orientation: int
 
 
-class _Place(NamedTuple):
+class _Target(NamedTuple):
     """Where an image is decoded to: rows of a block of memory."""
 
     memory: Any  # a tensor (1, 3, rows, columns), or CuPy's memory where nobody wants tensors
@@ -170,16 +170,16 @@ class DecodeTensor(Backend):
             if self.hybrid == "gpu":
                 for item, status in refused:
                     reason = status_name(status)
-                    errors[item.place] = DecodeError(f"DecodeTensor: the GPU cannot decode the image: {reason}")
+                    errors[item.request_index] = DecodeError(f"DecodeTensor: the GPU cannot decode the image: {reason}")
             else:
-                decoding += self._on_threads(batch, [item.place for item, _ in refused])
+                decoding += self._on_threads(batch, [item.request_index for item, _ in refused])
             made += self._upload(batch, decoding, errors)
             if current.is_outermost:
                 hand_over(made)
         raise_failed(errors, batch)
 
     def hand_on(self, form: type) -> None:
-        """Give pixels in the place of tensors.
+        """Give pixels instead of tensors.
 
         Raises:
             MissingExtra: if CuPy, whose memory they are in, is not installed.
@@ -288,7 +288,7 @@ class DecodeTensor(Backend):
     ) -> tuple[list[torch.Tensor], list[tuple[_Item, int]]]:
         """Decode images 0 to n - 1 of the decoder, and file those that succeed."""
         made: list[torch.Tensor] = []
-        places: list[_Place | None] = [None] * len(items)
+        targets: list[_Target | None] = [None] * len(items)
         widest_first = sorted(range(len(items)), key=lambda number: -items[number].picture.width)
         for numbers in _blocks(widest_first, [item.picture.width for item in items]):
             pictures = [items[number].picture for number in numbers]
@@ -299,22 +299,22 @@ class DecodeTensor(Backend):
             for number, picture in zip(numbers, pictures, strict=True):
                 start = address + top * row_bytes
                 decoder.place(number, picture, start, row_bytes, stream)
-                places[number] = _Place(memory, top, start, row_bytes)
+                targets[number] = _Target(memory, top, start, row_bytes)
                 top += picture.height
             if not self._gives_pixels:
                 made.append(memory)
         failed = []
-        for item, place, status in zip(items, places, decoder.decode(len(items)), strict=True):
-            if status != SUCCESS or place is None:
+        for item, target, status in zip(items, targets, decoder.decode(len(items)), strict=True):
+            if status != SUCCESS or target is None:
                 failed.append((item, status))
                 continue
-            request = batch[item.place]
+            request = batch[item.request_index]
             height, width = item.picture.height, item.picture.width
             if self._gives_pixels:
-                row = _turned(place.address, place.row_bytes, height, width, item.orientation)
-                request["result"] = Pixels(row, self.color, place.memory)
+                row = _turned(target.address, target.row_bytes, height, width, item.orientation)
+                request["result"] = Pixels(row, self.color, target.memory)
             else:
-                tensor = place.memory[:, :, place.top : place.top + height, :width]
+                tensor = target.memory[:, :, target.top : target.top + height, :width]
                 if item.orientation != 1:
                     tensor = _TURNS[item.orientation](tensor)
                     made.append(tensor)

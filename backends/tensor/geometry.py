@@ -113,10 +113,10 @@ class PillowResizeTensor(PerTensor):
         is_gray = pixels.shape[2] == 1
         given = pixels[..., 0] if is_gray else pixels
         color: Literal["gray", "bgr"] = "gray" if is_gray else "bgr"  # which of the two three channels are is all one
-        place = image.get_device()
-        if place not in self._workspaces:
-            self._workspaces[place] = cuda.Workspace(place)
-        workspace = self._workspaces[place]
+        number = image.get_device()
+        if number not in self._workspaces:
+            self._workspaces[number] = cuda.Workspace(number)
+        workspace = self._workspaces[number]
         height, width = self.size
         whole = workspace.resize_normalize(
             [given], height, width, filter=self._gpu_filter, source=color, target=color, dtype="float32"

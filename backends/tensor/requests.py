@@ -33,11 +33,11 @@ class PerTensor(PerRequest):
         self._streams: dict[int, InstanceStream] = {}
 
     def forward(self, batch: list[Request]) -> None:
-        places = {place for request in batch if (place := self.gpu_of(request)) is not None}
+        numbers = {number for request in batch if (number := self.gpu_of(request)) is not None}
         with ExitStack() as entered:
             currents = [
-                entered.enter_context(self._streams.setdefault(place, InstanceStream(place)).entered())
-                for place in places
+                entered.enter_context(self._streams.setdefault(number, InstanceStream(number)).entered())
+                for number in numbers
             ]
             failed = run_each(batch, self.run)
             if any(current.is_outermost for current in currents):
