@@ -205,7 +205,7 @@ NODE_KEYS = _table(
     ),
     Key(
         "batching_timeout",
-        "How many milliseconds the oldest request may wait for others.",
+        "How many milliseconds the oldest request may wait for others to join its batch.",
         Annotated[float, Between(0, 3_600_000)],
         2.0,
         default_in_words="2",
@@ -216,7 +216,7 @@ NODE_KEYS = _table(
     Key("batching", "The rule that forms batches.", Literal[_RULES], "adaptive", read=_rule, station="rule"),
     Key(
         "preferred_batch_sizes",
-        "Sizes for the rule preferred.",
+        "Batch sizes for the rule preferred.",
         list[Annotated[int, Between(1, 1 << 20)]],
         (),
         default_in_words="",
@@ -264,7 +264,7 @@ NODE_KEYS = _table(
     ),
     Key(
         "restart_limit",
-        "How often one request may start over from here.",
+        "How often one request may start over at this node.",
         _REQUESTS,
         1000,
         field="restart_limit",
@@ -272,7 +272,7 @@ NODE_KEYS = _table(
     ),
     Key(
         "bucket",
-        "A key of the request, or a function of it: only requests that agree in it share a batch.",
+        "A key of the request, or a function of it: only requests with equal values share a batch.",
         default_in_words="what the backend says",
         takes_none=True,
         read=_bucket,
@@ -297,7 +297,7 @@ NODE_KEYS = _table(
     ),
     Key(
         "when_full",
-        "What becomes of a request for which there is no room.",
+        "What happens to a request that finds no room.",
         Literal[_WHEN_FULL],
         "block",
         read=_when_full,
@@ -319,7 +319,7 @@ NODE_KEYS = _table(
 PIPE_KEYS = _table(
     Key(
         "request_timeout",
-        "Default time limit, in seconds, for requests without a timeout.",
+        "The default time limit, in seconds, for requests without a timeout.",
         _SECONDS,
         default_in_words="no limit",
         unit=" seconds",
@@ -327,7 +327,7 @@ PIPE_KEYS = _table(
     ),
     Key(
         "max_in_flight",
-        "How many requests may be in the pipe, queued or running.",
+        "How many requests may be in the pipe at once, queued or running.",
         _REQUESTS,
         default_in_words="no limit",
         unit=" requests",
@@ -335,21 +335,21 @@ PIPE_KEYS = _table(
     ),
     Key(
         "when_overloaded",
-        "What becomes of one more.",
+        "What happens to a request beyond that.",
         Literal["block", "reject"],
         "block",
         field="when_overloaded",
     ),
     Key(
         "when_hung",
-        "What becomes of an instance that hangs: another takes its place (replace), or the process ends (abort).",
+        "What happens when a batch exceeds hang_timeout: the instance is replaced, or the process ends (abort).",
         Literal["replace", "abort"],
         "replace",
         field="when_hung",
     ),
     Key(
         "obey_request_keys",
-        "By which keys of its own a caller's request may steer: node_name, restart, request_size.",
+        "Which control keys of a caller's request are obeyed: node_name, restart, request_size.",
         list[Literal["node_name", "restart", "request_size"]],
         (),
         default_in_words="none",
@@ -357,7 +357,7 @@ PIPE_KEYS = _table(
     ),
     Key(
         "without_result",
-        "What becomes of a request that ends without a result because a step gave none.",
+        "What happens to a request that ends without a result because a step set none.",
         Literal["error", "end"],
         "error",
         field="without_result",

@@ -240,8 +240,6 @@ class Builder:
         )
 
 
-
-
 def _by_place(node: str, backends: list[Backend]) -> list[list[int]]:
     """Return the numbers of the instances at each place, in the order of the first at each."""
     numbers: dict[Hashable, list[int]] = {}

@@ -64,7 +64,7 @@ def test_a_key_of_the_pipe_is_added_in_one_row(monkeypatch: pytest.MonkeyPatch) 
 def test_the_documentation_has_each_key(repository_root: Path) -> None:
     """A line for each, in the table's order, with its default, beginning with what the table says that it means."""
     page = (repository_root / "docs" / "configuration.md").read_text()
-    for keys, heading in ((NODE_KEYS, "## Keys of the scheduler"), (PIPE_KEYS, "These are the whole pipe's")):
+    for keys, heading in ((NODE_KEYS, "## Keys of the scheduler"), (PIPE_KEYS, "These keys belong to the whole pipe")):
         lines = page[page.index(heading) :].split("\n\n")
         table = next(block for block in lines if block.startswith("| key |"))
         rows = [plain(line) for line in table.splitlines()[2:]]
