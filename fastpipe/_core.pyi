@@ -1,4 +1,4 @@
-"""What a type checker sees of the engine. Names with an underscore are for ``pipe.py`` alone."""
+"""What a type checker sees of the engine. Names with an underscore are for ``pipe.py`` and what it is made of alone."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence

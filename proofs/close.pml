@@ -286,12 +286,12 @@ is_empty:
     life = CLOSING;                                         /* _close_stations */
     events_notify_all(workers, me);
 #endif
-    if                                                      /* _stop_workers */
+    if                                                      /* join_threads */
     :: workers_left == 0
     :: MAY_END
     fi;
     late = false;
-    do                                                      /* _close_backends */
+    do                                                      /* close_backends */
     :: i < INSTANCES && !retired[i] ->
         gil_take();
         do                                                  /* retire */
