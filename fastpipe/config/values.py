@@ -2,6 +2,9 @@
 
 Values keep their types; text is accepted where a number, a truth value, a list or a path is expected, because
 configuration files are full of it. Whatever an annotation says that is not understood here is left to the constructor.
+
+``msgspec.convert(strict=False)`` was tried instead: it reads no lists from text with commas, no paths, no choices in
+another case, takes "4.0" as a whole number, and says one limit at a time.
 """
 
 from __future__ import annotations
