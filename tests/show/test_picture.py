@@ -239,7 +239,7 @@ def test_the_demo_can_be_drawn_without_its_models(repository_root: Path) -> None
     pytest.importorskip("cv2", reason="the demo's backends need OpenCV")
     pytest.importorskip("onnxruntime", reason="the demo's backends need ONNX Runtime")
     pytest.importorskip("pyclipper", reason="the demo's backends need pyclipper")
-    configs = load(repository_root / "fastpipe" / "demo" / "ocr.toml", {}).nodes
+    configs = load(repository_root / "examples" / "ocr" / "ocr.toml", {}).nodes
     text = str(Picture(configs, compile_graph(configs, jumps_of(configs))))
     assert "● │ recognise" not in text
     assert "│ ■ recognise" in text
