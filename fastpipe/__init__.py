@@ -9,16 +9,18 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
 
     cli                 the command ``fastpipe``
     batched_function    ``@batched``: a pipe around a plain function
-    pipe, _async_map    Pipe: what a service calls, watches and closes
+    pipe, _maps         Pipe: what a service calls, watches and closes; map and amap
     debug               one request node by node; records of requests
-    show                pictures of a graph
+    show                pictures of a graph, and the debugger's cards
     instances           from plans to objects of backends and their threads; what replaces one that hangs
+    process             signals, fork and exit, once in a process
     _core, engine       the engine: queues, batching, waking up, outcomes; _future is what ``submit`` returns
     backends, kernels   the built-in backends, and the array kernels below them
     config              from what a user wrote to checked nodes and a graph; starts nothing
-    functions, results  a function as a backend; what user code must return
+    functions           a function as a backend
     snapshots, cpus, forks, faults     batches as they came, CPUs, locks after a fork, kinds of trouble
-    contract, filters, summaries, errors, redaction     how to write a backend, and what everybody uses
+    contract            how to write a backend
+    filters, results, summaries, errors, redaction      what everybody uses
 """
 
 from importlib.util import find_spec as _find_spec

@@ -102,7 +102,7 @@ cdef class Watchdog:
     """Gives up batches that run for longer than their node's ``hang_timeout``. Knows no pipe: its thread keeps none alive.
 
     Finding one needs no GIL, which the hung backend may hold. What follows does, but for ``aborts``: that ends the process
-    at once, by SIGABRT. Sleeps until the next look (_hanging.pxd); while no batch runs, for ever.
+    at once, by SIGABRT. Sleeps until the next look (hanging.pxd); while no batch runs, for ever.
     """
 
     def __cinit__(self, list stations, bint aborts):

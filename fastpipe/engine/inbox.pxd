@@ -19,7 +19,7 @@ from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire, m
 
 
 cdef enum:
-    LINKS_ABOVE = 7             # of a staged ticket, see _ranking.pxd: enough for 4 ** 8 of them
+    LINKS_ABOVE = 7             # of a staged ticket, see ranking.pxd: enough for 4 ** 8 of them
 
 
 cdef struct Ticket:

@@ -124,7 +124,7 @@ def decide(str rule, *, list preferred=None, **load_fields):
 
 cdef int _hold(c_bool invariant) except -1:
     if not invariant:                                           # assert is silent in a release build
-        raise AssertionError("the list breaks an invariant of _ranking.pxd")
+        raise AssertionError("the list breaks an invariant of ranking.pxd")
     return 0
 
 
