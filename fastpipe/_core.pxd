@@ -179,7 +179,6 @@ cdef class Waiter:
     cdef Waiter next                            # in the line, or among those who are called
     cdef PyObject* before                       # in the line; not owned
     cdef void c_call(self) noexcept
-    cdef c_bool c_stop_waiting(self) noexcept
 
 
 @cython.final

@@ -312,7 +312,7 @@ cdef int stand_in_line(Engine engine, Waiter waiter) except -1:
                 line.c_join(waiter)
                 line.c_serve()
     except BaseException:
-        waiter.c_stop_waiting()
+        stop_waiting(waiter)
         raise
     if waiter.state == TURNED_AWAY:
         if waiter.turned_away_by is None:
@@ -430,3 +430,37 @@ cdef double _number(object value, str expected) except? -1:
         except (TypeError, OverflowError):                      # complex, or beyond what a float holds
             pass
     raise TypeError(f"{expected}; got {value!r}")
+
+
+cdef c_bool stop_waiting(Waiter waiter) noexcept:
+    """Wait no longer, and hand on what one was given; False if the request has set out."""
+    if waiter.state == IN_LINE:
+        waiter.line.c_step_out(waiter)
+        waiter.state = GONE
+        waiter.line.c_serve()                                   # who comes next may need less
+    elif waiter.state != GONE and waiter.sink is not None:
+        if waiter.walk is not None:
+            return False
+        waiter.state = GONE                                     # start_waiter gives its places back
+    elif waiter.is_booked:
+        waiter.is_booked = False
+        waiter.state = GONE
+        waiter.line.c_keep_promise()
+        waiter.line.c_give_back(waiter.size_bytes)
+    start_called(waiter.engine, None)
+    return True
+
+
+cdef int expire_waiter(Waiter waiter) except -1:
+    """Refuse a request that still waits in line; see Waiter.expire."""
+    if waiter.state == IN_LINE:
+        error = late_for_room(waiter.engine, waiter)
+        stop_waiting(waiter)
+        for _attempt in range(MOST_ATTEMPTS):
+            try:
+                outcomes = [(waiter.sink[1], waiter.request, error)]
+                break
+            except BaseException as unexpected:                 # no memory for a list: again
+                _note_interrupt(None, unexpected)
+        _settle_in_loop(outcomes)
+    return 0

@@ -3,9 +3,6 @@
 from cpython.ref cimport Py_DECREF
 
 from _thread import start_new_thread
-from opcode import opmap
-
-from fastpipe.faults import is_engines
 
 
 cdef int hand_out(Turn turn) noexcept:
@@ -85,7 +82,6 @@ cdef str _RUNNING = "RUNNING"
 cdef str _CANCELLED = "CANCELLED"
 cdef str _NOTIFIED = "CANCELLED_AND_NOTIFIED"
 cdef str _FINISHED = "FINISHED"
-cdef object _RESUME = opmap["RESUME"]
 
 
 cdef c_bool _lock_future(object future, Turn turn) noexcept:
@@ -243,24 +239,6 @@ cdef int _call_back(object callback, object future, Turn turn) noexcept:
                 _note_interrupt(turn, error)
             return 0
     return 0
-
-
-cdef c_bool _has_begun(object error) noexcept:
-    """False if an exception comes from a signal, another thread or a lack of memory that ended a call before its first line."""
-    cdef object innermost = None
-    cdef int depth = 0
-    try:
-        traceback = error.__traceback__
-        while traceback is not None:
-            if not is_engines(traceback.tb_frame.f_code):
-                innermost = traceback
-                depth += 1
-            traceback = traceback.tb_next
-        if depth == 0:
-            return issubclass(type(error), Exception) and not issubclass(type(error), MemoryError)
-        return depth > 1 or innermost.tb_frame.f_code.co_code[innermost.tb_lasti] != _RESUME
-    except BaseException:
-        return True
 
 
 cdef int _log_failed_callback(object future, object error) noexcept:

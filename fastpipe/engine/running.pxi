@@ -188,7 +188,7 @@ cdef int _file_item_errors(Engine engine, Station station, Instance instance, li
     cdef int count = len(alive)
     cdef object lost = None
     cdef dict errors = _checked_item_errors(error, batch, alive)
-    for each in errors.values():                            # a container's, whose child has said so
+    for each in errors.values():                                # a container's, whose child has said so
         if is_device_lost(each, instance.backend):
             station.lost = lost = each
             break

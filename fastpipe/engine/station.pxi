@@ -13,6 +13,8 @@ from fastpipe.engine.inbox cimport inbox_init, inbox_push
 from fastpipe.engine.parking cimport FOREVER, atomic_thread_fence, events_leave, events_notify, events_prepare, events_sleep, now_ns
 from fastpipe.engine.ranking cimport ranked_init
 
+from fastpipe.errors import QueueFull
+
 
 @cython.final
 cdef class Station:
@@ -302,3 +304,45 @@ cdef inline Station _front_of(Station station):
 cdef inline int32_t _present(PyObject* station) noexcept nogil:
     """Requests queued or running at a station, seen from a thread that does not hold the GIL."""
     return (<Station>station).queued.load(memory_order_relaxed) + (<Station>station).running.load(memory_order_relaxed)
+
+
+cdef int32_t count_waiting(Station front) noexcept:
+    """How many requests wait for the node, at all its places. At the front."""
+    cdef int32_t waiting = front.queued.load(memory_order_seq_cst) - front.ghosts
+    cdef size_t i
+    for i in range(front.others.size()):
+        waiting += (<Station>front.others[i]).queued.load(memory_order_seq_cst) - (<Station>front.others[i]).ghosts
+    return waiting
+
+
+cdef int64_t count_waiting_bytes(Station front) noexcept:
+    """How many bytes they have. At the front."""
+    cdef int64_t size_bytes = front.queued_bytes
+    cdef size_t i
+    for i in range(front.others.size()):
+        size_bytes += (<Station>front.others[i]).queued_bytes
+    return size_bytes
+
+
+cdef c_bool is_full(Station front, int64_t more_bytes, c_bool with_reserved) noexcept:
+    cdef int32_t waiting = count_waiting(front)
+    cdef int64_t reserved_bytes = 0
+    if with_reserved:
+        waiting += front.reserved
+        reserved_bytes = front.reserved_bytes
+    if front.max_queue > 0 and waiting >= front.max_queue:
+        return True
+    return front.max_queue_bytes > 0 and count_waiting_bytes(front) + reserved_bytes + more_bytes > front.max_queue_bytes
+
+
+cdef object full_error(Station front, int64_t more_bytes):
+    cdef int32_t waiting = count_waiting(front) + front.reserved
+    if front.name is None:
+        return QueueFull(f"the pipe is full: {waiting} requests are in flight, and its max_in_flight is {front.max_queue}")
+    cdef int64_t waiting_bytes = count_waiting_bytes(front) + front.reserved_bytes
+    if front.max_queue_bytes > 0 and waiting_bytes + more_bytes > front.max_queue_bytes:
+        said = (f"{waiting_bytes} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "
+                f"{front.max_queue_bytes}")
+    else:
+        said = f"{waiting} requests wait, and its max_queue is {front.max_queue}"
+    return QueueFull(f"the queue of node {front.name!r} is full: {said}")

@@ -7,9 +7,12 @@
 from cpython.dict cimport PyDict_GetItem
 from cpython.exc cimport PyErr_SetInterrupt, PyErr_SetObject, PyErr_WriteUnraisable
 
-from fastpipe.engine.parking cimport Frame, enter_frame, innermost_batch, leave_frame
+from fastpipe.engine.parking cimport Frame, enter_frame, leave_frame
+
+from opcode import opmap
 
 from fastpipe.errors import BackendError, nearest
+from fastpipe.faults import is_engines
 from fastpipe.filters import Status
 
 cdef object _current_greenlet = None    # greenlet.getcurrent, where the process has greenlets
@@ -57,21 +60,6 @@ cdef object _run_backend(const void* engine, object forward, list batch, list vi
         return forward(batch)
     finally:
         leave_frame(frame)
-
-
-def cancelled():
-    """Inside a backend: True if nobody waits for any request of the batch that it runs on this thread.
-
-    They were cancelled, have run out of time, or failed in another branch. What the batch does is then for nothing; a long
-    ``forward`` may look here from time to time and return early. False where no backend runs on this thread.
-    """
-    cdef void* batch = innermost_batch(_greenlet())
-    if batch == NULL:
-        return False
-    for visit in <list>batch:
-        if not _is_dead(<Visit>visit) and not _is_late(<Visit>visit):
-            return False
-    return True
 
 
 cdef void _report(object error, object where) noexcept:
@@ -144,3 +132,24 @@ cdef int _status(object status, Node node) except -1:
     if isinstance(status, Status):
         return status
     raise BackendError(f"the filter of node {node.name!r} must return a fastpipe.Status; it returned {status!r}")
+
+
+cdef object _RESUME = opmap["RESUME"]
+
+
+cdef c_bool _has_begun(object error) noexcept:
+    """False if an exception comes from a signal, another thread or a lack of memory that ended a call before its first line."""
+    cdef object innermost = None
+    cdef int depth = 0
+    try:
+        traceback = error.__traceback__
+        while traceback is not None:
+            if not is_engines(traceback.tb_frame.f_code):
+                innermost = traceback
+                depth += 1
+            traceback = traceback.tb_next
+        if depth == 0:
+            return issubclass(type(error), Exception) and not issubclass(type(error), MemoryError)
+        return depth > 1 or innermost.tb_frame.f_code.co_code[innermost.tb_lasti] != _RESUME
+    except BaseException:
+        return True

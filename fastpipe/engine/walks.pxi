@@ -10,7 +10,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire
 
 from fastpipe.engine.parking cimport (
-    FOREVER, SET, Frame, enter_frame, futex_wake, is_hooked, leave_frame, note_sleeper, now_ns, word_wait,
+    FOREVER, SET, Frame, enter_frame, futex_wake, innermost_batch, is_hooked, leave_frame, note_sleeper, now_ns, word_wait,
 )
 
 
@@ -394,3 +394,18 @@ cdef c_bool _has_others(list visits, Turn turn):
         if own.lister != <PyObject*>turn:
             return True
     return False
+
+
+def cancelled():
+    """Inside a backend: True if nobody waits for any request of the batch that it runs on this thread.
+
+    They were cancelled, have run out of time, or failed in another branch. What the batch does is then for nothing; a long
+    ``forward`` may look here from time to time and return early. False where no backend runs on this thread.
+    """
+    cdef void* batch = innermost_batch(_greenlet())
+    if batch == NULL:
+        return False
+    for visit in <list>batch:
+        if not _is_dead(<Visit>visit) and not _is_late(<Visit>visit):
+            return False
+    return True
