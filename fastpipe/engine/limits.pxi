@@ -10,7 +10,7 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 from fastpipe.engine.ranking cimport Cursor, cursor_begin, cursor_pass, cursor_take
 
 
-cdef Visit take_oldest(Station station):
+cdef Visit _take_oldest(Station station):
     """Take the request that would be next out of the queue, or None."""
     cdef Batch batch
     batch.first = NULL
@@ -22,7 +22,7 @@ cdef Visit take_oldest(Station station):
     if batch.first == NULL:
         return None
     station.running.fetch_sub(1, memory_order_relaxed)
-    return _only_visit_of(&batch)
+    return only_visit_of(&batch)
 
 
 cdef Visit take_oldest_of_all(Station front):
@@ -33,22 +33,22 @@ cdef Visit take_oldest_of_all(Station front):
     cdef int64_t least_ns = 0
     cdef size_t i
     if front.others.empty():
-        return take_oldest(front)
+        return _take_oldest(front)
     while True:                                                 # until no worker has been faster
-        chosen = front if oldest_rank(front, &least_ns) else None
+        chosen = front if _oldest_rank(front, &least_ns) else None
         for i in range(front.others.size()):
             station = <Station>front.others[i]
-            if oldest_rank(station, &rank_ns) and (chosen is None or rank_ns < least_ns):
+            if _oldest_rank(station, &rank_ns) and (chosen is None or rank_ns < least_ns):
                 chosen = station
                 least_ns = rank_ns
         if chosen is None:
             return None
-        visit = take_oldest(chosen)
+        visit = _take_oldest(chosen)
         if visit is not None:
             return visit
 
 
-cdef c_bool oldest_rank(Station station, int64_t* rank_ns) noexcept:
+cdef c_bool _oldest_rank(Station station, int64_t* rank_ns) noexcept:
     """The rank of the request that would be next; False if nothing is queued."""
     cdef c_bool found
     station.desk.lock()                                         # E7: a holder of the GIL may wait for it
@@ -91,7 +91,7 @@ cdef int sweep(Station station) except -1:
     return 0
 
 
-cdef list _visits_of(Batch* batch):
+cdef list visits_of(Batch* batch):
     """The visits of a batch, as a list that owns them; the tickets' references are given up."""
     cdef list visits = [None] * batch.count                     # if there is no memory for it, nothing has happened
     cdef Visit visit
@@ -109,7 +109,7 @@ cdef list _visits_of(Batch* batch):
     batch.first = NULL
     station = visit.node.station
     for visit in visits:
-        _leave_queue(visit, station)
+        leave_queue(visit, station)
     if station.c_is_limited():
         tell_of_room(station)
     return visits
@@ -121,11 +121,11 @@ cdef Visit _first_visit_of(Batch* batch):
     cdef Visit visit = <Visit>ticket.visit
     batch.first = <Ticket*>ticket.next.load(memory_order_relaxed)
     Py_DECREF(visit)                                            # E2: ``visit`` holds it now
-    _leave_queue(visit, visit.node.station)
+    leave_queue(visit, visit.node.station)
     return visit
 
 
-cdef Visit _only_visit_of(Batch* batch):
+cdef Visit only_visit_of(Batch* batch):
     """The same of a batch of one; those who wait for room are told."""
     cdef Visit visit = _first_visit_of(batch)
     if visit.node.station.c_is_limited():
@@ -133,9 +133,9 @@ cdef Visit _only_visit_of(Batch* batch):
     return visit
 
 
-cdef int _leave_queue(Visit visit, Station station) noexcept:
+cdef int leave_queue(Visit visit, Station station) noexcept:
     """Take a visit that was popped out of its station's books. Needs no memory."""
-    _release_bucket(visit)
+    release_bucket(visit)
     if not station.c_is_limited():
         return 0
     if visit.is_ghost:
@@ -145,11 +145,11 @@ cdef int _leave_queue(Visit visit, Station station) noexcept:
     station.queued_bytes -= visit.size_bytes
     visit.size_bytes = 0
     if visit.walk.queued is not None:
-        _take_out(visit.walk.queued, visit)
+        take_out(visit.walk.queued, visit)
     return 0
 
 
-cdef void _release_bucket(Visit visit) noexcept:
+cdef void release_bucket(Visit visit) noexcept:
     cdef list entry = visit.bucket
     if entry is None:
         return
@@ -159,19 +159,19 @@ cdef void _release_bucket(Visit visit) noexcept:
         if entry[1] == 0 and visit.node.station.bucket_ids.get(entry[2]) is entry:
             del visit.node.station.bucket_ids[entry[2]]
     except BaseException as error:
-        _report(error, visit.node.station)
+        report(error, visit.node.station)
 
 
-cdef inline void _take_places(Walk walk, Line line, int64_t size_bytes) noexcept:
+cdef inline void take_places(Walk walk, Line line, int64_t size_bytes) noexcept:
     """The places that are booked for a request are its walk's."""
     walk.has_room = line.home is not None
     walk.room_bytes = size_bytes
     walk.is_counted = line.whole is not None
 
 
-cdef inline void _leave_room(Walk walk) noexcept:
+cdef inline void leave_room(Walk walk) noexcept:
     """Give up the place that is held in a queue: it is taken for good, or not needed."""
-    cdef Station front = _front_of(walk.home)
+    cdef Station front = front_of(walk.home)
     walk.has_room = False
     front.reserved -= 1
     front.reserved_bytes -= walk.room_bytes

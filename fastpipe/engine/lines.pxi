@@ -36,7 +36,7 @@ cdef class Line:
 
     cdef int64_t c_size_of(self, object request) except -1:
         """How much of a limit in bytes a request needs; 0 where there is none."""
-        return _size_of(request) if self.home is not None and self.home.max_queue_bytes > 0 else 0
+        return size_of(request) if self.home is not None and self.home.max_queue_bytes > 0 else 0
 
     cdef void c_book(self, int64_t size_bytes) noexcept:
         """Take a place in the queue and in the pipe, for a request that is let in."""

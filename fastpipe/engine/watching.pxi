@@ -33,7 +33,7 @@ cdef int serve_clock(Clock clock) except -1:
                 clock.over -= 1
                 continue
             # Callbacks run here: one that waits would stop the clock.
-            frame = enter_frame(<void*>walk.engine, True, _greenlet())
+            frame = enter_frame(<void*>walk.engine, True, current_greenlet())
             expire_walk(walk.engine, walk, turn)
             leave_frame(frame)
             walk = None
@@ -84,7 +84,7 @@ cdef int give_up_batch(Station station, int index) noexcept:
             _try_to_give_up(station, index)
             return 0
         except BaseException as error:                          # no memory: nothing has happened yet
-            _report(error, station)
+            report(error, station)
     return 0
 
 
@@ -95,7 +95,7 @@ cdef int _try_to_give_up(Station station, int index) except -1:
     cdef Engine engine
     cdef Instance instance
     cdef Frame* frame
-    cdef str where = _stacks()                                  # first: this runs Python code, and may take a while
+    cdef str where = stacks_now()                               # first: this runs Python code, and may take a while
     cdef list visits
     visits, lost, instance, thread = station.held[index]
     engine = (<Visit>visits[0]).walk.engine
@@ -113,17 +113,17 @@ cdef int _try_to_give_up(Station station, int index) except -1:
     turn.wakes.swap(lost.wakes)
     count = len(visits)
     station.running.fetch_sub(count, memory_order_relaxed)
-    frame = enter_frame(<void*>engine, True, _greenlet())
+    frame = enter_frame(<void*>engine, True, current_greenlet())
     try:
         try:
             engine._replace_hung(station, index, instance, thread)  # first: close() may only wait for the requests
         except BaseException as error:
-            _report(error, station)
+            report(error, station)
         for visit in visits:
             if visit.is_held:
                 visit.is_held = False
                 station.requests_failed += 1
-                fail_visit(engine, visit, _hung_error(station, visit, index, count, where), turn)
+                fail_visit(engine, visit, hung_error(station, visit, index, count, where), turn)
         if engine.steppers:
             send_back(visits, turn)
         enqueue_all(engine, turn)
@@ -138,7 +138,7 @@ cdef int _try_to_give_up(Station station, int index) except -1:
 cdef void _give_up(PyObject* station, int index) noexcept with gil:
     cdef Visit visit
     if is_hooked(AT_HANG):
-        _act_in(AT_HANG, None)
+        act_at_in(AT_HANG, None)
     for _attempt in range(MOST_ATTEMPTS):                       # it is decided (E8): nobody else does it
         if (<Station>station).held[index] is None:
             return
@@ -147,4 +147,4 @@ cdef void _give_up(PyObject* station, int index) noexcept with gil:
             visit.walk.engine._give_up(<Station>station, index)
             return
         except BaseException as error:
-            _report(error, <Station>station)
+            report(error, <Station>station)
