@@ -1,4 +1,5 @@
-# The engine's table of contents: every field with its owner, every C method with its exception mode.
+# The engine's types: every field with its owner, every C method with its exception mode. What works on them are functions in
+# the chapters, which are declared nowhere: a function that is declared in a .pxd is exported, and its address taken.
 #
 # Owners, used as words below
 #   GIL        read and written only while holding the GIL

@@ -12,22 +12,21 @@ node whose instances are at several places (GPUs) has a *twin* with a station of
 
 Invariants, each held by the code that is named:
   E1  A walk ends exactly once: Walk.c_end, one compare-and-swap on ``outcome``. Only its winner touches the caller's dict.
-  E2  A visit is in one place at a time. A queued one is owned by its ticket (enqueue INCREFs, whoever pops takes
-      the reference over).
+  E2  A visit is in one place at a time. A queued one is owned by its ticket (enqueue INCREFs, whoever pops takes the
+      reference over).
   E3  At most one batch runs in an instance: whoever runs one holds the instance's token (Station.c_try_token).
   E4  No request waits while it could run: a push raises ``queued`` and then looks at ``idle``; a release raises ``idle``
       and then looks at ``queued``; both sequentially consistent, so at least one of them sees the other and notifies.
       A worker announces itself before it looks (EventCount), so a notification between look and sleep is not lost.
   E5  Nobody is overtaken, but by priority: a caller takes a token only if nothing is queued; workers take the oldest
-      first, where a priority counts as having come earlier or later (_ranking.pxd).
+      first, where a priority counts as having come earlier or later (ranking.pxd).
       Nor is anybody who waits to be let in: whoever frees a place gives it to the first of the line, under the same hold
       of the GIL (tell_of_room), so there is never room for the first of a line.
   E6  User code is entered in enter_user_code and, a backend's forward, in run_backend, with no mutex held.
   E7  The GIL is never taken while a mutex is held; holders of the GIL may wait for a mutex, which is held for moments.
   E8  A batch that may hang is given up or comes back, not both: whoever changes Station.started_ns from the time at which
-      it began has decided (end_batch, Watchdog.c_look). A worker that was given up touches no token, no queue
-      and no request any more; what its turn has not handed out is the watchdog's.
-
+      it began has decided (end_batch, Watchdog.c_look). A worker that was given up touches no token, no queue and no
+      request any more; what its turn has not handed out is the watchdog's.
   E9  An outcome reaches its owner: from Walk.c_end on nothing needs memory that may be lacking (lists of walks are linked
       through them), and a Python call that is ended in the middle, by a signal or an exception from another thread, is
       made again; what ended it is raised where the thread can be interrupted (note_interrupt). So a function that is
@@ -38,6 +37,37 @@ The models in models/ check E1, E4 and close().
 
 The graph is walked under the GIL: that is what guards the fields marked GIL in _core.pxd. A worker takes the GIL once
 per batch, or less often: as long as a batch can leave at once it goes on in the same hold.
+
+Chapters, from the top. Each is a text that is included below, one module with this page: a call from one to the other is a
+direct one. Each opens with its contract. A name with an underscore is its chapter's own. The types, with who owns which
+field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the rules) is in engine/*.pxd.
+
+    watching    what is done when time is over, or a batch does not end
+    stepping    one request node by node, for ``eager`` and the debugger
+    serving     what a worker does
+    running     a batch in an instance; what its failure means for each request
+    admission   how a request gets in: checks, a place in line, its walk
+    queueing    what is ready goes to its station's queue
+    routing     which way a request takes: filters, joins, maps, sub-graphs, restarts
+    outcomes    how a walk ends, and how whoever waits gets to know
+    futures     RequestFuture and asyncio, whatever ends a call in the middle
+    compiled    nodes, the ways in and out of them
+    loops       backends that wait for each other's calls
+    limits      leaving a queue, and the books of those that have a limit
+    lines       who waits to be let in
+    clocks      time limits, and when a batch is late
+    forming     what leaves as a batch
+    failures    the error of each request
+    station     tokens, the queue's ends, what was learned
+    walks       walks, visits, turns, and their dicts
+    threads     how one starts and ends, even without memory
+    testing     hooks, frozen time
+    user_code   the two ways into it
+    words       states, kinds, constants
+
+Calls go down, so that a request is read from the top to the bottom, but for two kinds (tests/test_imports.py holds it): a
+method that Python calls stands with its class, and is done by a chapter above (Station.serve, Walk.wait); and an end may
+have something begin: who is let in (start_called), or the whole whose last part has ended (part_ended).
 """
 
 from cpython.exc cimport PyErr_CheckSignals
