@@ -12,25 +12,24 @@ node whose instances are at several places (GPUs) has a *twin* with a station of
 
 Invariants, each held by the code that is named:
   E1  A walk ends exactly once: Walk.c_end, one compare-and-swap on ``outcome``. Only its winner touches the caller's dict.
-  E2  A visit is in one place at a time. A queued one is owned by its ticket (enqueue INCREFs, whoever pops takes
-      the reference over).
+  E2  A visit is in one place at a time. A queued one is owned by its ticket (enqueue INCREFs, whoever pops takes the
+      reference over).
   E3  At most one batch runs in an instance: whoever runs one holds the instance's token (Station.c_try_token).
   E4  No request waits while it could run: a push raises ``queued`` and then looks at ``idle``; a release raises ``idle``
       and then looks at ``queued``; both sequentially consistent, so at least one of them sees the other and notifies.
       A worker announces itself before it looks (EventCount), so a notification between look and sleep is not lost.
   E5  Nobody is overtaken, but by priority: a caller takes a token only if nothing is queued; workers take the oldest
-      first, where a priority counts as having come earlier or later (engine/ranking.pxd).
+      first, where a priority counts as having come earlier or later (ranking.pxd).
       Nor is anybody who waits to be let in: whoever frees a place gives it to the first of the line, under the same hold
       of the GIL (tell_of_room), so there is never room for the first of a line.
-  E6  User code is entered in _enter_user_code and, a backend's forward, in _run_backend, with no mutex held.
+  E6  User code is entered in enter_user_code and, a backend's forward, in run_backend, with no mutex held.
   E7  The GIL is never taken while a mutex is held; holders of the GIL may wait for a mutex, which is held for moments.
   E8  A batch that may hang is given up or comes back, not both: whoever changes Station.started_ns from the time at which
-      it began has decided (end_batch, Watchdog.c_look). A worker that was given up touches no token, no queue
-      and no request any more; what its turn has not handed out is the watchdog's.
-
+      it began has decided (end_batch, Watchdog.c_look). A worker that was given up touches no token, no queue and no
+      request any more; what its turn has not handed out is the watchdog's.
   E9  An outcome reaches its owner: from Walk.c_end on nothing needs memory that may be lacking (lists of walks are linked
       through them), and a Python call that is ended in the middle, by a signal or an exception from another thread, is
-      made again; what ended it is raised where the thread can be interrupted (_note_interrupt). So a function that is
+      made again; what ended it is raised where the thread can be interrupted (note_interrupt). So a function that is
       ``noexcept`` raises nothing inside either: what could is in a ``try`` that ends a walk, or goes on without it.
       The list of live walks owns them: nobody else may.
 
@@ -38,6 +37,37 @@ The models in proofs/ check E1, E4 and close().
 
 The graph is walked under the GIL: that is what guards the fields marked GIL in _core.pxd. A worker takes the GIL once
 per batch, or less often: as long as a batch can leave at once it goes on in the same hold.
+
+Chapters, from the top. Each is a text that is included below, one module with this page: a call from one to the other is a
+direct one. Each opens with its contract. A name with an underscore is its chapter's own. The types, with who owns which
+field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the rules) is in engine/*.pxd.
+
+    watching    what is done when time is over, or a batch does not end
+    stepping    one request node by node, for ``eager`` and the debugger
+    serving     what a worker does
+    running     a batch in an instance; what its failure means for each request
+    admission   how a request gets in: checks, a place in line, its walk
+    queueing    what is ready goes to its station's queue
+    routing     which way a request takes: filters, joins, maps, sub-graphs, restarts
+    outcomes    how a walk ends, and how whoever waits gets to know
+    futures     RequestFuture and asyncio, whatever ends a call in the middle
+    compiled    nodes, the ways in and out of them
+    loops       backends that wait for each other's calls
+    limits      leaving a queue, and the books of those that have a limit
+    lines       who waits to be let in
+    clocks      time limits, and when a batch is late
+    forming     what leaves as a batch
+    failures    the error of each request
+    station     tokens, the queue's ends, what was learned
+    walks       walks, visits, turns, and their dicts
+    threads     how one starts and ends, even without memory
+    testing     hooks, frozen time
+    user_code   the two ways into it
+    words       states, kinds, constants
+
+Calls go down, so that a request is read from the top to the bottom, but for two kinds (tests/test_imports.py holds it): a
+method that Python calls stands with its class, and is done by a chapter above (Station.serve, Walk.wait); and an end may
+have something begin: who is let in (start_called), or the whole whose last part has ended (part_ended).
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -108,7 +138,7 @@ cdef class Engine:
         cdef Turn turn
         cdef Terms terms = None
         if timeout is not None or priority != 0 or self.timeout_ns >= 0:
-            terms = _terms(self, timeout, priority)
+            terms = checked_terms(self, timeout, priority)
         if eager:
             return self._call_eager(request, terms, entry)
         if not isinstance(request, dict):
@@ -135,11 +165,11 @@ cdef class Engine:
         cdef Stepper stepper
         cdef list errors = []
         check_may_wait(self)
-        if is_another_inside(_greenlet()):                      # it has the thread's stepper, or an instance
+        if is_another_inside(current_greenlet()):               # it has the thread's stepper, or an instance
             raise PipeError("an eager call is not possible while another greenlet of this thread is inside a backend. "
                             + _GREENLET_ADVICE)
         if isinstance(requests, dict):
-            stepper = _new_stepper(self, requests, None, terms, name)
+            stepper = new_stepper(self, requests, None, terms, name)
             stepper.run()
             if stepper.walk.error is not None:
                 raise stepper.walk.error
@@ -150,15 +180,15 @@ cdef class Engine:
             entry_for(self, request, name)
         for index, request in enumerate(requests):
             try:
-                stepper = _new_stepper(self, request, None, terms, name)
+                stepper = new_stepper(self, request, None, terms, name)
             except PipeClosed:
                 raise
             except Exception as refused:
-                _collect_error(errors, refused, index, len(requests))
+                collect_error(errors, refused, index, len(requests))
                 continue
             stepper.run()
-            _collect_error(errors, stepper.walk.error, index, len(requests))
-        _raise_errors(errors, len(requests))
+            collect_error(errors, stepper.walk.error, index, len(requests))
+        raise_errors(errors, len(requests))
         return requests
 
     def _call_many(self, requests, Terms terms, name):
@@ -217,13 +247,13 @@ cdef class Engine:
         let_in = iter(walks)
         for index in range(len(entries)):
             error = refused[index] if index in refused else (<Walk>next(let_in)).error
-            _collect_error(errors, error, index, len(entries))
-        _raise_errors(errors, len(entries))
+            collect_error(errors, error, index, len(entries))
+        raise_errors(errors, len(entries))
         return requests
 
     def _submit(self, request, future, timeout, priority, name=None):
         """Start a request whose outcome goes to a ``RequestFuture``."""
-        return start_detached(self, request, request, SINK_FUTURE, future, _terms(self, timeout, priority), name, False)
+        return start_detached(self, request, request, SINK_FUTURE, future, checked_terms(self, timeout, priority), name, False)
 
     def _start_async(self, request, loop, future, Terms terms, name=None, given=None, bint is_patient=False):
         """Start a request whose outcome goes to an ``asyncio.Future`` of ``loop``: its walk, or who waits for room for it.
@@ -235,17 +265,17 @@ cdef class Engine:
 
     def _start(self, request, timeout, priority, name=None, bint is_patient=False):
         """Start a request and return its walk, to be waited for. ``is_patient``: wait for room whatever ``when_full`` says."""
-        return start_detached(self, request, request, SINK_CALLER, None, _terms(self, timeout, priority), name, is_patient)
+        return start_detached(self, request, request, SINK_CALLER, None, checked_terms(self, timeout, priority), name, is_patient)
 
     def _terms(self, timeout, priority):
-        return _terms(self, timeout, priority)
+        return checked_terms(self, timeout, priority)
 
     def _run_parts(self, Entry entry, list splits, bint keeps_failures, list reasons=None):
         """Run the parts of several requests through the graph at ``entry`` from inside a backend; answers, or exceptions, in
         order. Once a part has failed, the rest of its request's are dropped, unless failures are kept. ``reasons`` gets, for
         each of the requests, what its why_no_result() is if that is its parts' doing."""
         cdef Turn turn = Turn.__new__(Turn)
-        cdef list walks = [_new_walk(self, entry, part, SINK_CALLER, None) for parts in splits for part in parts]
+        cdef list walks = [new_walk(self, entry, part, SINK_CALLER, None) for parts in splits for part in parts]
         cdef list answers = []
         cdef Walk walk
         cdef Stepper outer = <Stepper>self.steppers.get(PyThread_get_thread_ident()) if self.steppers else None
@@ -260,7 +290,7 @@ cdef class Engine:
         try:
             if outer is not None:                                       # one after the other, on this thread
                 for walk in walks:
-                    _run_in_steps(self, walk, outer.turn.observer)
+                    run_in_steps(self, walk, outer.turn.observer)
             if outer is None:
                 for walk in walks:
                     start_part(walk, turn)
@@ -280,7 +310,7 @@ cdef class Engine:
                         cancel_all(self, own)
                 answers.append([walk.request if walk.error is None else walk.error for walk in own])
                 if reasons is not None:
-                    reasons.append(_why_of_parts(own))
+                    reasons.append(why_of_parts(own))
         except BaseException:
             cancel_all(self, walks)
             settle(self, turn)
@@ -293,7 +323,7 @@ cdef class Engine:
     def _refuse_new(self):
         """Take no more requests; True if this is the first time."""
         if is_hooked(AT_CLOSE):
-            _act_in(AT_CLOSE, None)
+            act_at_in(AT_CLOSE, None)
         first = not self.closing
         self.closing = True
         if first:
@@ -320,7 +350,7 @@ cdef class Engine:
                 events_leave(&self.drained)
                 return False
             with nogil:
-                until = _first_slice(deadline)
+                until = first_slice(deadline)
                 events_sleep(&self.drained, epoch, until)
             PyErr_CheckSignals()
 
@@ -331,7 +361,7 @@ cdef class Engine:
         self.gave_up = True                                     # first: parts admitted before are failed below
         while self.newest != NULL:
             walk = <Walk>self.newest                            # keeps it alive: its last owner may be a queue
-            fail_walk(self, walk, _closed_error(why), turn)
+            fail_walk(self, walk, closed_error(why), turn)
         settle(self, turn)
         turn.wake()
         for station in self.stations:
@@ -382,7 +412,7 @@ cdef class Engine:
     def _stepper(self, request, observer=None, entry=None):
         """Admit a request that goes through the graph one step at a time."""
         check_may_wait(self)
-        return _new_stepper(self, request, observer, None, entry)
+        return new_stepper(self, request, observer, None, entry)
 
     def _preview(self, str node_name, request):
         """What the queue of a node would do with a request if it arrived now; {} for a node without one."""
@@ -396,12 +426,12 @@ cdef class Engine:
         visit = Visit.__new__(Visit)
         visit.node = node
         visit.request = request
-        visit.walk = _new_walk(self, entry_at(self, node), request, SINK_CALLER, None)
+        visit.walk = new_walk(self, entry_at(self, node), request, SINK_CALLER, None)
         if node.twins is not None:
-            visit.node = _twin_for(self, node, request)
+            visit.node = twin_for(self, node, request)
             station = visit.node.station
-        weight = _weight(visit) if station.batches else 1.0
-        bucket = _bucket_of(visit) if station.has_buckets else None
+        weight = weight_of(visit) if station.batches else 1.0
+        bucket = bucket_of(visit) if station.has_buckets else None
         with nogil:
             station.desk.lock()
             drain_inbox(station)
@@ -438,21 +468,21 @@ include "engine/watching.pxi"
 include "engine/stepping.pxi"
 include "engine/serving.pxi"
 include "engine/running.pxi"
-include "engine/queueing.pxi"
 include "engine/admission.pxi"
+include "engine/queueing.pxi"
 include "engine/routing.pxi"
 include "engine/outcomes.pxi"
 include "engine/futures.pxi"
-include "engine/lines.pxi"
+include "engine/compiled.pxi"
 include "engine/loops.pxi"
 include "engine/limits.pxi"
+include "engine/lines.pxi"
 include "engine/clocks.pxi"
 include "engine/forming.pxi"
-include "engine/station.pxi"
 include "engine/failures.pxi"
+include "engine/station.pxi"
 include "engine/walks.pxi"
-include "engine/compiled.pxi"
-include "engine/user_code.pxi"
 include "engine/threads.pxi"
 include "engine/testing.pxi"
+include "engine/user_code.pxi"
 include "engine/words.pxi"

@@ -42,7 +42,7 @@ bool retired[INSTANCES];
 bool has_hung;              /* a batch never returns; its thread is left behind */
 byte workers_left = WORKERS, callers_left = TICKETS, closers_left = CLOSERS;
 
-/* c_end and c_count_out, of a request that is still running. GIL. */
+/* c_end and _count_out, of a request that is still running. GIL. */
 inline end_walk(me, t, how)
 {
     d_step { assert(outcome[t] == RUNNING); outcome[t] = how };
@@ -59,7 +59,7 @@ inline end_walk(me, t, how)
 #define is_dead(t)  (outcome[t] != RUNNING)
 #endif
 
-/* c_run_batch with the GIL let go by the backend, and c_advance: `batch` becomes what goes on to a next node. */
+/* run_batch with the GIL let go by the backend, and advance: `batch` becomes what goes on to a next node. */
 inline run_batch(me)
 {
     gil_drop();
@@ -90,7 +90,7 @@ end_hung:
     i = 0
 }
 
-/* c_queue_all: what is in `batch`. */
+/* enqueue_all: what is in `batch`. */
 inline queue_batch(me)
 {
     do
@@ -110,7 +110,7 @@ proctype Worker(byte me)
     LOCALS;
     do
     :: true ->
-        events_prepare(workers, me);                        /* c_wait_for_batch */
+        events_prepare(workers, me);                        /* _wait_for_batch */
         try_take(me, false);
         verdict = WAIT;
         if
@@ -120,7 +120,7 @@ proctype Worker(byte me)
             :: queued > 0 -> notify_workers(me)
             :: else
             fi;
-            gil_take();                                     /* station_serve_hold */
+            gil_take();                                     /* _serve_hold */
             do
             :: true ->
                 run_batch(me);
@@ -157,18 +157,18 @@ proctype Worker(byte me)
 proctype Request(byte me; byte t; bool waits)
 {
     LOCALS;
-    gil_take();                                             /* c_entry, c_admit */
+    gil_take();                                             /* entry_for, admit */
     if
     :: closing -> gil_drop(); goto gone
     :: else -> in_flight++; outcome[t] = RUNNING
     fi;
     batch = 1 << t;
     if
-    :: waits ->                                             /* c_run_ready */
+    :: waits ->                                             /* run_ready */
         do
         :: batch != 0 && !is_dead(t) ->
             if
-            :: queued > 0                                   /* c_token_for_caller */
+            :: queued > 0                                   /* token_for_caller */
             :: else -> take_token()
             fi;
             if
@@ -187,7 +187,7 @@ gone:
 }
 
 #ifdef CANCEL
-/* c_cancel of any request at any time: a future's owner, or a caller that was interrupted; or another branch of the
+/* cancel_walk of any request at any time: a future's owner, or a caller that was interrupted; or another branch of the
  * request has failed. What still runs of it may run on. */
 active proctype Cancel()
 {

@@ -45,7 +45,7 @@ inline claim(me)
     };
 #endif
     if
-    :: won -> filed++; assert(filed == 1)                       /* c_count_out */
+    :: won -> filed++; assert(filed == 1)                       /* _count_out */
     :: else
     fi
 }
@@ -83,7 +83,7 @@ inline cancel()
     fi
 }
 
-proctype End(byte me)                                           /* c_finish, c_fail: then Turn.wake without the GIL */
+proctype End(byte me)                                           /* finish_walk, fail_walk: then Turn.wake without the GIL */
 {
     bool won, parked;
     claim(me);
@@ -104,7 +104,7 @@ proctype End(byte me)                                           /* c_finish, c_f
     fi
 }
 
-proctype Cancel()                                               /* c_cancel, by another thread than the one that waits */
+proctype Cancel()                                               /* cancel_walk, by another thread than the one that waits */
 {
     bool won, parked;
     cancel()

@@ -63,7 +63,7 @@ proctype Worker(byte me)
 #endif
     do
     :: true ->
-        events_prepare(workers, me);                        /* c_wait_for_batch */
+        events_prepare(workers, me);                        /* _wait_for_batch */
         try_take(me, false);
         if
         :: batch != 0 ->
@@ -72,7 +72,7 @@ proctype Worker(byte me)
             :: queued > 0 -> notify_workers(me)
             :: else
             fi;
-            gil_take();                                     /* station_serve_hold */
+            gil_take();                                     /* _serve_hold */
             do
             :: true ->
                 run_batch();
@@ -113,10 +113,10 @@ proctype Caller(byte me; byte first)
     byte t = first;
     do
     :: t < first + EACH ->
-        gil_take();                                         /* c_run_ready */
+        gil_take();                                         /* run_ready */
 #ifndef BOUND
         if
-        :: queued > 0                                       /* c_token_for_caller */
+        :: queued > 0                                       /* token_for_caller */
         :: else -> take_token()
         fi;
 #endif
@@ -152,7 +152,7 @@ proctype Submitter(byte me; byte first)
 {
     LOCALS;
     byte t = first;
-    gil_take();                                             /* c_queue_all */
+    gil_take();                                             /* enqueue_all */
     do
     :: t < first + EACH -> push(me, t); t++
     :: else -> break

@@ -17,7 +17,7 @@ cdef int start_walk(Engine engine, Walk walk, Turn turn) except -1:
     cdef Visit visit
     try:
         visit = Visit.__new__(Visit)
-        visit.request = _own_request(walk)
+        visit.request = own_request(walk)
     except BaseException:                                       # out of memory: the walk must not stay in the books
         cancel_walk(engine, walk)
         raise
@@ -31,17 +31,17 @@ cdef int start_walk(Engine engine, Walk walk, Turn turn) except -1:
         return 0
     try:
         if is_hooked(AT_ADMITTED):
-            _act(AT_ADMITTED)
+            act_at(AT_ADMITTED)
         enter(engine, visit, turn)
     except BaseException as error:
-        fail_visit(engine, visit, _with_place(error, visit.node), turn)
+        fail_visit(engine, visit, with_place(error, visit.node), turn)
     except:  # noqa: E722
         # See _no_memory.
         fail_visit(engine, visit, _no_memory, turn)
     return enter_arrived(engine, turn)
 
 
-cdef object late_for_room(Engine engine, Waiter waiter):
+cdef object _late_for_room(Engine engine, Waiter waiter):
     """Refuse a request that has waited for room until its time was over: return the error. Raises nothing."""
     cdef Station gate = waiter.line.c_gate_of_first()
     engine.refused += 1
@@ -70,18 +70,18 @@ cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, obj
             clock.stop()
     if sink_kind == SINK_ASYNCIO and (<Entry>entry).line is not None:
         if is_hooked(AT_ADMIT):
-            _act(AT_ADMIT)
-        line = line_at(engine, entry)
+            act_at(AT_ADMIT)
+        line = _line_at(engine, entry)
         size = line.c_size_of(given)
-        waiter = enter_line(engine, line, entry, given, size, terms, is_patient, sink)
+        waiter = _enter_line(engine, line, entry, given, size, terms, is_patient, sink)
         if waiter is not None:
             waiter.owned = request
             return waiter
-        walk = admit_booked(engine, line, size, entry, given, sink_kind, sink, terms)
+        walk = _admit_booked(engine, line, size, entry, given, sink_kind, sink, terms)
     else:
         walk = admit(engine, entry, given, sink_kind, sink, terms, is_patient)
-    _hand_in(walk, request, given)
-    start_admitted(engine, walk, turn)
+    hand_in(walk, request, given)
+    _start_admitted(engine, walk, turn)
     settle(engine, turn)
     turn.wake()
     if turn.interrupt is not None:                              # its caller will have no future: nobody waits for it
@@ -90,7 +90,7 @@ cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, obj
     return walk
 
 
-cdef int start_admitted(Engine engine, Walk walk, Turn turn) except -1:
+cdef int _start_admitted(Engine engine, Walk walk, Turn turn) except -1:
     """Send a request on its way for which no thread waits, or none on this thread."""
     try:
         if walk.sink_kind == SINK_FUTURE:
@@ -122,7 +122,7 @@ cdef int check_process(Engine engine) except -1:
     return 0
 
 
-cdef int check_open(Engine engine) except -1:
+cdef int _check_open(Engine engine) except -1:
     if engine.closing:
         engine.refused += 1
         raise PipeClosed("the pipe is closed")
@@ -139,7 +139,7 @@ cdef Entry entry_for(Engine engine, object request, object entry):
         raise TypeError(f"a request is a dict; got {type(request).__name__}. (A pipe is called with one, or with a list of "
                         "them; map() takes any iterable.)")
     check_process(engine)
-    check_open(engine)
+    _check_open(engine)
     if entry is not None:
         node = engine.node_named.get(entry) if isinstance(entry, str) else None
         if node is None:
@@ -170,33 +170,33 @@ cdef Walk admit(Engine engine, Entry entry, object request, uint8_t sink_kind, o
     cdef Waiter waiter
     cdef int64_t size
     if is_hooked(AT_ADMIT):
-        _act(AT_ADMIT)
+        act_at(AT_ADMIT)
     if entry.line is None:
-        return admit_now(engine, entry, request, sink_kind, sink, terms)
-    line = line_at(engine, entry)
+        return _admit_now(engine, entry, request, sink_kind, sink, terms)
+    line = _line_at(engine, entry)
     size = line.c_size_of(request)
-    waiter = enter_line(engine, line, entry, request, size, terms, is_patient, None)
+    waiter = _enter_line(engine, line, entry, request, size, terms, is_patient, None)
     if waiter is not None:
-        stand_in_line(engine, waiter)
-    return admit_booked(engine, line, size, entry, request, sink_kind, sink, terms)
+        _stand_in_line(engine, waiter)
+    return _admit_booked(engine, line, size, entry, request, sink_kind, sink, terms)
 
 
-cdef Walk admit_booked(Engine engine, Line line, int64_t size_bytes, Entry entry, object request, uint8_t sink_kind, object sink,
-                       Terms terms):
+cdef Walk _admit_booked(Engine engine, Line line, int64_t size_bytes, Entry entry, object request, uint8_t sink_kind, object sink,
+                        Terms terms):
     """Let a request in whose places are booked."""
     cdef Walk walk
     try:
-        walk = admit_now(engine, entry, request, sink_kind, sink, terms)
+        walk = _admit_now(engine, entry, request, sink_kind, sink, terms)
     except BaseException:
         line.c_give_back(size_bytes)
         start_called(engine, None)
         raise
-    _take_places(walk, line, size_bytes)
+    take_places(walk, line, size_bytes)
     return walk
 
 
-cdef Walk admit_now(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
-    cdef Walk walk = _new_walk(engine, entry, request, sink_kind, sink)
+cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
+    cdef Walk walk = new_walk(engine, entry, request, sink_kind, sink)
     if terms is not None:
         walk.deadline_ns = terms.deadline_ns
         walk.timeout_s = terms.timeout_s
@@ -205,20 +205,20 @@ cdef Walk admit_now(Engine engine, Entry entry, object request, uint8_t sink_kin
         try:
             walk.recorded = engine.recorder.begin(request, None if entry is engine.only_entry else entry.node.name)
         except Exception as error:
-            _report(error, engine.recorder)
-    check_open(engine)                                          # again: all of this may have run user code, or a destructor
+            report(error, engine.recorder)
+    _check_open(engine)                                         # again: all of this may have run user code, or a destructor
     engine.accepted += 1
     link_walk(engine, walk)
     return walk
 
 
-cdef Line line_at(Engine engine, Entry entry):
+cdef Line _line_at(Engine engine, Entry entry):
     """Where to wait: a call from inside the pipe is part of a request that has been let in, and needs no place in it."""
     return entry.inner_line if is_inside(<void*>engine) else entry.line
 
 
-cdef Waiter enter_line(Engine engine, Line line, Entry entry, object request, int64_t size, Terms terms, c_bool is_patient,
-                       object sink):
+cdef Waiter _enter_line(Engine engine, Line line, Entry entry, object request, int64_t size, Terms terms, c_bool is_patient,
+                        object sink):
     """Book the places of a request if no gate on its way is full and nobody waits there: None. Else refuse it, as the gate
     says, or return its Waiter, which stands in line."""
     cdef Station home = line.home
@@ -242,7 +242,7 @@ cdef Waiter enter_line(Engine engine, Line line, Entry entry, object request, in
         if is_settling(<void*>engine):
             engine.refused += 1
             error = full_error(shut, size)
-            _add_note(error, "fastpipe: a callback of a future does not wait for room: it runs on a thread that has to make it")
+            add_note(error, "fastpipe: a callback of a future does not wait for room: it runs on a thread that has to make it")
             raise error
         if waiter is not None:
             break
@@ -255,14 +255,14 @@ cdef Waiter enter_line(Engine engine, Line line, Entry entry, object request, in
         waiter.sink = sink
         waiter.size_bytes = size
         waiter.is_patient = is_patient
-    check_open(engine)
+    _check_open(engine)
     waiter.number = engine.arrivals
     engine.arrivals += 1
     line.c_join(waiter)
     return waiter
 
 
-cdef int stand_in_line(Engine engine, Waiter waiter) except -1:
+cdef int _stand_in_line(Engine engine, Waiter waiter) except -1:
     """Wait until one is let in, and has the places booked. Serves signals.
 
     A signal's handler may call the pipe, on this very thread: nobody is let in, and nobody kept waiting, while it runs.
@@ -286,7 +286,7 @@ cdef int stand_in_line(Engine engine, Waiter waiter) except -1:
             error = None
             try:
                 with nogil:
-                    until = _first_slice(deadline)
+                    until = first_slice(deadline)
                     if inside and (until < 0 or until > now_ns() + CALL_LOOP_SLICE_NS):
                         until = now_ns() + CALL_LOOP_SLICE_NS
                     word_wait(&waiter.word, until, _spin_ns)
@@ -294,29 +294,29 @@ cdef int stand_in_line(Engine engine, Waiter waiter) except -1:
                     error = find_call_loop(engine, wait)
             finally:
                 if wait is not None:
-                    _take_out(engine.waits_inside, wait)
+                    take_out(engine.waits_inside, wait)
             if waiter.state != IN_LINE:
                 break
             if error is not None:
                 engine.refused += 1
                 raise error
             if deadline >= 0 and now_ns() >= deadline:
-                raise late_for_room(engine, waiter)
+                raise _late_for_room(engine, waiter)
             if serves_signals:
                 line.c_step_out(waiter)
                 waiter.state = AWAY
                 line.c_serve()
                 start_called(engine, None)
                 PyErr_CheckSignals()
-                check_open(engine)
+                _check_open(engine)
                 line.c_join(waiter)
                 line.c_serve()
     except BaseException:
-        waiter.c_stop_waiting()
+        stop_waiting(waiter)
         raise
     if waiter.state == TURNED_AWAY:
         if waiter.turned_away_by is None:
-            check_open(engine)
+            _check_open(engine)
         engine.refused += 1
         raise full_error(waiter.turned_away_by, waiter.size_bytes)
     waiter.is_booked = False                                    # the places are the request's
@@ -341,15 +341,15 @@ cdef int start_called(Engine engine, Turn turn) noexcept:
         try:
             own = Turn.__new__(Turn)
             own.is_workers = turn is not None and turn.is_workers
-            start_waiter(engine, waiter, own)
+            _start_waiter(engine, waiter, own)
         except Exception as error:
-            _tell_waiter(waiter, error, turn)
+            tell_waiter(waiter, error, turn)
         except BaseException as error:                          # it has hit this thread, not the request
-            _tell_waiter(waiter, _death(error), turn)
-            _note_interrupt(turn, error)
+            tell_waiter(waiter, death_error(error), turn)
+            note_interrupt(turn, error)
         except:  # noqa: E722
             # See _no_memory.
-            _tell_waiter(waiter, _no_memory, turn)
+            tell_waiter(waiter, _no_memory, turn)
         if waiter.is_booked:                                    # it does not come: cancelled, or there is no memory
             waiter.is_booked = False
             waiter.line.c_keep_promise()
@@ -358,16 +358,16 @@ cdef int start_called(Engine engine, Turn turn) noexcept:
             hand_out(own)
             own.wake()
             if own.death is not None:
-                _note_interrupt(turn, own.death)
+                note_interrupt(turn, own.death)
             if own.interrupt is not None:
-                _note_interrupt(turn, own.interrupt)
+                note_interrupt(turn, own.interrupt)
     return 0
 
 
 cdef int start_called_beside(Engine engine, Station station, Turn turn) noexcept:
     """The same on a thread that holds a token of a station, and is about to run a batch: filters that are asked now do not
     wait for it."""
-    cdef Frame* frame = enter_frame(<void*>engine, False, _greenlet())
+    cdef Frame* frame = enter_frame(<void*>engine, False, current_greenlet())
     if frame != NULL:
         frame.station = <void*>station
     start_called(engine, None if turn.is_workers else turn)     # what ends a worker would fail its batch
@@ -375,28 +375,28 @@ cdef int start_called_beside(Engine engine, Station station, Turn turn) noexcept
     return 0
 
 
-cdef int start_waiter(Engine engine, Waiter waiter, Turn turn) except -1:
+cdef int _start_waiter(Engine engine, Waiter waiter, Turn turn) except -1:
     cdef Walk walk
     if waiter.state == GONE:
         return 0
     if waiter.state == TURNED_AWAY:
         if waiter.turned_away_by is None:
-            check_open(engine)
+            _check_open(engine)
         engine.refused += 1
         raise full_error(waiter.turned_away_by, waiter.size_bytes)
     # If this fails, start_called gives the places back, and goes on with whom they are for then.
-    walk = admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms)
+    walk = _admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms)
     waiter.is_booked = False
-    _take_places(walk, waiter.line, waiter.size_bytes)
+    take_places(walk, waiter.line, waiter.size_bytes)
     waiter.walk = walk
     waiter.line.c_keep_promise()
-    _hand_in(waiter.walk, waiter.owned, waiter.request)
+    hand_in(waiter.walk, waiter.owned, waiter.request)
     if waiter.state == GONE:                                    # while a recorder or a destructor ran
         cancel_walk(engine, waiter.walk)
-    return start_admitted(engine, waiter.walk, turn)
+    return _start_admitted(engine, waiter.walk, turn)
 
 
-cdef Terms _terms(Engine engine, object timeout, object priority):
+cdef Terms checked_terms(Engine engine, object timeout, object priority):
     """What a caller asked for, checked; None: nothing."""
     cdef Terms terms
     cdef double seconds
@@ -430,3 +430,37 @@ cdef double _number(object value, str expected) except? -1:
         except (TypeError, OverflowError):                      # complex, or beyond what a float holds
             pass
     raise TypeError(f"{expected}; got {value!r}")
+
+
+cdef c_bool stop_waiting(Waiter waiter) noexcept:
+    """Wait no longer, and hand on what one was given; False if the request has set out."""
+    if waiter.state == IN_LINE:
+        waiter.line.c_step_out(waiter)
+        waiter.state = GONE
+        waiter.line.c_serve()                                   # who comes next may need less
+    elif waiter.state != GONE and waiter.sink is not None:
+        if waiter.walk is not None:
+            return False
+        waiter.state = GONE                                     # _start_waiter gives its places back
+    elif waiter.is_booked:
+        waiter.is_booked = False
+        waiter.state = GONE
+        waiter.line.c_keep_promise()
+        waiter.line.c_give_back(waiter.size_bytes)
+    start_called(waiter.engine, None)
+    return True
+
+
+cdef int expire_waiter(Waiter waiter) except -1:
+    """Refuse a request that still waits in line; see Waiter.expire."""
+    if waiter.state == IN_LINE:
+        error = _late_for_room(waiter.engine, waiter)
+        stop_waiting(waiter)
+        for _attempt in range(MOST_ATTEMPTS):
+            try:
+                outcomes = [(waiter.sink[1], waiter.request, error)]
+                break
+            except BaseException as unexpected:                 # no memory for a list: again
+                note_interrupt(None, unexpected)
+        _settle_in_loop(outcomes)
+    return 0

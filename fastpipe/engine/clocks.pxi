@@ -6,12 +6,9 @@ cimport cython
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
 from fastpipe.engine.hanging cimport LOOKS, late_at_ns
-from fastpipe.engine.parking cimport (
-    FOREVER, Frame, abort_process, enter_frame, events_leave, events_notify, events_prepare, events_sleep, frozen_ns,
-    leave_frame, now_ns, want_precise_timers,
-)
+from fastpipe.engine.parking cimport events_notify, frozen_ns, now_ns
 
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappush
 
 
 cdef int begin_batch(Station station, int index, int64_t now) noexcept:
@@ -59,37 +56,7 @@ cdef class Clock:
 
     def serve(self):
         """The body of the thread. Sleeps until the next deadline, or until an earlier one comes."""
-        cdef Turn turn = self.turn
-        cdef Walk walk
-        cdef Frame* frame
-        cdef list timer
-        cdef uint32_t epoch
-        cdef int64_t until
-        want_precise_timers()
-        while True:
-            epoch = events_prepare(&self.changed)
-            while self.timers and <int64_t>(<list>self.timers[0])[0] <= now_ns():
-                try:
-                    timer = heappop(self.timers)
-                except MemoryError:                             # nothing has happened: again
-                    continue
-                walk = <Walk>timer[2]
-                if walk is None:
-                    self.over -= 1
-                    continue
-                # Callbacks run here: one that waits would stop the clock.
-                frame = enter_frame(<void*>walk.engine, True, _greenlet())
-                expire_walk(walk.engine, walk, turn)
-                leave_frame(frame)
-                walk = None
-                turn.wake()
-                turn.c_report_interrupt()
-            if self.stops.load(memory_order_seq_cst):
-                events_leave(&self.changed)
-                return
-            until = (<list>self.timers[0])[0] if self.timers else FOREVER
-            with nogil:
-                events_sleep(&self.changed, epoch, until)
+        serve_clock(self)
 
     def stop(self):
         """Let the thread leave."""
@@ -149,28 +116,7 @@ cdef class Watchdog:
 
     def serve(self):
         """The body of the thread."""
-        cdef PyObject* station
-        cdef int index
-        cdef int64_t until
-        cdef uint32_t epoch
-        with nogil:
-            want_precise_timers()
-            while True:
-                epoch = events_prepare(&self.changed)
-                self.until_ns.store(NOTIFY_ME, memory_order_seq_cst)
-                if self.aborts and self.stops.load(memory_order_seq_cst):
-                    break
-                if self.c_look(&station, &index, &until):
-                    events_leave(&self.changed)
-                    if self.aborts:
-                        abort_process()
-                    _give_up(station, index)
-                elif until == NOTIFY_ME and self.stops.load(memory_order_seq_cst):
-                    break
-                else:
-                    self.until_ns.store(until, memory_order_seq_cst)
-                    events_sleep(&self.changed, epoch, FOREVER if until == NOTIFY_ME else until)
-            events_leave(&self.changed)
+        serve_watchdog(self)
 
     def stop(self):
         """Let the thread leave, once no batch runs: what close() has left behind may still hang, and be given up then.

@@ -10,18 +10,18 @@ cdef object lost_error(Visit visit, object cause):
     """The error of a visit whose node is lost: one of its own, caused by what happened there."""
     cdef str where
     try:
-        where = f"node {visit.node.name!r}{_at(visit.node.station)}"
+        where = f"node {visit.node.name!r}{at_place(visit.node.station)}"
         if issubclass(type(cause), BackendHung):
             return BackendHung(f"{where} has no instance left: {text_of(cause)}", cause.stacks)
         error = DeviceLost(f"{where} has lost its device: {type(cause).__name__}: {text_of(cause)}")
         error.node = visit.node.name                            # to a backend that calls this pipe, it is somebody else's device
-        error.__cause__ = _copy_of(cause)
+        error.__cause__ = copy_of(cause)
         return error
     except BaseException as unexpected:                         # no memory for an error: then that is the error
         return unexpected
 
 
-cdef void _add_note(object error, str note) noexcept:
+cdef void add_note(object error, str note) noexcept:
     try:
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
@@ -29,17 +29,17 @@ cdef void _add_note(object error, str note) noexcept:
         pass
 
 
-cdef object _death(object cause):
+cdef object death_error(object cause):
     """The error of a request that was in the hands of a thread which has met an error of its own. Raises nothing."""
     try:
         error = WorkerDied(f"the thread that had this request met {type(cause).__name__}: {text_of(cause)}")
-        error.__cause__ = _copy_of(cause)
+        error.__cause__ = copy_of(cause)
         return error
     except BaseException as unexpected:                         # no memory for an error: then that is the error
         return unexpected
 
 
-cdef object _closed_error(str why):
+cdef object closed_error(str why):
     """A PipeClosed of a request's own. Raises nothing."""
     try:
         return PipeClosed(why)
@@ -47,16 +47,16 @@ cdef object _closed_error(str why):
         return unexpected
 
 
-cdef object _hung_error(Station station, Visit visit, int index, int count, str where):
+cdef object hung_error(Station station, Visit visit, int index, int count, str where):
     """A BackendHung of a request's own. Raises nothing."""
     try:
         error = BackendHung(f"the backend did not return within the hang_timeout of {station.hang_ns / 1e9:g} s", where)
-        return _with_batch(error, visit, station.numbers[index], count)
+        return with_batch(error, visit, station.numbers[index], count)
     except BaseException as unexpected:
         return unexpected
 
 
-cdef str _stacks():
+cdef str stacks_now():
     try:
         return stacks()
     except BaseException as error:                              # no memory for them: what follows matters more
@@ -80,7 +80,7 @@ def _as_raised(error, bint is_awaited=False):
     return replacement
 
 
-cdef object _late_error(Walk walk):
+cdef object late_error(Walk walk):
     """The error of a request whose time is over. Raises nothing."""
     try:
         return RequestTimeout(f"the request did not end within {walk.timeout_s:g} s")
@@ -88,7 +88,7 @@ cdef object _late_error(Walk walk):
         return unexpected
 
 
-cdef int _reason_of(object error) noexcept:
+cdef int reason_of(object error) noexcept:
     """Why a request failed, for stats()."""
     kind = type(error)                                          # isinstance() may call what users wrote
     if issubclass(kind, RequestTimeout):
@@ -106,24 +106,24 @@ cdef int _reason_of(object error) noexcept:
     return LOST if issubclass(kind, DeviceLost) else OTHER
 
 
-cdef int _collect_error(list errors, object error, int index, int count) except -1:
+cdef int collect_error(list errors, object error, int index, int count) except -1:
     """Note the failure of one request of a list."""
     if error is None:
         return 0
     if issubclass(type(error), KeyboardInterrupt) and PyThread_get_thread_ident() == _main_thread:
         raise error                                             # Ctrl-C: nobody looks for it in a group
-    _add_note(error, f"fastpipe: request {index} of a list of {count}")
+    add_note(error, f"fastpipe: request {index} of a list of {count}")
     errors.append(error)
     return 0
 
 
-cdef int _raise_errors(list errors, int count) except -1:
+cdef int raise_errors(list errors, int count) except -1:
     if errors:
         raise BaseExceptionGroup(f"{len(errors)} of {count} requests failed", errors)
     return 0
 
 
-cdef dict _checked_item_errors(object error, list batch, list alive):
+cdef dict checked_item_errors(object error, list batch, list alive):
     """What ItemErrors says, by place in ``alive``; if it says nonsense, that every item failed because of it."""
     try:
         return error.by_position(batch, [(<Visit>visit).request for visit in alive])
@@ -132,12 +132,12 @@ cdef dict _checked_item_errors(object error, list batch, list alive):
 
 
 cdef Py_ssize_t _count_holders(object error):
-    cdef object own = error                                     # as in _with_place
+    cdef object own = error                                     # as in with_place
     return Py_REFCNT(own)
 
 
 cdef Py_ssize_t _count_holders_in_except():
-    """How many references to an exception there are in _with_place if nobody but the ``except`` that calls it has it."""
+    """How many references to an exception there are in with_place if nobody but the ``except`` that calls it has it."""
     try:
         raise BackendError("which nobody keeps")
     except BaseException as error:
@@ -148,7 +148,7 @@ cdef Py_ssize_t _count_holders_in_except():
 cdef Py_ssize_t _holders_in_except = _count_holders_in_except()
 
 
-cdef object _with_place(object error, Node node):
+cdef object with_place(object error, Node node):
     """Give an exception that was raised for one request the note that says at which node. Raises nothing.
 
     One that somebody keeps is copied: the filter, for instance, which raises it again for the next request.
@@ -157,33 +157,33 @@ cdef object _with_place(object error, Node node):
     cdef object traceback
     try:
         if Py_REFCNT(error) > _holders_in_except:
-            traceback = _traceback_for_copies(error)
-            own = _copy_of(error)
+            traceback = traceback_for_copies(error)
+            own = copy_of(error)
             error.__traceback__ = traceback
-        _add_note(own, f"fastpipe: node {node.name!r}, backend {node.backend_name}")
+        add_note(own, f"fastpipe: node {node.name!r}, backend {node.backend_name}")
     except BaseException:                                       # no memory for a note
         pass
     return own
 
 
-cdef int _note_part(Walk part, Node node) except -1:
+cdef int note_part(Walk part, Node node) except -1:
     """Add the note that says which part of a request has failed."""
-    _add_note(part.error, f"fastpipe: part {part.sink_index} of node {node.name!r}")
+    add_note(part.error, f"fastpipe: part {part.sink_index} of node {node.name!r}")
     return 0
 
 
-cdef object _copy_of(object error):
+cdef object copy_of(object error):
     """A copy of an exception for one more request. Raises nothing."""
     cdef int _attempt
     for _attempt in range(MOST_ATTEMPTS):
         try:
             return own_copy(error)
         except BaseException as unexpected:
-            _note_interrupt(None, unexpected)
+            note_interrupt(None, unexpected)
     return error
 
 
-cdef object _traceback_for_copies(object error):
+cdef object traceback_for_copies(object error):
     """What an exception's traceback is to be again, once copies of it are made; see take_traceback. Raises nothing."""
     try:
         return take_traceback(error)
@@ -191,7 +191,7 @@ cdef object _traceback_for_copies(object error):
         return error.__traceback__
 
 
-cdef object _with_batch(object error, Visit visit, int instance, int batch_size):
+cdef object with_batch(object error, Visit visit, int instance, int batch_size):
     """Add the note that says where an exception of a backend comes from. Raises nothing."""
     cdef Node node = visit.node
     cdef str place
@@ -199,7 +199,7 @@ cdef object _with_batch(object error, Visit visit, int instance, int batch_size)
         place = f"fastpipe: node {node.name!r}, backend {node.backend_name}, instance {instance}, batch of {batch_size}"
         if issubclass(type(error), KeyError):
             place += f"; the request's keys are {sorted([key for key in visit.request if isinstance(key, str)])}"
-        _add_note(error, place)
+        add_note(error, place)
     except BaseException:                                       # no memory for a note
         pass
     return error

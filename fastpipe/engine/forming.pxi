@@ -15,12 +15,12 @@ from fastpipe.engine.ranking cimport Cursor, cursor_begin, cursor_pass, cursor_t
 from fastpipe.errors import BackendError
 
 
-cdef int32_t count_company(Station station) noexcept nogil:
+cdef int32_t _count_company(Station station) noexcept nogil:
     # torchpipe's rule does not reckon with callers that come back.
     cdef int32_t company = 0 if station.rule == RULE_TIMEOUT else station.owed.load(memory_order_relaxed)
     cdef size_t i
     for i in range(station.upstream_stations.size()):
-        company += _present(station.upstream_stations[i])
+        company += count_present(station.upstream_stations[i])
     return company
 
 
@@ -35,7 +35,7 @@ cdef void drain_inbox(Station station) noexcept nogil:
         ticket = inbox_pop(&station.inbox)
 
 
-cdef int64_t weigh_queue(Station station, Load* load) noexcept nogil:
+cdef int64_t _weigh_queue(Station station, Load* load) noexcept nogil:
     """Fill in what is queued of the bucket to go next, and return that bucket. Mutex held.
 
     The oldest request's bucket goes next. Another one that is full may overtake it, but only as long as the oldest
@@ -88,7 +88,7 @@ cdef int64_t weigh_queue(Station station, Load* load) noexcept nogil:
 
 cdef int64_t fill_load(Station station, Load* load) noexcept nogil:
     """Describe the moment to a rule, and return the bucket to go next. Mutex held."""
-    cdef int64_t bucket = weigh_queue(station, load)
+    cdef int64_t bucket = _weigh_queue(station, load)
     load.now_ns = now_ns()
     load.idle_instances = station.idle.load(memory_order_seq_cst)
     load.busy_instances = station.instance_count - load.idle_instances
@@ -98,7 +98,7 @@ cdef int64_t fill_load(Station station, Load* load) noexcept nogil:
     load.latest_event_ns = max(station.latest_arrival_ns.load(memory_order_relaxed),
                                station.latest_answer_ns.load(memory_order_relaxed))
     load.usual_gap_ns = station.usual_gap_ns.load(memory_order_relaxed)
-    load.company = count_company(station) if station.life.load(memory_order_relaxed) == OPEN_FOR_ALL else 0
+    load.company = _count_company(station) if station.life.load(memory_order_relaxed) == OPEN_FOR_ALL else 0
     fill_costs(station, load)
     return bucket
 
@@ -247,7 +247,7 @@ cdef int token_for_caller(Station station, double weight) noexcept:
     load.queued_weight = weight
     load.max_weight = station.max_batch
     load.busy_instances = station.instance_count - load.idle_instances
-    load.company = count_company(station)
+    load.company = _count_company(station)
     fill_costs(station, &load)
     verdict = decide_by_rule(station, &load)
     if verdict.action != DISPATCH:
@@ -268,7 +268,7 @@ cdef Verdict _ask_rule_object(PyObject* station_pointer, const Load* load) noexc
     if verdict.until_ns <= load.now_ns or station.life.load(memory_order_relaxed) != OPEN_FOR_ALL:
         return verdict
     try:
-        answer = _enter_user_code(station.engine, station.rule_object, _load_as_dict(load))
+        answer = enter_user_code(station.engine, station.rule_object, _load_as_dict(load))
         if not isinstance(answer, int):
             raise BackendError(f"a batching rule must return how many requests leave now, an int; got {answer!r}")
         size = answer
@@ -277,7 +277,7 @@ cdef Verdict _ask_rule_object(PyObject* station_pointer, const Load* load) noexc
         else:
             verdict.action = WAIT_UNTIL
     except BaseException as error:
-        _report(error, station.rule_object)
+        report(error, station.rule_object)
     return verdict
 
 

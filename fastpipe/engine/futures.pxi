@@ -3,9 +3,6 @@
 from cpython.ref cimport Py_DECREF
 
 from _thread import start_new_thread
-from opcode import opmap
-
-from fastpipe.faults import is_engines
 
 
 cdef int hand_out(Turn turn) noexcept:
@@ -14,18 +11,18 @@ cdef int hand_out(Turn turn) noexcept:
     while turn.settled_first != NULL:
         walk = <Walk>turn.settled_first
         if walk.sink_kind == SINK_ASYNCIO:
-            settle_in((<tuple>walk.sink)[0], turn)
+            _settle_in((<tuple>walk.sink)[0], turn)
             continue
-        walk = _first_settled(turn)
+        walk = first_settled(turn)
         if walk.error is None:
-            _end_future(walk.sink, _FINISHED, walk.request, None, turn)
+            end_future(walk.sink, _FINISHED, walk.request, None, turn)
         else:
-            _end_future(walk.sink, _FINISHED, None, walk.error, turn)
+            end_future(walk.sink, _FINISHED, None, walk.error, turn)
         walk.sink = None                                        # breaks the cycle future -> callback -> walk -> future
     return 0
 
 
-cdef int settle_in(object loop, Turn turn) noexcept:
+cdef int _settle_in(object loop, Turn turn) noexcept:
     """The same for all the futures of an event loop: its thread does it, in one go."""
     cdef list outcomes
     cdef PyObject* each
@@ -46,7 +43,7 @@ cdef int settle_in(object loop, Turn turn) noexcept:
         except RuntimeError:                                    # the loop is closed: nobody is there to be told
             break
         except BaseException as error:                          # if it was done all the same, twice does no harm
-            _note_interrupt(turn, error)
+            note_interrupt(turn, error)
     each = turn.settled_first
     while each != NULL:
         walk = <Walk>each
@@ -65,7 +62,7 @@ cdef int settle_in(object loop, Turn turn) noexcept:
     return 0
 
 
-cdef int _tell_waiter(Waiter waiter, object error, Turn turn) noexcept:
+cdef int tell_waiter(Waiter waiter, object error, Turn turn) noexcept:
     """Have the future of a coroutine whose request was not let in settled by its loop."""
     cdef int _attempt
     for _attempt in range(MOST_ATTEMPTS):
@@ -75,7 +72,7 @@ cdef int _tell_waiter(Waiter waiter, object error, Turn turn) noexcept:
         except RuntimeError:                                    # the loop is closed: nobody is there to be told
             return 0
         except BaseException as unexpected:                     # if it was done all the same, twice does no harm
-            _note_interrupt(turn, unexpected)
+            note_interrupt(turn, unexpected)
     return 0
 
 
@@ -85,7 +82,6 @@ cdef str _RUNNING = "RUNNING"
 cdef str _CANCELLED = "CANCELLED"
 cdef str _NOTIFIED = "CANCELLED_AND_NOTIFIED"
 cdef str _FINISHED = "FINISHED"
-cdef object _RESUME = opmap["RESUME"]
 
 
 cdef c_bool _lock_future(object future, Turn turn) noexcept:
@@ -96,7 +92,7 @@ cdef c_bool _lock_future(object future, Turn turn) noexcept:
             future._condition.acquire()                         # the lock's own method, not written in Python
             return True
         except BaseException as error:
-            _note_interrupt(turn, error)
+            note_interrupt(turn, error)
     return False
 
 
@@ -109,11 +105,11 @@ cdef int _unlock_future(object future, Turn turn) noexcept:
         except RuntimeError:                                    # it has been released
             return 0
         except BaseException as error:
-            _note_interrupt(turn, error)
+            note_interrupt(turn, error)
     return 0
 
 
-cdef c_bool _start_future(object future, Turn turn) noexcept:
+cdef c_bool start_future(object future, Turn turn) noexcept:
     """Tell a future that its request starts, or ends; False if its owner has cancelled it."""
     cdef c_bool is_locked = _lock_future(future, turn)
     cdef c_bool is_wanted = True
@@ -127,15 +123,15 @@ cdef c_bool _start_future(object future, Turn turn) noexcept:
                 is_wanted = state == _RUNNING
             break
         except BaseException as error:
-            _note_interrupt(turn, error)
+            note_interrupt(turn, error)
     if is_locked:
         _unlock_future(future, turn)
     if not is_wanted:
-        _end_future(future, _CANCELLED, None, None, turn)       # those who wait for it are to know
+        end_future(future, _CANCELLED, None, None, turn)        # those who wait for it are to know
     return is_wanted
 
 
-cdef int _end_future(object future, str state, object request, object error, Turn turn) noexcept:
+cdef int end_future(object future, str state, object request, object error, Turn turn) noexcept:
     """Give a RequestFuture its outcome and tell everybody, as its set_result(), set_exception() or cancel() would.
 
     Those are written in Python: a signal between two of their lines leaves a future pending for ever, or one that has an
@@ -160,7 +156,7 @@ cdef int _end_future(object future, str state, object request, object error, Tur
                 future._state = _FINISHED
             break
         except BaseException as unexpected:
-            _note_interrupt(turn, unexpected)
+            note_interrupt(turn, unexpected)
     if how is None:                                             # somebody else has ended it
         if is_locked:
             _unlock_future(future, turn)
@@ -172,7 +168,7 @@ cdef int _end_future(object future, str state, object request, object error, Tur
             callbacks = future._done_callbacks
             break
         except BaseException as unexpected:
-            _note_interrupt(turn, unexpected)
+            note_interrupt(turn, unexpected)
     if waiters:
         _tell_waiters(future, waiters, how, turn)
     if is_locked:
@@ -195,10 +191,10 @@ cdef int _tell_waiters(object future, list waiters, str how, Turn turn) noexcept
             except RuntimeError:                                # there can be no more threads
                 break
             except BaseException as error:
-                _note_interrupt(turn, error)
+                note_interrupt(turn, error)
     interrupt = _tell_all(waiters, future, how)
     if interrupt is not None:
-        _note_interrupt(turn, interrupt)
+        note_interrupt(turn, interrupt)
     return 0
 
 
@@ -232,42 +228,24 @@ cdef int _call_back(object callback, object future, Turn turn) noexcept:
             callback(future)
             return 0
         except BaseException as error:
-            if not _has_begun(error):
-                _note_interrupt(turn, error)
+            if not has_begun(error):
+                note_interrupt(turn, error)
                 continue
             if issubclass(type(error), Exception):
                 _log_failed_callback(future, error)
             elif turn.is_workers:                               # sys.exit() in a callback does not end a worker
-                _report(error, callback)
+                report(error, callback)
             else:
-                _note_interrupt(turn, error)
+                note_interrupt(turn, error)
             return 0
     return 0
-
-
-cdef c_bool _has_begun(object error) noexcept:
-    """False if an exception comes from a signal, another thread or a lack of memory that ended a call before its first line."""
-    cdef object innermost = None
-    cdef int depth = 0
-    try:
-        traceback = error.__traceback__
-        while traceback is not None:
-            if not is_engines(traceback.tb_frame.f_code):
-                innermost = traceback
-                depth += 1
-            traceback = traceback.tb_next
-        if depth == 0:
-            return issubclass(type(error), Exception) and not issubclass(type(error), MemoryError)
-        return depth > 1 or innermost.tb_frame.f_code.co_code[innermost.tb_lasti] != _RESUME
-    except BaseException:
-        return True
 
 
 cdef int _log_failed_callback(object future, object error) noexcept:
     try:
         future.callback_failed(error)
     except BaseException as unexpected:
-        _report(unexpected, future)
+        report(unexpected, future)
     return 0
 
 

@@ -9,75 +9,8 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
 from fastpipe.engine.ranking cimport Cursor, cursor_begin, cursor_pass, cursor_take
 
-from fastpipe.errors import QueueFull
 
-
-cdef int32_t count_waiting(Station front) noexcept:
-    """How many requests wait for the node, at all its places. At the front."""
-    cdef int32_t waiting = front.queued.load(memory_order_seq_cst) - front.ghosts
-    cdef size_t i
-    for i in range(front.others.size()):
-        waiting += (<Station>front.others[i]).queued.load(memory_order_seq_cst) - (<Station>front.others[i]).ghosts
-    return waiting
-
-
-cdef int64_t count_waiting_bytes(Station front) noexcept:
-    """How many bytes they have. At the front."""
-    cdef int64_t size_bytes = front.queued_bytes
-    cdef size_t i
-    for i in range(front.others.size()):
-        size_bytes += (<Station>front.others[i]).queued_bytes
-    return size_bytes
-
-
-cdef c_bool is_full(Station front, int64_t more_bytes, c_bool with_reserved) noexcept:
-    cdef int32_t waiting = count_waiting(front)
-    cdef int64_t reserved_bytes = 0
-    if with_reserved:
-        waiting += front.reserved
-        reserved_bytes = front.reserved_bytes
-    if front.max_queue > 0 and waiting >= front.max_queue:
-        return True
-    return front.max_queue_bytes > 0 and count_waiting_bytes(front) + reserved_bytes + more_bytes > front.max_queue_bytes
-
-
-cdef object full_error(Station front, int64_t more_bytes):
-    cdef int32_t waiting = count_waiting(front) + front.reserved
-    if front.name is None:
-        return QueueFull(f"the pipe is full: {waiting} requests are in flight, and its max_in_flight is {front.max_queue}")
-    cdef int64_t waiting_bytes = count_waiting_bytes(front) + front.reserved_bytes
-    if front.max_queue_bytes > 0 and waiting_bytes + more_bytes > front.max_queue_bytes:
-        said = (f"{waiting_bytes} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "
-                f"{front.max_queue_bytes}")
-    else:
-        said = f"{waiting} requests wait, and its max_queue is {front.max_queue}"
-    return QueueFull(f"the queue of node {front.name!r} is full: {said}")
-
-
-cdef void tell_of_room(Station station) noexcept:
-    """The queue is shorter: let in who has waited longest, as many as there are places. They stand at the front.
-
-    No code of users runs in here. Coroutines that are let in wait for start_called, which whoever frees places
-    calls before it runs a backend, sleeps or lets the GIL go for good.
-    """
-    cdef Line line, chosen
-    cdef int64_t latest = -1                                    # of those that were looked at, who come in order
-    if station.front is not None:
-        tell_of_room(station.front)
-        return
-    while station.waiter_count > 0:
-        chosen = None
-        for line in station.lines:
-            if line.first is not None and line.first.number > latest and (chosen is None
-                                                                          or line.first.number < chosen.first.number):
-                chosen = line
-        if chosen is None:                                      # what keeps them out is full elsewhere
-            return
-        latest = chosen.first.number
-        chosen.c_let_in_first()
-
-
-cdef Visit take_oldest(Station station):
+cdef Visit _take_oldest(Station station):
     """Take the request that would be next out of the queue, or None."""
     cdef Batch batch
     batch.first = NULL
@@ -89,7 +22,7 @@ cdef Visit take_oldest(Station station):
     if batch.first == NULL:
         return None
     station.running.fetch_sub(1, memory_order_relaxed)
-    return _only_visit_of(&batch)
+    return only_visit_of(&batch)
 
 
 cdef Visit take_oldest_of_all(Station front):
@@ -100,22 +33,22 @@ cdef Visit take_oldest_of_all(Station front):
     cdef int64_t least_ns = 0
     cdef size_t i
     if front.others.empty():
-        return take_oldest(front)
+        return _take_oldest(front)
     while True:                                                 # until no worker has been faster
-        chosen = front if oldest_rank(front, &least_ns) else None
+        chosen = front if _oldest_rank(front, &least_ns) else None
         for i in range(front.others.size()):
             station = <Station>front.others[i]
-            if oldest_rank(station, &rank_ns) and (chosen is None or rank_ns < least_ns):
+            if _oldest_rank(station, &rank_ns) and (chosen is None or rank_ns < least_ns):
                 chosen = station
                 least_ns = rank_ns
         if chosen is None:
             return None
-        visit = take_oldest(chosen)
+        visit = _take_oldest(chosen)
         if visit is not None:
             return visit
 
 
-cdef c_bool oldest_rank(Station station, int64_t* rank_ns) noexcept:
+cdef c_bool _oldest_rank(Station station, int64_t* rank_ns) noexcept:
     """The rank of the request that would be next; False if nothing is queued."""
     cdef c_bool found
     station.desk.lock()                                         # E7: a holder of the GIL may wait for it
@@ -158,7 +91,7 @@ cdef int sweep(Station station) except -1:
     return 0
 
 
-cdef list _visits_of(Batch* batch):
+cdef list visits_of(Batch* batch):
     """The visits of a batch, as a list that owns them; the tickets' references are given up."""
     cdef list visits = [None] * batch.count                     # if there is no memory for it, nothing has happened
     cdef Visit visit
@@ -176,7 +109,7 @@ cdef list _visits_of(Batch* batch):
     batch.first = NULL
     station = visit.node.station
     for visit in visits:
-        _leave_queue(visit, station)
+        leave_queue(visit, station)
     if station.c_is_limited():
         tell_of_room(station)
     return visits
@@ -188,11 +121,11 @@ cdef Visit _first_visit_of(Batch* batch):
     cdef Visit visit = <Visit>ticket.visit
     batch.first = <Ticket*>ticket.next.load(memory_order_relaxed)
     Py_DECREF(visit)                                            # E2: ``visit`` holds it now
-    _leave_queue(visit, visit.node.station)
+    leave_queue(visit, visit.node.station)
     return visit
 
 
-cdef Visit _only_visit_of(Batch* batch):
+cdef Visit only_visit_of(Batch* batch):
     """The same of a batch of one; those who wait for room are told."""
     cdef Visit visit = _first_visit_of(batch)
     if visit.node.station.c_is_limited():
@@ -200,9 +133,9 @@ cdef Visit _only_visit_of(Batch* batch):
     return visit
 
 
-cdef int _leave_queue(Visit visit, Station station) noexcept:
+cdef int leave_queue(Visit visit, Station station) noexcept:
     """Take a visit that was popped out of its station's books. Needs no memory."""
-    _release_bucket(visit)
+    release_bucket(visit)
     if not station.c_is_limited():
         return 0
     if visit.is_ghost:
@@ -212,11 +145,11 @@ cdef int _leave_queue(Visit visit, Station station) noexcept:
     station.queued_bytes -= visit.size_bytes
     visit.size_bytes = 0
     if visit.walk.queued is not None:
-        _take_out(visit.walk.queued, visit)
+        take_out(visit.walk.queued, visit)
     return 0
 
 
-cdef void _release_bucket(Visit visit) noexcept:
+cdef void release_bucket(Visit visit) noexcept:
     cdef list entry = visit.bucket
     if entry is None:
         return
@@ -226,19 +159,19 @@ cdef void _release_bucket(Visit visit) noexcept:
         if entry[1] == 0 and visit.node.station.bucket_ids.get(entry[2]) is entry:
             del visit.node.station.bucket_ids[entry[2]]
     except BaseException as error:
-        _report(error, visit.node.station)
+        report(error, visit.node.station)
 
 
-cdef inline void _take_places(Walk walk, Line line, int64_t size_bytes) noexcept:
+cdef inline void take_places(Walk walk, Line line, int64_t size_bytes) noexcept:
     """The places that are booked for a request are its walk's."""
     walk.has_room = line.home is not None
     walk.room_bytes = size_bytes
     walk.is_counted = line.whole is not None
 
 
-cdef inline void _leave_room(Walk walk) noexcept:
+cdef inline void leave_room(Walk walk) noexcept:
     """Give up the place that is held in a queue: it is taken for good, or not needed."""
-    cdef Station front = _front_of(walk.home)
+    cdef Station front = front_of(walk.home)
     walk.has_room = False
     front.reserved -= 1
     front.reserved_bytes -= walk.room_bytes

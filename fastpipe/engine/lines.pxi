@@ -36,7 +36,7 @@ cdef class Line:
 
     cdef int64_t c_size_of(self, object request) except -1:
         """How much of a limit in bytes a request needs; 0 where there is none."""
-        return _size_of(request) if self.home is not None and self.home.max_queue_bytes > 0 else 0
+        return size_of(request) if self.home is not None and self.home.max_queue_bytes > 0 else 0
 
     cdef void c_book(self, int64_t size_bytes) noexcept:
         """Take a place in the queue and in the pipe, for a request that is let in."""
@@ -160,39 +160,35 @@ cdef class Waiter:
             self.engine.called_last.next = self
         self.engine.called_last = self
 
-    cdef c_bool c_stop_waiting(self) noexcept:
-        """Wait no longer, and hand on what one was given; False if the request has set out."""
-        if self.state == IN_LINE:
-            self.line.c_step_out(self)
-            self.state = GONE
-            self.line.c_serve()                                 # who comes next may need less
-        elif self.state != GONE and self.sink is not None:
-            if self.walk is not None:
-                return False
-            self.state = GONE                                   # start_waiter gives its places back
-        elif self.is_booked:
-            self.is_booked = False
-            self.state = GONE
-            self.line.c_keep_promise()
-            self.line.c_give_back(self.size_bytes)
-        start_called(self.engine, None)
-        return True
-
     def cancel(self):
         """Give the request up; True if it had not ended."""
         if self.walk is not None:
             return self.walk.cancel()
-        return self.c_stop_waiting()
+        return stop_waiting(self)
 
     def expire(self):
         """Refuse the request if it still waits in line: its time is over. In its event loop's thread."""
-        if self.state == IN_LINE:
-            error = late_for_room(self.engine, self)
-            self.c_stop_waiting()
-            for _attempt in range(MOST_ATTEMPTS):
-                try:
-                    outcomes = [(self.sink[1], self.request, error)]
-                    break
-                except BaseException as unexpected:             # no memory for a list: again
-                    _note_interrupt(None, unexpected)
-            _settle_in_loop(outcomes)
+        expire_waiter(self)
+
+
+cdef void tell_of_room(Station station) noexcept:
+    """The queue is shorter: let in who has waited longest, as many as there are places. They stand at the front.
+
+    No code of users runs in here. Coroutines that are let in wait for start_called, which whoever frees places
+    calls before it runs a backend, sleeps or lets the GIL go for good.
+    """
+    cdef Line line, chosen
+    cdef int64_t latest = -1                                    # of those that were looked at, who come in order
+    if station.front is not None:
+        tell_of_room(station.front)
+        return
+    while station.waiter_count > 0:
+        chosen = None
+        for line in station.lines:
+            if line.first is not None and line.first.number > latest and (chosen is None
+                                                                          or line.first.number < chosen.first.number):
+                chosen = line
+        if chosen is None:                                      # what keeps them out is full elsewhere
+            return
+        latest = chosen.first.number
+        chosen.c_let_in_first()

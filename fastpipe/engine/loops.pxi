@@ -46,7 +46,7 @@ cdef int wait_inside(Engine engine, Walk walk, int64_t deadline_ns) except -1:
             if deadline_ns >= 0 and now_ns() >= deadline_ns:
                 return 0
     finally:
-        _take_out(engine.waits_inside, wait)
+        take_out(engine.waits_inside, wait)
 
 
 cdef object find_call_loop(Engine engine, tuple wait):
@@ -73,8 +73,8 @@ cdef object find_call_loop(Engine engine, tuple wait):
     station = _station_awaited(wait, nodes)
     if station is None:
         return None
-    held = " and ".join([repr((<Station>each).name) + _at(<Station>each) for each in nodes])
-    if is_another_inside(_greenlet()):
+    held = " and ".join([repr((<Station>each).name) + at_place(<Station>each) for each in nodes])
+    if is_another_inside(current_greenlet()):
         return CallLoop(f"a call waits for {station.title}, whose instances are all in calls of other greenlets of this thread, "
                         f"which cannot go on while it waits. {_GREENLET_ADVICE}")
     if isinstance(wait[0], Walk):
@@ -85,7 +85,7 @@ cdef object find_call_loop(Engine engine, tuple wait):
                     "give the node more instances, or use a graph, or MapReduce")
 
 
-cdef c_bool holds(Station station, Walk walk):
+cdef c_bool _holds(Station station, Walk walk):
     """True if some visit of a walk, or of a part of it, is queued here."""
     cdef Ticket* ticket
     cdef vector[PyObject*] visits
@@ -100,7 +100,7 @@ cdef c_bool holds(Station station, Walk walk):
         ticket = <Ticket*>ticket.next.load(memory_order_relaxed)
     station.desk.unlock()
     for visit in visits:
-        found = found or _is_of(<Visit>visit, walk)
+        found = found or is_part_of(<Visit>visit, walk)
         Py_DECREF(<object>visit)
     return found
 
@@ -111,10 +111,10 @@ cdef Station _station_awaited(tuple wait, list nodes):
     if isinstance(wait[0], Station):
         return wait[0] if _makes_no_room(<Station>wait[0], nodes) else None
     for station in nodes:
-        if holds(station, <Walk>wait[0]):
+        if _holds(station, <Walk>wait[0]):
             return station
         for visit in station.waiting_alone:                     # an eager call's
-            if _is_of(<Visit>visit, <Walk>wait[0]):
+            if is_part_of(<Visit>visit, <Walk>wait[0]):
                 return station
     return None
 
@@ -148,5 +148,5 @@ cdef c_bool _makes_no_room(Station front, list stuck):
 
 cdef c_bool _is_run_by(object awaited, list waits, tuple but) noexcept:
     """True if one of the backends that wait, other than ``but``, runs what is awaited."""
-    return isinstance(awaited, Walk) and any([_is_of(<Visit>visit, <Walk>awaited)
+    return isinstance(awaited, Walk) and any([is_part_of(<Visit>visit, <Walk>awaited)
                                               for other in waits if other is not but for visit in other[2]])

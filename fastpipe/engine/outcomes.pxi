@@ -24,7 +24,7 @@ cdef void link_walk(Engine engine, Walk walk) noexcept:
     engine.in_flight += 1
 
 
-cdef void unlink_walk(Engine engine, Walk walk) noexcept:
+cdef void _unlink_walk(Engine engine, Walk walk) noexcept:
     """Take an ended walk off the list of live ones, and tell close() if it was the last. The caller holds the walk."""
     if walk.newer != NULL:
         (<Walk>walk.newer).older = walk.older
@@ -43,44 +43,44 @@ cdef void unlink_walk(Engine engine, Walk walk) noexcept:
 cdef int finish_walk(Engine engine, Walk walk, dict answer, Turn turn) noexcept:
     """End a walk with its answer, once (E1)."""
     if walk.deadline_ns >= 0 and walk.sink_kind != SINK_GATHER and now_ns() >= walk.deadline_ns:
-        return fail_walk(engine, walk, _late_error(walk), turn)  # a moment too late is too late: a backend may have given up
+        return fail_walk(engine, walk, late_error(walk), turn)  # a moment too late is too late: a backend may have given up
     if is_hooked(AT_END):
-        _act_in(AT_END, turn)
-    if not begin_walk(engine, walk, turn) or not walk.c_end(DONE):
+        act_at_in(AT_END, turn)
+    if not _begin_walk(engine, walk, turn) or not walk.c_end(DONE):
         return 0
-    count_out(engine, walk)
+    _count_out(engine, walk)
     try:
-        _write_back(walk, answer)
+        write_back(walk, answer)
     except BaseException as error:                              # a subclass of dict may do as it likes
         walk.error = error
         if issubclass(type(error), KeyboardInterrupt) and PyThread_get_thread_ident() == _main_thread:
-            _note_interrupt(turn, error)
+            note_interrupt(turn, error)
         if walk.sink_kind != SINK_GATHER:
             engine.done -= 1
             engine.failed += 1
             engine.failed_by[OTHER] += 1
-    return deliver(engine, walk, turn)
+    return _deliver(engine, walk, turn)
 
 
 cdef int fail_walk(Engine engine, Walk walk, object error, Turn turn) noexcept:
     """End a walk with an exception, once (E1)."""
     if is_hooked(AT_END):
-        _act_in(AT_END, turn)
-    if not begin_walk(engine, walk, turn) or not walk.c_end(FAILED):
+        act_at_in(AT_END, turn)
+    if not _begin_walk(engine, walk, turn) or not walk.c_end(FAILED):
         return 0
     walk.error = error
-    count_out(engine, walk)
+    _count_out(engine, walk)
     if walk.sink_kind != SINK_GATHER:
-        engine.failed_by[_reason_of(error)] += 1
+        engine.failed_by[reason_of(error)] += 1
     if issubclass(type(error), KeyboardInterrupt) and PyThread_get_thread_ident() == _main_thread:
-        _note_interrupt(turn, error)                            # Ctrl-C: not only for whoever waits for this request
+        note_interrupt(turn, error)                             # Ctrl-C: not only for whoever waits for this request
     try:
-        _write_back(walk, None)
+        write_back(walk, None)
     except Exception as unexpected:
-        _report(unexpected, type(walk.request))
+        report(unexpected, type(walk.request))
     except BaseException as unexpected:
-        _note_interrupt(turn, unexpected)
-    return deliver(engine, walk, turn)
+        note_interrupt(turn, unexpected)
+    return _deliver(engine, walk, turn)
 
 
 cdef int fail_visit(Engine engine, Visit visit, object error, Turn turn) noexcept:
@@ -95,23 +95,23 @@ cdef int fail_visit(Engine engine, Visit visit, object error, Turn turn) noexcep
 cdef int cancel_walk(Engine engine, Walk walk) noexcept:
     """Give a walk up: 1, or 0 if it has ended. Its dict is not touched; what still runs of it is dropped."""
     if is_hooked(AT_CANCEL):
-        _act_in(AT_CANCEL, None)
+        act_at_in(AT_CANCEL, None)
     if not walk.c_end(CANCELLED):
         return 0
-    count_out(engine, walk)
+    _count_out(engine, walk)
     if word_set(&walk.word):
         futex_wake(&walk.word, 1)
-    tell_of_places(engine, walk)
+    _tell_of_places(engine, walk)
     start_called(engine, None)
     return 1
 
 
-cdef c_bool begin_walk(Engine engine, Walk walk, Turn turn) noexcept:
+cdef c_bool _begin_walk(Engine engine, Walk walk, Turn turn) noexcept:
     """Mark a future as running before its walk's first batch, or its end; False if its owner has cancelled it."""
     if walk.started or walk.sink_kind != SINK_FUTURE:
         return True
     walk.started = True
-    if _start_future(walk.sink, turn):
+    if start_future(walk.sink, turn):
         return True
     cancel_walk(engine, walk)
     return False
@@ -120,17 +120,17 @@ cdef c_bool begin_walk(Engine engine, Walk walk, Turn turn) noexcept:
 cdef int expire_walk(Engine engine, Walk walk, Turn turn) noexcept:
     """Fail a walk whose time is over; nothing if it has ended."""
     if is_hooked(AT_EXPIRE):
-        _act_in(AT_EXPIRE, None)
-    fail_walk(engine, walk, _late_error(walk), turn)
+        act_at_in(AT_EXPIRE, None)
+    fail_walk(engine, walk, late_error(walk), turn)
     return settle(engine, turn)
 
 
-cdef void count_out(Engine engine, Walk walk) noexcept:
+cdef void _count_out(Engine engine, Walk walk) noexcept:
     """Take an ended walk out of the books. No user code can run in here, or between it and Walk.c_end."""
     cdef uint8_t outcome = walk.outcome.load(memory_order_relaxed)
     cdef Visit visit
     if walk.has_room:
-        _leave_room(walk)
+        leave_room(walk)
     if walk.is_counted:
         engine.gate.reserved -= 1
     if walk.queued is not None:
@@ -149,10 +149,10 @@ cdef void count_out(Engine engine, Walk walk) noexcept:
         engine.failed += 1
     else:
         engine.cancelled += 1
-    unlink_walk(engine, walk)
+    _unlink_walk(engine, walk)
 
 
-cdef int tell_of_places(Engine engine, Walk walk) noexcept:
+cdef int _tell_of_places(Engine engine, Walk walk) noexcept:
     """A walk has ended: let those look again who wait for a place that it held."""
     cdef Visit visit
     if walk.is_counted:
@@ -164,16 +164,16 @@ cdef int tell_of_places(Engine engine, Walk walk) noexcept:
             try:
                 sweep(visit.node.station)
             except BaseException as error:
-                _report(error, engine)
+                report(error, engine)
             tell_of_room(visit.node.station)
         walk.queued = None
     return 0
 
 
-cdef int deliver(Engine engine, Walk walk, Turn turn) noexcept:
+cdef int _deliver(Engine engine, Walk walk, Turn turn) noexcept:
     """Hand an outcome to whoever waits for it."""
     cdef Station station
-    tell_of_places(engine, walk)
+    _tell_of_places(engine, walk)
     if walk.sink_kind == SINK_GATHER:
         return part_ended(engine, walk, turn)
     station = walk.home
@@ -184,11 +184,11 @@ cdef int deliver(Engine engine, Walk walk, Turn turn) noexcept:
         try:
             engine.recorder.end(walk.recorded, walk.request, walk.error)
         except Exception as error:
-            _report(error, engine.recorder)
+            report(error, engine.recorder)
         except BaseException as error:
-            _note_interrupt(turn, error)
+            note_interrupt(turn, error)
     if is_hooked(AT_ENDED):
-        _act_in(AT_ENDED, turn)
+        act_at_in(AT_ENDED, turn)
     if walk.sink_kind != SINK_CALLER:
         turn.c_will_settle(walk)
     if word_set(&walk.word):
@@ -222,12 +222,12 @@ cdef int send_one_back(Visit visit, Turn turn) noexcept:
 
 cdef c_bool claim(Engine engine, Visit visit, Turn turn) except *:
     """True if the visit is still wanted; its dict is then ours to write."""
-    if _is_dead(visit):
+    if is_dead(visit):
         return False
-    if visit.walk.deadline_ns >= 0 and _is_late(visit):
+    if visit.walk.deadline_ns >= 0 and is_late(visit):
         if is_hooked(AT_EXPIRE):
-            _act_in(AT_EXPIRE, turn)
+            act_at_in(AT_EXPIRE, turn)
         if visit.walk.sink_kind != SINK_GATHER:                 # a part ends with the whole, whose time is over, too
-            fail_walk(engine, visit.walk, _late_error(visit.walk), turn)
+            fail_walk(engine, visit.walk, late_error(visit.walk), turn)
         return False
-    return begin_walk(engine, visit.walk, turn)
+    return _begin_walk(engine, visit.walk, turn)

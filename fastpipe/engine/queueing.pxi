@@ -21,12 +21,12 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
         return 0
     try:
         if is_hooked(AT_PUSH):
-            _act(AT_PUSH)
+            act_at(AT_PUSH)
         visit.ticket.visit = <PyObject*>visit
-        visit.ticket.weight = _weight(visit) if station.batches else 1.0
+        visit.ticket.weight = weight_of(visit) if station.batches else 1.0
         visit.ticket.bucket = 0
         if visit.node.bucket is not None and station.batches:
-            key = _bucket_of(visit)
+            key = bucket_of(visit)
             station.next_bucket_id += 1
             entry = <list>station.bucket_ids.setdefault(key, [station.next_bucket_id, 0, key])
             entry[1] += 1
@@ -36,14 +36,14 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
             station.has_weights.store(1, memory_order_relaxed)
             station.wake_at.store(0, memory_order_seq_cst)
     except BaseException as error:
-        fail_visit(engine, visit, _with_place(error, visit.node), turn)
+        fail_visit(engine, visit, with_place(error, visit.node), turn)
         return 0
     except:  # noqa: E722
         # See _no_memory.
         fail_visit(engine, visit, _no_memory, turn)
         return 0
-    if station.c_is_limited() and not make_room(engine, visit, turn):
-        _release_bucket(visit)
+    if station.c_is_limited() and not _make_room(engine, visit, turn):
+        release_bucket(visit)
         return 0
     visit.ticket.arrival_ns = now_ns()
     visit.ticket.rank_ns = visit.ticket.arrival_ns + visit.walk.priority_ns
@@ -54,29 +54,29 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
     # What users wrote has run since the first look; from here on nothing can come in between.
     if station.lost is not None:
         fail_visit(engine, visit, lost_error(visit, station.lost), turn)
-    if _is_dead(visit):                                         # a closed station would keep it, and its pipe, for ever
-        _leave_queue(visit, station)
+    if is_dead(visit):                                          # a closed station would keep it, and its pipe, for ever
+        leave_queue(visit, station)
         return 0
     Py_INCREF(visit)                                            # E2: owned by the ticket until popped
     station.c_push(&visit.ticket)
     if is_hooked(AT_PUSHED):
-        _act_in(AT_PUSHED, turn)
+        act_at_in(AT_PUSHED, turn)
     if notify:
         station.c_notify()
     return 1
 
 
-cdef c_bool make_room(Engine engine, Visit visit, Turn turn) noexcept:
+cdef c_bool _make_room(Engine engine, Visit visit, Turn turn) noexcept:
     """Make sure that a visit may be put into a queue with a limit; False, and its walk has failed, if it may not."""
     cdef Station station = visit.node.station
-    cdef Station front = _front_of(station)
+    cdef Station front = front_of(station)
     cdef Visit oldest
     if visit.walk.has_room and station is visit.walk.home:
-        _leave_room(visit.walk)                                 # it has been let in
+        leave_room(visit.walk)                                  # it has been let in
     try:
         if visit.walk.queued is None:
             visit.walk.queued = []
-        visit.size_bytes = _size_of(visit.request) if station.max_queue_bytes > 0 else 0
+        visit.size_bytes = size_of(visit.request) if station.max_queue_bytes > 0 else 0
         while station.when_full != BLOCK and is_full(front, visit.size_bytes, station.when_full == REJECT):
             error = full_error(front, visit.size_bytes)
             if station.when_full == REJECT:
@@ -91,9 +91,9 @@ cdef c_bool make_room(Engine engine, Visit visit, Turn turn) noexcept:
         visit.walk.queued.append(visit)                         # now: this may need memory
     except BaseException as error:
         visit.size_bytes = 0
-        fail_visit(engine, visit, _with_place(error, visit.node), turn)
+        fail_visit(engine, visit, with_place(error, visit.node), turn)
         return False
-    if _is_dead(visit):                                         # no code of users runs from here to the push
+    if is_dead(visit):                                          # no code of users runs from here to the push
         visit.size_bytes = 0
         return False
     station.queued_bytes += visit.size_bytes
@@ -111,7 +111,7 @@ cdef int enqueue_all(Engine engine, Turn turn) noexcept:
         enter_arrived(engine, turn)
         ready = turn.ready
         if len(ready) == 1:
-            enqueue(engine, _take_last(ready), turn, True)
+            enqueue(engine, take_last(ready), turn, True)
             continue
         for index in range(len(ready)):                         # in its own list: there may be no memory for another
             visit = <Visit>ready[index]

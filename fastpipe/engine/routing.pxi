@@ -20,7 +20,7 @@ cdef int enter(Engine engine, Visit visit, Turn turn) except -1:
     cdef int kind = node.filter_kind
     cdef Exit exit
     if visit.request is None:
-        visit.request = mapped_request(engine, node, visit.walk)
+        visit.request = _mapped_request(engine, node, visit.walk)
     if kind == FILTER_DEFAULT:
         if visit.way == PASSED_ON:
             kind = FILTER_SWAP if node.sources is None else FILTER_RUN
@@ -38,28 +38,28 @@ cdef int enter(Engine engine, Visit visit, Turn turn) except -1:
                 del visit.request["result"]
                 status = STATUS_RUN
         else:
-            status = _status(_enter_user_code(<void*>engine, node.filter, visit.request), node)
+            status = checked_status(enter_user_code(<void*>engine, node.filter, visit.request), node)
     if turn.observer is not None:
-        turn.observer.decided(node.name, _part_of(visit.walk), Status(status), visit.request)
+        turn.observer.decided(node.name, part_of(visit.walk), Status(status), visit.request)
     if status != STATUS_RUN and visit.walk.has_room:
-        _leave_room(visit.walk)                                 # it does not queue where it has entered
+        leave_room(visit.walk)                                  # it does not queue where it has entered
         tell_of_room(visit.walk.home)
     if status == STATUS_RUN:
         if node.subgraph is not None:
-            return split_up(engine, visit, turn)
+            return _split_up(engine, visit, turn)
         turn.ready.append(visit)
         return 0
     if status == STATUS_BREAK:
         # Another filter than swap would have it so, whoever left nothing before.
         visit.walk.without = visit.without if kind == FILTER_SWAP or node.filter is swap else None
         if visit.walk.without is not None:
-            check_result(engine, visit.walk, visit.request)
-        return answer_walk(engine, visit.walk, visit.request, node.name if visit.walk.entry.leaf_count > 1 else None, turn)
+            _check_result(engine, visit.walk, visit.request)
+        return _answer_walk(engine, visit.walk, visit.request, node.name if visit.walk.entry.leaf_count > 1 else None, turn)
     if status == STATUS_ERROR:
         raise BackendError(f"the filter of node {node.name!r} said Error")
     exit = exit_of(engine, visit.walk.entry, node, status)
     if status != STATUS_SKIP and turn.observer is not None:
-        turn.observer.hidden(exit.hidden, _part_of(visit.walk))
+        turn.observer.hidden(exit.hidden, part_of(visit.walk))
     return advance(engine, visit, exit, False, turn)
 
 
@@ -71,10 +71,10 @@ cdef c_bool choose_twin(Engine engine, Visit visit, Turn turn) noexcept:
     cdef Node node = visit.node
     cdef Station station
     try:
-        visit.node = _twin_for(engine, node, visit.request)
+        visit.node = twin_for(engine, node, visit.request)
         node.station.next_twin = (node.twins.index(visit.node) + 1) % len(node.twins)
     except BaseException as error:
-        fail_visit(engine, visit, _with_place(error, node), turn)
+        fail_visit(engine, visit, with_place(error, node), turn)
         return False
     station = visit.node.station
     if visit.way == ENTERED:                                    # its caller is likely to come back to that place
@@ -88,7 +88,7 @@ cdef dict request_of(Engine engine, Visit visit):
     """The dict with which a visit arrives; {} if its node's map cannot be made. It is the visit's own from now on."""
     try:
         if visit.request is None:
-            visit.request = mapped_request(engine, visit.node, visit.walk)
+            visit.request = _mapped_request(engine, visit.node, visit.walk)
     except KeyError:                                            # enter meets it again, and fails the walk
         return {}
     return visit.request
@@ -103,12 +103,12 @@ cdef int enter_arrived(Engine engine, Turn turn) noexcept:
     while index < len(turn.arrived):
         visit = <Visit>turn.arrived[index]
         index += 1
-        if _is_dead(visit):
+        if is_dead(visit):
             continue
         try:
             enter(engine, visit, turn)
         except BaseException as error:
-            fail_visit(engine, visit, _with_place(error, visit.node), turn)
+            fail_visit(engine, visit, with_place(error, visit.node), turn)
         except:  # noqa: E722
             # See _no_memory.
             fail_visit(engine, visit, _no_memory, turn)
@@ -126,20 +126,20 @@ cdef int advance(Engine engine, Visit visit, Exit exit, c_bool has_run, Turn tur
     cdef tuple without = visit.without
     cdef int place = -1
     cdef int32_t slot
-    if _is_dead(visit):
+    if is_dead(visit):
         return 0
     for slot in exit.kept:
         if walk.readers[slot] > 0:
             walk.answers[slot] = answer
             walk.has_run[slot] = has_run
     for slot in exit.unread:
-        _forget(walk, slot)
+        forget_slot(walk, slot)
     if exit.leaves > 0:
         if has_run and without is not None and without[0] is visit.node:
             walk.without = without                              # a leaf has run, and has none
         walk.leaves_left -= exit.leaves
         if walk.leaves_left == 0:
-            return leave_graph(engine, walk, answer, turn)
+            return _leave_graph(engine, walk, answer, turn)
     for following in exit.next:
         place += 1
         if walk.pending.size() != 0 and following.parent_count > 1:
@@ -165,7 +165,7 @@ cdef int advance(Engine engine, Visit visit, Exit exit, c_bool has_run, Turn tur
     return 0
 
 
-cdef dict mapped_request(Engine engine, Node node, Walk walk):
+cdef dict _mapped_request(Engine engine, Node node, Walk walk):
     """The new dict that a node's ``map`` makes of its ancestors' dicts."""
     cdef dict request = {}
     cdef dict source
@@ -192,11 +192,11 @@ cdef dict mapped_request(Engine engine, Node node, Walk walk):
         for index in indices:
             slot = walk.entry.slots[<int>index]
             if slot >= 0:                                       # else it cannot be reached from where the request entered
-                _forget(walk, slot)
+                forget_slot(walk, slot)
     return request
 
 
-cdef int leave_graph(Engine engine, Walk walk, dict answer, Turn turn) except -1:
+cdef int _leave_graph(Engine engine, Walk walk, dict answer, Turn turn) except -1:
     """All leaves are passed: the answer, or another round. Of several leaves, those that were skipped say nothing."""
     cdef Entry entry = walk.entry
     cdef Node leaf
@@ -214,13 +214,13 @@ cdef int leave_graph(Engine engine, Walk walk, dict answer, Turn turn) except -1
             for leaf in entry.leaves:
                 answer.update(walk.answers[entry.slots[leaf.index]])
     if walk.without is not None:
-        check_result(engine, walk, answer)
+        _check_result(engine, walk, answer)
     if entry.restart is not None and "restart" not in answer:
-        return restart_walk(engine, walk, entry.restart, answer, turn)
-    return answer_walk(engine, walk, answer, name, turn)
+        return _restart_walk(engine, walk, entry.restart, answer, turn)
+    return _answer_walk(engine, walk, answer, name, turn)
 
 
-cdef int check_result(Engine engine, Walk walk, dict answer) except -1:
+cdef int _check_result(Engine engine, Walk walk, dict answer) except -1:
     """Fail a request that ends without a result because a step gave none. A part's whole knows better: it goes on."""
     cdef Node node
     if engine.lets_go or walk.is_part or "result" in answer:
@@ -241,13 +241,13 @@ cdef int note_result(Engine engine, Visit visit, object backend) noexcept:
     try:
         visit.without = (visit.node, None)
         if backend.why_no_result is not None:
-            visit.without = (visit.node, _enter_user_code(<void*>engine, backend.why_no_result, visit.request))
+            visit.without = (visit.node, enter_user_code(<void*>engine, backend.why_no_result, visit.request))
     except BaseException as error:                              # it cannot say: then it is the backend as a whole
-        _report(error, backend)
+        report(error, backend)
     return 0
 
 
-cdef int answer_walk(Engine engine, Walk walk, dict answer, str leaf, Turn turn) except -1:
+cdef int _answer_walk(Engine engine, Walk walk, dict answer, str leaf, Turn turn) except -1:
     """The graph has ended for this request, of several leaves at ``leaf``: finish, or start again where its dict says."""
     cdef PyObject* restart = PyDict_GetItem(answer, "restart")
     if restart != NULL:
@@ -260,10 +260,10 @@ cdef int answer_walk(Engine engine, Walk walk, dict answer, str leaf, Turn turn)
     node = engine.node_named.get(name) if isinstance(name, str) else None
     if node is None:
         raise UnknownNode(f"request['restart'] is {name!r}, and no node has that name{nearest(str(name), engine.node_named)}")
-    return restart_walk(engine, walk, <Node>node, answer, turn)
+    return _restart_walk(engine, walk, <Node>node, answer, turn)
 
 
-cdef int restart_walk(Engine engine, Walk walk, Node node, dict answer, Turn turn) except -1:
+cdef int _restart_walk(Engine engine, Walk walk, Node node, dict answer, Turn turn) except -1:
     """Enter again, at ``node``: a new round, which shares nothing with the last but its dict."""
     cdef Visit visit
     if walk.entered_again is None:
@@ -275,7 +275,7 @@ cdef int restart_walk(Engine engine, Walk walk, Node node, dict answer, Turn tur
     visit = Visit.__new__(Visit)
     walk.restarts += 1
     walk.entry = entry_at(engine, node)
-    _start_round(walk)
+    start_round(walk)
     visit.walk = walk
     visit.round = walk.restarts
     visit.node = node
@@ -283,11 +283,11 @@ cdef int restart_walk(Engine engine, Walk walk, Node node, dict answer, Turn tur
     visit.way = RESTARTED
     turn.arrived.append(visit)
     if turn.observer is not None:
-        turn.observer.restarted(node.name, _part_of(walk), count)
+        turn.observer.restarted(node.name, part_of(walk), count)
     return 0
 
 
-cdef int split_up(Engine engine, Visit visit, Turn turn) except -1:
+cdef int _split_up(Engine engine, Visit visit, Turn turn) except -1:
     """Send the parts of a sub-graph node on their way. Raises what fails the walk."""
     cdef Node node = visit.node
     cdef Gather gather
@@ -295,18 +295,18 @@ cdef int split_up(Engine engine, Visit visit, Turn turn) except -1:
     cdef int index
     if not claim(engine, visit, turn):
         return 0
-    if len(_part_of(visit.walk)) > len(engine.nodes):           # only a loop leads so deep
+    if len(part_of(visit.walk)) > len(engine.nodes):            # only a loop leads so deep
         raise RestartLimit(f"node {node.name!r}: parts within parts without end: a restart leads from the inside of a "
                            "sub-graph back to the node that jumps there")
-    parts = checked_parts(_enter_user_code(<void*>engine, node.subgraph.split, visit.request), f"split() of node {node.name!r}")
+    parts = checked_parts(enter_user_code(<void*>engine, node.subgraph.split, visit.request), f"split() of node {node.name!r}")
     gather = Gather.__new__(Gather)
     gather.visit = visit
     gather.left = len(parts)
     gather.answers = [None] * gather.left
     if gather.left == 0:
-        return merge_parts(engine, gather, turn)
+        return _merge_parts(engine, gather, turn)
     for index, request in enumerate(parts):
-        part = _new_walk(engine, node.jump, request, SINK_GATHER, gather)
+        part = new_walk(engine, node.jump, request, SINK_GATHER, gather)
         part.sink_index = index
         part.started = True
         start_part(part, turn)
@@ -324,17 +324,17 @@ cdef int start_part(Walk part, Turn turn) except -1:
     return 0
 
 
-cdef int merge_parts(Engine engine, Gather gather, Turn turn) except -1:
+cdef int _merge_parts(Engine engine, Gather gather, Turn turn) except -1:
     """All parts are there: make them one answer and go on. Raises what fails the walk."""
     cdef Visit visit = gather.visit
-    if _is_dead(visit):
+    if is_dead(visit):
         return 0
-    _enter_user_code(<void*>engine, visit.node.subgraph.merge, visit.request, gather.answers)
+    enter_user_code(<void*>engine, visit.node.subgraph.merge, visit.request, gather.answers)
     visit.without = None
     if "result" not in visit.request:
         visit.without = (visit.node, "" if gather.has_let_go else None)
         if gather.without is not None:
-            visit.without = (visit.node, _step_in_words(gather.without))
+            visit.without = (visit.node, step_in_words(gather.without))
     return advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
 
 
@@ -354,23 +354,23 @@ cdef int part_ended(Engine engine, Walk part, Turn turn) noexcept:
         elif node.subgraph.keeps_failures:
             gather.answers[part.sink_index] = part.error
         else:
-            _note_part(part, node)
+            note_part(part, node)
             return fail_visit(engine, gather.visit, part.error, turn)
         if gather.left == 0:
-            merge_parts(engine, gather, turn)
+            _merge_parts(engine, gather, turn)
     except BaseException as error:
-        fail_visit(engine, gather.visit, _with_place(error, node), turn)
+        fail_visit(engine, gather.visit, with_place(error, node), turn)
     except:  # noqa: E722
         # See _no_memory.
         fail_visit(engine, gather.visit, _no_memory, turn)
     return 0
 
 
-cdef Node _twin_for(Engine engine, Node node, object request):
+cdef Node twin_for(Engine engine, Node node, object request):
     """Where a request is to run: where its data is; if that is nowhere or has no instance, where there is least to do."""
     cdef Node twin
     if node.place_of is not None:
-        place = _enter_user_code(<void*>engine, node.place_of, request)
+        place = enter_user_code(<void*>engine, node.place_of, request)
         if place is not None:
             twin = <Node>node.twin_at.get(place)
             if twin is not None:
@@ -405,7 +405,7 @@ cdef Node _least_busy_of(Node node, c_bool in_service):
         instances = station.in_service if in_service else station.instance_count
         if station.lost is not None or instances == 0:
             continue
-        outstanding = _present(<PyObject*>station) - station.ghosts
+        outstanding = count_present(<PyObject*>station) - station.ghosts
         if best is None or outstanding * of_best < least * instances:
             best = <Node>twin
             least = outstanding

@@ -20,7 +20,7 @@ cdef int send_on(Engine engine, Visit visit, Turn turn) noexcept:
     try:
         advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
     except BaseException as error:
-        fail_visit(engine, visit, _with_place(error, visit.node), turn)
+        fail_visit(engine, visit, with_place(error, visit.node), turn)
     except:  # noqa: E722
         # See _no_memory.
         fail_visit(engine, visit, _no_memory, turn)
@@ -35,7 +35,7 @@ cdef int run_batch(Engine engine, Station station, Instance instance, list visit
         return 0
     if cause is None:
         try:
-            run_claimed(engine, station, instance, visits, turn)
+            _run_claimed(engine, station, instance, visits, turn)
             return 0
         except BaseException as unexpected:                     # a hook, or no memory left: nobody may wait in vain
             cause = unexpected
@@ -45,11 +45,11 @@ cdef int run_batch(Engine engine, Station station, Instance instance, list visit
             # See _no_memory.
             cause = _no_memory
     for visit in visits:
-        fail_visit(engine, visit, _death(cause), turn)
+        fail_visit(engine, visit, death_error(cause), turn)
     return 0
 
 
-cdef int run_claimed(Engine engine, Station station, Instance instance, list visits, Turn turn) except -1:
+cdef int _run_claimed(Engine engine, Station station, Instance instance, list visits, Turn turn) except -1:
     cdef Visit visit
     cdef list alive = _claim_all(engine, visits, turn)
     cdef list before = None
@@ -69,7 +69,7 @@ cdef int run_claimed(Engine engine, Station station, Instance instance, list vis
         return 0
     visit = <Visit>alive[0]
     batch = [(<Visit>each).request for each in alive]
-    if (count > 1 and visit.node.retry_alone) or (turn.helps and _has_others(alive, turn)):
+    if (count > 1 and visit.node.retry_alone) or (turn.helps and has_others(alive, turn)):
         if visit.node.keeps_input:
             before = [PyDict_Copy(<dict>request) for request in batch]
         else:
@@ -80,10 +80,10 @@ cdef int run_claimed(Engine engine, Station station, Instance instance, list vis
             except KeyboardInterrupt as interrupt:
                 if not turn.helps:
                     raise
-                return put_back(engine, alive, None, None, interrupt, turn)
+                return _put_back(engine, alive, None, None, interrupt, turn)
     shared = station.instance_count - station.idle.load(memory_order_relaxed) > 1
     if is_hooked(AT_FORWARD):
-        _act(AT_FORWARD)
+        act_at(AT_FORWARD)
     if turn.is_guarded:
         started = now_ns()
         begin_batch(station, instance.index, started)
@@ -93,7 +93,7 @@ cdef int run_claimed(Engine engine, Station station, Instance instance, list vis
     if turn.is_guarded and not end_batch(station, instance.index, turn, started):
         return 0
     if is_hooked(AT_RETURN):
-        _act(AT_RETURN)
+        act_at(AT_RETURN)
     station.batches_run += 1
     station.requests_run += count
     station.busy_ns += elapsed_ns
@@ -105,10 +105,10 @@ cdef int run_claimed(Engine engine, Station station, Instance instance, list vis
             send_on(engine, visit, turn)
         return 0
     try:
-        file_failures(engine, station, instance, alive, batch, before, refusal, error, turn)
+        _file_failures(engine, station, instance, alive, batch, before, refusal, error, turn)
     except BaseException as unexpected:                         # exceptions may be as odd as their classes
         for visit in alive:
-            fail_visit(engine, visit, _copy_of(unexpected), turn)
+            fail_visit(engine, visit, copy_of(unexpected), turn)
     except:  # noqa: E722
         # See _no_memory.
         for visit in alive:
@@ -132,7 +132,7 @@ cdef list _claim_all(Engine engine, list visits, Turn turn):
 cdef object _forward(Engine engine, Station station, Instance instance, list batch, list alive):
     """Have the backend run a batch; return what it raised, or None. Raises nothing."""
     try:
-        returned = _run_backend(<void*>engine, instance.forward, batch, alive, station)
+        returned = run_backend(<void*>engine, instance.forward, batch, alive, station)
         if returned is None:
             return None
         return BackendError(f"forward() of {(<Visit>alive[0]).node.backend_name} returned {type(returned).__name__}; it must fill in "
@@ -144,8 +144,8 @@ cdef object _forward(Engine engine, Station station, Instance instance, list bat
         return _no_memory
 
 
-cdef int file_failures(Engine engine, Station station, Instance instance, list alive, list batch, list before, str refusal,
-                       object error, Turn turn) except -1:
+cdef int _file_failures(Engine engine, Station station, Instance instance, list alive, list batch, list before, str refusal,
+                        object error, Turn turn) except -1:
     """Decide what an exception of a batch means for each of its requests: each gets one of its own."""
     cdef Visit visit
     cdef int number = station.numbers[instance.index]
@@ -155,26 +155,26 @@ cdef int file_failures(Engine engine, Station station, Instance instance, list a
         return _file_item_errors(engine, station, instance, alive, batch, error, turn)
     if turn.helps and issubclass(type(error), KeyboardInterrupt):
         # Ctrl-C hit a caller while it ran what may not be all its own.
-        return put_back(engine, alive, before, refusal, error, turn)
+        return _put_back(engine, alive, before, refusal, error, turn)
     if is_device_lost(error, instance.backend):
         station.lost = error
         for visit in alive:
             station.requests_failed += 1
-            fail_visit(engine, visit, _with_batch(lost_error(visit, error), visit, number, count), turn)
+            fail_visit(engine, visit, with_batch(lost_error(visit, error), visit, number, count), turn)
         return 0
     if count > 1 and before is not None and (<Visit>alive[0]).node.retry_alone:
         return _run_again(engine, station, instance, alive, before, error, turn)
     if count > 1 and refusal is not None and (<Visit>alive[0]).node.retry_alone:
-        _add_note(error, f"fastpipe: the batch was not run again one by one: {refusal}")
-    # run_claimed holds it, and nobody else does, as a rule. A backend that keeps it may raise it again, for others.
+        add_note(error, f"fastpipe: the batch was not run again one by one: {refusal}")
+    # _run_claimed holds it, and nobody else does, as a rule. A backend that keeps it may raise it again, for others.
     if Py_REFCNT(error) == 1 and count == 1:
         own = error
     else:
-        traceback = _traceback_for_copies(error)
+        traceback = traceback_for_copies(error)
         own = None
     for visit in alive:
         station.requests_failed += 1
-        fail_visit(engine, visit, _with_batch(_copy_of(error) if own is None else own, visit, number, count), turn)
+        fail_visit(engine, visit, with_batch(copy_of(error) if own is None else own, visit, number, count), turn)
     if own is None:
         error.__traceback__ = traceback
     return 0
@@ -187,8 +187,8 @@ cdef int _file_item_errors(Engine engine, Station station, Instance instance, li
     cdef int number = station.numbers[instance.index]
     cdef int count = len(alive)
     cdef object lost = None
-    cdef dict errors = _checked_item_errors(error, batch, alive)
-    for each in errors.values():                            # a container's, whose child has said so
+    cdef dict errors = checked_item_errors(error, batch, alive)
+    for each in errors.values():                                # a container's, whose child has said so
         if is_device_lost(each, instance.backend):
             station.lost = lost = each
             break
@@ -204,8 +204,8 @@ cdef int _file_item_errors(Engine engine, Station station, Instance instance, li
             own = errors[index] if lost is None else lost_error(visit, lost)
             # Held by ``errors`` and ``own``; by others it is if it was named for several, or is kept in the backend.
             if lost is None and Py_REFCNT(own) > 2:
-                own = _copy_of(own)
-            fail_visit(engine, visit, _with_batch(own, visit, number, count), turn)
+                own = copy_of(own)
+            fail_visit(engine, visit, with_batch(own, visit, number, count), turn)
         else:
             send_on(engine, visit, turn)
     return 0
@@ -227,13 +227,13 @@ cdef int _run_again(Engine engine, Station station, Instance instance, list aliv
             return 0
         # What comes later is put back when its turn comes: what it shares with the first, that may have changed.
         for visit in <list>piece:
-            _restore(visit, before[index])
+            restore(visit, before[index])
             index += 1
         run_batch(engine, station, instance, <list>piece, turn)
     return 0
 
 
-cdef int put_back(Engine engine, list alive, list before, str refusal, object interrupt, Turn turn) except -1:
+cdef int _put_back(Engine engine, list alive, list before, str refusal, object interrupt, Turn turn) except -1:
     """Ctrl-C has hit a caller who ran a batch, in it others' requests: those go back to the queue, as they were.
 
     Where that cannot be, they fail, as those do whose worker dies. ``before`` and ``refusal`` are None: it has not begun.
@@ -244,12 +244,12 @@ cdef int put_back(Engine engine, list alive, list before, str refusal, object in
     for index in range(len(alive)):
         visit = <Visit>alive[index]
         if refusal is not None:
-            error = _death(interrupt)
-            _add_note(error, f"fastpipe: the batch was not run again: {refusal}")
+            error = death_error(interrupt)
+            add_note(error, f"fastpipe: the batch was not run again: {refusal}")
             fail_visit(engine, visit, error, turn)
             continue
         if before is not None:
-            _restore(visit, before[index])
+            restore(visit, before[index])
         enqueue(engine, visit, turn, True)
     return 0
 
@@ -267,19 +267,19 @@ cdef int run_ready(Engine engine, Turn turn) noexcept:
             hand_over(engine, turn)
         if not turn.ready:
             continue
-        visit = _take_last(turn.ready)
-        if _is_dead(visit) or visit.node.twins is not None and not choose_twin(engine, visit, turn):
+        visit = take_last(turn.ready)
+        if is_dead(visit) or visit.node.twins is not None and not choose_twin(engine, visit, turn):
             continue
         station = visit.node.station
         weight = 1.0
         try:
             if station.batches:
-                weight = _weight(visit)
+                weight = weight_of(visit)
                 if isinstance(visit.node.bucket, str):
-                    hash(_bucket_of(visit))                     # the same errors as on the way through the queue
+                    hash(bucket_of(visit))                      # the same errors as on the way through the queue
             visits = [visit]                                    # before the token is taken: there may be no memory
         except BaseException as error:
-            fail_visit(engine, visit, _with_place(error, visit.node), turn)
+            fail_visit(engine, visit, with_place(error, visit.node), turn)
             continue
         index = token_for_caller(station, weight)
         if index < 0:
@@ -288,7 +288,7 @@ cdef int run_ready(Engine engine, Turn turn) noexcept:
         if turn.wakes.size() != 0:
             turn.wake()
         if visit.walk.has_room:
-            _leave_room(visit.walk)
+            leave_room(visit.walk)
             tell_of_room(station)
         if engine.called_first is not None:
             start_called_beside(engine, station, turn)

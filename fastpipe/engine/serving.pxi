@@ -21,7 +21,7 @@ cdef object serve_until_closed(Station station, int worker):
     turn.is_workers = True
     with nogil:
         want_precise_timers()
-        while wait_for_batch(station, &batch, worker, turn_pointer):
+        while _wait_for_batch(station, &batch, worker, turn_pointer):
             if not _run_taken(&batch, worker, <PyObject*>station, turn_pointer):
                 break
     if turn.abandoned is not None or turn.death is None:
@@ -42,13 +42,13 @@ cdef int help_out(Station station, Walk last, Turn turn) noexcept:
         if not try_take(station, &batch, -1, &verdict):
             return 0
         station.run_by_caller += batch.count
-        serve_hold(station, &batch, -1, turn)
+        _serve_hold(station, &batch, -1, turn)
         turn.wake()
     turn.helps = False
     return 0
 
 
-cdef c_bool wait_for_batch(Station station, Batch* batch, int worker, PyObject* turn) noexcept nogil:
+cdef c_bool _wait_for_batch(Station station, Batch* batch, int worker, PyObject* turn) noexcept nogil:
     """Wait for a batch and a token; False: the station is closed and empty, or a hook has ended the worker."""
     cdef Verdict verdict
     cdef uint32_t epoch
@@ -59,7 +59,7 @@ cdef c_bool wait_for_batch(Station station, Batch* batch, int worker, PyObject* 
     while True:
         epoch = events_prepare(&station.workers)
         batch.instance = -1
-        if is_hooked(AT_TAKE) and _act_without_gil(AT_TAKE, turn):
+        if is_hooked(AT_TAKE) and act_without_gil(AT_TAKE, turn):
             events_leave(&station.workers)
             station.c_notify()                                  # a wake-up that was another worker's may have come here
             return False
@@ -71,7 +71,7 @@ cdef c_bool wait_for_batch(Station station, Batch* batch, int worker, PyObject* 
         if station.life.load(memory_order_seq_cst) == CLOSING and station.queued.load(memory_order_seq_cst) == 0:
             events_leave(&station.workers)
             return False
-        if is_hooked(AT_SLEEP) and _act_without_gil(AT_SLEEP, turn):
+        if is_hooked(AT_SLEEP) and act_without_gil(AT_SLEEP, turn):
             events_leave(&station.workers)
             station.c_notify()
             return False
@@ -100,7 +100,7 @@ cdef int _run_taken_with_gil(Batch* batch, int worker, PyObject* station_pointer
     cdef Station station = <Station>station_pointer
     cdef Turn turn = <Turn>turn_pointer
     station.gil_acquires += 1
-    serve_hold(station, batch, worker, turn)
+    _serve_hold(station, batch, worker, turn)
     if turn.abandoned is not None:
         return IS_GIVEN_UP
     return GOES_ON if turn.death is None else DIES
@@ -110,13 +110,13 @@ cdef int _fail_taken(Batch* batch, object cause, Turn turn) noexcept:
     """Fail what a worker has taken and cannot even list, because of what it met."""
     cdef Visit visit
     while batch.first != NULL:
-        visit = _only_visit_of(batch)
-        fail_visit(visit.walk.engine, visit, _death(cause), turn)
+        visit = only_visit_of(batch)
+        fail_visit(visit.walk.engine, visit, death_error(cause), turn)
         send_one_back(visit, turn)
     return 0
 
 
-cdef void serve_hold(Station station, Batch* batch, int worker, Turn turn) noexcept:
+cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noexcept:
     """Run the batch, and further ones while the GIL is held anyway; release the token; settle futures."""
     cdef int64_t started = kernel_now_ns()
     cdef int64_t cost_ns
@@ -139,7 +139,7 @@ cdef void serve_hold(Station station, Batch* batch, int worker, Turn turn) noexc
             return                                              # E8: all of it is the watchdog's
         if engine.steppers:
             send_back(visits, turn)
-        frame = enter_frame(<void*>engine, False, _greenlet())  # filters are asked while the token is held
+        frame = enter_frame(<void*>engine, False, current_greenlet())  # filters are asked while the token is held
         if frame != NULL:
             frame.station = <void*>station
         enqueue_all(engine, turn)
@@ -157,12 +157,12 @@ cdef void serve_hold(Station station, Batch* batch, int worker, Turn turn) noexc
         if station.queued.load(memory_order_relaxed) == 0 or not try_take(station, batch, only, &verdict):
             break
     if is_hooked(AT_RELEASE):
-        _act_in(AT_RELEASE, turn)
+        act_at_in(AT_RELEASE, turn)
     station.c_release_token(batch.instance)
     batch.instance = -1
     if turn.settled_first != NULL or engine.called_first is not None:
         if worker >= 0:
-            frame = enter_frame(<void*>engine, True, _greenlet())
+            frame = enter_frame(<void*>engine, True, current_greenlet())
             settle(engine, turn)
             leave_frame(frame)
         else:
@@ -173,8 +173,8 @@ cdef list _list_taken(Batch* batch, Turn turn):
     """The visits of a batch; [] if there is no memory for a list, and then they have failed. Raises nothing."""
     try:
         if is_hooked(AT_TAKEN):
-            _act(AT_TAKEN)
-        return _visits_of(batch)
+            act_at(AT_TAKEN)
+        return visits_of(batch)
     except BaseException as error:
         turn.death = error
         _fail_taken(batch, error, turn)
@@ -222,9 +222,9 @@ cdef int fail_all_queued(Station station, str why, object lost) except -1:
             station.desk.unlock()
         if batch.first == NULL:
             return turn.c_raise_interrupt()
-        visit = _only_visit_of(&batch)
+        visit = only_visit_of(&batch)
         engine = visit.walk.engine
-        fail_visit(engine, visit, _closed_error(why) if lost is None else lost_error(visit, lost), turn)
+        fail_visit(engine, visit, closed_error(why) if lost is None else lost_error(visit, lost), turn)
         station.running.fetch_sub(1, memory_order_relaxed)
         enqueue_all(engine, turn)                               # a MapReduce may go on without its failed parts
         send_one_back(visit, turn)

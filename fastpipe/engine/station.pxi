@@ -13,6 +13,8 @@ from fastpipe.engine.inbox cimport inbox_init, inbox_push
 from fastpipe.engine.parking cimport FOREVER, atomic_thread_fence, events_leave, events_notify, events_prepare, events_sleep, now_ns
 from fastpipe.engine.ranking cimport ranked_init
 
+from fastpipe.errors import QueueFull
+
 
 @cython.final
 cdef class Station:
@@ -82,7 +84,7 @@ cdef class Station:
     @property
     def title(self):
         """The node as in a sentence, and where, if its instances are at several places: ``node 'resize' at cuda:1``."""
-        return f"node {self.name!r}{_at(self)}"
+        return f"node {self.name!r}{at_place(self)}"
 
     def open_instance(self, int index):
         """Make an instance available: its backend is built."""
@@ -118,7 +120,7 @@ cdef class Station:
                 events_leave(&self.workers)
                 return False
             with nogil:
-                until = _first_slice(deadline)
+                until = first_slice(deadline)
                 events_sleep(&self.workers, epoch, until)
             PyErr_CheckSignals()
 
@@ -289,16 +291,58 @@ cdef class Station:
         return 0
 
 
-cdef str _at(Station station):
+cdef str at_place(Station station):
     """`` at cuda:1``, of a node whose instances are at several places; otherwise nothing."""
     return f" at {station.place}" if station.place is not None and station.c_has_twins() else ""
 
 
-cdef inline Station _front_of(Station station):
+cdef inline Station front_of(Station station):
     """The station that has the limits of a node, and where callers wait for room."""
     return station if station.front is None else station.front
 
 
-cdef inline int32_t _present(PyObject* station) noexcept nogil:
+cdef inline int32_t count_present(PyObject* station) noexcept nogil:
     """Requests queued or running at a station, seen from a thread that does not hold the GIL."""
     return (<Station>station).queued.load(memory_order_relaxed) + (<Station>station).running.load(memory_order_relaxed)
+
+
+cdef int32_t _count_waiting(Station front) noexcept:
+    """How many requests wait for the node, at all its places. At the front."""
+    cdef int32_t waiting = front.queued.load(memory_order_seq_cst) - front.ghosts
+    cdef size_t i
+    for i in range(front.others.size()):
+        waiting += (<Station>front.others[i]).queued.load(memory_order_seq_cst) - (<Station>front.others[i]).ghosts
+    return waiting
+
+
+cdef int64_t _count_waiting_bytes(Station front) noexcept:
+    """How many bytes they have. At the front."""
+    cdef int64_t size_bytes = front.queued_bytes
+    cdef size_t i
+    for i in range(front.others.size()):
+        size_bytes += (<Station>front.others[i]).queued_bytes
+    return size_bytes
+
+
+cdef c_bool is_full(Station front, int64_t more_bytes, c_bool with_reserved) noexcept:
+    cdef int32_t waiting = _count_waiting(front)
+    cdef int64_t reserved_bytes = 0
+    if with_reserved:
+        waiting += front.reserved
+        reserved_bytes = front.reserved_bytes
+    if front.max_queue > 0 and waiting >= front.max_queue:
+        return True
+    return front.max_queue_bytes > 0 and _count_waiting_bytes(front) + reserved_bytes + more_bytes > front.max_queue_bytes
+
+
+cdef object full_error(Station front, int64_t more_bytes):
+    cdef int32_t waiting = _count_waiting(front) + front.reserved
+    if front.name is None:
+        return QueueFull(f"the pipe is full: {waiting} requests are in flight, and its max_in_flight is {front.max_queue}")
+    cdef int64_t waiting_bytes = _count_waiting_bytes(front) + front.reserved_bytes
+    if front.max_queue_bytes > 0 and waiting_bytes + more_bytes > front.max_queue_bytes:
+        said = (f"{waiting_bytes} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "
+                f"{front.max_queue_bytes}")
+    else:
+        said = f"{waiting} requests wait, and its max_queue is {front.max_queue}"
+    return QueueFull(f"the queue of node {front.name!r} is full: {said}")

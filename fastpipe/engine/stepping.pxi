@@ -23,8 +23,8 @@ cdef class Stepper:
     @property
     def waiting(self):
         """What has arrived at a node whose filter has not been asked: (node, part, request), in order."""
-        return [((<Visit>visit).node.name, _part_of((<Visit>visit).walk), request_of(self.engine, <Visit>visit))
-                for visit in self.turn.arrived if not _is_dead(<Visit>visit)]
+        return [((<Visit>visit).node.name, part_of((<Visit>visit).walk), request_of(self.engine, <Visit>visit))
+                for visit in self.turn.arrived if not is_dead(<Visit>visit)]
 
     @property
     def next(self):
@@ -51,15 +51,15 @@ cdef class Stepper:
         check_process(self.engine)
         while self.turn.arrived:
             visit = <Visit>self.turn.arrived.pop(0)
-            if _is_dead(visit):
+            if is_dead(visit):
                 continue
             try:
                 enter(self.engine, visit, self.turn)
             except BaseException as error:
-                fail_visit(self.engine, visit, _with_place(error, visit.node), self.turn)
+                fail_visit(self.engine, visit, with_place(error, visit.node), self.turn)
             try:
                 while self.turn.ready:
-                    self.c_run(_take_last(self.turn.ready))
+                    self.c_run(take_last(self.turn.ready))
             except BaseException:                               # a signal while it waited, or the observer
                 self.cancel()
                 raise
@@ -98,11 +98,11 @@ cdef class Stepper:
         else:
             if station.batches:
                 try:                                            # as a queue would: one that is too heavy fails
-                    _weight(visit)
+                    weight_of(visit)
                     if isinstance(visit.node.bucket, str):
-                        hash(_bucket_of(visit))
+                        hash(bucket_of(visit))
                 except BaseException as error:
-                    fail_visit(engine, visit, _with_place(error, visit.node), self.turn)
+                    fail_visit(engine, visit, with_place(error, visit.node), self.turn)
                     return 0
             index = self.c_token(visit)
             if index < 0:                                       # nobody waits for it any more, or the node is lost
@@ -116,7 +116,7 @@ cdef class Stepper:
         if failure is None and self.c_is_over(visit):           # a part whose time is over has not run, and the whole ends
             return 0
         if self.turn.observer is not None:
-            self.turn.observer.ran(visit.node.name, _part_of(visit.walk), visit.request, failure, (now_ns() - started) / 1e9)
+            self.turn.observer.ran(visit.node.name, part_of(visit.walk), visit.request, failure, (now_ns() - started) / 1e9)
         if failure is None:
             send_on(engine, visit, self.turn)
         else:
@@ -150,7 +150,7 @@ cdef class Stepper:
         """True if nobody waits for a visit any more; its time may just be over."""
         if self.walk.deadline_ns >= 0 and now_ns() >= self.walk.deadline_ns:
             expire_walk(self.engine, self.walk, self.turn)
-        return _is_dead(visit)
+        return is_dead(visit)
 
     cdef int c_token(self, Visit visit) except -2:
         """Wait for a free instance and take its token; -1: the visit is dead. Serves signals."""
@@ -180,14 +180,14 @@ cdef class Stepper:
                     raise error
         finally:
             if wait is not None:
-                _take_out(engine.waits_inside, wait)
-            _take_out(station.waiting_alone, visit)
+                take_out(engine.waits_inside, wait)
+            take_out(station.waiting_alone, visit)
             station.wanted.fetch_sub(1, memory_order_seq_cst)
             if index < 0:
                 station.c_notify()                              # a wake-up that was a worker's may have come here
 
 
-cdef Stepper _new_stepper(Engine engine, object request, object observer, Terms terms, object entry):
+cdef Stepper new_stepper(Engine engine, object request, object observer, Terms terms, object entry):
     cdef Stepper stepper = Stepper.__new__(Stepper)
     stepper.engine = engine
     stepper.turn = Turn.__new__(Turn)
@@ -198,7 +198,7 @@ cdef Stepper _new_stepper(Engine engine, object request, object observer, Terms 
     return stepper
 
 
-cdef int _run_in_steps(Engine engine, Walk walk, object observer) except -1:
+cdef int run_in_steps(Engine engine, Walk walk, object observer) except -1:
     """Take all steps of a walk that has been admitted, on this thread."""
     cdef Stepper stepper = Stepper.__new__(Stepper)
     stepper.engine = engine
@@ -219,7 +219,7 @@ cdef int _run_here(Stepper stepper, Visit visit, int index) except -1:
     station.run_by_caller += 1
     try:
         if visit.walk.has_room:
-            _leave_room(visit.walk)
+            leave_room(visit.walk)
             tell_of_room(station)
         start_called(engine, stepper.turn)
         visits = [visit]

@@ -61,7 +61,7 @@ def _thaw_time():
     frozen_ns.store(0, memory_order_seq_cst)
 
 
-cdef int _act(uint32_t point) except -1:
+cdef int act_at(uint32_t point) except -1:
     """Do what is hooked to a point; what it raises is raised here."""
     action = _actions.get(point)
     if action is not None:
@@ -69,21 +69,21 @@ cdef int _act(uint32_t point) except -1:
     return 0
 
 
-cdef int _act_in(uint32_t point, Turn turn) noexcept:
+cdef int act_at_in(uint32_t point, Turn turn) noexcept:
     """The same where nothing may be raised: the turn's worker ends later, but before its next batch."""
     try:
-        _act(point)
+        act_at(point)
     except BaseException as error:
         if turn is not None and turn.is_workers:
             turn.death = error
         else:
-            _report(error, _actions.get(point))
+            report(error, _actions.get(point))
     return 0
 
 
-cdef c_bool _act_without_gil(uint32_t point, PyObject* turn) noexcept with gil:
+cdef c_bool act_without_gil(uint32_t point, PyObject* turn) noexcept with gil:
     """The same for a worker's loop; True if it is to end."""
-    _act_in(point, <Turn>turn)
+    act_at_in(point, <Turn>turn)
     return (<Turn>turn).death is not None
 
 

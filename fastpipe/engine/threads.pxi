@@ -70,7 +70,7 @@ cdef class ThreadLife:
                     body(*arguments)
                     return
                 except BaseException as error:
-                    if attempt + 1 == MOST_ATTEMPTS or not issubclass(type(error), MemoryError) or _has_begun(error):
+                    if attempt + 1 == MOST_ATTEMPTS or not issubclass(type(error), MemoryError) or has_begun(error):
                         raise
         finally:
             self.over.set()

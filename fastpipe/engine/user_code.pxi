@@ -7,9 +7,12 @@
 from cpython.dict cimport PyDict_GetItem
 from cpython.exc cimport PyErr_SetInterrupt, PyErr_SetObject, PyErr_WriteUnraisable
 
-from fastpipe.engine.parking cimport Frame, enter_frame, innermost_batch, leave_frame
+from fastpipe.engine.parking cimport Frame, enter_frame, leave_frame
+
+from opcode import opmap
 
 from fastpipe.errors import BackendError, nearest
+from fastpipe.faults import is_engines
 from fastpipe.filters import Status
 
 cdef object _current_greenlet = None    # greenlet.getcurrent, where the process has greenlets
@@ -21,7 +24,7 @@ def know_greenlets(getcurrent):
     _current_greenlet = getcurrent
 
 
-cdef inline const void* _greenlet() noexcept:
+cdef inline const void* current_greenlet() noexcept:
     if _current_greenlet is None:
         return NULL
     return _ask_for_greenlet()
@@ -32,10 +35,10 @@ cdef const void* _ask_for_greenlet() noexcept:
     return <const void*>greenlet
 
 
-cdef object _enter_user_code(const void* engine, object function, object argument, object second=None):
+cdef object enter_user_code(const void* engine, object function, object argument, object second=None):
     # The place where the engine calls what users wrote: filters, rules, buckets, weights, split and merge.
     # (Callbacks of futures are called by settle.) The frame lets close() know that it is called from in there.
-    cdef Frame* frame = enter_frame(engine, False, _greenlet())
+    cdef Frame* frame = enter_frame(engine, False, current_greenlet())
     if frame == NULL:
         raise MemoryError
     try:
@@ -46,9 +49,9 @@ cdef object _enter_user_code(const void* engine, object function, object argumen
         leave_frame(frame)
 
 
-cdef object _run_backend(const void* engine, object forward, list batch, list visits, Station station):
+cdef object run_backend(const void* engine, object forward, list batch, list visits, Station station):
     # The same for a backend's forward(): cancelled() can tell which requests it runs.
-    cdef Frame* frame = enter_frame(engine, False, _greenlet())
+    cdef Frame* frame = enter_frame(engine, False, current_greenlet())
     if frame == NULL:
         raise MemoryError
     frame.batch = <void*>visits
@@ -59,28 +62,13 @@ cdef object _run_backend(const void* engine, object forward, list batch, list vi
         leave_frame(frame)
 
 
-def cancelled():
-    """Inside a backend: True if nobody waits for any request of the batch that it runs on this thread.
-
-    They were cancelled, have run out of time, or failed in another branch. What the batch does is then for nothing; a long
-    ``forward`` may look here from time to time and return early. False where no backend runs on this thread.
-    """
-    cdef void* batch = innermost_batch(_greenlet())
-    if batch == NULL:
-        return False
-    for visit in <list>batch:
-        if not _is_dead(<Visit>visit) and not _is_late(<Visit>visit):
-            return False
-    return True
-
-
-cdef void _report(object error, object where) noexcept:
+cdef void report(object error, object where) noexcept:
     """Tell sys.unraisablehook of an exception that has nobody to be raised to."""
     PyErr_SetObject(type(error), error)
     PyErr_WriteUnraisable(where)
 
 
-cdef int _note_interrupt(Turn turn, object error) noexcept:
+cdef int note_interrupt(Turn turn, object error) noexcept:
     """Keep an exception that has ended a call which raises none by itself: a signal's, or one that another thread sent.
 
     The call of the pipe that this thread is in raises it, or it ends the worker. A lack of memory is over by then.
@@ -95,11 +83,11 @@ cdef int _note_interrupt(Turn turn, object error) noexcept:
     elif issubclass(type(error), KeyboardInterrupt) and PyThread_get_thread_ident() == _main_thread:
         PyErr_SetInterrupt()                                    # as if it came a moment later
     elif turn is None or turn.interrupt is not error:
-        _report(error, None)
+        report(error, None)
     return 0
 
 
-cdef int64_t _size_of(object request) except -1:
+cdef int64_t size_of(object request) except -1:
     """How many bytes a request's data has, as far as one can see: bytes, arrays, and lists of them."""
     data = request.get("data")
     return _bytes_in(data) if not isinstance(data, (list, tuple)) else sum([_bytes_in(each) for each in data])
@@ -112,11 +100,11 @@ cdef int64_t _bytes_in(object data) except -1:
     return size if isinstance(size, int) and size > 0 else 0
 
 
-cdef object _bucket_of(Visit visit):
+cdef object bucket_of(Visit visit):
     cdef PyObject* found
     bucket = visit.node.bucket
     if not isinstance(bucket, str):
-        return _enter_user_code(<void*>visit.walk.engine, bucket, visit.request)
+        return enter_user_code(<void*>visit.walk.engine, bucket, visit.request)
     found = PyDict_GetItem(visit.request, bucket)
     if found == NULL:
         keys = [key for key in visit.request if isinstance(key, str)]
@@ -125,11 +113,11 @@ cdef object _bucket_of(Visit visit):
     return <object>found
 
 
-cdef double _weight(Visit visit) except? -1:
+cdef double weight_of(Visit visit) except? -1:
     cdef Node node = visit.node
     cdef double weight
     if node.weigh is not None:
-        weight = _enter_user_code(<void*>visit.walk.engine, node.weigh, visit.request)
+        weight = enter_user_code(<void*>visit.walk.engine, node.weigh, visit.request)
     else:
         size = visit.request.get("request_size")
         if size is None:
@@ -140,7 +128,28 @@ cdef double _weight(Visit visit) except? -1:
     return weight
 
 
-cdef int _status(object status, Node node) except -1:
+cdef int checked_status(object status, Node node) except -1:
     if isinstance(status, Status):
         return status
     raise BackendError(f"the filter of node {node.name!r} must return a fastpipe.Status; it returned {status!r}")
+
+
+cdef object _RESUME = opmap["RESUME"]
+
+
+cdef c_bool has_begun(object error) noexcept:
+    """False if an exception comes from a signal, another thread or a lack of memory that ended a call before its first line."""
+    cdef object innermost = None
+    cdef int depth = 0
+    try:
+        traceback = error.__traceback__
+        while traceback is not None:
+            if not is_engines(traceback.tb_frame.f_code):
+                innermost = traceback
+                depth += 1
+            traceback = traceback.tb_next
+        if depth == 0:
+            return issubclass(type(error), Exception) and not issubclass(type(error), MemoryError)
+        return depth > 1 or innermost.tb_frame.f_code.co_code[innermost.tb_lasti] != _RESUME
+    except BaseException:
+        return True

@@ -10,15 +10,15 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire
 
 from fastpipe.engine.parking cimport (
-    FOREVER, SET, Frame, enter_frame, futex_wake, is_hooked, leave_frame, note_sleeper, now_ns, word_wait,
+    FOREVER, SET, Frame, enter_frame, futex_wake, innermost_batch, is_hooked, leave_frame, note_sleeper, now_ns, word_wait,
 )
 
 
-cdef inline c_bool _is_late(Visit visit) noexcept:
+cdef inline c_bool is_late(Visit visit) noexcept:
     return visit.walk.deadline_ns >= 0 and now_ns() >= visit.walk.deadline_ns
 
 
-cdef c_bool _is_of(Visit visit, Walk walk) noexcept:
+cdef c_bool is_part_of(Visit visit, Walk walk) noexcept:
     """True if a visit is one of a walk, or of a part of it."""
     cdef Walk own = visit.walk
     while own is not walk and own.sink_kind == SINK_GATHER:
@@ -26,7 +26,7 @@ cdef c_bool _is_of(Visit visit, Walk walk) noexcept:
     return own is walk
 
 
-cdef inline c_bool _is_dead(Visit visit) noexcept:
+cdef inline c_bool is_dead(Visit visit) noexcept:
     """True if nobody waits for this visit: its walk ended or has restarted, or that of which it is a part."""
     while True:
         if visit.walk.outcome.load(memory_order_acquire) != RUNNING or visit.round != visit.walk.restarts:
@@ -36,7 +36,7 @@ cdef inline c_bool _is_dead(Visit visit) noexcept:
         visit = (<Gather>visit.walk.sink).visit
 
 
-cdef Visit _take_last(list visits):
+cdef Visit take_last(list visits):
     """Take the last one out of a list that is not empty. Needs no memory, as list.pop() may: that makes the list smaller."""
     cdef Py_ssize_t last = len(visits) - 1
     cdef Visit visit = <Visit>visits[last]
@@ -45,7 +45,7 @@ cdef Visit _take_last(list visits):
     return visit
 
 
-cdef int _take_out(list items, object item) noexcept:
+cdef int take_out(list items, object item) noexcept:
     """Take an object out of a list, whose order may change. Needs no memory, as list.remove() may, and compares nothing."""
     cdef Py_ssize_t last = len(items) - 1
     cdef Py_ssize_t index
@@ -77,9 +77,9 @@ cdef class Walk:
             if self.word.load(memory_order_acquire) == SET:
                 return 1
             if is_hooked(AT_PARK):
-                _act(AT_PARK)
+                act_at(AT_PARK)
             with nogil:
-                until = _first_slice(deadline_ns)
+                until = first_slice(deadline_ns)
                 why = word_wait(&self.word, until, _spin_ns)
             if why == 0:
                 return 1
@@ -112,7 +112,7 @@ cdef class Walk:
         if not self.started:
             self.started = True                                 # so that nobody marks the future as running
             if cancel_walk(self.engine, self) == 1:
-                _end_future(future, _CANCELLED, None, None, turn)
+                end_future(future, _CANCELLED, None, None, turn)
                 turn.c_raise_interrupt()
                 return True
         return future.cancelled()
@@ -150,7 +150,7 @@ cdef class Turn:
 
     def __dealloc__(self):
         while self.settled_first != NULL:                       # none is left, as a rule
-            _first_settled(self)
+            first_settled(self)
 
     cdef void c_will_wake(self, Word* word) noexcept:
         """Have a sleeping caller woken once the GIL is free."""
@@ -178,19 +178,19 @@ cdef class Turn:
     cdef void c_report_interrupt(self) noexcept:
         """The same on a thread that nobody has called: tell sys.unraisablehook."""
         if self.interrupt is not None:
-            _report(self.interrupt, None)
+            report(self.interrupt, None)
             self.interrupt = None
 
     cdef void wake(self) noexcept nogil:
         cdef size_t i
         if is_hooked(AT_WAKE) and self.wakes.size() != 0:
-            _act_without_gil(AT_WAKE, <PyObject*>self)
+            act_without_gil(AT_WAKE, <PyObject*>self)
         for i in range(self.wakes.size()):
             futex_wake(self.wakes[i], 1)
         self.wakes.clear()
 
 
-cdef tuple _part_of(Walk walk):
+cdef tuple part_of(Walk walk):
     """The indices of the part that a walk is, outermost first; () for a request itself."""
     cdef list path = []
     while walk.sink_kind == SINK_GATHER:
@@ -200,7 +200,7 @@ cdef tuple _part_of(Walk walk):
     return tuple(path)
 
 
-cdef Walk _first_settled(Turn turn):
+cdef Walk first_settled(Turn turn):
     """Take the first walk out of a turn's list, which is not empty."""
     cdef Walk walk = <Walk>turn.settled_first
     turn.settled_first = walk.settled_after
@@ -211,7 +211,7 @@ cdef Walk _first_settled(Turn turn):
     return walk
 
 
-cdef Walk _new_walk(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink):
+cdef Walk new_walk(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink):
     cdef Walk walk = Walk.__new__(Walk)
     walk.engine = engine
     walk.entry = entry
@@ -225,18 +225,18 @@ cdef Walk _new_walk(Engine engine, Entry entry, object request, uint8_t sink_kin
         walk.timeout_s = (<Gather>sink).visit.walk.timeout_s
         walk.priority_ns = (<Gather>sink).visit.walk.priority_ns
         walk.is_part = True
-    _start_round(walk)
+    start_round(walk)
     return walk
 
 
-cdef inline void _hand_in(Walk walk, object request, object given) noexcept:
+cdef inline void hand_in(Walk walk, object request, object given) noexcept:
     """Say whose dict an answer is for, where the walk was admitted with a copy of it."""
     if given is not request:
         walk.given = given
         walk.request = request
 
 
-cdef int _start_round(Walk walk) except -1:
+cdef int start_round(Walk walk) except -1:
     """Set out from ``walk.entry``: nothing has arrived anywhere, and no dict is kept."""
     cdef Entry entry = walk.entry
     walk.leaves_left = entry.leaf_count
@@ -251,14 +251,14 @@ cdef int _start_round(Walk walk) except -1:
     return 0
 
 
-cdef inline void _forget(Walk walk, int32_t slot) noexcept:
+cdef inline void forget_slot(Walk walk, int32_t slot) noexcept:
     """One reader less: the last one lets go of the dict."""
     walk.readers[slot] -= 1
     if walk.readers[slot] == 0:
         walk.answers[slot] = None
 
 
-cdef dict _own_request(Walk walk):
+cdef dict own_request(Walk walk):
     """The dict with which a request sets out: a copy of what the caller has handed in, without what it may not say.
 
     The caller's own is written once, at the end, and only if the request succeeds.
@@ -285,7 +285,7 @@ cdef c_bool _has_only_data(dict request) noexcept:
             and <object>key is _DATA)
 
 
-cdef int _write_back(Walk walk, dict answer) except -1:
+cdef int write_back(Walk walk, dict answer) except -1:
     """Write an answer, or None for a failure, into a caller's dict; a result that it does not have is removed.
 
     Written is what has been set since the request was handed in. Never ``data``, which is the input of the last node by
@@ -295,7 +295,7 @@ cdef int _write_back(Walk walk, dict answer) except -1:
     if PyDict_CheckExact(walk.request):
         return _write(walk, answer, True)
     # A subclass has methods of its own: code of users, who may wait for the pipe in it as little as in callbacks.
-    frame = enter_frame(<void*>walk.engine, True, _greenlet())
+    frame = enter_frame(<void*>walk.engine, True, current_greenlet())
     if frame == NULL:
         raise MemoryError
     try:
@@ -335,7 +335,7 @@ cdef inline int _write(Walk walk, dict answer, c_bool is_exact) except -1:
 cdef c_bool _is_unset(Walk walk, object key, PyObject* value) except *:
     """True if no backend has set a key, and the caller's dict is to keep what it has.
 
-    What is as it was before its batch (_restore) because a run had changed it in place has been set by nobody: the caller
+    What is as it was before its batch (restore) because a run had changed it in place has been set by nobody: the caller
     gets it for the value that was changed, not for one that it has put there since.
     """
     cdef PyObject* before = PyDict_GetItem(walk.given, key)
@@ -348,7 +348,7 @@ cdef c_bool _is_unset(Walk walk, object key, PyObject* value) except *:
     return PyDict_GetItem(walk.request, key) != before
 
 
-cdef int _restore(Visit visit, object before) except -1:
+cdef int restore(Visit visit, object before) except -1:
     """Make a request what it was before its batch: by a snapshot, or by a copy of its dict if its values were kept."""
     cdef Walk walk = visit.walk
     if isinstance(before, dict):
@@ -366,25 +366,25 @@ cdef int _restore(Visit visit, object before) except -1:
     return 0
 
 
-cdef str _why_of_parts(list walks):
+cdef str why_of_parts(list walks):
     """Why a request whose parts these are has no result: what gave none of them one, "": a filter; None: they have some."""
     cdef Walk walk
     cdef str why = None
     for walk in walks:
         if walk.error is None and "result" not in walk.request:
             if walk.without is not None and walk.without[1] != "":
-                return _step_in_words(walk.without)
+                return step_in_words(walk.without)
             why = ""
     return why
 
 
-cdef str _step_in_words(tuple without):
+cdef str step_in_words(tuple without):
     cdef Node node
     node, part = without
     return f"{part or node.backend_name} of node {node.name!r}"
 
 
-cdef c_bool _has_others(list visits, Turn turn):
+cdef c_bool has_others(list visits, Turn turn):
     """True if some visit is of a request that this thread's caller did not bring."""
     cdef Walk own
     for visit in visits:
@@ -394,3 +394,18 @@ cdef c_bool _has_others(list visits, Turn turn):
         if own.lister != <PyObject*>turn:
             return True
     return False
+
+
+def cancelled():
+    """Inside a backend: True if nobody waits for any request of the batch that it runs on this thread.
+
+    They were cancelled, have run out of time, or failed in another branch. What the batch does is then for nothing; a long
+    ``forward`` may look here from time to time and return early. False where no backend runs on this thread.
+    """
+    cdef void* batch = innermost_batch(current_greenlet())
+    if batch == NULL:
+        return False
+    for visit in <list>batch:
+        if not is_dead(<Visit>visit) and not is_late(<Visit>visit):
+            return False
+    return True

@@ -170,7 +170,7 @@ def abandon_in_child(list pipes):
 cdef object _no_memory = MemoryError("an exception was lost, for want of memory")
 
 
-cdef inline int64_t _first_slice(int64_t deadline_ns) noexcept nogil:
+cdef inline int64_t first_slice(int64_t deadline_ns) noexcept nogil:
     """Where a wait of this thread has to end for a look at signals."""
     cdef int64_t slice_end
     if PyThread_get_thread_ident() != _main_thread:

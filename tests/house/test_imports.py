@@ -118,6 +118,42 @@ def test_imports_go_down() -> None:
     assert not upwards, "imports upwards:\n" + "\n".join(upwards)
 
 
+CLIMBS_OF_CHAPTERS = {
+    # Methods that Python calls stand with their class; what they do is further up.
+    *(("lines", "admission"), ("clocks", "watching"), ("station", "watching"), ("station", "serving")),
+    *(("walks", "admission"), ("walks", "outcomes"), ("walks", "futures"), ("walks", "loops")),
+    # An end has something begin: who is let in, or the whole whose last part it was.
+    *(("outcomes", "admission"), ("outcomes", "routing")),
+}
+"""Calls from a chapter of the engine into one above it; no other is made."""
+
+
+def test_chapters_of_the_engine_call_downwards() -> None:
+    """A request is read from the top to the bottom of the list of includes in ``_core.pyx``."""
+    order = re.findall(r'^include "engine/(\w+)\.pxi"$', (ROOT / "fastpipe" / "_core.pyx").read_text(), re.MULTILINE)
+    texts = {name: (ROOT / "fastpipe" / "engine" / f"{name}.pxi").read_text() for name in order}
+    assert set(texts) == {path.stem for path in (ROOT / "fastpipe" / "engine").glob("*.pxi")}
+    function = re.compile(r"^(?:cdef|def) [^\n(=]*?\b(\w+)\(", re.MULTILINE)
+    home = {name: chapter for chapter, text in texts.items() for name in function.findall(text)}
+    calls = {
+        (chapter, home[name])
+        for chapter, text in texts.items()
+        for name in re.findall(r"(?<![\w.])(\w+)\(", re.sub(r"#.*|\bdef \w+\(", "", text))
+        if name in home
+    }
+    assert {(here, there) for here, there in calls if order.index(there) < order.index(here)} == CLIMBS_OF_CHAPTERS
+    private = {
+        name for name in home if name.startswith("_") and re.search(rf"^cdef .*\b{name}\(", texts[home[name]], re.M)
+    }
+    foreign = {
+        f"{here}: {name}"
+        for here in order
+        for name in re.findall(r"(?<![\w.])(_\w+)\(", texts[here])
+        if name in private and home[name] != here
+    }
+    assert foreign == set(), "an underscore says that a function is its chapter's own"
+
+
 @pytest.mark.parametrize("module", ["fastpipe", "fastpipe.kernels", "fastpipe.backends"])
 def test_importing_loads_no_optional_library_and_prints_nothing(module: str, tmp_path: Path) -> None:
     """Optional libraries are loaded by the backend that needs them, not by an import."""

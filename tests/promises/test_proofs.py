@@ -66,9 +66,9 @@ def test_every_planted_bug_is_tried() -> None:
 
 def test_the_engine_counts_what_it_has_seen(repository_root: Path) -> None:
     """A bug that the models have found and that is too rare for a test of the running engine."""
-    core = (repository_root / "fastpipe" / "_core.pyx").read_text()
-    assert "self.wake_at.store(self.staged.count + 1" in core
-    assert not re.search(r"wake_at\.store\(self\.queued", core)
+    chapter = (repository_root / "fastpipe" / "engine" / "forming.pxi").read_text()
+    assert "station.wake_at.store(station.staged.count + 1" in chapter
+    assert not re.search(r"wake_at\.store\(station\.queued", chapter)
 
 
 def test_close_empties_the_queues_in_any_case(repository_root: Path) -> None:
