@@ -38,8 +38,9 @@ _SECRET = re.compile(
     r"|(api|access|auth|private|secret|model|encryption|decryption|signing|ssh|shared)key"
 )
 _NOT_IN_WORDS = re.compile(r"[^a-z0-9]+")
-# A parameter in the bracket notation, as in "OnnxTensor(model_key=...)".
-_WRITTEN_PARAMETER = re.compile(r"([A-Za-z_][\w:-]*)\s*=")
+# A word, and whether something is assigned to it, as to a parameter in "OnnxTensor(model_key=...)". Words are matched
+# whole ("++"): a long one, such as base64, would be gone over once from each of its letters, under the GIL.
+_WRITTEN_PARAMETER = re.compile(r"([\w:-]++)(\s*+=)?")
 # A text that is shorter may be a part of any other.
 _SHORTEST_SCRUBBED = 4
 # How deep in a request secrets are looked for, which is as deep as a record goes.
@@ -101,7 +102,7 @@ def _is_node(value: Any) -> bool:
 
 
 def _has_secret_parameter(text: str) -> bool:
-    return any(looks_secret(name) for name in _WRITTEN_PARAMETER.findall(text))
+    return any(found[2] is not None and looks_secret(found[1]) for found in _WRITTEN_PARAMETER.finditer(text))
 
 
 def names_of_items(value: tuple[Any, ...]) -> tuple[str, ...]:
@@ -191,13 +192,15 @@ class Secrets:
         return text
 
 
-# A key of a file, or a parameter of the bracket notation, with what assigns to it.
-_ASSIGNED = re.compile(r"([A-Za-z_][\w:.-]*)[\"']?\s*=")
+# The same of a line of a file, where a key may be quoted.
+_ASSIGNED = re.compile(r"([\w:.-]++)([\"']?+\s*+=)?")
 
 
 def text_without(text: str) -> str:
     """Return a line that was written for a configuration, up to the first value that nobody should see."""
     for found in _ASSIGNED.finditer(text):
+        if found[2] is None:
+            continue
         if looks_secret(found[1]) or difflib.get_close_matches(found[1].lower(), _NAMES, n=1, cutoff=0.8):
             return f"{text[: found.end()]} ..."
     return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from fastpipe._secrets import Secrets, is_secret_pair, lines_without, own_copy_without, secret_texts
+from fastpipe.config import load
+from fastpipe.errors import ConfigError
 
 SECRET = 'it\'s "quoted"\n'
 
@@ -109,6 +112,19 @@ def test_a_header_is_a_secret_as_a_list_as_well(value: Any, is_pair: bool) -> No
 def test_a_files_lines_are_shown_without_secrets(lines: list[str], shown: list[str]) -> None:
     """Also if the key is misspelt, or the value has several lines."""
     assert list(lines_without(lines)) == shown
+
+
+def test_a_long_text_is_gone_over_once() -> None:
+    """Base64 in a configuration held the GIL for minutes: whoever records, or checks the file, waits for this."""
+    long = "QUJD" * 50_000
+    started_s = time.process_time()
+    left_out: list[str] = []
+    assert own_copy_without({"icon": long, "step": f"A(x={long}, model_key=y)"}, left_out) == {"icon": long}
+    assert left_out == ["['step']"]
+    assert list(lines_without([f'icon = "{long}"', f"a{' ' * 50_000}x"])) == [f'icon = "{long}"', f"a{' ' * 50_000}x"]
+    with pytest.raises(ConfigError, match="expected 'node"):
+        load({"a": {"backend": "Pow", "map": f"b{' ' * 10_000}]"}}, {})
+    assert time.process_time() - started_s < 10
 
 
 def test_a_header_in_a_configuration_is_left_out() -> None:
