@@ -51,7 +51,8 @@ PIPE_KEYS: dict[str, tuple[str, Any, str]] = {
 """Keys of the whole pipe, which stand beside the nodes: the field of PipeConfig, its type, and the unit."""
 _RESTARTS = Annotated[int, Between(1, 1_000_000_000)]
 _FORBIDDEN_IN_NAMES = re.compile(r"[\s,\[\]:|]")  # they would make `next` and `map` ambiguous
-_MAP_ENTRY = re.compile(r"\s*([^\s,\[\]|]*(?:\s*\|\s*[^\s,\[\]|]+)*)\s*(?:\[([^\[\]]*)\])?\s*(?:,|$)")
+# Nothing is given back ("*+"), so that spaces are gone over once.
+_MAP_ENTRY = re.compile(r"\s*+([^\s,\[\]|]*+(?:\s*+\|\s*+[^\s,\[\]|]++)*+)\s*+(?:\[([^\[\]]*+)\])?+\s*+(?:,|$)")
 _MEMBER_KEYS = ("model", "min", "max", "instance_num")  # where "&" separates the values of several backends
 # torchpipe's files may write the names of its constants where keys are meant.
 _KEY_CONSTANT = re.compile(r"\bTASK_[A-Z_]+_KEY\b")
@@ -192,7 +193,7 @@ def _check_keys_of_the_pipe(defaults: dict[str, Any], problems: Problems) -> Non
 def _of_the_pipe(written: Mapping[str, Any], keywords: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for key, (field, annotation, _) in PIPE_KEYS.items():
-        for source in (keywords, written, written.get("global", {})):
+        for source in (keywords, keywords.get("global", {}), written, written.get("global", {})):
             if key in source:
                 found[field] = coerce(source[key], annotation)
                 break

@@ -147,6 +147,19 @@ def test_defaults_that_contradict_each_other_are_a_mistake_but_a_keyword_wins() 
     assert node({**nodes, "global": {"max": 2}}, max=5).max == 5
 
 
+def test_a_key_of_the_pipe_counts_wherever_defaults_may_stand() -> None:
+    """Beside the nodes or in the table 'global', of the file or the keywords; a keyword wins."""
+    nodes = {"a": {"backend": "Identity"}}
+    places: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({**nodes, "max_in_flight": 3}, {}),
+        ({**nodes, "global": {"max_in_flight": 3}}, {}),
+        (nodes, {"max_in_flight": 3}),
+        (nodes, {"global": {"max_in_flight": 3}}),
+        ({**nodes, "max_in_flight": 5}, {"global": {"max_in_flight": 3}}),
+    ]
+    assert [load(source, keywords).max_in_flight for source, keywords in places] == [3] * len(places)
+
+
 def test_a_default_need_not_suit_every_node() -> None:
     """Defaults are for whoever takes them, and a default 'max' means at most what the backend takes."""
     config = by_name(
