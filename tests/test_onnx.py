@@ -882,6 +882,15 @@ def test_parameters_that_contradict_the_model_are_refused(model, limits, problem
         OnnxTensor(model=model, **limits)
 
 
+def test_a_model_without_inputs_is_refused_in_words():
+    """Whatever a request has, it would get the same."""
+    constant = helper.make_node("Constant", [], ["y"], value_floats=[1.0])
+    graph = helper.make_graph([constant], "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    with pytest.raises(ConfigError, match="it has no inputs"):
+        OnnxTensor(model=model)
+
+
 def test_one_batch_number_serves_all_profiles_and_inputs():
     """min="1" beside two profiles, max="4" beside two inputs."""
     specs = [InputSpec("a", np.dtype("f4"), ("n", "w")), InputSpec("b", np.dtype("f4"), ("n",))]
