@@ -20,7 +20,7 @@ from typing import Any
 from fastpipe._plan import StepPlan
 from fastpipe._secrets import lines_without
 from fastpipe._values import constructor_parameters, names_existing
-from fastpipe.config import BYTE_ORDER_MARK, ONE_NODE_NAME, NodeConfig, examine
+from fastpipe.config import BYTE_ORDER_MARK, ONE_NODE_NAME, NodeConfig, examine, read_toml
 from fastpipe.errors import ConfigError, Mistake
 
 __all__ = ["Finding", "Report", "check"]
@@ -87,7 +87,7 @@ def check(path: Path, *, builds: bool = False) -> Report:
     # TOML's lines, which "\u2028" does not end. They are shown beside what is wrong with them, but for keys of models.
     lines = tuple(lines_without(line.rstrip("\r\n") for line in io.StringIO(text)))
     try:
-        written = tomllib.loads(text)
+        written = read_toml(text)
     except tomllib.TOMLDecodeError as error:
         return Report(path, (_syntax_error(str(error), lines),), lines)
     places = _places(source)

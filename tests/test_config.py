@@ -12,6 +12,7 @@ import pytest
 
 from fastpipe._values import BadValue, coerce, constructor_parameters
 from fastpipe.backend import Backend, Between, Child, Container, Request
+from fastpipe.check import check
 from fastpipe.config import MapEntry, NodeConfig, PipeConfig, StepPlan, load
 from fastpipe.errors import ConfigError, MissingExtra
 from fastpipe.expression import Sequential, Step
@@ -226,6 +227,18 @@ def test_a_file_that_cannot_be_read_is_told_in_words(tmp_path: Path) -> None:
     assert "there is no file" in problems(tmp_path / "missing.toml")[0]
     assert "for one node write Pipe(backend=...)" in problems("S[DecodeMat]")[0]
     assert "a mapping or the path of a TOML file" in problems(3)[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["a = " + "[" * 900 + "]" * 900, "a" + ".a" * 2000 + " = 1", "[a]\n" + "b." * 70 + "c = 1"]
+)
+def test_a_file_that_is_nested_too_deeply_is_told_in_words(text: str, tmp_path: Path) -> None:
+    """By the command that checks it, too."""
+    file = tmp_path / "deep.toml"
+    file.write_text(text, encoding="utf-8")
+    assert problems(file)[0].endswith("tables and lists are nested more than 64 levels deep")
+    (finding,) = check(file).findings
+    assert finding.text == "not TOML: tables and lists are nested more than 64 levels deep"
 
 
 def test_the_callers_mapping_is_never_changed_nor_shared() -> None:
