@@ -11,6 +11,8 @@ import difflib
 import itertools
 import json
 import re
+import types
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +20,7 @@ __all__ = [
     "IN_ITS_PLACE",
     "LEFT_OUT",
     "Secrets",
+    "attributes_of",
     "is_secret_pair",
     "lines_without",
     "looks_secret",
@@ -115,11 +118,27 @@ def names_of_items(value: tuple[Any, ...]) -> tuple[str, ...]:
     return ()
 
 
+def attributes_of(value: Any) -> dict[str, Any]:
+    """An object's attributes, read without asking the object."""
+    try:
+        found = object.__getattribute__(value, "__dict__")
+        return dict.copy(found) if isinstance(found, dict) else {}
+    except AttributeError:
+        attributes = {}
+        for name, member in vars(type(value)).items():
+            if type(member) is types.MemberDescriptorType:
+                try:
+                    attributes[name] = member.__get__(value)
+                except AttributeError:  # a slot that is not filled
+                    continue
+        return attributes
+
+
 def secret_texts(value: Any) -> Iterator[str]:
     """Yield the texts under such keys and in such fields, at any depth, as an error may repeat them: also escaped.
 
-    Of an error, its attributes, its arguments and what led to it are looked at. What cannot be looked into is
-    passed over.
+    Of an error, its attributes, its arguments and what led to it are looked at; of any other object, its attributes,
+    but not what is inside of those. What cannot be looked into is passed over.
     """
     seen: dict[int, Any] = {}  # by id, which is its own while it is alive
     level = [value]
@@ -160,6 +179,12 @@ def _named(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, BaseException):
         attributes = object.__getattribute__(value, "__dict__")
         return [*attributes.items(), *((None, each) for each in (value.args, value.__cause__, value.__context__))]
+    for kind in (set, frozenset, deque):
+        if isinstance(value, kind):
+            return [(None, each) for each in kind.__iter__(value)]
+    bases = map(vars, type(value).__mro__)
+    if any("__dict__" in base or "__slots__" in base for base in bases):  # numbers of NumPy, say, have no attributes
+        return [(name, each) for name, each in attributes_of(value).items() if looks_secret(name)]
     return ()
 
 

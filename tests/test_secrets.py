@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,6 +31,15 @@ class Account:
 
     user: str
     login: Credentials
+
+
+class Login:
+    """An object of another kind."""
+
+    __slots__ = ("password", "unset")
+
+    def __init__(self, password: str) -> None:
+        self.password = password
 
 
 class Refused(Exception):
@@ -72,6 +82,10 @@ class Unreadable(Mapping[str, str]):
         caused_by(Refused(SECRET)),
         ValueError({"password": SECRET}),
         ValueError("Authorization", SECRET),
+        {("Authorization", SECRET)},
+        deque([("Authorization", SECRET)]),
+        Login(SECRET),
+        [SimpleNamespace(user="me", password=SECRET)],
     ],
 )
 def test_what_an_error_may_repeat_is_known_in_each_form(value: Any) -> None:
