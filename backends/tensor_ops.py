@@ -25,7 +25,7 @@ from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
 
 from ._fitting import fitted
 from ._image_requests import LARGEST_SIDE, Side
-from ._numbers import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
+from ._numbers import MOST_PIXELS, MaxPixels, box_of, check_pixels, check_size, fits, numbers_of
 from ._odd_arrays import oddity
 from ._places import claim_gpu, place_of
 from ._streams import InstanceStream, hand_over
@@ -288,10 +288,10 @@ class CropTensor(_PerTensor):
     def run(self, request: Request) -> None:
         image = _image_of(request, self)
         box = request["box"]
-        try:
-            left, top, right, bottom = (round(float(number)) for number in box)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"CropTensor: expected a box of four numbers, got {summarize(box)}") from None
+        sides = box_of(box)
+        if sides is None:
+            raise ValueError(f"CropTensor: expected a box of four numbers, got {summarize(box)}")
+        left, top, right, bottom = sides
         height, width = image.shape[2:]
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise ValueError(

@@ -493,7 +493,12 @@ def test_crop_is_a_copy_of_the_inside_of_the_box() -> None:
 
 
 @pytest.mark.parametrize(
-    "box", [[5, 5, 5, 9], [9, 5, 3, 9], [-1, 0, 5, 5], [0, 0, 84, 61], [0, 0, 5], "abcd", 7], ids=str
+    "box",
+    [
+        *([5, 5, 5, 9], [9, 5, 3, 9], [-1, 0, 5, 5], [0, 0, 84, 61], [0, 0, 5], "abcd", 7),
+        *("0189", b"\0\1\x08\x09", {0, 1, 8, 9}, dict.fromkeys("0189", 5)),  # letters and keys that are numbers
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("backend", [image_geometry.CropMat(), image_geometry.CropResizeMat(resize_h=2, resize_w=2)])
 def test_a_box_that_is_not_inside_the_image_fails(backend: fastpipe.Backend, box: Any) -> None:
