@@ -423,8 +423,10 @@ def test_a_parameter_that_is_needed_and_missing() -> None:
 
 
 def test_one_parameter_in_two_spellings_is_a_mistake() -> None:
-    """'model::cache' and 'model_cache' are the same parameter."""
+    """'model::cache' and 'model_cache' are the same parameter, and the case of a step's name says nothing."""
     assert "are the same parameter" in problems({"backend": Model, "model::cache": "a", "model_cache": "b"})[0]
+    twice = {"backend": "Add", "value": 1, "Add::key": "x", "add::key": "y"}
+    assert problems(twice) == ["node 'main': 'Add::key' and 'add::key' are the same parameter"]
 
 
 def test_max_min_instance_num_and_the_nodes_name_reach_who_asks() -> None:
