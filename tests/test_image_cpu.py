@@ -563,6 +563,13 @@ def test_a_quad_without_an_area_fails(quad: Any) -> None:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
+def test_an_image_of_no_known_color_is_not_saved(tmp_path: Path) -> None:
+    """It would be taken for BGR."""
+    with pytest.raises(KernelError, match="color 'RGB'"):
+        run(image_codec.SaveMat(save_dir=tmp_path), picture(), color="RGB")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_save_writes_each_image_to_a_file_of_its_own(tmp_path: Path) -> None:
     """RGB is written as RGB, gray as gray; from two instances at once, no name is used twice."""
     folder = tmp_path / "made" / "here"

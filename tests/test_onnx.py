@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 import fastpipe  # noqa: E402
 from fastpipe import _cpus  # noqa: E402
 from fastpipe.backends._model_shapes import InputSpec, make_profiles  # noqa: E402
+from fastpipe.backends._onnx_graph import HALF_INPUTS  # noqa: E402
 from fastpipe.backends.onnx import OnnxTensor  # noqa: E402
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError, MissingExtra  # noqa: E402
 
@@ -658,6 +659,15 @@ def test_fp16_asks_nothing_of_pixels_that_are_normalised_first():
     """That is done in float32."""
     backend = OnnxTensor(model=convolution_model(), precision="fp16", mean=[65000.0], std=[1000.0])
     assert np.isfinite(run(backend, np.full((1, 3, 6, 6), 66000, np.float32))[0]).all()
+
+
+@pytest.mark.parametrize("written", ["no JSON", '["x"]'])
+def test_what_a_file_says_under_the_name_of_our_metadata_is_not_read(written):
+    """Only what was written here counts."""
+    model = onnx.load_from_string(doubling_model())
+    helper.set_model_props(model, {HALF_INPUTS: written})
+    large = np.full((1, 4), 1e6, np.float32)
+    assert run(OnnxTensor(model=model.SerializeToString()), large)[0].max() == 2e6
 
 
 def test_fp16_leaves_the_import_path_as_it_is():
