@@ -161,6 +161,7 @@ def secret_texts(value: Any) -> Iterator[str]:
 
 
 _LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})
+_OF_ITEMS: tuple[Any, ...] = (set, frozenset, deque)
 
 
 def _named(value: Any) -> Iterable[tuple[Any, Any]]:
@@ -179,7 +180,7 @@ def _named(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, BaseException):
         attributes = object.__getattribute__(value, "__dict__")
         return [*attributes.items(), *((None, each) for each in (value.args, value.__cause__, value.__context__))]
-    for kind in (set, frozenset, deque):
+    for kind in _OF_ITEMS:
         if isinstance(value, kind):
             return [(None, each) for each in kind.__iter__(value)]
     bases = map(vars, type(value).__mro__)
