@@ -7,7 +7,7 @@ allocated.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from fastpipe.errors import ConfigError, KernelError
 __all__ = [
     "MOST_PIXELS",
     "MaxPixels",
+    "box_of",
     "check_levels",
     "check_pixels",
     "check_results",
@@ -73,6 +74,20 @@ def numbers_of(given: Any, dtype: Any) -> np.ndarray[Any, Any] | None:
             return np.asarray(given, dtype)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def box_of(given: Any) -> tuple[int, int, int, int] | None:
+    """Return left, top, right and bottom of a request's box, rounded; None: it is not four numbers in an order.
+
+    The letters of a text and the keys of a dict would be numbers, too.
+    """
+    if isinstance(given, str | bytes | bytearray | Mapping | Set):
+        return None
+    try:
+        left, top, right, bottom = (round(float(number)) for number in given)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return left, top, right, bottom
 
 
 def fits(number: float, lowest: float, highest: float) -> bool:

@@ -11,6 +11,8 @@ import difflib
 import itertools
 import json
 import re
+import types
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +20,7 @@ __all__ = [
     "IN_ITS_PLACE",
     "LEFT_OUT",
     "Secrets",
+    "attributes_of",
     "is_secret_pair",
     "lines_without",
     "looks_secret",
@@ -38,8 +41,9 @@ _SECRET = re.compile(
     r"|(api|access|auth|private|secret|model|encryption|decryption|signing|ssh|shared)key"
 )
 _NOT_IN_WORDS = re.compile(r"[^a-z0-9]+")
-# A parameter in the bracket notation, as in "OnnxTensor(model_key=...)".
-_WRITTEN_PARAMETER = re.compile(r"([A-Za-z_][\w:-]*)\s*=")
+# A word, and whether something is assigned to it, as to a parameter in "OnnxTensor(model_key=...)". Words are matched
+# whole ("++"): a long one, such as base64, would be gone over once from each of its letters, under the GIL.
+_WRITTEN_PARAMETER = re.compile(r"([\w:-]++)(\s*+=)?")
 # A text that is shorter may be a part of any other.
 _SHORTEST_SCRUBBED = 4
 # How deep in a request secrets are looked for, which is as deep as a record goes.
@@ -101,7 +105,7 @@ def _is_node(value: Any) -> bool:
 
 
 def _has_secret_parameter(text: str) -> bool:
-    return any(looks_secret(name) for name in _WRITTEN_PARAMETER.findall(text))
+    return any(found[2] is not None and looks_secret(found[1]) for found in _WRITTEN_PARAMETER.finditer(text))
 
 
 def names_of_items(value: tuple[Any, ...]) -> tuple[str, ...]:
@@ -114,11 +118,27 @@ def names_of_items(value: tuple[Any, ...]) -> tuple[str, ...]:
     return ()
 
 
+def attributes_of(value: Any) -> dict[str, Any]:
+    """An object's attributes, read without asking the object."""
+    try:
+        found = object.__getattribute__(value, "__dict__")
+        return dict.copy(found) if isinstance(found, dict) else {}
+    except AttributeError:
+        attributes = {}
+        for name, member in vars(type(value)).items():
+            if type(member) is types.MemberDescriptorType:
+                try:
+                    attributes[name] = member.__get__(value)
+                except AttributeError:  # a slot that is not filled
+                    continue
+        return attributes
+
+
 def secret_texts(value: Any) -> Iterator[str]:
     """Yield the texts under such keys and in such fields, at any depth, as an error may repeat them: also escaped.
 
-    Of an error, its attributes, its arguments and what led to it are looked at. What cannot be looked into is
-    passed over.
+    Of an error, its attributes, its arguments and what led to it are looked at; of any other object, its attributes,
+    but not what is inside of those. What cannot be looked into is passed over.
     """
     seen: dict[int, Any] = {}  # by id, which is its own while it is alive
     level = [value]
@@ -141,6 +161,7 @@ def secret_texts(value: Any) -> Iterator[str]:
 
 
 _LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})
+_OF_ITEMS: tuple[Any, ...] = (set, frozenset, deque)
 
 
 def _named(value: Any) -> Iterable[tuple[Any, Any]]:
@@ -159,6 +180,12 @@ def _named(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, BaseException):
         attributes = object.__getattribute__(value, "__dict__")
         return [*attributes.items(), *((None, each) for each in (value.args, value.__cause__, value.__context__))]
+    for kind in _OF_ITEMS:
+        if isinstance(value, kind):
+            return [(None, each) for each in kind.__iter__(value)]
+    bases = map(vars, type(value).__mro__)
+    if any("__dict__" in base or "__slots__" in base for base in bases):  # numbers of NumPy, say, have no attributes
+        return [(name, each) for name, each in attributes_of(value).items() if looks_secret(name)]
     return ()
 
 
@@ -191,13 +218,15 @@ class Secrets:
         return text
 
 
-# A key of a file, or a parameter of the bracket notation, with what assigns to it.
-_ASSIGNED = re.compile(r"([A-Za-z_][\w:.-]*)[\"']?\s*=")
+# The same of a line of a file, where a key may be quoted.
+_ASSIGNED = re.compile(r"([\w:.-]++)([\"']?+\s*+=)?")
 
 
 def text_without(text: str) -> str:
     """Return a line that was written for a configuration, up to the first value that nobody should see."""
     for found in _ASSIGNED.finditer(text):
+        if found[2] is None:
+            continue
         if looks_secret(found[1]) or difflib.get_close_matches(found[1].lower(), _NAMES, n=1, cutoff=0.8):
             return f"{text[: found.end()]} ..."
     return text

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastpipe.redaction import IN_ITS_PLACE, Secrets, is_secret_pair, looks_secret, names_of_items
+from fastpipe.redaction import IN_ITS_PLACE, Secrets, attributes_of, is_secret_pair, looks_secret, names_of_items
 
 __all__ = ["Summary", "in_units", "summarize", "summarize_under", "type_name"]
 
@@ -222,7 +222,7 @@ def _short_error(error: BaseException, depth: int) -> str:
     arguments = vars(BaseException)["args"].__get__(error)
     if depth >= DEEPEST and arguments:
         return f"{_short_name(type(error))}(...)"
-    attributes = _attributes(error)
+    attributes = attributes_of(error)
     hidden = {name: inner for name, inner in attributes.items() if looks_secret(name)}
     secrets = Secrets(hidden)
 
@@ -240,26 +240,10 @@ def _short_error(error: BaseException, depth: int) -> str:
     return f"{_short_name(type(error))}({', '.join(texts)})"
 
 
-def _attributes(value: Any) -> dict[str, Any]:
-    """An object's attributes, read without asking the object."""
-    try:
-        found = object.__getattribute__(value, "__dict__")
-        return dict.copy(found) if isinstance(found, dict) else {}
-    except AttributeError:
-        attributes = {}
-        for name, member in vars(type(value)).items():
-            if type(member) is types.MemberDescriptorType:
-                try:
-                    attributes[name] = member.__get__(value)
-                except AttributeError:  # a slot that is not filled
-                    continue
-        return attributes
-
-
 def _short_object(value: Any, depth: int) -> str:
     """An object by its class and its first attributes."""
     kind = type(value)
-    attributes = _attributes(value)
+    attributes = attributes_of(value)
     names = [name for name in attributes if isinstance(name, str) and not name.startswith("_")]
     if not names or depth >= DEEPEST:
         return f"{_short_name(kind)} object"

@@ -56,7 +56,7 @@ class Concatenate(PerRequest):
 
     @staticmethod
     def kind(array: Any) -> Hashable:
-        """Return what has to be equal of arrays that are joined.
+        """Return what has to be equal of arrays that are joined; what is one's alone would else become that of all.
 
         Raises:
             KernelError: for anything but a NumPy array or a torch tensor with an axis to join along.
@@ -67,8 +67,8 @@ class Concatenate(PerRequest):
             raise KernelError(f"expected a NumPy array or a torch tensor to join, got {odd}")
         if array.ndim < 1:
             raise KernelError("expected an array with at least one axis to join along, got one without axes")
-        device = array.device if _is_torch(array) else None
-        return type(array).__module__.partition(".")[0], device, array.dtype, tuple(array.shape[1:])
+        device = (array.device, array.requires_grad) if _is_torch(array) else None
+        return type(array), device, array.dtype, tuple(array.shape[1:])
 
 
 class SplitRows(PerRequest):
@@ -203,9 +203,11 @@ def _check_joinable(arrays: Any) -> None:
     for array, kind in zip(arrays, kinds, strict=True):
         if kind != kinds[0]:
             first = arrays[0]
+            classes = [type(each).__name__ for each in (first, array)]
             raise KernelError(
                 f"expected arrays like the first, of shape (n, ...) = {tuple(first.shape)}, {first.dtype}, to join; "
                 f"got {tuple(array.shape)}, {array.dtype}"
+                + (f", a {classes[1]} where the first is a {classes[0]}" if classes[0] != classes[1] else "")
             )
 
 

@@ -21,7 +21,7 @@ from fastpipe.errors import DecodeError, KernelError
 from ..odd_arrays import oddity
 from ..ranges import MOST_PIXELS, MaxPixels
 from .header import ImageHeader, read_header
-from .requests import Pixels, pixels_of
+from .requests import Pixels, color_of, pixels_of
 
 __all__ = ["DecodeMat", "SaveMat"]
 
@@ -128,7 +128,7 @@ class SaveMat(PerRequest):
         save_dir: a folder; made if it is not there.
 
     Raises:
-        KernelError: if there are not one, three or four channels.
+        KernelError: if there are not one, three or four channels, or of three ``color`` is neither "rgb" nor "bgr".
         OSError: if the file cannot be written.
     """
 
@@ -142,7 +142,7 @@ class SaveMat(PerRequest):
         pixels = pixels_of(request, self)
         if pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4):
             raise KernelError(f"SaveMat: expected 1, 3 or 4 channels, got shape {pixels.shape}")
-        if request.get("color") == "rgb" and pixels.shape[2:] == (3,):
+        if pixels.shape[2:] == (3,) and color_of(request, pixels, self) == "rgb":
             pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
         is_encoded, encoded = cv2.imencode(".png", pixels)
         if not is_encoded:

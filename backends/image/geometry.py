@@ -20,7 +20,7 @@ from fastpipe.errors import ConfigError, KernelError, MissingExtra
 from fastpipe.kernels import cpu
 from fastpipe.summaries import summarize
 
-from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
+from ..ranges import MOST_PIXELS, MaxPixels, box_of, check_pixels, check_size, fits, numbers_of
 from .fitting import fitted
 from .requests import LARGEST_SIDE, Pixels, Side, pixels_of
 
@@ -393,10 +393,10 @@ def _cropped(request: Request, backend: Backend) -> Pixels:
     """Return the part inside the request's box, as a view."""
     pixels = pixels_of(request, backend)
     box = request["box"]
-    try:
-        left, top, right, bottom = (round(float(number)) for number in box)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{type(backend).__name__}: expected a box of four numbers, got {summarize(box)}") from None
+    sides = box_of(box)
+    if sides is None:
+        raise ValueError(f"{type(backend).__name__}: expected a box of four numbers, got {summarize(box)}")
+    left, top, right, bottom = sides
     height, width = pixels.shape[:2]
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(

@@ -145,7 +145,9 @@ class OnnxTensor(Backend):
             self.keeps_input = isinstance(postprocessor, str)  # a function of the user's gets the requests themselves
             profiles = make_profiles(specs, max, min)
             self._inputs = ModelInputs(self._name, specs, profiles)
-            halves = json.loads(self._session.get_modelmeta().custom_metadata_map.get(HALF_INPUTS, "[]"))
+            halves = []
+            if precision == "fp16":  # written by prepare(); of a file as it is, they are anybody's
+                halves = json.loads(self._session.get_modelmeta().custom_metadata_map[HALF_INPUTS])
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
             self.max_batch = self._inputs.max_batch

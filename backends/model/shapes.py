@@ -90,6 +90,8 @@ def make_profiles(specs: list[InputSpec], max: int | str | None, min: int | str 
     Raises:
         ConfigError: if the notation is wrong, or the numbers contradict the model or each other.
     """
+    if not specs:
+        raise ConfigError("it has no inputs, so that a request can give it nothing: what it makes is a constant")
     fixed_batch = _fixed_batch(specs)
     if (fixed_batch or 1) > 1:  # what max says of it comes second
         _refuse_moved_batch(specs, fixed_batch)

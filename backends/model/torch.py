@@ -59,7 +59,8 @@ class TorchTensor(Backend):
 
     **Out**: ``result`` is the output's row with a batch axis of 1, or a list of them where the model has several
     outputs, on the model's device, complete. It is a view of a copy made for this batch: yours to change, and it keeps
-    the batch's outputs alive. See ``postprocessor`` for other results.
+    the batch's outputs alive. See ``postprocessor`` for other results. A model run with one request at a time (``max``
+    1) may have outputs without a batch axis; they are handed out whole.
 
     **Batches**: requests of other shapes, dtypes or devices never share a run, and one that the model cannot take
     fails alone, with ``KernelError``. A model with a fixed batch size n takes 1 to n requests, and is fed zeros for
@@ -253,8 +254,9 @@ class TorchTensor(Backend):
             if are_finite is not None and not are_finite.is_cuda and not are_finite:
                 self._inputs.refuse_overflow(fit, by_input)
             outputs = graph.replay() if graph is not None else self._run_eagerly(inputs, fit, rows)
-            # Out of inference mode, and out of what the next batch writes over: the results are the caller's.
-            outputs = [(output[:count] if output.ndim else output).clone() for output in outputs]
+            # Out of inference mode, and out of what the next batch writes over: the results are the caller's. The rows
+            # behind the last request's were filled in; what has no rows, as it is run alone, stays whole.
+            outputs = [(output[:count] if self._has_rows else output).clone() for output in outputs]
             if are_finite is not None and are_finite.is_cuda and not are_finite:
                 self._inputs.refuse_overflow(fit, by_input)
         except UnfitError:

@@ -21,6 +21,8 @@ from .arrays import Unreadable, from_numpy
 
 __all__ = ["Mat2CpuTensor", "Mat2GpuTensor", "Mat2Tensor", "Tensor2Mat", "Tensor2Vector"]
 
+_WITHOUT_CLAMP = (torch.int8, torch.uint16, torch.uint32)  # 255 is no int8, and for the others torch computes little
+
 
 class Mat2Tensor(PerRequest):
     """An image -> a tensor of shape (1, channels, height, width), same dtype, contiguous; a deep copy.
@@ -126,6 +128,10 @@ class Tensor2Mat(PerRequest):
             if image_chw.is_floating_point():
                 # Float16 has no clamp on every CPU; what lies in 0..255 is the same in float32.
                 image_chw = torch.nan_to_num(image_chw.float(), nan=0.0).round()
+            elif image_chw.dtype == torch.uint64:  # for which torch has no arithmetic, nor a type that is wider
+                image_chw = image_chw.view(torch.int64).where(image_chw.view(torch.int64) >= 0, 255)
+            elif image_chw.dtype in _WITHOUT_CLAMP:
+                image_chw = image_chw.long()
             image_chw = image_chw.clamp(0, 255).to(torch.uint8)
         request["result"] = np.array(image_chw.permute(1, 2, 0).cpu().numpy(), order="C")
 

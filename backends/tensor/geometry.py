@@ -15,7 +15,7 @@ from fastpipe.summaries import summarize
 
 from ..image.fitting import fitted
 from ..image.requests import LARGEST_SIDE, Side
-from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
+from ..ranges import MOST_PIXELS, MaxPixels, box_of, check_pixels, check_size, fits, numbers_of
 from .requests import PerTensor, image_of
 
 __all__ = [
@@ -203,10 +203,10 @@ class CropTensor(PerTensor):
     def run(self, request: Request) -> None:
         image = image_of(request, self)
         box = request["box"]
-        try:
-            left, top, right, bottom = (round(float(number)) for number in box)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"CropTensor: expected a box of four numbers, got {summarize(box)}") from None
+        sides = box_of(box)
+        if sides is None:
+            raise ValueError(f"CropTensor: expected a box of four numbers, got {summarize(box)}")
+        left, top, right, bottom = sides
         height, width = image.shape[2:]
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise ValueError(

@@ -21,7 +21,7 @@ from fastpipe.cli.toml_places import Spots, character_at, spots_of
 from fastpipe.config.described import NodeConfig
 from fastpipe.config.nodes import ONE_NODE_NAME
 from fastpipe.config.plan import StepPlan
-from fastpipe.config.reading import BYTE_ORDER_MARK, examine
+from fastpipe.config.reading import BYTE_ORDER_MARK, examine, read_toml
 from fastpipe.config.values import constructor_parameters, names_existing
 from fastpipe.config.wiring import add_mistakes_of_the_graph
 from fastpipe.errors import AT_KEY, ConfigError, Mistake
@@ -87,7 +87,7 @@ def check(path: Path, *, builds: bool = False) -> Report:
     # TOML's lines, which "\u2028" does not end. They are shown beside what is wrong with them, but for keys of models.
     lines = tuple(lines_without(line.rstrip("\r\n") for line in io.StringIO(text)))
     try:
-        written = tomllib.loads(text)
+        written = read_toml(text)
     except tomllib.TOMLDecodeError as error:
         return Report(path, (_syntax_error(str(error), lines),), lines)
     spots = spots_of(source)

@@ -12,7 +12,8 @@ from fastpipe.errors import ConfigError, Mistake
 
 __all__ = ["MapEntry", "read_map"]
 
-_MAP_ENTRY = re.compile(r"\s*([^\s,\[\]|]*(?:\s*\|\s*[^\s,\[\]|]+)*)\s*(?:\[([^\[\]]*)\])?\s*(?:,|$)")
+# Nothing is given back ("*+"), so that spaces are gone over once.
+_MAP_ENTRY = re.compile(r"\s*+([^\s,\[\]|]*+(?:\s*+\|\s*+[^\s,\[\]|]++)*+)\s*+(?:\[([^\[\]]*+)\])?+\s*+(?:,|$)")
 
 
 @dataclass(frozen=True)

@@ -288,7 +288,8 @@ class TreePlanner:
     def _check_given_twice(self, keys: list[_Key]) -> None:
         seen: dict[tuple[str | None, str], str] = {}
         for key in keys:
-            first = seen.setdefault((key.scope, key.parameter), key.written)
+            scope = None if key.scope is None else key.scope.lower()  # a step is called by its name in any case
+            first = seen.setdefault((scope, key.parameter), key.written)
             if first != key.written:
                 text = f"{first!r} and {key.written!r} are the same parameter"
                 self.problems.add(self.node, key.written, text, AT_KEY)

@@ -22,9 +22,11 @@ from fastpipe.config.problems import Problems, shown_part
 from fastpipe.config.values import BadValue, own_copy
 from fastpipe.errors import ConfigError
 
-__all__ = ["BYTE_ORDER_MARK", "examine", "load"]
+__all__ = ["BYTE_ORDER_MARK", "examine", "load", "read_toml"]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # with which some editors begin a file
+_MOST_LEVELS = 64
+_TOO_DEEP = f"tables and lists are nested more than {_MOST_LEVELS} levels deep"
 # torchpipe's files may write the names of its constants where keys are meant.
 _KEY_CONSTANT = re.compile(r"\bTASK_[A-Z_]+_KEY\b")
 _KEY_CONSTANTS = {
@@ -105,17 +107,36 @@ def _read(source: str | Path | Mapping[str, Any] | None) -> tuple[Mapping[str, A
         return source, None
     if not isinstance(source, str | Path):
         raise ConfigError(f"a mapping or the path of a TOML file is expected, got {source!r}")
-    import tomllib  # only here: most pipes are written in Python
-
     path = Path(source)
     try:
         text = path.read_bytes().removeprefix(BYTE_ORDER_MARK).decode()
-        return tomllib.loads(text), path.absolute().parent
+        return read_toml(text), path.absolute().parent
     except FileNotFoundError:
         hint = "" if path.suffix else "; for one node write Pipe(backend=...)"
         raise ConfigError(f"there is no file {str(source)!r}{hint}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: it is no UTF-8, or no TOML
         raise ConfigError(f"{str(source)!r} cannot be read: {error}") from error
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """Return what a configuration file says.
+
+    Raises:
+        TOMLDecodeError: if it is no TOML, or nested more deeply than anything can walk through.
+    """
+    import tomllib  # only here: most pipes are written in Python
+
+    try:
+        written = tomllib.loads(text)
+    except RecursionError:
+        raise tomllib.TOMLDecodeError(_TOO_DEEP) from None
+    level: list[Any] = [written]
+    for _ in range(_MOST_LEVELS):
+        inside = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        level = [inner for inner in inside if isinstance(inner, dict | list)]
+        if not level:
+            return written
+    raise tomllib.TOMLDecodeError(_TOO_DEEP)
 
 
 def _flattened(written: Mapping[str, Any], problems: Problems) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fastpipe import Backend, BackendError, ConfigError, ItemErrors, Pipe, Request, Step
+from fastpipe.backends.basic import Pow
 from fastpipe.backends.flow.catsplit import CatSplit, Concatenate, SplitRows
 from fastpipe.contract import Child
 from fastpipe.errors import KernelError
@@ -83,6 +84,28 @@ def test_items_that_cannot_be_joined_never_share_a_run() -> None:
     cat_split.forward(batch)
     assert body.shapes == [(3, 2), (1, 3), (1, 2)]
     assert all("result" in request for request in batch)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_an_array_of_another_class_changes_nobody_elses() -> None:
+    """A matrix multiplies otherwise, and a whole of which one part is a matrix is one."""
+    matrix = np.matrix([[3.0, 4.0], [5.0, 6.0]])
+    batch: list[Request] = [{"data": np.array([[1.0, 2.0], [1.0, 2.0]])}, {"data": matrix}]
+    cat_split = CatSplit(children(Pow()))
+    assert cat_split.bucket is not None
+    assert cat_split.bucket(batch[0]) != cat_split.bucket(batch[1])
+    cat_split.forward(batch)
+    assert type(batch[0]["result"]) is np.ndarray
+    np.testing.assert_array_equal(batch[0]["result"], [[1.0, 4.0], [1.0, 4.0]])
+    assert type(batch[1]["result"]) is np.matrix
+
+
+def test_a_tensor_that_requires_gradients_shares_no_run_with_others() -> None:
+    """Theirs would keep its graph alive, and lead gradients into it."""
+    torch = pytest.importorskip("torch")
+    batch: list[Request] = [{"data": torch.ones(1, 2)}, {"data": torch.ones(1, 2, requires_grad=True)}]
+    CatSplit(children(Doubles())).forward(batch)
+    assert [request["result"].requires_grad for request in batch] == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -495,7 +495,12 @@ def test_crop_is_a_copy_of_the_inside_of_the_box() -> None:
 
 
 @pytest.mark.parametrize(
-    "box", [[5, 5, 5, 9], [9, 5, 3, 9], [-1, 0, 5, 5], [0, 0, 84, 61], [0, 0, 5], "abcd", 7], ids=str
+    "box",
+    [
+        *([5, 5, 5, 9], [9, 5, 3, 9], [-1, 0, 5, 5], [0, 0, 84, 61], [0, 0, 5], "abcd", 7),
+        *("0189", b"\0\1\x08\x09", {0, 1, 8, 9}, dict.fromkeys("0189", 5)),  # letters and keys that are numbers
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("backend", [image_geometry.CropMat(), image_geometry.CropResizeMat(resize_h=2, resize_w=2)])
 def test_a_box_that_is_not_inside_the_image_fails(backend: fastpipe.Backend, box: Any) -> None:
@@ -558,6 +563,13 @@ def test_a_quad_without_an_area_fails(quad: Any) -> None:
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_of_no_known_color_is_not_saved(tmp_path: Path) -> None:
+    """It would be taken for BGR."""
+    with pytest.raises(KernelError, match="color 'RGB'"):
+        run(codec.SaveMat(save_dir=tmp_path), picture(), color="RGB")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_save_writes_each_image_to_a_file_of_its_own(tmp_path: Path) -> None:

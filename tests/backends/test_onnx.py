@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 import fastpipe  # noqa: E402
 from fastpipe import cpus  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
+from fastpipe.backends.model.onnx_graph import HALF_INPUTS  # noqa: E402
 from fastpipe.backends.model.shapes import InputSpec, make_profiles  # noqa: E402
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError, MissingExtra  # noqa: E402
 
@@ -660,6 +661,15 @@ def test_fp16_asks_nothing_of_pixels_that_are_normalised_first():
     assert np.isfinite(run(backend, np.full((1, 3, 6, 6), 66000, np.float32))[0]).all()
 
 
+@pytest.mark.parametrize("written", ["no JSON", '["x"]'])
+def test_what_a_file_says_under_the_name_of_our_metadata_is_not_read(written):
+    """Only what was written here counts."""
+    model = onnx.load_from_string(doubling_model())
+    helper.set_model_props(model, {HALF_INPUTS: written})
+    large = np.full((1, 4), 1e6, np.float32)
+    assert run(OnnxTensor(model=model.SerializeToString()), large)[0].max() == 2e6
+
+
 def test_fp16_leaves_the_import_path_as_it_is():
     """The converter's package would add a folder to sys.path for the whole process."""
     before = list(sys.path)
@@ -880,6 +890,15 @@ def test_parameters_that_contradict_the_model_are_refused(model, limits, problem
     """In words, with the model named."""
     with pytest.raises(ConfigError, match=f"model of {len(model)} bytes: .*{problem}"):
         OnnxTensor(model=model, **limits)
+
+
+def test_a_model_without_inputs_is_refused_in_words():
+    """Whatever a request has, it would get the same."""
+    constant = helper.make_node("Constant", [], ["y"], value_floats=[1.0])
+    graph = helper.make_graph([constant], "g", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    with pytest.raises(ConfigError, match="it has no inputs"):
+        OnnxTensor(model=model)
 
 
 def test_one_batch_number_serves_all_profiles_and_inputs():

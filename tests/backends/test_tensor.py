@@ -79,6 +79,16 @@ def test_floats_keep_their_dtype_on_the_way_in_and_are_rounded_on_the_way_back()
 
 
 @needs_torch
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+def test_whole_numbers_of_every_type_become_pixels(dtype: str) -> None:
+    """Cut off at 0 and 255; also of types for which torch has no clamp."""
+    limits = np.iinfo(dtype)
+    values = np.array([limits.min, 0, 7, limits.max], dtype).reshape(1, 1, 4)
+    result = run(tensor.Tensor2Mat(), torch.from_numpy(values))
+    assert result.ravel().tolist() == [0, 0, 7, min(int(limits.max), 255)]
+
+
+@needs_torch
 def test_a_tensor_becomes_a_flat_list() -> None:
     """Of Python's own numbers."""
     assert run(tensor.Tensor2Vector(), torch.arange(6).reshape(1, 2, 3)) == [0, 1, 2, 3, 4, 5]

@@ -299,6 +299,7 @@ RESIZE = {"resize_h": 2, "resize_w": 2}
         ("ResizePadTensor", {**RESIZE, "pad_value": [1, 2]}, (3, 4, 4), {}, "expected 2 channels, as pad_value has"),
         ("CropTensor", {}, (3, 4, 4), {"box": [0, 0, 5, 4]}, "inside 4 x 4 pixels, got"),
         ("CropTensor", {}, (3, 4, 4), {"box": "text"}, "expected a box of four numbers, got 'text'"),
+        ("CropTensor", {}, (3, 4, 4), {"box": "0123"}, "expected a box of four numbers, got '0123'"),
         ("CropTensor", {}, (3, 4, 4), {}, "box"),
         ("CopyMakeBorderTensor", {}, (3, 4, 4), {"left": -1}, "left must be a whole number from 0 to 1048576, got -1"),
         ("CopyMakeBorderTensor", {"pad_value": [1, 2]}, (3, 4, 4), {}, "expected 2 channels, as pad_value has, got 3"),

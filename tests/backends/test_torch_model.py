@@ -469,6 +469,25 @@ def test_outputs_without_rows_are_told() -> None:
         run(TorchTensor(model=Text(), device=["cpu"]), images(1)[0])
 
 
+def test_what_has_no_rows_is_handed_out_whole() -> None:
+    """A detector that runs alone gives all of its boxes, none among them; beside them, what has a row as ever."""
+
+    class Detector(torch.nn.Module):
+        def forward(self, image: Any) -> Any:
+            return image.nonzero(), image.sum(dim=(1, 2, 3)), torch.arange(3)
+
+    backend = TorchTensor(model=Detector(), max=1, device=["cpu"])
+    for expected in (6, 0, 1):
+        image = torch.zeros(1, 3, 6, 5)
+        image.view(-1)[:expected] = 1
+        (result,) = run(backend, image)
+        boxes, total, constant = result
+        assert boxes.shape == (expected, 4)
+        assert torch.equal(boxes, image.nonzero())
+        assert total.tolist() == [expected]
+        assert constant.tolist() == [0, 1, 2]
+
+
 def test_what_the_model_raises_is_raised_with_its_name_and_shapes() -> None:
     backend = TorchTensor(model=Scores(), device=["cpu"])
     with pytest.raises(RuntimeError) as caught:

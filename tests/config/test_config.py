@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import pytest
 
+from fastpipe.cli.check import check
 from fastpipe.config.described import NodeConfig, PipeConfig
 from fastpipe.config.maps import MapEntry
 from fastpipe.config.notation import Sequential, Step
@@ -150,6 +151,19 @@ def test_defaults_that_contradict_each_other_are_a_mistake_but_a_keyword_wins() 
     assert node({**nodes, "global": {"max": 2}}, max=5).max == 5
 
 
+def test_a_key_of_the_pipe_counts_wherever_defaults_may_stand() -> None:
+    """Beside the nodes or in the table 'global', of the file or the keywords; a keyword wins."""
+    nodes = {"a": {"backend": "Identity"}}
+    places: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({**nodes, "max_in_flight": 3}, {}),
+        ({**nodes, "global": {"max_in_flight": 3}}, {}),
+        (nodes, {"max_in_flight": 3}),
+        (nodes, {"global": {"max_in_flight": 3}}),
+        ({**nodes, "max_in_flight": 5}, {"global": {"max_in_flight": 3}}),
+    ]
+    assert [load(source, keywords).max_in_flight for source, keywords in places] == [3] * len(places)
+
+
 def test_a_default_need_not_suit_every_node() -> None:
     """Defaults are for whoever takes them, and a default 'max' means at most what the backend takes."""
     config = by_name(
@@ -216,6 +230,18 @@ def test_a_file_that_cannot_be_read_is_told_in_words(tmp_path: Path) -> None:
     assert "there is no file" in problems(tmp_path / "missing.toml")[0]
     assert "for one node write Pipe(backend=...)" in problems("S[DecodeMat]")[0]
     assert "a mapping or the path of a TOML file" in problems(3)[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["a = " + "[" * 900 + "]" * 900, "a" + ".a" * 2000 + " = 1", "[a]\n" + "b." * 70 + "c = 1"]
+)
+def test_a_file_that_is_nested_too_deeply_is_told_in_words(text: str, tmp_path: Path) -> None:
+    """By the command that checks it, too."""
+    file = tmp_path / "deep.toml"
+    file.write_text(text, encoding="utf-8")
+    assert problems(file)[0].endswith("tables and lists are nested more than 64 levels deep")
+    (finding,) = check(file).findings
+    assert finding.text == "not TOML: tables and lists are nested more than 64 levels deep"
 
 
 def test_the_callers_mapping_is_never_changed_nor_shared() -> None:
@@ -400,8 +426,10 @@ def test_a_parameter_that_is_needed_and_missing() -> None:
 
 
 def test_one_parameter_in_two_spellings_is_a_mistake() -> None:
-    """'model::cache' and 'model_cache' are the same parameter."""
+    """'model::cache' and 'model_cache' are the same parameter, and the case of a step's name says nothing."""
     assert "are the same parameter" in problems({"backend": Model, "model::cache": "a", "model_cache": "b"})[0]
+    twice = {"backend": "Add", "value": 1, "Add::key": "x", "add::key": "y"}
+    assert problems(twice) == ["node 'main': 'Add::key' and 'add::key' are the same parameter"]
 
 
 def test_max_min_instance_num_and_the_nodes_name_reach_who_asks() -> None:

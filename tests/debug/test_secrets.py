@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 
+from fastpipe.config.reading import load
+from fastpipe.errors import ConfigError
 from fastpipe.redaction import Secrets, is_secret_pair, lines_without, own_copy_without, secret_texts
 
 SECRET = 'it\'s "quoted"\n'
@@ -27,6 +31,15 @@ class Account:
 
     user: str
     login: Credentials
+
+
+class Login:
+    """An object of another kind."""
+
+    __slots__ = ("password", "unset")
+
+    def __init__(self, password: str) -> None:
+        self.password = password
 
 
 class Refused(Exception):
@@ -69,6 +82,10 @@ class Unreadable(Mapping[str, str]):
         caused_by(Refused(SECRET)),
         ValueError({"password": SECRET}),
         ValueError("Authorization", SECRET),
+        {("Authorization", SECRET)},
+        deque([("Authorization", SECRET)]),
+        Login(SECRET),
+        [SimpleNamespace(user="me", password=SECRET)],
     ],
 )
 def test_what_an_error_may_repeat_is_known_in_each_form(value: Any) -> None:
@@ -109,6 +126,19 @@ def test_a_header_is_a_secret_as_a_list_as_well(value: Any, is_pair: bool) -> No
 def test_a_files_lines_are_shown_without_secrets(lines: list[str], shown: list[str]) -> None:
     """Also if the key is misspelt, or the value has several lines."""
     assert list(lines_without(lines)) == shown
+
+
+def test_a_long_text_is_gone_over_once() -> None:
+    """Base64 in a configuration held the GIL for minutes: whoever records, or checks the file, waits for this."""
+    long = "QUJD" * 50_000
+    started_s = time.process_time()
+    left_out: list[str] = []
+    assert own_copy_without({"icon": long, "step": f"A(x={long}, model_key=y)"}, left_out) == {"icon": long}
+    assert left_out == ["['step']"]
+    assert list(lines_without([f'icon = "{long}"', f"a{' ' * 50_000}x"])) == [f'icon = "{long}"', f"a{' ' * 50_000}x"]
+    with pytest.raises(ConfigError, match="expected 'node"):
+        load({"a": {"backend": "Pow", "map": f"b{' ' * 10_000}]"}}, {})
+    assert time.process_time() - started_s < 10
 
 
 def test_a_header_in_a_configuration_is_left_out() -> None:
