@@ -24,3 +24,15 @@ def test_cython_has_nothing_to_say_about_the_engine(repository_root: Path, tmp_p
     ]
     assert ran.returncode == 0, ran.stderr
     assert not remarks, "\n".join(remarks)
+
+
+def test_cython_lint_has_nothing_to_say_about_the_chapters(repository_root: Path, tmp_path: Path) -> None:
+    """By itself it reads .pyx and .pxd only: of a chapter it would see the layout, and no name that is not used."""
+    pytest.importorskip("cython_lint", reason="cython-lint is not installed here")
+    chapters = sorted((repository_root / "fastpipe" / "engine").glob("*.pxi"))
+    assert len(chapters) > 20
+    for chapter in chapters:
+        (tmp_path / f"{chapter.stem}.pyx").write_text(chapter.read_text())
+    command = [sys.executable, "-m", "cython_lint.cython_lint", "--no-pycodestyle", str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout + ran.stderr) == (0, "")
