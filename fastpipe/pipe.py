@@ -481,8 +481,7 @@ class Pipe(_core.Engine):
             Worker("fastpipe closer", self.close, timeout).start()
             return
         deadline = None if timeout is None else time.monotonic() + timeout
-        for debugger in list(self._debuggers):
-            debugger._pipe_closes()
+        self._tell_debuggers()
         self._hung.pipe_closes(deadline)
         self._wait_drained(-1.0 if timeout is None else max(timeout, 0.0))
         with self._close_lock:
@@ -558,6 +557,11 @@ class Pipe(_core.Engine):
             if self._watchdog is not None:
                 self._watchdog.stop()
             self._close_backends(time.monotonic())
+
+    def _tell_debuggers(self) -> None:
+        # Not in close(): its frame would keep the last one alive, and a request that is dropped with its debugger in flight.
+        for debugger in list(self._debuggers):
+            debugger._pipe_closes()
 
     def _stop_workers(self, deadline: float | None) -> None:
         self._close_stations()
