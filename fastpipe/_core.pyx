@@ -71,7 +71,7 @@ from threading import Thread, current_thread
 
 from fastpipe.errors import (
     BackendError, BackendHung, CallLoop, DeviceLost, ForkedPipe, ItemErrors, NoResult, PipeClosed, PipeError, QueueFull,
-    RequestTimeout, RestartLimit, UnknownNode, WorkerDied, nearest,
+    RequestTimeout, RestartLimit, UnknownNode, WorkerDied, in_brief, keys_in_brief, nearest,
 )
 from fastpipe._results import checked_parts
 from fastpipe._faults import is_device_lost, is_out_of_memory, own_copy, stacks, take_traceback, text_of
@@ -2985,8 +2985,8 @@ cdef class Engine:
         if entry is not None:
             node = self.node_named.get(entry) if isinstance(entry, str) else None
             if node is None:
-                raise UnknownNode(f"entry is {entry!r}, and no node has that name; they are {list(self.node_named)}"
-                                  f"{nearest(str(entry), self.node_named)}")
+                raise UnknownNode(f"entry is {in_brief(entry)}, and no node has that name; they are {list(self.node_named)}"
+                                  f"{nearest(entry, self.node_named)}")
             return self.c_entry_at(<Node>node)
         name_pointer = PyDict_GetItem(request, "node_name")
         name = None if name_pointer == NULL else <object>name_pointer
@@ -3001,8 +3001,8 @@ cdef class Engine:
                               f"Pass entry={name!r} with the call, or have the pipe let requests say so by obey_request_keys="
                               f"['node_name']; the roots are {list(self.root_names)}")
         if node is None:
-            raise UnknownNode(f"request['node_name'] is {name!r}, and no node has that name; the roots are "
-                              f"{list(self.root_names)}{nearest(str(name), self.node_named)}")
+            raise UnknownNode(f"request['node_name'] is {in_brief(name)}, and no node has that name; the roots are "
+                              f"{list(self.root_names)}{nearest(name, self.node_named)}")
         return self.c_entry_at(<Node>node)
 
     cdef Walk c_admit(self, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient=False):
@@ -3420,7 +3420,7 @@ cdef class Engine:
             for key_there, key_here in keys:
                 if key_there not in source:
                     raise KeyError(f"the map of node {node.name!r} reads {key_there!r} from {(<Node>self.nodes[index]).name!r}, "
-                                   f"whose keys are {sorted(map(str, source))}")
+                                   f"whose keys are {keys_in_brief(source)}")
                 request[key_here] = source[key_there]
             if not names_context and "context" in source and "context" not in request:
                 request["context"] = source["context"]
@@ -3491,7 +3491,7 @@ cdef class Engine:
             return self.c_finish(walk, answer, turn)
         node = self.node_named.get(name) if isinstance(name, str) else None
         if node is None:
-            raise UnknownNode(f"request['restart'] is {name!r}, and no node has that name{nearest(str(name), self.node_named)}")
+            raise UnknownNode(f"request['restart'] is {in_brief(name)}, and no node has that name{nearest(name, self.node_named)}")
         return self.c_restart(walk, <Node>node, answer, turn)
 
     cdef int c_restart(self, Walk walk, Node node, dict answer, Turn turn) except -1:
@@ -5048,7 +5048,7 @@ cdef object _bucket_of(Visit visit):
     if found == NULL:
         keys = [key for key in visit.request if isinstance(key, str)]
         raise KeyError(f"node {visit.node.name!r}: bucket: the request has no key {bucket!r}, by which the node forms its "
-                       f"batches; its keys are {sorted(keys)}{nearest(bucket, keys)}")
+                       f"batches; its keys are {keys_in_brief(keys)}{nearest(bucket, keys)}")
     return <object>found
 
 
@@ -5070,7 +5070,7 @@ cdef double _weight(Visit visit) except? -1:
 cdef int _status(object status, Node node) except -1:
     if isinstance(status, Status):
         return status
-    raise BackendError(f"the filter of node {node.name!r} must return a fastpipe.Status; it returned {status!r}")
+    raise BackendError(f"the filter of node {node.name!r} must return a fastpipe.Status; it returned {in_brief(status)}")
 
 
 cdef Py_ssize_t _count_holders(object error):
@@ -5140,7 +5140,7 @@ cdef object _with_batch(object error, Visit visit, int instance, int batch_size)
     try:
         place = f"fastpipe: node {node.name!r}, backend {node.backend_name}, instance {instance}, batch of {batch_size}"
         if issubclass(type(error), KeyError):
-            place += f"; the request's keys are {sorted([key for key in visit.request if isinstance(key, str)])}"
+            place += f"; the request's keys are {keys_in_brief(visit.request)}"
         _add_note(error, place)
     except BaseException:                                       # no memory for a note
         pass
