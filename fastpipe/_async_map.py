@@ -49,7 +49,9 @@ async def async_map(
             await asyncio.wait([started[0][0]])
             head, request = started.popleft()
             error = head.exception()
-            if error is not None and (not return_exceptions or isinstance(error, PipeClosed | ForkedPipe)):
+            # PipeClosed may also be what a backend has raised, of another pipe.
+            takes_no_more = isinstance(error, PipeClosed | ForkedPipe) and (pipe.closing or pipe._is_forked())
+            if error is not None and (not return_exceptions or takes_no_more):
                 try:
                     raise error
                 finally:

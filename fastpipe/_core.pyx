@@ -4403,10 +4403,11 @@ cdef class Engine:
 def _as_raised(error, bint is_awaited=False):
     """What comes out of an iterator, or of an ``await``, for a request's ``error``: itself, or what can come out in its place.
 
-    A StopIteration would end what iterates as if there were nothing more; and whatever is no Exception would end the
-    coroutine that awaits, or its event loop.
+    A StopIteration, or a StopAsyncIteration where it is awaited, would end what iterates as if there were nothing more; and
+    whatever is no Exception would end the coroutine that awaits, or its event loop.
     """
-    if not issubclass(type(error), StopIteration) and (not is_awaited or issubclass(type(error), Exception)):
+    ends = (StopIteration, StopAsyncIteration) if is_awaited else StopIteration
+    if not issubclass(type(error), ends) and (not is_awaited or issubclass(type(error), Exception)):
         return error
     way = "await" if is_awaited else "an iterator"
     replacement = BackendError(f"a backend raised {type(error).__name__}: {text_of(error)}; as that cannot come out of {way} "

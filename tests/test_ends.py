@@ -591,7 +591,10 @@ def test_an_exception_that_cannot_be_copied_is_the_cause_of_a_backend_error() ->
 
 @pytest.mark.parametrize(
     "error",
-    [SystemExit(3), KeyboardInterrupt("stop"), GeneratorExit("end"), asyncio.CancelledError(), StopIteration("x")],
+    [
+        *(SystemExit(3), KeyboardInterrupt("stop"), GeneratorExit("end"), asyncio.CancelledError()),
+        *(StopIteration("x"), StopAsyncIteration("x")),
+    ],
     ids=lambda each: type(each).__name__,
 )
 def test_what_would_end_an_event_loop_reaches_an_awaiting_caller_in_a_backend_error(error: BaseException) -> None:
