@@ -77,6 +77,8 @@ class Pipe(_core.Engine):
     """
 
     def __init__(self, source: str | Path | Mapping[str, Any] | None = None, /, **keywords: Any) -> None:
+        if hasattr(self, "_configs"):
+            raise PipeError(f"{self!r} is built already; its threads would be left behind: make another Pipe")
         config = load(source, keywords, add_mistakes_of_the_graph)
         configs = config.nodes
         graph = compile_graph(configs, jumps_of(configs))
