@@ -3464,6 +3464,8 @@ cdef class Engine:
         node, part = walk.without
         if part == "":                                          # a filter inside of it would have it so
             return 0
+        if walk.deadline_ns >= 0 and now_ns() >= walk.deadline_ns:
+            raise _late_error(walk)                             # it gave up, as fastpipe.cancelled() told it to
         raise NoResult(f"node {node.name!r}: step {part or node.backend_name} gave no result, and no step after it did. If "
                        "requests may end so, say without_result = \"end\" in the configuration; to go on with something else, "
                        "put a step with the filter (or) behind it")
