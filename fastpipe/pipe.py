@@ -561,7 +561,7 @@ class Pipe(_core.Engine):
             self._close_backends(time.monotonic())
 
     def _tell_debuggers(self) -> None:
-        # Not in close(): its frame would keep the last one alive, and a request that is dropped with its debugger in flight.
+        # Not in close(), whose frame would keep the last one, and its request, alive while it waits for that.
         for debugger in list(self._debuggers):
             debugger._pipe_closes()
 
