@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastpipe._core import Walk, _as_raised
+from fastpipe._core import Engine, Walk, _as_raised
 from fastpipe.contract import Request
 from fastpipe.errors import ForkedPipe, PipeClosed
 from fastpipe.faults import with_request
@@ -77,7 +77,7 @@ def _next_of(started: deque[tuple[Walk | Exception, Request]], return_exceptions
 
 async def amap_in_order(
     call: Callable[[Request], Coroutine[Any, Any, Request]],
-    is_closing: Callable[[], bool],
+    engine: Engine,
     requests: Iterable[Request] | AsyncIterable[Request],
     window: int,
     return_exceptions: bool,
@@ -86,7 +86,7 @@ async def amap_in_order(
 
     Args:
         call: takes a request when it is called, and runs it when it is awaited.
-        is_closing: whether no more requests are to be taken.
+        engine: the pipe, for whether it is closing, or was built before a fork.
         requests: as of ``Pipe.amap``.
         window: how many requests are taken ahead.
         return_exceptions: as of ``Pipe.amap``.
@@ -101,7 +101,7 @@ async def amap_in_order(
                 next_request = await source.take(unless=started[0][0] if started else None)
                 if next_request is None:
                     break
-                if is_closing():
+                if engine.closing:
                     source.ends(PipeClosed("the pipe is closed"))
                     break
                 started.append((asyncio.create_task(call(next_request)), next_request))
@@ -110,7 +110,9 @@ async def amap_in_order(
             await asyncio.wait([started[0][0]])
             head, request = started.popleft()
             error = head.exception()
-            if error is not None and (not return_exceptions or isinstance(error, PipeClosed | ForkedPipe)):
+            # PipeClosed may also be what a backend has raised, of another pipe.
+            takes_no_more = isinstance(error, PipeClosed | ForkedPipe) and (engine.closing or engine._is_forked())
+            if error is not None and (not return_exceptions or takes_no_more):
                 try:
                     raise error
                 finally:

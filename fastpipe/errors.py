@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Self, SupportsIndex, cast
 
 __all__ = [
@@ -61,6 +62,12 @@ def _restored(kind: type[PipeError], arguments: tuple[Any, ...]) -> PipeError:
 # ---- who wrote the configuration -------------------------------------------------------------------------------
 
 
+# Of what a request has brought, an error shows no more than this: names, and keys, may be a stranger's.
+LONGEST_SHOWN = 60
+MOST_SHOWN = 16
+# What is longer is nobody's misspelt name, and nobody looks through more of them for one.
+LONGEST_NAME = 100
+MOST_NAMES = 1000
 AT_KEY = 0
 
 
@@ -289,8 +296,33 @@ class WorkerDied(PipeError):
     """What ran this request ended, not by the backend's doing: the exception that ended it is the cause."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
-    by_folded = {k.lower(): k for k in known}
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string.
+
+    Quick, whatever a request has brought: a name that is longer than names are, or the thousandth key, is near to none.
+    """
+    if not isinstance(name, str) or len(name) > LONGEST_NAME:
+        return ""
+    by_folded = {k.lower(): k for k in islice(known, MOST_NAMES) if len(k) <= LONGEST_NAME}
     close = difflib.get_close_matches(name.lower(), by_folded, n=1, cutoff=0.6)
     return f"; did you mean {by_folded[close[0]]!r}?" if close else ""
+
+
+def in_brief(value: object) -> str:
+    """Return what a request has brought where a name was expected: a text by its beginning, of all else the type."""
+    kind = type(value)
+    if isinstance(value, str):
+        start = repr(str(value[: LONGEST_SHOWN + 1]))
+        if len(start) <= LONGEST_SHOWN + len("''"):
+            return start
+        return f"{start[:LONGEST_SHOWN]}... ({len(value)} characters)"
+    if value is None or kind in (bool, float) or (isinstance(value, int) and value.bit_length() <= 64):
+        return repr(value)
+    return f"of type {kind.__name__}"
+
+
+def keys_in_brief(keys: Iterable[object]) -> str:
+    """Return a request's keys that are text, in order; of many, or of long ones, only the first."""
+    names = [key for key in keys if isinstance(key, str)]
+    shown = ", ".join(map(in_brief, map(str, sorted(names[:MOST_SHOWN]))))
+    return f"[{shown}]" if len(names) <= MOST_SHOWN else f"[{shown}, ...] and {len(names) - MOST_SHOWN} more"

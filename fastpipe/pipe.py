@@ -20,6 +20,7 @@ from fastpipe.config.sub_graphs import jumps_of
 from fastpipe.config.values import own_copy
 from fastpipe.config.wiring import add_mistakes_of_the_graph, compile_graph
 from fastpipe.contract import Request
+from fastpipe.errors import PipeError
 from fastpipe.instances.building import Builder
 from fastpipe.instances.counters import counters_by_node
 from fastpipe.instances.hung import CameBack, Keeper
@@ -62,6 +63,8 @@ class Pipe(_core.Engine):
     _keeper: Keeper
 
     def __init__(self, source: str | Path | Mapping[str, Any] | None = None, /, **keywords: Any) -> None:
+        if hasattr(self, "_configs"):
+            raise PipeError(f"{self!r} is built already; its threads would be left behind: make another Pipe")
         config = load(source, keywords, add_mistakes_of_the_graph)
         configs = config.nodes
         graph = compile_graph(configs, jumps_of(configs))
@@ -269,7 +272,7 @@ class Pipe(_core.Engine):
         def call(request: Request) -> Coroutine[Any, Any, Request]:
             return self._acall(request, _as_given(request), timeout, priority, entry, is_patient=True)
 
-        return amap_in_order(call, lambda: self.closing, requests, window, return_exceptions)
+        return amap_in_order(call, self, requests, window, return_exceptions)
 
     def _window(self, look_ahead: int | None) -> int:
         """Return how many requests a map takes ahead."""
@@ -421,8 +424,7 @@ class Pipe(_core.Engine):
             Worker("fastpipe closer", self.close, timeout).start()
             return
         deadline = None if timeout is None else time.monotonic() + timeout
-        for debugger in list(self._debuggers):
-            debugger._pipe_closes()
+        self._tell_debuggers()
         self._keeper.pipe_closes(deadline)
         self._wait_drained(-1.0 if timeout is None else max(timeout, 0.0))
         with self._close_lock:
@@ -475,6 +477,11 @@ class Pipe(_core.Engine):
             self._close_stations()
             self._instances.stop_watchdog()
             self._instances.close_backends(time.monotonic())
+
+    def _tell_debuggers(self) -> None:
+        # Not in close(), whose frame would keep the last one, and its request, alive while it waits for that.
+        for debugger in list(self._debuggers):
+            debugger._pipe_closes()
 
 
 def _as_given(request: Request) -> Request:

@@ -105,11 +105,17 @@ class _Copier:
         # By id of what was copied: that, which has to stay alive for its id to be its own, the copy, and the key.
         self._known: dict[int, tuple[Any, Any, Any]] = {}
         self._memory: list[tuple[int, int, Any]] = []  # from address to address, and the key
+        # Lists and dicts whose copies are empty yet. They are filled one after the other: a text of JSON may nest them
+        # deeper than Python's calls may go, and a request that cannot be copied costs its neighbours their second run.
+        self._unfilled: list[tuple[Any, Any]] = []
 
     def copied(self, key: Any, value: Any) -> Any:
         self._key = key
         try:
-            return self._copy(value)
+            copy = self._copy(value)
+            while self._unfilled:
+                self._fill(*self._unfilled.pop())
+            return copy
         except CannotCopy:
             raise
         except Exception as error:  # no memory for a copy, too deep, a closed file: whatever it is, there is no copy
@@ -167,7 +173,7 @@ class _Copier:
         if _are_fixed(value):
             copy.extend(value)
         else:
-            copy.extend([self._copy(item) for item in value])
+            self._unfilled.append((value, copy))
         return copy
 
     def _copy_tuple(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -183,10 +189,16 @@ class _Copier:
 
     def _copy_dict(self, value: dict[Any, Any]) -> dict[Any, Any]:
         copy: dict[Any, Any] = self._note(value, {})
+        self._unfilled.append((value, copy))
+        return copy
+
+    def _fill(self, value: Any, copy: Any) -> None:
+        if isinstance(copy, list):
+            copy.extend([self._copy(item) for item in value])
+            return
         for key, item in value.items():
             self._check_fixed(key)
             copy[key] = self._copy(item)
-        return copy
 
     def _copy_set(self, value: set[Any]) -> set[Any]:
         for item in value:

@@ -10,7 +10,7 @@ from fastpipe.engine.parking cimport FOREVER, Frame, enter_frame, is_hooked, is_
 
 from numbers import Number
 
-from fastpipe.errors import ForkedPipe, PipeClosed, PipeError, RequestTimeout, UnknownNode, nearest
+from fastpipe.errors import ForkedPipe, PipeClosed, PipeError, RequestTimeout, UnknownNode, in_brief, nearest
 
 
 cdef int start_walk(Engine engine, Walk walk, Turn turn) except -1:
@@ -143,8 +143,8 @@ cdef Entry entry_for(Engine engine, object request, object entry):
     if entry is not None:
         node = engine.node_named.get(entry) if isinstance(entry, str) else None
         if node is None:
-            raise UnknownNode(f"entry is {entry!r}, and no node has that name; they are {list(engine.node_named)}"
-                              f"{nearest(str(entry), engine.node_named)}")
+            raise UnknownNode(f"entry is {in_brief(entry)}, and no node has that name; they are {list(engine.node_named)}"
+                              f"{nearest(entry, engine.node_named)}")
         return entry_at(engine, <Node>node)
     name_pointer = PyDict_GetItem(request, "node_name")
     name = None if name_pointer == NULL else <object>name_pointer
@@ -159,8 +159,8 @@ cdef Entry entry_for(Engine engine, object request, object entry):
                           f"Pass entry={name!r} with the call, or have the pipe let requests say so by obey_request_keys="
                           f"['node_name']; the roots are {list(engine.root_names)}")
     if node is None:
-        raise UnknownNode(f"request['node_name'] is {name!r}, and no node has that name; the roots are "
-                          f"{list(engine.root_names)}{nearest(str(name), engine.node_named)}")
+        raise UnknownNode(f"request['node_name'] is {in_brief(name)}, and no node has that name; the roots are "
+                          f"{list(engine.root_names)}{nearest(name, engine.node_named)}")
     return entry_at(engine, <Node>node)
 
 

@@ -3,6 +3,7 @@
 # Guarantees   What makes an error raises none: without memory for it, that is the error. A copy is made of what somebody else keeps.
 
 from fastpipe.errors import BackendError, BackendHung, DeviceLost, NoResult, PipeClosed, QueueFull, RequestTimeout, WorkerDied
+from fastpipe.errors import keys_in_brief
 from fastpipe.faults import own_copy, stacks, take_traceback, text_of
 
 
@@ -66,10 +67,11 @@ cdef str stacks_now():
 def _as_raised(error, bint is_awaited=False):
     """What comes out of an iterator, or of an ``await``, for a request's ``error``: itself, or what can come out in its place.
 
-    A StopIteration would end what iterates as if there were nothing more; and whatever is no Exception would end the
-    coroutine that awaits, or its event loop.
+    A StopIteration, or a StopAsyncIteration where it is awaited, would end what iterates as if there were nothing more; and
+    whatever is no Exception would end the coroutine that awaits, or its event loop.
     """
-    if not issubclass(type(error), StopIteration) and (not is_awaited or issubclass(type(error), Exception)):
+    ends = (StopIteration, StopAsyncIteration) if is_awaited else StopIteration
+    if not issubclass(type(error), ends) and (not is_awaited or issubclass(type(error), Exception)):
         return error
     way = "await" if is_awaited else "an iterator"
     replacement = BackendError(f"a backend raised {type(error).__name__}: {text_of(error)}; as that cannot come out of {way} "
@@ -198,7 +200,7 @@ cdef object with_batch(object error, Visit visit, int instance, int batch_size):
     try:
         place = f"fastpipe: node {node.name!r}, backend {node.backend_name}, instance {instance}, batch of {batch_size}"
         if issubclass(type(error), KeyError):
-            place += f"; the request's keys are {sorted([key for key in visit.request if isinstance(key, str)])}"
+            place += f"; the request's keys are {keys_in_brief(visit.request)}"
         add_note(error, place)
     except BaseException:                                       # no memory for a note
         pass

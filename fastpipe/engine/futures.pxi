@@ -84,12 +84,21 @@ cdef str _NOTIFIED = "CANCELLED_AND_NOTIFIED"
 cdef str _FINISHED = "FINISHED"
 
 
-cdef c_bool _lock_future(object future, Turn turn) noexcept:
-    """Take the lock of a future; False if that fails again and again. Its own ``with`` is not safe from signals."""
+cdef c_bool _lock_future(object future, Turn turn, c_bool* is_held=NULL) noexcept:
+    """Take the lock of a future; False if that fails again and again. Its own ``with`` is not safe from signals.
+
+    With ``is_held``, False as well, and that is True, if it is not to be had for long. Whoever has it holds it for moments;
+    but a signal's handler may stop that thread between two lines of ``result()``, and then call the pipe: it would wait
+    for the thread that waits for the lock.
+    """
     cdef int _attempt
     for _attempt in range(MOST_ATTEMPTS):
-        try:
-            future._condition.acquire()                         # the lock's own method, not written in Python
+        try:                                                    # the lock's own method, not written in Python
+            if is_held == NULL:
+                future._condition.acquire()
+            elif not future._condition.acquire(False) and not future._condition.acquire(True, LONGEST_HELD_S):
+                is_held[0] = True
+                return False
             return True
         except BaseException as error:
             note_interrupt(turn, error)
@@ -111,7 +120,8 @@ cdef int _unlock_future(object future, Turn turn) noexcept:
 
 cdef c_bool start_future(object future, Turn turn) noexcept:
     """Tell a future that its request starts, or ends; False if its owner has cancelled it."""
-    cdef c_bool is_locked = _lock_future(future, turn)
+    cdef c_bool is_held = False                                 # then without: no line of Python comes in between
+    cdef c_bool is_locked = _lock_future(future, turn, &is_held)
     cdef c_bool is_wanted = True
     cdef int _attempt
     for _attempt in range(MOST_ATTEMPTS):
@@ -131,17 +141,25 @@ cdef c_bool start_future(object future, Turn turn) noexcept:
     return is_wanted
 
 
-cdef int end_future(object future, str state, object request, object error, Turn turn) noexcept:
+cdef int end_future(object future, str state, object request, object error, Turn turn, c_bool is_patient=False) noexcept:
     """Give a RequestFuture its outcome and tell everybody, as its set_result(), set_exception() or cancel() would.
 
     Those are written in Python: a signal between two of their lines leaves a future pending for ever, or one that has an
     outcome of which nobody was told. Here only what others have written is Python, and it is called again (E9).
     """
-    cdef c_bool is_locked = _lock_future(future, turn)
+    cdef c_bool is_held = False
+    cdef c_bool is_locked = _lock_future(future, turn) if is_patient else _lock_future(future, turn, &is_held)
     cdef list waiters = None
     cdef list callbacks = None
     cdef str how = None
     cdef int _attempt
+    if is_held:
+        try:
+            start_new_thread(_end_held_future, (future, state, request, error))
+            return 0
+        except BaseException as unexpected:                     # no thread, no memory: then this one waits
+            note_interrupt(turn, unexpected)
+        is_locked = _lock_future(future, turn)
     for _attempt in range(MOST_ATTEMPTS):
         try:
             future.walk = None                                  # whoever keeps the future keeps no pipe alive
@@ -177,6 +195,13 @@ cdef int end_future(object future, str state, object request, object error, Turn
         for callback in callbacks:
             _call_back(callback, future, turn)
     return 0
+
+
+def _end_held_future(future, str state, request, error):
+    """The body of a thread that waits for the lock of a future, so that no thread of a pipe has to."""
+    cdef Turn turn = Turn.__new__(Turn)
+    end_future(future, state, request, error, turn, True)
+    turn.c_report_interrupt()
 
 
 cdef int _tell_waiters(object future, list waiters, str how, Turn turn) noexcept:

@@ -7,7 +7,7 @@ from cpython.dict cimport PyDict_Copy, PyDict_GetItem
 
 from fastpipe.engine.parking cimport now_ns
 
-from fastpipe.errors import BackendError, NoResult, RestartLimit, UnknownNode, nearest
+from fastpipe.errors import BackendError, NoResult, RestartLimit, UnknownNode, in_brief, keys_in_brief, nearest
 from fastpipe.filters import Status, swap
 from fastpipe.results import checked_parts
 
@@ -184,7 +184,7 @@ cdef dict _mapped_request(Engine engine, Node node, Walk walk):
         for key_there, key_here in keys:
             if key_there not in source:
                 raise KeyError(f"the map of node {node.name!r} reads {key_there!r} from {(<Node>engine.nodes[index]).name!r}, "
-                               f"whose keys are {sorted(map(str, source))}")
+                               f"whose keys are {keys_in_brief(source)}")
             request[key_here] = source[key_there]
         if not names_context and "context" in source and "context" not in request:
             request["context"] = source["context"]
@@ -228,6 +228,8 @@ cdef int _check_result(Engine engine, Walk walk, dict answer) except -1:
     node, part = walk.without
     if part == "":                                              # a filter inside of it would have it so
         return 0
+    if walk.deadline_ns >= 0 and now_ns() >= walk.deadline_ns:
+        raise late_error(walk)                                  # it gave up, as fastpipe.cancelled() told it to
     raise NoResult(f"node {node.name!r}: step {part or node.backend_name} gave no result, and no step after it did. If "
                    "requests may end so, say without_result = \"end\" in the configuration; to go on with something else, "
                    "put a step with the filter (or) behind it")
@@ -259,7 +261,7 @@ cdef int _answer_walk(Engine engine, Walk walk, dict answer, str leaf, Turn turn
         return finish_walk(engine, walk, answer, turn)
     node = engine.node_named.get(name) if isinstance(name, str) else None
     if node is None:
-        raise UnknownNode(f"request['restart'] is {name!r}, and no node has that name{nearest(str(name), engine.node_named)}")
+        raise UnknownNode(f"request['restart'] is {in_brief(name)}, and no node has that name{nearest(name, engine.node_named)}")
     return _restart_walk(engine, walk, <Node>node, answer, turn)
 
 

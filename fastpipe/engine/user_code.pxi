@@ -11,7 +11,7 @@ from fastpipe.engine.parking cimport Frame, enter_frame, leave_frame
 
 from opcode import opmap
 
-from fastpipe.errors import BackendError, nearest
+from fastpipe.errors import BackendError, in_brief, keys_in_brief, nearest
 from fastpipe.faults import is_engines
 from fastpipe.filters import Status
 
@@ -109,7 +109,7 @@ cdef object bucket_of(Visit visit):
     if found == NULL:
         keys = [key for key in visit.request if isinstance(key, str)]
         raise KeyError(f"node {visit.node.name!r}: bucket: the request has no key {bucket!r}, by which the node forms its "
-                       f"batches; its keys are {sorted(keys)}{nearest(bucket, keys)}")
+                       f"batches; its keys are {keys_in_brief(keys)}{nearest(bucket, keys)}")
     return <object>found
 
 
@@ -131,7 +131,7 @@ cdef double weight_of(Visit visit) except? -1:
 cdef int checked_status(object status, Node node) except -1:
     if isinstance(status, Status):
         return status
-    raise BackendError(f"the filter of node {node.name!r} must return a fastpipe.Status; it returned {status!r}")
+    raise BackendError(f"the filter of node {node.name!r} must return a fastpipe.Status; it returned {in_brief(status)}")
 
 
 cdef object _RESUME = opmap["RESUME"]

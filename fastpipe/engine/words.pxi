@@ -136,6 +136,8 @@ cdef int64_t FIRST_GAP_NS = 20_000
 cdef int64_t CALL_LOOP_SLICE_NS = 50_000_000
 # A Python call on the way from an outcome to its owner is made so often again if a signal, or a lack of memory, ends it.
 cdef int MOST_ATTEMPTS = 100
+# The lock of a future is waited for no longer than this: who holds it may be stopped, see _lock_future.
+cdef double LONGEST_HELD_S = 0.05
 # A request of priority p counts as having arrived p times this later: it is overtaken by that much, and never starves.
 cdef int64_t PRIORITY_NS = 100_000_000
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpipe import Pipe
+from fastpipe import Pipe, UnknownNode
 from fastpipe.config.registry import _BUILT_IN
-from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra
+from fastpipe.errors import MOST_SHOWN, ConfigError, ItemErrors, KernelError, MissingExtra
 
 pytest.importorskip("cv2", reason="the extra cpu is not installed: pip install 'fastpipe-engine[cpu]'")
 onnx: Any = pytest.importorskip("onnx")
@@ -396,3 +396,45 @@ def test_no_error_repeats_a_megabyte_of_a_request(name: str, tmp_path: Any) -> N
                         assert len(text) < 2000, (key, kind, text[:300])
                         assert MARK not in text, (key, kind)
     assert failures or name in TAKE_ANYTHING
+
+
+SEVERAL_ROOTS: dict[str, Any] = {"a": {"backend": "Identity"}, "b": {"backend": "Identity"}}
+READS_WIDTH: dict[str, Any] = {
+    "a": {"backend": "Identity", "next": "b"},
+    "b": {"backend": "Identity", "map": "a[result:data,width:x]"},
+}
+LONG = "a" * 1_000_000 + MARK
+MANY_KEYS: dict[str, Any] = {"data": 1, LONG: 1, **{f"{number}{MARK}": 1 for number in range(100_000)}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "request_"),
+    [
+        pytest.param(SEVERAL_ROOTS, {"data": 1, "node_name": LONG}, id="a root"),
+        pytest.param(SEVERAL_ROOTS, {"data": 1, "node_name": [LONG] * 100}, id="a list for a root"),
+        pytest.param(
+            {"obey_request_keys": ["restart"], "a": {"backend": "Identity"}}, {"data": 1, "restart": LONG}, id="a loop"
+        ),
+        pytest.param({"a": {"backend": "Pow", "max": 2, "bucket": "width"}}, MANY_KEYS, id="a bucket"),
+        pytest.param(READS_WIDTH, MANY_KEYS, id="a map"),
+        pytest.param({"a": {"backend": "Move", "source": "width", "target": "x"}}, MANY_KEYS, id="a key"),
+    ],
+)
+def test_no_error_of_the_engine_repeats_a_megabyte_of_names_or_keys(
+    nodes: dict[str, Any], request_: dict[str, Any]
+) -> None:
+    """Nor is the nearest known name looked for, which would keep the GIL for a second."""
+    with Pipe(nodes) as pipe, pytest.raises((UnknownNode, KeyError)) as raised:
+        pipe.submit(dict(request_)).result(60)
+    text = "\n".join(chain(raised.value))
+    assert len(text) < 2000
+    assert text.count(MARK) <= MOST_SHOWN
+
+
+def test_a_short_name_is_told_whole_and_the_nearest_one_with_it() -> None:
+    """What is no name is told by its type."""
+    with Pipe(SEVERAL_ROOTS) as pipe:
+        with pytest.raises(UnknownNode, match=r"request\['node_name'\] is 'B', and no node.*did you mean 'b'\?"):
+            pipe({"data": 1, "node_name": "B"})
+        with pytest.raises(UnknownNode, match=r"request\['node_name'\] is of type list, and no node has that name"):
+            pipe({"data": 1, "node_name": ["b"]})

@@ -540,6 +540,26 @@ def test_closing_the_pipe_does_not_wait_for_a_debugger_of_the_same_thread() -> N
     assert debugger.error is None  # given up, not failed by the guard
 
 
+def test_dropping_a_debugger_lets_a_close_end_that_waits_for_its_request() -> None:
+    """Whoever closes must not be the one who keeps the debugger, and so the request, alive."""
+    pipe = Pipe(backend="Identity")
+    debugger = pipe.debug({"data": 1})
+    assert debugger.next is not None
+    closer = threading.Thread(target=pipe.close)
+    told = threading.Event()
+    tell = type(debugger)._pipe_closes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Debugger, "_pipe_closes", lambda self: (tell(self), told.set()))
+        closer.start()
+        assert told.wait(30)
+    del debugger
+    closer.join(30)
+    was_done = not closer.is_alive()
+    pipe._fail_rest("the test hangs")
+    closer.join()
+    assert was_done
+
+
 # ---- views -----------------------------------------------------------------------------------------------------
 
 

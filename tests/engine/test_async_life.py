@@ -295,6 +295,21 @@ def test_amap_of_a_pipe_that_is_closed_ends() -> None:
     run_loop(main)
 
 
+def test_another_pipe_that_is_closed_ends_no_amap() -> None:
+    """What a backend raises is its request's failure, whatever its type; as with map."""
+    inner = Pipe(backend="Identity")
+    inner.close()
+    requests = [{"data": number} for number in range(4)]
+
+    async def main() -> None:
+        with Pipe(backend=lambda number: inner({"data": number}) if number == 1 else number) as pipe:
+            answers = [type(each) async for each in pipe.amap(requests, return_exceptions=True)]
+            assert answers == [dict, PipeClosed, dict, dict]
+            assert [type(each) for each in pipe.map(requests, return_exceptions=True)] == answers
+
+    run_loop(main)
+
+
 def test_arguments_of_amap_are_checked_when_it_is_called() -> None:
     """As those of map: before anything is awaited."""
     with Pipe(backend=opened()) as pipe:

@@ -384,6 +384,36 @@ def test_no_future_is_lost_in_a_storm_of_signals(way: str) -> None:
     assert child.returncode == 0, child.stderr[-2000:]
 
 
+@pytest.mark.parametrize("moment", ["begins", "ends"])
+def test_whoever_holds_the_lock_of_a_future_holds_up_no_other_request(moment: str) -> None:
+    """A signal's handler that calls the pipe may have stopped its thread inside of ``result()``, which holds it."""
+    gate = threading.Event()
+    running = threading.Event()
+
+    def wait_at_the_gate(data: int) -> int:
+        if data == 0:
+            running.set()
+            gate.wait(30)
+        return data
+
+    with Pipe(backend=wait_at_the_gate) as pipe:
+        first = pipe.submit({"data": 0})
+        assert running.wait(30)
+        held = first if moment == "ends" else pipe.submit({"data": 1})
+        calls: list[int] = []
+        held.add_done_callback(lambda future: calls.append(future.result()["data"]))
+        with held._condition:  # type: ignore[attr-defined]
+            gate.set()
+            assert pipe.submit({"data": 2}).result(30)["result"] == 2
+            assert not held.done()
+        assert held.result(30)["result"] == held.result()["data"]
+        assert first.result(30)["result"] == 0
+    until = time.monotonic() + 30
+    while not calls and time.monotonic() < until:
+        time.sleep(0.001)
+    assert len(calls) == 1
+
+
 def test_a_signal_in_a_filter_interrupts_the_submit_that_asks_it() -> None:
     """Ctrl-C is not put away in the future of a request: ``submit`` raises it, and the request is over."""
 
@@ -591,7 +621,10 @@ def test_an_exception_that_cannot_be_copied_is_the_cause_of_a_backend_error() ->
 
 @pytest.mark.parametrize(
     "error",
-    [SystemExit(3), KeyboardInterrupt("stop"), GeneratorExit("end"), asyncio.CancelledError(), StopIteration("x")],
+    [
+        *(SystemExit(3), KeyboardInterrupt("stop"), GeneratorExit("end"), asyncio.CancelledError()),
+        *(StopIteration("x"), StopAsyncIteration("x")),
+    ],
     ids=lambda each: type(each).__name__,
 )
 def test_what_would_end_an_event_loop_reaches_an_awaiting_caller_in_a_backend_error(error: BaseException) -> None:

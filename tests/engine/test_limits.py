@@ -538,6 +538,25 @@ def test_terms_that_are_no_numbers_are_refused_with_what_is_allowed(way: str) ->
 # ---- cancelled() -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("frozen_time")
+@pytest.mark.parametrize("following", [{}, {"next": "last"}], ids=["leaf", "inner node"])
+def test_who_gives_up_in_time_is_late_and_not_without_result(following: dict[str, str]) -> None:
+    """The backend leaves no result as cancelled() says so: its caller is told of the time limit, not of the backend."""
+
+    class GivesUp(Backend):
+        def forward(self, batch: list[Request]) -> None:
+            _core._advance_time(2_000_000_000)
+            assert fastpipe.cancelled()
+
+    nodes: dict[str, Any] = {"main": {"backend": GivesUp, **following}}
+    if following:
+        nodes["last"] = {"backend": "Identity"}
+    with Pipe(nodes) as pipe:
+        with pytest.raises(RequestTimeout):
+            pipe({"data": 1}, timeout=1)
+        assert pipe.stats()["failures"] == {"timeout": 1}
+
+
 @pytest.mark.parametrize("how", ["future", "task", "timeout"])
 def test_a_backend_may_ask_whether_anybody_waits(how: str) -> None:
     """It goes on until nobody does, and returns early."""

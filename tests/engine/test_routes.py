@@ -211,7 +211,7 @@ def test_a_node_that_nobody_has_is_refused_with_the_roots() -> None:
             pipe({"data": 1, "node_name": "lats"})
         with pytest.raises(UnknownNode, match=r"several roots.*\['first', 'second'\]"):
             pipe({"data": 1})
-        with pytest.raises(UnknownNode, match=r"is \['last'\]"):
+        with pytest.raises(UnknownNode, match=r"\['node_name'\] is of type list"):
             pipe({"data": 1, "node_name": ["last"]})
         assert pipe.stats()["requests"]["accepted"] == 0
 

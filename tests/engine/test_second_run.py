@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import threading
@@ -170,6 +171,16 @@ class HalvesAll(Backend):
 
 
 # ---- where there can be none -----------------------------------------------------------------------------------------
+
+
+def test_what_a_client_nests_deeply_costs_its_neighbours_nothing() -> None:
+    """A text of JSON nests lists as deep as its sender likes: the batch is run again all the same."""
+    nested = json.loads("[" * 600 + "]" * 600)
+    good: Request = {"data": np.ones(1)}
+    with Pipe(backend=Halves, max=2) as pipe, pytest.raises(ExceptionGroup) as raised:
+        pipe([good, {"data": np.ones(1), "bad": True, "note": nested}])
+    assert [str(error) for error in raised.value.exceptions] == ["bad"]
+    assert good["result"] == 0.5
 
 
 @pytest.mark.parametrize("kind", [ValueError, MemoryError])

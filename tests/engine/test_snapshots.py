@@ -264,15 +264,31 @@ def test_what_cannot_be_copied_is_refused_in_words(name: str) -> None:
         take([{"data": 1}, {"data": 2, "odd": refused()[name]}])
 
 
-def test_a_value_nested_without_end_is_refused() -> None:
+def test_lists_and_dicts_are_copied_however_deep_they_are_nested() -> None:
+    """A text of JSON may nest them deeper than Python's calls go, and what is deepest inside is a copy, too."""
+    innermost = [1]
+    data: Any = innermost
+    for _ in range(50_000):
+        data = [{"a": data}]
+    request: Request = {"data": data}
+    (before,) = take([request])
+    innermost.append(2)
+    before.put_back(request)
+    found = request["data"]
+    while isinstance(found[0], dict):
+        found = found[0]["a"]
+    assert found == [1]
+
+
+def test_tuples_nested_without_end_are_refused() -> None:
     """No RecursionError gets out."""
-    data: list[Any] = []
+    data: tuple[Any, ...] = ([],)
     for _ in range(100_000):
-        data = [data]
+        data = (data,)
     with pytest.raises(CannotCopy, match="RecursionError"):
         take([{"data": data}])
     while data:  # taken apart by hand: freeing it at once would be as deep
-        data = data.pop()
+        data = data[0]
 
 
 def test_no_memory_for_a_copy_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +300,7 @@ def test_no_memory_for_a_copy_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> N
     def fails(*arguments: Any) -> Any:
         raise MemoryError("none left")
 
-    monkeypatch.setitem(__import__("fastpipe.snapshots")._snapshots._COPIERS, Full, fails)
+    monkeypatch.setitem(__import__("fastpipe.snapshots").snapshots._COPIERS, Full, fails)
     with pytest.raises(CannotCopy, match="copying it raised MemoryError: none left"):
         take([{"data": Full()}])
 

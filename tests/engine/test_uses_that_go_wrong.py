@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpipe import Backend, ConfigError, GraphError, Pipe, Request
+from fastpipe import Backend, ConfigError, GraphError, Pipe, PipeError, Request
 
 WAIT_S = 20.0
 
@@ -302,3 +302,11 @@ def test_a_batch_that_nobody_else_can_join_leaves_at_once() -> None:
             futures = [pipe.submit({"data": index}) for index in range(count)]
             assert [future.result(WAIT_S)["result"] for future in futures] == list(range(count))
         assert pipe([{"data": 1}, {"data": 2}])
+
+
+def test_a_pipe_is_built_once() -> None:
+    """Its constructor, called again, would leave its threads behind; it goes on as it was."""
+    with Pipe(backend="Pow") as pipe:
+        with pytest.raises(PipeError, match="is built already"):
+            pipe.__init__(backend="Identity")  # type: ignore[misc]
+        assert pipe({"data": 3})["result"] == 9
