@@ -8,7 +8,6 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
-from numbers import Number
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -24,7 +23,7 @@ from fastpipe.errors import PipeError
 from fastpipe.instances.building import Builder
 from fastpipe.instances.counters import counters_by_node
 from fastpipe.instances.hung import CameBack, Keeper
-from fastpipe.instances.owned import LEAST_JOIN_S, Instances
+from fastpipe.instances.owned import LEAST_JOIN_S, Instances, time_to_close
 from fastpipe.instances.threads import Worker, check_threads, run_on_thread
 
 if TYPE_CHECKING:
@@ -416,7 +415,7 @@ class Pipe(_core.Engine):
         Idempotent; may be called from any thread; does nothing in the child of a fork. Called from inside one of the
         pipe's own backends it returns at once, and the rest happens as soon as that backend is done.
         """
-        timeout = _time_to_close(timeout)
+        timeout = time_to_close(timeout)
         if self._is_forked():
             return
         self._refuse_new()
@@ -445,7 +444,7 @@ class Pipe(_core.Engine):
         Requests whose tasks run in this loop go on meanwhile. Cancelling the task ends the waiting, not the closing,
         which goes on on a thread of its own.
         """
-        _time_to_close(timeout)
+        time_to_close(timeout)
         if not self._is_forked():
             await run_on_thread("fastpipe closer", self.close, timeout)
 
@@ -487,18 +486,3 @@ class Pipe(_core.Engine):
 def _as_given(request: Request) -> Request:
     """Return a copy of a request as it is now; what is no dict is refused when it is started."""
     return dict.copy(request) if isinstance(request, dict) else request
-
-
-def _time_to_close(timeout: float | None) -> float | None:
-    """Return the seconds that close() has, or None for no limit.
-
-    Raises:
-        TypeError, ValueError: it is no number.
-    """
-    if timeout is None:
-        return None
-    if not isinstance(timeout, Number) or isinstance(timeout, bool):
-        raise TypeError(f"timeout must be a number of seconds, or None for no limit; got {timeout!r}")
-    if timeout != timeout:
-        raise ValueError("timeout must be a number of seconds, or None for no limit; got nan")
-    return None if timeout >= threading.TIMEOUT_MAX else float(timeout)

@@ -149,15 +149,21 @@ def secret_texts(value: Any) -> Iterator[str]:
                 continue
             seen[id(each)] = each
             try:
-                for key, inner in _named(each):
-                    if key is None or not looks_secret(key):
-                        if type(inner) not in _LEAVES:
-                            inside.append(inner)
-                    elif isinstance(inner, str | bytes) and len(inner) >= _SHORTEST_SCRUBBED:
-                        yield from _as_written(inner)
+                children = list(_named(each))
             except Exception:  # a mapping of the user's that raises, or is changed meanwhile
                 continue
+            for key, inner in children:
+                if key is not None and looks_secret(key):
+                    yield from _forms_of(inner)
+                elif type(inner) not in _LEAVES:
+                    inside.append(inner)
         level = inside
+
+
+def _forms_of(secret: Any) -> Iterator[str]:
+    """Yield what an error may repeat of what stands under a secret's key; nothing of short texts and other values."""
+    if isinstance(secret, str | bytes) and len(secret) >= _SHORTEST_SCRUBBED:
+        yield from _as_written(secret)
 
 
 _LEAVES = frozenset({type(None), bool, int, float, complex, str, bytes})

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from numbers import Number
 
 from fastpipe import _core
 from fastpipe.contract import Backend, close_all
 from fastpipe.instances.threads import Worker
 
-__all__ = ["LEAST_JOIN_S", "Instances"]
+__all__ = ["LEAST_JOIN_S", "Instances", "time_to_close"]
 
 # Threads that were told to leave do so at once; this bounds the wait for one that hangs in a backend.
 LEAST_JOIN_S = 0.2
@@ -143,3 +144,18 @@ class Instances:
             for owned in busy:
                 self._backends[id(owned.backend)] = owned
         close_all(idle)
+
+
+def time_to_close(timeout: float | None) -> float | None:
+    """Return the seconds that close() has, or None for no limit.
+
+    Raises:
+        TypeError, ValueError: it is no number.
+    """
+    if timeout is None:
+        return None
+    if not isinstance(timeout, Number) or isinstance(timeout, bool):
+        raise TypeError(f"timeout must be a number of seconds, or None for no limit; got {timeout!r}")
+    if timeout != timeout:
+        raise ValueError("timeout must be a number of seconds, or None for no limit; got nan")
+    return None if timeout >= threading.TIMEOUT_MAX else float(timeout)

@@ -738,7 +738,7 @@ class TestCudaGraphs:
         graphs = dict(next(iter(backend._graphs._graphs.values())))
         assert sorted(graphs) == [1, 2, 4, 8]
         used = graphs[next(size for size in (1, 2, 4, 8) if size >= count)]
-        assert not used._inputs[0][count:].any()
+        assert not used.inputs[0][count:].any()
         backend.close()
 
     def test_what_cannot_be_captured_is_run_eagerly_and_said_once(self, caplog: pytest.LogCaptureFixture) -> None:

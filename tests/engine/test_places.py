@@ -1025,6 +1025,7 @@ def test_a_chain_on_a_stream_is_on_the_gpu_of_its_instance(monkeypatch: pytest.M
     driver = fake_cuda.Driver(gpus=2)
     torch = fake_cuda.fake_torch(driver)
     monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)  # a real one, which has no such GPU
     monkeypatch.setattr(devices, "_instances", {})
     seen: list[tuple[int, int]] = []
 

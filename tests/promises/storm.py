@@ -55,7 +55,8 @@ def main() -> int:
     number = 0
     while total["sent"] < options.requests:
         kind = kinds[number % len(kinds)]
-        count = min(REQUESTS_PER_PROCESS, options.requests - total["sent"])
+        # Each way of calling gets its share: of very few, none would get any.
+        count = min(REQUESTS_PER_PROCESS, max(options.requests - total["sent"], 1000))
         seed = options.seed + number
         number += 1
         command = [sys.executable, __file__, "--requests", str(count), "--seed", str(seed), "--process", kind]
@@ -223,7 +224,8 @@ def one_process(count: int, seed: int, fails_allocations: bool) -> dict[str, int
     for thread in threads:
         thread.start()
     trouble = threading.Thread(target=fail_allocations if fails_allocations else interrupt)
-    trouble.start()
+    with contextlib.suppress(KeyboardInterrupt, MemoryError):  # it may begin before this returns
+        trouble.start()
     middle = len(own["main"]) // 2
     weathered(storm.survive, storm, storm.call, own["main"][:middle])
     weathered(storm.survive, storm, storm.submit, own["main"][middle:])
