@@ -23,10 +23,10 @@ from fastpipe.engine.ranking cimport Ranked
 
 
 cdef struct Batch:              # what a worker took from its station: owned by that worker
-    Ticket* first               # linked by ticket.next, oldest first; each _holds a reference to its visit
+    Ticket* first               # linked by ticket.next, oldest first; each holds a reference to its visit
     int32_t count
     double weight
-    int32_t instance            # whose token the worker _holds; -1: none
+    int32_t instance            # whose token the worker holds; -1: none
     c_bool may_grow             # the rule allows company that arrives until the batch really starts
     int64_t bucket
 
@@ -47,7 +47,7 @@ cdef class Station:
     cdef readonly tuple numbers                 # built: by token, which of the node's instances it is
     cdef Station front                          # built: of a node at several places the first one's, whose limits and room
                                                 # are the node's; None: this one
-    cdef vector[PyObject*] others               # built: at the front, the other places'. Not owned: who asks _holds the engine
+    cdef vector[PyObject*] others               # built: at the front, the other places'. Not owned: who asks holds the engine
     cdef int next_twin                          # GIL: at the front, where the look for the least work begins
     cdef readonly int instance_count            # built
     cdef public int in_service                  # GIL: how many of them; the others hung and are being built again
@@ -71,7 +71,7 @@ cdef class Station:
                                                 # `idle`: push raises queued then reads idle, release raises idle then reads queued
     cdef atomic[int32_t] running                # atomic: requests inside an instance, until they are pushed on or ended
     cdef atomic[int32_t] idle                   # atomic: tokens free
-    cdef atomic[uint8_t]* token_is_free         # atomic: one flag an instance; whoever clears it _holds the token
+    cdef atomic[uint8_t]* token_is_free         # atomic: one flag an instance; whoever clears it holds the token
     cdef EventCount workers                     # where workers sleep
     cdef atomic[uint8_t] has_weights            # atomic: some request weighed other than 1, so counts say little
     cdef atomic[int32_t] collecting             # atomic: workers that sleep until a deadline, collecting a batch
@@ -174,7 +174,7 @@ cdef class Waiter:
     cdef int64_t size_bytes
     cdef bint is_patient                        # it waits even where others are refused, or shed what waits
     cdef readonly int state                     # IN_LINE, AWAY, LET_IN, TURNED_AWAY or GONE
-    cdef bint is_booked                         # it _holds the places for its request
+    cdef bint is_booked                         # it holds the places for its request
     cdef Station turned_away_by                 # None: the pipe closes
     cdef Word word                              # parks its thread
     cdef Waiter next                            # in the line, or among those who are called
@@ -266,9 +266,9 @@ cdef class Walk:
     cdef double timeout_s                       # for the error's message
     cdef int64_t priority_ns                    # how much later it counts as having arrived, in every queue
     cdef list timer                             # GIL: the clock's, if it has one
-    cdef bint has_room                          # it _holds a place in the queue of `home`, booked at its front
+    cdef bint has_room                          # it holds a place in the queue of `home`, booked at its front
     cdef int64_t room_bytes                     # of that place
-    cdef bint is_counted                        # it _holds a place in the engine's `gate`
+    cdef bint is_counted                        # it holds a place in the engine's `gate`
     cdef list queued                            # GIL: its visits in queues that have a limit; or None
     cdef tuple without                          # GIL: (node, part) that left it without a result, if one did; see Visit.without
     cdef PyObject* lister                       # the turn of the thread whose list it came in, for comparing only; or NULL
@@ -290,7 +290,7 @@ cdef class Visit:
     cdef int round                              # of its walk; an older one is over
     cdef uint8_t way                            # how it came: PASSED_ON, ENTERED or RESTARTED
     cdef int64_t size_bytes                     # of its data, while queued; 0 where nobody counts
-    cdef bint is_ghost                          # queued, but its walk has ended: it _holds no place
+    cdef bint is_ghost                          # queued, but its walk has ended: it holds no place
     cdef bint is_held                           # a batch that may hang has it
     cdef tuple without                          # (node, part of its backend) that last left it without a result, or None
     cdef list bucket                            # its entry in the station's bucket_ids while queued

@@ -65,7 +65,11 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     user_code   the two ways into it
     words       states, kinds, constants
 
-Calls go down, so that a request is read from the top to the bottom, but for two kinds (tests/test_imports.py holds it): a
+The way of a request: __call__ here; entry_for, admit and start_walk (admission); enter, which asks the filter (routing);
+run_ready and run_batch, then send_on (running); advance, and enter for each node that is next (routing); at a leaf,
+finish_walk (outcomes).
+
+Calls go down, so that a request is read from the top to the bottom, but for two kinds (tests/house/test_imports.py): a
 method that Python calls stands with its class, and is done by a chapter above (Station.serve, Walk.wait); and an end may
 have something begin: who is let in (start_called), or the whole whose last part has ended (part_ended).
 """
@@ -457,11 +461,16 @@ cdef class Engine:
         if load.idle_instances <= 0:
             preview["decision"], preview["reason"] = "wait for instance", ""
         elif station.rule == RULE_OBJECT:
-            preview["decision"], preview["reason"] = "as the rule says", type(station.rule_object).__name__
+            preview["decision"], preview["reason"] = "as the rule says", _name_of_rule(station.rule_object)
         else:
             verdict = decide_by_rule(station, &load)
             preview["decision"], preview["reason"] = _ACTIONS[verdict.action], _REASONS[verdict.reason]
         return preview
+
+
+cdef str _name_of_rule(object decide):
+    """The class whose method a rule is, or whatever else it is."""
+    return type(getattr(decide, "__self__", decide)).__name__
 
 
 include "engine/watching.pxi"

@@ -24,7 +24,7 @@ class Status(enum.IntEnum):
     Skip = 1  # do not run it; the request goes on as it is
     Break = 2  # the graph ends here for this request: its dict is the answer
     Error = 3  # fail the request
-    SerialSkip = 4  # skip this node and its chain up to the next join; in a Sequential: Break
+    SerialSkip = 4  # skip this node and its chain up to the next fork or join; in a Sequential: Break
     SubGraphSkip = 5  # skip the largest sub-graph that can only be reached through here
 
 

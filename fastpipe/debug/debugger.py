@@ -366,7 +366,7 @@ _WHAT_IT_MEANS = {
     Status.Skip: "it does not run; the request goes on as it is",
     Status.Break: "the request ends here, with this dict",
     Status.Error: "the request fails",
-    Status.SerialSkip: "skipped, with its chain up to the next join",
+    Status.SerialSkip: "skipped, with its chain up to the next fork or join",
     Status.SubGraphSkip: "skipped, with all that can only be reached through it",
 }
 

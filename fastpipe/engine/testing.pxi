@@ -117,6 +117,8 @@ def decide(str rule, *, list preferred=None, **load_fields):
         verdict = decide_timeout(&load)
     elif rule == "greedy":
         verdict = decide_greedy(&load)
+    elif rule != "preferred":
+        raise ValueError(f"no rule is named {rule!r}")
     else:
         verdict = decide_preferred(&load, sizes.data(), <int32_t>sizes.size())
     return _ACTIONS[verdict.action], _REASONS[verdict.reason], verdict.until_ns, verdict.size

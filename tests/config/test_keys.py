@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import pytest
 
+from fastpipe import _core
 from fastpipe.cli.check import check
 from fastpipe.cli.schema import schema
 from fastpipe.config.keys import NODE_KEYS, PIPE_KEYS, Key, station_settings
@@ -74,6 +75,16 @@ def test_the_documentation_has_each_key(repository_root: Path) -> None:
             shown = ("" if key.default is None else str(key.default)) if key.default_in_words is None else None
             assert default == (key.default_in_words if shown is None else shown), name
             assert meaning.lower().startswith(key.meaning.rstrip(".").lower()), name
+
+
+def test_what_a_key_sets_is_a_setting_of_the_station() -> None:
+    """A row may name what the engine has not: nobody would notice before somebody writes the key."""
+    names = {key.station for key in NODE_KEYS.values() if key.station is not None}
+    values = {"rule": "greedy", "preferred": [4], "when_full": "reject"}
+    settings: dict[str, Any] = {name: values.get(name, 1) for name in names}
+    assert _core.Station("a", 1, 8, False, has_buckets=False, **settings).name == "a"
+    with pytest.raises(TypeError, match="no_such_setting"):
+        _core.Station("a", 1, 8, False, has_buckets=False, **settings, no_such_setting=1)
 
 
 def plain(line: str) -> tuple[str, str, str]:

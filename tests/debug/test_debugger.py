@@ -928,3 +928,15 @@ def test_what_data_may_be(tmp_path: Any) -> None:
     assert [data_of(text) for text in ("3", "[1, 'a']", "hello", "'3'", f"@{tmp_path / 'file'}")] == [
         3, [1, "a"], "hello", "3", b"\xff",
     ]  # fmt: skip
+
+
+def test_a_stop_in_front_of_a_queue_names_the_rule_that_will_decide() -> None:
+    """The class of a rule of one's own, not that of its method."""
+
+    class InPairs:
+        def decide(self, load: dict[str, Any]) -> int:
+            return int(load["queued"]) // 2 * 2
+
+    with Pipe(backend="Pow", max=8, batching=InPairs()) as pipe:
+        preview = pipe._preview("main", {"data": 3})
+    assert (preview["decision"], preview["reason"]) == ("as the rule says", "InPairs")
