@@ -98,7 +98,7 @@ class TorchInputs(RequestReader):
         Raises:
             KernelError: if the model cannot take it; the message has the model, the input, expected and got.
         """
-        data = request.get("data")
+        data: Any = request.get("data")
         # What nearly all are; this takes a microsecond.
         if type(data) is torch.Tensor and not data.requires_grad and is_ordinary(data):
             found = self._single_fits.get((data.shape, data.dtype, data.device))

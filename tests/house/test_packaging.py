@@ -36,7 +36,7 @@ SLOW_TO_IMPORT = {
     "logging",
     "subprocess",
     "tomllib",
-    "urllib",
+    "urllib.request",
     "zipfile",
 }
 
