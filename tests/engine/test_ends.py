@@ -350,6 +350,7 @@ with fastpipe.Pipe(start={"backend": "Identity", "next": "echo", "filter": WAY},
                 if len(kept) % 3 == 0:
                     future.exception() if not future.cancelled() else None
                     pipe([{"data": 1}, {"data": 2}])
+            is_armed = False  # within the block: no signal comes out between this and the next look at the clock
         except KeyboardInterrupt:
             interrupted += 1
     is_armed = is_on = False
