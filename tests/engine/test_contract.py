@@ -62,7 +62,10 @@ def test_a_second_pass_leaves_out_who_failed_in_the_first() -> None:
 
 
 def test_without_failures_nothing_is_raised() -> None:
-    """An empty batch has none."""
+    """Neither by a batch of one that is well, nor by an empty one."""
+    failed = run_each([{}], lambda request: None)
+    assert failed == {}
+    raise_failed(failed, [{}])
     raise_failed(run_each([], lambda request: None), [])
 
 
