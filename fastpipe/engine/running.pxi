@@ -199,7 +199,6 @@ cdef int _file_item_errors(Engine engine, Station station, Instance instance, li
     for index in range(count):
         visit = <Visit>alive[index]
         if index in errors:
-            each = errors[index] if lost is None else lost_error(visit, lost)
             station.requests_failed += 1
             own = errors[index] if lost is None else lost_error(visit, lost)
             # Held by ``errors`` and ``own``; by others it is if it was named for several, or is kept in the backend.
