@@ -131,11 +131,12 @@ class OnnxTensor(Backend):
         self._name = f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
         try:
             source = open_model(model, model_key).model
-            if mean is not None or std is not None or precision == "fp16":
+            is_normalized = mean is not None or std is not None
+            if is_normalized or precision == "fp16":
                 source = prepare(source, half=precision == "fp16", mean=mean, std=std)
             self._session = _open_session(source, (threads or usable_cpu_count()) // instance_num, providers)
             inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-            specs = [_input_spec(value) for value in inputs]
+            specs = [_input_spec(value, RAW_SUFFIX if is_normalized else "") for value in inputs]
             for value in outputs:
                 _dtype("output", value)
             self._dtypes = [spec.dtype for spec in specs]
@@ -337,10 +338,9 @@ def _open_session(source: Path | bytes, thread_count: int, providers: list[str] 
     return session
 
 
-def _input_spec(value: Any) -> InputSpec:
-    name = value.name.removesuffix(RAW_SUFFIX)
+def _input_spec(value: Any, added_suffix: str) -> InputSpec:
     shape = tuple(size if isinstance(size, int) else str(size or "?") for size in value.shape)
-    return InputSpec(name, _dtype("input", value), shape)
+    return InputSpec(value.name.removesuffix(added_suffix), _dtype("input", value), shape)
 
 
 def _dtype(what: str, value: Any) -> np.dtype[Any]:

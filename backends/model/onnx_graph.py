@@ -245,6 +245,8 @@ def _normalize_images(model: onnx.ModelProto, mean: list[float] | None, std: lis
     inputs = [value for value in graph.input if value.name not in weights]
     axes = [(value, _channel_axis(value, channel_count)) for value in inputs]
     images = [(value, axis) for value, axis in axes if axis is not None]
+    if taken := [value.name for value in inputs if value.name.endswith(RAW_SUFFIX)]:
+        raise ConfigError(f"with mean or std, no input may be called {taken[0]!r}: {RAW_SUFFIX!r} is added to names")
     if not images:
         shapes = ", ".join(f"{value.name!r} {tuple(_declared_shape(value))}" for value in inputs)
         raise ConfigError(

@@ -143,7 +143,8 @@ class TensorrtTensor(Backend):
             with _use(self._gpu), _engines_lock:
                 self._engine = _shared_engine(wanted, cache)
             graph = read_graph(changed)
-            specs = _named(_specs(self._engine.inputs), graph)
+            added_suffix = RAW_SUFFIX if mean is not None or std is not None else ""
+            specs = _named(_specs(self._engine.inputs), graph, added_suffix)
             profiles = make_profiles(specs, max, min)
             self._inputs = EngineInputs(self._name, specs, profiles)
             self.max_batch = self._inputs.max_batch
@@ -411,13 +412,13 @@ def _specs(inputs: Sequence[TensorInfo]) -> list[InputSpec]:
     ]
 
 
-def _named(specs: Sequence[InputSpec], graph: Graph | None) -> list[InputSpec]:
+def _named(specs: Sequence[InputSpec], graph: Graph | None, added_suffix: str) -> list[InputSpec]:
     """Return inputs with the names that the file has for their open axes, and without what normalisation put there."""
     named = []
     for spec in specs:
         axes = graph.inputs.get(spec.name, spec.shape) if graph is not None else spec.shape
         shape = tuple(name if size == "?" else size for size, name in zip(spec.shape, axes, strict=True))
-        named.append(InputSpec(spec.name.removesuffix(RAW_SUFFIX), spec.dtype, shape))
+        named.append(InputSpec(spec.name.removesuffix(added_suffix), spec.dtype, shape))
     return named
 
 

@@ -241,7 +241,7 @@ NODE_KEYS = _table(
         "What the node reads from whom: b[result:data],c[result:other]; of b|c[result:data] the first that has run.",
         takes_none=True,
         read=_map,
-        form={"anyOf": [_NAMES, {"type": "object", "additionalProperties": _PAIRS}]},
+        form={"anyOf": [_NAMES, {"type": "object", "additionalProperties": _PAIRS, "minProperties": 1}]},
         field="map",
         is_own_of_logical=True,
     ),

@@ -88,6 +88,8 @@ def _read_pair(pair: str, text: str) -> tuple[str, str]:
 
 def _read_table(table: Mapping[Any, Any]) -> tuple[MapEntry, ...]:
     """Read ``{"B": {"result": "x"}, "C": {"result": "data"}}``."""
+    if not table:
+        raise ConfigError("expected {node: {key there: key here}}, got {}; without the key, nothing is mapped")
     entries: list[MapEntry] = []
     for source, keys in table.items():
         pairs = tuple(keys.items()) if isinstance(keys, Mapping) else ()

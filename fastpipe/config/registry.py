@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
-from fastpipe.contract import Backend, Container
+from fastpipe.contract import Backend, Container, PerRequest
 from fastpipe.errors import ConfigError, MissingExtra, Mistake, nearest
 from fastpipe.forks import ProcessLock
 
@@ -174,6 +174,8 @@ def _from_object(thing: Any, what: str) -> type[Backend] | Backend:
             raise ConfigError(f"{what} is a class, but no backend: subclass fastpipe.Backend")
         if thing.forward is Backend.forward:
             raise ConfigError(f"{what} has no forward(batch){nearest('forward', vars(thing))}")
+        if thing.forward is PerRequest.forward and getattr(thing, "run", None) is PerRequest.run:
+            raise ConfigError(f"{what} has no run(request){nearest('run', vars(thing))}: a PerRequest defines it")
         return thing
     if not callable(thing) or callable(getattr(thing, "forward", None)):
         raise ConfigError(f"{what} is no backend: subclass fastpipe.Backend, or give a function of one item")

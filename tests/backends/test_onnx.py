@@ -446,6 +446,16 @@ def test_only_images_are_normalised_and_names_stay():
     assert (total.item(), echo.item()) == (2 * 12 + 5, 5)
 
 
+def test_an_input_may_be_named_as_another_one_is_that_gets_normalised():
+    """``x::raw`` is what the input ``x`` is called within a graph that normalises it, and only there."""
+    node = helper.make_node("Sub", ["x", "x::raw"], ["y"])
+    model = make_model([node], {name: ["n", 1, 2, 2] for name in ("x", "x::raw")}, {"y": ["n", 1, 2, 2]})
+    five, two = (np.full((1, 2, 2), number, np.float32) for number in (5, 2))
+    assert run(OnnxTensor(model=model), {"x": five, "x::raw": two})[0][0, 0, 0, 0] == 3
+    with pytest.raises(ConfigError, match="no input may be called 'x::raw'"):
+        OnnxTensor(model=model, mean=[1.0])
+
+
 def test_mean_and_std_reach_an_input_that_is_read_inside_a_branch():
     """The body of an If reads the normalised tensor under the input's own name."""
     branches = {}

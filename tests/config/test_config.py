@@ -717,6 +717,7 @@ def test_the_grammar_of_map(written: Any, expected: Any) -> None:
         ("B,,C", "column 3: "),
         ("B[a:x],C[b:x]", "'x' is written twice"),
         ({"B": "x"}, "expected {node: {key there: key here}}"),
+        ({}, "expected {node: {key there: key here}}, got {}"),
         (5, "must be text such as"),
     ],
 )

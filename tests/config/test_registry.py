@@ -13,7 +13,7 @@ import pytest
 
 from fastpipe import Pipe
 from fastpipe.config import registry
-from fastpipe.contract import Backend, Request
+from fastpipe.contract import Backend, PerRequest, Request
 from fastpipe.errors import ConfigError, ItemErrors, MissingExtra
 from fastpipe.functions import backend
 
@@ -171,6 +171,11 @@ class WithoutForward(Backend):
         pass
 
 
+class WithoutRun(PerRequest):
+    def rum(self, request: Request) -> None:
+        pass
+
+
 async def asynchronous(data: Any) -> Any:
     return data
 
@@ -187,6 +192,7 @@ def of_two(first: Any, second: Any) -> Any:
         (int, "subclass fastpipe.Backend"),
         (3, "subclass fastpipe.Backend"),
         (WithoutForward, r"has no forward\(batch\); did you mean 'foward'"),
+        (WithoutRun, r"has no run\(request\); did you mean 'rum'"),
         (asynchronous, "async function"),
         (of_two, "a function of one item is expected"),
         (lambda: 1, "a function of one item is expected"),
