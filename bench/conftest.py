@@ -1,4 +1,4 @@
-"""What the benchmarks of this folder share: ``--quick``, and backends that cost nothing."""
+"""What the benchmarks of this folder share: ``--quick``, and pipes that are closed in the end."""
 
 from __future__ import annotations
 
@@ -25,46 +25,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_max_time = 0.05
         config.option.benchmark_min_rounds = 2
         config.option.benchmark_warmup_iterations = 1
-
-
-class Echo(fastpipe.Backend):
-    """The result is the data."""
-
-    max_batch = 1
-
-    def forward(self, batch: list[fastpipe.Request]) -> None:
-        for request in batch:
-            request["result"] = request["data"]
-
-
-class EchoOnItsOwnThread(Echo):
-    """The same, on a thread of its own: every call is handed over."""
-
-    thread_bound = True
-
-
-class EchoOfMany(Echo):
-    """The same for up to 64 requests at once."""
-
-    max_batch = 64
-
-
-@pytest.fixture
-def echo() -> type[fastpipe.Backend]:
-    """Return a backend that does nothing."""
-    return Echo
-
-
-@pytest.fixture
-def echo_on_its_own_thread() -> type[fastpipe.Backend]:
-    """Return a backend that does nothing, elsewhere."""
-    return EchoOnItsOwnThread
-
-
-@pytest.fixture
-def echo_of_many() -> type[fastpipe.Backend]:
-    """Return a backend that does nothing with up to 64 requests."""
-    return EchoOfMany
 
 
 @pytest.fixture
