@@ -110,7 +110,7 @@ def rss_bytes() -> int:
 
 
 def closed_loop(
-    client: Callable[[int], Callable[[], None]], clients: int, window: Window, batches: BatchCounter | None = None
+    client: Callable[[int], Callable[[], object]], clients: int, window: Window, batches: BatchCounter | None = None
 ) -> Numbers:
     """Let client threads call as fast as they get answers, and say how fast that was.
 

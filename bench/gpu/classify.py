@@ -10,8 +10,7 @@ From JPEG to the class that a ResNet50 of float16 finds (random weights, which c
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import itertools
 import sys
 import tomllib
 from pathlib import Path
@@ -23,11 +22,11 @@ import torch
 
 import fastpipe
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "resnet"))
 import resnet50
+from callers import CLIENTS, WAYS, arguments_of, write
 from common import Window
-from decode import CLIENTS, MEAN, SIDE, STD, WAYS, images
+from decode import MEAN, SIDE, STD, images
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "resnet" / "gpu.toml"
 
@@ -101,8 +100,9 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         with fastpipe.Pipe(config) as pipe:
             check(pipe, encoded)
             for what, data in encoded.items():
+                source = itertools.repeat(data).__next__
                 for way, run in WAYS.items():
-                    numbers = run(pipe, data, CLIENTS, window)
+                    numbers = run(pipe, source, CLIENTS, window)
                     rows.append({"what": what, "way": way, "pipe": name, "goal": GOALS.get(what), **numbers})
                     p99 = f"  p99 {numbers['p99_us'] / 1e3:6.2f} ms" if "p99_us" in numbers else ""
                     rate = f"{numbers['requests_per_s']:9.0f} /s"
@@ -110,18 +110,6 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    """Check, time, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="short windows: shows that it runs")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="take these JPEGs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the numbers")
-    arguments = parser.parse_args()
-    rows = measure(arguments)
-    file = arguments.json or (Path(os.environ["OUT"], "classify.json") if os.environ.get("OUT") else None)
-    if file is not None:
-        file.write_text(json.dumps(rows, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    given = arguments_of(__doc__)
+    write(measure(given), given, "classify")

@@ -13,28 +13,22 @@ pixels are compared with OpenCV's.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import itertools
-import json
 import os
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from callers import CLIENTS, WAYS, arguments_of, counted, of_lists, of_tasks, of_threads, write
+from common import BusyThread, Numbers, Window
 
 import fastpipe
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from common import BusyThread, Numbers, Window, closed_loop
-
 SIZES = [(640, 640), (517, 606), (1280, 720)]  # width, height
-SIDE, BATCH, CLIENTS = 224, 64, 64
+SIDE, BATCH = 224, 64
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 # Images a second from threads with single requests; the 99th percentile is to be within 20 ms.
@@ -106,97 +100,15 @@ def check(encoded: dict[str, bytes]) -> dict[str, int]:
     return differences
 
 
-# ---- callers ---------------------------------------------------------------------------------------------------------
-
-
-def of_threads(pipe: fastpipe.Pipe, encoded: bytes, clients: int, window: Window) -> Numbers:
-    """Single requests from threads."""
-
-    def client(number: int) -> Callable[[], None]:
-        def call() -> None:
-            pipe({"data": encoded})
-
-        return call
-
-    return closed_loop(client, clients, window)
-
-
-def of_lists(pipe: fastpipe.Pipe, encoded: bytes, clients: int, window: Window) -> Numbers:
-    """Four threads with lists of as many images as there would be clients; the times are those of a list."""
-
-    def client(number: int) -> Callable[[], None]:
-        def call() -> None:
-            pipe([{"data": encoded} for _ in range(clients)])
-
-        return call
-
-    numbers = closed_loop(client, 4, window)
-    numbers["requests_per_s"] *= clients
-    return numbers
-
-
-def of_map(pipe: fastpipe.Pipe, encoded: bytes, clients: int, window: Window) -> Numbers:
-    """One thread with one endless ``map``."""
-    answers = pipe.map({"data": encoded} for _ in itertools.count())
-    return counted(lambda: next(answers), window)
-
-
-def counted(step: Callable[[], Any], window: Window, each: int = 1) -> Numbers:
-    """Return how often a step is done in a second, times ``each``."""
-    end_s = time.perf_counter() + window.warm_up_s
-    while time.perf_counter() < end_s:
-        step()
-    count, start_s = 0, time.perf_counter()
-    while (passed_s := time.perf_counter() - start_s) < window.measured_s:
-        step()
-        count += each
-    return {"requests_per_s": count / passed_s}
-
-
-def of_asyncio(pipe: fastpipe.Pipe, encoded: bytes, clients: int, window: Window) -> Numbers:
-    """Single requests from as many tasks of one event loop."""
-    counts = [0]
-
-    async def task() -> None:
-        while counts is not None:
-            await pipe.acall({"data": encoded})
-            counts[0] += 1
-
-    async def main() -> Numbers:
-        tasks = [asyncio.create_task(task()) for _ in range(2 * clients)]
-        await asyncio.sleep(window.warm_up_s)
-        before, start_s = counts[0], time.perf_counter()
-        await asyncio.sleep(window.measured_s)
-        rate = (counts[0] - before) / (time.perf_counter() - start_s)
-        for one in tasks:
-            one.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        return {"requests_per_s": rate}
-
-    return asyncio.run(main())
-
-
 def of_binding(encoded: bytes, window: Window) -> Numbers:
     """NvImageCodec's Python binding in batches, decoding only."""
     from nvidia import nvimgcodec
 
     decoder = nvimgcodec.Decoder(max_num_cpu_threads=max(1, (os.cpu_count() or 2) // 2))
     batch = [encoded] * BATCH
-
-    def step() -> None:
-        decoder.decode(batch)
-
-    numbers = counted(step, window, BATCH)
+    numbers = counted(lambda: decoder.decode(batch), window, BATCH)
     torch.cuda.synchronize()
     return numbers
-
-
-WAYS: dict[str, Callable[..., Numbers]] = {
-    f"{CLIENTS} threads": of_threads,
-    f"{2 * CLIENTS} tasks of asyncio": of_asyncio,
-    "map": of_map,
-    f"4 threads with lists of {CLIENTS}": of_lists,
-}
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -223,44 +135,35 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     differences = check(encoded)
     print("largest difference from OpenCV:", differences, flush=True)
     for what, data in encoded.items():
+        source = itertools.repeat(data).__next__
         with contextlib.suppress(ImportError):
             free = add(what, "binding, decode only", of_binding(data, window))
             with BusyThread():
                 add(what, "binding, decode only, beside a busy thread", of_binding(data, window), free)
         with new_pipe(arguments) as pipe:
-            rates = {way: add(what, way, run(pipe, data, CLIENTS, window)) for way, run in WAYS.items()}
+            rates = {way: add(what, way, run(pipe, source, CLIENTS, window)) for way, run in WAYS.items()}
             with BusyThread():
                 for way, run in WAYS.items():
-                    add(what, f"{way}, beside a busy thread", run(pipe, data, CLIENTS, window), rates[way])
+                    add(what, f"{way}, beside a busy thread", run(pipe, source, CLIENTS, window), rates[way])
         with new_pipe(arguments, array="cupy") as pipe:  # whose arrays do not give up the GIL when they are dropped
             for clients in (CLIENTS, 2 * CLIENTS):
-                add(what, f"{clients} threads, CuPy's arrays", of_threads(pipe, data, clients, window))
+                add(what, f"{clients} threads, CuPy's arrays", of_threads(pipe, source, clients, window))
         more = {"max": BUSY_BATCH, "instance_num": BUSY_INSTANCES, "array": "cupy"}
         with new_pipe(arguments, **more) as pipe:
-            for way, run in ((f"{2 * BUSY_BATCH} tasks", of_asyncio), (f"4 threads, lists of {BUSY_BATCH}", of_lists)):
+            for way, run, count in (
+                (f"{2 * BUSY_BATCH} tasks", of_tasks, 2 * BUSY_BATCH),
+                (f"4 threads, lists of {BUSY_BATCH}", of_lists, BUSY_BATCH),
+            ):
                 name = f"{way}, batches of {BUSY_BATCH}"
-                free = add(what, name, run(pipe, data, BUSY_BATCH, window))
+                free = add(what, name, run(pipe, source, count, window))
                 with BusyThread():
-                    add(what, f"{name}, busy", run(pipe, data, BUSY_BATCH, window), free)
+                    add(what, f"{name}, busy", run(pipe, source, count, window), free)
         for array, name in (("torch", "one client"), ("cupy", "one client, CuPy's arrays")):
             with new_pipe(arguments, instance_num=1, array=array) as pipe:
-                add(what, name, of_threads(pipe, data, 1, window))
+                add(what, name, of_threads(pipe, source, 1, window))
     return {"gpu": torch.cuda.get_device_name(0), "cpus": os.cpu_count(), "differences": differences, "rows": rows}
 
 
-def main() -> None:
-    """Check, time, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="short windows: shows that it runs")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="take these JPEGs")
-    parser.add_argument("--instances", type=int, default=2, help="of the node (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the numbers")
-    arguments = parser.parse_args()
-    numbers = measure(arguments)
-    file = arguments.json or (Path(os.environ["OUT"], "decode.json") if os.environ.get("OUT") else None)
-    if file is not None:
-        file.write_text(json.dumps(numbers, indent=1))
-
-
 if __name__ == "__main__":
-    main()
+    given = arguments_of(__doc__, instances={"type": int, "default": 2, "help": "of the node (default: %(default)s)"})
+    write(measure(given), given, "decode")

@@ -9,14 +9,12 @@ waits, not the times: what takes the GIL back before the other thread is awake d
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+import callers
 from common import BusyThread
 
 INTERVAL_S = 0.05
@@ -48,9 +46,7 @@ def main() -> None:
     """Count and print."""
     import decode
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="take these JPEGs, not scikit-image's")
-    arguments = parser.parse_args()
+    arguments = callers.arguments_of(__doc__)
     arguments.instances = 1
     data = next(iter(decode.images(arguments.images).values()))
     for array in ("torch", "cupy"):

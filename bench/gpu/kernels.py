@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from callers import arguments_of, write
 
 from fastpipe.kernels import cuda, reference
 
@@ -418,26 +418,15 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"machine": machine, "rows": bench.rows}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what this script can be told."""
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions: shows that it runs")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="take these images, not scikit-image's")
-    parser.add_argument("--inductor", action="store_true", help="compile the torch baseline, too; takes a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the numbers")
-
-
 def main() -> None:
     """Build, check, time, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    arguments = parser.parse_args()
+    inductor = {"action": "store_true", "help": "compile the torch baseline, too; takes a minute"}
+    arguments = arguments_of(__doc__, inductor=inductor)
     try:
         numbers = measure(arguments)
     except (ImportError, RuntimeError) as error:
         raise SystemExit(f"bench/gpu/kernels.py needs a GPU and the extra cuda: {error}") from None
-    file = arguments.json or (Path(os.environ["OUT"], "kernels.json") if os.environ.get("OUT") else None)
-    if file is not None:
-        file.write_text(json.dumps(numbers, indent=1))
+    write(numbers, arguments, "kernels")
     if missed := [row for row in numbers["rows"] if row.get("share", 1) < row.get("goal", 0)]:
         print("below the goal:", *(f"{row['what']} ({row['share']:.0%} of {row['goal']:.0%})" for row in missed))
 

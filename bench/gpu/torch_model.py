@@ -16,18 +16,17 @@ to one GPU.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import itertools
 import json
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from callers import of_lists, of_map, of_tasks, of_threads
+from common import Numbers, Window
 
 import fastpipe
 
@@ -60,31 +59,6 @@ def ceiling(model: Any, batch: int, seconds: float) -> float:
     return max(rates)
 
 
-def rate_of(work: Callable[[], int], threads: int, seconds: float) -> float:
-    """Return how many requests a second so many threads get answered, after half a second of warming up."""
-    counts = [0] * threads
-    started = threading.Barrier(threads + 1)
-    is_over = threading.Event()
-
-    def client(number: int) -> None:
-        started.wait()
-        while not is_over.is_set():
-            counts[number] += work()
-
-    clients = [threading.Thread(target=client, args=(number,)) for number in range(threads)]
-    for each in clients:
-        each.start()
-    started.wait()
-    time.sleep(0.5)
-    before, start_s = sum(counts), time.perf_counter()
-    time.sleep(seconds)
-    after, end_s = sum(counts), time.perf_counter()
-    is_over.set()
-    for each in clients:
-        each.join()
-    return (after - before) / (end_s - start_s)
-
-
 def by_place(pipe: fastpipe.Pipe) -> dict[str, int]:
     """Return how many requests each GPU has had."""
     node = pipe.stats()["nodes"]["main"]
@@ -95,6 +69,7 @@ def spread(arguments: argparse.Namespace, model: Any, plain: Any) -> list[dict[s
     """Compare one pipe on all GPUs with one on the first; return the rows."""
     gpus = torch.cuda.device_count()
     rows: list[dict[str, Any]] = []
+    window = Window(0.5, arguments.seconds)
     print(f"{'':60}  img/s  {'each GPU':>{8 * gpus}}  of one GPU", flush=True)
     for clients, instances in itertools.product(arguments.clients, arguments.instances):
         one: dict[str, float] = {}
@@ -108,25 +83,13 @@ def spread(arguments: argparse.Namespace, model: Any, plain: Any) -> list[dict[s
                         for number in range(256)
                     ]
                     check(pipe, plain, images[:8])
-                    turn = itertools.cycle(images)
-                    own = threading.local()
-
-                    def several(pipe: Any = pipe, turn: Any = turn) -> int:
-                        pipe([{"data": next(turn)} for _ in range(16)])
-                        return 16
-
-                    def mapped(pipe: Any = pipe, turn: Any = turn, own: Any = own) -> int:
-                        if not hasattr(own, "answers"):
-                            own.answers = pipe.map({"data": next(turn)} for _ in itertools.count())
-                        next(own.answers)
-                        return 1
-
-                    ways = [("map, one thread", mapped, 1), (f"{8 * count} threads, lists of 16", several, 8 * count)]
+                    data = itertools.cycle(images).__next__
+                    ways = [("map, one thread", of_map, 1), (f"{8 * count} threads, lists of 16", of_lists, 8 * count)]
                     if count > 1:
-                        ways.insert(1, (f"map, {count} threads", mapped, count))
-                    for what, work, threads in ways:
+                        ways.insert(1, (f"map, {count} threads", of_map, count))
+                    for what, run, threads in ways:
                         before = by_place(pipe)
-                        rate = rate_of(work, threads, arguments.seconds)
+                        rate = run(pipe, data, 16, window, threads)["requests_per_s"]
                         after = by_place(pipe)
                         had = {place: after[place] - before[place] for place in after}
                         each = {place: rate * number / sum(had.values()) for place, number in had.items()}
@@ -169,7 +132,10 @@ def main() -> None:
     images = [torch.rand((1, 3, SIDE, SIDE), device="cuda", dtype=torch.float16) for _ in range(256)]
     rows: list[dict[str, Any]] = []
 
-    def add(what: str, rate: float, limit: float) -> None:
+    data, window = itertools.cycle(images).__next__, Window(0.5, arguments.seconds)
+
+    def add(what: str, numbers: Numbers, limit: float) -> None:
+        rate = numbers["requests_per_s"]
         rows.append({"what": what, "images_per_s": rate, "share": rate / limit})
         print(f"{what:52} {rate:8.0f} img/s  {rate / limit:6.1%} of the graph's", flush=True)
 
@@ -182,49 +148,17 @@ def main() -> None:
         with fastpipe.Pipe(backend="TorchTensor", model=model, max=f"{clients}x3x{SIDE}x{SIDE}", **node) as pipe:
             print(f"built in {time.perf_counter() - start_s:.1f} s", flush=True)
             check(pipe, plain, images[:8])
-            turn = itertools.cycle(images)
-
-            def single(pipe: Any = pipe, turn: Any = turn) -> int:
-                pipe({"data": next(turn)})
-                return 1
-
-            def several(pipe: Any = pipe, turn: Any = turn) -> int:
-                pipe([{"data": next(turn)} for _ in range(16)])
-                return 16
-
-            def mapped(pipe: Any = pipe, turn: Any = turn) -> int:
-                return sum(1 for _ in pipe.map({"data": next(turn)} for _ in range(2048)))
-
-            async def task(pipe: Any, turn: Any, is_over: threading.Event) -> int:
-                count = 0
-                while not is_over.is_set():
-                    await pipe.acall({"data": next(turn)})
-                    count += 1
-                return count
-
-            async def loop(pipe: Any = pipe, turn: Any = turn, clients: int = clients) -> int:
-                is_over = threading.Event()
-                threading.Timer(arguments.seconds, is_over.set).start()
-                return sum(await asyncio.gather(*[task(pipe, turn, is_over) for _ in range(clients)]))
-
             what = f"{instances} instances, "
-            add(what + f"{clients} threads, single requests", rate_of(single, clients, arguments.seconds), limit)
-            start_s = time.perf_counter()
-            count = asyncio.run(loop())
-            add(what + f"{clients} tasks of asyncio", count / (time.perf_counter() - start_s), limit)
-            add(what + "8 threads, lists of 16", rate_of(several, 8, arguments.seconds), limit)
-            start_s = time.perf_counter()
-            count = mapped()
-            add(what + "map, one thread", count / (time.perf_counter() - start_s), limit)
+            add(what + f"{clients} threads, single requests", of_threads(pipe, data, clients, window), limit)
+            add(what + f"{clients} tasks of asyncio", of_tasks(pipe, data, clients, window), limit)
+            add(what + "8 threads, lists of 16", of_lists(pipe, data, 16, window, threads=8), limit)
+            add(what + "map, one thread", of_map(pipe, data, 1, window), limit)
         # A class is a number: no tensor that gives up the GIL when its caller drops it.
         node["postprocessor"] = "SoftmaxArgMax"
         with fastpipe.Pipe(backend="TorchTensor", model=model, max=f"{clients}x3x{SIDE}x{SIDE}", **node) as pipe:
             what = f"{instances} instances, classes, "
-            rate = rate_of(lambda pipe=pipe: single(pipe), clients, arguments.seconds)
-            add(what + f"{clients} threads, single requests", rate, limit)
-            start_s = time.perf_counter()
-            count = asyncio.run(loop(pipe))
-            add(what + f"{clients} tasks of asyncio", count / (time.perf_counter() - start_s), limit)
+            add(what + f"{clients} threads, single requests", of_threads(pipe, data, clients, window), limit)
+            add(what + f"{clients} tasks of asyncio", of_tasks(pipe, data, clients, window), limit)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
 
