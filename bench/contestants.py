@@ -123,7 +123,19 @@ def echo_class(base: type, node: Node) -> type:
     return type("Echo", (base,), {"forward": forward})
 
 
-class Fastpipe(Contestant):
+class _OfPipe(Contestant):
+    """A contestant with a pipe: of fastpipe or omniback, which are called in the same way."""
+
+    pipe: Any
+
+    def answer(self, data: int) -> int:
+        request: dict[str, Any] = {"data": data}
+        self.pipe(request)
+        result: int = request["result"]
+        return result
+
+
+class Fastpipe(_OfPipe):
     """One node of a fastpipe.Pipe."""
 
     def __init__(self, node: Node, batches: BatchCounter | None = None) -> None:
@@ -136,12 +148,6 @@ class Fastpipe(Contestant):
             backend=backend, instance_num=node.instance_num, max=node.max_batch, batching_timeout=node.timeout_ms
         )
         self.batches = batches
-
-    def answer(self, data: int) -> int:
-        request: dict[str, Any] = {"data": data}
-        self.pipe(request)
-        result: int = request["result"]
-        return result
 
 
 # Three nodes in a row, and four in a diamond: what omniback and fastpipe both read.
@@ -164,44 +170,30 @@ class FastpipeGraph(Fastpipe):
         self.pipe = fastpipe.Pipe({name: {"backend": backend, **keys} for name, keys in graph.items()})
 
 
-class Omniback(Contestant):
+class Omniback(_OfPipe):
     """One node of an omniback pipe, with the same Python backend."""
 
     def __init__(self, node: Node, batches: BatchCounter | None = None) -> None:
+        self.pipe = self._build({"main": {}}, node)
+        self.batches = batches
+
+    @staticmethod
+    def _build(graph: dict[str, dict[str, Any]], node: Node) -> Any:
         import omniback
 
         backend = echo_class(object, node)
         backend.max = lambda self: node.max_batch  # type: ignore[attr-defined]
         omniback.register("Echo", backend)
-        self.pipe = omniback.pipe(
-            {
-                "main": {
-                    "backend": "Echo",
-                    "instance_num": node.instance_num,
-                    "batching_timeout": int(node.timeout_ms),  # it takes whole milliseconds
-                }
-            }
-        )
-        self.batches = batches
-
-    def answer(self, data: int) -> int:
-        request: dict[str, Any] = {"data": data}
-        self.pipe(request)
-        result: int = request["result"]
-        return result
+        timeout_ms = int(node.timeout_ms)  # it takes whole milliseconds
+        common = {"backend": "Echo", "instance_num": node.instance_num, "batching_timeout": timeout_ms}
+        return omniback.pipe({name: {**common, **keys} for name, keys in graph.items()})
 
 
 class OmnibackGraph(Omniback):
     """A chain or a diamond of echoes."""
 
     def __init__(self, graph: dict[str, dict[str, Any]]) -> None:
-        import omniback
-
-        backend = echo_class(object, Node())
-        backend.max = lambda self: 1  # type: ignore[attr-defined]
-        omniback.register("Echo", backend)
-        common = {"backend": "Echo", "instance_num": 1, "batching_timeout": 0}
-        self.pipe = omniback.pipe({name: {**common, **keys} for name, keys in graph.items()})
+        self.pipe = self._build(graph, Node())
 
 
 class Executor(Contestant):
