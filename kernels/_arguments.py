@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,25 @@ __all__ = [
     "check_levels",
     "check_normalization",
     "check_resize",
+    "documented_as",
 ]
 
 Array = npt.NDArray[Any]
 Color = Literal["bgr", "rgb", "gray"]
 
 CHANNELS = {"bgr": 3, "rgb": 3, "gray": 1}
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def documented_as(other: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Decorate a function that does what ``other`` does: ``help`` shows that one's docstring behind its own."""
+
+    def decorate(function: Function) -> Function:
+        function.__doc__ = f"{inspect.getdoc(function) or ''}\n\n{inspect.getdoc(other) or ''}"
+        return function
+
+    return decorate
 
 
 class Normalization(NamedTuple):

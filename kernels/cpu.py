@@ -23,7 +23,7 @@ import numpy.typing as npt
 from fastpipe.errors import MissingExtra
 
 from . import reference
-from ._arguments import CHANNELS, Array, Color, check_conversion, check_normalization, check_resize
+from ._arguments import CHANNELS, Array, Color, check_conversion, check_normalization, check_resize, documented_as
 from .reference import BLUE, GREEN, RED, taps
 
 __all__ = ["Color", "convert_color", "normalize", "prepare", "resize"]
@@ -34,20 +34,11 @@ __all__ = ["Color", "convert_color", "normalize", "prepare", "resize"]
 GIL_KEPT_BELOW_PIXELS = 65_536
 
 
+@documented_as(reference.convert_color)
 def convert_color(image: Array, source: Color, target: Color, *, out: Array | None = None) -> Array:
-    """Return the image with its channels in another order, as gray, or as three equal channels made of gray.
-
-    Args:
-        image: uint8, (h, w, 3), or (h, w) if ``source`` is gray; any strides. Not modified.
-        source: what the channels of ``image`` are: "bgr", "rgb" or "gray".
-        target: what they are to be. Gray is OpenCV's, bit for bit.
-        out: where to write; C-contiguous, of the result's shape and dtype, sharing no memory with ``image``.
-
-    Returns:
-        ``out``, or a new C-contiguous uint8 array, (h, w, 3), or (h, w) if ``target`` is gray.
+    """What ``reference.convert_color`` does, compiled.
 
     Raises:
-        KernelError: if shape, dtype or layout differ; the message has both, expected and got.
         MissingExtra: if Numba is not installed.
     """
     out = check_conversion(image, source, target, out)
@@ -70,6 +61,7 @@ def convert_color(image: Array, source: Color, target: Color, *, out: Array | No
     return out
 
 
+@documented_as(reference.normalize)
 def normalize(
     images: Array | Sequence[Array],
     *,
@@ -80,26 +72,9 @@ def normalize(
     dtype: npt.DTypeLike | None = None,
     out: Array | None = None,
 ) -> Array:
-    """Return ``(image - mean) / std`` with the channels converted and moved to the front, in one pass.
-
-    The conversion is that of ``convert_color``; the rest is computed in float32 and rounded once if float16 is
-    asked for (what is too large for it becomes infinity).
-
-    Args:
-        images: uint8, not modified, any strides: one image (h, w, 3), a batch (n, h, w, 3), or a list of images of
-            one size, which is a batch too. Without the last axis if ``source`` is gray.
-        mean: a number, or one for each channel of ``target``, in its order, on the scale 0-255.
-        std: the same, none zero.
-        source: what the channels of ``images`` are: "bgr", "rgb" or "gray".
-        target: what they are to be.
-        dtype: float32 or float16; by default that of ``out``, else float32.
-        out: where to write; C-contiguous, of the result's shape and dtype.
-
-    Returns:
-        ``out``, or a new C-contiguous array: (c, h, w) for one image, (n, c, h, w) for a batch; c is 1 for gray.
+    """What ``reference.normalize`` does, compiled, in one pass.
 
     Raises:
-        KernelError: if shape, dtype or layout differ, or a std is zero; the message has both, expected and got.
         MissingExtra: if Numba is not installed.
     """
     checked = check_normalization(images, mean, std, source, target, dtype, out)
@@ -131,22 +106,11 @@ def normalize(
     return checked.out
 
 
+@documented_as(reference.resize)
 def resize(image: Array, height: int, width: int, *, out: Array | None = None) -> Array:
-    """Return the image at another size, bilinear, without smoothing what becomes smaller.
-
-    In OpenCV's fixed-point arithmetic: on x86-64, ``cv2.resize`` gives the same bits; elsewhere it may differ by 1.
-
-    Args:
-        image: uint8, (h, w, 3), not empty; any strides. Not modified.
-        height: of the result, at least 1.
-        width: of the result, at least 1.
-        out: where to write; C-contiguous, of the result's shape and dtype, sharing no memory with ``image``.
-
-    Returns:
-        ``out``, or a new C-contiguous uint8 array (height, width, 3).
+    """What ``reference.resize`` does, compiled.
 
     Raises:
-        KernelError: if shape, dtype or layout differ; the message has both, expected and got.
         MissingExtra: if Numba is not installed.
     """
     out = check_resize(image, height, width, out)
