@@ -16,12 +16,12 @@ import cv2
 import numpy as np
 
 from fastpipe.contract import Backend, Between, PerRequest, Request, raise_failed, run_each
-from fastpipe.errors import ConfigError, KernelError, MissingExtra
+from fastpipe.errors import ConfigError, KernelError
 from fastpipe.kernels import cpu
 from fastpipe.summaries import summarize
 
-from ..ranges import MOST_PIXELS, MaxPixels, box_of, check_pixels, check_size, fits, numbers_of
-from .fitting import fitted
+from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, fits, numbers_of
+from .bases import PillowResize, Sized, box_within, fitted, padded_size, side_of
 from .requests import LARGEST_SIDE, Pixels, Side, pixels_of
 
 __all__ = [
@@ -46,17 +46,7 @@ SUBSTITUTE_FOR_S = 1.0
 # ---- size ------------------------------------------------------------------------------------------------------------
 
 
-class _Sized(PerRequest):
-    """Base: results have one size, ``resize_h`` x ``resize_w``."""
-
-    def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
-        check_size(self, resize_h, resize_w, max_pixels)
-        self.resize_h = resize_h
-        self.resize_w = resize_w
-        self.max_pixels = max_pixels
-
-
-class ResizeMat(_Sized):
+class ResizeMat(Sized):
     """Pixels of another size, bilinear, as ``cv2.resize`` does it (which does not smooth what it makes smaller).
 
     Beside a thread that runs Python all the time, ``cv2.resize`` takes 0.2 ms and then waits 5 ms for the GIL that it
@@ -79,13 +69,13 @@ class ResizeMat(_Sized):
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self)
         if not self._has_substitute or pixels.shape[2:] != (3,):
-            request["result"] = _resized(self, pixels, self.resize_h, self.resize_w)
+            request["result"] = _resized(self, pixels, *self.size)
             return
         started_s = monotonic()
         if started_s < self._use_substitute_until_s:
-            request["result"] = cpu.resize(pixels, self.resize_h, self.resize_w)
+            request["result"] = cpu.resize(pixels, *self.size)
             return
-        request["result"] = _resized(self, pixels, self.resize_h, self.resize_w)
+        request["result"] = _resized(self, pixels, *self.size)
         ended_s = monotonic()
         if ended_s - started_s > LOST_GIL_S:
             self._use_substitute_until_s = ended_s + SUBSTITUTE_FOR_S
@@ -94,10 +84,11 @@ class ResizeMat(_Sized):
         """Say whether the substitute is one: builds of OpenCV for other processors may round differently."""
         cpu.prepare()
         rng = np.random.default_rng(0)
-        for height, width in ((181, 243), (self.resize_h, 3 * self.resize_w), (2 * self.resize_h, 2 * self.resize_w)):
+        resize_h, resize_w = self.size
+        for height, width in ((181, 243), (resize_h, 3 * resize_w), (2 * resize_h, 2 * resize_w)):
             noise = rng.integers(0, 256, (min(height, 1000), min(width, 1000), 3), dtype=np.uint8)
-            expected = _resized(self, noise, self.resize_h, self.resize_w)
-            if not np.array_equal(cpu.resize(noise, self.resize_h, self.resize_w), expected):
+            expected = _resized(self, noise, *self.size)
+            if not np.array_equal(cpu.resize(noise, *self.size), expected):
                 return False
         return True
 
@@ -120,11 +111,11 @@ class DynamicResizeMat(PerRequest):
         self.max_pixels = max_pixels
 
     def run(self, request: Request) -> None:
-        height, width = (_side(request, key) for key in ("resize_h", "resize_w"))
+        height, width = (side_of(self, key, request[key], 1) for key in ("resize_h", "resize_w"))
         request["result"] = _resized(self, pixels_of(request, self), height, width)
 
 
-class PillowResizeMat(_Sized):
+class PillowResizeMat(PillowResize):
     """Pixels of another size, equal to Pillow's ``resize(..., BILINEAR)``, which smooths what it makes smaller.
 
     Pillow does it, channel by channel, so that BGR is as good as RGB.
@@ -140,23 +131,11 @@ class PillowResizeMat(_Sized):
 
     keeps_input = True
 
-    def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
-        super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
-        try:
-            from PIL import Image
-        except ImportError as error:
-            raise MissingExtra("PillowResizeMat", "cpu", error) from error
-        self._from_array = Image.fromarray
-        self._bilinear = Image.Resampling.BILINEAR
-
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self)
         if pixels.ndim == 3 and pixels.shape[2] not in (1, 3):
             raise KernelError(f"PillowResizeMat: expected 1 or 3 channels, got shape {pixels.shape}")
-        image = self._from_array(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
-        # A copy, because what asarray gives cannot be written to.
-        result = np.array(image.resize((self.resize_w, self.resize_h), self._bilinear))
-        request["result"] = result.reshape(result.shape[:2] + pixels.shape[2:])
+        request["result"] = np.array(self.resized(pixels))  # a copy, which can be written to
 
 
 @dataclass(frozen=True)
@@ -201,22 +180,12 @@ class ResizePadMat(PerRequest):
         pad_value: Annotated[Sequence[int], Between(0, 255)] = (0,),
         max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
-        height = max_h if max_h is not None else resize_h
-        width = max_w if max_w is not None else resize_w
-        problems = [
-            f"{type(self).__name__}: max_{side} (or resize_{side}) is missing"
-            for side, value in (("h", height), ("w", width))
-            if value is None
-        ]
+        problems = []
         if not 1 <= len(pad_value) <= 4:
             problems.append(f"{type(self).__name__}: pad_value must have 1 to 4 numbers, got {pad_value}")
         if not all(fits(number, 0, 255) for number in pad_value):
             problems.append(f"{type(self).__name__}: pad_value must be between 0 and 255, got {pad_value}")
-        if height is None or width is None or problems:
-            raise ConfigError(*problems)
-        check_size(self, height, width, max_pixels)
-        self.max_h = height
-        self.max_w = width
+        self.max_h, self.max_w = padded_size(self, (max_h, resize_h), (max_w, resize_w), problems, max_pixels)
         self.max_pixels = max_pixels
         self.pad_value = tuple(pad_value)
 
@@ -314,13 +283,13 @@ class CropMat(PerRequest):
         request["result"] = _cropped(request, self).copy()
 
 
-class CropResizeMat(_Sized):
+class CropResizeMat(Sized):
     """``CropMat``, then ``ResizeMat``."""
 
     keeps_input = True
 
     def run(self, request: Request) -> None:
-        request["result"] = _resized(self, _cropped(request, self), self.resize_h, self.resize_w)
+        request["result"] = _resized(self, _cropped(request, self), *self.size)
 
 
 class PerspectiveTransformMat(PerRequest):
@@ -375,32 +344,13 @@ def _channels(pixels: Pixels) -> int:
     return pixels.shape[2] if pixels.ndim == 3 else 1
 
 
-def _resized(backend: _Sized | DynamicResizeMat | ResizePadMat, pixels: Pixels, height: int, width: int) -> Pixels:
+def _resized(backend: Sized | DynamicResizeMat | ResizePadMat, pixels: Pixels, height: int, width: int) -> Pixels:
     check_pixels(backend, height, width, _channels(pixels), backend.max_pixels)
     resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     return resized.reshape(height, width, *pixels.shape[2:])  # OpenCV drops an axis of one channel
 
 
-def _side(request: Request, key: str) -> int:
-    value = request[key]
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= LARGEST_SIDE:
-        expected = f"a whole number from 1 to {LARGEST_SIDE}"
-        raise ValueError(f"DynamicResizeMat: {key} must be {expected}, got {summarize(value)}")
-    return int(value)
-
-
 def _cropped(request: Request, backend: Backend) -> Pixels:
     """Return the part inside the request's box, as a view."""
     pixels = pixels_of(request, backend)
-    box = request["box"]
-    sides = box_of(box)
-    if sides is None:
-        raise ValueError(f"{type(backend).__name__}: expected a box of four numbers, got {summarize(box)}")
-    left, top, right, bottom = sides
-    height, width = pixels.shape[:2]
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise ValueError(
-            f"{type(backend).__name__}: expected a box (left, top, right, bottom) inside {width} x {height} pixels, "
-            f"got {summarize(box)}"
-        )
-    return pixels[top:bottom, left:right]
+    return pixels[box_within(request, backend, *pixels.shape[:2])]

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from fastpipe.contract import Backend, Between, Request
-from fastpipe.errors import ConfigError, KernelError, MissingExtra
+from fastpipe.errors import ConfigError, KernelError
 from fastpipe.summaries import summarize
 
-from ..image.fitting import fitted
+from ..image.bases import PillowResize, Sized, box_within, fitted, padded_size, side_of
 from ..image.requests import LARGEST_SIDE, Side
-from ..ranges import MOST_PIXELS, MaxPixels, box_of, check_pixels, check_size, fits, numbers_of
+from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
 from .requests import PerTensor, image_of
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
 # ---- size ------------------------------------------------------------------------------------------------------------
 
 
-class ResizeTensor(PerTensor):
+class ResizeTensor(Sized, PerTensor):
     """An image of another size, bilinear, as ``torch.nn.functional.interpolate`` without antialiasing: floats.
 
     Pixel centers are where OpenCV, Pillow and torch (``align_corners=False``) have them. Float16 and bfloat16 stay what
@@ -45,19 +45,13 @@ class ResizeTensor(PerTensor):
 
     keeps_input = True
 
-    def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
-        super().__init__()
-        check_size(self, resize_h, resize_w, max_pixels)
-        self.size = (resize_h, resize_w)
-        self.max_pixels = max_pixels
-
     def run(self, request: Request) -> None:
         image = image_of(request, self)
         check_pixels(self, *self.size, image.shape[1], self.max_pixels)
         request["result"] = _resized(_floats(image), self.size)
 
 
-class PillowResizeTensor(PerTensor):
+class PillowResizeTensor(PillowResize, PerTensor):
     """A uint8 image of another size, equal to Pillow's ``resize(..., BILINEAR)``, which smooths what becomes smaller.
 
     On the CPU Pillow does it, channel by channel, so that BGR is as good as RGB; on a GPU ``fastpipe.kernels.cuda``
@@ -76,18 +70,7 @@ class PillowResizeTensor(PerTensor):
     keeps_input = True
 
     def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
-        super().__init__()
-        check_size(self, resize_h, resize_w, max_pixels)
-        try:
-            import PIL.Image
-        except ImportError as error:
-            raise MissingExtra("PillowResizeTensor", "cpu", error) from error
-        self._from_array = PIL.Image.fromarray
-        self._bilinear = PIL.Image.Resampling.BILINEAR
-        self._gpu_filter: Literal["pillow", "pillow13"] = (
-            "pillow13" if int(PIL.__version__.partition(".")[0]) >= 13 else "pillow"
-        )
-        self.size = (resize_h, resize_w)
+        super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
         self._workspaces: dict[int, Any] = {}  # of the GPUs that images came on
 
     def run(self, request: Request) -> None:
@@ -102,8 +85,7 @@ class PillowResizeTensor(PerTensor):
             request["result"] = self._on_gpu(image)
             return
         pixels = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
-        resized = self._from_array(pixels[..., 0] if channels == 1 else pixels).resize(self.size[::-1], self._bilinear)
-        planes = np.asarray(resized).reshape(*self.size, channels).transpose(2, 0, 1)
+        planes = self.resized(pixels).transpose(2, 0, 1)
         request["result"] = torch.from_numpy(np.array(planes[np.newaxis], order="C"))
 
     def _on_gpu(self, image: torch.Tensor) -> torch.Tensor:
@@ -117,10 +99,8 @@ class PillowResizeTensor(PerTensor):
         if number not in self._workspaces:
             self._workspaces[number] = cuda.Workspace(number)
         workspace = self._workspaces[number]
-        height, width = self.size
-        whole = workspace.resize_normalize(
-            [given], height, width, filter=self._gpu_filter, source=color, target=color, dtype="float32"
-        )
+        way: Literal["pillow", "pillow13"] = "pillow13" if self._version >= 13 else "pillow"
+        whole = workspace.resize_normalize([given], *self.size, filter=way, source=color, target=color, dtype="float32")
         return whole.to(torch.uint8)  # exact: the kernel has rounded
 
 
@@ -150,18 +130,8 @@ class ResizePadTensor(PerTensor):
         max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
         super().__init__()
-        height = max_h if max_h is not None else resize_h
-        width = max_w if max_w is not None else resize_w
-        problems = [
-            f"ResizePadTensor: max_{side} (or resize_{side}) is missing"
-            for side, value in (("h", height), ("w", width))
-            if value is None
-        ]
-        problems += _pad_value_problems(self, pad_value)
-        if height is None or width is None or problems:
-            raise ConfigError(*problems)
-        check_size(self, height, width, max_pixels)
-        self.size = (height, width)
+        problems = _pad_value_problems(self, pad_value)
+        self.size = padded_size(self, (max_h, resize_h), (max_w, resize_w), problems, max_pixels)
         self.max_pixels = max_pixels
         self.pad_value = tuple(pad_value)
 
@@ -202,18 +172,8 @@ class CropTensor(PerTensor):
 
     def run(self, request: Request) -> None:
         image = image_of(request, self)
-        box = request["box"]
-        sides = box_of(box)
-        if sides is None:
-            raise ValueError(f"CropTensor: expected a box of four numbers, got {summarize(box)}")
-        left, top, right, bottom = sides
-        height, width = image.shape[2:]
-        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-            raise ValueError(
-                f"CropTensor: expected a box (left, top, right, bottom) inside {width} x {height} pixels, "
-                f"got {summarize(box)}"
-            )
-        request["result"] = image[..., top:bottom, left:right].clone()
+        rows, columns = box_within(request, self, *image.shape[2:])
+        request["result"] = image[..., rows, columns].clone()
 
 
 class CopyMakeBorderTensor(PerTensor):
@@ -254,14 +214,7 @@ class CopyMakeBorderTensor(PerTensor):
 
     def run(self, request: Request) -> None:
         image = image_of(request, self)
-        given = {side: request.get(side, width) for side, width in self.border.items()}
-        for side, size in given.items():
-            if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 0 <= size <= LARGEST_SIDE:
-                raise ValueError(
-                    f"CopyMakeBorderTensor: {side} must be a whole number from 0 to {LARGEST_SIDE}, "
-                    f"got {summarize(size)}"
-                )
-        border = {side: int(size) for side, size in given.items()}
+        border = {side: side_of(self, side, request.get(side, size), 0) for side, size in self.border.items()}
         height, width = image.shape[2:]
         size = (height + border["top"] + border["bottom"], width + border["left"] + border["right"])
         result = _filled(image, size, self.pad_value, self)
