@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import onnxruntime
 
-from fastpipe.contract import Backend, Between, Existing, Request
+from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
@@ -32,7 +32,7 @@ from .onnx_rows import read_graph
 from .postprocessors import find_postprocessor, postprocess
 from .reader import Sample
 from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
-from .runs import Group, bucket_of, run_in_groups
+from .runs import Group, ModelBackend, run_in_groups
 from .shapes import InputSpec, Profile, make_profiles
 from .source import open_model
 
@@ -48,7 +48,7 @@ _DTYPES = {
 }
 
 
-class OnnxTensor(Backend):
+class OnnxTensor(ModelBackend):
     """Run an ONNX model on the CPU (or by another execution provider of ONNX Runtime) in batches.
 
     **In**: ``data`` is an array, or for several inputs a list of arrays in the model's order or a mapping from input
@@ -151,9 +151,7 @@ class OnnxTensor(Backend):
                 halves = json.loads(self._session.get_modelmeta().custom_metadata_map[HALF_INPUTS])
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
-            self.max_batch = self._inputs.max_batch
-            # Where no run ever has two rows, no output needs to have rows.
-            self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
+            self._take(self._inputs, profiles)
             if warm_up:
                 self._warm_up(specs, profiles)
             if self._has_rows and rows is None:
@@ -163,11 +161,7 @@ class OnnxTensor(Backend):
                     lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine),
                 )
         except ConfigError as error:
-            raise ConfigError(*[f"{self._name}: {problem}" for problem in error.problems]) from error.__cause__
-
-    def bucket(self, request: Request) -> Hashable:
-        """Return the shapes and dtypes of a request's data: what must be equal within a batch."""
-        return bucket_of(self._inputs, request)
+            raise self._named(error) from error.__cause__
 
     def forward(self, batch: list[Request]) -> None:
         """Run the model on a batch; requests whose shapes differ are run apart.
@@ -212,20 +206,10 @@ class OnnxTensor(Backend):
         except Exception as error:
             error.add_note(f"{self._name}, run with inputs of shape {_shapes(arrays)}")
             raise
-        problem = self._row_problem(outputs, len(arrays[0]))
+        problem = self._row_problem(self._output_names, [output.shape for output in outputs], len(arrays[0]))
         if problem:
             raise BackendError(f"{self._name}, {problem}")
         return outputs
-
-    def _row_problem(self, outputs: Sequence[Array], row_count: int) -> str:
-        """Return which output has too few rows, or too many; nothing if none has, or none needs any."""
-        for name, output in zip(self._output_names, outputs, strict=True):
-            if self._has_rows and output.shape[:1] != (row_count,):
-                return (
-                    f"output {name!r}: expected {row_count} rows for a batch of {row_count}, got shape {output.shape}; "
-                    f"a model that cannot be batched needs max=1"
-                )
-        return ""
 
     def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         # The largest batch comes first, so that the arena grows once.
@@ -242,7 +226,7 @@ class OnnxTensor(Backend):
                         f"the warm-up with zeros of shape {_shapes(arrays)} failed: {str(error).strip()}; "
                         f"warm_up=false leaves it out, if zeros are no valid data"
                     ) from error
-                problem = self._row_problem(outputs, size)
+                problem = self._row_problem(self._output_names, [output.shape for output in outputs], size)
                 if problem:
                     raise ConfigError(problem)
 

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
-from fastpipe.contract import Request
-from fastpipe.errors import ItemErrors, KernelError
+from fastpipe.contract import Backend, Request
+from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
 from .reader import RequestReader, Sample, UnfitError
+from .shapes import Profile
 
-__all__ = ["Group", "bucket_of", "run_in_groups"]
+__all__ = ["Group", "ModelBackend", "run_in_groups"]
 
 Group = list[tuple[Request, Sample]]
 """Requests that run together: of equal shapes and dtypes, and no more than their profile takes."""
 
 
-def bucket_of(inputs: RequestReader, request: Request) -> Hashable:
-    """Return what must be equal within a batch; it does not raise."""
-    try:
-        return inputs.read(request).key
-    except KernelError:
-        return "misfit"  # run_in_groups() tells its caller why
+class ModelBackend(Backend):
+    """Base of the backends that run a model; the constructor sets ``_name``, then calls ``_take`` with its inputs."""
+
+    _name: str
+
+    def _take(self, inputs: RequestReader, profiles: Sequence[Profile]) -> None:
+        self._reader = inputs
+        self.max_batch = inputs.max_batch
+        # Where no run ever has two rows, no output needs to have rows.
+        self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
+
+    def bucket(self, request: Request) -> Hashable:
+        """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
+        try:
+            return self._reader.read(request).key
+        except KernelError:
+            return "misfit"  # run_in_groups() tells its caller why
+
+    def _named(self, error: ConfigError) -> ConfigError:
+        """Return an error that names the model."""
+        return ConfigError(*[f"{self._name}: {problem}" for problem in error.problems])
+
+    def _row_problem(self, names: Sequence[object], shapes: Sequence[Sequence[int]], row_count: int) -> str:
+        """Return which output has too few rows, or too many; nothing if none has, or none needs any."""
+        for name, shape in zip(names, shapes, strict=True):
+            if self._has_rows and tuple(shape[:1]) != (row_count,):
+                return (
+                    f"output {name!r}: expected {row_count} rows for a batch of {row_count}, got shape {tuple(shape)}; "
+                    f"a model that cannot be batched needs max=1"
+                )
+        return ""
 
 
 def run_in_groups(inputs: RequestReader, batch: list[Request], run: Callable[[Group], None]) -> None:

@@ -13,14 +13,14 @@ import math
 import platform
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from fastpipe.contract import Backend, Between, Existing, Request
+from fastpipe.contract import Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError, MissingExtra
 
 from ..gpu.devices import claim_gpu, place_of, torch_gpu
@@ -36,7 +36,7 @@ from .onnx_rows import Graph, read_graph
 from .postprocessors import find_postprocessor, postprocess
 from .reader import Fit, UnfitError
 from .row_proof import COARSE, Output, prove_rows
-from .runs import Group, bucket_of, run_in_groups
+from .runs import Group, ModelBackend, run_in_groups
 from .shapes import InputSpec, Profile, make_profiles
 from .source import ModelSource, fingerprint, open_model
 from .tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
@@ -51,7 +51,7 @@ _engines_lock = threading.Lock()
 _proved: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
-class TensorrtTensor(Backend):
+class TensorrtTensor(ModelBackend):
     """Run an ONNX model on an NVIDIA GPU, in batches, by an engine that TensorRT builds from it.
 
     **In**: as for ``OnnxTensor``, and torch tensors on the GPU, where nothing leaves it; what is elsewhere is copied
@@ -128,7 +128,7 @@ class TensorrtTensor(Backend):
         try:
             source = open_model(model, model_key)
             self._claim = claim_gpu("TensorrtTensor", device, device_id)
-            self.place = self._claim.place
+            self.place, self.place_of = self._claim.place, place_of
             self._gpu = _open_gpu(self._claim.number)
             changed = with_precision(
                 source.model,
@@ -147,8 +147,8 @@ class TensorrtTensor(Backend):
             specs = _named(_specs(self._engine.inputs), graph, added_suffix)
             profiles = make_profiles(specs, max, min)
             self._inputs = EngineInputs(self._name, specs, profiles)
-            self.max_batch = self._inputs.max_batch
-            self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
+            self._take(self._inputs, profiles)
+            self._output_names = [info.name for info in self._engine.outputs]
             output_shapes = [tuple(size if size >= 0 else "?" for size in info.shape) for info in self._engine.outputs]
             self._postprocessor = find_postprocessor(postprocessor, output_shapes)
             self.keeps_input = isinstance(postprocessor, str)  # a function of the user's gets the requests themselves
@@ -163,15 +163,7 @@ class TensorrtTensor(Backend):
                 self._prove_rows(graph, specs, profiles)
                 _proved.add(self._engine)
         except ConfigError as error:
-            raise ConfigError(*[f"{self._name}: {problem}" for problem in error.problems]) from error.__cause__
-
-    def bucket(self, request: Request) -> Hashable:
-        """Return the shapes and dtypes of a request's data: what must be equal within a batch."""
-        return bucket_of(self._inputs, request)
-
-    def place_of(self, request: Request) -> Hashable:
-        """Return the GPU on which a request's data is; None: on none."""
-        return place_of(request)
+            raise self._named(error) from error.__cause__
 
     def forward(self, batch: list[Request]) -> None:
         """Run the model on a batch; requests whose shapes differ are run apart.
@@ -221,7 +213,7 @@ class TensorrtTensor(Backend):
         shapes = [(row_count, *item) for item in item_shapes]
         try:
             output_shapes = slot.context.set_input_shapes(shapes, stream)
-            problem = "" if is_trial else self._row_problem(output_shapes, row_count)
+            problem = "" if is_trial else self._row_problem(self._output_names, output_shapes, row_count)
             if problem:
                 raise BackendError(problem)
             inputs = [buffer[: math.prod(shape)].view(shape) for buffer, shape in zip(slot.inputs, shapes, strict=True)]
@@ -243,16 +235,6 @@ class TensorrtTensor(Backend):
             raise
         return outputs
 
-    def _row_problem(self, shapes: Sequence[Sequence[int]], row_count: int) -> str:
-        """Return which output has too few rows, or too many; nothing if none has, or none needs any."""
-        for info, shape in zip(self._engine.outputs, shapes, strict=True):
-            if self._has_rows and tuple(shape[:1]) != (row_count,):
-                return (
-                    f"output {info.name!r}: expected {row_count} rows for a batch of {row_count}, "
-                    f"got shape {tuple(shape)}; a model that cannot be batched needs max=1"
-                )
-        return ""
-
     def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         with self._gpu.stream.entered() as current:
             for profile in profiles:
@@ -270,7 +252,7 @@ class TensorrtTensor(Backend):
             for item, spec in zip(items, specs, strict=True)
         ]
         outputs = self._run(profile, rows, items, size, stream, is_trial=True)
-        if problem := self._row_problem([output.shape for output in outputs], size):
+        if problem := self._row_problem(self._output_names, [output.shape for output in outputs], size):
             raise ConfigError(problem)
 
     def _prove_rows(self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
@@ -286,7 +268,7 @@ class TensorrtTensor(Backend):
             return [to_array(output) for output in outputs]
 
         tolerance = max(COARSE, graph.tolerance if graph is not None else COARSE)
-        outputs = graph.outputs if graph is not None else [Output(info.name) for info in self._engine.outputs]
+        outputs = graph.outputs if graph is not None else [Output(name) for name in self._output_names]
         prove_rows(run, specs, profiles, outputs, tolerance=tolerance)
 
 

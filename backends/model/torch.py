@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from fastpipe.contract import Backend, Between, Existing, Request
+from fastpipe.contract import Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError
 
 from ..gpu.devices import Claim, claim_gpu, place_of, torch_gpu
@@ -30,7 +30,7 @@ from .inputs import Array, to_array
 from .postprocessors import find_postprocessor, postprocess
 from .reader import UnfitError
 from .row_proof import COARSE, FINE, Output, prove_rows
-from .runs import bucket_of, run_in_groups
+from .runs import ModelBackend, run_in_groups
 from .torch_files import Loaded, describe, load
 from .torch_graphs import Graphs, Staging, flatten
 from .torch_inputs import TorchInputs, is_image
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class TorchTensor(Backend):
+class TorchTensor(ModelBackend):
     """Run a torch model in batches, on the CPU or on a GPU.
 
     **Model**: a ``torch.nn.Module``, a class or function that makes one (``"package.module:Name"`` in a file), or a
@@ -151,9 +151,7 @@ class TorchTensor(Backend):
             self._postprocessor = find_postprocessor(postprocessor, [()])
             if not isinstance(postprocessor, str):  # a function of the user's gets the requests themselves
                 self.keeps_input, self.takes_forms = False, ()
-            self.max_batch = self._inputs.max_batch
-            # Where no run ever has two rows, no output needs to have rows.
-            self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in self._inputs.profiles)
+            self._take(self._inputs, self._inputs.profiles)
             self._staging = Staging()
             self._graphs: Graphs | None = None
             with self._entered():
@@ -166,18 +164,14 @@ class TorchTensor(Backend):
         except BaseException as error:
             self.close()
             if isinstance(error, ConfigError):
-                raise ConfigError(*[f"{self._name}: {problem}" for problem in error.problems]) from error.__cause__
+                raise self._named(error) from error.__cause__
             raise
 
     def bucket(self, request: Request) -> Hashable:
         """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
         if type(row := request.get("data")) is Row:
             return tuple(row.whole.shape[1:]), row.whole.dtype, row.whole.device
-        return bucket_of(self._inputs, request)
-
-    def place_of(self, request: Request) -> Hashable:
-        """Return the GPU on which a request's data is; None: on none."""
-        return place_of(request)
+        return super().bucket(request)
 
     def forward(self, batch: list[Request]) -> None:
         """Run the model on a batch; requests whose shapes differ are run apart.
@@ -204,7 +198,7 @@ class TorchTensor(Backend):
         """
         wanted = device or (None if torch.cuda.is_available() else ["cpu"])
         self._claim = claim_gpu("TorchTensor", wanted, or_cpu=True)
-        self.place = self._claim.place
+        self.place, self.place_of = self._claim.place, place_of
         on_cpu = self.place is None
         self._device = torch.device("cpu") if on_cpu else torch_gpu("TorchTensor", self._claim.number)
         self._stream = None if on_cpu else InstanceStream(self._claim.number)
@@ -289,16 +283,14 @@ class TorchTensor(Backend):
     def _checked(self, given: Any, rows: int) -> list[torch.Tensor]:
         """Return what the model gave as a list of tensors, each with so many rows."""
         outputs = flatten(given)
-        for name, output in zip(given if isinstance(given, dict) else range(len(outputs)), outputs, strict=True):
+        names = list(given) if isinstance(given, dict) else list(range(len(outputs)))
+        for name, output in zip(names, outputs, strict=True):
             if not isinstance(output, torch.Tensor):
                 raise BackendError(
                     f"{self._name}, output {name!r}: expected a tensor, got a {type(output).__name__}: {FLAT_OUTPUTS}"
                 )
-            if self._has_rows and output.shape[:1] != (rows,):
-                raise BackendError(
-                    f"{self._name}, output {name!r}: expected {rows} rows for a batch of {rows}, "
-                    f"got shape {tuple(output.shape)}; a model that cannot be batched needs max=1"
-                )
+        if problem := self._row_problem(names, [output.shape for output in outputs], rows):
+            raise BackendError(f"{self._name}, {problem}")
         return outputs
 
     def _warm_up(self, buckets: Sequence[int] | None) -> None:
