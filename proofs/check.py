@@ -34,8 +34,12 @@ class Run:
     model: str
     macros: str
     says: str
-    planted: bool = False
     small: bool = False
+
+    @property
+    def planted(self) -> bool:
+        """A bug that has to be found, or a false claim that has to be refuted."""
+        return "BUG_" in self.macros or "CLAIM_" in self.macros
 
     @property
     def is_liveness(self) -> bool:
@@ -80,43 +84,32 @@ RUNS = [
 ]
 
 PLANTED = [
-    Run("inbox", "REUSE BUG_INIT_LATE", "next is cleared after (A)", planted=True),
-    Run("inbox", "BUG_EXCHANGE_IN_TWO", "(A) is a load and a store", planted=True),
-    Run("inbox", "BUG_LAST_UNCHECKED", "the last ticket leaves without a look at head", planted=True),
-    Run("inbox", "CLAIM_ONLY_LATER_ARE_HIDDEN", "no bug, a false claim: see README.md", planted=True),
-    Run("station", "CALLERS=2 BUG_NOTIFY_FIRST", "a push notifies before it is visible", planted=True, small=True),
-    Run("station", "CALLERS=2 BUG_LOOK_FIRST", "a worker looks before it announces itself", planted=True, small=True),
-    Run("station", "CALLERS=2 BUG_RELEASE_LOOKS_FIRST", "release looks at queued, then raises idle", planted=True),
-    Run("station", "CALLERS=2 DELAYED_STORES BUG_NO_FENCE", "c_notify has no fence", planted=True),
-    Run(
-        "station",
-        "SUBMITTERS=2 MAX=2 COLLECT BUG_WAKE_AT_COUNTS_UNSEEN",
-        "wake_at counts what was not seen",
-        planted=True,
-    ),
-    Run(
-        "station",
-        "CALLERS=1 SUBMITTERS=1 STEPPERS=1 INTERRUPT BUG_INTERRUPT_KEEPS",
-        "a signal keeps a wake-up",
-        planted=True,
-    ),
+    Run("inbox", "REUSE BUG_INIT_LATE", "next is cleared after (A)"),
+    Run("inbox", "BUG_EXCHANGE_IN_TWO", "(A) is a load and a store"),
+    Run("inbox", "BUG_LAST_UNCHECKED", "the last ticket leaves without a look at head"),
+    Run("inbox", "CLAIM_ONLY_LATER_ARE_HIDDEN", "no bug, a false claim: see README.md"),
+    Run("station", "CALLERS=2 BUG_NOTIFY_FIRST", "a push notifies before it is visible", small=True),
+    Run("station", "CALLERS=2 BUG_LOOK_FIRST", "a worker looks before it announces itself", small=True),
+    Run("station", "CALLERS=2 BUG_RELEASE_LOOKS_FIRST", "release looks at queued, then raises idle"),
+    Run("station", "CALLERS=2 DELAYED_STORES BUG_NO_FENCE", "c_notify has no fence"),
+    Run("station", "SUBMITTERS=2 MAX=2 COLLECT BUG_WAKE_AT_COUNTS_UNSEEN", "wake_at counts what was not seen"),
+    Run("station", "CALLERS=1 SUBMITTERS=1 STEPPERS=1 INTERRUPT BUG_INTERRUPT_KEEPS", "a signal keeps a wake-up"),
     Run(
         "station",
         "WORKERS=2 INSTANCES=2 SUBMITTERS=2 RULE GIL BUG_ASK_UNDER_MUTEX",
-        "a Python rule is asked under the mutex",
-        planted=True,
+        "a rule is asked under the mutex",
     ),
-    Run("station", "CALLERS=2 FOREVER GIL BUG_NOTIFY_FIRST", "found by liveness, too", planted=True),
-    Run("outcome", "BUG_OUTCOME_BY_STORE", "the outcome by a store", planted=True, small=True),
-    Run("outcome", "BUG_SET_BY_STORE", "SET by a load and a store", planted=True),
-    Run("outcome", "BUG_PARK_BY_STORE", "PARKED by a store", planted=True),
-    Run("outcome", "BUG_SET_FIRST", "SET before the error is written", planted=True),
-    Run("outcome", "BUG_CANCEL_IS_SILENT", "a cancel wakes nobody", planted=True),
-    Run("close", "SUBMITTERS=1 CANCEL DEAD_STAY_QUEUED BUG_LEAVE_UNSEEN", "workers leave without a look", planted=True),
-    Run("close", "SUBMITTERS=1 BUG_NOTIFY_BEFORE_CLOSING", "notified before CLOSING is written", planted=True),
-    Run("close", "SUBMITTERS=1 CANCEL BUG_RELEASE_IS_SILENT", "release tells nobody while closing", planted=True),
-    Run("close", "SUBMITTERS=1 NODES=2 TIMEOUT BUG_QUEUE_DEAD", "what has ended is queued", planted=True),
-    Run("close", "SUBMITTERS=1 TIMEOUT CANCEL DEAD_STAY_QUEUED", "what was cancelled stays in the queue", planted=True),
+    Run("station", "CALLERS=2 FOREVER GIL BUG_NOTIFY_FIRST", "found by liveness, too"),
+    Run("outcome", "BUG_OUTCOME_BY_STORE", "the outcome by a store", small=True),
+    Run("outcome", "BUG_SET_BY_STORE", "SET by a load and a store"),
+    Run("outcome", "BUG_PARK_BY_STORE", "PARKED by a store"),
+    Run("outcome", "BUG_SET_FIRST", "SET before the error is written"),
+    Run("outcome", "BUG_CANCEL_IS_SILENT", "a cancel wakes nobody"),
+    Run("close", "SUBMITTERS=1 CANCEL DEAD_STAY_QUEUED BUG_LEAVE_UNSEEN", "workers leave without a look"),
+    Run("close", "SUBMITTERS=1 BUG_NOTIFY_BEFORE_CLOSING", "notified before CLOSING is written"),
+    Run("close", "SUBMITTERS=1 CANCEL BUG_RELEASE_IS_SILENT", "release tells nobody while closing"),
+    Run("close", "SUBMITTERS=1 NODES=2 TIMEOUT BUG_QUEUE_DEAD", "what has ended is queued"),
+    Run("close", "SUBMITTERS=1 TIMEOUT CANCEL DEAD_STAY_QUEUED", "what was cancelled stays in the queue"),
 ]
 
 

@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "resnet")
 import resnet50
 from callers import CLIENTS, WAYS, arguments_of, write
 from common import Window
-from decode import MEAN, SIDE, STD, images
+from decode import MEAN, NODE, SIDE, STD, images
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "resnet" / "gpu.toml"
 
@@ -44,18 +44,7 @@ def one_node(instances: int) -> dict[str, Any]:
 def two_nodes(instances: int) -> dict[str, Any]:
     """Return the same in two nodes."""
     return {
-        "decode": {
-            "backend": "S[DecodeTensor,ResizeNormalizeTensor,SyncTensor]",
-            "instance_num": instances,
-            "max": 64,
-            "color": "rgb",
-            "resize_h": SIDE,
-            "resize_w": SIDE,
-            "mean": MEAN,
-            "std": STD,
-            "dtype": "float16",
-            "next": "model",
-        },
+        "decode": {**NODE, "instance_num": instances, "next": "model"},
         "model": {
             "backend": "TorchTensor",
             "model": "resnet50:make",

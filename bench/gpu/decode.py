@@ -31,6 +31,18 @@ SIZES = [(640, 640), (517, 606), (1280, 720)]  # width, height
 SIDE, BATCH = 224, 64
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
+# What is measured.
+NODE: dict[str, Any] = {
+    "backend": "S[DecodeTensor,ResizeNormalizeTensor,SyncTensor]",
+    "max": BATCH,
+    "color": "rgb",
+    "resize_h": SIDE,
+    "resize_w": SIDE,
+    "mean": MEAN,
+    "std": STD,
+    "dtype": "float16",
+}
+
 # Images a second from threads with single requests; the 99th percentile is to be within 20 ms.
 GOALS = {"640x640": 10_000, "517x606": 13_000, "1280x720": 6_000}
 
@@ -57,19 +69,7 @@ def images(folder: Path | None) -> dict[str, bytes]:
 
 def new_pipe(arguments: argparse.Namespace, **more: Any) -> fastpipe.Pipe:
     """Return the pipe that is measured."""
-    node = {
-        "backend": "S[DecodeTensor,ResizeNormalizeTensor,SyncTensor]",
-        "instance_num": arguments.instances,
-        "max": BATCH,
-        "color": "rgb",
-        "resize_h": SIDE,
-        "resize_w": SIDE,
-        "mean": MEAN,
-        "std": STD,
-        "dtype": "float16",
-        **more,
-    }
-    return fastpipe.Pipe(**node)
+    return fastpipe.Pipe(**{**NODE, "instance_num": arguments.instances, **more})
 
 
 def check(encoded: dict[str, bytes]) -> dict[str, int]:
