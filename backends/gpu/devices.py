@@ -15,15 +15,17 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastpipe.contract import Request, Site, site
+from fastpipe.contract import Backend, Between, Request, Site, site
 from fastpipe.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Claim", "Follower", "claim_gpu", "gpus_of_torch", "place_of", "torch_gpu"]
+__all__ = ["Claim", "DeviceId", "Follower", "OnGpu", "claim_gpu", "gpus_of_torch", "place_of", "torch_gpu"]
+
+DeviceId = Annotated[int, Between(0, 1023)] | None
 
 # So many elements of a list are looked at for one that is on a GPU.
 _MOST_LOOKED_AT = 16
@@ -83,6 +85,22 @@ def claim_gpu(
             to whoever opens it.)
     """
     return _chosen(site(), _devices(backend, device, device_id, or_cpu=or_cpu))
+
+
+class OnGpu(Backend):
+    """Base of a backend that has one GPU, from its constructor, where it calls ``_claim_gpu``, until it is closed."""
+
+    def _claim_gpu(self, device: Sequence[str] | None, device_id: int | None) -> int:
+        """Choose the GPU, as ``claim_gpu`` does, and return its number; it is then the instance's place."""
+        name = type(self).__name__
+        self._claim = claim_gpu(name, device, device_id)
+        self.place, self.place_of = self._claim.place, place_of
+        self.device = torch_gpu(name, self._claim.number)
+        return self._claim.number
+
+    def close(self) -> None:
+        """Hold no GPU any more."""
+        self._claim.release()
 
 
 class Follower:

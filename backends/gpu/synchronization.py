@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any
+from typing import Any
 
-from fastpipe.contract import Backend, Between, Child, Request
+from fastpipe.contract import Backend, Child, Request
 from fastpipe.errors import ConfigError, MissingExtra
 
 from ..flow.sequential import Sequential
-from .devices import Follower, claim_gpu, gpus_of_torch, place_of
+from .devices import DeviceId, Follower, claim_gpu, gpus_of_torch, place_of
 from .streams import InstanceStream, gpu_count, hand_over
 
 __all__ = ["SyncTensor", "Torch"]
@@ -41,9 +41,7 @@ class SyncTensor(Backend):
 
     keeps_input = True
 
-    def __init__(
-        self, *, device_id: Annotated[int, Between(0, 1023)] | None = None, device: list[str] | None = None
-    ) -> None:
+    def __init__(self, *, device_id: DeviceId = None, device: list[str] | None = None) -> None:
         self._gpu = Follower("SyncTensor", device, device_id)
         self._stream: InstanceStream | None = None
         self._is_there = False
@@ -76,7 +74,6 @@ class Torch(Sequential):
     Args:
         children: at least one.
         device_id: which GPU, as torch counts.
-
         device: the same in words: ``"cuda:1"``, several of them, or ``"all"``: each instance goes to the one that has
             the fewest. With neither, where the children are, otherwise the first.
 
@@ -85,13 +82,7 @@ class Torch(Sequential):
         MissingExtra: if torch is not installed.
     """
 
-    def __init__(
-        self,
-        children: list[Child],
-        *,
-        device_id: Annotated[int, Between(0, 1023)] | None = None,
-        device: list[str] | None = None,
-    ) -> None:
+    def __init__(self, children: list[Child], *, device_id: DeviceId = None, device: list[str] | None = None) -> None:
         try:
             import torch
         except ImportError as error:

@@ -23,7 +23,7 @@ import torch
 from fastpipe.contract import Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError, MissingExtra
 
-from ..gpu.devices import claim_gpu, place_of, torch_gpu
+from ..gpu.devices import DeviceId, claim_gpu, place_of, torch_gpu
 from ..gpu.streams import InstanceStream, hand_over
 from ..tensor.arrays import all_finite
 from .encrypted import ModelKey, decrypt, encrypt
@@ -118,7 +118,7 @@ class TensorrtTensor(ModelBackend):
         model_cache: Path | None = None,
         model_cache_bytes: Annotated[int, Between(0, 2**60)] = DEFAULT_LIMIT_BYTES,
         model_key: ModelKey | None = None,
-        device_id: Annotated[int, Between(0, 1023)] | None = None,
+        device_id: DeviceId = None,
         device: list[str] | None = None,
         warm_up: bool = True,
     ) -> None:

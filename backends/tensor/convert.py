@@ -7,15 +7,15 @@ stream and are awaited, so that a result may be used on any.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from fastpipe.contract import Backend, Between, PerRequest, Request
+from fastpipe.contract import Backend, PerRequest, Request
 from fastpipe.errors import KernelError
 
-from ..gpu.devices import claim_gpu, place_of, torch_gpu
+from ..gpu.devices import DeviceId, OnGpu, claim_gpu, place_of, torch_gpu
 from ..odd_arrays import oddity
 from .arrays import Unreadable, from_numpy
 
@@ -24,7 +24,7 @@ __all__ = ["Mat2CpuTensor", "Mat2GpuTensor", "Mat2Tensor", "Tensor2Mat", "Tensor
 _WITHOUT_CLAMP = (torch.int8, torch.uint16, torch.uint32)  # 255 is no int8, and for the others torch computes little
 
 
-class Mat2Tensor(PerRequest):
+class Mat2Tensor(PerRequest, OnGpu):
     """An image -> a tensor of shape (1, channels, height, width), same dtype, contiguous; a deep copy.
 
     Args:
@@ -39,9 +39,7 @@ class Mat2Tensor(PerRequest):
 
     keeps_input = True
 
-    def __init__(
-        self, *, device: list[str] | None = None, device_id: Annotated[int, Between(0, 1023)] | None = None
-    ) -> None:
+    def __init__(self, *, device: list[str] | None = None, device_id: DeviceId = None) -> None:
         name = type(self).__name__
         kinds = [each.lower() for each in device or ["cpu"]]
         if kinds in (["gpu"], ["cuda"]):  # then device_id may say which, as in torchpipe's files
@@ -53,10 +51,6 @@ class Mat2Tensor(PerRequest):
         on_cpu = self.place is None
         self.device = torch.device("cpu") if on_cpu else torch_gpu(name, self._claim.number)
         self.place_of = None if on_cpu else place_of
-
-    def close(self) -> None:
-        """Hold no GPU any more."""
-        self._claim.release()
 
     def run(self, request: Request) -> None:
         data = request["data"]
@@ -92,12 +86,8 @@ class Mat2GpuTensor(Mat2Tensor):
 
     keeps_input = True
 
-    def __init__(
-        self, *, device_id: Annotated[int, Between(0, 1023)] | None = None, device: list[str] | None = None
-    ) -> None:
-        self._claim = claim_gpu("Mat2GpuTensor", device, device_id)
-        self.place, self.place_of = self._claim.place, place_of
-        self.device = torch_gpu("Mat2GpuTensor", self._claim.number)
+    def __init__(self, *, device_id: DeviceId = None, device: list[str] | None = None) -> None:
+        self._claim_gpu(device, device_id)
 
 
 class Tensor2Mat(PerRequest):

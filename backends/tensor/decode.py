@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastpipe.contract import Backend, Between, Request, raise_failed
+from fastpipe.contract import Between, Request, raise_failed
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import ConfigError, DecodeError, MissingExtra
 
-from ..gpu.devices import claim_gpu, place_of, torch_gpu
+from ..gpu.devices import DeviceId, OnGpu
 from ..gpu.handed_on import Pixels
 from ..gpu.streams import InstanceStream, hand_over
 from ..image.header import ImageHeader, read_header
@@ -65,7 +65,7 @@ class _Target(NamedTuple):
     row_bytes: int
 
 
-class DecodeTensor(Backend):
+class DecodeTensor(OnGpu):
     """JPEG, PNG, WebP or BMP bytes -> a uint8 tensor of shape (1, 3, height, width) on a GPU; sets ``color``.
 
     **Who decodes.** JPEGs that are complete, of 8 bits and gray or YCbCr, baseline or progressive, are decoded on the
@@ -115,7 +115,7 @@ class DecodeTensor(Backend):
         self,
         *,
         color: Literal["rgb", "bgr"] = "rgb",
-        device_id: Annotated[int, Between(0, 1023)] | None = None,
+        device_id: DeviceId = None,
         device: list[str] | None = None,
         max: Annotated[int, Between(1, 4096)] = 64,
         hybrid: Literal["auto", "gpu", "cpu"] = "auto",
@@ -135,10 +135,7 @@ class DecodeTensor(Backend):
         self._most_scans = MOST_SCANS
         self._gives_pixels = False  # see hand_on()
         self._cupy: Any = None
-        self._claim = claim_gpu("DecodeTensor", device, device_id)
-        self.place, self.place_of = self._claim.place, place_of
-        device_id = self._claim.number
-        self._device = torch_gpu("DecodeTensor", device_id)
+        device_id = self._claim_gpu(device, device_id)
         self._stream = InstanceStream(device_id)
         self._on_cpu = DecodeMat(max_pixels=max_pixels)
         self._threads = (threads or -(-usable_cpu_count() // 2)) // instance_num or 1
@@ -193,7 +190,7 @@ class DecodeTensor(Backend):
 
     def close(self) -> None:
         """Let go of the decoder and the threads; results stay valid."""
-        self._claim.release()
+        super().close()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
@@ -331,7 +328,7 @@ class DecodeTensor(Backend):
             memory = self._cupy.cuda.alloc(rows * columns * 3)  # on the stream that has been entered
             return memory, memory.ptr
         planes = torch.empty(
-            (1, 3, rows, columns), dtype=torch.uint8, device=self._device, memory_format=torch.channels_last
+            (1, 3, rows, columns), dtype=torch.uint8, device=self.device, memory_format=torch.channels_last
         )
         return planes, planes.data_ptr()
 
@@ -370,7 +367,7 @@ class DecodeTensor(Backend):
             if pixels is None:
                 request.pop("result", None)  # an older one is not the answer
                 continue
-            copied = torch.from_numpy(pixels).to(self._device)
+            copied = torch.from_numpy(pixels).to(self.device)
             if self.color == "rgb":
                 copied = copied.flip(2)
             made.append(copied)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 
-from fastpipe.contract import Between, Request
+from fastpipe.contract import Request
 from fastpipe.errors import ConfigError, KernelError
 
 from ..basic import without_long_names
-from ..gpu.devices import claim_gpu, place_of, torch_gpu
+from ..gpu.devices import DeviceId, OnGpu
 from .requests import PerTensor, tensor_of
 
 __all__ = ["CpuTensor", "GpuTensor", "LoadTensor", "SaveTensor"]
 
 
-class GpuTensor(PerTensor):
+class GpuTensor(PerTensor, OnGpu):
     """A tensor of any shape, or a NumPy array, on a GPU; what is there already is handed on, the same object.
 
     Args:
@@ -32,17 +32,9 @@ class GpuTensor(PerTensor):
 
     keeps_input = True
 
-    def __init__(
-        self, *, device_id: Annotated[int, Between(0, 1023)] | None = None, device: list[str] | None = None
-    ) -> None:
+    def __init__(self, *, device_id: DeviceId = None, device: list[str] | None = None) -> None:
         super().__init__()
-        self._claim = claim_gpu("GpuTensor", device, device_id)
-        self.place, self.place_of = self._claim.place, place_of
-        self.device = torch_gpu("GpuTensor", self._claim.number)
-
-    def close(self) -> None:
-        """Hold no GPU any more."""
-        self._claim.release()
+        self._claim_gpu(device, device_id)
 
     def gpu_of(self, request: Request) -> int | None:
         number: int = self.device.index

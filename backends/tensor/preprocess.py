@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from fastpipe.contract import Backend, Between, Request, raise_failed, run_each
+from fastpipe.contract import Between, Request, raise_failed, run_each
 from fastpipe.errors import ConfigError, KernelError
 from fastpipe.kernels import cuda
 from fastpipe.kernels._arguments import check_levels
 from fastpipe.summaries import summarize
 
-from ..gpu.devices import claim_gpu, place_of, torch_gpu
+from ..gpu.devices import DeviceId, OnGpu
 from ..gpu.handed_on import Pixels, Row
 from ..gpu.streams import InstanceStream, hand_over
 from ..odd_arrays import oddity
@@ -35,7 +35,7 @@ class _Image(NamedTuple):
     pixels: torch.Tensor | Pixels  # that the row is about
 
 
-class ResizeNormalizeTensor(Backend):
+class ResizeNormalizeTensor(OnGpu):
     """uint8 images on a GPU, each of its own size -> ``(pixels - mean) / std``, resized, of shape (1, channels, h, w).
 
     Resizing, color, arithmetic and the change of axes are one launch for the whole batch (one for each color that the
@@ -87,7 +87,7 @@ class ResizeNormalizeTensor(Backend):
         std: Sequence[float] = (1.0,),
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         array: Literal["torch", "cupy"] = "torch",
-        device_id: Annotated[int, Between(0, 1023)] | None = None,
+        device_id: DeviceId = None,
         device: list[str] | None = None,
         max: Annotated[int, Between(1, 4096)] = 64,
         max_pixels: MaxPixels = MOST_PIXELS,
@@ -112,10 +112,7 @@ class ResizeNormalizeTensor(Backend):
         self._gives_rows = False  # see hand_on()
         if array != "torch":
             self.offers_forms = ()
-        self._claim = claim_gpu("ResizeNormalizeTensor", device, device_id)
-        self.place, self.place_of = self._claim.place, place_of
-        device_id = self._claim.number
-        self._device = torch_gpu("ResizeNormalizeTensor", device_id)
+        device_id = self._claim_gpu(device, device_id)
         self._stream = InstanceStream(device_id)
         self._workspace = cuda.Workspace(device_id, max_batch=max)
         self._workspace.prepare((dtype,))
@@ -147,7 +144,7 @@ class ResizeNormalizeTensor(Backend):
 
     def close(self) -> None:
         """Let go of the kernels' memory; results stay valid."""
-        self._claim.release()
+        super().close()
         del self._workspace
 
     def _image(self, request: Request) -> tuple[cuda.Color, _Image]:
@@ -163,14 +160,14 @@ class ResizeNormalizeTensor(Backend):
         color: cuda.Color = request.get("color", "bgr") if shape[:1] == (3,) else "gray"
         if (
             tensor.dtype != torch.uint8
-            or tensor.device != self._device
+            or tensor.device != self.device
             or (tensor.ndim != 3 and (tensor.ndim != 4 or tensor.shape[0] != 1))
             or shape[0] not in (1, 3)
             or 0 in shape
         ):
             raise KernelError(
                 "ResizeNormalizeTensor: expected a uint8 tensor of shape (1, 3 or 1, height, width), or without the 1, "
-                f"not empty, on {self._device}, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+                f"not empty, on {self.device}, got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
             )
         if color not in ("rgb", "bgr", "gray"):
             got = str(summarize(color))
@@ -182,7 +179,7 @@ class ResizeNormalizeTensor(Backend):
 
     def _empty(self, shape: tuple[int, ...]) -> Any:
         if self.array == "torch":
-            return torch.empty(shape, dtype=getattr(torch, self.dtype), device=self._device)
+            return torch.empty(shape, dtype=getattr(torch, self.dtype), device=self.device)
         import cupy
 
         return cupy.empty(shape, self.dtype)  # on the stream's GPU, which is the current one

@@ -306,6 +306,7 @@ def backend(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     """A function that builds a DecodeTensor whose GPU is the fake, with memory of the host."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("cv2")
+    from fastpipe.backends.gpu import devices
     from fastpipe.backends.tensor import decode
 
     class Stream:
@@ -316,7 +317,7 @@ def backend(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         def entered(self) -> Iterator[Any]:
             yield SimpleNamespace(handle=77, is_outermost=True)
 
-    monkeypatch.setattr(decode, "torch_gpu", lambda backend, number: torch.device("cpu"))
+    monkeypatch.setattr(devices, "torch_gpu", lambda backend, number: torch.device("cpu"))
     monkeypatch.setattr(decode, "InstanceStream", Stream)
     monkeypatch.setattr(nvimagecodec, "load", fake.load)
     made: list[Any] = []

@@ -37,6 +37,7 @@ def build(device: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     torch = pytest.importorskip("torch")
     if not emulated_gpu.is_there():
         pytest.skip("needs a C++ compiler")
+    from fastpipe.backends.gpu import devices
     from fastpipe.backends.tensor import preprocess
 
     class Stream:
@@ -52,7 +53,7 @@ def build(device: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     workspace = functools.partial(cuda.Workspace, device)
     monkeypatch.setattr(cuda.Workspace, "prepare", lambda self, dtypes: None)
     monkeypatch.setattr(cuda, "Workspace", lambda number, max_batch: workspace(max_batch=max_batch))
-    monkeypatch.setattr(preprocess, "torch_gpu", lambda backend, number: torch.device("cpu"))
+    monkeypatch.setattr(devices, "torch_gpu", lambda backend, number: torch.device("cpu"))
     monkeypatch.setattr(preprocess, "InstanceStream", Stream)
 
     def make(**parameters: Any) -> Any:
