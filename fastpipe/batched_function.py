@@ -60,7 +60,7 @@ def batched(
 
     Args:
         max: the most items (or their weight) the function gets at once.
-        timeout_ms: how long the oldest item may wait for company.
+        timeout_ms: how long the oldest item may wait for others.
         instance_num: how many calls of the function may run at the same time; of a method, for each object.
         bucket: only items with equal buckets share a call.
         weigh: what an item counts towards ``max``; default 1.

@@ -68,6 +68,8 @@ MOST_SHOWN = 16
 # What is longer is nobody's misspelt name, and nobody looks through more of them for one.
 LONGEST_NAME = 100
 MOST_NAMES = 1000
+# So alike are a word and its misspelling: twice the letters they share, by all letters of both.
+NEAR = 0.6
 AT_KEY = 0
 
 
@@ -303,8 +305,16 @@ def nearest(name: object, known: Iterable[str]) -> str:
     """
     if not isinstance(name, str) or len(name) > LONGEST_NAME:
         return ""
-    by_folded = {k.lower(): k for k in islice(known, MOST_NAMES) if len(k) <= LONGEST_NAME}
-    close = difflib.get_close_matches(name.lower(), by_folded, n=1, cutoff=0.6)
+    folded = name.lower()
+    own_letters = dict.fromkeys(map(ord, folded))
+    by_folded = {}
+    for other in islice(known, MOST_NAMES):
+        if len(other) <= LONGEST_NAME:
+            lower = other.lower()
+            shared_count = len(lower) - len(lower.translate(own_letters))
+            if 2 * shared_count >= NEAR * (len(lower) + len(folded)):  # difflib takes ten times as long to say no
+                by_folded[lower] = other
+    close = difflib.get_close_matches(folded, by_folded, n=1, cutoff=NEAR)
     return f"; did you mean {by_folded[close[0]]!r}?" if close else ""
 
 

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import is_, itemgetter
 from typing import Any
 
-__all__ = ["CannotCopy", "Snapshot", "take"]
+from fastpipe.contract import Request
 
-Request = dict[str, Any]
+__all__ = ["CannotCopy", "Snapshot", "take"]
 
 _NOTHING = type(None), type(...), type(NotImplemented)
 # What can be called is code: what a function closes over, or a method is bound to, is not taken for a request's data.

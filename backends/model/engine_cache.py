@@ -45,7 +45,11 @@ def key_of(parts: Mapping[str, object]) -> str:
 
 
 def default_folder() -> Path:
-    """Return where engines are kept if nobody says: the user's cache folder, by the rules of the XDG."""
+    """Return where engines are kept if nobody says: the user's cache folder, by the rules of the XDG.
+
+    ``platformdirs`` was tried instead: it finds the same folder on the systems that have ``fcntl``, and would be one
+    more dependency in place of two lines.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "fastpipe" / "engines"
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastpipe.cli.toml_places import Spots, character_at, spots_of
+from fastpipe.cli.toml_places import Places, character_at, places_in
 from fastpipe.config.described import NodeConfig
 from fastpipe.config.nodes import ONE_NODE_NAME
 from fastpipe.config.plan import StepPlan
@@ -90,18 +90,18 @@ def check(path: Path, *, builds: bool = False) -> Report:
         written = read_toml(text)
     except tomllib.TOMLDecodeError as error:
         return Report(path, (_syntax_error(str(error), lines),), lines)
-    spots = spots_of(source)
+    places = places_in(source)
     try:
         nodes, mistakes, remarks = _examined(written, path)
     except Exception as error:
         return Report(path, (Finding(f"importing what it names raised {type(error).__name__}: {error}"),), lines)
     # A mistake in a default is one of every node.
-    found = list(dict.fromkeys(_finding(mistake, written, spots, source) for mistake in mistakes))
-    found += [replace(_finding(Mistake(remark), written, spots, source), is_warning=True) for remark in remarks]
+    found = list(dict.fromkeys(_finding(mistake, written, places) for mistake in mistakes))
+    found += [replace(_finding(Mistake(remark), written, places), is_warning=True) for remark in remarks]
     if builds and not mistakes:
-        found += [_finding(Mistake(text), written, spots, source) for text in _refused(path)]
+        found += [_finding(Mistake(text), written, places) for text in _refused(path)]
     found.sort(key=lambda finding: (finding.line is None, finding.line or 0, finding.column or 0))
-    return Report(path, tuple(found), lines, sum(not node.is_hidden for node in nodes), spots is not None)
+    return Report(path, tuple(found), lines, sum(not node.is_hidden for node in nodes), places is not None)
 
 
 def _examined(written: dict[str, Any], path: Path) -> tuple[Sequence[NodeConfig], Sequence[Mistake], Sequence[str]]:
@@ -187,12 +187,12 @@ def _syntax_error(message: str, lines: Sequence[str]) -> Finding:
 # ---- where a mistake is -------------------------------------------------------------------------------------------
 
 
-def _finding(mistake: Mistake, written: dict[str, Any], spots: Spots | None, source: bytes) -> Finding:
+def _finding(mistake: Mistake, written: dict[str, Any], places: Places | None) -> Finding:
     """Say where a mistake is: at its value or a part of it, else at its key, else at its node's header."""
-    path = _path(mistake, written, spots or {})
-    if spots is None or path not in spots:
+    path = () if places is None else _path(mistake, written, places)
+    if places is None or path not in places.spots:
         return Finding(mistake)
-    spot, text = spots[path], str(mistake)
+    spot, text = places.spots[path], str(mistake)
     inside = _table(mistake.node, written)
     if path[: len(inside)] != inside:
         text = f"defaults: {text.removeprefix(f'node {mistake.node!r}: ')}"
@@ -200,38 +200,35 @@ def _finding(mistake: Mistake, written: dict[str, Any], spots: Spots | None, sou
     if spot.value is not None and mistake.key is not None and mistake.part != AT_KEY:
         start, end = spot.value
         if isinstance(mistake.part, str):
-            start, end = _word_in(mistake.part, source, start, end)
+            start, end = places.word_in(mistake.part, start, end) or spot.value
         elif mistake.part is not None:
-            start = min(character_at(source, start, end, mistake.part - 1), end)
+            start = min(character_at(places.source, start, end, mistake.part - 1), end)
             end = start + 1
             text = text.replace(f"column {mistake.part}: ", "", 1)  # it is the file's column that is shown
-    return _finding_at(text, source, start, end)
+    line, column = places.line_and_column(start)
+    meant = places.source[start:end].split(b"\n")[0].rstrip(b"\r")
+    return Finding(text, line=line, column=column, length=max(len(meant.decode(errors="replace")), 1))
 
 
-def _finding_at(text: str, source: bytes, start: int, end: int) -> Finding:
-    first = source.rfind(b"\n", 0, start) + 1
-    meant = source[start:end].split(b"\n")[0].rstrip(b"\r")
-    return Finding(
-        text,
-        line=source.count(b"\n", 0, start) + 1,
-        column=len(source[first:start].decode()) + 1,
-        length=max(len(meant.decode(errors="replace")), 1),
-    )
-
-
-def _path(mistake: Mistake, written: dict[str, Any], spots: Spots) -> tuple[str, ...]:
+def _path(mistake: Mistake, written: dict[str, Any], places: Places) -> tuple[str, ...]:
     """Return the path of the key that a mistake is about, or of its node's table."""
     inside, key = _table(mistake.node, written), mistake.key
     if key is None:
         return inside
     # A key may stand in the node, scoped to one of its backends, or among the defaults.
     for table in (inside, ("global",), ()):
-        names = [path[-1] for path in spots if path[:-1] == table]
-        same = [name for name in names if name == key or name == key.replace("_", "::") or name.endswith(f"::{key}")]
-        if same:
+        names = places.names_of(table, key)
+        if len(names) > 1 and isinstance(mistake.part, str):
             # Of several, such as backend and "S::backend", the one that has the part in question.
-            best = max(same, key=lambda name: (_has(mistake.part, _at(written, (*table, name))), name == key))
-            return (*table, best)
+            values = (places.spots[*table, name].value for name in names)
+            having = [
+                name
+                for name, value in zip(names, values, strict=True)
+                if value is not None and places.word_in(mistake.part, *value)
+            ]
+            names = having or names
+        if names:
+            return (*table, key if key in names else names[0])
     return inside
 
 
@@ -240,29 +237,6 @@ def _table(node: str | None, written: dict[str, Any]) -> tuple[str, ...]:
     if node is None or (node == ONE_NODE_NAME and node not in written):
         return ()
     name, _, number = node.partition(".")
-    is_unquoted = node not in written and isinstance(_at(written, (name, number)), dict)  # [rec.2]
+    table = written.get(name)
+    is_unquoted = node not in written and isinstance(table, dict) and isinstance(table.get(number), dict)  # [rec.2]
     return (name, number) if is_unquoted else (node,)
-
-
-def _at(written: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        written = written.get(name) if isinstance(written, dict) else None
-    return written
-
-
-def _has(part: int | str | None, value: Any) -> bool:
-    return isinstance(part, str) and isinstance(value, str) and _word(part).search(value) is not None
-
-
-def _word(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![\w.:-]){re.escape(name)}(?![\w.:-])")
-
-
-def _word_in(name: str, source: bytes, start: int, end: int) -> tuple[int, int]:
-    """Narrow a value's place down to a word of it, if it is there as it is."""
-    value = source[start:end].decode()
-    found = _word(name).search(value)
-    if found is None:
-        return start, end
-    first = start + len(value[: found.start()].encode())
-    return first, first + len(found.group().encode())

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 FINE, MISTAKES = 0, 1
+LONGEST_SHOWN = 400  # of a line of a file, under each of its mistakes
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 _SUFFIXES = {".txt": "txt", ".svg": "svg", ".html": "html", ".htm": "html", ".mmd": "mmd", ".dot": "dot", ".gv": "dot"}
 
@@ -216,8 +217,10 @@ def _show_finding(report: Report, finding: Finding) -> None:
     say((f"{':'.join(position)}: ", "bold"), kind, (" ".join(finding.text.split()), ""))
     if finding.line is None or finding.column is None or finding.line > len(report.lines):
         return
-    raw = report.lines[finding.line - 1]
-    start, end = finding.column - 1, finding.column - 1 + finding.length
+    start = finding.column - 1
+    left_out = max(start - LONGEST_SHOWN // 2, 0) if len(report.lines[finding.line - 1]) > LONGEST_SHOWN else 0
+    raw = report.lines[finding.line - 1][left_out : left_out + LONGEST_SHOWN]
+    start, end = start - left_out, start - left_out + finding.length
     before, meant, rest = (escaped(part) for part in (raw[:start], raw[start:end], raw[end:]))
     margin = f"{finding.line:>5} | "
     caret = "^" + "~" * (column_count(meant) - 1)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
-__all__ = ["Spot", "Spots", "character_at", "spots_of"]
+__all__ = ["Places", "Spot", "character_at", "places_in"]
 
+_WORDS = re.compile(r"[\w.:-]+")
+_CONTINUED = bytes(range(0x80, 0xC0))  # of UTF-8: those with which no character begins
+_BLOCK_BYTES = 4096
 _JOINED_LINES = re.compile(r"\\[ \t]*\r?\n\s*")
 _ESCAPE = re.compile(r"\\(?:u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)")
 
@@ -22,21 +27,77 @@ class Spot:
     value: tuple[int, int] | None
 
 
-Spots = dict[tuple[str, ...], Spot]
+class Places:
+    """Where everything stands in one file. A question costs as much in a long file as in a short one."""
+
+    def __init__(self, source: bytes, spots: dict[tuple[str, ...], Spot]) -> None:
+        self.source = source
+        self.spots = spots
+        """By the path of a key from the top."""
+        self._keys: dict[tuple[tuple[str, ...], str], list[str]] = {}
+        for *table, name in spots:
+            parts = name.split("::")
+            meant = {"::".join(parts[first:]) for first in range(len(parts))}
+            if "_" not in name:
+                meant.add("_".join(parts))
+            for key in meant:
+                self._keys.setdefault((tuple(table), key), []).append(name)
+        self._line_starts = [0, *(found.end() for found in re.finditer(b"\n", source))]
+        blocks = (source[start : start + _BLOCK_BYTES] for start in range(0, len(source), _BLOCK_BYTES))
+        self._characters = [0, *accumulate(map(_character_count, blocks))]  # before each block
+        self._words: dict[tuple[int, int], dict[str, int]] = {}
+
+    def names_of(self, table: tuple[str, ...], key: str) -> list[str]:
+        """Return the names in a table, as written, that may mean a key: also ``S::key``, and ``a::b`` for ``a_b``."""
+        return self._keys.get((table, key), [])
+
+    def line_and_column(self, at: int) -> tuple[int, int]:
+        """Return where a byte is, for people: both from 1, the column in characters."""
+        line = bisect.bisect(self._line_starts, at)
+        return line, self._characters_before(at) - self._characters_before(self._line_starts[line - 1]) + 1
+
+    def _characters_before(self, at: int) -> int:
+        block = at // _BLOCK_BYTES
+        return self._characters[block] + _character_count(self.source[block * _BLOCK_BYTES : at])
+
+    def word_in(self, word: str, start: int, end: int) -> tuple[int, int] | None:
+        """Return where a word is in a value that stands from ``start`` to ``end``; None: it is not there as it is."""
+        if _WORDS.fullmatch(word):
+            first = self._words_of(start, end).get(word)
+        else:
+            value = self.source[start:end].decode()
+            found = re.search(rf"(?<![\w.:-]){re.escape(word)}(?![\w.:-])", value)
+            first = None if found is None else start + len(value[: found.start()].encode())
+        return None if first is None else (first, first + len(word.encode()))
+
+    def _words_of(self, start: int, end: int) -> dict[str, int]:
+        words = self._words.get((start, end))
+        if words is None:
+            words = self._words[start, end] = {}
+            value, before = self.source[start:end].decode(), 0
+            for found in _WORDS.finditer(value):
+                start += len(value[before : found.start()].encode())
+                before = found.start()
+                words.setdefault(found.group(), start)
+        return words
 
 
-def spots_of(source: bytes) -> Spots | None:
-    """Return where every key is, by its path from the top; None without tree-sitter."""
+def _character_count(utf8: bytes) -> int:
+    return len(utf8.translate(None, _CONTINUED))
+
+
+def places_in(source: bytes) -> Places | None:
+    """Return where everything stands in a TOML file; None without tree-sitter."""
     try:
         import tree_sitter
         import tree_sitter_toml
     except ModuleNotFoundError:
         return None
     tree = tree_sitter.Parser(tree_sitter.Language(tree_sitter_toml.language())).parse(source)
-    spots: Spots = {}
+    spots: dict[tuple[str, ...], Spot] = {}
     for path, spot in _pairs(tree.root_node, (), source):
         spots.setdefault(path, spot)
-    return spots
+    return Places(source, spots)
 
 
 def _pairs(parent: Any, inside: tuple[str, ...], source: bytes) -> Iterator[tuple[tuple[str, ...], Spot]]:

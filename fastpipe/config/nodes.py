@@ -237,7 +237,7 @@ class NodeReader:
     def _logical_node(self, name: str, table: dict[str, Any]) -> NodeConfig | None:
         shares = name.partition(".")[0]
         if shares not in self.tables:
-            near = nearest(shares, (other for other in self.tables if "." not in other))
+            near = nearest(shares, self.planners)
             self.problems.add(name, None, f"there is no node {shares!r} whose instances it could share{near}")
             return None
         self._check_keys_of_logical(name, table, shares)

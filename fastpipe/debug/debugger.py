@@ -14,7 +14,7 @@ to the thread that uses it. It keeps every dict it has shown until it is dropped
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -30,6 +30,7 @@ from fastpipe.summaries import Summary
 if TYPE_CHECKING:
     from fastpipe._core import Engine, Stepper
     from fastpipe.config.described import NodeConfig
+    from fastpipe.config.maps import MapEntry
     from fastpipe.redaction import Secrets
 
 __all__ = ["Arrival", "Breakpoint", "Debugger", "History", "NodeRun", "Stop"]
@@ -69,6 +70,7 @@ class Debugger(Shown):
         self._shown: Request | None = None
         self._entered: set[tuple[int, ...]] = set()
         self._restarts: dict[tuple[int, ...], str] = {}
+        self._ran: dict[tuple[int, ...], set[str]] = {}  # by part, the nodes that have run since it entered
         self._thread_id = threading.get_ident()
 
     # ---- the request -------------------------------------------------------------------------------------------
@@ -90,6 +92,7 @@ class Debugger(Shown):
         self._shown = None
         self._entered = set()
         self._restarts = {}
+        self._ran = {}
         self._observer.take()
         self._thread_id = threading.get_ident()
         self._stepper = self._engine._stepper(request, self._observer, entry)
@@ -272,9 +275,14 @@ class Debugger(Shown):
         after = before if own.after is None else own.after
         after_summaries = before_summaries if own.after is None else summaries_of(after)
         is_entry, came_again = self._note_entry(arrived), self._restarts.pop(arrived.part, None) is not None
+        ran = self._ran.setdefault(arrived.part, set())
+        read = () if is_entry else _read_by(self._configs[arrived.node].map or (), ran)
+        if own.status is Status.Run:
+            ran.add(arrived.node)
         restarted_at = next((event.node for event in events if event.kind == "restarted"), None)
         if restarted_at is not None:
             self._restarts[arrived.part] = restarted_at
+            ran.clear()
         self._secrets = self._secrets.and_of(arrived.request, before, after, error)
         is_split = own.ran_s is None and own.status is Status.Run and error is None
         return NodeRun(
@@ -282,7 +290,7 @@ class Debugger(Shown):
             node=arrived.node,
             part=arrived.part,
             status=own.status,
-            why=_why(self._configs[arrived.node], own.status, is_entry=is_entry, came_again=came_again),
+            why=_why(self._configs[arrived.node], own.status, read, is_entry=is_entry, came_again=came_again),
             arrived=arrived.request,
             before=before,
             after=after,
@@ -371,13 +379,27 @@ _WHAT_IT_MEANS = {
 }
 
 
-def _why(config: NodeConfig, status: Status | None, *, is_entry: bool, came_again: bool) -> str:
-    """Say which filter has decided, and what about."""
+def _read_by(entries: Iterable[MapEntry], ran: Collection[str]) -> tuple[str, ...]:
+    """Return what each entry of a map has read, in words; of several nodes, that is the first that has run."""
+    read = {}
+    for entry in entries:
+        text = "|".join(entry.sources) or "its parent"
+        if len(entry.sources) > 1:
+            found = next((name for name in entry.sources if name in ran), None)
+            text = f"{found} (the first of {text} that has run)" if found else f"none of {text}"
+        read[text] = None
+    return tuple(read)
+
+
+def _why(config: NodeConfig, status: Status | None, read: Sequence[str], *, is_entry: bool, came_again: bool) -> str:
+    """Say which filter has decided, and what about; ``read``: what the node's map has read, in words."""
     if config.filter is not None:
         name = config.filter_name or getattr(config.filter, "__qualname__", None) or type(config.filter).__qualname__
         if status is None:
             return f"its filter {name!r} raised{'' if config.map is None else ', or its map could not be made'}"
-        return f"its filter {name!r} says {status.name}: {_WHAT_IT_MEANS[status]}"
+        chosen = [text for text in read if "|" in text]
+        made = f"; its map has read {', '.join(chosen)}" if chosen else ""
+        return f"its filter {name!r} says {status.name}: {_WHAT_IT_MEANS[status]}{made}"
     if status is None:
         return "its request could not be made"
     if came_again and status is Status.Run:
@@ -386,9 +408,8 @@ def _why(config: NodeConfig, status: Status | None, *, is_entry: bool, came_agai
         return "restart: the request comes again, without a result; 'swap' ends it"
     if is_entry:
         return "no filter: the request enters here"
-    if config.map is not None:
-        sources = ", ".join(dict.fromkeys("|".join(entry.sources) or "its parent" for entry in config.map))
-        return f"no filter: its map made a new request, of {sources}"
+    if read:
+        return f"no filter: its map made a new request, of {', '.join(read)}"
     if status is Status.Run:
         return "default filter 'swap': the result of the node before became 'data'"
     return "default filter 'swap': there is no result, so the request ends here"

@@ -17,7 +17,6 @@ import queue
 import random
 import re
 import sys
-import threading
 import traceback
 import weakref
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from fastpipe.contract import Request
 from fastpipe.debug import record_files
 from fastpipe.errors import PipeClosed, PipeError
 from fastpipe.faults import text_of
+from fastpipe.instances.threads import Worker
 from fastpipe.redaction import LEFT_OUT, Secrets, looks_secret
 from fastpipe.summaries import summarize, type_name
 
@@ -87,7 +87,7 @@ class Recording:
         # The thread knows neither this nor the pipe, so that both can be dropped; it then ends.
         self._writer = _Writer(self.path, limit, pickle, description.manifest(), description.secrets())
         self._writer.prepare()
-        self._thread = threading.Thread(target=self._writer.work, name="fastpipe recorder", daemon=True)
+        self._thread = Worker("fastpipe recorder", self._writer.work)
         self._thread.start()
         self._end_of_thread = weakref.finalize(self, self._writer.queue.put, None)
         self._end_of_thread.atexit = False  # what is in flight then is still recorded, until its pipe is closed
@@ -257,15 +257,27 @@ class _Writer:
         trial.unlink()
 
     def work(self) -> None:
-        """Write until None comes. The body of the thread."""
-        while (ended := self.queue.get()) is not None:
+        """Write until None comes, whatever is met on the way. The body of the thread."""
+        goes_on = True
+        while goes_on:
             try:
-                self._write(ended)
-                self.written += 1
-            except Exception as error:  # a full disk, a value that misbehaves: the pipe must not notice
-                self.failed += 1
-                self.last_error = f"{type_name(error)}: {error}"
-            del ended  # it holds a request, and an error with its frames
+                goes_on = self._write_next()
+            except BaseException:  # while another one was noted, which has been counted, or out of another thread
+                continue
+
+    def _write_next(self) -> bool:
+        """Write a request as soon as there is one; False: there is none to come."""
+        ended = self.queue.get()
+        if ended is None:
+            return False
+        try:
+            self._write(ended)
+            self.written += 1
+        except BaseException as error:  # a full disk, a value that raises SystemExit: the pipe must not notice
+            self.failed += 1
+            self.last_error = type_name(error)
+            self.last_error = f"{type_name(error)}: {text_of(error)}"
+        return True
 
     def _write(self, ended: _Ended) -> None:
         values: dict[str, Any] = {"request": ended.inputs}

@@ -195,8 +195,8 @@ class Breakpoint:
 _REASONS = {
     "full": "it is full",
     "alone": "nobody else could come",
-    "not worth waiting": "waiting for company would cost more than it saves",
-    "company late": "who was expected has not come",
+    "not worth waiting": "waiting for other requests would cost more than it saves",
+    "company late": "the requests that were expected have not come",
     "timeout": "the oldest has waited for batching_timeout",
     "split": "idle instances share what is there",
     "preferred size": "it has a preferred size",
@@ -274,12 +274,12 @@ def _batch(batch: dict[str, Any]) -> str:
     if decision == "dispatch" and batch["max_batch"] == 1:
         text = "alone, as the node takes one at a time"
     elif decision == "dispatch":
-        company = "alone" if size == 1 else f"with {size - 1} more"
-        text = f"{company}, of up to {batch['max_batch']}, at once: {_REASONS.get(reason, reason)}"
+        others = "alone" if size == 1 else f"with {size - 1} more"
+        text = f"{others}, of up to {batch['max_batch']}, at once: {_REASONS.get(reason, reason)}"
     elif decision == "wait for instance":
         text = f"{size} of up to {batch['max_batch']}, when an instance is free"
     elif decision == "wait until":
-        text = f"{size} of up to {batch['max_batch']} so far; it would wait for company"
+        text = f"{size} of up to {batch['max_batch']} so far; it would wait for others"
     else:
         text = f"{size} of up to {batch['max_batch']}, {decision} ({reason})"
     where = f" at {batch['place']}" if batch.get("place") is not None else ""

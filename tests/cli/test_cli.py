@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -603,6 +605,59 @@ def test_as_a_process(tmp_path: Path) -> None:
         f"'{sys.executable}' -m fastpipe schema | true", shell=True, cwd=tmp_path, capture_output=True, timeout=60
     )
     assert left.stderr == b""
+
+
+def steps_of_checking(text: str) -> int:
+    """Return how many of Python's instructions in fastpipe it takes to check a file: as many on any machine."""
+    Path("pipe.toml").write_text(text, encoding="utf-8")
+    count = 0
+
+    def counted(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        if not frame.f_globals["__name__"].startswith("fastpipe."):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        count += event == "opcode"
+        return counted
+
+    before = sys.gettrace()
+    sys.settrace(counted)
+    try:
+        check(Path("pipe.toml"))
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        pytest.param('[a]\nbackend = "Identity"\n', "zzqq{} = 1\n", id="keys of a node"),
+        pytest.param("", '["zzqq{}.1"]\nfilter = "Run"\n', id="nodes to share instances with"),
+    ],
+)
+def test_a_file_with_twice_as_many_unknown_names_takes_about_twice_as_long(
+    head: str, name: str, in_folder: Path
+) -> None:
+    """Four times, if each mistake were looked for in the whole file. Counted, not timed."""
+    check(Path("pipe.toml"))  # what is done once in a process
+    few, many = (
+        steps_of_checking(head + "".join(name.format(number) for number in range(1000, 1000 + count)))
+        for count in (200, 400)
+    )
+    assert many < 2.3 * few
+
+
+def test_one_long_line_is_shown_around_what_is_wrong(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not as a whole under each of its mistakes."""
+    names = ",".join(f"zzqq{number}" for number in range(1000))
+    status, lines = checked(f'[a]\nbackend = "Identity"\nnext = "é,{names}"\n', capsys)
+    assert status == 1
+    place = len('next = "é,') + names.index("zzqq500") + 1
+    assert lines[3 * 501].startswith(f"pipe.toml:3:{place}: node 'a': next: no node is named 'zzqq500'")
+    shown, caret = lines[3 * 501 + 1 : 3 * 501 + 3]
+    assert len(shown) < 500
+    assert shown[caret.index("^") : caret.index("^") + caret.count("^") + caret.count("~")] == "zzqq500"
 
 
 def test_the_checker_leaves_nothing_running(in_folder: Path) -> None:

@@ -26,6 +26,7 @@ from fastpipe import Backend, Pipe, PipeClosed, PipeError, redaction
 from fastpipe.cli import replay
 from fastpipe.debug import comparison, record_files
 from fastpipe.debug.recorder import MOST_QUEUED, Recording
+from fastpipe.instances.threads import Worker
 
 Request = dict[str, Any]
 
@@ -421,6 +422,47 @@ def test_an_error_that_cannot_be_shown_is_recorded(tmp_path: Path) -> None:
     assert only_record(tmp_path).manifest["error"]["message"] == "<its __str__ raises RuntimeError>"
 
 
+@pytest.mark.parametrize("odd", [RuntimeError("no"), SystemExit("no"), KeyboardInterrupt("no")], ids=repr)
+def test_a_value_that_raises_when_it_is_looked_at_costs_no_other_request_its_record(
+    odd: BaseException, tmp_path: Path
+) -> None:
+    """Nor does an error in whose text there is none; whatever they raise, the thread goes on."""
+
+    class Odd:
+        @property
+        def __class__(self) -> Any:
+            raise odd
+
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise odd
+
+    class Raises(Backend):
+        def forward(self, batch: list[Request]) -> None:
+            raise Mute
+
+    with Pipe(backend=Raises) as pipe, pipe.record(tmp_path) as recording:
+        call(pipe, {"data": Odd()})
+        call(pipe, {"data": 2})
+    with Pipe(backend=Half) as pipe, pipe.record(tmp_path, sample=1.0) as second:
+        call(pipe, {"data": Odd()})
+        call(pipe, {"data": 2})
+    assert recording.written + recording.dropped == second.written + second.dropped == 2
+    assert second.written >= 1
+    if isinstance(odd, Exception):
+        assert (recording.written, second.written) == (2, 2)
+    else:
+        assert second.last_error == f"{type(odd).__name__}: no"
+
+
+def test_the_thread_of_a_recording_begins_like_those_of_instances(tmp_path: Path, pipe: Pipe) -> None:
+    """That is, also where its first lines find no memory; and a process that has only greenlets is told so."""
+    with pipe.record(tmp_path) as recording:
+        assert isinstance(recording._thread, Worker)
+        assert not recording._thread.is_over
+    assert recording._thread.is_over
+
+
 def test_requests_in_flight_when_recording_stops_are_not_kept(tmp_path: Path) -> None:
     """The pipe goes on, and may be recorded again, to somewhere else."""
     entered, go_on = threading.Event(), threading.Event()
@@ -458,7 +500,7 @@ def test_closing_the_pipe_writes_what_is_left_and_ends_the_thread(tmp_path: Path
 def test_a_pipe_that_is_dropped_ends_the_thread(tmp_path: Path) -> None:
     """Neither the pipe nor the recording is kept alive by it."""
     pipe = Pipe(backend=Half)
-    thread = pipe.record(tmp_path)._thread
+    thread = pipe.record(tmp_path)._thread.thread
     del pipe
     gc.collect()
     thread.join(WAIT_S)

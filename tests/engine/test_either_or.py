@@ -278,10 +278,40 @@ def test_a_picture_says_that_it_is_one_of_several() -> None:
     assert f"takes light: {labels[0]}; heavy: {labels[1]}; a: {labels[2]}" in text
 
 
-def test_the_debugger_says_what_was_to_be_read() -> None:
-    """In the words of the file."""
-    with Pipe(joined()) as pipe, pipe.debug({"data": "x", "kind": "heavy"}) as debugger:
+@pytest.mark.parametrize("written", ["light|heavy", "heavy|light"])
+@pytest.mark.parametrize("kind", ["light", "heavy"])
+def test_the_debugger_says_which_of_several_was_read(written: str, kind: str) -> None:
+    """And of what it was one, in the words of the file."""
+    with Pipe(joined(written)) as pipe, pipe.debug({"data": "x", "kind": kind}) as debugger:
         debugger.run()
         last = debugger.history[-1]
-    assert last.why == "no filter: its map made a new request, of light|heavy"
-    assert last.before["data"] == "heavy(a(x))"
+    assert last.why == f"no filter: its map made a new request, of {kind} (the first of {written} that has run)"
+    assert last.before["data"] == f"{kind}(a(x))"
+
+
+def test_the_debugger_says_so_of_a_node_with_a_filter_too() -> None:
+    """Beside what the filter has said."""
+    nodes = joined()
+    nodes["join"]["filter"] = "Run"
+    with Pipe(nodes) as pipe, pipe.debug({"data": "x", "kind": "heavy"}) as debugger:
+        debugger.run()
+        last = debugger.history[-1]
+    read = "its map has read heavy (the first of light|heavy that has run)"
+    assert last.why == f"its filter 'Run' says Run: it runs; {read}"
+
+
+def test_the_debugger_knows_that_a_request_which_comes_again_has_run_nothing_yet() -> None:
+    """The second time the other branch runs."""
+    nodes = joined("heavy|light")
+    nodes["join"]["restart"] = "a"
+    with Pipe(nodes, obey_request_keys=["restart"]) as pipe:
+        request = {"data": "x", "kind": "heavy", "restart": True}
+        with pipe.debug(request) as debugger:
+            read = []
+            for step in debugger:
+                if step.node == "join":
+                    read.append(step.why.partition("of ")[2].partition(" ")[0])
+                    if len(read) == 2:
+                        break
+                    debugger.request["kind"] = "light"
+    assert read == ["heavy", "light"]

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import once
 
 
+@once
 def test_cython_has_nothing_to_say_about_the_engine(repository_root: Path, tmp_path: Path) -> None:
     """A nogil function without an exception mode takes the GIL after every call; Cython hints at that."""
     pytest.importorskip("Cython", reason="Cython is not installed here")
@@ -26,6 +28,7 @@ def test_cython_has_nothing_to_say_about_the_engine(repository_root: Path, tmp_p
     assert not remarks, "\n".join(remarks)
 
 
+@once
 def test_cython_lint_has_nothing_to_say_about_the_chapters(repository_root: Path, tmp_path: Path) -> None:
     """By itself it reads .pyx and .pxd only: of a chapter it would see the layout, and no name that is not used."""
     pytest.importorskip("cython_lint", reason="cython-lint is not installed here")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import once
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "instructions.py"
@@ -17,6 +18,7 @@ SCRIPT = ROOT / "bench" / "instructions.py"
 AT_MOST = {"max_queue": 1.05, "request_timeout": 1.10, "all three": 1.30}
 
 
+@once
 def test_limits_cost_an_echo_next_to_nothing() -> None:
     """With --json, as a script in CI would ask."""
     if shutil.which("valgrind") is None:

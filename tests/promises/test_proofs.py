@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import once
 
 MODELS = Path(__file__).resolve().parents[2] / "proofs"
 MODELLED = "".join(path.read_text() for path in (*MODELS.glob("*.pml"), *MODELS.glob("*.inc")))
@@ -27,6 +28,7 @@ def rows() -> list[tuple[list[str], str, list[str], list[str]]]:
     return found
 
 
+@once
 def test_the_small_models_hold_and_planted_bugs_are_found() -> None:
     """The rest is ``make model``: some minutes."""
     if shutil.which("spin") is None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import sanitize
+from helpers import once
 
 
+@once
 @pytest.mark.parametrize("name", ["thread", "address"])
 def test_planted_faults_are_reported_and_right_code_is_not(name: str) -> None:
     """The negative control: races, an order that rests on a futex alone, writes beyond the end, an overflow."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import soak
+from helpers import once
 
 
 def run_soak(*arguments: str) -> tuple[int, dict[str, Any]]:
@@ -29,6 +30,7 @@ def test_every_request_has_its_outcome_and_no_thread_or_file_is_left() -> None:
     assert report["outcomes"]["accepted"] == 0
 
 
+@once
 def test_what_is_leaked_in_every_round_is_found() -> None:
     """The negative control of the whole script."""
     status, report = run_soak("--plant", "memory", "--plant", "thread", "--plant", "file")

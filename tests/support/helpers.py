@@ -6,12 +6,21 @@ A test imports it by its name: ``tests/support/`` is on the path of the tests.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
+
 from fastpipe import Backend, Pipe, Request
+
+SCALE = float(os.environ.get("FASTPIPE_SCALE", "1"))
+"""How much of a load is tried. CI repeats the tests in further environments, there with less than 1."""
+
+once = pytest.mark.skipif(SCALE < 1, reason="it tries nothing of what is installed here: once is enough, at full scale")
+"""Of a test that says the same in every environment."""
 
 WAIT_S = 20.0
 """How long a test waits for what should happen at once, before it is called a failure."""

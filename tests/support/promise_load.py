@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
 import random
 import threading
 import time
@@ -13,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ledger as ledgers
+from helpers import SCALE
 
 from fastpipe import Backend, BackendError, ItemErrors, Pipe, PipeClosed, QueueFull, Request, RequestTimeout, WorkerDied
 
-SCALE = float(os.environ.get("FASTPIPE_SCALE", "1"))
 WAIT_S = 30.0
 MASK = (1 << 128) - 1
 
