@@ -11,16 +11,15 @@ handlers.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import Spread
 
 APPLICATION = """
 import fastpipe
@@ -73,7 +72,7 @@ def seconds_to_stop(folder: Path, *, preload: bool) -> float:
 
 
 def main() -> None:
-    """Measure both in turns, and print a table and a line of JSON."""
+    """Measure both in turns, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round instead of seven")
     parser.add_argument("--model", type=Path, help="an ONNX model to have in the pipe")
@@ -87,10 +86,10 @@ def main() -> None:
         for _ in range(1 if arguments.quick else 7):
             for name, seconds in taken.items():
                 seconds.append(seconds_to_stop(Path(folder), preload=name == "built before the fork"))
-    print(f"{'the pipe is':<24}{'median':>10}{'least':>10}{'greatest':>10}   seconds from SIGTERM to the end")
+    print("seconds from SIGTERM to the end, where the pipe is")
     for name, seconds in taken.items():
-        print(f"{name:<24}{statistics.median(seconds):>10.2f}{min(seconds):>10.2f}{max(seconds):>10.2f}")
-    print(json.dumps({"backend": keys["backend"], "seconds": taken, "python": platform.python_version()}))
+        spread = Spread.of(seconds)
+        print(f"{name:<24}{spread.median:>10.2f} ({spread.least:.2f} to {spread.greatest:.2f})")
 
 
 if __name__ == "__main__":

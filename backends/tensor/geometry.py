@@ -100,7 +100,9 @@ class PillowResizeTensor(PillowResize, PerTensor):
             self._workspaces[number] = cuda.Workspace(number)
         workspace = self._workspaces[number]
         way: Literal["pillow", "pillow13"] = "pillow13" if self._version >= 13 else "pillow"
-        whole = workspace.resize_normalize([given], *self.size, filter=way, source=color, target=color, dtype="float32")
+        whole: torch.Tensor = workspace.resize_normalize(
+            [given], *self.size, filter=way, source=color, target=color, dtype="float32"
+        )
         return whole.to(torch.uint8)  # exact: the kernel has rounded
 
 

@@ -167,21 +167,26 @@ def _from_box(name: str, module: str, class_name: str) -> type[Backend]:
 
 
 def _from_object(thing: Any, what: str) -> type[Backend] | Backend:
-    if isinstance(thing, Backend):
-        return thing
-    if isinstance(thing, type):
-        if not issubclass(thing, Backend):
-            raise ConfigError(f"{what} is a class, but no backend: subclass fastpipe.Backend")
-        if thing.forward is Backend.forward:
-            raise ConfigError(f"{what} has no forward(batch){nearest('forward', vars(thing))}")
-        if thing.forward is PerRequest.forward and getattr(thing, "run", None) is PerRequest.run:
-            raise ConfigError(f"{what} has no run(request){nearest('run', vars(thing))}: a PerRequest defines it")
+    if isinstance(thing, type) and not issubclass(thing, Backend):
+        raise ConfigError(f"{what} is a class, but no backend: subclass fastpipe.Backend")
+    if isinstance(thing, type | Backend):
+        _check_methods(thing, what)
         return thing
     if not callable(thing) or callable(getattr(thing, "forward", None)):
         raise ConfigError(f"{what} is no backend: subclass fastpipe.Backend, or give a function of one item")
     from fastpipe.functions import backend_from_function
 
     return backend_from_function(thing)
+
+
+def _check_methods(backend: Any, what: str) -> None:
+    """Refuse a class, or an object, that leaves open what it has to define."""
+    forward, run = (getattr(backend, name, None) for name in ("forward", "run"))
+    written = vars(backend if isinstance(backend, type) else type(backend))
+    if getattr(forward, "__func__", forward) is Backend.forward:
+        raise ConfigError(f"{what} has no forward(batch){nearest('forward', written)}")
+    if getattr(forward, "__func__", forward) is PerRequest.forward and getattr(run, "__func__", run) is PerRequest.run:
+        raise ConfigError(f"{what} has no run(request){nearest('run', written)}: a PerRequest defines it")
 
 
 def _other_packages() -> dict[str, EntryPoint]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Adds
+from helpers import Adds, ask_on_threads
 
 from fastpipe import Backend, ConfigError, Container, ItemErrors, Pipe, Request, Sequential, Step
 from fastpipe.backends.flow.composites import Composite, Range, compose
 from fastpipe.config.reading import load
 from fastpipe.contract import Child
 from fastpipe.errors import BackendError
-
-WAIT_S = 20.0
 
 
 class Sized(Adds):
@@ -514,21 +511,12 @@ def test_members_that_do_not_take_one_request_are_no_node() -> None:
 def test_many_callers_get_their_own_results() -> None:
     """Two instances of three members under eight threads: every request has its own answer."""
     with Pipe(backend=Sized, min="1&3&5", max="2&4&5", instance_num=2) as pipe:
-        wrong: list[Any] = []
 
-        def call(start: int) -> None:
-            for item in range(start, start + 100):
-                request = pipe({"data": item})
-                if request["result"] != item + 1:
-                    wrong.append(request)
+        def ask(item: int) -> Request | None:
+            request = pipe({"data": item})
+            return None if request["result"] == item + 1 else request
 
-        threads = [threading.Thread(target=call, args=(start * 1000,)) for start in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(WAIT_S)
-        assert not any(thread.is_alive() for thread in threads)
-        assert wrong == []
+        assert ask_on_threads(ask) == []
 
 
 # ---- with ONNX models ------------------------------------------------------------------------------------------------

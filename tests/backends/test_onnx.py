@@ -17,7 +17,8 @@ import pytest
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import TensorProto, helper  # noqa: E402
+from onnx_models import FLOAT, make_model  # noqa: E402
 
 import fastpipe  # noqa: E402
 from fastpipe import cpus  # noqa: E402
@@ -26,22 +27,7 @@ from fastpipe.backends.model.onnx_graph import HALF_INPUTS  # noqa: E402
 from fastpipe.backends.model.shapes import InputSpec, make_profiles  # noqa: E402
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError, MissingExtra  # noqa: E402
 
-FLOAT = TensorProto.FLOAT
-
-
 # ---- models ----------------------------------------------------------------------------------------------------------
-
-
-def make_model(nodes, inputs, outputs, constants=None):
-    """Return the bytes of a model; inputs and outputs are name -> shape, or name -> (type, shape)."""
-
-    def values(table):
-        typed = {name: entry if isinstance(entry, tuple) else (FLOAT, entry) for name, entry in table.items()}
-        return [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in typed.items()]
-
-    initializers = [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
-    graph = helper.make_graph(nodes, "graph", values(inputs), values(outputs), initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
 
 def doubling_model(shape=("n", 4)):

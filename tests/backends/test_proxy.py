@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+from helpers import ask_on_threads
 
 from fastpipe import Backend, ConfigError, Pipe, Request, Status, Step
 from fastpipe import Sequential as SequentialStep
@@ -154,21 +155,12 @@ def test_a_proxy_in_a_tree_in_a_list_and_of_a_logical_node() -> None:
 def test_many_callers_through_proxies() -> None:
     """Every request has its own answer."""
     with Pipe(main=as_node("rec"), step=as_step("rec", instance_num=2), rec={"backend": "Pow", "max": 4}) as pipe:
-        wrong: list[Any] = []
 
-        def call(start: int) -> None:
-            for item in range(start, start + 100):
-                for name in ("main", "step", "rec"):
-                    if pipe({"data": item}, entry=name)["result"] != item * item:
-                        wrong.append(item)
+        def ask(item: int) -> list[str] | None:
+            names = ("main", "step", "rec")
+            return [name for name in names if pipe({"data": item}, entry=name)["result"] != item * item] or None
 
-        threads = [threading.Thread(target=call, args=(start * 1000,)) for start in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(WAIT_S)
-        assert not any(thread.is_alive() for thread in threads)
-        assert wrong == []
+        assert ask_on_threads(ask, threads=6) == []
 
 
 def test_a_node_for_proxies_only_is_no_root_and_may_be_entered_nevertheless() -> None:

@@ -192,6 +192,7 @@ def of_two(first: Any, second: Any) -> Any:
         (int, "subclass fastpipe.Backend"),
         (3, "subclass fastpipe.Backend"),
         (WithoutForward, r"has no forward\(batch\); did you mean 'foward'"),
+        (WithoutRun(), r"has no run\(request\); did you mean 'rum'"),
         (WithoutRun, r"has no run\(request\); did you mean 'rum'"),
         (asynchronous, "async function"),
         (of_two, "a function of one item is expected"),

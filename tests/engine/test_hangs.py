@@ -75,6 +75,18 @@ def builds_once(hangs: type[Hangs]) -> type[Hangs]:
     return BuildsOnce
 
 
+def hung(pipe: Pipe) -> concurrent.futures.Future[Request]:
+    """Return the future of a request inside whose batch a thread of the pipe hangs already."""
+    inside = threading.Event()
+    _core._hook("forward", inside.set)
+    try:
+        future = pipe.submit({"data": "hang"})
+        assert inside.wait(WAIT_S)
+    finally:
+        _core._hook("forward", None)
+    return future
+
+
 def test_p17_a_hung_backend_is_given_up_and_replaced(hangs: type[Hangs]) -> None:
     """Its request fails, with the stacks of all threads; the node goes on with a new instance."""
     with Pipe(backend=hangs, hang_timeout=HANG_S) as pipe:
@@ -331,13 +343,7 @@ def test_closing_beside_a_hung_and_a_replaced_instance_leaves_nothing_but_what_h
 def test_a_second_close_waits_no_longer_than_a_batch_may_run(hangs: type[Hangs]) -> None:
     """The first has left a hung instance behind, and the second has no time limit."""
     pipe = Pipe(backend=hangs, hang_timeout=2 * HANG_S)
-    inside = threading.Event()
-    _core._hook("forward", inside.set)
-    try:
-        future = pipe.submit({"data": "hang"})
-        assert inside.wait(WAIT_S)
-    finally:
-        _core._hook("forward", None)
+    future = hung(pipe)
     pipe.close(timeout=0.0)
     assert isinstance(future.exception(WAIT_S), PipeClosed)
     pipe.close()
@@ -349,13 +355,7 @@ def test_nobody_waits_for_the_token_of_a_backend_that_is_given_up(hangs: type[Ha
     """It comes back never; what has its place by then is another's."""
     with Pipe(backend=hangs, hang_timeout=HANG_S) as pipe, concurrent.futures.ThreadPoolExecutor(1) as executor:
         (station,) = pipe.stations
-        inside = threading.Event()
-        _core._hook("forward", inside.set)
-        try:
-            future = pipe.submit({"data": "hang"})
-            assert inside.wait(WAIT_S)
-        finally:
-            _core._hook("forward", None)
+        future = hung(pipe)
         retiring = executor.submit(station.retire, 0, 0, -1.0)
         assert isinstance(future.exception(WAIT_S), BackendHung)
         assert retiring.result(WAIT_S) is None

@@ -595,8 +595,8 @@ def test_an_instance_that_hung_is_asked_nothing_any_more(places: str) -> None:
         until(lambda: hung() is None)
 
 
-def test_host_data_passes_over_a_place_whose_instances_are_being_built_again(world: World) -> None:
-    """It would wait there; data that is there does."""
+def built_slowly_again() -> tuple[type[Placed], threading.Event]:
+    """Return a backend of which more than two instances are built only after the event."""
     may_be_built = threading.Event()
 
     class Slow(Placed):
@@ -604,7 +604,13 @@ def test_host_data_passes_over_a_place_whose_instances_are_being_built_again(wor
             assert len(world.built) < 2 or may_be_built.wait(WAIT_S)
             super().__init__(world=world)
 
-    with Pipe(backend=Slow, world=world, instance_num=2, hang_timeout=0.2) as pipe:
+    return Slow, may_be_built
+
+
+def test_host_data_passes_over_a_place_whose_instances_are_being_built_again(world: World) -> None:
+    """It would wait there; data that is there does."""
+    slow, may_be_built = built_slowly_again()
+    with Pipe(backend=slow, world=world, instance_num=2, hang_timeout=0.2) as pipe:
         world.shut("b")
         with pytest.raises(BackendHung):
             pipe({"data": "hangs", "at": "b"})
@@ -618,14 +624,8 @@ def test_host_data_passes_over_a_place_whose_instances_are_being_built_again(wor
 
 
 def test_host_data_waits_if_all_instances_are_being_built_again(world: World) -> None:
-    may_be_built = threading.Event()
-
-    class Slow(Placed):
-        def __init__(self, *, world: World) -> None:
-            assert len(world.built) < 2 or may_be_built.wait(WAIT_S)
-            super().__init__(world=world)
-
-    with Pipe(backend=Slow, world=world, instance_num=2, hang_timeout=0.2) as pipe:
+    slow, may_be_built = built_slowly_again()
+    with Pipe(backend=slow, world=world, instance_num=2, hang_timeout=0.2) as pipe:
         for future in occupied(pipe, world, "a", "b"):
             with pytest.raises(BackendHung):
                 future.result(WAIT_S)

@@ -107,6 +107,22 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+def ask_on_threads(ask: Callable[[int], object], threads: int = 8, each: int = 100) -> list[object]:
+    """Call ``ask`` with numbers that differ, on several threads at once; return what it says is wrong."""
+    wrong: list[object] = []
+
+    def call(start: int) -> None:
+        wrong.extend(problem for number in range(start, start + each) if (problem := ask(number)) is not None)
+
+    calling = [threading.Thread(target=call, args=(start * 1000,)) for start in range(threads)]
+    for thread in calling:
+        thread.start()
+    for thread in calling:
+        thread.join(WAIT_S)
+    assert not any(thread.is_alive() for thread in calling)
+    return wrong
+
+
 def run_loop(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a coroutine to its end; fail if it never comes."""
     asyncio.run(asyncio.wait_for(main(), WAIT_S))
