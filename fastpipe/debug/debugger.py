@@ -381,7 +381,7 @@ _WHAT_IT_MEANS = {
 
 def _read_by(entries: Iterable[MapEntry], ran: Collection[str]) -> tuple[str, ...]:
     """Return what each entry of a map has read, in words; of several nodes, that is the first that has run."""
-    read = {}
+    read: dict[str, None] = {}
     for entry in entries:
         text = "|".join(entry.sources) or "its parent"
         if len(entry.sources) > 1:

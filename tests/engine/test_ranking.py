@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from helpers import SCALE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ TAKE = st.tuples(st.just("take"), st.integers(0, 2), st.integers(1, 40))
 
 
 @given(st.lists(st.one_of(ADD, ADD, ADD, TAKE), max_size=300))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=int(300 * min(SCALE, 1)))
 def test_tickets_stand_as_in_a_sorted_list(moves: list[tuple[str, int, int]]) -> None:
     """By rank, then as they came; a batch of a bucket is the first of that bucket; the links are in order."""
     tickets = RankedTickets()

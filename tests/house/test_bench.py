@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers import once
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -159,6 +160,7 @@ def test_the_page_keeps_what_stands_around_the_figures(
 # ---- a whole run -------------------------------------------------------------------------------------------------
 
 
+@once
 def test_a_run_writes_tables_and_windows_and_skips_by_name_what_is_not_installed(tmp_path: Path) -> None:
     """The others are measured, under every load, as often as was asked for."""
     ran = run_peers(tmp_path, "--case", "chain", stand_in_for_omniback=MISSING)
@@ -172,6 +174,7 @@ def test_a_run_writes_tables_and_windows_and_skips_by_name_what_is_not_installed
     assert "| fastpipe" in (tmp_path / "peers.md").read_text()
 
 
+@once
 def test_a_run_goes_on_without_a_contestant_whose_process_crashes(tmp_path: Path) -> None:
     """It ends well: fastpipe was measured."""
     ran = run_peers(tmp_path, "--case", "diamond", stand_in_for_omniback=CRASHING)

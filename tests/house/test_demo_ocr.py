@@ -20,6 +20,7 @@ pytest.importorskip("pyclipper")
 pytest.importorskip("rich")
 pytest.importorskip("rapidocr_onnxruntime")
 
+from helpers import SCALE  # noqa: E402
 from ocr import __main__, command, models, pages, pipeline, report, steps  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402  # after the skips
 
@@ -68,7 +69,7 @@ def _page_file(name: str, image: Image.Image) -> pages.PageFile:
 @pytest.fixture(scope="module")
 def all_pages() -> list[pages.PageFile]:
     # Drawn page number 3 has lines that stand on their heads. Those that cost most come first.
-    return [*pages.sample_pages(2), banner(), pages.drawn_page(3), upright(), askew(), blank()]
+    return [*pages.sample_pages(2 if SCALE >= 1 else 1), banner(), pages.drawn_page(3), upright(), askew(), blank()]
 
 
 @pytest.fixture(scope="module")

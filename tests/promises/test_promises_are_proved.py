@@ -6,11 +6,15 @@ import ast
 import re
 from pathlib import Path
 
+from helpers import once
+
 TESTS = Path(__file__).resolve().parents[1]
 PAGE = TESTS.parent / "docs" / "reliability.md"
 ROW = re.compile(
     r"^\| P(?P<number>\d+) \| \*\*(?P<promise>[^*]+)\*\*(?P<words>[^|]*) \| (?P<tests>[^|]*) \| (?P<run>[^|]+) \|$"
 )
+
+pytestmark = once
 
 
 def rows() -> dict[int, set[str]]:

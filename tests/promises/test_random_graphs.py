@@ -1,6 +1,7 @@
 """Random graphs: whatever their shape, filters, maps and loops, the engine answers as a plain interpreter does.
 
-A few hundred graphs by default. For 20,000, at 1 and at 8 callers (some minutes):
+A few hundred graphs by default, fewer where ``FASTPIPE_SCALE`` is below 1. For 20,000, at 1 and at 8 callers (some
+minutes):
 
     FASTPIPE_GRAPHS=20000 pytest tests/promises/test_random_graphs.py
 
@@ -20,11 +21,12 @@ from typing import Any
 
 import plain_interpreter as interpreter
 import pytest
+from helpers import SCALE
 
 from fastpipe import Backend, ItemErrors, Pipe, Request, Sequential, Status, Step
 from fastpipe.contract import site
 
-GRAPHS = int(os.environ.get("FASTPIPE_GRAPHS", "400"))
+GRAPHS = int(os.environ.get("FASTPIPE_GRAPHS", int(400 * min(SCALE, 1))))
 FIRST_GRAPH = int(os.environ.get("FASTPIPE_FIRST_GRAPH", "0"))
 BLOCK = 200  # graphs per test
 MOST_NODES = 12

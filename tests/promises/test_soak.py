@@ -15,7 +15,7 @@ from helpers import once
 
 def run_soak(*arguments: str) -> tuple[int, dict[str, Any]]:
     """Run many short rounds in a process of their own; return its exit status and its report."""
-    command = [sys.executable, soak.__file__, "--round", "0.05", "--rounds", "20", "--json", *arguments]
+    command = [sys.executable, soak.__file__, "--round", "0.05", "--rounds", "16", "--json", *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.stdout, ran.stderr
     return ran.returncode, json.loads(ran.stdout)
