@@ -19,13 +19,11 @@ from fastpipe.engine.batching cimport Load, Verdict
 from fastpipe.engine.hanging cimport Watched
 from fastpipe.engine.inbox cimport Inbox, Ticket
 from fastpipe.engine.parking cimport EventCount, Word
-from fastpipe.engine.ranking cimport Ranked
+from fastpipe.engine.ranking cimport Ranked, Taken
 
 
 cdef struct Batch:              # what a worker took from its station: owned by that worker
-    Ticket* first               # linked by ticket.next, oldest first; each holds a reference to its visit
-    int32_t count
-    double weight
+    Taken taken                 # oldest first; each ticket holds a reference to its visit
     int32_t instance            # whose token the worker holds; -1: none
     c_bool may_grow             # the rule allows company that arrives until the batch really starts
     int64_t bucket

@@ -10,7 +10,9 @@ from fastpipe.engine.batching cimport (
 )
 from fastpipe.engine.inbox cimport inbox_pop
 from fastpipe.engine.parking cimport now_ns
-from fastpipe.engine.ranking cimport Cursor, cursor_begin, cursor_pass, cursor_take, ranked_append, ranked_insert
+from fastpipe.engine.ranking cimport (
+    Cursor, cursor_begin, cursor_move, cursor_pass, next_of, ranked_append, ranked_insert, taken_init,
+)
 
 from fastpipe.errors import BackendError
 
@@ -77,7 +79,7 @@ cdef int64_t _weigh_queue(Station station, Load* load) noexcept nogil:
             weights[i] += ticket.weight
             if weights[i] >= station.max_batch and (i == 0 or not is_overdue):
                 break
-        ticket = <Ticket*>ticket.next.load(memory_order_relaxed)
+        ticket = next_of(ticket)
     if ticket == NULL or seen >= 256:
         i = 0
     load.queued = counts[i]
@@ -128,34 +130,29 @@ cdef Verdict decide_by_rule(Station station, Load* load) noexcept nogil:
 cdef void take_staged(Station station, Batch* batch, int64_t bucket, int32_t size) noexcept nogil:
     """Append to ``batch`` up to ``size`` staged requests of ``bucket``, within the node's max. Mutex held."""
     cdef Cursor cursor
-    cdef Ticket* ticket
-    cdef Ticket* last = batch.first
-    cdef int32_t taken = 0
-    if last == NULL:
-        batch.count = 0
-        batch.weight = 0
-        batch.bucket = bucket
-    else:
-        while last.next.load(memory_order_relaxed) != NULL:
-            last = <Ticket*>last.next.load(memory_order_relaxed)
+    cdef Taken* taken = &batch.taken
+    cdef int32_t before = taken.count
+    batch.bucket = bucket
     cursor_begin(&cursor, &station.staged)
-    while cursor.at != NULL and taken < size and batch.weight < station.max_batch:
+    while cursor.at != NULL and taken.count - before < size and taken.weight < station.max_batch:
         if cursor.at.bucket != bucket:
             cursor_pass(&cursor, &station.staged)
             continue
-        if batch.count > 0 and batch.weight + cursor.at.weight > station.max_batch:
+        if taken.count > 0 and taken.weight + cursor.at.weight > station.max_batch:
             break
-        ticket = cursor_take(&cursor, &station.staged)
-        if last == NULL:
-            batch.first = ticket
-        else:
-            last.next.store(<void*>ticket, memory_order_relaxed)
-        last = ticket
-        batch.count += 1
-        batch.weight += ticket.weight
-        taken += 1
-    station.running.fetch_add(taken, memory_order_relaxed)
-    station.queued.fetch_sub(taken, memory_order_seq_cst)
+        cursor_move(&cursor, &station.staged, taken)
+    station.running.fetch_add(taken.count - before, memory_order_relaxed)
+    station.queued.fetch_sub(taken.count - before, memory_order_seq_cst)
+
+
+cdef void take_oldest(Station station, Batch* batch) noexcept nogil:
+    """Take the request that would be next out of the queue, as a batch; an empty one if nothing is queued."""
+    taken_init(&batch.taken)
+    station.desk.lock()                                         # E7: a holder of the GIL may wait for it
+    drain_inbox(station)
+    if station.staged.first != NULL:
+        take_staged(station, batch, station.staged.first.bucket, 1)
+    station.desk.unlock()
 
 
 cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict) noexcept nogil:
@@ -167,7 +164,7 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
     cdef int64_t bucket
     cdef c_bool has_token = batch.instance >= 0
     cdef c_bool took = False
-    batch.first = NULL
+    taken_init(&batch.taken)
     station.desk.lock()
     drain_inbox(station)
     bucket = fill_load(station, &load)
@@ -191,11 +188,11 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
                 batch.instance = station.c_take_token()
         if batch.instance >= 0:
             take_staged(station, batch, bucket, verdict.size)
-            if batch.first != NULL:
+            if batch.taken.count > 0:
                 took = True
                 station.reasons[verdict.reason].fetch_add(1, memory_order_relaxed)
                 batch.may_grow = station.rule == RULE_ADAPTIVE or station.rule == RULE_GREEDY
-                batch.may_grow = batch.may_grow and verdict.size >= load.queued and batch.weight < station.max_batch
+                batch.may_grow = batch.may_grow and verdict.size >= load.queued and batch.taken.weight < station.max_batch
             elif not has_token:
                 station.c_release_token(batch.instance)
                 batch.instance = -1

@@ -41,7 +41,7 @@ cdef int help_out(Station station, Walk last, Turn turn) noexcept:
         batch.instance = -1
         if not try_take(station, &batch, -1, &verdict):
             return 0
-        station.run_by_caller += batch.count
+        station.run_by_caller += batch.taken.count
         _serve_hold(station, &batch, -1, turn)
         turn.wake()
     turn.helps = False
@@ -109,7 +109,7 @@ cdef int _run_taken_with_gil(Batch* batch, int worker, PyObject* station_pointer
 cdef int _fail_taken(Batch* batch, object cause, Turn turn) noexcept:
     """Fail what a worker has taken and cannot even list, because of what it met."""
     cdef Visit visit
-    while batch.first != NULL:
+    while batch.taken.count > 0:
         visit = only_visit_of(batch)
         fail_visit(visit.walk.engine, visit, death_error(cause), turn)
         send_one_back(visit, turn)
@@ -130,8 +130,8 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
     while True:
         if batch.may_grow:
             top_up(station, batch)
-        count = batch.count
-        engine = (<Visit>batch.first.visit).walk.engine
+        count = batch.taken.count
+        engine = (<Visit>batch.taken.first.visit).walk.engine
         visits = _list_taken(batch, turn)
         if engine.called_first is not None:
             start_called_beside(engine, station, turn)
@@ -214,13 +214,8 @@ cdef int fail_all_queued(Station station, str why, object lost) except -1:
     cdef Engine engine
     while True:
         with nogil:
-            station.desk.lock()
-            drain_inbox(station)
-            batch.first = NULL
-            if station.staged.first != NULL:
-                take_staged(station, &batch, station.staged.first.bucket, 1)
-            station.desk.unlock()
-        if batch.first == NULL:
+            take_oldest(station, &batch)
+        if batch.taken.count == 0:
             return turn.c_raise_interrupt()
         visit = only_visit_of(&batch)
         engine = visit.walk.engine

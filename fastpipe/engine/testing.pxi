@@ -10,7 +10,8 @@ from fastpipe.engine.hanging cimport Watched, late_at_ns
 from fastpipe.engine.inbox cimport LINKS_ABOVE
 from fastpipe.engine.parking cimport frozen_ns, hooked_points, now_ns
 from fastpipe.engine.ranking cimport (
-    Cursor, Ranked, cursor_begin, cursor_pass, cursor_take, next_of, ranked_append, ranked_init, ranked_insert,
+    Cursor, Ranked, Taken, cursor_begin, cursor_move, cursor_pass, next_of, ranked_append, ranked_init, ranked_insert, taken_init,
+    taken_pop,
 )
 
 from os import environ
@@ -167,14 +168,15 @@ cdef class RankedTickets:
     def take(self, int64_t bucket, int count):
         """Take the first so many of a bucket, as a batch does; their numbers."""
         cdef Cursor cursor
-        taken = []
+        cdef Taken taken
+        taken_init(&taken)
         cursor_begin(&cursor, &self.ranked)
-        while cursor.at != NULL and len(taken) < count:
+        while cursor.at != NULL and taken.count < count:
             if cursor.at.bucket == bucket:
-                taken.append(cursor_take(&cursor, &self.ranked).arrival_ns)
+                cursor_move(&cursor, &self.ranked, &taken)
             else:
                 cursor_pass(&cursor, &self.ranked)
-        return taken
+        return [taken_pop(&taken).arrival_ns for _ in range(taken.count)]
 
     @property
     def numbers(self):
