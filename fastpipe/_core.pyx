@@ -65,9 +65,9 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     user_code   the two ways into it
     words       states, kinds, constants
 
-The way of a request: __call__ here; entry_for, admit and start_walk (admission); enter, which asks the filter (routing);
-run_ready and run_batch, then send_on (running); advance, and enter for each node that is next (routing); at a leaf,
-finish_walk (outcomes).
+The way of a request: __call__ here; entry_for, admit and start_walk (admission); ask_filter (routing); run_ready and
+run_batch, then send_on (running); advance, and ask_filter for each node that is next (routing); at a leaf, finish_walk
+(outcomes).
 
 Calls go down, so that a request is read from the top to the bottom, but for two kinds (tests/house/test_imports.py): a
 method that Python calls stands with its class, and is done by a chapter above (Station.serve, Walk.wait); and an end may
@@ -298,7 +298,7 @@ cdef class Engine:
             if outer is None:
                 for walk in walks:
                     start_part(walk, turn)
-            enter_arrived(self, turn)
+            ask_filters(self, turn)
             if len(turn.ready) > 1:
                 enqueue_all(self, turn)
             run_ready(self, turn)

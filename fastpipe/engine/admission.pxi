@@ -32,13 +32,13 @@ cdef int start_walk(Engine engine, Walk walk, Turn turn) except -1:
     try:
         if is_hooked(AT_ADMITTED):
             act_at(AT_ADMITTED)
-        enter(engine, visit, turn)
+        ask_filter(engine, visit, turn)
     except BaseException as error:
         fail_visit(engine, visit, with_place(error, visit.node), turn)
     except:  # noqa: E722
         # See _no_memory.
         fail_visit(engine, visit, _no_memory, turn)
-    return enter_arrived(engine, turn)
+    return ask_filters(engine, turn)
 
 
 cdef object _late_for_room(Engine engine, Waiter waiter):

@@ -108,7 +108,7 @@ cdef int enqueue_all(Engine engine, Turn turn) noexcept:
     cdef object before
     cdef Py_ssize_t index
     while turn.ready or turn.arrived:
-        enter_arrived(engine, turn)
+        ask_filters(engine, turn)
         ready = turn.ready
         if len(ready) == 1:
             enqueue(engine, take_last(ready), turn, True)

@@ -12,7 +12,7 @@ from fastpipe.filters import Status, swap
 from fastpipe.results import checked_parts
 
 
-cdef int enter(Engine engine, Visit visit, Turn turn) except -1:
+cdef int ask_filter(Engine engine, Visit visit, Turn turn) except -1:
     """Ask the filter of the visit's node, and do as it says. Raises what fails the walk."""
     cdef Node node = visit.node
     cdef PyObject* result
@@ -57,9 +57,12 @@ cdef int enter(Engine engine, Visit visit, Turn turn) except -1:
         return _answer_walk(engine, visit.walk, visit.request, node.name if visit.walk.entry.leaf_count > 1 else None, turn)
     if status == STATUS_ERROR:
         raise BackendError(f"the filter of node {node.name!r} said Error")
-    exit = exit_of(engine, visit.walk.entry, node, status)
-    if status != STATUS_SKIP and turn.observer is not None:
-        turn.observer.hidden(exit.hidden, part_of(visit.walk))
+    if status == STATUS_SKIP:
+        exit = exit_of(engine, visit.walk.entry, node)
+    else:
+        exit = exit_of_skipped(engine, visit.walk.entry, node, status)
+        if turn.observer is not None:
+            turn.observer.hidden(exit.hidden, part_of(visit.walk))
     return advance(engine, visit, exit, False, turn)
 
 
@@ -89,12 +92,12 @@ cdef dict request_of(Engine engine, Visit visit):
     try:
         if visit.request is None:
             visit.request = _mapped_request(engine, visit.node, visit.walk)
-    except KeyError:                                            # enter meets it again, and fails the walk
+    except KeyError:                                            # ask_filter meets it again, and fails the walk
         return {}
     return visit.request
 
 
-cdef int enter_arrived(Engine engine, Turn turn) noexcept:
+cdef int ask_filters(Engine engine, Turn turn) noexcept:
     """Ask the filters of all that has arrived, and of what arrives meanwhile: no recursion, however long the graph is."""
     cdef Visit visit
     cdef Py_ssize_t index = 0
@@ -106,7 +109,7 @@ cdef int enter_arrived(Engine engine, Turn turn) noexcept:
         if is_dead(visit):
             continue
         try:
-            enter(engine, visit, turn)
+            ask_filter(engine, visit, turn)
         except BaseException as error:
             fail_visit(engine, visit, with_place(error, visit.node), turn)
         except:  # noqa: E722
@@ -337,7 +340,7 @@ cdef int _merge_parts(Engine engine, Gather gather, Turn turn) except -1:
         visit.without = (visit.node, "" if gather.has_let_go else None)
         if gather.without is not None:
             visit.without = (visit.node, step_in_words(gather.without))
-    return advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
+    return advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node), True, turn)
 
 
 cdef int part_ended(Engine engine, Walk part, Turn turn) noexcept:

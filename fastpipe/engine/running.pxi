@@ -18,7 +18,7 @@ cdef int send_on(Engine engine, Visit visit, Turn turn) noexcept:
     if visit.stepper is not None:
         return 0
     try:
-        advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
+        advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node), True, turn)
     except BaseException as error:
         fail_visit(engine, visit, with_place(error, visit.node), turn)
     except:  # noqa: E722
@@ -261,7 +261,7 @@ cdef int run_ready(Engine engine, Turn turn) noexcept:
     cdef double weight
     cdef int index
     while turn.ready or turn.arrived:
-        enter_arrived(engine, turn)
+        ask_filters(engine, turn)
         if len(turn.ready) > 1:
             hand_over(engine, turn)
         if not turn.ready:

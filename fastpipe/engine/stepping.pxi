@@ -54,7 +54,7 @@ cdef class Stepper:
             if is_dead(visit):
                 continue
             try:
-                enter(self.engine, visit, self.turn)
+                ask_filter(self.engine, visit, self.turn)
             except BaseException as error:
                 fail_visit(self.engine, visit, with_place(error, visit.node), self.turn)
             try:

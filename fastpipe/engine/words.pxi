@@ -30,7 +30,7 @@ cdef enum:
     FILTER_RUN = 0
     FILTER_SWAP = 1
     FILTER_CALL = 2
-    FILTER_DEFAULT = 3      # by how the request came: see enter
+    FILTER_DEFAULT = 3      # by how the request came: see ask_filter
 
 cdef enum:                  # how a visit came to its node
     PASSED_ON = 0           # over an edge of the graph
