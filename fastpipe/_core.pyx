@@ -425,6 +425,8 @@ cdef class Engine:
         cdef Visit visit
         cdef Load load
         cdef Verdict verdict
+        cdef int64_t number                                     # of its bucket; -1: nobody queued has it
+        cdef double weight
         if station is None:
             return {}
         visit = Visit.__new__(Visit)
@@ -436,31 +438,27 @@ cdef class Engine:
             station = visit.node.station
         weight = weight_of(visit) if station.batches else 1.0
         bucket = bucket_of(visit) if station.has_buckets else None
+        entry = station.bucket_ids.get(bucket)
+        number = entry[0] if entry is not None else -1 if station.has_buckets else 0
         with nogil:
             station.desk.lock()
             drain_inbox(station)
-            fill_load(station, &load)
+            fill_load_with(station, &load, number, weight)
             station.desk.unlock()
-        entry = station.bucket_ids.get(bucket)
         preview = {
             "max_batch": station.max_batch,
             "instances": station.instance_count,
             "idle": load.idle_instances,
             "queued": station.queued.load(memory_order_relaxed),
-            "queued_in_bucket": (0 if entry is None else entry[1]) if station.has_buckets else load.queued,
+            "queued_in_bucket": load.queued - 1,
             "weight": weight,
             "bucket": bucket,
         }
         if node.twins is not None:
             preview["place"] = station.place
-        load.queued = preview["queued_in_bucket"] + 1
-        load.queued_weight += weight
-        if load.queued == 1:
-            load.oldest_ns = load.now_ns
-        fill_costs(station, &load)
         if load.idle_instances <= 0:
             preview["decision"], preview["reason"] = "wait for instance", ""
-        elif station.rule == RULE_OBJECT:
+        elif asks_rule_object(station, &load):
             preview["decision"], preview["reason"] = "as the rule says", _name_of_rule(station.rule_object)
         else:
             verdict = decide_by_rule(station, &load)

@@ -91,6 +91,27 @@ cdef int64_t _weigh_queue(Station station, Load* load) noexcept nogil:
 cdef int64_t fill_load(Station station, Load* load) noexcept nogil:
     """Describe the moment to a rule, and return the bucket to go next. Mutex held."""
     cdef int64_t bucket = _weigh_queue(station, load)
+    _fill_in_but_queue(station, load)
+    _fill_in_costs(station, load)
+    return bucket
+
+
+cdef void fill_load_with(Station station, Load* load, int64_t bucket, double weight) noexcept nogil:
+    """Describe the moment in which one more request came, and what has its bucket is to go next. Mutex held."""
+    cdef Ticket* ticket = station.staged.first
+    load.queued = 0
+    load.queued_weight = 0
+    while ticket != NULL:
+        if ticket.bucket == bucket:
+            load.oldest_ns = ticket.arrival_ns if load.queued == 0 else load.oldest_ns
+            load.queued += 1
+            load.queued_weight += ticket.weight
+        ticket = next_of(ticket)
+    _fill_in_but_queue(station, load)
+    _add_arrival(station, load, weight)
+
+
+cdef void _fill_in_but_queue(Station station, Load* load) noexcept nogil:
     load.now_ns = now_ns()
     load.idle_instances = station.idle.load(memory_order_seq_cst)
     load.busy_instances = station.instance_count - load.idle_instances
@@ -101,11 +122,19 @@ cdef int64_t fill_load(Station station, Load* load) noexcept nogil:
                                station.latest_answer_ns.load(memory_order_relaxed))
     load.usual_gap_ns = station.usual_gap_ns.load(memory_order_relaxed)
     load.company = _count_company(station) if station.life.load(memory_order_relaxed) == OPEN_FOR_ALL else 0
-    fill_costs(station, load)
-    return bucket
 
 
-cdef void fill_costs(Station station, Load* load) noexcept nogil:
+cdef void _add_arrival(Station station, Load* load, double weight) noexcept nogil:
+    """Add a request that has come just now."""
+    if load.queued == 0:
+        load.oldest_ns = load.now_ns
+    load.queued += 1
+    load.queued_weight += weight
+    load.latest_event_ns = load.now_ns
+    _fill_in_costs(station, load)
+
+
+cdef void _fill_in_costs(Station station, Load* load) noexcept nogil:
     """Fill in the measured costs of the batches that a rule has to choose between."""
     cdef int32_t expected
     load.cost_alone_ns = 0
@@ -115,6 +144,11 @@ cdef void fill_costs(Station station, Load* load) noexcept nogil:
         load.cost_alone_ns = station.c_cost(station.cost_alone_ns, expected)
         if load.idle_instances > 1:
             load.cost_shared_ns = station.c_cost(station.cost_shared_ns, expected // load.idle_instances)
+
+
+cdef c_bool asks_rule_object(Station station, const Load* load) noexcept nogil:
+    """True if there is something to decide, and a rule written in Python does."""
+    return station.rule == RULE_OBJECT and station.batches and load.queued > 0 and load.idle_instances > 0
 
 
 cdef Verdict decide_by_rule(Station station, Load* load) noexcept nogil:
@@ -173,8 +207,8 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
             load.idle_since_ns = load.now_ns
         load.idle_instances += 1
         load.busy_instances -= 1
-    if station.rule == RULE_OBJECT and station.batches and load.queued > 0 and load.idle_instances > 0:
-        # E7: a rule written in Python needs the GIL, which must not be waited for under the mutex.
+    if asks_rule_object(station, &load):
+        # E7: it needs the GIL, which must not be waited for under the mutex.
         station.desk.unlock()
         verdict[0] = _ask_rule_object(<PyObject*>station, &load)
         station.desk.lock()
@@ -225,27 +259,16 @@ cdef int token_for_caller(Station station, double weight) noexcept:
     """A token, if a caller with one request may run it right here; -1: it has to queue."""
     cdef Load load
     cdef Verdict verdict
-    cdef int64_t now
     if station.workers_only or station.queued.load(memory_order_seq_cst) > 0:
         return -1
     if not station.batches:
         return station.c_take_token()
-    load.idle_instances = station.idle.load(memory_order_relaxed)
-    if load.idle_instances <= 0 or station.rule == RULE_OBJECT:
+    if station.idle.load(memory_order_relaxed) <= 0 or station.rule == RULE_OBJECT:
         return -1
-    now = now_ns()
-    load.now_ns = now
-    load.oldest_ns = now
-    load.idle_since_ns = now
-    load.latest_event_ns = now
-    load.usual_gap_ns = station.usual_gap_ns.load(memory_order_relaxed)
-    load.timeout_ns = station.timeout_ns
-    load.queued = 1
-    load.queued_weight = weight
-    load.max_weight = station.max_batch
-    load.busy_instances = station.instance_count - load.idle_instances
-    load.company = _count_company(station)
-    fill_costs(station, &load)
+    load.queued = 0
+    load.queued_weight = 0
+    _fill_in_but_queue(station, &load)
+    _add_arrival(station, &load, weight)
     verdict = decide_by_rule(station, &load)
     if verdict.action != DISPATCH:
         return -1
