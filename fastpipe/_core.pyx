@@ -61,6 +61,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     station     tokens, the queue's ends, what was learned
     walks       walks, visits, turns, and their dicts
     threads     how one starts and ends, even without memory
+    waiting     whatever is waited for by a thread that may have to serve signals
     testing     hooks, frozen time
     user_code   the two ways into it
     words       states, kinds, constants
@@ -74,11 +75,10 @@ method that Python calls stands with its class, and is done by a chapter above (
 have something begin: who is let in (start_called), or the whole whose last part has ended (part_ended).
 """
 
-from cpython.exc cimport PyErr_CheckSignals
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed
 
 from fastpipe.engine.parking cimport (
-    FOREVER, SET, events_leave, events_prepare, events_sleep, is_another_inside, is_hooked, is_inside, now_ns,
+    FOREVER, SET, is_another_inside, is_hooked, is_inside, now_ns,
 )
 
 from fastpipe.errors import PipeClosed, PipeError
@@ -343,20 +343,7 @@ cdef class Engine:
     def _wait_drained(self, double timeout_s):
         """Wait until no request is in flight; True if so. Negative: no limit. Serves signals."""
         cdef int64_t deadline = FOREVER if timeout_s < 0 else now_ns() + <int64_t>(timeout_s * 1e9)
-        cdef int64_t until
-        cdef uint32_t epoch
-        while True:
-            epoch = events_prepare(&self.drained)
-            if self.in_flight == 0:
-                events_leave(&self.drained)
-                return True
-            if deadline >= 0 and now_ns() >= deadline:
-                events_leave(&self.drained)
-                return False
-            with nogil:
-                until = first_slice(deadline)
-                events_sleep(&self.drained, epoch, until)
-            PyErr_CheckSignals()
+        return wait_for(&self.drained, _is_drained, self, deadline) != 0
 
     def _fail_rest(self, str why):
         """Fail, each with a PipeClosed of its own, whatever is still in flight: queued, running, or between nodes."""
@@ -466,6 +453,10 @@ cdef class Engine:
         return preview
 
 
+cdef int _is_drained(object engine) except -1:
+    return (<Engine>engine).in_flight == 0
+
+
 cdef str _name_of_rule(object decide):
     """The class whose method a rule is, or whatever else it is."""
     return type(getattr(decide, "__self__", decide)).__name__
@@ -490,6 +481,7 @@ include "engine/failures.pxi"
 include "engine/station.pxi"
 include "engine/walks.pxi"
 include "engine/threads.pxi"
+include "engine/waiting.pxi"
 include "engine/testing.pxi"
 include "engine/user_code.pxi"
 include "engine/words.pxi"

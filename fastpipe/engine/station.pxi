@@ -4,16 +4,19 @@
 #              here keeps neither alive. What Python calls (serve, fail_queued, give_up) is done by chapters further up.
 
 cimport cython
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_acq_rel, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from fastpipe.engine.batching cimport REASON_COUNT
 from fastpipe.engine.inbox cimport inbox_init, inbox_push
-from fastpipe.engine.parking cimport FOREVER, atomic_thread_fence, events_leave, events_notify, events_prepare, events_sleep, now_ns
+from fastpipe.engine.parking cimport FOREVER, atomic_thread_fence, events_notify, now_ns
 from fastpipe.engine.ranking cimport ranked_init
 
 from fastpipe.errors import QueueFull
+
+cdef enum:
+    RETIRED = 1
+    ANOTHER_LIFE = 2
 
 
 @cython.final
@@ -106,23 +109,8 @@ cdef class Station:
         Only after close(): whoever releases a token then tells those who wait here. Negative ``timeout_s``: no limit.
         """
         cdef int64_t deadline = FOREVER if timeout_s < 0 else now_ns() + <int64_t>(timeout_s * 1e9)
-        cdef int64_t until
-        cdef uint32_t epoch
-        while True:
-            epoch = events_prepare(&self.workers)
-            if self.lives[index] != life:
-                events_leave(&self.workers)
-                return None
-            if self.c_try_token(index):
-                events_leave(&self.workers)
-                return True
-            if deadline >= 0 and now_ns() >= deadline:
-                events_leave(&self.workers)
-                return False
-            with nogil:
-                until = first_slice(deadline)
-                events_sleep(&self.workers, epoch, until)
-            PyErr_CheckSignals()
+        cdef int outcome = wait_for(&self.workers, _has_retired, (self, index, life), deadline)
+        return None if outcome == ANOTHER_LIFE else outcome == RETIRED
 
     def close(self):
         """Let the workers leave once nothing is queued."""
@@ -289,6 +277,15 @@ cdef class Station:
             if below < 1 and above >= self.cost_size:
                 break
         return 0
+
+
+cdef int _has_retired(object instance) except -1:
+    """RETIRED if the token of an instance could be taken, ANOTHER_LIFE if its backend was given up; 0: neither."""
+    cdef Station station = (<tuple>instance)[0]
+    cdef int index = (<tuple>instance)[1]
+    if station.lives[index] != (<tuple>instance)[2]:
+        return ANOTHER_LIFE
+    return RETIRED if station.c_try_token(index) else 0
 
 
 cdef str at_place(Station station):

@@ -4,7 +4,7 @@
 
 from cpython.ref cimport Py_INCREF
 
-from fastpipe.engine.parking cimport now_ns, skip_exit_handlers
+from fastpipe.engine.parking cimport skip_exit_handlers
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield() noexcept
@@ -170,12 +170,3 @@ def abandon_in_child(list pipes):
 # A call may fail with no exception to say why, if there was no memory for that or its traceback: only a bare ``except``
 # catches it, and this is the error then.
 cdef object _no_memory = MemoryError("an exception was lost, for want of memory")
-
-
-cdef inline int64_t first_slice(int64_t deadline_ns) noexcept nogil:
-    """Where a wait of this thread has to end for a look at signals."""
-    cdef int64_t slice_end
-    if PyThread_get_thread_ident() != _main_thread:
-        return deadline_ns
-    slice_end = now_ns() + SIGNAL_SLICE_NS
-    return slice_end if deadline_ns < 0 or slice_end < deadline_ns else deadline_ns
