@@ -14,7 +14,7 @@ Invariants, each held by the code that is named:
   E1  A walk ends exactly once: Walk.c_end, one compare-and-swap on ``outcome``. Only its winner touches the caller's dict.
   E2  A visit is in one place at a time. A queued one is owned by its ticket (enqueue INCREFs, whoever pops takes the
       reference over).
-  E3  At most one batch runs in an instance: whoever runs one holds the instance's token (Station.c_try_token).
+  E3  At most one batch runs in an instance: whoever runs one holds the instance's token (tokens.pxd).
   E4  No request waits while it could run: a push raises ``queued`` and then looks at ``idle``; a release raises ``idle``
       and then looks at ``queued``; both sequentially consistent, so at least one of them sees the other and notifies.
       A worker announces itself before it looks (EventCount), so a notification between look and sleep is not lost.
@@ -40,7 +40,7 @@ per batch, or less often: as long as a batch can leave at once it goes on in the
 
 Chapters, from the top. Each is a text that is included below, one module with this page: a call from one to the other is a
 direct one. Each opens with its contract. A name with an underscore is its chapter's own. The types, with who owns which
-field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the rules) is in engine/*.pxd.
+field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the rules, the tokens, the costs) is in engine/*.pxd.
 
     watching    what is done when time is over, or a batch does not end
     stepping    one request node by node, for ``eager`` and the debugger

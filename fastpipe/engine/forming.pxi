@@ -8,11 +8,13 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 from fastpipe.engine.batching cimport (
     DISPATCH, LATE, RULE, TIMEOUT, WAIT_UNTIL, decide_adaptive, decide_greedy, decide_preferred, decide_timeout,
 )
+from fastpipe.engine.costs cimport cost_of
 from fastpipe.engine.inbox cimport inbox_pop
 from fastpipe.engine.parking cimport now_ns
 from fastpipe.engine.ranking cimport (
     Cursor, cursor_begin, cursor_move, cursor_pass, next_of, ranked_append, ranked_insert, taken_init,
 )
+from fastpipe.engine.tokens cimport token_try, tokens_take
 
 from fastpipe.errors import BackendError
 
@@ -113,7 +115,7 @@ cdef void fill_load_with(Station station, Load* load, int64_t bucket, double wei
 
 cdef void _fill_in_but_queue(Station station, Load* load) noexcept nogil:
     load.now_ns = now_ns()
-    load.idle_instances = station.idle.load(memory_order_seq_cst)
+    load.idle_instances = station.tokens.idle.load(memory_order_seq_cst)
     load.busy_instances = station.instance_count - load.idle_instances
     load.max_weight = station.max_batch
     load.timeout_ns = station.timeout_ns
@@ -141,9 +143,9 @@ cdef void _fill_in_costs(Station station, Load* load) noexcept nogil:
     load.cost_shared_ns = 0
     if station.batches and load.queued > 0:
         expected = min(load.queued + max(load.company, 0), station.max_batch)
-        load.cost_alone_ns = station.c_cost(station.cost_alone_ns, expected)
+        load.cost_alone_ns = cost_of(&station.cost_alone, expected)
         if load.idle_instances > 1:
-            load.cost_shared_ns = station.c_cost(station.cost_shared_ns, expected // load.idle_instances)
+            load.cost_shared_ns = cost_of(&station.cost_shared, expected // load.idle_instances)
 
 
 cdef c_bool asks_rule_object(Station station, const Load* load) noexcept nogil:
@@ -217,9 +219,9 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
     if verdict.action == DISPATCH:
         if not has_token:
             if worker >= 0:
-                batch.instance = worker if station.c_try_token(worker) else -1
+                batch.instance = worker if token_try(&station.tokens, worker) else -1
             else:
-                batch.instance = station.c_take_token()
+                batch.instance = tokens_take(&station.tokens)
         if batch.instance >= 0:
             take_staged(station, batch, bucket, verdict.size)
             if batch.taken.count > 0:
@@ -262,8 +264,8 @@ cdef int token_for_caller(Station station, double weight) noexcept:
     if station.workers_only or station.queued.load(memory_order_seq_cst) > 0:
         return -1
     if not station.batches:
-        return station.c_take_token()
-    if station.idle.load(memory_order_relaxed) <= 0 or station.rule == RULE_OBJECT:
+        return tokens_take(&station.tokens)
+    if station.tokens.idle.load(memory_order_relaxed) <= 0 or station.rule == RULE_OBJECT:
         return -1
     load.queued = 0
     load.queued_weight = 0
@@ -273,7 +275,7 @@ cdef int token_for_caller(Station station, double weight) noexcept:
     if verdict.action != DISPATCH:
         return -1
     station.reasons[verdict.reason].fetch_add(1, memory_order_relaxed)
-    return station.c_take_token()
+    return tokens_take(&station.tokens)
 
 
 cdef Verdict _ask_rule_object(PyObject* station_pointer, const Load* load) noexcept with gil:

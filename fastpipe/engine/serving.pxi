@@ -5,6 +5,7 @@
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_seq_cst
 
 from fastpipe.engine.batching cimport WAIT_UNTIL
+from fastpipe.engine.costs cimport cost_of
 from fastpipe.engine.parking cimport (
     FOREVER, SET, Frame, enter_frame, events_leave, events_prepare, events_sleep, is_hooked, kernel_now_ns, leave_frame,
     want_precise_timers,
@@ -148,7 +149,7 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
         visits = None
         # Answers are handed out at the end of the hold: a caller woken earlier would only queue for the GIL. But a batch
         # that takes long, or nobody knows how long, or many short ones, must not hold them back.
-        cost_ns = station.c_cost(station.cost_alone_ns, count)
+        cost_ns = cost_of(&station.cost_alone, count)
         is_long = cost_ns == 0 or cost_ns > HANDOVER_NS or kernel_now_ns() - started > LONGEST_HELD_BACK_NS
         if is_long:
             turn.wake()

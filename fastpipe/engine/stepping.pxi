@@ -4,6 +4,7 @@ cimport cython
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
 from fastpipe.engine.parking cimport SET, innermost_frame, now_ns
+from fastpipe.engine.tokens cimport tokens_take
 
 cdef enum:
     HAS_ENDED = 1
@@ -182,7 +183,7 @@ cdef int _has_token(object waiting) except -1:
     """FIRST_TOKEN and the number of an instance whose token was taken; HAS_ENDED if the visit needs none; 0: it waits."""
     cdef Stepper stepper = (<tuple>waiting)[0]
     cdef Visit visit = (<tuple>waiting)[1]
-    cdef int index = visit.node.station.c_take_token()
+    cdef int index = tokens_take(&visit.node.station.tokens)
     if index >= 0:
         return FIRST_TOKEN + index
     return HAS_ENDED if visit.node.station.lost is not None or stepper.c_is_over(visit) else 0

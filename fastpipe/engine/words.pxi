@@ -129,8 +129,6 @@ cdef int64_t HANDOVER_NS = 50_000
 # The main thread looks for signals this often while it waits. The kernel interrupts it at once as a rule; this is for
 # signals that another thread of the process received.
 cdef int64_t SIGNAL_SLICE_NS = 100_000_000
-# Batches above this size share one entry in the table of measured costs.
-cdef int32_t COST_TABLE_SIZE = 256
 cdef int64_t FIRST_GAP_NS = 20_000
 # A backend that waits for a call of its own pipe looks this often whether it can come back at all.
 cdef int64_t CALL_LOOP_SLICE_NS = 50_000_000
