@@ -61,7 +61,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     station     tokens, the queue's ends, what was learned
     walks       walks, visits, turns, and their dicts
     threads     how one starts and ends, even without memory
-    waiting     whatever is waited for by a thread that may have to serve signals
+    waiting     who may wait, and how, as signals are to be served meanwhile
     testing     hooks, frozen time
     user_code   the two ways into it
     words       states, kinds, constants

@@ -1,4 +1,4 @@
-# Waiting: how a thread waits that Python's signals may want. The main thread wakes up now and then and serves them.
+# Waiting: who may wait, and how: the main thread wakes up now and then to serve the signals that Python has for it.
 #
 # Guarantees   What a signal's handler raises is raised here, within SIGNAL_SLICE_NS or so, and the wait is over.
 # Assumes      Called with the GIL, which is free while the thread sleeps. Elsewhere than here signals are served only by who stands
@@ -6,9 +6,29 @@
 
 from cpython.exc cimport PyErr_CheckSignals
 
-from fastpipe.engine.parking cimport events_leave, events_prepare, events_sleep, kernel_now_ns, now_ns, word_wait
+from fastpipe.engine.parking cimport events_leave, events_prepare, events_sleep, is_settling, kernel_now_ns, now_ns, word_wait
+
+from fastpipe.errors import ForkedPipe, PipeError
 
 ctypedef int (*Condition)(object owner) except -1       # what is waited for: 0 as long as it is not so
+
+
+cdef int check_may_wait(Engine engine) except -1:
+    """A callback of a future runs on a worker's thread: if it waited there, the worker could be the one it waits for.
+
+    So does a method of a dict's subclass, while an answer is written; its thread may even hold an instance.
+    """
+    if is_settling(<void*>engine):
+        raise PipeError("a callback of a future of this pipe must not wait for the pipe, nor must a method of a dict to which "
+                        "it writes an answer: they run on the thread that may have to do the work; use submit() there")
+    return 0
+
+
+cdef int check_process(Engine engine) except -1:
+    if engine.generation != _generation:
+        raise ForkedPipe("this pipe was built before os.fork(), and its threads live in the parent process; "
+                         "build a new one in the child")
+    return 0
 
 
 cdef inline int64_t first_slice(int64_t deadline_ns) noexcept nogil:
