@@ -16,16 +16,16 @@ from libcpp.mutex cimport mutex
 from libcpp.vector cimport vector
 
 from fastpipe.engine.batching cimport Load, Verdict
+from fastpipe.engine.costs cimport Costs
 from fastpipe.engine.hanging cimport Watched
 from fastpipe.engine.inbox cimport Inbox, Ticket
 from fastpipe.engine.parking cimport EventCount, Word
-from fastpipe.engine.ranking cimport Ranked
+from fastpipe.engine.ranking cimport Ranked, Taken
+from fastpipe.engine.tokens cimport Tokens
 
 
 cdef struct Batch:              # what a worker took from its station: owned by that worker
-    Ticket* first               # linked by ticket.next, oldest first; each holds a reference to its visit
-    int32_t count
-    double weight
+    Taken taken                 # oldest first; each ticket holds a reference to its visit
     int32_t instance            # whose token the worker holds; -1: none
     c_bool may_grow             # the rule allows company that arrives until the batch really starts
     int64_t bucket
@@ -68,10 +68,9 @@ cdef class Station:
 
     cdef Inbox inbox                            # push: anybody; pop: mutex
     cdef atomic[int32_t] queued                 # atomic: tickets pushed and not taken; raised before the push. Pairs with
-                                                # `idle`: push raises queued then reads idle, release raises idle then reads queued
+                                                # `tokens.idle`: push raises queued then reads idle, release raises idle then reads queued
     cdef atomic[int32_t] running                # atomic: requests inside an instance, until they are pushed on or ended
-    cdef atomic[int32_t] idle                   # atomic: tokens free
-    cdef atomic[uint8_t]* token_is_free         # atomic: one flag an instance; whoever clears it holds the token
+    cdef Tokens tokens                          # anybody
     cdef EventCount workers                     # where workers sleep
     cdef atomic[uint8_t] has_weights            # atomic: some request weighed other than 1, so counts say little
     cdef atomic[int32_t] collecting             # atomic: workers that sleep until a deadline, collecting a batch
@@ -99,7 +98,7 @@ cdef class Station:
     cdef readonly int64_t given_up_after_ns     # the watchdog's: how long the last of them had run
     cdef readonly int64_t deaths                # GIL: workers that ended, and were set to work again
     cdef atomic[int32_t] wanted                 # atomic: threads that wait for a token, not for requests (steppers). Pairs
-                                                # with `idle`: they raise it and then try, release raises idle and then reads
+                                                # with `tokens.idle`: they raise it and then try, release raises that and then reads
 
     cdef mutex desk                             # guards what says "mutex"
     cdef Ranked staged                          # mutex: popped from the inbox, in order, not yet taken
@@ -110,9 +109,8 @@ cdef class Station:
     cdef atomic[int64_t] latest_answer_ns
     cdef atomic[int64_t] usual_gap_ns
     cdef atomic[int32_t] owed                   # callers just answered who have not come back yet
-    cdef int32_t cost_size                      # built: length of the two tables
-    cdef atomic[int64_t]* cost_alone_ns         # by batch size, index 0 unused; 0: not measured
-    cdef atomic[int64_t]* cost_shared_ns        # the same while other instances were busy
+    cdef Costs cost_alone                       # of batches that ran while the other instances were idle
+    cdef Costs cost_shared                      # the same while others were busy
 
     # Counters for stats(). GIL, but for gil_acquires (each worker counts under the GIL as well).
     cdef readonly int64_t batches_run
@@ -124,16 +122,12 @@ cdef class Station:
     cdef readonly int64_t halved                # batches run in halves, as memory ran out
     cdef atomic[int64_t] reasons[8]             # atomic, relaxed
 
-    cdef int c_take_token(self) noexcept nogil                       # instance, or -1
-    cdef c_bool c_try_token(self, int index) noexcept nogil
     cdef void c_release_token(self, int index) noexcept nogil
     cdef void c_push(self, Ticket* ticket) noexcept nogil
     cdef void c_notify(self) noexcept nogil
     cdef c_bool c_has_twins(self) noexcept
     cdef c_bool c_is_limited(self) noexcept
-    cdef int64_t c_cost(self, atomic[int64_t]* costs, int32_t size) noexcept nogil
     cdef void c_note_arrival(self, int64_t now) noexcept nogil
-    cdef void c_note_cost(self, int32_t size, c_bool shared, int64_t elapsed_ns) noexcept nogil
 
 
 @cython.final

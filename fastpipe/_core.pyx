@@ -14,7 +14,7 @@ Invariants, each held by the code that is named:
   E1  A walk ends exactly once: Walk.c_end, one compare-and-swap on ``outcome``. Only its winner touches the caller's dict.
   E2  A visit is in one place at a time. A queued one is owned by its ticket (enqueue INCREFs, whoever pops takes the
       reference over).
-  E3  At most one batch runs in an instance: whoever runs one holds the instance's token (Station.c_try_token).
+  E3  At most one batch runs in an instance: whoever runs one holds the instance's token (tokens.pxd).
   E4  No request waits while it could run: a push raises ``queued`` and then looks at ``idle``; a release raises ``idle``
       and then looks at ``queued``; both sequentially consistent, so at least one of them sees the other and notifies.
       A worker announces itself before it looks (EventCount), so a notification between look and sleep is not lost.
@@ -40,7 +40,7 @@ per batch, or less often: as long as a batch can leave at once it goes on in the
 
 Chapters, from the top. Each is a text that is included below, one module with this page: a call from one to the other is a
 direct one. Each opens with its contract. A name with an underscore is its chapter's own. The types, with who owns which
-field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the rules) is in engine/*.pxd.
+field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the rules, the tokens, the costs) is in engine/*.pxd.
 
     watching    what is done when time is over, or a batch does not end
     stepping    one request node by node, for ``eager`` and the debugger
@@ -61,24 +61,24 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     station     tokens, the queue's ends, what was learned
     walks       walks, visits, turns, and their dicts
     threads     how one starts and ends, even without memory
+    waiting     who may wait, and how, as signals are to be served meanwhile
     testing     hooks, frozen time
     user_code   the two ways into it
     words       states, kinds, constants
 
-The way of a request: __call__ here; entry_for, admit and start_walk (admission); enter, which asks the filter (routing);
-run_ready and run_batch, then send_on (running); advance, and enter for each node that is next (routing); at a leaf,
-finish_walk (outcomes).
+The way of a request: __call__ here; entry_for, admit and start_walk (admission); ask_filter (routing); run_ready and
+run_batch, then send_on (running); advance, and ask_filter for each node that is next (routing); at a leaf, finish_walk
+(outcomes).
 
 Calls go down, so that a request is read from the top to the bottom, but for two kinds (tests/house/test_imports.py): a
 method that Python calls stands with its class, and is done by a chapter above (Station.serve, Walk.wait); and an end may
 have something begin: who is let in (start_called), or the whole whose last part has ended (part_ended).
 """
 
-from cpython.exc cimport PyErr_CheckSignals
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed
 
 from fastpipe.engine.parking cimport (
-    FOREVER, SET, events_leave, events_prepare, events_sleep, is_another_inside, is_hooked, is_inside, now_ns,
+    FOREVER, SET, is_another_inside, is_hooked, is_inside, now_ns,
 )
 
 from fastpipe.errors import PipeClosed, PipeError
@@ -298,7 +298,7 @@ cdef class Engine:
             if outer is None:
                 for walk in walks:
                     start_part(walk, turn)
-            enter_arrived(self, turn)
+            ask_filters(self, turn)
             if len(turn.ready) > 1:
                 enqueue_all(self, turn)
             run_ready(self, turn)
@@ -343,20 +343,7 @@ cdef class Engine:
     def _wait_drained(self, double timeout_s):
         """Wait until no request is in flight; True if so. Negative: no limit. Serves signals."""
         cdef int64_t deadline = FOREVER if timeout_s < 0 else now_ns() + <int64_t>(timeout_s * 1e9)
-        cdef int64_t until
-        cdef uint32_t epoch
-        while True:
-            epoch = events_prepare(&self.drained)
-            if self.in_flight == 0:
-                events_leave(&self.drained)
-                return True
-            if deadline >= 0 and now_ns() >= deadline:
-                events_leave(&self.drained)
-                return False
-            with nogil:
-                until = first_slice(deadline)
-                events_sleep(&self.drained, epoch, until)
-            PyErr_CheckSignals()
+        return wait_for(&self.drained, _is_drained, self, deadline) != 0
 
     def _fail_rest(self, str why):
         """Fail, each with a PipeClosed of its own, whatever is still in flight: queued, running, or between nodes."""
@@ -425,6 +412,8 @@ cdef class Engine:
         cdef Visit visit
         cdef Load load
         cdef Verdict verdict
+        cdef int64_t number                                     # of its bucket; -1: nobody queued has it
+        cdef double weight
         if station is None:
             return {}
         visit = Visit.__new__(Visit)
@@ -436,36 +425,36 @@ cdef class Engine:
             station = visit.node.station
         weight = weight_of(visit) if station.batches else 1.0
         bucket = bucket_of(visit) if station.has_buckets else None
+        entry = station.bucket_ids.get(bucket)
+        number = entry[0] if entry is not None else -1 if station.has_buckets else 0
         with nogil:
             station.desk.lock()
             drain_inbox(station)
-            fill_load(station, &load)
+            fill_load_with(station, &load, number, weight)
             station.desk.unlock()
-        entry = station.bucket_ids.get(bucket)
         preview = {
             "max_batch": station.max_batch,
             "instances": station.instance_count,
             "idle": load.idle_instances,
             "queued": station.queued.load(memory_order_relaxed),
-            "queued_in_bucket": (0 if entry is None else entry[1]) if station.has_buckets else load.queued,
+            "queued_in_bucket": load.queued - 1,
             "weight": weight,
             "bucket": bucket,
         }
         if node.twins is not None:
             preview["place"] = station.place
-        load.queued = preview["queued_in_bucket"] + 1
-        load.queued_weight += weight
-        if load.queued == 1:
-            load.oldest_ns = load.now_ns
-        fill_costs(station, &load)
         if load.idle_instances <= 0:
             preview["decision"], preview["reason"] = "wait for instance", ""
-        elif station.rule == RULE_OBJECT:
+        elif asks_rule_object(station, &load):
             preview["decision"], preview["reason"] = "as the rule says", _name_of_rule(station.rule_object)
         else:
             verdict = decide_by_rule(station, &load)
             preview["decision"], preview["reason"] = _ACTIONS[verdict.action], _REASONS[verdict.reason]
         return preview
+
+
+cdef int _is_drained(object engine) except -1:
+    return (<Engine>engine).in_flight == 0
 
 
 cdef str _name_of_rule(object decide):
@@ -492,6 +481,7 @@ include "engine/failures.pxi"
 include "engine/station.pxi"
 include "engine/walks.pxi"
 include "engine/threads.pxi"
+include "engine/waiting.pxi"
 include "engine/testing.pxi"
 include "engine/user_code.pxi"
 include "engine/words.pxi"

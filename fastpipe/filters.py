@@ -66,11 +66,19 @@ def run(request: Request) -> Status:
 
 
 def swap(request: Request) -> Status:
-    """Move the result of the previous node to ``data``, then run; without a result the graph ends here."""
+    """Move the result of the previous node to ``data``, then run; without a result the graph ends here.
+
+    This is also what happens between nodes, and between the steps of a Sequential, where no filter is written.
+    """
+    return Status.Run if move_result(request) else Status.Break
+
+
+def move_result(request: Request) -> bool:
+    """Move the result to ``data``; False if there is none. The engine has the same in C (``routing.pxi``)."""
     if "result" not in request:
-        return Status.Break
+        return False
     request["data"] = request.pop("result")
-    return Status.Run
+    return True
 
 
 def run_if_no_result(request: Request) -> Status:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastpipe.contract import Child, Container, Request
 from fastpipe.errors import BackendError, ConfigError
-from fastpipe.filters import Status, swap
+from fastpipe.filters import Status, move_result, swap
 from fastpipe.summaries import summarize
 
 from .child import ChildRunner, Failures, common_size, fail, raise_failures
@@ -113,24 +113,20 @@ class Sequential(Container):
     def _forward_one(self, request: Request) -> None:
         """Run a batch of one: nothing to retry and nobody to spare, so exceptions simply go up."""
         last = None  # the step that ran last, unless one behind it was skipped
-        handed: _Handed = []
         for step in self._steps:
-            if step.filter is not None:
+            handed = [] if step.form is None else step.handed([request])
+            if step.swaps:
+                if not move_result(request):
+                    break
+            elif step.filter is not None:
                 status = step.decide(request)
                 if status is Status.Skip:
                     if step.is_last:
                         last = None
                     continue
                 if status is not Status.Run:
-                    if step.filter is not swap:
-                        last = None
+                    last = None
                     break
-            elif not step.is_first:
-                if "result" not in request:
-                    break
-                if step.form is not None:
-                    handed = step.handed([request])
-                request["data"] = request.pop("result")
             try:
                 step.run_alone(request)
             finally:
@@ -160,7 +156,7 @@ class _Step(ChildRunner):
     def __init__(self, child: Child, *, is_first: bool, is_last: bool) -> None:
         super().__init__(child, gets_whole_batches=is_first)  # the engine has formed the batch for the first child
         self.filter = child.filter
-        self.is_first = is_first
+        self.swaps = self.filter is swap or (self.filter is None and not is_first)
         self.is_last = is_last
         self.form: type | None = None  # in which the step before hands on its results
         self._backend = child.backend
@@ -183,18 +179,17 @@ class _Step(ChildRunner):
         self, requests: list[Request], failed: Failures, without: dict[int, str]
     ) -> tuple[list[Request], list[Request]]:
         """Return the requests that go on, and those of them that are run here; ``without``: why others leave so."""
-        if self.filter is None:
-            if self.is_first:
-                return requests, requests
-            going_on = []
+        going_on: list[Request] = []
+        if self.swaps:
             for request in requests:
-                if "result" in request:
-                    request["data"] = request.pop("result")
+                if move_result(request):
                     going_on.append(request)
                 else:
                     without.setdefault(id(request), "")
             return going_on, going_on
-        going_on, runnable = [], []
+        if self.filter is None:
+            return requests, requests
+        runnable = []
         for request in requests:
             try:
                 status = self.decide(request)
@@ -205,9 +200,7 @@ class _Step(ChildRunner):
                 runnable.append(request)
             if status is Status.Run or status is Status.Skip:
                 going_on.append(request)
-            if self.filter is swap:
-                without.setdefault(id(request), "")
-            elif status is not Status.Run and (self.is_last or status is not Status.Skip):
+            if status is not Status.Run and (self.is_last or status is not Status.Skip):
                 without[id(request)] = ""
         return going_on, runnable
 

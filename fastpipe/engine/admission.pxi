@@ -10,7 +10,7 @@ from fastpipe.engine.parking cimport FOREVER, Frame, enter_frame, is_hooked, is_
 
 from numbers import Number
 
-from fastpipe.errors import ForkedPipe, PipeClosed, PipeError, RequestTimeout, UnknownNode, in_brief, nearest
+from fastpipe.errors import PipeClosed, RequestTimeout, UnknownNode, in_brief, nearest
 
 
 cdef int start_walk(Engine engine, Walk walk, Turn turn) except -1:
@@ -32,13 +32,13 @@ cdef int start_walk(Engine engine, Walk walk, Turn turn) except -1:
     try:
         if is_hooked(AT_ADMITTED):
             act_at(AT_ADMITTED)
-        enter(engine, visit, turn)
+        ask_filter(engine, visit, turn)
     except BaseException as error:
         fail_visit(engine, visit, with_place(error, visit.node), turn)
     except:  # noqa: E722
         # See _no_memory.
         fail_visit(engine, visit, _no_memory, turn)
-    return enter_arrived(engine, turn)
+    return ask_filters(engine, turn)
 
 
 cdef object _late_for_room(Engine engine, Waiter waiter):
@@ -102,24 +102,6 @@ cdef int _start_admitted(Engine engine, Walk walk, Turn turn) except -1:
         raise
     start_walk(engine, walk, turn)
     return enqueue_all(engine, turn)
-
-
-cdef int check_may_wait(Engine engine) except -1:
-    """A callback of a future runs on a worker's thread: if it waited there, the worker could be the one it waits for.
-
-    So does a method of a dict's subclass, while an answer is written; its thread may even hold an instance.
-    """
-    if is_settling(<void*>engine):
-        raise PipeError("a callback of a future of this pipe must not wait for the pipe, nor must a method of a dict to which "
-                        "it writes an answer: they run on the thread that may have to do the work; use submit() there")
-    return 0
-
-
-cdef int check_process(Engine engine) except -1:
-    if engine.generation != _generation:
-        raise ForkedPipe("this pipe was built before os.fork(), and its threads live in the parent process; "
-                         "build a new one in the child")
-    return 0
 
 
 cdef int _check_open(Engine engine) except -1:

@@ -20,15 +20,17 @@ cdef Entry entry_at(Engine engine, Node node):
     return entry
 
 
-cdef Exit exit_of(Engine engine, Entry entry, Node node, int status):
-    """How a request that entered at ``entry`` leaves ``node`` after it ran or was skipped."""
-    cdef Exit exit
-    if status == STATUS_SKIP:
-        exit = <Exit>entry.exits[node.index]
-        if exit is None:
-            exit = entry.exits[node.index] = Exit(entry.plan.exit(node.index), engine.nodes)
-        return exit
-    exit = <Exit>entry.skips.get((node.index, status))
+cdef Exit exit_of(Engine engine, Entry entry, Node node):
+    """How a request that entered at ``entry`` leaves ``node``, once that has run, or is skipped alone."""
+    cdef Exit exit = <Exit>entry.exits[node.index]
+    if exit is None:
+        exit = entry.exits[node.index] = Exit(entry.plan.exit(node.index), engine.nodes)
+    return exit
+
+
+cdef Exit exit_of_skipped(Engine engine, Entry entry, Node node, int status):
+    """The same of a request that skips what comes with the node, too: SerialSkip or SubGraphSkip."""
+    cdef Exit exit = <Exit>entry.skips.get((node.index, status))
     if exit is None:
         exit = Exit(entry.plan.exit(node.index, Status(status)), engine.nodes)
         entry.skips[node.index, status] = exit

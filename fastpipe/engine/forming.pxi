@@ -8,9 +8,13 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 from fastpipe.engine.batching cimport (
     DISPATCH, LATE, RULE, TIMEOUT, WAIT_UNTIL, decide_adaptive, decide_greedy, decide_preferred, decide_timeout,
 )
+from fastpipe.engine.costs cimport cost_of
 from fastpipe.engine.inbox cimport inbox_pop
 from fastpipe.engine.parking cimport now_ns
-from fastpipe.engine.ranking cimport Cursor, cursor_begin, cursor_pass, cursor_take, ranked_append, ranked_insert
+from fastpipe.engine.ranking cimport (
+    Cursor, cursor_begin, cursor_move, cursor_pass, next_of, ranked_append, ranked_insert, taken_init,
+)
+from fastpipe.engine.tokens cimport token_try, tokens_take
 
 from fastpipe.errors import BackendError
 
@@ -77,7 +81,7 @@ cdef int64_t _weigh_queue(Station station, Load* load) noexcept nogil:
             weights[i] += ticket.weight
             if weights[i] >= station.max_batch and (i == 0 or not is_overdue):
                 break
-        ticket = <Ticket*>ticket.next.load(memory_order_relaxed)
+        ticket = next_of(ticket)
     if ticket == NULL or seen >= 256:
         i = 0
     load.queued = counts[i]
@@ -89,8 +93,29 @@ cdef int64_t _weigh_queue(Station station, Load* load) noexcept nogil:
 cdef int64_t fill_load(Station station, Load* load) noexcept nogil:
     """Describe the moment to a rule, and return the bucket to go next. Mutex held."""
     cdef int64_t bucket = _weigh_queue(station, load)
+    _fill_in_but_queue(station, load)
+    _fill_in_costs(station, load)
+    return bucket
+
+
+cdef void fill_load_with(Station station, Load* load, int64_t bucket, double weight) noexcept nogil:
+    """Describe the moment in which one more request came, and what has its bucket is to go next. Mutex held."""
+    cdef Ticket* ticket = station.staged.first
+    load.queued = 0
+    load.queued_weight = 0
+    while ticket != NULL:
+        if ticket.bucket == bucket:
+            load.oldest_ns = ticket.arrival_ns if load.queued == 0 else load.oldest_ns
+            load.queued += 1
+            load.queued_weight += ticket.weight
+        ticket = next_of(ticket)
+    _fill_in_but_queue(station, load)
+    _add_arrival(station, load, weight)
+
+
+cdef void _fill_in_but_queue(Station station, Load* load) noexcept nogil:
     load.now_ns = now_ns()
-    load.idle_instances = station.idle.load(memory_order_seq_cst)
+    load.idle_instances = station.tokens.idle.load(memory_order_seq_cst)
     load.busy_instances = station.instance_count - load.idle_instances
     load.max_weight = station.max_batch
     load.timeout_ns = station.timeout_ns
@@ -99,20 +124,33 @@ cdef int64_t fill_load(Station station, Load* load) noexcept nogil:
                                station.latest_answer_ns.load(memory_order_relaxed))
     load.usual_gap_ns = station.usual_gap_ns.load(memory_order_relaxed)
     load.company = _count_company(station) if station.life.load(memory_order_relaxed) == OPEN_FOR_ALL else 0
-    fill_costs(station, load)
-    return bucket
 
 
-cdef void fill_costs(Station station, Load* load) noexcept nogil:
+cdef void _add_arrival(Station station, Load* load, double weight) noexcept nogil:
+    """Add a request that has come just now."""
+    if load.queued == 0:
+        load.oldest_ns = load.now_ns
+    load.queued += 1
+    load.queued_weight += weight
+    load.latest_event_ns = load.now_ns
+    _fill_in_costs(station, load)
+
+
+cdef void _fill_in_costs(Station station, Load* load) noexcept nogil:
     """Fill in the measured costs of the batches that a rule has to choose between."""
     cdef int32_t expected
     load.cost_alone_ns = 0
     load.cost_shared_ns = 0
     if station.batches and load.queued > 0:
         expected = min(load.queued + max(load.company, 0), station.max_batch)
-        load.cost_alone_ns = station.c_cost(station.cost_alone_ns, expected)
+        load.cost_alone_ns = cost_of(&station.cost_alone, expected)
         if load.idle_instances > 1:
-            load.cost_shared_ns = station.c_cost(station.cost_shared_ns, expected // load.idle_instances)
+            load.cost_shared_ns = cost_of(&station.cost_shared, expected // load.idle_instances)
+
+
+cdef c_bool asks_rule_object(Station station, const Load* load) noexcept nogil:
+    """True if there is something to decide, and a rule written in Python does."""
+    return station.rule == RULE_OBJECT and station.batches and load.queued > 0 and load.idle_instances > 0
 
 
 cdef Verdict decide_by_rule(Station station, Load* load) noexcept nogil:
@@ -128,34 +166,29 @@ cdef Verdict decide_by_rule(Station station, Load* load) noexcept nogil:
 cdef void take_staged(Station station, Batch* batch, int64_t bucket, int32_t size) noexcept nogil:
     """Append to ``batch`` up to ``size`` staged requests of ``bucket``, within the node's max. Mutex held."""
     cdef Cursor cursor
-    cdef Ticket* ticket
-    cdef Ticket* last = batch.first
-    cdef int32_t taken = 0
-    if last == NULL:
-        batch.count = 0
-        batch.weight = 0
-        batch.bucket = bucket
-    else:
-        while last.next.load(memory_order_relaxed) != NULL:
-            last = <Ticket*>last.next.load(memory_order_relaxed)
+    cdef Taken* taken = &batch.taken
+    cdef int32_t before = taken.count
+    batch.bucket = bucket
     cursor_begin(&cursor, &station.staged)
-    while cursor.at != NULL and taken < size and batch.weight < station.max_batch:
+    while cursor.at != NULL and taken.count - before < size and taken.weight < station.max_batch:
         if cursor.at.bucket != bucket:
             cursor_pass(&cursor, &station.staged)
             continue
-        if batch.count > 0 and batch.weight + cursor.at.weight > station.max_batch:
+        if taken.count > 0 and taken.weight + cursor.at.weight > station.max_batch:
             break
-        ticket = cursor_take(&cursor, &station.staged)
-        if last == NULL:
-            batch.first = ticket
-        else:
-            last.next.store(<void*>ticket, memory_order_relaxed)
-        last = ticket
-        batch.count += 1
-        batch.weight += ticket.weight
-        taken += 1
-    station.running.fetch_add(taken, memory_order_relaxed)
-    station.queued.fetch_sub(taken, memory_order_seq_cst)
+        cursor_move(&cursor, &station.staged, taken)
+    station.running.fetch_add(taken.count - before, memory_order_relaxed)
+    station.queued.fetch_sub(taken.count - before, memory_order_seq_cst)
+
+
+cdef void take_oldest(Station station, Batch* batch) noexcept nogil:
+    """Take the request that would be next out of the queue, as a batch; an empty one if nothing is queued."""
+    taken_init(&batch.taken)
+    station.desk.lock()                                         # E7: a holder of the GIL may wait for it
+    drain_inbox(station)
+    if station.staged.first != NULL:
+        take_staged(station, batch, station.staged.first.bucket, 1)
+    station.desk.unlock()
 
 
 cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict) noexcept nogil:
@@ -167,7 +200,7 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
     cdef int64_t bucket
     cdef c_bool has_token = batch.instance >= 0
     cdef c_bool took = False
-    batch.first = NULL
+    taken_init(&batch.taken)
     station.desk.lock()
     drain_inbox(station)
     bucket = fill_load(station, &load)
@@ -176,8 +209,8 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
             load.idle_since_ns = load.now_ns
         load.idle_instances += 1
         load.busy_instances -= 1
-    if station.rule == RULE_OBJECT and station.batches and load.queued > 0 and load.idle_instances > 0:
-        # E7: a rule written in Python needs the GIL, which must not be waited for under the mutex.
+    if asks_rule_object(station, &load):
+        # E7: it needs the GIL, which must not be waited for under the mutex.
         station.desk.unlock()
         verdict[0] = _ask_rule_object(<PyObject*>station, &load)
         station.desk.lock()
@@ -186,16 +219,16 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
     if verdict.action == DISPATCH:
         if not has_token:
             if worker >= 0:
-                batch.instance = worker if station.c_try_token(worker) else -1
+                batch.instance = worker if token_try(&station.tokens, worker) else -1
             else:
-                batch.instance = station.c_take_token()
+                batch.instance = tokens_take(&station.tokens)
         if batch.instance >= 0:
             take_staged(station, batch, bucket, verdict.size)
-            if batch.first != NULL:
+            if batch.taken.count > 0:
                 took = True
                 station.reasons[verdict.reason].fetch_add(1, memory_order_relaxed)
                 batch.may_grow = station.rule == RULE_ADAPTIVE or station.rule == RULE_GREEDY
-                batch.may_grow = batch.may_grow and verdict.size >= load.queued and batch.weight < station.max_batch
+                batch.may_grow = batch.may_grow and verdict.size >= load.queued and batch.taken.weight < station.max_batch
             elif not has_token:
                 station.c_release_token(batch.instance)
                 batch.instance = -1
@@ -228,32 +261,21 @@ cdef int token_for_caller(Station station, double weight) noexcept:
     """A token, if a caller with one request may run it right here; -1: it has to queue."""
     cdef Load load
     cdef Verdict verdict
-    cdef int64_t now
     if station.workers_only or station.queued.load(memory_order_seq_cst) > 0:
         return -1
     if not station.batches:
-        return station.c_take_token()
-    load.idle_instances = station.idle.load(memory_order_relaxed)
-    if load.idle_instances <= 0 or station.rule == RULE_OBJECT:
+        return tokens_take(&station.tokens)
+    if station.tokens.idle.load(memory_order_relaxed) <= 0 or station.rule == RULE_OBJECT:
         return -1
-    now = now_ns()
-    load.now_ns = now
-    load.oldest_ns = now
-    load.idle_since_ns = now
-    load.latest_event_ns = now
-    load.usual_gap_ns = station.usual_gap_ns.load(memory_order_relaxed)
-    load.timeout_ns = station.timeout_ns
-    load.queued = 1
-    load.queued_weight = weight
-    load.max_weight = station.max_batch
-    load.busy_instances = station.instance_count - load.idle_instances
-    load.company = _count_company(station)
-    fill_costs(station, &load)
+    load.queued = 0
+    load.queued_weight = 0
+    _fill_in_but_queue(station, &load)
+    _add_arrival(station, &load, weight)
     verdict = decide_by_rule(station, &load)
     if verdict.action != DISPATCH:
         return -1
     station.reasons[verdict.reason].fetch_add(1, memory_order_relaxed)
-    return station.c_take_token()
+    return tokens_take(&station.tokens)
 
 
 cdef Verdict _ask_rule_object(PyObject* station_pointer, const Load* load) noexcept with gil:

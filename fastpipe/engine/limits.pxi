@@ -7,19 +7,14 @@
 from cpython.ref cimport Py_DECREF
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
-from fastpipe.engine.ranking cimport Cursor, cursor_begin, cursor_pass, cursor_take
+from fastpipe.engine.ranking cimport Cursor, Taken, cursor_begin, cursor_move, cursor_pass, taken_init, taken_pop
 
 
 cdef Visit _take_oldest(Station station):
     """Take the request that would be next out of the queue, or None."""
     cdef Batch batch
-    batch.first = NULL
-    station.desk.lock()                                         # E7; nothing may come in between
-    drain_inbox(station)
-    if station.staged.first != NULL:
-        take_staged(station, &batch, station.staged.first.bucket, 1)
-    station.desk.unlock()
-    if batch.first == NULL:
+    take_oldest(station, &batch)                                # with the GIL: nothing may come in between
+    if batch.taken.count == 0:
         return None
     station.running.fetch_sub(1, memory_order_relaxed)
     return only_visit_of(&batch)
@@ -62,51 +57,36 @@ cdef c_bool _oldest_rank(Station station, int64_t* rank_ns) noexcept:
 
 cdef int sweep(Station station) except -1:
     """Take visits whose walks have ended out of the queue, once they are many: they keep their data alive."""
-    cdef Batch ghosts
+    cdef Taken ghosts
     cdef Cursor cursor
-    cdef Ticket* ticket
-    cdef Ticket* last = NULL
     if station.ghosts < 32 or station.ghosts < station.queued.load(memory_order_relaxed) // 2:
         return 0
-    ghosts.first = NULL
-    ghosts.count = 0
+    taken_init(&ghosts)
     station.desk.lock()                                         # E7: a holder of the GIL may wait for it
     drain_inbox(station)
     cursor_begin(&cursor, &station.staged)
     while cursor.at != NULL:
-        if not (<Visit>cursor.at.visit).is_ghost:
-            cursor_pass(&cursor, &station.staged)
-            continue
-        ticket = cursor_take(&cursor, &station.staged)
-        if last == NULL:
-            ghosts.first = ticket
+        if (<Visit>cursor.at.visit).is_ghost:
+            cursor_move(&cursor, &station.staged, &ghosts)
         else:
-            last.next.store(<void*>ticket, memory_order_relaxed)
-        last = ticket
-        ghosts.count += 1
+            cursor_pass(&cursor, &station.staged)
     station.queued.fetch_sub(ghosts.count, memory_order_seq_cst)
     station.desk.unlock()
-    while ghosts.first != NULL:
+    while ghosts.count > 0:
         _first_visit_of(&ghosts)                                # and drop it
     return 0
 
 
 cdef list visits_of(Batch* batch):
     """The visits of a batch, as a list that owns them; the tickets' references are given up."""
-    cdef list visits = [None] * batch.count                     # if there is no memory for it, nothing has happened
+    cdef list visits = [None] * batch.taken.count               # if there is no memory for it, nothing has happened
     cdef Visit visit
     cdef Station station
-    cdef Ticket* ticket = batch.first
-    cdef Ticket* after
-    cdef Py_ssize_t index = 0
-    while ticket != NULL:
-        after = <Ticket*>ticket.next.load(memory_order_relaxed)
-        visit = <Visit>ticket.visit
+    cdef Py_ssize_t index
+    for index in range(batch.taken.count):
+        visit = <Visit>taken_pop(&batch.taken).visit
         visits[index] = visit
-        index += 1
         Py_DECREF(visit)                                        # E2: the list holds it now
-        ticket = after
-    batch.first = NULL
     station = visit.node.station
     for visit in visits:
         leave_queue(visit, station)
@@ -115,11 +95,9 @@ cdef list visits_of(Batch* batch):
     return visits
 
 
-cdef Visit _first_visit_of(Batch* batch):
-    """Take one visit out of a batch that is not empty; the ticket's reference is given up. Needs no memory."""
-    cdef Ticket* ticket = batch.first
-    cdef Visit visit = <Visit>ticket.visit
-    batch.first = <Ticket*>ticket.next.load(memory_order_relaxed)
+cdef Visit _first_visit_of(Taken* taken):
+    """Hand out the first visit of what is taken; there must be one, and its ticket's reference is given up. Needs no memory."""
+    cdef Visit visit = <Visit>taken_pop(taken).visit
     Py_DECREF(visit)                                            # E2: ``visit`` holds it now
     leave_queue(visit, visit.node.station)
     return visit
@@ -127,7 +105,7 @@ cdef Visit _first_visit_of(Batch* batch):
 
 cdef Visit only_visit_of(Batch* batch):
     """The same of a batch of one; those who wait for room are told."""
-    cdef Visit visit = _first_visit_of(batch)
+    cdef Visit visit = _first_visit_of(&batch.taken)
     if visit.node.station.c_is_limited():
         tell_of_room(visit.node.station)
     return visit

@@ -4,9 +4,10 @@
 # Assumes      The GIL.
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
+from libcpp.atomic cimport memory_order_seq_cst
 
 from fastpipe.engine.parking cimport Frame, innermost_frame, is_another_inside, now_ns
+from fastpipe.engine.ranking cimport next_of
 
 from fastpipe.errors import CallLoop
 
@@ -97,7 +98,7 @@ cdef c_bool _holds(Station station, Walk walk):
     while ticket != NULL:                                       # E6: nothing in here may run a destructor
         visits.push_back(ticket.visit)
         Py_INCREF(<object>ticket.visit)
-        ticket = <Ticket*>ticket.next.load(memory_order_relaxed)
+        ticket = next_of(ticket)
     station.desk.unlock()
     for visit in visits:
         found = found or is_part_of(<Visit>visit, walk)

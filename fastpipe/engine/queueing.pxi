@@ -6,6 +6,7 @@
 from cpython.ref cimport Py_INCREF
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
+from fastpipe.engine.costs cimport cost_of
 from fastpipe.engine.parking cimport is_hooked, now_ns
 
 
@@ -108,7 +109,7 @@ cdef int enqueue_all(Engine engine, Turn turn) noexcept:
     cdef object before
     cdef Py_ssize_t index
     while turn.ready or turn.arrived:
-        enter_arrived(engine, turn)
+        ask_filters(engine, turn)
         ready = turn.ready
         if len(ready) == 1:
             enqueue(engine, take_last(ready), turn, True)
@@ -143,7 +144,7 @@ cdef int hand_over(Engine engine, Turn turn) noexcept:
             station = visit.node.station
             if station.batches and <int>crowds[station] > 1:
                 others.append(visit)                            # they belong into one batch
-            elif 0 < station.c_cost(station.cost_alone_ns, 1) < HANDOVER_NS:
+            elif 0 < cost_of(&station.cost_alone, 1) < HANDOVER_NS:
                 kept.append(visit)
             elif not has_dear:
                 has_dear = True

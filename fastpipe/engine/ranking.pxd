@@ -6,8 +6,12 @@
 # the highest links first. What an insertion costs grows with the logarithm of the length: 32,000 tickets of mixed
 # priorities take some 30 steps each, where walking the list took 16,000.
 #
-# Guarantees   By rank, and tickets of one rank in the order in which they came. Nothing is allocated: the links are in the tickets.
-# Assumes      all calls are made under the station's mutex; a ticket is in one list at a time.
+# Taken: the tickets that have left it, in the order in which they did: what a batch is made of.
+#
+# Guarantees   By rank, and tickets of one rank in the order in which they came. Nothing is allocated: the links are in the tickets,
+#              and nobody else touches them.
+# Assumes      all calls are made under the station's mutex, but for those on what is taken, which has one owner; a ticket is in one
+#              list at a time.
 # Invariants   I1  following next from first, every ticket is reached, and rank_ns never falls (while only `ranked_insert` is used)
 #              I2  the tickets at level k are those of level k - 1 that have more than k links, in the same order
 #              I3  not is_indexed: level 0 is all there is. An empty list is not indexed.
@@ -29,6 +33,13 @@ cdef struct Ranked:
     Ticket* last_above[LINKS_ABOVE]
     uint32_t random                     # state of the generator; never 0
     int64_t steps                       # tickets walked past by insertions; tests count them
+
+
+cdef struct Taken:
+    Ticket* first
+    Ticket* last
+    int32_t count
+    double weight                       # of all of them together
 
 
 cdef struct Cursor:                     # a walk from the first ticket on, on which tickets may be taken out
@@ -166,7 +177,7 @@ cdef inline void cursor_pass(Cursor* cursor, const Ranked* ranked) noexcept nogi
     cursor.at = next_of(cursor.at)
 
 
-cdef inline Ticket* cursor_take(Cursor* cursor, Ranked* ranked) noexcept nogil:
+cdef inline Ticket* _cursor_take(Cursor* cursor, Ranked* ranked) noexcept nogil:
     """Take the ticket at the cursor out of the list, and go on to the next."""
     cdef Ticket* ticket = cursor.at
     cdef Ticket* after = next_of(ticket)
@@ -193,4 +204,32 @@ cdef inline Ticket* cursor_take(Cursor* cursor, Ranked* ranked) noexcept nogil:
         ranked.weight = 0                                       # no drift from adding and subtracting
     ticket.next.store(NULL, memory_order_relaxed)
     cursor.at = after
+    return ticket
+
+
+cdef inline void taken_init(Taken* taken) noexcept nogil:
+    taken.first = NULL
+    taken.last = NULL
+    taken.count = 0
+    taken.weight = 0
+
+
+cdef inline void cursor_move(Cursor* cursor, Ranked* ranked, Taken* taken) noexcept nogil:
+    """Take the ticket at the cursor, as the last of what is taken, and go on to the next."""
+    cdef Ticket* ticket = _cursor_take(cursor, ranked)
+    if taken.first == NULL:
+        taken.first = ticket
+    else:
+        taken.last.next.store(<void*>ticket, memory_order_relaxed)
+    taken.last = ticket
+    taken.count += 1
+    taken.weight += ticket.weight
+
+
+cdef inline Ticket* taken_pop(Taken* taken) noexcept nogil:
+    """Hand out the first of what is taken; there must be one."""
+    cdef Ticket* ticket = taken.first
+    taken.first = next_of(ticket)
+    taken.count -= 1
+    taken.weight -= ticket.weight
     return ticket

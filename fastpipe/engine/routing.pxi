@@ -8,14 +8,13 @@ from cpython.dict cimport PyDict_Copy, PyDict_GetItem
 from fastpipe.engine.parking cimport now_ns
 
 from fastpipe.errors import BackendError, NoResult, RestartLimit, UnknownNode, in_brief, keys_in_brief, nearest
-from fastpipe.filters import Status, swap
+from fastpipe.filters import Status
 from fastpipe.results import checked_parts
 
 
-cdef int enter(Engine engine, Visit visit, Turn turn) except -1:
+cdef int ask_filter(Engine engine, Visit visit, Turn turn) except -1:
     """Ask the filter of the visit's node, and do as it says. Raises what fails the walk."""
     cdef Node node = visit.node
-    cdef PyObject* result
     cdef int status
     cdef int kind = node.filter_kind
     cdef Exit exit
@@ -28,17 +27,10 @@ cdef int enter(Engine engine, Visit visit, Turn turn) except -1:
             kind = FILTER_SWAP if visit.way == RESTARTED else FILTER_RUN
     if kind == FILTER_RUN:
         status = STATUS_RUN
+    elif kind == FILTER_SWAP:
+        status = STATUS_RUN if _move_result(visit.request) else STATUS_BREAK
     else:
-        if kind == FILTER_SWAP:
-            result = PyDict_GetItem(visit.request, "result")
-            if result == NULL:
-                status = STATUS_BREAK
-            else:
-                visit.request["data"] = <object>result
-                del visit.request["result"]
-                status = STATUS_RUN
-        else:
-            status = checked_status(enter_user_code(<void*>engine, node.filter, visit.request), node)
+        status = checked_status(enter_user_code(<void*>engine, node.filter, visit.request), node)
     if turn.observer is not None:
         turn.observer.decided(node.name, part_of(visit.walk), Status(status), visit.request)
     if status != STATUS_RUN and visit.walk.has_room:
@@ -51,16 +43,29 @@ cdef int enter(Engine engine, Visit visit, Turn turn) except -1:
         return 0
     if status == STATUS_BREAK:
         # Another filter than swap would have it so, whoever left nothing before.
-        visit.walk.without = visit.without if kind == FILTER_SWAP or node.filter is swap else None
+        visit.walk.without = visit.without if kind == FILTER_SWAP else None
         if visit.walk.without is not None:
             _check_result(engine, visit.walk, visit.request)
         return _answer_walk(engine, visit.walk, visit.request, node.name if visit.walk.entry.leaf_count > 1 else None, turn)
     if status == STATUS_ERROR:
         raise BackendError(f"the filter of node {node.name!r} said Error")
-    exit = exit_of(engine, visit.walk.entry, node, status)
-    if status != STATUS_SKIP and turn.observer is not None:
-        turn.observer.hidden(exit.hidden, part_of(visit.walk))
+    if status == STATUS_SKIP:
+        exit = exit_of(engine, visit.walk.entry, node)
+    else:
+        exit = exit_of_skipped(engine, visit.walk.entry, node, status)
+        if turn.observer is not None:
+            turn.observer.hidden(exit.hidden, part_of(visit.walk))
     return advance(engine, visit, exit, False, turn)
+
+
+cdef c_bool _move_result(dict request) except *:
+    """What filters.move_result does."""
+    cdef PyObject* result = PyDict_GetItem(request, "result")
+    if result == NULL:
+        return False
+    request["data"] = <object>result
+    del request["result"]
+    return True
 
 
 cdef c_bool choose_twin(Engine engine, Visit visit, Turn turn) noexcept:
@@ -89,12 +94,12 @@ cdef dict request_of(Engine engine, Visit visit):
     try:
         if visit.request is None:
             visit.request = _mapped_request(engine, visit.node, visit.walk)
-    except KeyError:                                            # enter meets it again, and fails the walk
+    except KeyError:                                            # ask_filter meets it again, and fails the walk
         return {}
     return visit.request
 
 
-cdef int enter_arrived(Engine engine, Turn turn) noexcept:
+cdef int ask_filters(Engine engine, Turn turn) noexcept:
     """Ask the filters of all that has arrived, and of what arrives meanwhile: no recursion, however long the graph is."""
     cdef Visit visit
     cdef Py_ssize_t index = 0
@@ -106,7 +111,7 @@ cdef int enter_arrived(Engine engine, Turn turn) noexcept:
         if is_dead(visit):
             continue
         try:
-            enter(engine, visit, turn)
+            ask_filter(engine, visit, turn)
         except BaseException as error:
             fail_visit(engine, visit, with_place(error, visit.node), turn)
         except:  # noqa: E722
@@ -337,7 +342,7 @@ cdef int _merge_parts(Engine engine, Gather gather, Turn turn) except -1:
         visit.without = (visit.node, "" if gather.has_let_go else None)
         if gather.without is not None:
             visit.without = (visit.node, step_in_words(gather.without))
-    return advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
+    return advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node), True, turn)
 
 
 cdef int part_ended(Engine engine, Walk part, Turn turn) noexcept:

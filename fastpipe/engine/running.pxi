@@ -5,6 +5,7 @@
 from cpython.dict cimport PyDict_Copy
 from libcpp.atomic cimport memory_order_relaxed
 
+from fastpipe.engine.costs cimport cost_note
 from fastpipe.engine.parking cimport is_hooked, kernel_now_ns, now_ns
 
 from fastpipe.errors import BackendError, ItemErrors
@@ -18,7 +19,7 @@ cdef int send_on(Engine engine, Visit visit, Turn turn) noexcept:
     if visit.stepper is not None:
         return 0
     try:
-        advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
+        advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node), True, turn)
     except BaseException as error:
         fail_visit(engine, visit, with_place(error, visit.node), turn)
     except:  # noqa: E722
@@ -81,7 +82,7 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
                 if not turn.helps:
                     raise
                 return _put_back(engine, alive, None, None, interrupt, turn)
-    shared = station.instance_count - station.idle.load(memory_order_relaxed) > 1
+    shared = station.instance_count - station.tokens.idle.load(memory_order_relaxed) > 1
     if is_hooked(AT_FORWARD):
         act_at(AT_FORWARD)
     if turn.is_guarded:
@@ -98,7 +99,7 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     station.requests_run += count
     station.busy_ns += elapsed_ns
     if error is None:
-        station.c_note_cost(count, shared, elapsed_ns)
+        cost_note(&station.cost_shared if shared else &station.cost_alone, count, elapsed_ns)
         for visit in alive:
             if "result" not in visit.request or visit.without is not None:
                 note_result(engine, visit, instance.backend)
@@ -261,7 +262,7 @@ cdef int run_ready(Engine engine, Turn turn) noexcept:
     cdef double weight
     cdef int index
     while turn.ready or turn.arrived:
-        enter_arrived(engine, turn)
+        ask_filters(engine, turn)
         if len(turn.ready) > 1:
             hand_over(engine, turn)
         if not turn.ready:

@@ -5,6 +5,7 @@
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_seq_cst
 
 from fastpipe.engine.batching cimport WAIT_UNTIL
+from fastpipe.engine.costs cimport cost_of
 from fastpipe.engine.parking cimport (
     FOREVER, SET, Frame, enter_frame, events_leave, events_prepare, events_sleep, is_hooked, kernel_now_ns, leave_frame,
     want_precise_timers,
@@ -41,7 +42,7 @@ cdef int help_out(Station station, Walk last, Turn turn) noexcept:
         batch.instance = -1
         if not try_take(station, &batch, -1, &verdict):
             return 0
-        station.run_by_caller += batch.count
+        station.run_by_caller += batch.taken.count
         _serve_hold(station, &batch, -1, turn)
         turn.wake()
     turn.helps = False
@@ -109,7 +110,7 @@ cdef int _run_taken_with_gil(Batch* batch, int worker, PyObject* station_pointer
 cdef int _fail_taken(Batch* batch, object cause, Turn turn) noexcept:
     """Fail what a worker has taken and cannot even list, because of what it met."""
     cdef Visit visit
-    while batch.first != NULL:
+    while batch.taken.count > 0:
         visit = only_visit_of(batch)
         fail_visit(visit.walk.engine, visit, death_error(cause), turn)
         send_one_back(visit, turn)
@@ -130,8 +131,8 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
     while True:
         if batch.may_grow:
             top_up(station, batch)
-        count = batch.count
-        engine = (<Visit>batch.first.visit).walk.engine
+        count = batch.taken.count
+        engine = (<Visit>batch.taken.first.visit).walk.engine
         visits = _list_taken(batch, turn)
         if engine.called_first is not None:
             start_called_beside(engine, station, turn)
@@ -148,7 +149,7 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
         visits = None
         # Answers are handed out at the end of the hold: a caller woken earlier would only queue for the GIL. But a batch
         # that takes long, or nobody knows how long, or many short ones, must not hold them back.
-        cost_ns = station.c_cost(station.cost_alone_ns, count)
+        cost_ns = cost_of(&station.cost_alone, count)
         is_long = cost_ns == 0 or cost_ns > HANDOVER_NS or kernel_now_ns() - started > LONGEST_HELD_BACK_NS
         if is_long:
             turn.wake()
@@ -214,13 +215,8 @@ cdef int fail_all_queued(Station station, str why, object lost) except -1:
     cdef Engine engine
     while True:
         with nogil:
-            station.desk.lock()
-            drain_inbox(station)
-            batch.first = NULL
-            if station.staged.first != NULL:
-                take_staged(station, &batch, station.staged.first.bucket, 1)
-            station.desk.unlock()
-        if batch.first == NULL:
+            take_oldest(station, &batch)
+        if batch.taken.count == 0:
             return turn.c_raise_interrupt()
         visit = only_visit_of(&batch)
         engine = visit.walk.engine

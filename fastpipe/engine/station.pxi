@@ -1,19 +1,24 @@
 # Station: one node's desk at one place: its tokens, its queue's ends, and what it has learned of arrivals and costs.
 #
-# Guarantees   E3: c_try_token. E4: c_push, c_notify, c_release_token. Knows no backend and no pipe, so that a worker which sleeps
+# Guarantees   E4: c_push, c_notify, c_release_token. Knows no backend and no pipe, so that a worker which sleeps
 #              here keeps neither alive. What Python calls (serve, fail_queued, give_up) is done by chapters further up.
 
 cimport cython
-from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free
-from libcpp.atomic cimport memory_order_acq_rel, memory_order_relaxed, memory_order_release, memory_order_seq_cst
+from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
 from fastpipe.engine.batching cimport REASON_COUNT
+from fastpipe.engine.costs cimport cost_of, costs_free, costs_init
 from fastpipe.engine.inbox cimport inbox_init, inbox_push
-from fastpipe.engine.parking cimport FOREVER, atomic_thread_fence, events_leave, events_notify, events_prepare, events_sleep, now_ns
+from fastpipe.engine.parking cimport FOREVER, atomic_thread_fence, events_notify, now_ns
 from fastpipe.engine.ranking cimport ranked_init
+from fastpipe.engine.tokens cimport token_release, token_try, tokens_free, tokens_init
 
 from fastpipe.errors import QueueFull
+
+cdef enum:
+    RETIRED = 1
+    ANOTHER_LIFE = 2
 
 
 @cython.final
@@ -54,19 +59,16 @@ cdef class Station:
         self.waiting_alone = []
         inbox_init(&self.inbox)
         ranked_init(&self.staged)
-        self.cost_size = min(max_batch, COST_TABLE_SIZE) + 1
-        self.token_is_free = <atomic[uint8_t]*>calloc(instance_count, sizeof(atomic[uint8_t]))
-        self.cost_alone_ns = <atomic[int64_t]*>calloc(self.cost_size, sizeof(atomic[int64_t]))
-        self.cost_shared_ns = <atomic[int64_t]*>calloc(self.cost_size, sizeof(atomic[int64_t]))
         self.started_ns = <atomic[int64_t]*>calloc(instance_count, sizeof(atomic[int64_t]))
-        if self.token_is_free == NULL or self.cost_alone_ns == NULL or self.cost_shared_ns == NULL or self.started_ns == NULL:
+        if not (tokens_init(&self.tokens, instance_count) and costs_init(&self.cost_alone, max_batch)
+                and costs_init(&self.cost_shared, max_batch) and self.started_ns != NULL):
             raise MemoryError
         self.usual_gap_ns.store(FIRST_GAP_NS, memory_order_relaxed)
 
     def __dealloc__(self):
-        free(self.token_is_free)
-        free(self.cost_alone_ns)
-        free(self.cost_shared_ns)
+        tokens_free(&self.tokens)
+        costs_free(&self.cost_alone)
+        costs_free(&self.cost_shared)
         free(self.started_ns)
 
     def set_upstream(self, tuple stations):
@@ -106,23 +108,8 @@ cdef class Station:
         Only after close(): whoever releases a token then tells those who wait here. Negative ``timeout_s``: no limit.
         """
         cdef int64_t deadline = FOREVER if timeout_s < 0 else now_ns() + <int64_t>(timeout_s * 1e9)
-        cdef int64_t until
-        cdef uint32_t epoch
-        while True:
-            epoch = events_prepare(&self.workers)
-            if self.lives[index] != life:
-                events_leave(&self.workers)
-                return None
-            if self.c_try_token(index):
-                events_leave(&self.workers)
-                return True
-            if deadline >= 0 and now_ns() >= deadline:
-                events_leave(&self.workers)
-                return False
-            with nogil:
-                until = first_slice(deadline)
-                events_sleep(&self.workers, epoch, until)
-            PyErr_CheckSignals()
+        cdef int outcome = wait_for(&self.workers, _has_retired, (self, index, life), deadline)
+        return None if outcome == ANOTHER_LIFE else outcome == RETIRED
 
     def close(self):
         """Let the workers leave once nothing is queued."""
@@ -185,28 +172,10 @@ cdef class Station:
 
     # ---- tokens ------------------------------------------------------------------------------------------------
 
-    cdef c_bool c_try_token(self, int index) noexcept nogil:
-        cdef uint8_t is_free = 1
-        # acq_rel: what the last batch in this instance did happens before ours. Pairs with the store in c_release_token.
-        if self.token_is_free[index].compare_exchange_strong(is_free, 0, memory_order_acq_rel, memory_order_relaxed):
-            self.idle.fetch_sub(1, memory_order_seq_cst)
-            return True
-        return False
-
-    cdef int c_take_token(self) noexcept nogil:
-        cdef int index
-        if self.idle.load(memory_order_seq_cst) <= 0:
-            return -1
-        for index in range(self.instance_count):
-            if self.token_is_free[index].load(memory_order_relaxed) and self.c_try_token(index):
-                return index
-        return -1
-
     cdef void c_release_token(self, int index) noexcept nogil:
-        if self.batches and self.idle.load(memory_order_relaxed) == 0:
+        if self.batches and self.tokens.idle.load(memory_order_relaxed) == 0:
             self.idle_since_ns.store(now_ns(), memory_order_relaxed)
-        self.token_is_free[index].store(1, memory_order_release)
-        self.idle.fetch_add(1, memory_order_seq_cst)            # E4: then look at the queue
+        token_release(&self.tokens, index)                      # E4: then look at the queue
         if self.queued.load(memory_order_seq_cst) > 0:
             events_notify(&self.workers, 1)
         if self.life.load(memory_order_seq_cst) == CLOSING or self.wanted.load(memory_order_seq_cst) > 0:
@@ -220,7 +189,7 @@ cdef class Station:
 
     cdef void c_notify(self) noexcept nogil:
         atomic_thread_fence(memory_order_seq_cst)               # the push, before the look: it ends with a release store
-        if self.idle.load(memory_order_seq_cst) <= 0:
+        if self.tokens.idle.load(memory_order_seq_cst) <= 0:
             return                                              # whoever releases a token looks at the queue
         if (self.collecting.load(memory_order_seq_cst) > 0
                 and self.queued.load(memory_order_seq_cst) < self.wake_at.load(memory_order_seq_cst)):
@@ -236,7 +205,7 @@ cdef class Station:
         cdef int32_t owed = self.owed.load(memory_order_relaxed)
         # A pause longer than half of a batch is no part of a burst: it says nothing about the gaps inside one, and who
         # was expected back has not come.
-        if 0 <= gap < self.c_cost(self.cost_alone_ns, 1) // 2:
+        if 0 <= gap < cost_of(&self.cost_alone, 1) // 2:
             self.usual_gap_ns.store(usual + (gap - usual) // 8, memory_order_relaxed)
         else:
             self.owed.store(0, memory_order_relaxed)
@@ -260,35 +229,14 @@ cdef class Station:
         """Fail what a hung instance holds, and have it replaced."""
         give_up_batch(self, index)
 
-    # ---- measured costs ----------------------------------------------------------------------------------------
 
-    cdef void c_note_cost(self, int32_t size, c_bool shared, int64_t elapsed_ns) noexcept nogil:
-        cdef atomic[int64_t]* costs = self.cost_shared_ns if shared else self.cost_alone_ns
-        cdef int64_t before
-        size = min(size, self.cost_size - 1)
-        before = costs[size].load(memory_order_relaxed)
-        # A first sample counts in full: the first batch of a size may be slow, and the average forgets it soon.
-        costs[size].store(elapsed_ns if before == 0 else before + (elapsed_ns - before) // 4, memory_order_relaxed)
-
-    cdef int64_t c_cost(self, atomic[int64_t]* costs, int32_t size) noexcept nogil:
-        """The measured cost of a batch of ``size``, or of the nearest size that was measured; 0: none was."""
-        cdef int32_t distance, below, above
-        cdef int64_t cost
-        size = min(max(size, 1), self.cost_size - 1)
-        for distance in range(self.cost_size):
-            below = size - distance
-            above = size + distance
-            if below >= 1:
-                cost = costs[below].load(memory_order_relaxed)
-                if cost:
-                    return cost
-            if above < self.cost_size:
-                cost = costs[above].load(memory_order_relaxed)
-                if cost:
-                    return cost
-            if below < 1 and above >= self.cost_size:
-                break
-        return 0
+cdef int _has_retired(object instance) except -1:
+    """RETIRED if the token of an instance could be taken, ANOTHER_LIFE if its backend was given up; 0: neither."""
+    cdef Station station = (<tuple>instance)[0]
+    cdef int index = (<tuple>instance)[1]
+    if station.lives[index] != (<tuple>instance)[2]:
+        return ANOTHER_LIFE
+    return RETIRED if token_try(&station.tokens, index) else 0
 
 
 cdef str at_place(Station station):

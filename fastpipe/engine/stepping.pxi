@@ -1,10 +1,14 @@
 # Stepping: one request, node after node, on the thread that calls; for ``eager`` and the debugger.
 
 cimport cython
-from cpython.exc cimport PyErr_CheckSignals
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
-from fastpipe.engine.parking cimport SET, events_leave, events_prepare, events_sleep, innermost_frame, now_ns, word_wait
+from fastpipe.engine.parking cimport SET, innermost_frame, now_ns
+from fastpipe.engine.tokens cimport tokens_take
+
+cdef enum:
+    HAS_ENDED = 1
+    FIRST_TOKEN = 2
 
 
 @cython.final
@@ -54,7 +58,7 @@ cdef class Stepper:
             if is_dead(visit):
                 continue
             try:
-                enter(self.engine, visit, self.turn)
+                ask_filter(self.engine, visit, self.turn)
             except BaseException as error:
                 fail_visit(self.engine, visit, with_place(error, visit.node), self.turn)
             try:
@@ -125,7 +129,6 @@ cdef class Stepper:
 
     cdef int c_run_on_worker(self, Visit visit) except -1:
         """Let the node's own thread run a visit, and wait until it has, or until it cannot. Serves signals."""
-        cdef int64_t until
         self.returned.store(0, memory_order_release)
         self.engine.steppers[<object>self] = self               # tells workers to look for visits to be sent back
         try:
@@ -133,10 +136,7 @@ cdef class Stepper:
                 return 0
             start_called(self.engine, self.turn)
             while self.returned.load(memory_order_acquire) != SET and not self.c_is_over(visit):
-                until = self.c_slice_end()
-                with nogil:
-                    word_wait(&self.returned, until, _spin_ns)
-                PyErr_CheckSignals()
+                wait_for_word(&self.returned, self.c_slice_end())
         finally:
             del self.engine.steppers[<object>self]
         return 0
@@ -156,9 +156,7 @@ cdef class Stepper:
         """Wait for a free instance and take its token; -1: the visit is dead. Serves signals."""
         cdef Station station = visit.node.station
         cdef Engine engine = self.engine
-        cdef int index = -1
-        cdef int64_t until
-        cdef uint32_t epoch
+        cdef int outcome = 0
         cdef tuple wait = backends_here(engine, self.walk) if innermost_frame() != NULL else None
         if wait is not None:
             engine.waits_inside.append(wait)
@@ -166,15 +164,9 @@ cdef class Stepper:
         station.wanted.fetch_add(1, memory_order_seq_cst)
         try:
             while True:
-                epoch = events_prepare(&station.workers)
-                index = station.c_take_token()
-                if index >= 0 or station.lost is not None or self.c_is_over(visit):
-                    events_leave(&station.workers)
-                    return index
-                until = self.c_slice_end()
-                with nogil:
-                    events_sleep(&station.workers, epoch, until)
-                PyErr_CheckSignals()
+                outcome = wait_for(&station.workers, _has_token, (self, visit), self.c_slice_end())
+                if outcome != 0:
+                    return -1 if outcome == HAS_ENDED else outcome - FIRST_TOKEN
                 error = None if wait is None else find_call_loop(engine, wait)
                 if error is not None:
                     raise error
@@ -183,8 +175,18 @@ cdef class Stepper:
                 take_out(engine.waits_inside, wait)
             take_out(station.waiting_alone, visit)
             station.wanted.fetch_sub(1, memory_order_seq_cst)
-            if index < 0:
+            if outcome < FIRST_TOKEN:
                 station.c_notify()                              # a wake-up that was a worker's may have come here
+
+
+cdef int _has_token(object waiting) except -1:
+    """FIRST_TOKEN and the number of an instance whose token was taken; HAS_ENDED if the visit needs none; 0: it waits."""
+    cdef Stepper stepper = (<tuple>waiting)[0]
+    cdef Visit visit = (<tuple>waiting)[1]
+    cdef int index = tokens_take(&visit.node.station.tokens)
+    if index >= 0:
+        return FIRST_TOKEN + index
+    return HAS_ENDED if visit.node.station.lost is not None or stepper.c_is_over(visit) else 0
 
 
 cdef Stepper new_stepper(Engine engine, object request, object observer, Terms terms, object entry):

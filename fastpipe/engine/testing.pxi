@@ -1,4 +1,4 @@
-# For tests alone: hooks at the points of the engine, frozen time, the rules as a table, a staged list by itself.
+# For tests alone: hooks at the points of the engine, frozen time, the rules as a table; a staged list, tokens and costs by themselves.
 #
 # Guarantees   Without FASTPIPE_TEST_HOOKS=1 in the environment hooks and frozen time are inert: a point costs the look at one word.
 
@@ -6,12 +6,15 @@ cimport cython
 from libcpp.atomic cimport memory_order_seq_cst
 
 from fastpipe.engine.batching cimport decide_adaptive, decide_greedy, decide_preferred, decide_timeout
+from fastpipe.engine.costs cimport Costs, cost_note, cost_of, costs_free, costs_init
 from fastpipe.engine.hanging cimport Watched, late_at_ns
 from fastpipe.engine.inbox cimport LINKS_ABOVE
 from fastpipe.engine.parking cimport frozen_ns, hooked_points, now_ns
 from fastpipe.engine.ranking cimport (
-    Cursor, Ranked, cursor_begin, cursor_pass, cursor_take, next_of, ranked_append, ranked_init, ranked_insert,
+    Cursor, Ranked, Taken, cursor_begin, cursor_move, cursor_pass, next_of, ranked_append, ranked_init, ranked_insert, taken_init,
+    taken_pop,
 )
+from fastpipe.engine.tokens cimport Tokens, token_release, token_try, tokens_free, tokens_init, tokens_take
 
 from os import environ
 
@@ -167,14 +170,15 @@ cdef class RankedTickets:
     def take(self, int64_t bucket, int count):
         """Take the first so many of a bucket, as a batch does; their numbers."""
         cdef Cursor cursor
-        taken = []
+        cdef Taken taken
+        taken_init(&taken)
         cursor_begin(&cursor, &self.ranked)
-        while cursor.at != NULL and len(taken) < count:
+        while cursor.at != NULL and taken.count < count:
             if cursor.at.bucket == bucket:
-                taken.append(cursor_take(&cursor, &self.ranked).arrival_ns)
+                cursor_move(&cursor, &self.ranked, &taken)
             else:
                 cursor_pass(&cursor, &self.ranked)
-        return taken
+        return [taken_pop(&taken).arrival_ns for _ in range(taken.count)]
 
     @property
     def numbers(self):
@@ -219,3 +223,73 @@ cdef class RankedTickets:
         _hold(self.ranked.count == count)
         _hold(self.ranked.weight == count)
         _hold(count > 0 or not self.ranked.is_indexed)
+
+
+@cython.final
+cdef class LoneTokens:
+    """For tests: the tokens of so many instances alone, all of them free at first."""
+
+    cdef Tokens tokens
+    cdef vector[int64_t] uses           # by token, how often it was held: its holder's, so no atomic
+
+    def __cinit__(self, int count):
+        if not tokens_init(&self.tokens, count):
+            raise MemoryError
+        self.uses.resize(count)
+        for index in range(count):
+            token_release(&self.tokens, index)
+
+    def __dealloc__(self):
+        tokens_free(&self.tokens)
+
+    @property
+    def idle(self):
+        return self.tokens.idle.load(memory_order_seq_cst)
+
+    @property
+    def used(self):
+        """How often some token was held by use()."""
+        return sum(self.uses)
+
+    def take(self):
+        """Any free one, or -1."""
+        return tokens_take(&self.tokens)
+
+    def take_this(self, int index):
+        return token_try(&self.tokens, index)
+
+    def release(self, int index):
+        token_release(&self.tokens, index)
+
+    def use(self, int rounds):
+        """Take and release one so many times without the GIL; how often there was one."""
+        cdef int64_t found = 0
+        cdef int index
+        with nogil:
+            for _ in range(rounds):
+                index = tokens_take(&self.tokens)
+                if index >= 0:
+                    self.uses[index] += 1
+                    found += 1
+                    token_release(&self.tokens, index)
+        return found
+
+
+@cython.final
+cdef class LoneCosts:
+    """For tests: a table of costs alone."""
+
+    cdef Costs costs
+
+    def __cinit__(self, int max_batch):
+        if not costs_init(&self.costs, max_batch):
+            raise MemoryError
+
+    def __dealloc__(self):
+        costs_free(&self.costs)
+
+    def note(self, int size, int64_t elapsed_ns):
+        cost_note(&self.costs, size, elapsed_ns)
+
+    def of(self, int size):
+        return cost_of(&self.costs, size)

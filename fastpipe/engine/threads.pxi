@@ -1,10 +1,9 @@
 # Threads: how one starts, and how it is known to have ended, even where there is no memory for either.
 
 cimport cython
-from cpython.exc cimport PyErr_CheckSignals
 from libcpp.atomic cimport memory_order_seq_cst
 
-from fastpipe.engine.parking cimport FOREVER, events_leave, events_notify, events_prepare, events_sleep, kernel_now_ns
+from fastpipe.engine.parking cimport FOREVER, events_notify, kernel_now_ns
 
 from threading import Thread
 
@@ -26,26 +25,14 @@ cdef class Latch:
     def wait(self, timeout=None):
         """Wait for so many seconds, or however long; True if it is set. Serves signals. Frozen time does not count."""
         cdef int64_t deadline = FOREVER if timeout is None else kernel_now_ns() + <int64_t>(min(timeout, 1e9) * 1e9)
-        cdef c_bool serves_signals = PyThread_get_thread_ident() == _main_thread
-        cdef int64_t until
-        cdef uint32_t epoch
-        while True:
-            epoch = events_prepare(&self.changed)
-            if self.is_up.load(memory_order_seq_cst):
-                events_leave(&self.changed)
-                return True
-            if deadline >= 0 and kernel_now_ns() >= deadline:
-                events_leave(&self.changed)
-                return False
-            until = kernel_now_ns() + SIGNAL_SLICE_NS
-            if not serves_signals or 0 <= deadline < until:
-                until = deadline
-            with nogil:
-                events_sleep(&self.changed, epoch, until)
-            PyErr_CheckSignals()
+        return wait_for(&self.changed, _is_up, self, deadline, True) != 0
 
     def _at_fork_reinit(self):
         """What ``threading`` calls of its own events in the child of a fork: there is no lock."""
+
+
+cdef int _is_up(object latch) except -1:
+    return (<Latch>latch).is_up.load(memory_order_seq_cst)
 
 
 @cython.final

@@ -5,12 +5,11 @@
 
 cimport cython
 from cpython.dict cimport PyDict_CheckExact, PyDict_Copy, PyDict_GetItem, PyDict_Next, PyDict_Size, PyDict_Update
-from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire
 
 from fastpipe.engine.parking cimport (
-    FOREVER, SET, Frame, enter_frame, futex_wake, innermost_batch, is_hooked, leave_frame, note_sleeper, now_ns, word_wait,
+    FOREVER, SET, Frame, enter_frame, futex_wake, innermost_batch, is_hooked, leave_frame, note_sleeper, now_ns,
 )
 
 
@@ -71,21 +70,11 @@ cdef class Walk:
 
     cdef int c_wait(self, int64_t deadline_ns) except -1:
         """Park until the walk has ended: 1; or until the deadline: 0. Serves signals."""
-        cdef int why
-        cdef int64_t until
-        while True:
-            if self.word.load(memory_order_acquire) == SET:
-                return 1
-            if is_hooked(AT_PARK):
-                act_at(AT_PARK)
-            with nogil:
-                until = first_slice(deadline_ns)
-                why = word_wait(&self.word, until, _spin_ns)
-            if why == 0:
-                return 1
-            PyErr_CheckSignals()
-            if deadline_ns >= 0 and now_ns() >= deadline_ns:
-                return 0
+        if self.word.load(memory_order_acquire) == SET:
+            return 1
+        if is_hooked(AT_PARK):
+            act_at(AT_PARK)
+        return wait_for_word(&self.word, deadline_ns)
 
     def wait(self):
         """Block until the request has ended, and return its error or None. A signal's exception cancels the request."""

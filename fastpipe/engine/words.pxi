@@ -4,7 +4,7 @@
 
 from cpython.ref cimport Py_INCREF
 
-from fastpipe.engine.parking cimport now_ns, skip_exit_handlers
+from fastpipe.engine.parking cimport skip_exit_handlers
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield() noexcept
@@ -30,7 +30,7 @@ cdef enum:
     FILTER_RUN = 0
     FILTER_SWAP = 1
     FILTER_CALL = 2
-    FILTER_DEFAULT = 3      # by how the request came: see enter
+    FILTER_DEFAULT = 3      # by how the request came: see ask_filter
 
 cdef enum:                  # how a visit came to its node
     PASSED_ON = 0           # over an edge of the graph
@@ -129,8 +129,6 @@ cdef int64_t HANDOVER_NS = 50_000
 # The main thread looks for signals this often while it waits. The kernel interrupts it at once as a rule; this is for
 # signals that another thread of the process received.
 cdef int64_t SIGNAL_SLICE_NS = 100_000_000
-# Batches above this size share one entry in the table of measured costs.
-cdef int32_t COST_TABLE_SIZE = 256
 cdef int64_t FIRST_GAP_NS = 20_000
 # A backend that waits for a call of its own pipe looks this often whether it can come back at all.
 cdef int64_t CALL_LOOP_SLICE_NS = 50_000_000
@@ -170,12 +168,3 @@ def abandon_in_child(list pipes):
 # A call may fail with no exception to say why, if there was no memory for that or its traceback: only a bare ``except``
 # catches it, and this is the error then.
 cdef object _no_memory = MemoryError("an exception was lost, for want of memory")
-
-
-cdef inline int64_t first_slice(int64_t deadline_ns) noexcept nogil:
-    """Where a wait of this thread has to end for a look at signals."""
-    cdef int64_t slice_end
-    if PyThread_get_thread_ident() != _main_thread:
-        return deadline_ns
-    slice_end = now_ns() + SIGNAL_SLICE_NS
-    return slice_end if deadline_ns < 0 or slice_end < deadline_ns else deadline_ns

@@ -451,6 +451,17 @@ def test_behind_a_form_a_request_without_data_has_none_again(count: int) -> None
     assert batch == [{"result": 2}] * count
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_behind_a_form_leaves_the_data_that_it_was_given(count: int) -> None:
+    """Only the two steps that agree on a form have their data put back."""
+    batch = requests(*[3] * count)
+    Sequential([Child("A", Gives()), Child("B", Takes()), Child("C", Adds())]).forward(batch)
+    assert [request["data"] for request in batch] == [3] * count
+    batch = requests(*[4] * count)
+    Sequential([Child("A", Gives()), Child("B", Takes()), Child("C", Adds()), Child("D", Adds())]).forward(batch)
+    assert [request["data"] for request in batch] == [5] * count
+
+
 def test_there_is_no_form_across_a_filter_or_for_a_subclass_that_does_not_say_so() -> None:
     """What a class promises of its code is not promised of another's."""
     for steps in (

@@ -425,6 +425,25 @@ def test_a_preview_tells_what_the_queue_would_do() -> None:
         assert pipe.stats()["requests"]["accepted"] == 4
 
 
+def test_a_preview_weighs_no_other_bucket() -> None:
+    """What waits with another bucket is not what fills the batch that the request would be in."""
+
+    class ByData(Where):
+        def bucket(self, request: Request) -> Any:
+            return request["data"]
+
+        def weigh(self, request: Request) -> float:
+            return 3.0 if request["data"] == "heavy" else 1.0
+
+    waiting = node(ByData, max=4, batching="preferred", preferred_batch_sizes=[4], batching_timeout=60_000)
+    with Pipe(main=waiting) as pipe:
+        heavy = pipe.submit({"data": "heavy"})
+        assert pipe._preview("main", {"data": "heavy"})["reason"] == "full"
+        light = pipe._preview("main", {"data": "light"})
+        assert (light["queued"], light["queued_in_bucket"], light["decision"]) == (1, 0, "wait until")
+        heavy.cancel()
+
+
 # ---- recording -------------------------------------------------------------------------------------------------------
 
 
