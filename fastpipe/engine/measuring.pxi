@@ -85,13 +85,6 @@ cdef int note_failed(Visit visit, object error) noexcept:
     return 0
 
 
-cdef int note_late(Visit visit) noexcept:
-    """The time of a visit's walk, or of the whole of which it is a part, is over."""
-    if _ends_here(visit):
-        visit.node.station.failed_by[TIMED_OUT] += 1
-    return 0
-
-
 cdef int note_dropped(Visit visit) noexcept:
     """A visit leaves its station for nothing: its walk has ended, or that of which it is a part."""
     cdef Station station = visit.node.station
