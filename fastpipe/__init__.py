@@ -32,7 +32,7 @@ for _part in ("fastpipe._core", "fastpipe.backends"):
             " finds because it is the current directory, go elsewhere, or install it with 'pip install -e .'"
         )
 
-from fastpipe._core import cancelled
+from fastpipe._core import cancelled, context_of, contexts_of_batch
 from fastpipe.batched_function import batched
 from fastpipe.config.notation import Sequential, Step
 from fastpipe.config.registry import register
@@ -96,6 +96,8 @@ __all__ = [
     "backend",
     "batched",
     "cancelled",
+    "context_of",
+    "contexts_of_batch",
     "filter",
     "register",
 ]

@@ -170,6 +170,7 @@ cdef class Waiter:
     cdef Terms terms
     cdef object sink                            # (loop, asyncio future) of a coroutine; None: a thread parks on `word`
     cdef Walk walk                              # the coroutine's, once it is let in
+    cdef object context                         # a coroutine's: the context variables of its task, for its walk
     cdef int64_t number                         # how many have come before it, in all lines of the pipe
     cdef int64_t size_bytes
     cdef bint is_patient                        # it waits even where others are refused, or shed what waits
@@ -273,6 +274,9 @@ cdef class Walk:
     cdef tuple without                          # GIL: (node, part) that left it without a result, if one did; see Visit.without
     cdef PyObject* lister                       # the turn of the thread whose list it came in, for comparing only; or NULL
     cdef object recorded                        # what the recorder wants to have back at the end, or None
+    cdef object context                         # GIL: its caller's context variables, for batches on other threads; a part's are
+                                                # its whole's. None: it has not been queued, and runs where they are at hand
+    cdef bint is_context_entered                # GIL: some batch runs in `context`, which only one can at a time
     cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, which owns the walks in it
     cdef PyObject* newer
     cdef PyObject* settled_after                # the next in a turn's list of ended walks, which owns them
@@ -381,6 +385,7 @@ cdef class Turn:
     cdef bint is_guarded                        # a watchdog looks at the batches that it runs
     cdef object abandoned                       # the backend in which it was given up as hung
     cdef bint is_workers                        # a worker's; others have no loop that could end
+    cdef bint is_elsewhere                      # its thread is not in the context of those whose requests it runs
     cdef object death                           # what ended that worker
     cdef PyObject* stepper                      # whose turn it is, if it takes one step at a time; it owns the turn
     cdef object observer                        # the stepper's, or None

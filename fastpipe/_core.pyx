@@ -59,6 +59,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     forming     what leaves as a batch
     failures    the error of each request
     station     tokens, the queue's ends, what was learned
+    contexts    the caller's context variables, on other threads
     walks       walks, visits, turns, and their dicts
     threads     how one starts and ends, even without memory
     testing     hooks, frozen time
@@ -274,10 +275,10 @@ cdef class Engine:
     def _terms(self, timeout, priority):
         return checked_terms(self, timeout, priority)
 
-    def _run_parts(self, Entry entry, list splits, bint keeps_failures, list reasons=None):
+    def _run_parts(self, Entry entry, list splits, bint keeps_failures, list requests, list reasons=None):
         """Run the parts of several requests through the graph at ``entry`` from inside a backend; answers, or exceptions, in
-        order. Once a part has failed, the rest of its request's are dropped, unless failures are kept. ``reasons`` gets, for
-        each of the requests, what its why_no_result() is if that is its parts' doing."""
+        order. Once a part has failed, the rest of its request's are dropped, unless failures are kept. ``requests``: whose
+        parts they are. ``reasons`` gets, for each of them, what its why_no_result() is if that is its parts' doing."""
         cdef Turn turn = Turn.__new__(Turn)
         cdef list walks = [new_walk(self, entry, part, SINK_CALLER, None) for parts in splits for part in parts]
         cdef list answers = []
@@ -287,6 +288,9 @@ cdef class Engine:
         cdef list own
         if self.gave_up:                                                # closing goes on with what has begun; this not
             raise PipeClosed("the pipe was closed before the request ended")
+        if is_in_company():
+            give_contexts(walks, splits, requests)
+            turn.is_elsewhere = True
         for walk in walks:                                              # no code of users may run in here
             walk.is_part = True
             self.accepted += 1
@@ -490,6 +494,7 @@ include "engine/clocks.pxi"
 include "engine/forming.pxi"
 include "engine/failures.pxi"
 include "engine/station.pxi"
+include "engine/contexts.pxi"
 include "engine/walks.pxi"
 include "engine/threads.pxi"
 include "engine/testing.pxi"

@@ -22,6 +22,7 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
     try:
         if is_hooked(AT_PUSH):
             act_at(AT_PUSH)
+        keep_context(visit.walk)
         visit.ticket.visit = <PyObject*>visit
         visit.ticket.weight = weight_of(visit) if station.batches else 1.0
         visit.ticket.bucket = 0

@@ -88,7 +88,10 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
         started = now_ns()
         begin_batch(station, instance.index, started)
     elapsed_ns = kernel_now_ns()
-    error = _forward(engine, station, instance, batch, alive)
+    if count == 1 and (turn.is_elsewhere or turn.helps and has_others(alive, turn)):
+        error = _forward_in_context(engine, station, instance, batch, alive)
+    else:
+        error = _forward(engine, station, instance, batch, alive)
     elapsed_ns = kernel_now_ns() - elapsed_ns
     if turn.is_guarded and not end_batch(station, instance.index, turn, started):
         return 0
@@ -127,6 +130,18 @@ cdef list _claim_all(Engine engine, list visits, Turn turn):
         except BaseException as error:
             fail_visit(engine, visit, error, turn)
     return alive
+
+
+cdef object _forward_in_context(Engine engine, Station station, Instance instance, list batch, list alive):
+    """The same for a request that is alone, on a thread that is not in its context variables."""
+    cdef Walk root = root_of((<Visit>alive[0]).walk)
+    try:
+        context = enter_context(root)
+    except BaseException as error:
+        return error
+    error = _forward(engine, station, instance, batch, alive)
+    leave_context(root, context)
+    return error
 
 
 cdef object _forward(Engine engine, Station station, Instance instance, list batch, list alive):

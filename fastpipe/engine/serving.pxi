@@ -19,6 +19,7 @@ cdef object serve_until_closed(Station station, int worker):
     cdef Turn turn = Turn.__new__(Turn)
     cdef PyObject* turn_pointer = <PyObject*>turn
     turn.is_workers = True
+    turn.is_elsewhere = True
     with nogil:
         want_precise_timers()
         while _wait_for_batch(station, &batch, worker, turn_pointer):
