@@ -66,6 +66,26 @@ cdef c_bool is_in_company() noexcept:
     return batch != NULL and len(<list>batch) > 1
 
 
+cdef object forward_in_context(Engine engine, Station station, Instance instance, list batch, list alive):
+    """Have the backend run a request that is alone, in its context; return what it raised, or None. Raises nothing."""
+    cdef Walk root = root_of((<Visit>alive[0]).walk)
+    cdef object context = None
+    cdef object failure = None
+    try:
+        context = enter_context(root)
+        returned = run_backend(<void*>engine, instance.forward, batch, alive, station)
+        if returned is not None:
+            failure = wrong_return(returned, alive)
+    except BaseException as error:
+        failure = error
+    except:  # noqa: E722
+        # Lost on the way, for want of memory.
+        failure = _no_memory
+    if context is not None:
+        leave_context(root, context)
+    return failure
+
+
 cdef int give_contexts(list walks, list splits, list requests) except -1:
     """Give parts, which a backend runs for the requests of its batch, the context of the one that each is a part of."""
     cdef Walk walk

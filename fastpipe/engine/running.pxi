@@ -7,7 +7,7 @@ from libcpp.atomic cimport memory_order_relaxed
 
 from fastpipe.engine.parking cimport is_hooked, kernel_now_ns, now_ns
 
-from fastpipe.errors import BackendError, ItemErrors
+from fastpipe.errors import ItemErrors
 from fastpipe.faults import is_device_lost, is_out_of_memory
 from fastpipe.snapshots import CannotCopy, take
 
@@ -88,10 +88,7 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
         started = now_ns()
         begin_batch(station, instance.index, started)
     elapsed_ns = kernel_now_ns()
-    if count == 1 and (turn.is_elsewhere or turn.helps and has_others(alive, turn)):
-        error = _forward_in_context(engine, station, instance, batch, alive)
-    else:
-        error = _forward(engine, station, instance, batch, alive)
+    error = _forward(engine, station, instance, batch, alive, turn)
     elapsed_ns = kernel_now_ns() - elapsed_ns
     if turn.is_guarded and not end_batch(station, instance.index, turn, started):
         return 0
@@ -132,26 +129,15 @@ cdef list _claim_all(Engine engine, list visits, Turn turn):
     return alive
 
 
-cdef object _forward_in_context(Engine engine, Station station, Instance instance, list batch, list alive):
-    """The same for a request that is alone, on a thread that is not in its context variables."""
-    cdef Walk root = root_of((<Visit>alive[0]).walk)
-    try:
-        context = enter_context(root)
-    except BaseException as error:
-        return error
-    error = _forward(engine, station, instance, batch, alive)
-    leave_context(root, context)
-    return error
-
-
-cdef object _forward(Engine engine, Station station, Instance instance, list batch, list alive):
+cdef object _forward(Engine engine, Station station, Instance instance, list batch, list alive, Turn turn):
     """Have the backend run a batch; return what it raised, or None. Raises nothing."""
+    if (turn.is_elsewhere or turn.helps) and len(alive) == 1 and (turn.is_elsewhere or has_others(alive, turn)):
+        return forward_in_context(engine, station, instance, batch, alive)
     try:
         returned = run_backend(<void*>engine, instance.forward, batch, alive, station)
         if returned is None:
             return None
-        return BackendError(f"forward() of {(<Visit>alive[0]).node.backend_name} returned {type(returned).__name__}; it must fill in "
-                            "request['result'] and return nothing")
+        return wrong_return(returned, alive)
     except BaseException as error:
         return error
     except:  # noqa: E722
