@@ -57,6 +57,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     lines       who waits to be let in
     clocks      time limits, and when a batch is late
     forming     what leaves as a batch
+    events      what happens, noted for a timeline
     failures    the error of each request
     station     tokens, the queue's ends, what was learned
     contexts    the caller's context variables, on other threads
@@ -104,8 +105,9 @@ cdef class Engine:
 
     def _open(self, graph, list nodes, list stations, object root_names, object hidden_names):
         """Take over a built graph; requests may come from now on, at any node but the hidden ones."""
-        for station in stations:
+        for position, station in enumerate(stations):
             (<Station>station).engine = <void*>self
+            (<Station>station).position = position
         self.graph = graph
         self.nodes = tuple(nodes)
         self.node_named = {(<Node>node).name: node for node in nodes if (<Node>node).name not in hidden_names}
@@ -391,6 +393,12 @@ cdef class Engine:
         """Requests that failed, by reason."""
         return {_FAILURES[i]: self.failed_by[i] for i in range(len(_FAILURES)) if self.failed_by[i]}
 
+    def _set_events(self, EventLog log):
+        """Have what happens from now on noted; None: no more. Raises RuntimeError if another log is there."""
+        if log is not None and self.events is not None:
+            raise RuntimeError("the engine has a log of events already")
+        self.events = log
+
     def _let_go(self):
         """Let requests end without a result; called once, while building."""
         self.lets_go = True
@@ -492,6 +500,7 @@ include "engine/limits.pxi"
 include "engine/lines.pxi"
 include "engine/clocks.pxi"
 include "engine/forming.pxi"
+include "engine/events.pxi"
 include "engine/failures.pxi"
 include "engine/station.pxi"
 include "engine/contexts.pxi"

@@ -60,6 +60,8 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
         return 0
     Py_INCREF(visit)                                            # E2: owned by the ticket until popped
     station.c_push(&visit.ticket)
+    if engine.events is not None:
+        note_queued(engine.events, visit)
     if is_hooked(AT_PUSHED):
         act_at_in(AT_PUSHED, turn)
     if notify:

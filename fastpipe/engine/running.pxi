@@ -56,6 +56,7 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     cdef str refusal = None                                     # why there can be no second run
     cdef int count
     cdef int64_t started = 0
+    cdef int64_t began_ns
     cdef int64_t elapsed_ns
     cdef c_bool shared
     cdef object error
@@ -87,11 +88,15 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     if turn.is_guarded:
         started = now_ns()
         begin_batch(station, instance.index, started)
-    elapsed_ns = kernel_now_ns()
+    began_ns = kernel_now_ns()
+    if engine.events is not None:
+        note_batch(engine.events, station, instance, alive, turn, began_ns)
     error = _forward(engine, station, instance, batch, alive, turn)
-    elapsed_ns = kernel_now_ns() - elapsed_ns
+    elapsed_ns = kernel_now_ns() - began_ns
     if turn.is_guarded and not end_batch(station, instance.index, turn, started):
         return 0
+    if engine.events is not None:
+        note_end_of_batch(engine.events, station, instance, turn, began_ns + elapsed_ns)
     if is_hooked(AT_RETURN):
         act_at(AT_RETURN)
     station.batches_run += 1

@@ -132,6 +132,7 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
         if batch.may_grow:
             top_up(station, batch)
         count = batch.count
+        turn.why = batch.reason + 1
         engine = (<Visit>batch.first.visit).walk.engine
         visits = _list_taken(batch, turn)
         if engine.called_first is not None:
