@@ -454,6 +454,11 @@ cdef class EventLog:
     cdef c_bool c_has_room(self, int64_t count) noexcept
     cdef Event* c_note(self, int32_t kind, int64_t now) noexcept
     cdef void c_publish(self) noexcept
+    cdef void c_note_request(self, Walk walk) noexcept
+    cdef void c_note_outcome(self, Walk walk, uint8_t outcome) noexcept
+    cdef void c_note_queued(self, Visit visit) noexcept
+    cdef void c_note_batch(self, Station station, Instance instance, list visits, Turn turn, int64_t now) noexcept
+    cdef void c_note_end_of_batch(self, Station station, Instance instance, Turn turn, int64_t now) noexcept
     cdef int c_serve(self, int descriptor) noexcept nogil
     cdef c_bool c_flush(self, int descriptor) noexcept nogil
     cdef c_bool c_encode(self) noexcept nogil

@@ -7,6 +7,7 @@
 #              Nobody else ever gets hold of a walk's context, so that is_context_entered says whether it can be entered.
 
 from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
+from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from fastpipe.engine.parking cimport innermost_batch
 
@@ -21,20 +22,26 @@ cdef inline int keep_context(Walk walk) except -1:
     return 0
 
 
-cdef object enter_context(Walk root):
-    """Have this thread be in a request's context, and return what leave_context is to be given."""
+cdef PyObject* enter_context(list visits, Turn turn) except? NULL:
+    """Have this thread be in the context of a request that is alone in a batch, unless it is; what leave_context is given, or NULL."""
+    cdef Walk root = root_of((<Visit>visits[0]).walk)
     cdef object context = root.context
+    if len(visits) > 1 or not turn.is_elsewhere and root.lister == <PyObject*>turn:
+        return NULL
     # A context can be entered once at a time, and another branch, or part, of the request runs in it: a hung one, perhaps.
     if root.is_context_entered:
         context = PyContext_Copy(context)
-        PyContext_Enter(context)
-        return context
     PyContext_Enter(context)
-    root.is_context_entered = True
-    return context
+    if context is root.context:
+        root.is_context_entered = True
+    Py_INCREF(context)                                          # leave_context lets go of it
+    return <PyObject*>context
 
 
-cdef int leave_context(Walk root, object context) noexcept:
+cdef int leave_context(list visits, PyObject* pointer) noexcept:
+    cdef Walk root = root_of((<Visit>visits[0]).walk)
+    cdef object context = <object>pointer
+    Py_DECREF(context)
     try:
         PyContext_Exit(context)
         if context is root.context:
@@ -64,26 +71,6 @@ cdef c_bool is_in_company() noexcept:
     """True if this thread is in a backend that runs several requests, so that its context is none of theirs."""
     cdef void* batch = innermost_batch(current_greenlet())
     return batch != NULL and len(<list>batch) > 1
-
-
-cdef object forward_in_context(Engine engine, Station station, Instance instance, list batch, list alive):
-    """Have the backend run a request that is alone, in its context; return what it raised, or None. Raises nothing."""
-    cdef Walk root = root_of((<Visit>alive[0]).walk)
-    cdef object context = None
-    cdef object failure = None
-    try:
-        context = enter_context(root)
-        returned = run_backend(<void*>engine, instance.forward, batch, alive, station)
-        if returned is not None:
-            failure = wrong_return(returned, alive)
-    except BaseException as error:
-        failure = error
-    except:  # noqa: E722
-        # Lost on the way, for want of memory.
-        failure = _no_memory
-    if context is not None:
-        leave_context(root, context)
-    return failure
 
 
 cdef int give_contexts(list walks, list splits, list requests) except -1:

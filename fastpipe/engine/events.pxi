@@ -144,6 +144,89 @@ cdef class EventLog:
     cdef void c_publish(self) noexcept:
         self.written.store(self.next, memory_order_release)     # pairs with the acquire in c_encode: the events before it
 
+    # ---- what the engine notes: methods, as a function that is called once would be put where it is called --------
+
+    cdef void c_note_request(self, Walk walk) noexcept:
+        """A request has been let in: it has a lane until it ends."""
+        global _numbers
+        cdef Event* event
+        if self.free_count == 0 or not self.c_has_room(2):
+            self.dropped += self.free_count == 0
+            return
+        self.owed += 1
+        self.free_count -= 1
+        _numbers += 1
+        walk.number = _numbers
+        walk.lane = self.free_lanes[self.free_count]
+        event = self.c_note(REQUEST_BEGAN, kernel_now_ns())
+        event.request = walk.number
+        event.lane = walk.lane
+        self.c_publish()
+
+    cdef void c_note_outcome(self, Walk walk, uint8_t outcome) noexcept:
+        """A request has ended."""
+        cdef Event* event
+        if walk.number < self.serial:                                # it began before the log did, or found no room
+            return
+        event = self.c_note(REQUEST_ENDED, kernel_now_ns())
+        event.lane = walk.lane
+        event.why = 0 if outcome == DONE else 1 if outcome == CANCELLED else 2 + reason_of(walk.error)
+        self.free_lanes[self.free_count] = walk.lane
+        self.free_count += 1
+        self.owed -= 1
+        self.c_publish()
+
+    cdef void c_note_queued(self, Visit visit) noexcept:
+        """A visit has been put into its station's queue."""
+        cdef Walk root = root_of(visit.walk)
+        cdef Event* event
+        if root.number < self.serial or not self.c_has_room(1):
+            return
+        event = self.c_note(QUEUED, visit.ticket.arrival_ns)
+        event.request = root.number
+        event.lane = root.lane
+        event.station = visit.node.station.position
+        event.count = visit.node.station.queued.load(memory_order_relaxed)
+        self.c_publish()
+
+    cdef void c_note_batch(self, Station station, Instance instance, list visits, Turn turn, int64_t now) noexcept:
+        """A batch begins in an instance on this thread."""
+        cdef int32_t count = min(<int32_t>len(visits), MOST_FLOWS)
+        cdef Event* event
+        cdef int32_t index
+        if not self.c_has_room(count + 2):
+            return
+        self.owed += 1
+        turn.shown = self.serial
+        turn.thread = PyThread_get_thread_ident()
+        event = self.c_note(BATCH_BEGAN, now)
+        event.thread = turn.thread
+        event.station = station.position
+        event.instance = station.numbers[instance.index]
+        event.count = count
+        event.size = <int32_t>len(visits)
+        event.why = turn.why
+        event.lane = station.queued.load(memory_order_relaxed)
+        for index in range(count):
+            event = self.c_note(MEMBER, now)
+            event.request = root_of((<Visit>visits[index]).walk).number
+        self.c_publish()
+
+    cdef void c_note_end_of_batch(self, Station station, Instance instance, Turn turn, int64_t now) noexcept:
+        """It has come back, or was given up."""
+        cdef Event* event
+        if turn.shown != self.serial:
+            return
+        turn.shown = 0
+        event = self.c_note(BATCH_ENDED, now)
+        event.thread = turn.thread
+        event.station = station.position
+        event.instance = station.numbers[instance.index]
+        self.owed -= 1
+        self.c_publish()
+
+    # ---- what its thread does -------------------------------------------------------------------------------------
+
     cdef int c_serve(self, int descriptor) noexcept nogil:
         cdef uint32_t epoch
         cdef uint8_t stops
@@ -205,92 +288,6 @@ cdef int _put_texts(vector[Text]* texts, list given) except -1:
 
 cdef inline int64_t _row_of(int64_t position, int64_t number) noexcept nogil:
     return FIRST_INSTANCE + position * MOST_INSTANCES + min(number, MOST_INSTANCES - 1)
-
-
-# ---- what the engine notes -------------------------------------------------------------------------------------
-
-cdef void note_request(EventLog log, Walk walk) noexcept:
-    """A request has been let in: it has a lane until it ends."""
-    global _numbers
-    cdef Event* event
-    if log.free_count == 0 or not log.c_has_room(2):
-        log.dropped += log.free_count == 0
-        return
-    log.owed += 1
-    log.free_count -= 1
-    _numbers += 1
-    walk.number = _numbers
-    walk.lane = log.free_lanes[log.free_count]
-    event = log.c_note(REQUEST_BEGAN, kernel_now_ns())
-    event.request = walk.number
-    event.lane = walk.lane
-    log.c_publish()
-
-
-cdef void note_outcome(EventLog log, Walk walk, uint8_t outcome) noexcept:
-    """A request has ended."""
-    cdef Event* event
-    if walk.number < log.serial:                                # it began before the log did, or found no room
-        return
-    event = log.c_note(REQUEST_ENDED, kernel_now_ns())
-    event.lane = walk.lane
-    event.why = 0 if outcome == DONE else 1 if outcome == CANCELLED else 2 + reason_of(walk.error)
-    log.free_lanes[log.free_count] = walk.lane
-    log.free_count += 1
-    log.owed -= 1
-    log.c_publish()
-
-
-cdef void note_queued(EventLog log, Visit visit) noexcept:
-    """A visit has been put into its station's queue."""
-    cdef Walk root = root_of(visit.walk)
-    cdef Event* event
-    if root.number < log.serial or not log.c_has_room(1):
-        return
-    event = log.c_note(QUEUED, visit.ticket.arrival_ns)
-    event.request = root.number
-    event.lane = root.lane
-    event.station = visit.node.station.position
-    event.count = visit.node.station.queued.load(memory_order_relaxed)
-    log.c_publish()
-
-
-cdef void note_batch(EventLog log, Station station, Instance instance, list visits, Turn turn, int64_t now) noexcept:
-    """A batch begins in an instance on this thread."""
-    cdef int32_t count = min(<int32_t>len(visits), MOST_FLOWS)
-    cdef Event* event
-    cdef int32_t index
-    if not log.c_has_room(count + 2):
-        return
-    log.owed += 1
-    turn.shown = log.serial
-    turn.thread = PyThread_get_thread_ident()
-    event = log.c_note(BATCH_BEGAN, now)
-    event.thread = turn.thread
-    event.station = station.position
-    event.instance = station.numbers[instance.index]
-    event.count = count
-    event.size = <int32_t>len(visits)
-    event.why = turn.why
-    event.lane = station.queued.load(memory_order_relaxed)
-    for index in range(count):
-        event = log.c_note(MEMBER, now)
-        event.request = root_of((<Visit>visits[index]).walk).number
-    log.c_publish()
-
-
-cdef void note_end_of_batch(EventLog log, Station station, Instance instance, Turn turn, int64_t now) noexcept:
-    """It has come back, or was given up."""
-    cdef Event* event
-    if turn.shown != log.serial:
-        return
-    turn.shown = 0
-    event = log.c_note(BATCH_ENDED, now)
-    event.thread = turn.thread
-    event.station = station.position
-    event.instance = station.numbers[instance.index]
-    log.owed -= 1
-    log.c_publish()
 
 
 # ---- what becomes of it in the file ----------------------------------------------------------------------------

@@ -23,7 +23,7 @@ cdef void link_walk(Engine engine, Walk walk) noexcept:
     engine.newest = <PyObject*>walk
     engine.in_flight += 1
     if engine.events is not None:
-        note_request(engine.events, walk)
+        engine.events.c_note_request(walk)
 
 
 cdef void _unlink_walk(Engine engine, Walk walk) noexcept:
@@ -152,7 +152,7 @@ cdef void _count_out(Engine engine, Walk walk) noexcept:
     else:
         engine.cancelled += 1
     if engine.events is not None:
-        note_outcome(engine.events, walk, outcome)
+        engine.events.c_note_outcome(walk, outcome)
     _unlink_walk(engine, walk)
 
 

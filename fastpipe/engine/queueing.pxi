@@ -61,7 +61,7 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
     Py_INCREF(visit)                                            # E2: owned by the ticket until popped
     station.c_push(&visit.ticket)
     if engine.events is not None:
-        note_queued(engine.events, visit)
+        engine.events.c_note_queued(visit)
     if is_hooked(AT_PUSHED):
         act_at_in(AT_PUSHED, turn)
     if notify:

@@ -90,13 +90,13 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
         begin_batch(station, instance.index, started)
     began_ns = kernel_now_ns()
     if engine.events is not None:
-        note_batch(engine.events, station, instance, alive, turn, began_ns)
+        engine.events.c_note_batch(station, instance, alive, turn, began_ns)
     error = _forward(engine, station, instance, batch, alive, turn)
     elapsed_ns = kernel_now_ns() - began_ns
     if turn.is_guarded and not end_batch(station, instance.index, turn, started):
         return 0
     if engine.events is not None:
-        note_end_of_batch(engine.events, station, instance, turn, began_ns + elapsed_ns)
+        engine.events.c_note_end_of_batch(station, instance, turn, began_ns + elapsed_ns)
     if is_hooked(AT_RETURN):
         act_at(AT_RETURN)
     station.batches_run += 1
@@ -136,18 +136,22 @@ cdef list _claim_all(Engine engine, list visits, Turn turn):
 
 cdef object _forward(Engine engine, Station station, Instance instance, list batch, list alive, Turn turn):
     """Have the backend run a batch; return what it raised, or None. Raises nothing."""
-    if (turn.is_elsewhere or turn.helps) and len(alive) == 1 and (turn.is_elsewhere or has_others(alive, turn)):
-        return forward_in_context(engine, station, instance, batch, alive)
+    cdef PyObject* context = NULL
+    cdef object failure = None
     try:
+        if turn.is_elsewhere or turn.helps:
+            context = enter_context(alive, turn)
         returned = run_backend(<void*>engine, instance.forward, batch, alive, station)
-        if returned is None:
-            return None
-        return wrong_return(returned, alive)
+        if returned is not None:
+            failure = wrong_return(returned, alive)
     except BaseException as error:
-        return error
+        failure = error
     except:  # noqa: E722
         # Lost on the way, for want of memory.
-        return _no_memory
+        failure = _no_memory
+    if context != NULL:
+        leave_context(alive, context)
+    return failure
 
 
 cdef int _file_failures(Engine engine, Station station, Instance instance, list alive, list batch, list before, str refusal,

@@ -105,7 +105,7 @@ cdef int _try_to_give_up(Station station, int index) except -1:
     station.hung += 1
     lost.abandoned = instance.backend
     if engine.events is not None:
-        note_end_of_batch(engine.events, station, instance, lost, kernel_now_ns())
+        engine.events.c_note_end_of_batch(station, instance, lost, kernel_now_ns())
     turn.settled_first = lost.settled_first                     # what it has not handed out
     turn.settled_last = lost.settled_last
     lost.settled_first = NULL
