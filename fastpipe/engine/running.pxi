@@ -121,7 +121,7 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     return 0
 
 
-cdef list _claim_all(Engine engine, list visits, Turn turn):
+cdef inline list _claim_all(Engine engine, list visits, Turn turn):
     """Those of some visits that are still wanted; the others have failed, or nobody waits for them."""
     cdef Visit visit
     cdef list alive = []

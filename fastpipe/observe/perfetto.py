@@ -1,4 +1,4 @@
-"""The head and the end of a trace in Perfetto's protobuf format; its events are written by the engine (engine/events.pxi)."""
+"""The head and the end of a trace in Perfetto's protobuf format; the engine writes its events (engine/events.pxi)."""
 
 from __future__ import annotations
 

@@ -63,8 +63,10 @@ class Timeline:
                 # The thread knows neither this nor the pipe, so that both can be dropped; it then ends.
                 self._worker = Worker("fastpipe timeline", _write_events, self._log, descriptor)
                 self._worker.start()
-            except BaseException:
+            except BaseException as error:
                 os.close(descriptor)
+                if isinstance(error, OSError):
+                    error.filename = str(self.path)
                 raise
         except BaseException:
             pipe._set_events(None)
@@ -73,7 +75,7 @@ class Timeline:
 
     @property
     def dropped(self) -> int:
-        """How many events found no room, because the thread that writes had no time, or the file could not be written."""
+        """How many events found no room: the thread that writes had no time, or the file took no more."""
         return self._log.dropped
 
     def stop(self) -> None:
