@@ -9,6 +9,7 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
 
     cli                 the command ``fastpipe``
     batched_function    ``@batched``: a pipe around a plain function
+    observe             timelines, traces: what a pipe does, as others see it; beside ``batched_function``
     pipe, _maps         Pipe: what a service calls, watches and closes; map and amap
     debug               one request node by node; records of requests
     show                pictures of a graph, and the debugger's cards
@@ -33,7 +34,7 @@ for _part in ("fastpipe._core", "fastpipe.backends"):
             " finds because it is the current directory, go elsewhere, or install it with 'pip install -e .'"
         )
 
-from fastpipe._core import cancelled
+from fastpipe._core import cancelled, context_of, contexts_of_batch
 from fastpipe.batched_function import batched
 from fastpipe.config.notation import Sequential, Step
 from fastpipe.config.registry import register
@@ -103,6 +104,8 @@ __all__ = [
     "backend",
     "batched",
     "cancelled",
+    "context_of",
+    "contexts_of_batch",
     "filter",
     "register",
 ]

@@ -28,6 +28,7 @@ from fastpipe.engine.tokens cimport Tokens
 cdef struct Batch:              # what a worker took from its station: owned by that worker
     Taken taken                 # oldest first; each ticket holds a reference to its visit
     int32_t instance            # whose token the worker holds; -1: none
+    int32_t reason              # why it left
     c_bool may_grow             # the rule allows company that arrives until the batch really starts
     int64_t bucket
 
@@ -56,6 +57,7 @@ cdef class Station:
     cdef readonly bint thread_bound             # built: only worker i may hold token i
     cdef bint workers_only                      # built: no caller runs a batch here
     cdef const void* engine                     # built: whose it is; for comparing only, it may be gone
+    cdef readonly int position                  # built: where it is in the engine's list
     cdef bint batches                           # built: max_batch > 1, so the rule matters
     cdef int rule                               # built: one of the RULE_ constants
     cdef object rule_object                     # built: a user's rule, or None
@@ -181,6 +183,7 @@ cdef class Waiter:
     cdef object sink                            # (loop, asyncio future) of a coroutine; None: a thread parks on `word`
     cdef int64_t entered_ns                     # when it was handed in
     cdef Walk walk                              # the coroutine's, once it is let in
+    cdef object context                         # a coroutine's: the context variables of its task, for its walk
     cdef int64_t number                         # how many have come before it, in all lines of the pipe
     cdef int64_t size_bytes
     cdef bint is_patient                        # it waits even where others are refused, or shed what waits
@@ -285,6 +288,11 @@ cdef class Walk:
     cdef tuple without                          # GIL: (node, part) that left it without a result, if one did; see Visit.without
     cdef PyObject* lister                       # the turn of the thread whose list it came in, for comparing only; or NULL
     cdef object recorded                        # what the recorder wants to have back at the end, or None
+    cdef object context                         # GIL: its caller's context variables, for batches on other threads; a part's are
+                                                # its whole's. None: it has not been queued, and runs where they are at hand
+    cdef bint is_context_entered                # GIL: some batch runs in `context`, which only one can at a time
+    cdef int64_t number                         # GIL: in a log of events; 0, or below its `serial`: not in it
+    cdef int32_t lane                           # GIL: there
     cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, which owns the walks in it
     cdef PyObject* newer
     cdef PyObject* settled_after                # the next in a turn's list of ended walks, which owns them
@@ -394,6 +402,10 @@ cdef class Turn:
     cdef bint is_guarded                        # a watchdog looks at the batches that it runs
     cdef object abandoned                       # the backend in which it was given up as hung
     cdef bint is_workers                        # a worker's; others have no loop that could end
+    cdef int why                                # its batch left: a reason, plus 1; 0: its caller runs it
+    cdef int64_t shown                          # the `serial` of the log of events in which its batch has begun; 0: in none
+    cdef int64_t thread                         # then: its ident
+    cdef bint is_elsewhere                      # its thread is not in the context of those whose requests it runs
     cdef object death                           # what ended that worker
     cdef PyObject* stepper                      # whose turn it is, if it takes one step at a time; it owns the turn
     cdef object observer                        # the stepper's, or None
@@ -402,6 +414,67 @@ cdef class Turn:
     cdef void c_will_settle(self, Walk walk) noexcept
     cdef int c_raise_interrupt(self) except -1
     cdef void c_report_interrupt(self) noexcept
+
+
+cdef struct Event:              # in a log: what which fields mean is said with its kind
+    int64_t time_ns             # CLOCK_MONOTONIC
+    int64_t thread
+    int64_t request
+    int32_t kind
+    int32_t station
+    int32_t instance
+    int32_t count
+    int32_t size
+    int32_t why
+    int32_t lane
+
+
+cdef struct Text:               # of a bytes object that somebody keeps
+    const char* start
+    size_t length
+
+
+@cython.final
+cdef class EventLog:
+    # A bounded ring of events, and what makes a file of it. Knows no engine: its thread keeps none alive.
+    cdef Event* ring                            # built; a slot: the GIL's until `written`, its thread's until `taken`
+    cdef int64_t capacity                       # built: a power of two
+    cdef int64_t serial                         # built: see I2 in events.pxi
+    cdef int64_t next                           # GIL: the number of the next event
+    cdef atomic[int64_t] written                # atomic: written by holders of the GIL, read by its thread
+    cdef atomic[int64_t] taken                  # atomic: the other way round
+    cdef int64_t owed                           # GIL: ends of what has begun
+    cdef readonly int64_t dropped               # GIL: events that found no room
+    cdef int32_t* free_lanes                    # GIL: a stack
+    cdef int32_t free_count                     # GIL
+    cdef list texts                             # built: names of stations; these four keep what the vectors point to
+    cdef list places                            # built
+    cdef list whys                              # built
+    cdef list outcomes                          # built
+    cdef vector[Text] names_seen                # built
+    cdef vector[Text] places_seen               # built
+    cdef vector[Text] whys_seen                 # built
+    cdef vector[Text] outcomes_seen             # built
+    cdef uint8_t* buffer                        # its thread's, as all that follows
+    cdef uint8_t* at                            # up to where it is filled
+    cdef vector[int64_t] threads                # that have rows, ascending
+    cdef int64_t stranger                       # one that has none; 0: none was met
+    cdef int32_t lanes_known                    # that have rows
+    cdef vector[int32_t] queue_lengths          # by station, as last written
+    cdef readonly int error_number              # why it could not write, once it has ended
+    cdef EventCount changed                     # where the thread sleeps
+    cdef atomic[uint8_t] stops                  # atomic: it leaves
+    cdef c_bool c_has_room(self, int64_t count) noexcept
+    cdef Event* c_note(self, int32_t kind, int64_t now) noexcept
+    cdef void c_publish(self) noexcept
+    cdef void c_note_request(self, Walk walk) noexcept
+    cdef void c_note_outcome(self, Walk walk, uint8_t outcome) noexcept
+    cdef void c_note_queued(self, Visit visit) noexcept
+    cdef void c_note_batch(self, Station station, Instance instance, list visits, Turn turn, int64_t now) noexcept
+    cdef void c_note_end_of_batch(self, Station station, Instance instance, Turn turn, int64_t now) noexcept
+    cdef int c_serve(self, int descriptor) noexcept nogil
+    cdef c_bool c_flush(self, int descriptor) noexcept nogil
+    cdef c_bool c_encode(self) noexcept nogil
 
 
 @cython.final
@@ -438,6 +511,7 @@ cdef class Engine:
     cdef readonly int64_t cancelled
     cdef readonly int64_t refused
     cdef readonly int64_t copies                # GIL: dicts copied because several nodes read them
+    cdef EventLog events                        # GIL: who notes what happens, or None
     cdef public object recorder                 # who is told of requests that begin and end, or None
     cdef public object _keeper                  # built: who starts threads and replaces what hangs; _Keeper in the .pyi
     cdef list waits_inside                      # GIL: (awaited, stations, visits) of backends that call their own pipe: they

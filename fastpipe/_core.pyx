@@ -58,8 +58,10 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     clocks      time limits, and when a batch is late
     measuring   what is counted of each request and batch, and how it is read
     forming     what leaves as a batch
+    events      what happens, noted for a timeline
     failures    the error of each request
     station     tokens, the queue's ends, what was learned
+    contexts    the caller's context variables, on other threads
     walks       walks, visits, turns, and their dicts
     threads     how one starts and ends, even without memory
     waiting     who may wait, and how, as signals are to be served meanwhile
@@ -115,8 +117,9 @@ cdef class Engine:
 
     def _open(self, graph, list nodes, list stations, object root_names, object hidden_names):
         """Take over a built graph; requests may come from now on, at any node but the hidden ones."""
-        for station in stations:
+        for position, station in enumerate(stations):
             (<Station>station).engine = <void*>self
+            (<Station>station).position = position
         self.graph = graph
         self.nodes = tuple(nodes)
         self.node_named = {(<Node>node).name: node for node in nodes if (<Node>node).name not in hidden_names}
@@ -286,10 +289,10 @@ cdef class Engine:
     def _terms(self, timeout, priority):
         return checked_terms(self, timeout, priority)
 
-    def _run_parts(self, Entry entry, list splits, bint keeps_failures, list reasons=None):
+    def _run_parts(self, Entry entry, list splits, bint keeps_failures, list requests, list reasons=None):
         """Run the parts of several requests through the graph at ``entry`` from inside a backend; answers, or exceptions, in
-        order. Once a part has failed, the rest of its request's are dropped, unless failures are kept. ``reasons`` gets, for
-        each of the requests, what its why_no_result() is if that is its parts' doing."""
+        order. Once a part has failed, the rest of its request's are dropped, unless failures are kept. ``requests``: whose
+        parts they are. ``reasons`` gets, for each of them, what its why_no_result() is if that is its parts' doing."""
         cdef Turn turn = Turn.__new__(Turn)
         cdef list walks = [new_walk(self, entry, part, SINK_CALLER, None) for parts in splits for part in parts]
         cdef list answers = []
@@ -299,6 +302,9 @@ cdef class Engine:
         cdef list own
         if self.gave_up:                                                # closing goes on with what has begun; this not
             raise PipeClosed("the pipe was closed before the request ended")
+        if is_in_company():
+            give_contexts(walks, splits, requests)
+            turn.is_elsewhere = True
         for walk in walks:                                              # no code of users may run in here
             walk.is_part = True
             self.accepted += 1
@@ -385,6 +391,12 @@ cdef class Engine:
     def failures(self):
         """Requests that failed, by reason."""
         return failures_by_reason(self.failed_by)
+
+    def _set_events(self, EventLog log):
+        """Have what happens from now on noted; None: no more. Raises RuntimeError if another log is there."""
+        if log is not None and self.events is not None:
+            raise RuntimeError("the engine has a log of events already")
+        self.events = log
 
     def _let_go(self):
         """Let requests end without a result; called once, while building."""
@@ -499,8 +511,10 @@ include "engine/lines.pxi"
 include "engine/clocks.pxi"
 include "engine/measuring.pxi"
 include "engine/forming.pxi"
+include "engine/events.pxi"
 include "engine/failures.pxi"
 include "engine/station.pxi"
+include "engine/contexts.pxi"
 include "engine/walks.pxi"
 include "engine/threads.pxi"
 include "engine/waiting.pxi"

@@ -344,7 +344,7 @@ class SubGraph(Backend):
         """Keep the name of the node to which the parts go."""
         self.jump = jump
         self._without: dict[int, str | None] = {}  # by id of a request: which step left its parts without a result
-        self._run_parts: Callable[[list[list[Request]], bool], list[list[Any]]] | None = None
+        self._run_parts: Callable[[list[list[Request]], bool, list[Request]], list[list[Any]]] | None = None
 
     @classmethod
     def entry_node(cls, parameters: Mapping[str, Any]) -> Any:
@@ -359,10 +359,11 @@ class SubGraph(Backend):
         """Write the parts' answers, in the order of ``split``, into ``request``."""
         raise NotImplementedError(f"{type(self).__name__} has no merge(request, answers)")  # abstract
 
-    def connect(self, run_parts: Callable[[list[list[Request]], bool], list[list[Any]]]) -> None:
+    def connect(self, run_parts: Callable[[list[list[Request]], bool, list[Request]], list[list[Any]]]) -> None:
         """Called by the pipe once it is built: ``run_parts`` runs each request's parts at ``jump`` and waits.
 
         Its second argument is ``keeps_failures``: without it, the first failure drops the rest of a request's parts.
+        The third has the requests, as many as there are lists of parts.
         """
         self._run_parts = run_parts
 
@@ -375,7 +376,7 @@ class SubGraph(Backend):
             parts[id(request)] = checked_parts(self.split(request), f"split() of {type(self).__name__}")
 
         failed = run_each(batch, split)
-        answers = self._run_parts([parts.get(id(request), []) for request in batch], self.keeps_failures)
+        answers = self._run_parts([parts.get(id(request), []) for request in batch], self.keeps_failures, batch)
         reasons = getattr(self._run_parts, "reasons", None) or [None] * len(batch)
         self._without = {id(request): why for request, why in zip(batch, reasons, strict=True)}
         for index, own in enumerate(answers):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fastpipe.debug.debugger import Debugger
     from fastpipe.debug.description import Description
     from fastpipe.debug.recorder import Recording
+    from fastpipe.observe.timeline import Timeline
     from fastpipe.show.picture import Picture
 
 __all__ = ["Pipe"]
@@ -400,6 +401,17 @@ class Pipe(_core.Engine):
             copy_below_bytes=copy_below_bytes,
             pickle=pickle,
         )
+
+    def timeline(self, path: str | Path) -> Timeline:
+        """Write to a file from now on what the pipe does, thread by thread and batch by batch; ``stop()`` ends it.
+
+            with pipe.timeline("run.pftrace"): ...
+
+        For https://ui.perfetto.dev, which draws it in the browser. What it costs, and raises: ``Timeline``.
+        """
+        from fastpipe.observe.timeline import Timeline
+
+        return Timeline(self, path)
 
     def _description(self) -> Description:
         """Return what it was made from."""

@@ -3,6 +3,7 @@
 # Guarantees   What a caller has done wrong is raised to it before anything is counted. E5: nobody who waits is overtaken.
 # Assumes      The GIL; waits serve signals.
 
+from cpython.contextvars cimport PyContext_CopyCurrent
 from cpython.dict cimport PyDict_GetItem
 from cpython.exc cimport PyErr_CheckSignals
 
@@ -241,6 +242,8 @@ cdef Waiter _enter_line(Engine engine, Line line, Entry entry, object request, i
         waiter.sink = sink
         waiter.size_bytes = size
         waiter.is_patient = is_patient
+        if sink is not None:
+            waiter.context = PyContext_CopyCurrent()            # another thread starts its request
     _check_open(engine)
     waiter.number = engine.arrivals
     engine.arrivals += 1
@@ -375,6 +378,7 @@ cdef int _start_waiter(Engine engine, Waiter waiter, Turn turn) except -1:
     waiter.is_booked = False
     take_places(walk, waiter.line, waiter.size_bytes)
     waiter.walk = walk
+    walk.context = waiter.context
     waiter.line.c_keep_promise()
     hand_in(waiter.walk, waiter.owned, waiter.request)
     if waiter.state == GONE:                                    # while a recorder or a destructor ran

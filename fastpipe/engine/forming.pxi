@@ -226,6 +226,7 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
             take_staged(station, batch, bucket, verdict.size)
             if batch.taken.count > 0:
                 took = True
+                batch.reason = verdict.reason
                 station.reasons[verdict.reason].fetch_add(1, memory_order_relaxed)
                 batch.may_grow = station.rule == RULE_ADAPTIVE or station.rule == RULE_GREEDY
                 batch.may_grow = batch.may_grow and verdict.size >= load.queued and batch.taken.weight < station.max_batch

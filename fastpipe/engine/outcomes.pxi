@@ -22,6 +22,8 @@ cdef void link_walk(Engine engine, Walk walk) noexcept:
         (<Walk>engine.newest).newer = <PyObject*>walk
     engine.newest = <PyObject*>walk
     engine.in_flight += 1
+    if engine.events is not None:
+        engine.events.c_note_request(walk)
 
 
 cdef void _unlink_walk(Engine engine, Walk walk) noexcept:
@@ -152,6 +154,8 @@ cdef void _count_out(Engine engine, Walk walk) noexcept:
         engine.failed += 1
     else:
         engine.cancelled += 1
+    if engine.events is not None:
+        engine.events.c_note_outcome(walk, outcome)
     _unlink_walk(engine, walk)
 
 

@@ -23,6 +23,7 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
     try:
         if is_hooked(AT_PUSH):
             act_at(AT_PUSH)
+        keep_context(visit.walk)
         visit.ticket.visit = <PyObject*>visit
         visit.ticket.weight = weight_of(visit) if station.batches else 1.0
         visit.ticket.bucket = 0
@@ -61,6 +62,8 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
         return 0
     Py_INCREF(visit)                                            # E2: owned by the ticket until popped
     station.c_push(&visit.ticket)
+    if engine.events is not None:
+        engine.events.c_note_queued(visit)
     if is_hooked(AT_PUSHED):
         act_at_in(AT_PUSHED, turn)
     if notify:

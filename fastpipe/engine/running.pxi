@@ -8,7 +8,7 @@ from libcpp.atomic cimport memory_order_relaxed
 from fastpipe.engine.costs cimport cost_note
 from fastpipe.engine.parking cimport is_hooked, kernel_now_ns, unless_frozen
 
-from fastpipe.errors import BackendError, ItemErrors
+from fastpipe.errors import ItemErrors
 from fastpipe.faults import is_device_lost, is_out_of_memory
 from fastpipe.snapshots import CannotCopy, take
 
@@ -93,12 +93,16 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     begun_ns = unless_frozen(started)
     if turn.is_guarded:
         begin_batch(station, instance.index, begun_ns)
-    error = _forward(engine, station, instance, batch, alive)
+    if engine.events is not None:
+        engine.events.c_note_batch(station, instance, alive, turn, started)
+    error = _forward(engine, station, instance, batch, alive, turn)
     elapsed_ns = kernel_now_ns()
     ended_ns = unless_frozen(elapsed_ns)
     elapsed_ns -= started
     if turn.is_guarded and not end_batch(station, instance.index, turn, begun_ns):
         return 0
+    if engine.events is not None:
+        engine.events.c_note_end_of_batch(station, instance, turn, started + elapsed_ns)
     if is_hooked(AT_RETURN):
         act_at(AT_RETURN)
     else:
@@ -127,7 +131,7 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     return 0
 
 
-cdef list _claim_all(Engine engine, list visits, Turn turn):
+cdef inline list _claim_all(Engine engine, list visits, Turn turn):
     """Those of some visits that are still wanted; the others have failed, or nobody waits for them."""
     cdef Visit visit
     cdef list alive = []
@@ -140,19 +144,24 @@ cdef list _claim_all(Engine engine, list visits, Turn turn):
     return alive
 
 
-cdef object _forward(Engine engine, Station station, Instance instance, list batch, list alive):
+cdef object _forward(Engine engine, Station station, Instance instance, list batch, list alive, Turn turn):
     """Have the backend run a batch; return what it raised, or None. Raises nothing."""
+    cdef PyObject* context = NULL
+    cdef object failure = None
     try:
+        if turn.is_elsewhere or turn.helps:
+            context = enter_context(alive, turn)
         returned = run_backend(<void*>engine, instance.forward, batch, alive, station)
-        if returned is None:
-            return None
-        return BackendError(f"forward() of {(<Visit>alive[0]).node.backend_name} returned {type(returned).__name__}; it must fill in "
-                            "request['result'] and return nothing")
+        if returned is not None:
+            failure = wrong_return(returned, alive)
     except BaseException as error:
-        return error
+        failure = error
     except:  # noqa: E722
         # Lost on the way, for want of memory.
-        return _no_memory
+        failure = _no_memory
+    if context != NULL:
+        leave_context(alive, context)
+    return failure
 
 
 cdef int _file_failures(Engine engine, Station station, Instance instance, list alive, list batch, list before, str refusal,

@@ -20,6 +20,7 @@ cdef object serve_until_closed(Station station, int worker):
     cdef Turn turn = Turn.__new__(Turn)
     cdef PyObject* turn_pointer = <PyObject*>turn
     turn.is_workers = True
+    turn.is_elsewhere = True
     with nogil:
         want_precise_timers()
         while _wait_for_batch(station, &batch, worker, turn_pointer):
@@ -132,6 +133,7 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
         if batch.may_grow:
             top_up(station, batch)
         count = batch.taken.count
+        turn.why = batch.reason + 1
         engine = (<Visit>batch.taken.first.visit).walk.engine
         visits = _list_taken(batch, turn)
         if engine.called_first is not None:

@@ -63,6 +63,12 @@ cdef object run_backend(const void* engine, object forward, list batch, list vis
         leave_frame(frame)
 
 
+cdef object wrong_return(object returned, list visits):
+    """The error of a forward() that has returned something."""
+    return BackendError(f"forward() of {(<Visit>visits[0]).node.backend_name} returned {type(returned).__name__}; it must fill in "
+                        "request['result'] and return nothing")
+
+
 cdef void report(object error, object where) noexcept:
     """Tell sys.unraisablehook of an exception that has nobody to be raised to."""
     PyErr_SetObject(type(error), error)

@@ -27,6 +27,13 @@ cdef inline c_bool is_over_time(Walk walk, Turn turn) noexcept:
     return walk.deadline_ns >= 0 and walk.sink_kind != SINK_GATHER and time_in(turn) >= walk.deadline_ns
 
 
+cdef inline Walk root_of(Walk walk):
+    """The request of which a walk is a part, or a part of a part; itself, if it is none."""
+    while walk.sink_kind == SINK_GATHER:
+        walk = (<Gather>walk.sink).visit.walk
+    return walk
+
+
 cdef c_bool is_part_of(Visit visit, Walk walk) noexcept:
     """True if a visit is one of a walk, or of a part of it."""
     cdef Walk own = visit.walk
@@ -385,12 +392,8 @@ cdef str step_in_words(tuple without):
 
 cdef c_bool has_others(list visits, Turn turn):
     """True if some visit is of a request that this thread's caller did not bring."""
-    cdef Walk own
     for visit in visits:
-        own = (<Visit>visit).walk
-        while own.sink_kind == SINK_GATHER:
-            own = (<Gather>own.sink).visit.walk
-        if own.lister != <PyObject*>turn:
+        if root_of((<Visit>visit).walk).lister != <PyObject*>turn:
             return True
     return False
 

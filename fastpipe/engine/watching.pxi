@@ -6,7 +6,7 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
 from fastpipe.engine.parking cimport (
     FOREVER, Frame, abort_process, enter_frame, events_leave, events_notify, events_prepare, events_sleep, is_hooked,
-    leave_frame, now_ns, want_precise_timers,
+    kernel_now_ns, leave_frame, now_ns, want_precise_timers,
 )
 
 from heapq import heappop
@@ -104,6 +104,8 @@ cdef int _try_to_give_up(Station station, int index) except -1:
     events_notify(&station.workers, 0x7fffffff)                 # for retire()
     station.hung += 1
     lost.abandoned = instance.backend
+    if engine.events is not None:
+        engine.events.c_note_end_of_batch(station, instance, lost, kernel_now_ns())
     turn.settled_first = lost.settled_first                     # what it has not handed out
     turn.settled_last = lost.settled_last
     lost.settled_first = NULL

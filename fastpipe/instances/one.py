@@ -54,12 +54,12 @@ class _PartsRunner:
         # Of the last call, for each request: which step left its parts without a result; "": a filter; None: none did.
         self.reasons: list[str | None] = []
 
-    def __call__(self, splits: list[list[Request]], keeps_failures: bool) -> list[list[Any]]:
+    def __call__(self, splits: list[list[Request]], keeps_failures: bool, batch: list[Request]) -> list[list[Any]]:
         engine = self.engine()
         if engine is None:  # a backend that outlives its pipe and is called by hand
             raise PipeClosed("the pipe of this Jump is gone")
         self.reasons = []
-        return engine._run_parts(self.entry, splits, keeps_failures, self.reasons)
+        return engine._run_parts(self.entry, splits, keeps_failures, batch, self.reasons)
 
 
 def _sub_graphs_in(backend: Backend) -> Iterator[SubGraph]:

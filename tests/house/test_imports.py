@@ -24,10 +24,10 @@ FLOORS = [
     ["fastpipe.__main__"],
     ["fastpipe.cli"],
     ["fastpipe"],
-    ["fastpipe.batched_function"],
+    ["fastpipe.batched_function", "fastpipe.observe"],
     ["fastpipe.pipe"],
     ["fastpipe._maps"],
-    ["fastpipe.debug"],
+    ["fastpipe.debug", "fastpipe.observe.timeline"],
     ["fastpipe.show"],
     ["fastpipe.instances"],
     ["fastpipe.process"],
@@ -41,7 +41,7 @@ FLOORS = [
     ["fastpipe.snapshots", "fastpipe.cpus", "fastpipe.forks"],
     ["fastpipe.faults"],
     ["fastpipe.contract"],
-    ["fastpipe.filters", "fastpipe.results", "fastpipe.summaries"],
+    ["fastpipe.filters", "fastpipe.results", "fastpipe.summaries", "fastpipe.observe.perfetto"],
     ["fastpipe.errors", "fastpipe.redaction"],
 ]
 """The house; ``fastpipe`` itself is the package, with its public names. Rooms on one floor do not know each other."""

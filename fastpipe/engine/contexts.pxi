@@ -1,0 +1,116 @@
+# Contexts: the caller's context variables (contextvars), for batches that run on other threads than its own.
+#
+# Guarantees   A request that is alone in its batch finds them as its caller had them; in company each request's are at hand
+#              (context_of). One context serves a request from node to node. What a backend sets is seen by no other request,
+#              but for what it sets in company, or on its caller's thread: there it is called like any function.
+# Assumes      The GIL. Whoever queues a walk for the first time is on its caller's thread, or has given it a context before.
+#              Nobody else ever gets hold of a walk's context, so that is_context_entered says whether it can be entered.
+
+from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
+from cpython.ref cimport Py_DECREF, Py_INCREF
+
+from fastpipe.engine.parking cimport innermost_batch
+
+from fastpipe.errors import PipeError
+
+
+cdef inline int keep_context(Walk walk) except -1:
+    """Keep the context variables of this thread for a walk that is about to be queued, if it has none."""
+    cdef Walk root = root_of(walk)
+    if root.context is None:
+        root.context = PyContext_CopyCurrent()
+    return 0
+
+
+cdef PyObject* enter_context(list visits, Turn turn) except? NULL:
+    """Have this thread be in the context of a request that is alone in a batch, unless it is; what leave_context is given, or NULL."""
+    cdef Walk root = root_of((<Visit>visits[0]).walk)
+    cdef object context = root.context
+    if len(visits) > 1 or not turn.is_elsewhere and root.lister == <PyObject*>turn:
+        return NULL
+    # A context can be entered once at a time, and another branch, or part, of the request runs in it: a hung one, perhaps.
+    if root.is_context_entered:
+        context = PyContext_Copy(context)
+    PyContext_Enter(context)
+    if context is root.context:
+        root.is_context_entered = True
+    Py_INCREF(context)                                          # leave_context lets go of it
+    return <PyObject*>context
+
+
+cdef int leave_context(list visits, PyObject* pointer) noexcept:
+    cdef Walk root = root_of((<Visit>visits[0]).walk)
+    cdef object context = <object>pointer
+    Py_DECREF(context)
+    try:
+        PyContext_Exit(context)
+        if context is root.context:
+            root.is_context_entered = False
+    except BaseException as error:                              # a backend has left this thread in a context of its own
+        report(error, context)
+    return 0
+
+
+cdef object _copy_of_context(Visit visit, list batch):
+    """The context of one visit of the batch that this thread runs. Alone, or on its caller's thread, that is the current one."""
+    cdef Walk root = root_of(visit.walk)
+    return PyContext_CopyCurrent() if len(batch) == 1 or root.context is None else PyContext_Copy(root.context)
+
+
+cdef object _find_context(object request):
+    """A copy of the context of a request in the batch that this thread runs; None: it is not one of them."""
+    cdef void* batch = innermost_batch(current_greenlet())
+    if batch != NULL:
+        for visit in <list>batch:
+            if (<Visit>visit).request is request:
+                return _copy_of_context(<Visit>visit, <list>batch)
+    return None
+
+
+cdef c_bool is_in_company() noexcept:
+    """True if this thread is in a backend that runs several requests, so that its context is none of theirs."""
+    cdef void* batch = innermost_batch(current_greenlet())
+    return batch != NULL and len(<list>batch) > 1
+
+
+cdef int give_contexts(list walks, list splits, list requests) except -1:
+    """Give parts, which a backend runs for the requests of its batch, the context of the one that each is a part of."""
+    cdef Walk walk
+    cdef Py_ssize_t start = 0
+    for parts, request in zip(splits, requests, strict=True):
+        for walk in walks[start:start + len(parts)]:
+            walk.context = _find_context(request)
+            if walk.context is None:                            # a backend has made dicts of its own
+                walk.context = PyContext_CopyCurrent()
+        start += len(parts)
+    return 0
+
+
+def contexts_of_batch():
+    """Inside a backend's ``forward``, or a ``@batched`` function: what ``context_of`` gives, for all that it was given, in order.
+
+    Raises:
+        PipeError: no backend runs on this thread.
+    """
+    cdef void* batch = innermost_batch(current_greenlet())
+    if batch == NULL:
+        raise PipeError("contexts_of_batch() is for a backend's forward(), or a @batched function, and none runs on this thread")
+    return [_copy_of_context(<Visit>visit, <list>batch) for visit in <list>batch]
+
+
+def context_of(request):
+    """Inside a backend's ``forward``: the context variables with which one of its requests came, as a copy of its own.
+
+    Alone in a batch, a request's context is the current one already. In company no request's is: ``context_of(request)[var]``
+    and ``.get(var)`` read from it, ``.run(function)`` calls a function in it. What is set in the copy is not seen elsewhere.
+
+    Raises:
+        PipeError: no backend runs on this thread, or its batch does not hold this very dict.
+    """
+    context = _find_context(request)
+    if context is not None:
+        return context
+    is_inside_forward = innermost_batch(current_greenlet()) != NULL
+    where = "this is none of the dicts in that batch" if is_inside_forward else "no backend runs on this thread"
+    raise PipeError("context_of() is for a request of the batch that the calling thread runs, inside forward(), and "
+                    f"{where}. Ask before work is handed to other threads, and hand them what context_of() returned")

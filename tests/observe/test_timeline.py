@@ -1,0 +1,253 @@
+"""A timeline, as Perfetto's own engine reads it; and what becomes of one that cannot be written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import WAIT_S, Gate, opened
+from perfetto_engine import ask
+
+import fastpipe
+from fastpipe import Backend, Pipe, PipeClosed, PipeError, Request
+from fastpipe._core import EventLog
+from fastpipe.observe.perfetto import row
+
+ERRORS = "select name, value from stats where severity != 'info' and value > 0"
+
+
+class Works(Backend):
+    """Takes a moment, alone or in company; fails what it is told to."""
+
+    max_batch = 4
+    keeps_input = True
+
+    def __init__(self, *, seconds: float = 0.001, place: str | None = None) -> None:
+        self.seconds = seconds
+        self.place = place
+
+    def forward(self, batch: list[Request]) -> None:
+        time.sleep(self.seconds)
+        for request in batch:
+            if request["data"] == "bad":
+                raise ValueError("bad")
+            request["result"] = request["data"]
+
+
+class Halves(fastpipe.contract.SubGraph):
+    """Two parts, in a node of their own."""
+
+    def split(self, request: Request) -> list[Request]:
+        return [{"data": request["data"]} for _ in range(2)]
+
+    def merge(self, request: Request, answers: Any) -> None:
+        request["result"] = answers[0]["result"]
+
+
+def run_all(pipe: Pipe, count: int, *, bad: bool = False) -> None:
+    """Send requests by callers of their own, by lists and futures; with ``bad``, some of them fail."""
+
+    def call() -> None:
+        for index in range(count):
+            with contextlib.suppress(ValueError):
+                pipe({"data": "bad" if bad and index % 5 == 4 else index})
+        pipe([{"data": index} for index in range(count)])
+
+    callers = [threading.Thread(target=call, name=f"caller {number}") for number in range(4)]
+    for caller in callers:
+        caller.start()
+    for future in [pipe.submit({"data": index}) for index in range(count)]:
+        future.result(WAIT_S)
+    for caller in callers:
+        caller.join(WAIT_S)
+
+
+def test_perfettos_engine_drops_nothing_and_finds_what_stats_say(tmp_path: Path) -> None:
+    """Fan-out and join, parts, failures: slices nest, times are those of stats(), and arrows reach every batch."""
+    nodes: dict[str, Any] = {
+        "first": {"backend": Works, "next": "left,right", "batching_timeout": 1},
+        "left": {"backend": Works, "instance_num": 2, "next": "join"},
+        "right": {"backend": Halves(jump="part"), "next": "join"},
+        "join": {"backend": Works, "instance_num": 2, "map": "left[result:data],right[result:other]"},
+        "part": {"backend": Works(seconds=0.0005)},
+    }
+    path = tmp_path / "run.pftrace"
+    with Pipe(nodes) as pipe:
+        with pipe.timeline(path) as timeline:
+            run_all(pipe, 10, bad=True)
+        stats = pipe.stats()
+    assert timeline.dropped == 0
+    errors, rows, requests, flows, open_slices, lengths = ask(
+        path.read_bytes(),
+        ERRORS,
+        # Each batch is in two rows, its thread's and its instance's.
+        "select p.name parent, s.name node, count(*) c, sum(s.dur) d from slice s join track t on s.track_id = t.id"
+        " join track p on t.parent_id = p.id where p.name != 'Requests' group by 1, 2",
+        "select extract_arg(arg_set_id, 'debug.outcome') how, count(*) c from slice where name = 'request' group by 1",
+        # By request, as arrows of one flow have one id: those that end at its batches.
+        "select s.name node, count(*) c from flow f join slice s on f.slice_in = s.id group by 1",
+        "select count(*) c from slice where dur < 0",
+        "select distinct t.name from counter c join track t on c.track_id = t.id",
+    )
+    assert errors == []
+    assert open_slices == [(0,)]
+    for node, measured in stats["nodes"].items():
+        of_threads = [(c, d) for parent, name, c, d in rows if name == node and parent in ("Workers", "Callers")]
+        of_instances = [(c, d) for parent, name, c, d in rows if name == node and parent == "Instances"]
+        assert sum(c for c, _ in of_threads) == of_instances[0][0] == measured["batches"]
+        assert sum(d for _, d in of_threads) == of_instances[0][1] == round(measured["busy_s"] * 1e9)
+        if node != "part":  # which gets two for each request, and an arrow for each
+            assert dict(flows)[node] == measured["requests"]
+    assert dict(requests) == {"done": stats["requests"]["done"], "failed: error": stats["requests"]["failed"]}
+    assert {name for (name,) in lengths} <= {f"queued at {node}" for node in stats["nodes"]}
+
+
+def test_every_requests_flow_is_complete(tmp_path: Path) -> None:
+    """From the request to each node's queue and batch in turn, in company too: none is missing, none is another's."""
+    path = tmp_path / "run.pftrace"
+    nodes = {"a": {"backend": Works, "next": "b", "max": 4}, "b": {"backend": Works, "max": 4}}
+    with Pipe(nodes) as pipe:
+        with pipe.timeline(path):
+            run_all(pipe, 5)
+        count = pipe.stats()["requests"]["done"]
+    (begins, arrows) = ask(
+        path.read_bytes(),
+        "select id, extract_arg(arg_set_id, 'debug.outcome') outcome from slice where name = 'request'",
+        "select f.trace_id flow, a.name source, b.name target, b.ts >= a.ts forward"
+        " from flow f join slice a on f.slice_out = a.id join slice b on f.slice_in = b.id order by b.ts",
+    )
+    assert len(begins) == count
+    ways: dict[int, list[str]] = {}
+    for flow, source, target, forward in arrows:
+        assert forward == 1
+        way = ways.setdefault(flow, [source])
+        assert way[-1] == source
+        way.append(target)
+    visited = [[step for step in way if step != "queued"] for way in ways.values()]
+    assert len(visited) == len(begins)
+    assert sum(way == ["request", "a", "b"] for way in visited) == count
+
+
+def test_rows_of_a_node_at_several_places_are_below_them(tmp_path: Path) -> None:
+    class Placed(Works):
+        places = iter(("cuda:0", "cuda:1"))
+
+        def __init__(self) -> None:
+            super().__init__(place=next(self.places))
+
+    path = tmp_path / "run.pftrace"
+    with Pipe(backend=Placed, instance_num=2) as pipe, pipe.timeline(path):
+        pipe([{"data": index} for index in range(16)])
+    errors, rows = ask(
+        path.read_bytes(),
+        ERRORS,
+        "select distinct p.name place, t.name instance from slice s join track t on s.track_id = t.id"
+        " join track p on t.parent_id = p.id where p.name like 'cuda%' order by 1, 2",
+    )
+    assert errors == []
+    assert set(rows) <= {("cuda:0", "main #0"), ("cuda:1", "main #1")}
+    assert rows
+
+
+def test_what_finds_no_room_is_counted_and_what_is_there_still_nests(tmp_path: Path) -> None:
+    """A ring of 16, and nobody who empties it: begins are dropped, ends never."""
+    path = tmp_path / "full.pftrace"
+    with Pipe(backend=opened()) as pipe:
+        log = EventLog(pipe, 16)
+        pipe._set_events(log)
+        for index in range(20):
+            pipe({"data": index})
+        pipe._set_events(None)
+        assert log.dropped > 0
+        log.stop()
+        with path.open("wb") as file:
+            file.write(row(log.requests_track, "Requests"))
+            log.serve(file.fileno(), lambda ident: b"")
+    errors, slices = ask(path.read_bytes(), ERRORS, "select name, min(dur) > 0 whole, count(*) c from slice group by 1")
+    assert errors == []
+    assert [(name, whole) for name, whole, _ in slices] == [("main", 1), ("request", 1)]
+
+
+def test_a_batch_that_hangs_ends_when_it_is_given_up(tmp_path: Path) -> None:
+    gate = Gate()
+    path = tmp_path / "hung.pftrace"
+    with Pipe(backend=gate, hang_timeout=0.1) as pipe:
+        with pipe.timeline(path), pytest.raises(fastpipe.BackendHung):
+            pipe({"data": 0})
+        gate.opened.set()
+    errors, slices = ask(path.read_bytes(), ERRORS, "select name, dur > 0 ended from slice where name = 'main'")
+    assert errors == []
+    assert slices == [("main", 1), ("main", 1)]
+
+
+def test_a_path_that_cannot_be_written_is_said_at_once_and_serving_goes_on(tmp_path: Path) -> None:
+    with Pipe(backend=opened()) as pipe:
+        with pytest.raises(FileNotFoundError, match="no_such_folder"):
+            pipe.timeline(tmp_path / "no_such_folder" / "run.pftrace")
+        with pytest.raises(IsADirectoryError):
+            pipe.timeline(tmp_path)
+        assert pipe({"data": 1})["result"] == 1
+        with pipe.timeline(tmp_path / "run.pftrace"):
+            assert pipe({"data": 2})["result"] == 2
+    assert (tmp_path / "run.pftrace").stat().st_size > 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_disk_that_is_full_ends_the_timeline_and_not_the_service() -> None:
+    with Pipe(backend=opened()) as pipe:
+        with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+            pipe.timeline("/dev/full")
+        assert pipe({"data": 1})["result"] == 1
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        timeline = pipe.timeline(f"/dev/fd/{writer}")  # a pipe that nobody empties, and then nobody reads
+        os.close(writer)
+        os.close(reader)
+        for index in range(10):
+            assert pipe({"data": index})["result"] == index
+        with pytest.raises(BrokenPipeError):
+            timeline.stop()
+        timeline.stop()
+
+
+def test_a_second_timeline_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "first.pftrace"
+    with Pipe(backend=opened()) as pipe:
+        with pipe.timeline(path):
+            size = path.stat().st_size
+            with pytest.raises(PipeError, match="has a timeline already"):
+                pipe.timeline(path)
+            assert path.stat().st_size == size
+            pipe({"data": 0})
+        with pipe.timeline(path):  # one after the other is as it should be
+            pipe({"data": 0})
+
+
+def test_a_pipe_that_is_closed_meanwhile_ends_nothing_but_the_events(tmp_path: Path) -> None:
+    pipe = Pipe(backend=opened())
+    with pipe.timeline(tmp_path / "run.pftrace"):
+        pipe({"data": 0})
+        pipe.close()
+    with pytest.raises(PipeClosed, match="nothing to draw"):
+        pipe.timeline(tmp_path / "other.pftrace")
+
+
+def test_a_timeline_that_is_dropped_ends_its_thread(tmp_path: Path) -> None:
+    """The fixture of all tests looks for the thread."""
+    with Pipe(backend=opened()) as pipe:
+        pipe.timeline(tmp_path / "run.pftrace")
+        pipe({"data": 0})
+        pipe.timeline(tmp_path / "run.pftrace").stop()
+
+
+def test_a_timeline_keeps_no_pipe_alive(tmp_path: Path) -> None:
+    pipe = Pipe(backend=opened())
+    timeline = pipe.timeline(tmp_path / "run.pftrace")
+    pipe.close()
+    del pipe
+    timeline.stop()
