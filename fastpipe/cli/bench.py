@@ -27,7 +27,7 @@ from fastpipe.cpus import usable_cpu_count
 from fastpipe.pipe import Pipe
 from fastpipe.show.cards import seconds
 
-__all__ = ["Results", "Spread", "add_arguments", "add_load_arguments", "clients_of", "requests_of", "run"]
+__all__ = ["Results", "Spread", "add_arguments", "add_load_arguments", "count_of", "duration_of", "requests_of", "run"]
 
 MOST_REQUESTS = 1000
 # Where the load generator itself is late by more than this share of the median latency, it is worth a word.
@@ -139,7 +139,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_load_arguments(parser, seconds=3.0, repeats=3)
     parser.add_argument(
         "--clients",
-        type=clients_of,
+        type=_clients,
         metavar="N,...",
         help="closed loop: so many callers, each with its next request when it has its answer (default: 1,8,64)",
     )
@@ -161,16 +161,16 @@ def add_load_arguments(parser: argparse.ArgumentParser, *, seconds: float, repea
     parser.add_argument("file", metavar="FILE", type=Path, help="the configuration, a TOML file")
     parser.add_argument("--data", metavar="DATA", required=True, action="append", help=HELP)
     parser.add_argument(
-        "--seconds", metavar="S", type=_duration, default=seconds, help="of each window (default: %(default)s)"
+        "--seconds", metavar="S", type=duration_of, default=seconds, help="of each window (default: %(default)s)"
     )
     parser.add_argument(
-        "--warm-up", metavar="S", type=_duration, default=0.5, help="before each window (default: %(default)s)"
+        "--warm-up", metavar="S", type=duration_of, default=0.5, help="before each window (default: %(default)s)"
     )
     parser.add_argument(
-        "--repeats", metavar="N", type=_count, default=repeats, help="windows of each kind (default: %(default)s)"
+        "--repeats", metavar="N", type=count_of, default=repeats, help="windows of each kind (default: %(default)s)"
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of all that is random (default: %(default)s)")
-    parser.add_argument("--timeout", metavar="S", type=_duration, help="of each request, in seconds")
+    parser.add_argument("--timeout", metavar="S", type=duration_of, help="of each request, in seconds")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -274,12 +274,12 @@ def _remarks(results: list[Results]) -> list[str]:
         last = each.samples[-1]
         if not all(sample.kept_up for sample in each.samples):
             found.append(
-                f"{each.file.name} did not keep up with {each.load}: its queue grew, latencies would grow with --seconds"
+                f"{each.file.name} did not keep up with {each.load}: its queue grew, as latencies will with --seconds"
             )
         if last.late_p99_s is not None and last.late_p99_s > max(LATE_S, LATE_SHARE * last.quantile_s(0.5)):
             found.append(
-                f"at {each.load} the load generator was late itself, by {seconds(last.late_p99_s)} (p99), which is part "
-                "of the latencies: there are too few CPUs, or queues were full"
+                f"at {each.load} the load generator was late itself, by {seconds(last.late_p99_s)} (p99), which is in "
+                "the latencies: there are too few CPUs, or queues were full"
             )
         error = next((sample.error for sample in each.samples if sample.error is not None), None)
         if error is not None:
@@ -320,22 +320,24 @@ def _whole(number: float) -> str:
 # ---- values of options -----------------------------------------------------------------------------------------
 
 
-def clients_of(text: str) -> tuple[int, ...]:
+def _clients(text: str) -> tuple[int, ...]:
     """Read ``1,8,64``."""
-    return tuple(_count(part) for part in text.split(","))
+    return tuple(count_of(part) for part in text.split(","))
 
 
-def _count(text: str) -> int:
+def count_of(text: str) -> int:
+    """Read a number of at least 1."""
     if not text.strip().isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a number of at least 1 is expected, got {text!r}")
     return int(text)
 
 
 def _rates(text: str) -> tuple[float, ...]:
-    return tuple(_duration(part) for part in text.split(","))
+    return tuple(duration_of(part) for part in text.split(","))
 
 
-def _duration(text: str) -> float:
+def duration_of(text: str) -> float:
+    """Read a number above 0."""
     try:
         number = float(text)
     except ValueError:

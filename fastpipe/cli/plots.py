@@ -11,11 +11,13 @@ from fastpipe.errors import MissingExtra, PipeError
 try:
     # Not pyplot: it would choose a window system, and keep figures alive.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 except ImportError as error:
     raise MissingExtra("--plot", "plot", error) from error
 
 if TYPE_CHECKING:
     from fastpipe.cli.bench import Results
+    from fastpipe.cli.tuning import Outcome
 
 __all__ = ["bench", "tune"]
 
@@ -84,6 +86,7 @@ def _latencies(axes: Any, results: Sequence[Results], files: Sequence[Path]) -> 
     axes.set_yscale("log")
     axes.set_xticks([1 / (1 - share) for share in _SHOWN], list(_SHOWN.values()))
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
     axes.set_xlabel("percent of the requests that took no longer")
     axes.set_ylabel("latency in ms")
@@ -107,3 +110,51 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=150)
     except ValueError as error:  # a suffix that matplotlib does not know
         raise PipeError(f"--plot {path}: {error}") from error
+
+
+def tune(trials: Sequence[Outcome], was: Outcome, chosen: Outcome, p99_s: float | None, path: Path) -> None:
+    """Draw what was tried, by throughput and p99; the front is what nothing else beats in both."""
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    axes: Any = figure.subplots()
+    tried = [each for each in trials if each.error is None]
+    axes.scatter(
+        [each.requests_per_s for each in tried],
+        [each.p99_s * 1e3 for each in tried],
+        s=18,
+        color="#9a9a9a",
+        label=f"tried ({len(tried)})",
+    )
+    front = front_of(tried)
+    axes.step(
+        [each.requests_per_s for each in front],
+        [each.p99_s * 1e3 for each in front],
+        where="post",
+        color=FIRST,
+        marker="o",
+        markersize=4,
+        label="front",
+    )
+    for each, name, colour in ((was, "as it was", SECOND), (chosen, "chosen", COLOURS[2])):
+        axes.scatter([each.requests_per_s], [each.p99_s * 1e3], s=90, color=colour, marker="D", zorder=3, label=name)
+    if p99_s is not None:
+        axes.axhline(p99_s * 1e3, color="black", linestyle=":", label=f"limit of p99, {p99_s * 1e3:g} ms")
+    axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("requests answered per second")
+    axes.set_ylabel("p99 in ms")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    _tidy(axes)
+    _save(figure, path)
+
+
+def front_of(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Return those of which none other has more throughput and a lower p99, by throughput."""
+    front: list[Outcome] = []
+    for each in sorted(outcomes, key=lambda outcome: (-outcome.requests_per_s, outcome.p99_s)):
+        if not front or each.p99_s < front[-1].p99_s:
+            front.append(each)
+    return front[::-1]

@@ -163,9 +163,7 @@ def _count(text: str, default: int) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``fastpipe debug`` takes."""
     parser.add_argument("file", metavar="FILE", type=Path, help="the configuration, a TOML file")
-    parser.add_argument(
-        "--data", required=True, action="append", help=f"{HELP_ON_DATA}; the first request of many is taken"
-    )
+    parser.add_argument("--data", required=True, action="append", help=f"{HELP_ON_DATA}; of many, the first is taken")
     parser.add_argument("--node", metavar="NODE", help="where the request enters (default: the root)")
     parser.add_argument("--break", dest="stops", metavar="NODE", action="append", default=[], help="stop before a node")
 

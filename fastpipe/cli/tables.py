@@ -16,7 +16,7 @@ __all__ = ["Figures"]
 
 @dataclass(frozen=True)
 class Figures:
-    """Rows under headings; columns of ``words`` are aligned to the left, figures to the right.
+    """At least one row under headings, or under none; columns of ``words`` are aligned to the left, figures to the right.
 
     Args:
         headings: one for each column.
@@ -36,7 +36,8 @@ class Figures:
         return column < self.words or (self.last_words and column == len(self.headings) - 1)
 
     def __str__(self) -> str:
-        lines = [list(self.headings), *([escaped_line(cell) for cell in row] for row in self.rows)]
+        headings = [list(self.headings)] if any(self.headings) else []
+        lines = [*headings, *([escaped_line(cell) for cell in row] for row in self.rows)]
         widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(
@@ -50,7 +51,7 @@ class Figures:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, show_header=any(self.headings))
         for column, heading in enumerate(self.headings):
             table.add_column(heading, justify="left" if self._is_left(column) else "right", overflow="fold")
         for number, row in enumerate(self.rows):
