@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -159,12 +160,12 @@ def _inputs_of(source: str) -> Iterator[tuple[str, str, Callable[[], Request]]]:
         stem = Path(path).stem if path != STANDARD_INPUT else "line"
         for number, line in _lines(path):
             where = f"{path}:{number}"
-            yield where, f"{stem}-{number}", lambda line=line, where=where: _request_of(line, where)
+            yield where, f"{stem}-{number}", partial(_request_of, line, where)
     elif os.path.isdir(path):
         for file in _files_in(path):
-            yield file, os.path.relpath(file, path), lambda file=file: {"data": Path(file).read_bytes()}
+            yield file, os.path.relpath(file, path), partial(_request_of_file, file)
     else:
-        yield path, os.path.basename(path), lambda: {"data": Path(path).read_bytes()}
+        yield path, os.path.basename(path), partial(_request_of_file, path)
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
@@ -181,6 +182,10 @@ def _request_of(line: bytes, where: str) -> Request:
     except ValueError as error:
         raise ValueError(f"{where}: the line is no JSON: {error}") from None
     return value if isinstance(value, dict) else {"data": value}
+
+
+def _request_of_file(path: str) -> Request:
+    return {"data": Path(path).read_bytes()}
 
 
 def _files_in(folder: str) -> Iterator[str]:

@@ -152,6 +152,7 @@ class _Job:
         ``look`` is called now and then, to show how far it is.
         """
         source = iter(self.inputs)
+        self._began_s = time.monotonic()
 
         def loop() -> None:
             try:

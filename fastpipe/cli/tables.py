@@ -16,7 +16,7 @@ __all__ = ["Figures"]
 
 @dataclass(frozen=True)
 class Figures:
-    """At least one row under headings, or under none; columns of ``words`` are aligned to the left, figures to the right.
+    """Rows, at least one, under headings or none; columns of words are aligned to the left, figures to the right.
 
     Args:
         headings: one for each column.

@@ -7,6 +7,7 @@ and so also looks where steps do not lead. Nothing here runs a pipe: whoever sea
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,8 +152,23 @@ class Search:
                 best = plainer
         return best
 
+    def plainest(self, outcomes: Sequence[Outcome]) -> Outcome:
+        """Return, of those that are as good as the best of them but for noise, the one with the fewest changes."""
+        best = max(outcome.score(self._p99_s) for outcome in outcomes)
+        as_good = [each for each in outcomes if each.score(self._p99_s) >= best - GAIN * abs(best)]
+        return min(as_good, key=lambda each: sum(map(operator.ne, each.choice, self.start)))
+
+    def same(self, choice: Choice) -> Choice:
+        """Return a choice without what means nothing: a node without batches has no requests that wait for others."""
+        largest = {setting.node: choice[i] for i, setting in enumerate(self.settings) if setting.key == "max"}
+        return tuple(
+            setting.start if setting.key == "batching_timeout" and largest.get(setting.node) == 0 else index
+            for setting, index in zip(self.settings, choice, strict=True)
+        )
+
     def _try(self, choice: Choice) -> Outcome:
         """Measure a choice, if it was not, and tell the sampler."""
+        choice = self.same(choice)
         if choice not in self.outcomes:
             outcome = self.outcomes[choice] = self._run(choice)
             self.when_tried()
@@ -167,7 +183,7 @@ class Search:
         """Try what the sampler suggests; False: it only suggests what was tried."""
         for _ in range(MOST_REPEATS):
             trial = self._study.ask(self._distributions())
-            choice = tuple(trial.params[setting.name] for setting in self.settings)
+            choice = self.same(tuple(trial.params[setting.name] for setting in self.settings))
             known = self.outcomes.get(choice)
             if known is None:
                 self._study.tell(trial, state=optuna.trial.TrialState.FAIL)  # _try adds it, with what comes of it
@@ -204,5 +220,5 @@ class Search:
                 choice = list(origin.choice)
                 for index in group:
                     choice[index] = min(max(choice[index] + direction, 0), len(self.settings[index].values) - 1)
-                if tuple(choice) not in self.outcomes:
+                if self.same(tuple(choice)) not in self.outcomes:
                     yield tuple(choice)
