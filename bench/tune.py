@@ -73,7 +73,7 @@ def in_turns(tuner: Tuner, search: Search, choices: Sequence[Choice]) -> list[Ou
 def compare(name: str, file: Path, requests: list[dict[str, bytes]], p99_s: float | None, seconds: float) -> bool:
     """Run both searches on one configuration, print a line, and say whether the goal was reached."""
     arguments = argparse.Namespace(
-        file=file, clients=16, warm_up=seconds / 3, seconds=seconds, repeats=3, timeout=None, seed=0
+        file=file, clients=16, warm_up=seconds / 3, seconds=seconds, repeats=3, timeout=None, node=None
     )
     tuner = Tuner(arguments, requests)
     settings = tuner.settings()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from fastpipe.cli.data import HELP, Inputs, loaded
-from fastpipe.cli.load import Load, Sample, Window, measure
+from fastpipe.cli.load import Load, Sample, Target, Window, measure
 from fastpipe.cli.loading import pipe_of_file
 from fastpipe.cli.tables import Figures
 from fastpipe.cli.terminal import complain, say, show
@@ -171,6 +171,7 @@ def add_load_arguments(parser: argparse.ArgumentParser, *, seconds: float, repea
     )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of all that is random (default: %(default)s)")
     parser.add_argument("--timeout", metavar="S", type=duration_of, help="of each request, in seconds")
+    parser.add_argument("--node", metavar="NODE", help="where requests enter (default: the root)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -215,8 +216,8 @@ def _measured(
         for number, load in enumerate(loads):
             order = range(len(pipes)) if repeat % 2 == 0 else reversed(range(len(pipes)))
             for which in order:
-                seed = arguments.seed + repeat
-                sample = measure(pipes[which], requests, load, window, seed=seed, timeout_s=arguments.timeout)
+                target = Target(pipes[which], requests, arguments.timeout, arguments.node)
+                sample = measure(target, load, window, arguments.seed + repeat)
                 samples.setdefault((number, which), []).append(sample)
     return [Results(files[which], loads[number], tuple(samples[number, which])) for number, which in sorted(samples)]
 

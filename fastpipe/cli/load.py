@@ -22,7 +22,7 @@ from fastpipe.contract import Request
 from fastpipe.errors import PipeError
 from fastpipe.pipe import Pipe
 
-__all__ = ["Load", "NodeLoad", "Sample", "Window", "measure"]
+__all__ = ["Load", "NodeLoad", "Sample", "Target", "Window", "measure"]
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -48,6 +48,20 @@ class Load:
         if self.rate is not None:
             return f"{self.rate:g}/s"
         return f"{self.clients} client{'s' if self.clients != 1 else ''}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is sent, over and over again, and where to."""
+
+    pipe: Pipe
+    """Of which nobody else makes requests meanwhile."""
+    requests: Sequence[Request]
+    """Each is sent as a new dict with the same values."""
+    timeout_s: float | None = None
+    """Of each request."""
+    node: str | None = None
+    """Where requests enter; None: at the root."""
 
 
 @dataclass(frozen=True)
@@ -105,34 +119,24 @@ class Sample:
         return float(self.latencies_s[min(count - 1, int(share * count))])
 
 
-def measure(
-    pipe: Pipe,
-    requests: Sequence[Request],
-    load: Load,
-    window: Window,
-    *,
-    seed: int = 0,
-    timeout_s: float | None = None,
-) -> Sample:
+def measure(target: Target, load: Load, window: Window, seed: int = 0) -> Sample:
     """Apply a load for one window.
 
     Args:
-        pipe: of which nobody else makes requests meanwhile.
-        requests: sent over and over again, each time as a new dict with the same values.
+        target: to which it is applied.
         load: what is applied.
         window: how long.
         seed: of the times at which requests arrive in an open loop (Poisson).
-        timeout_s: of each request.
 
     Raises:
         PipeError: no request was answered within the window; the cause is what the first one has raised.
     """
-    log = _Log(pipe)
+    log = _Log(target.pipe)
     if load.rate is None:
-        _closed_loop(pipe, requests, load.clients or 1, window, timeout_s, log)
+        _closed_loop(target, load.clients or 1, window, log)
         late_p99_s = None
     else:
-        late_p99_s = _open_loop(pipe, requests, load.rate, window, seed, timeout_s, log)
+        late_p99_s = _open_loop(target, load.rate, window, seed, log)
     sample = log.sample(load, window, late_p99_s)
     if not sample.done:
         raise _nothing_done(sample, window)
@@ -240,10 +244,9 @@ class _Log:
 # ---- closed loop -----------------------------------------------------------------------------------------------
 
 
-def _closed_loop(
-    pipe: Pipe, requests: Sequence[Request], clients: int, window: Window, timeout_s: float | None, log: _Log
-) -> None:
+def _closed_loop(target: Target, clients: int, window: Window, log: _Log) -> None:
     """Let threads call as fast as they get answers."""
+    pipe, requests = target.pipe, target.requests
     stops = threading.Event()
     is_stopped = stops.is_set
 
@@ -256,7 +259,7 @@ def _closed_loop(
             outcome = _DONE
             start_ns = now_ns()
             try:
-                pipe(request, timeout=timeout_s)
+                pipe(request, timeout=target.timeout_s, entry=target.node)
             except BaseException as error:  # whatever a backend raises is counted
                 outcome = _FAILED
                 log.error = log.error or error
@@ -293,15 +296,7 @@ def _arrivals_s(rate: float, until_s: float, seed: int) -> Iterator[float]:
             yield at_s
 
 
-def _open_loop(
-    pipe: Pipe,
-    requests: Sequence[Request],
-    rate: float,
-    window: Window,
-    seed: int,
-    timeout_s: float | None,
-    log: _Log,
-) -> float:
+def _open_loop(target: Target, rate: float, window: Window, seed: int, log: _Log) -> float:
     """Submit requests when they are due, and wait for the last ones; return how late they were sent."""
     waiting: dict[Future[Request], int] = {}
     lateness_ns = array("q")
@@ -317,7 +312,7 @@ def _open_loop(
                 log.note(due_ns, _UNFINISHED)
                 continue
             lateness_ns.append(now_ns() - due_ns)
-            _send(pipe, dict(requests[turn % len(requests)]), timeout_s, due_ns, log, waiting)
+            _send(target, turn, due_ns, log, waiting)
 
     sender = threading.Thread(target=send, daemon=True)
     try:
@@ -340,11 +335,10 @@ def _open_loop(
     return float(late_ns[int(0.99 * len(late_ns))]) / 1e9
 
 
-def _send(
-    pipe: Pipe, request: Request, timeout_s: float | None, due_ns: int, log: _Log, waiting: dict[Future[Request], int]
-) -> None:
+def _send(target: Target, turn: int, due_ns: int, log: _Log, waiting: dict[Future[Request], int]) -> None:
+    request = dict(target.requests[turn % len(target.requests)])
     try:
-        future = pipe.submit(request, timeout=timeout_s)
+        future = target.pipe.submit(request, timeout=target.timeout_s, entry=target.node)
     except PipeError as error:  # refused
         log.note(due_ns, _FAILED, error)
         return

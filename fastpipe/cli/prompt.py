@@ -170,10 +170,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Debug one request at the prompt; 0 if it has ended well, 1 if it failed or was given up."""
-    from fastpipe.cli.loading import pipe_of_file
+    from fastpipe.pipe import Pipe
 
     (request, *_), _ = loaded(Inputs(arguments.data), 1)
-    with pipe_of_file(arguments.file) as pipe, pipe.debug() as debugger:
+    with Pipe(arguments.file) as pipe, pipe.debug() as debugger:
         for node in arguments.stops:
             debugger.break_at(node)
         debugger.start(request, entry=arguments.node)

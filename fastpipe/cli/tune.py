@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpipe.cli.bench import COST, add_load_arguments, count_of, duration_of, requests_of
-from fastpipe.cli.load import Load, Window, measure
+from fastpipe.cli.load import Load, Sample, Target, Window, measure
 from fastpipe.cli.loading import pipe_of_file
 from fastpipe.cli.tables import Figures
 from fastpipe.cli.terminal import progress_console, say, show
@@ -115,12 +115,13 @@ class Tuner:
         self._window = Window(arguments.warm_up, arguments.seconds)
         self._repeats: int = arguments.repeats
         self._timeout_s: float | None = arguments.timeout
+        self._node: str | None = arguments.node
         self._is_one_node = False
 
     def settings(self) -> list[Setting]:
         """Return what may be set at the nodes that have work to do."""
         with pipe_of_file(self._path) as pipe:
-            busy = measure(pipe, self._requests, self._load, self._window, timeout_s=self._timeout_s).nodes
+            busy = self._sample_of(pipe).nodes
         busiest = max((node.busy_share for node in busy.values()), default=0.0)
         working = {name for name, node in busy.items() if node.busy_share >= LEAST_BUSY * busiest}
         written = read_toml(self._path.read_bytes().removeprefix(BYTE_ORDER_MARK).decode())
@@ -133,6 +134,9 @@ class Tuner:
             for config in configs
             for setting in _settings_of(config, written, min(largest[config.name], clients), cores)
         ]
+
+    def _sample_of(self, pipe: Pipe) -> Sample:
+        return measure(Target(pipe, self._requests, self._timeout_s, self._node), self._load, self._window)
 
     def _largest_batches(self, configs: Sequence[NodeConfig], written: Mapping[str, Any]) -> dict[str, int]:
         """Return how many requests the backend of each node takes at once, if it is let."""
@@ -158,7 +162,7 @@ class Tuner:
                 keywords.setdefault(setting.node, {})[setting.key] = setting.values[index]
         try:
             with self._pipe(keywords) as pipe:
-                sample = measure(pipe, self._requests, self._load, self._window, timeout_s=self._timeout_s)
+                sample = self._sample_of(pipe)
         except Exception as error:  # a model that does not take such a batch, or memory that is not there
             return Outcome(choice, error=f"{type(error).__name__}: {error}")
         busy = {name: node.busy_share for name, node in sample.nodes.items()}
