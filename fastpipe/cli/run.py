@@ -71,13 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
         results = _opened(arguments.out, "a" if arguments.resume else "w", stack) or sys.stdout
         failures = _opened(arguments.failures, "w", stack)
         job = _Job(inputs, Outputs(arguments.out_dir), results, failures, done_names, arguments.workers)
-        pipe = stack.enter_context(pipe_of_file(arguments.file))
+        pipe = pipe_of_file(arguments.file)
+        stack.callback(lambda: pipe.close(timeout=0 if job.is_given_up else None))
         if arguments.timeline is not None:
             stack.enter_context(cast("Any", pipe).timeline(arguments.timeline))
         with _progress(job, inputs) as look:
-            is_whole = job.work(pipe, arguments.timeout, arguments.node, look)
-        if not is_whole:
-            pipe.close(timeout=0)  # it was asked for twice
+            job.work(pipe, arguments.timeout, arguments.node, look)
     complain(job.told())
     if arguments.failures is None and job.failed > MOST_SHOWN_FAILURES:
         complain(f"{job.failed - MOST_SHOWN_FAILURES} more failed; --failures OUT.jsonl has all of them")
@@ -129,12 +128,12 @@ class _Job:
     failed: int = 0
     passed_over: int = 0
     is_interrupted: bool = False
+    is_given_up: bool = False
     _error: BaseException | None = None
     _taken: int = 0
     _written: int = 0
     _running: int = 0
     _stops: bool = False
-    _is_given_up: bool = False
     _has_told_of_values: bool = False
     _held: dict[int, tuple[Line, bool] | None] = field(default_factory=dict)
     _began_s: float = field(default_factory=time.monotonic)
@@ -146,8 +145,8 @@ class _Job:
     def ended(self) -> int:
         return self.done + self.failed
 
-    def work(self, pipe: Pipe, timeout_s: float | None, node: str | None, look: Callable[[], object]) -> bool:
-        """Take all inputs through a pipe. Ctrl-C lets the requests end that have begun; False: it came twice.
+    def work(self, pipe: Pipe, timeout_s: float | None, node: str | None, look: Callable[[], object]) -> None:
+        """Take all inputs through a pipe. Ctrl-C lets the requests end that have begun; twice, it gives them up.
 
         ``look`` is called now and then, to show how far it is.
         """
@@ -177,10 +176,8 @@ class _Job:
         except KeyboardInterrupt:
             if not self._let_end():
                 self._give_up()
-                return False
         if self._error is not None:
             raise self._error
-        return True
 
     def _let_end(self) -> bool:
         self.is_interrupted = True
@@ -198,7 +195,7 @@ class _Job:
     def _give_up(self) -> None:
         """Write what waits for requests that will not be waited for, and nothing that comes later."""
         with self._changed:
-            self._is_given_up = True
+            self.is_given_up = True
             for index in sorted(self._held):
                 if (ended := self._held.pop(index)) is not None:
                     self._write(*ended)
@@ -238,7 +235,7 @@ class _Job:
     def _put(self, index: int, line: Line, is_answer: bool) -> None:
         with self._changed:
             self._running -= 1
-            if self._is_given_up:
+            if self.is_given_up:
                 return
             self._write_in_order(index, (line, is_answer))
             self._changed.notify_all()

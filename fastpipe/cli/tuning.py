@@ -25,8 +25,8 @@ __all__ = ["Choice", "Outcome", "Search", "Setting", "size_of"]
 Choice = tuple[int, ...]
 """For each setting, the index of its value."""
 
-# A node this much less busy than the busiest one becomes the busiest only if the others get fifty times as fast.
-LEAST_BUSY = 0.02
+# A node this much less busy than the busiest one becomes the busiest only if the others get twenty times as fast.
+LEAST_BUSY = 0.05
 # Nodes that are nearly as busy as the busiest: a step at one of them alone shows nothing.
 AS_BUSY = 0.8
 # Less than this is noise, and no reason for more instances or larger batches.
