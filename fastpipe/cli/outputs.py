@@ -21,6 +21,7 @@ from typing import Any
 
 from fastpipe.contract import Request
 from fastpipe.faults import node_of, text_of
+from fastpipe.redaction import Secrets
 from fastpipe.summaries import summarize, type_name
 
 __all__ = ["Outputs", "failure_line"]
@@ -80,14 +81,14 @@ class Outputs:
         return line
 
 
-def failure_line(index: int, name: str, error: BaseException) -> dict[str, Any]:
-    """Return the line of an input that failed, or could not be read."""
+def failure_line(index: int, name: str, error: BaseException, secrets: Secrets) -> dict[str, Any]:
+    """Return the line of an input that failed, or could not be read; secrets are left out of what the error says."""
     return {
         "index": index,
         "input": name,
         "node": node_of(error) or None,
         "error": type_name(error),
-        "message": text_of(error),
+        "message": secrets.and_of(error).left_out_of(text_of(error)),
     }
 
 

@@ -21,6 +21,7 @@ from fastpipe.cli.data import HELP, Input, Inputs
 from fastpipe.cli.loading import pipe_of_file
 from fastpipe.cli.outputs import Outputs, failure_line
 from fastpipe.cli.terminal import complain, escaped_line, progress_console
+from fastpipe.contract import Request
 from fastpipe.errors import PipeError
 from fastpipe.pipe import Pipe
 
@@ -67,12 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.fail("--resume needs --out: what was done is read from there")
     inputs = Inputs(arguments.data)
     done_names = _done_names(arguments.out) if arguments.resume else frozenset()
+    job = _Job(inputs, Outputs(arguments.out_dir), done_names, arguments.workers)
     with contextlib.ExitStack() as stack:
-        results = _opened(arguments.out, "a" if arguments.resume else "w", stack) or sys.stdout
-        failures = _opened(arguments.failures, "w", stack)
-        job = _Job(inputs, Outputs(arguments.out_dir), results, failures, done_names, arguments.workers)
         pipe = pipe_of_file(arguments.file)
         stack.callback(lambda: pipe.close(timeout=0 if job.is_given_up else None))
+        # Only now: had the pipe been refused, the results of an earlier run would be lost.
+        job.results = _opened(arguments.out, "a" if arguments.resume else "w", stack) or sys.stdout
+        job.failures = _opened(arguments.failures, "w", stack)
         if arguments.timeline is not None:
             stack.enter_context(cast("Any", pipe).timeline(arguments.timeline))
         with _progress(job, inputs) as look:
@@ -120,10 +122,10 @@ class _Job:
 
     inputs: Inputs
     outputs: Outputs
-    results: TextIO
-    failures: TextIO | None
     done_names: frozenset[str]
     workers: int
+    results: TextIO = field(default_factory=lambda: sys.stdout)
+    failures: TextIO | None = None
     done: int = 0
     failed: int = 0
     passed_over: int = 0
@@ -224,12 +226,14 @@ class _Job:
         self, pipe: Pipe, index: int, item: Input, timeout_s: float | None, node: str | None
     ) -> tuple[Line, bool]:
         """Run one input; return its line, and whether it was answered."""
+        given: Request = {}
         try:
             request = item.read()
             given = dict(request)
             pipe(request, timeout=timeout_s, entry=node)
         except BaseException as error:  # whatever a backend raises is told of
-            return failure_line(index, item.name, error), False
+            secrets = pipe._description().secrets().and_of(given)
+            return failure_line(index, item.name, error, secrets), False
         return self.outputs.line(index, item.name, item.place, given, request), True
 
     def _put(self, index: int, line: Line, is_answer: bool) -> None:

@@ -88,6 +88,19 @@ def test_without_a_file_results_go_to_the_output_and_failures_are_told(
     assert "in.jsonl:2: node 'square': TypeError" in said.err
 
 
+def test_a_failure_tells_no_secret_of_its_request(in_folder: Path) -> None:
+    """Errors repeat what they were given, and the file may go to others."""
+    Path("ours_repeating.py").write_text(
+        "import fastpipe\n\nclass Repeats(fastpipe.Backend):\n    def forward(self, batch):\n"
+        "        raise ValueError(f'refused: {batch[0]}')\n"
+    )
+    Path("pipe.toml").write_text('backend = "ours_repeating:Repeats"\n')
+    words = ["run", "pipe.toml", "--data", "1", "--data", "api_key='hunter2-hunter2'", "--failures", "failures.jsonl"]
+    assert main(words) == 1
+    assert "hunter2" not in Path("failures.jsonl").read_text()
+    assert lines_of("failures.jsonl")[0]["message"].startswith("refused: {'data': 1")
+
+
 def test_a_folder_gives_a_request_for_each_file(in_folder: Path) -> None:
     """In the order of the names, with the folders inside of it, and without hidden ones; results are files, too."""
     Path("ours_measured.py").write_text(BACKENDS)
@@ -179,10 +192,12 @@ def test_ctrl_c_ends_it_and_says_how_far_it_was(in_folder: Path) -> None:
 def test_what_is_wrong_is_said(
     words: list[str], said: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before anything is run."""
+    """Before anything is run, and before a file of results is emptied."""
     Path("folder").mkdir()
     Path("wrong.toml").write_text('[a]\nbackend = "Pov"\n')
-    assert main(["run", *words]) == 1
+    Path("out.jsonl").write_text("earlier\n")
+    assert main(["run", *words, "--out", "out.jsonl"]) == 1
+    assert Path("out.jsonl").read_text() == "earlier\n"
     assert said in capsys.readouterr().err
 
 
