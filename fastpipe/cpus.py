@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["usable_cpu_count"]
+__all__ = ["cgroup_quota", "usable_cpu_count"]
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
@@ -21,8 +21,13 @@ def usable_cpu_count() -> int:
     """
     # The affinity mask is not offered outside of Linux.
     cpu_count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = _cgroup_quotas(_read(Path("/proc/self/cgroup")), _CGROUP_ROOT)
-    return max(1, int(min([cpu_count, *quotas])))
+    quota = cgroup_quota()
+    return max(1, cpu_count if quota is None else int(min(cpu_count, quota)))
+
+
+def cgroup_quota() -> float | None:
+    """Return how many CPUs the cgroups around this process let it use, the least of them; None: there is no limit."""
+    return min(_cgroup_quotas(_read(Path("/proc/self/cgroup")), _CGROUP_ROOT), default=None)
 
 
 def _cgroup_quotas(membership: str, root: Path) -> Iterator[float]:

@@ -18,7 +18,7 @@ from fastpipe.errors import BackendError, DeviceLost
 if TYPE_CHECKING:
     from fastpipe.contract import Backend
 
-__all__ = ["is_device_lost", "is_out_of_memory", "own_copy", "stacks", "take_traceback", "text_of"]
+__all__ = ["is_device_lost", "is_out_of_memory", "node_of", "own_copy", "stacks", "take_traceback", "text_of"]
 
 _IS_WRITTEN_IN_PYTHON = 1 << 9  # a flag of types: Py_TPFLAGS_HEAPTYPE
 
@@ -55,6 +55,7 @@ _STICKY = (
     "CUDA_ERROR_ASSERT",
 )
 _ON_CUDA = re.compile(r"cuda:(\d+)")
+_NODE_IN_NOTE = re.compile(r"fastpipe: node '([^']+)'")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -114,6 +115,14 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except Exception as broken:
         return f"<its __str__ raises {type(broken).__name__}>"
+
+
+def node_of(error: BaseException) -> str:
+    """Return the node whose backend or filter raised, as the engine's note on the error says; empty: it says none."""
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, str) and (found := _NODE_IN_NOTE.search(note)):
+            return found[1]
+    return ""
 
 
 def own_copy(error: BaseException) -> BaseException:

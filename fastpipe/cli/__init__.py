@@ -1,1 +1,1 @@
-"""The command ``fastpipe``: draw, check and replay what a file describes."""
+"""The command ``fastpipe``: draw, check, run, measure, tune and replay what a file describes."""

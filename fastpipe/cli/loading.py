@@ -1,4 +1,4 @@
-"""Pipes for the command line: by ``module:attribute``, or by what a record says of its configuration."""
+"""Pipes for the command line: of a file, by ``module:attribute``, or by what a record says of its configuration."""
 
 from __future__ import annotations
 
@@ -9,13 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from fastpipe.config.registry import distrusting
-from fastpipe.errors import PipeError
+from fastpipe.errors import ConfigError, PipeError
 from fastpipe.pipe import Pipe
 
-__all__ = ["pipe_named", "pipe_of_record"]
+__all__ = ["pipe_named", "pipe_of_file", "pipe_of_record"]
 
 MOST_CONFIGURATION_BYTES = 16 << 20  # a record may name any file of the machine
 REMEDY = "--config FILE takes a configuration of yours instead, --trust runs whatever the record names"
+
+
+def pipe_of_file(path: Path, keywords: Mapping[str, Any] | None = None) -> Pipe:
+    """Build the pipe that a file describes; ``keywords`` win over it.
+
+    Raises:
+        PipeError: there are mistakes in it; the message has them with their places, as ``fastpipe check`` says them.
+        ConfigError, ...: whatever else ``Pipe`` raises.
+    """
+    try:
+        return Pipe(path, **(keywords or {}))
+    except ConfigError as error:
+        from fastpipe.cli.check import check
+        from fastpipe.cli.reporting import lines_of
+
+        report = check(path)
+        if keywords or not report.mistake_count:  # what a constructor has refused
+            raise
+        lines = "\n".join("".join(text for text, _ in line) for line in lines_of(report))
+        raise PipeError(f"the configuration has mistakes\n{lines}") from error
 
 
 def pipe_named(name: str) -> Pipe:

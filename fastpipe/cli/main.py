@@ -1,4 +1,4 @@
-"""The command ``fastpipe``: draw a configuration, check it, write its schema, debug and replay requests.
+"""The command ``fastpipe``: look at a configuration, run it, measure it, tune it, and look into requests and machines.
 
 The exit status is 0 if all is well, 1 if something is wrong with what was given, 2 if the command itself was.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import sys
 import warnings
@@ -14,12 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastpipe.cli.terminal import Escaping, blank, column_count, complain, escaped, escaped_line, put, say
+from fastpipe.cli.terminal import Escaping, complain, escaped_line, put, say
 from fastpipe.errors import PipeError
 from fastpipe.faults import text_of
 
 if TYPE_CHECKING:
-    from fastpipe.cli.check import Finding, Report
     from fastpipe.show.picture import Picture
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 FINE, MISTAKES = 0, 1
-LONGEST_SHOWN = 400  # of a line of a file, under each of its mistakes
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
 _SUFFIXES = {".txt": "txt", ".svg": "svg", ".html": "html", ".htm": "html", ".mmd": "mmd", ".dot": "dot", ".gv": "dot"}
 
@@ -71,7 +70,10 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastpipe", description="Look at configurations of pipes, and into requests.")
+    parser = argparse.ArgumentParser(
+        prog="fastpipe", description="Look at configurations of pipes, run them, and look into requests."
+    )
+    parser.add_argument("--version", action=_Version, help="say which fastpipe, engine and Python this is")
     parser.set_defaults(runs_own_code=lambda options: True)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -80,6 +82,8 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     _add_schema(commands)
     _add_debug(commands, is_given="debug" in given[:1])
     _add_replay(commands, is_given="replay" in given[:1])
+    for name, what in _TOOLS.items():
+        _add_tool(commands, name, what, is_given=name in given[:1])
     return parser
 
 
@@ -150,6 +154,42 @@ def _add_replay(commands: _Commands, *, is_given: bool) -> None:
         replay.set_defaults(run=replaying.run, runs_own_code=replaying.is_trusted)
 
 
+_TOOLS = {
+    "run": ("take files or lines through a pipe", "Take files or lines through a pipe, and write what comes of each."),
+    "bench": ("measure a pipe under load", "Measure throughput and latencies of a pipe under load."),
+    "tune": (
+        "find the best settings of a pipe",
+        "Search the settings with which a pipe answers most requests a second while its latencies stay within a limit.",
+    ),
+    "doctor": (
+        "look at this machine",
+        "Say what there is of CPUs, libraries, GPUs and caches, and what would make a pipe slow here.",
+    ),
+}
+"""Commands with a module of their own, which has ``add_arguments`` and ``run``: their help, and description."""
+
+
+def _add_tool(commands: _Commands, name: str, what: tuple[str, str], *, is_given: bool) -> None:
+    tool = commands.add_parser(name, help=what[0], description=what[1])
+    if is_given:
+        module = importlib.import_module(f"fastpipe.cli.{name}")
+        module.add_arguments(tool)
+        tool.set_defaults(run=module.run)
+
+
+class _Version(argparse.Action):
+    """``--version``: what is said is looked up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from fastpipe.cli.doctor import version_line
+
+        say((version_line(), ""))
+        parser.exit()
+
+
 # ---- commands --------------------------------------------------------------------------------------------------
 
 
@@ -195,45 +235,17 @@ def _picture_of(path: Path) -> Picture:
 
 def _check(options: argparse.Namespace) -> int:
     from fastpipe.cli.check import check
+    from fastpipe.cli.reporting import lines_of
 
     reports = [check(path, builds=options.build) for path in options.files]
     for report in reports:
-        for finding in report.findings:
-            _show_finding(report, finding)
-        _show_summary(report)
+        for line in lines_of(report):
+            say(*line)
     if not all(report.has_positions for report in reports if report.findings):
         say(("lines and columns are known with: pip install 'fastpipe-engine[cli]'", "dim"))
     mistakes = sum(report.mistake_count for report in reports)
     warned = sum(report.warning_count for report in reports)
     return MISTAKES if mistakes or (options.strict and warned) else FINE
-
-
-def _show_finding(report: Report, finding: Finding) -> None:
-    position = [
-        escaped_line(str(report.path)),
-        *(str(number) for number in (finding.line, finding.column) if number is not None),
-    ]
-    kind = ("warning: ", "yellow") if finding.is_warning else ("", "")
-    say((f"{':'.join(position)}: ", "bold"), kind, (" ".join(finding.text.split()), ""))
-    if finding.line is None or finding.column is None or finding.line > len(report.lines):
-        return
-    start = finding.column - 1
-    left_out = max(start - LONGEST_SHOWN // 2, 0) if len(report.lines[finding.line - 1]) > LONGEST_SHOWN else 0
-    raw = report.lines[finding.line - 1][left_out : left_out + LONGEST_SHOWN]
-    start, end = start - left_out, start - left_out + finding.length
-    before, meant, rest = (escaped(part) for part in (raw[:start], raw[start:end], raw[end:]))
-    margin = f"{finding.line:>5} | "
-    caret = "^" + "~" * (column_count(meant) - 1)
-    say((margin, "dim"), (before + meant + rest, ""))
-    say((" " * (len(margin) - 2) + "| ", "dim"), (blank(before), ""), (caret, "bold red"))
-
-
-def _show_summary(report: Report) -> None:
-    counts = ((report.mistake_count, "mistake"), (report.warning_count, "warning"))
-    said = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in counts if count]
-    nodes = f"{report.node_count} node{'s' if report.node_count != 1 else ''}"
-    colour = "red" if report.mistake_count else "yellow" if said else "green"
-    say((f"{escaped_line(str(report.path))}: ", "bold"), (", ".join(said) or f"no mistakes, {nodes}", colour))
 
 
 def _schema(options: argparse.Namespace) -> int:

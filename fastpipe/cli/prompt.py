@@ -11,8 +11,10 @@ import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fastpipe.cli.data import HELP as HELP_ON_DATA
+from fastpipe.cli.data import Inputs, loaded
 from fastpipe.cli.terminal import show
 from fastpipe.errors import PipeError, UnknownNode, nearest
 
@@ -161,11 +163,7 @@ def _count(text: str, default: int) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``fastpipe debug`` takes."""
     parser.add_argument("file", metavar="FILE", type=Path, help="the configuration, a TOML file")
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="what becomes the request's 'data': a Python literal, text, or @PATH for the bytes of a file",
-    )
+    parser.add_argument("--data", required=True, action="append", help=f"{HELP_ON_DATA}; of many, the first is taken")
     parser.add_argument("--node", metavar="NODE", help="where the request enters (default: the root)")
     parser.add_argument("--break", dest="stops", metavar="NODE", action="append", default=[], help="stop before a node")
 
@@ -174,23 +172,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Debug one request at the prompt; 0 if it has ended well, 1 if it failed or was given up."""
     from fastpipe.pipe import Pipe
 
+    (request, *_), _ = loaded(Inputs(arguments.data), 1)
     with Pipe(arguments.file) as pipe, pipe.debug() as debugger:
         for node in arguments.stops:
             debugger.break_at(node)
-        debugger.start({"data": data_of(arguments.data)}, entry=arguments.node)
+        debugger.start(request, entry=arguments.node)
         interact(debugger)
         return 0 if debugger.finished and debugger.error is None else 1
-
-
-def data_of(text: str) -> Any:
-    """Return what ``--data`` means: ``@PATH`` the bytes of a file, a Python literal, or else the text itself.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    if text.startswith("@"):
-        return Path(text[1:]).read_bytes()
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.segment import Segment
 
-__all__ = ["Escaping", "blank", "column_count", "complain", "escaped", "escaped_line", "put", "say", "show"]
+__all__ = [
+    "Escaping",
+    "blank",
+    "column_count",
+    "complain",
+    "escaped",
+    "escaped_line",
+    "progress_console",
+    "put",
+    "say",
+    "show",
+]
 
 Part = tuple[str, str]
 """Text, and its style as rich calls it."""
@@ -88,6 +99,21 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
+def progress_console() -> Console | None:
+    """Return rich's way to the standard error output, if that is a terminal and rich is installed.
+
+    What is drawn there is not escaped: it may show fixed words and numbers, and no text of others.
+    """
+    stream = sys.stderr.stream if isinstance(sys.stderr, Escaping) else sys.stderr
+    if not stream.isatty():
+        return None
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    return Console(file=stream)
+
+
 def column_count(text: str) -> int:
     """Return how many columns a terminal gives to text, at least one."""
     return max(sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text), 1)
@@ -129,10 +155,10 @@ class Escaping:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self.stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(escaped(text))
+        self.stream.write(escaped(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -143,4 +169,4 @@ class Escaping:
         return False
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)

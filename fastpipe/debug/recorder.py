@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fastpipe.contract import Request
 from fastpipe.debug import record_files
 from fastpipe.errors import PipeClosed, PipeError
-from fastpipe.faults import text_of
+from fastpipe.faults import node_of, text_of
 from fastpipe.instances.threads import Worker
 from fastpipe.redaction import LEFT_OUT, Secrets, looks_secret
 from fastpipe.summaries import summarize, type_name
@@ -45,7 +45,6 @@ MOST_COPIED_VALUES = 10_000
 DEEPEST = 16
 OWNERS_FOLDER = 0o700
 
-_NODE_IN_NOTE = re.compile(r"fastpipe: node '([^']+)'")
 _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -284,7 +283,7 @@ class _Writer:
         if ended.answer is not None:
             values["answer"] = ended.answer
         encoded, members = record_files.encode(values, pickle=self.pickle)
-        node = "" if ended.error is None else _node_of(ended.error)
+        node = "" if ended.error is None else node_of(ended.error)
         manifest = {
             **self.manifest,
             "time": ended.time.isoformat(),
@@ -310,14 +309,6 @@ class _Writer:
         names = sorted(name for name in os.listdir(self.folder) if name.endswith(suffix) and name[0] != ".")
         for name in names[: -self.limit]:
             (self.folder / name).unlink(missing_ok=True)  # another process may be as tidy
-
-
-def _node_of(error: BaseException) -> str:
-    """The node whose backend or filter raised, as the engine's note on the error says; empty: it says none."""
-    for note in getattr(error, "__notes__", ()):
-        if isinstance(note, str) and (found := _NODE_IN_NOTE.search(note)):
-            return found[1]
-    return ""
 
 
 def _told_error(error: BaseException, node: str, secrets: Secrets) -> dict[str, Any]:

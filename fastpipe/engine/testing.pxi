@@ -18,9 +18,21 @@ from fastpipe.engine.ranking cimport (
 )
 from fastpipe.engine.tokens cimport Tokens, token_release, token_try, tokens_free, tokens_init, tokens_take
 
+cdef extern from *:
+    """
+    #ifdef NDEBUG
+    #define FASTPIPE_IS_DEBUG_BUILD 0
+    #else
+    #define FASTPIPE_IS_DEBUG_BUILD 1
+    #endif
+    """
+    const bint IS_DEBUG_BUILD "FASTPIPE_IS_DEBUG_BUILD"
+
 from os import environ
 
 from fastpipe.errors import PipeError
+
+is_debug_build = bool(IS_DEBUG_BUILD)   # with bounds checks and assertions, and not optimized: FASTPIPE_DEBUG=1
 
 cdef dict _actions = {}                 # GIL: of hooks, by point
 

@@ -16,8 +16,9 @@ import pytest
 
 import fastpipe
 from fastpipe import Backend, Pipe, PipeError, Status, UnknownNode
+from fastpipe.cli.data import data_of
 from fastpipe.cli.main import main
-from fastpipe.cli.prompt import data_of, interact
+from fastpipe.cli.prompt import interact
 from fastpipe.debug.debugger import Debugger, Stop
 from fastpipe.summaries import in_units, summarize
 

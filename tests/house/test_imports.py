@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 INSTALLED_AS = {"fastpipe": "fastpipe", "kernels": "fastpipe.kernels", "backends": "fastpipe.backends"}
 
 OPTIONAL = {
-    *("PIL", "cryptography", "cupy", "cv2", "modelopt", "numba", "nvidia", "onnx", "onnxruntime", "rich", "simplejpeg"),
-    *("skimage", "tensorrt", "tensorrt_rtx", "torch"),
+    *("PIL", "cryptography", "cupy", "cv2", "matplotlib", "modelopt", "numba", "nvidia", "onnx", "onnxruntime"),
+    *("optuna", "rich", "simplejpeg", "skimage", "tensorrt", "tensorrt_rtx", "tomlkit", "torch"),
 }
 
 FLOORS = [
