@@ -122,6 +122,9 @@ cdef class Station:
     cdef readonly int64_t gil_acquires
     cdef readonly int64_t busy_ns
     cdef readonly int64_t halved                # batches run in halves, as memory ran out
+    cdef readonly int64_t refused               # at a gate: requests for which there was no room
+    cdef readonly int64_t shed                  # at a gate: requests that made room for others
+    cdef public bint is_noticed                 # GIL: at a gate: the log will look at these two, and need not be told
     cdef atomic[int64_t] reasons[8]             # atomic, relaxed
 
     cdef int c_take_token(self) noexcept nogil                       # instance, or -1

@@ -58,6 +58,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     clocks      time limits, and when a batch is late
     forming     what leaves as a batch
     failures    the error of each request
+    notices     what the log is to say
     station     tokens, the queue's ends, what was learned
     walks       walks, visits, turns, and their dicts
     threads     how one starts and ends, even without memory
@@ -489,6 +490,7 @@ include "engine/lines.pxi"
 include "engine/clocks.pxi"
 include "engine/forming.pxi"
 include "engine/failures.pxi"
+include "engine/notices.pxi"
 include "engine/station.pxi"
 include "engine/walks.pxi"
 include "engine/threads.pxi"

@@ -33,7 +33,7 @@ from .postprocessors import find_postprocessor, postprocess
 from .reader import Sample
 from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
 from .runs import Group, bucket_of, run_in_groups
-from .shapes import InputSpec, Profile, make_profiles
+from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import open_model
 
 __all__ = ["OnnxTensor"]
@@ -227,6 +227,7 @@ class OnnxTensor(Backend):
         return ""
 
     def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
+        sizes: list[int] = []
         # The largest batch comes first, so that the arena grows once.
         for profile in profiles:
             items = profile.largest_items()
@@ -244,6 +245,8 @@ class OnnxTensor(Backend):
                 problem = self._row_problem(outputs, size)
                 if problem:
                     raise ConfigError(problem)
+                sizes.append(size)
+        self.warmed_up = told_batches(sizes)
 
     def _prove_rows(
         self,

@@ -82,12 +82,14 @@ cdef c_bool _make_room(Engine engine, Visit visit, Turn turn) noexcept:
             if station.when_full == REJECT:
                 visit.size_bytes = 0
                 fail_visit(engine, visit, error, turn)
+                note_refusal(front, engine, turn)
                 return False
             oldest = take_oldest_of_all(front)
             if oldest is None:
                 break
             fail_visit(engine, oldest, error, turn)             # of what waits, it is the one that has waited longest
             send_one_back(oldest, turn)
+            note_shed(front, engine, turn)
         visit.walk.queued.append(visit)                         # now: this may need memory
     except BaseException as error:
         visit.size_bytes = 0
