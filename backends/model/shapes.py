@@ -21,7 +21,17 @@ import numpy as np
 from fastpipe.config.shapes import Shape, profiles_of
 from fastpipe.errors import ConfigError
 
-__all__ = ["InputSpec", "Limits", "Profile", "SharedAxes", "advice_on_empty", "is_within", "make_profiles", "ranks_of", "told_batches"]
+__all__ = [
+    "InputSpec",
+    "Limits",
+    "Profile",
+    "SharedAxes",
+    "advice_on_empty",
+    "is_within",
+    "make_profiles",
+    "ranks_of",
+    "told_batches",
+]
 
 Limits = tuple[tuple[int, int | None], ...]
 """Smallest and largest size of each axis of an item (without the batch axis); None: no largest."""

@@ -44,22 +44,22 @@ cdef int start_walk(Engine engine, Walk walk, Turn turn) except -1:
 cdef object _refused_at(Station gate, int64_t size_bytes, Engine engine):
     """Refuse a request for which a gate has no room: return the error."""
     cdef object error
-    engine.refused += 1
+    note_refused(engine, gate)
     error = full_error(gate, size_bytes)
-    note_refusal(gate, engine, None)
+    tell_of_refusal(gate, engine, None)
     return error
 
 
 cdef object _late_for_room(Engine engine, Waiter waiter):
     """Refuse a request that has waited for room until its time was over: return the error. Raises nothing."""
     cdef Station gate = waiter.line.c_gate_of_first()
-    engine.refused += 1
+    note_refused(engine, gate)
     try:
         where = "in the pipe" if gate is engine.gate else f"in the queue of node {gate.name!r}"
         error = RequestTimeout(f"the request waited {waiter.terms.timeout_s:g} s for room {where}")
     except BaseException as unexpected:                         # no memory for it: then that is the error
         error = unexpected
-    note_refusal(gate, engine, None)
+    tell_of_refusal(gate, engine, None)
     return error
 
 
@@ -70,7 +70,7 @@ cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, obj
     cdef Clock clock
     cdef Line line
     cdef Waiter waiter
-    cdef int64_t size
+    cdef int64_t size, entered_ns
     entry = entry_for(engine, given, name)
     if terms is not None and terms.deadline_ns >= 0 and sink_kind != SINK_CALLER and engine.clock is None:
         clock = Clock.__new__(Clock)
@@ -84,11 +84,13 @@ cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, obj
             act_at(AT_ADMIT)
         line = _line_at(engine, entry)
         size = line.c_size_of(given)
+        entered_ns = now_ns()
         waiter = _enter_line(engine, line, entry, given, size, terms, is_patient, sink)
         if waiter is not None:
             waiter.owned = request
+            waiter.entered_ns = entered_ns
             return waiter
-        walk = _admit_booked(engine, line, size, entry, given, sink_kind, sink, terms)
+        walk = _admit_booked(engine, line, size, entry, given, sink_kind, sink, terms, entered_ns)
     else:
         walk = admit(engine, entry, given, sink_kind, sink, terms, is_patient)
     hand_in(walk, request, given)
@@ -180,24 +182,25 @@ cdef Walk admit(Engine engine, Entry entry, object request, uint8_t sink_kind, o
     cdef Line line
     cdef Waiter waiter
     cdef int64_t size
+    cdef int64_t entered_ns = now_ns()
     if is_hooked(AT_ADMIT):
         act_at(AT_ADMIT)
     if entry.line is None:
-        return _admit_now(engine, entry, request, sink_kind, sink, terms)
+        return _admit_now(engine, entry, request, sink_kind, sink, terms, entered_ns)
     line = _line_at(engine, entry)
     size = line.c_size_of(request)
     waiter = _enter_line(engine, line, entry, request, size, terms, is_patient, None)
     if waiter is not None:
         _stand_in_line(engine, waiter)
-    return _admit_booked(engine, line, size, entry, request, sink_kind, sink, terms)
+    return _admit_booked(engine, line, size, entry, request, sink_kind, sink, terms, entered_ns)
 
 
 cdef Walk _admit_booked(Engine engine, Line line, int64_t size_bytes, Entry entry, object request, uint8_t sink_kind, object sink,
-                        Terms terms):
+                        Terms terms, int64_t entered_ns):
     """Let a request in whose places are booked."""
     cdef Walk walk
     try:
-        walk = _admit_now(engine, entry, request, sink_kind, sink, terms)
+        walk = _admit_now(engine, entry, request, sink_kind, sink, terms, entered_ns)
     except BaseException:
         line.c_give_back(size_bytes)
         start_called(engine, None)
@@ -206,8 +209,9 @@ cdef Walk _admit_booked(Engine engine, Line line, int64_t size_bytes, Entry entr
     return walk
 
 
-cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
+cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, int64_t entered_ns):
     cdef Walk walk = new_walk(engine, entry, request, sink_kind, sink)
+    walk.entered_ns = entered_ns
     if terms is not None:
         walk.deadline_ns = terms.deadline_ns
         walk.timeout_s = terms.timeout_s
@@ -306,7 +310,7 @@ cdef int _stand_in_line(Engine engine, Waiter waiter) except -1:
             if waiter.state != IN_LINE:
                 break
             if error is not None:
-                engine.refused += 1
+                note_refused(engine, gate)
                 raise error
             if deadline >= 0 and now_ns() >= deadline:
                 raise _late_for_room(engine, waiter)
@@ -391,7 +395,7 @@ cdef int _start_waiter(Engine engine, Waiter waiter, Turn turn) except -1:
             _check_open(engine)
         raise _refused_at(waiter.turned_away_by, waiter.size_bytes, engine)
     # If this fails, start_called gives the places back, and goes on with whom they are for then.
-    walk = _admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms)
+    walk = _admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms, waiter.entered_ns)
     waiter.is_booked = False
     take_places(walk, waiter.line, waiter.size_bytes)
     waiter.walk = walk

@@ -5,19 +5,19 @@
 # Assumes      The GIL, which may be let go in here: the books are in order, and what an error says was read before.
 
 
-cdef int note_refusal(Station gate, Engine engine, Turn turn) noexcept:
+cdef int tell_of_refusal(Station gate, Engine engine, Turn turn) noexcept:
     """A gate has refused a request; ``turn``: this thread's, if it has one, which is told of what hits it meanwhile."""
-    gate.refused += 1
+    gate.no_room += 1
     return _give_notice(gate, engine, turn)
 
 
-cdef int note_shed(Station gate, Engine engine, Turn turn) noexcept:
+cdef int tell_of_shed(Station gate, Engine engine, Turn turn) noexcept:
     """A request that waited longest has made room for another."""
-    gate.shed += 1
+    gate.pushed_out += 1
     return _give_notice(gate, engine, turn)
 
 
-cdef int note_loss(Station station, int index, Engine engine, Turn turn) noexcept:
+cdef int tell_of_loss(Station station, int index, Engine engine, Turn turn) noexcept:
     """A node has lost its device, as a batch in one of its instances has found out."""
     try:
         engine._keeper.note_loss(station, index)

@@ -84,7 +84,9 @@ class Keeper:
     def note_loss(self, station: _core.Station, index: int) -> None:
         """Have it said that a node has lost its device."""
         lost = cast("BaseException", station.lost)
-        self._say("device_lost", station, index, f"the device of the node is lost: {type(lost).__name__}: {text_of(lost)}")
+        self._say(
+            "device_lost", station, index, f"the device of the node is lost: {type(lost).__name__}: {text_of(lost)}"
+        )
 
     # ---- what others ask and tell ------------------------------------------------------------------------------
 
@@ -136,6 +138,7 @@ class Keeper:
                     twin.instances[index] = instance
         with self._changed:
             worker = self._absent[station].pop(index)
+            station.replaced += 1
             self._why.pop(station, None)
             self._count(station)
             if type(station.lost) is BackendHung:

@@ -1,7 +1,7 @@
-"""What a pipe says in the log, the logger ``fastpipe``: warnings, on a thread that lives while there are some; its life.
+"""What a pipe says in the log, the logger ``fastpipe``, on a thread that lives while there is something to say.
 
-No handler is added to the logger, not even a ``NullHandler``: where a program has set up no logging, Python prints warnings
-to stderr and drops what is below, and an instance that hangs is worth a line there.
+No handler is added to the logger, not even a ``NullHandler``: where a program has set up no logging, Python prints
+warnings to stderr and drops what is below, and an instance that hangs is worth a line there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastpipe.instances.threads import Worker
 if TYPE_CHECKING:
     from fastpipe._core import Instance, Station
 
-__all__ = ["Counted", "Line", "Logbook", "write"]
+__all__ = ["Counted", "Line", "Logbook"]
 
 # What is said once is held back for so long, and counted, before it is said again.
 QUIET_S = 1.0
@@ -53,16 +53,18 @@ class Counted(Protocol):
 
 
 class Logbook:
-    """Has the warnings of a pipe written by a thread of its own, which lives while there is something to say.
+    """Has what befalls a pipe written to the log by a thread of its own, which lives while there is something to say.
 
     Handlers and filters of a log are a user's code: they may block, raise, or call the pipe. So no caller, worker or
-    watchdog runs them, and nobody who holds a lock. The same line comes once in QUIET_S, with how often it happened.
+    watchdog runs them, nor whoever builds or closes the pipe, or holds a lock. The same warning comes once in QUIET_S,
+    with how often it happened.
 
     Thread-safety: any thread, signal handlers too; it knows no pipe.
     """
 
     def __init__(self) -> None:
         self._began_s = time.monotonic()  # to build, and then to serve
+        self._is_closed = False
         # SimpleQueue: a signal handler that is refused by the pipe may come in between, and must not meet a lock.
         self._news: queue.SimpleQueue[Line | Counted | None] = queue.SimpleQueue()
         self._at_work: dict[str, Worker] = {}  # the thread, if there is one
@@ -89,11 +91,13 @@ class Logbook:
             gate.is_noticed = False
 
     def pipe_built(self, instances: Mapping[Station, Sequence[Instance]]) -> None:
-        """Write, on this thread, that the pipe is built; ``instances``: of each node, or of each place of one."""
+        """Say that the pipe is built; ``instances``: of each node, or of each place of one."""
         now_s = time.monotonic()
         took_s, self._began_s = now_s - self._began_s, now_s
         warm = {
-            station.name: warm_ups for station, built in instances.items() if (warm_ups := warm_ups_in(built[0].backend))
+            station.name: warm_ups
+            for station, built in instances.items()
+            if (warm_ups := warm_ups_in(built[0].backend))
         }
         nodes = dict.fromkeys(station.name for station in instances)
         count = sum(len(built) for built in instances.values())
@@ -102,18 +106,30 @@ class Logbook:
             f"a pipe of {', '.join(nodes)} is built, in {took_s:.3f} s, with {count} instance{'s'[: count != 1]}; "
             f"warmed up: {told or 'nothing'}"
         )
-        write(Line("built", text, fields={"nodes": list(nodes), "seconds": took_s, "warmed_up": warm}, is_warning=False))
+        fields = {"nodes": list(nodes), "seconds": took_s, "warmed_up": warm}
+        self._say_of_life(Line("built", text, fields=fields, is_warning=False))
 
     def pipe_closed(self, requests: Mapping[str, int]) -> None:
-        """Have everything written that is known, wait for that, and write that the pipe is closed."""
-        worker = self._at_work.get(LOGGER)
-        self._news.put(None)
-        if worker is not None and worker.thread is not threading.current_thread():
-            worker.join(LAST_WORDS_S)
+        """Say, the first time, that the pipe is closed, and wait until everything is written, but not for long."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         lasted_s = time.monotonic() - self._began_s
         counted = ", ".join(f"{count} {what}" for what, count in requests.items())
         text = f"the pipe is closed, after {lasted_s:.3f} s; requests: {counted}"
-        write(Line("closed", text, fields={"seconds": lasted_s, "requests": dict(requests)}, is_warning=False))
+        fields = {"seconds": lasted_s, "requests": dict(requests)}
+        self._news.put(None)
+        self._say_of_life(Line("closed", text, fields=fields, is_warning=False))
+        worker = self._at_work.get(LOGGER)
+        if worker is not None and worker.thread is not threading.current_thread():
+            worker.join(LAST_WORDS_S)
+
+    def _say_of_life(self, line: Line) -> None:
+        """Have a line written that few programs want to see: for others it needs no thread."""
+        import logging  # whoever has built a pipe has it; for an import of fastpipe alone it would take too long
+
+        if logging.getLogger(LOGGER).isEnabledFor(logging.INFO):
+            self.say(line)
 
     def _wake(self) -> bool:
         """Start the thread, if there is none; False: there can be none now."""
@@ -167,11 +183,14 @@ class _Writer:
         if item is None:
             self._is_last = True
             return True
+        if isinstance(item, Line) and not item.is_warning:
+            _write(item)
+            return True
         key = (item.kind, item.node, item.instance) if isinstance(item, Line) else item
         quiet = self._quiet.get(key)
         if quiet is None:
             self._quiet[key] = quiet = _Quiet(time.monotonic() + QUIET_S)
-            self._write(item if isinstance(item, Line) else item.news())
+            _write(item if isinstance(item, Line) else item.news())
         elif isinstance(item, Line):
             quiet.line = item
             quiet.count += 1
@@ -191,13 +210,8 @@ class _Writer:
             if line is not None and quiet.count > 1:
                 line.text += f" (and {quiet.count - 1} more like this within {QUIET_S:g} s)"
                 line.fields["held_back"] = quiet.count - 1
-            self._write(line)
+            _write(line)
         return bool(self._quiet)
-
-    @staticmethod
-    def _write(line: Line | None) -> None:
-        if line is not None:
-            write(line)
 
 
 @dataclass
@@ -220,7 +234,7 @@ class _Refusals:
     def news(self) -> Line | None:
         self._gate.is_noticed = False  # before the look: what comes after it gives notice
         since_s, self._looked_s = self._looked_s, time.monotonic()
-        counts = self._gate.refused, self._gate.shed
+        counts = self._gate.no_room, self._gate.pushed_out
         refused, shed = (now - before for now, before in zip(counts, self._told, strict=True))
         self._told = counts
         if refused == 0 and shed == 0:
@@ -237,18 +251,18 @@ class _Refusals:
         return Line("refused", text, self._gate.name, fields={"refused": refused, "shed": shed})
 
 
-def write(line: Line) -> None:
-    """Write a line to the log, on this thread; what a handler raises is told to ``threading.excepthook``.
+def _write(line: Line | None) -> None:
+    """Write a line to the log, if there is one; what a handler raises is told to ``threading.excepthook``.
 
-    To be called with no lock held. Fields beside the message: ``kind``, ``node``, ``instance``, and those of the line.
+    Fields beside the message: ``kind``, ``node``, ``instance``, and those of the line.
     """
-    import logging  # whoever has built a pipe has it; for an import of fastpipe alone it would take too long
+    import logging
 
+    if line is None:
+        return
     try:
         logger = logging.getLogger(LOGGER)
         level = logging.WARNING if line.is_warning else logging.INFO
-        if not logger.isEnabledFor(level):
-            return
         extra = {"kind": line.kind, "node": line.node, "instance": line.instance, **line.fields}
         try:
             logger.log(level, "%s", line.text, extra=extra)
