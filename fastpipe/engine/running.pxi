@@ -17,7 +17,7 @@ cdef int send_on(Engine engine, Visit visit, Turn turn) noexcept:
     visit.is_held = False
     if visit.stepper is not None:
         return 0
-    if is_over_time(visit.walk, turn) and not is_dead(visit):   # here, not where it would come next: it is counted here
+    if visit.walk.deadline_ns >= 0 and is_over_time(visit.walk, turn) and not is_dead(visit):  # here, where it is counted
         return fail_visit(engine, visit, late_error(visit.walk), turn)
     try:
         advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
@@ -104,15 +104,16 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
         turn.ended_ns = ended_ns
     station.busy_ns += elapsed_ns
     note_batch(station, alive, count, ended_ns - begun_ns)
-    for visit in alive:
-        note_wait(station, visit, begun_ns)
     if error is None:
         station.c_note_cost(count, shared, elapsed_ns)
         for visit in alive:
+            note_wait(station, visit, begun_ns)
             if "result" not in visit.request or visit.without is not None:
                 note_result(engine, visit, instance.backend)
             send_on(engine, visit, turn)
         return 0
+    for visit in alive:
+        note_wait(station, visit, begun_ns)
     try:
         _file_failures(engine, station, instance, alive, batch, before, refusal, error, turn)
     except BaseException as unexpected:                         # exceptions may be as odd as their classes
