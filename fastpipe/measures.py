@@ -211,7 +211,7 @@ def _added(stations: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 @cache
 def edges(name: str) -> tuple[float, ...]:
-    """Return the upper edges of all buckets that a distribution of ``stats()`` may have, ascending: ``"run_s"``, say."""
+    """Return the upper edges of all buckets that a distribution may have, ascending; ``name``: ``"run_s"``, say."""
     return tuple(_middles(LADDER_OF[name]))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import prometheus_client
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import REGISTRY, Collector
 from prometheus_client.samples import Sample
-from prometheus_client.utils import floatToGoString
 
 from fastpipe.observe.catalogue import (
     HEALTHY,
@@ -34,8 +34,8 @@ __all__ = ["PrometheusCollector", "generate_latest"]
 
 Labels = tuple[tuple[str, str], ...]
 
-Forms = dict[str, dict[Labels, str]]
-"""The lines of each series, by metric and labels: they are the same at each scrape, but for their numbers."""
+Forms = dict[tuple[Labels, int], dict[Any, str]]
+"""The lines of each series, by pipe or node and its ``max``, then by metric: at each scrape only numbers are new."""
 
 
 class PrometheusCollector(Collector):
@@ -104,21 +104,21 @@ class PrometheusCollector(Collector):
 
     def describe(self) -> Iterator[Metric]:
         """Yield all metrics without numbers; what a registry asks to find names that two collectors have."""
-        for measure in (*OF_PIPES, HEALTHY, *OF_NODES):
-            yield _Family(measure, self._forms)
+        yield from self._families([], [], [])
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics; each pipe is looked at once, so that its numbers fit together."""
-        families = {measure: _Family(measure, self._forms) for measure in (*OF_PIPES, HEALTHY, *OF_NODES)}
+        pipes: list[_Source] = []
+        healths: list[_Source] = []
+        nodes: list[_Source] = []
         for process, name, stats, is_healthy in self._looks():
             labels: Labels = (("pipe", name), *self._labels)
             if self._peers is not None:
                 labels += (("pid", process),)
-            self._fill(families, OF_PIPES, labels, stats, 0)
-            self._fill(families, (HEALTHY,), labels, {"healthy": int(is_healthy)}, 0)
-            for where, node in places_of(stats):
-                self._fill(families, OF_NODES, labels + where, node, node["max"])
-        yield from families.values()
+            pipes.append(self._source(labels, stats, 0))
+            healths.append(self._source(labels, {"healthy": int(is_healthy)}, 0))
+            nodes += [self._source(labels + where, node, node["max"]) for where, node in places_of(stats)]
+        yield from self._families(pipes, healths, nodes)
 
     def _looks(self) -> Iterator[Look]:
         if self._peers is not None:
@@ -127,81 +127,87 @@ class PrometheusCollector(Collector):
             for look in self._pipes.looks():
                 yield ("", *look)
 
-    def _fill(
-        self, families: dict[Measure, _Family], measures: tuple[Measure, ...], labels: Labels, stats: Any, most: int
-    ) -> None:
-        for measure in measures:
-            bounds = self._bounds.of(measure, most) if measure.kind == "histogram" else ()
-            families[measure].rows += [(labels + more, value, bounds) for more, value in values_of(measure, stats)]
+    def _source(self, labels: Labels, stats: Any, most: int) -> _Source:
+        return _Source(labels, stats, most, self._forms.setdefault((labels, most), {}))
+
+    def _families(self, pipes: list[_Source], healths: list[_Source], nodes: list[_Source]) -> Iterator[Metric]:
+        for measures, sources in ((OF_PIPES, pipes), ((HEALTHY,), healths), (OF_NODES, nodes)):
+            for measure in measures:
+                yield _Family(measure, sources, self._bounds)
+
+
+class _Source(NamedTuple):
+    """What a pipe, or a node, has counted when it was looked at."""
+
+    labels: Labels
+    stats: Any
+    most: int
+    """A node's ``max``."""
+    forms: dict[Any, str]
 
 
 class _Family(Metric):
-    """One metric with its series, which are made into samples only if somebody asks for those."""
+    """One metric with its series, which are made into samples, or text, when somebody asks for that."""
 
-    def __init__(self, measure: Measure, forms: Forms) -> None:
-        self.rows: list[tuple[Labels, Any, tuple[float, ...]]] = []
-        self._forms = forms
-        self._is_histogram = measure.kind == "histogram"
-        super().__init__(measure.prometheus.removesuffix("_total"), measure.text, measure.kind)
+    def __init__(self, measure: Measure, sources: list[_Source], bounds: Bounds) -> None:
+        self._measure = measure
+        self._sources = sources
+        self._bounds = bounds
         self._written = measure.prometheus
+        super().__init__(self._written.removesuffix("_total"), measure.text, measure.kind)
 
     @property
     def samples(self) -> list[Sample]:
         """The series as ``prometheus_client`` has them."""
         return [
-            Sample(self._written + suffix, dict(labels + le), float(value))
-            for row in self.rows
-            for suffix, labels, le, value in self._lines(*row)
+            Sample(self._written + suffix, dict(source.labels + more + le), float(number))
+            for source in self._sources
+            for more, value in values_of(self._measure, source.stats)
+            for (suffix, le), number in zip(self._parts(source), self._numbers(source, value), strict=True)
         ]
 
     @samples.setter
     def samples(self, samples: list[Sample]) -> None:
         """Done by ``Metric``, before there are any."""
 
-    def _lines(
-        self, labels: Labels, value: Any, bounds: tuple[float, ...]
-    ) -> Iterator[tuple[str, Labels, Labels, float]]:
-        if not self._is_histogram:
-            yield "", labels, (), value
-            return
-        for (suffix, le), number in zip(_parts(bounds), _numbers(value, bounds), strict=True):
-            yield suffix, labels, le, number
-
     def text(self) -> str:
         """Return the metric as Prometheus' text format has it."""
-        forms = self._forms.setdefault(self._written, {})
-        texts = [f"# HELP {self._written} {self.documentation}\n# TYPE {self._written} {self.type}\n"]
-        for labels, value, bounds in self.rows:
-            form = forms.get(labels)
-            if form is None:
-                form = forms[labels] = self._form(labels, bounds)
-            texts.append(form % tuple(_numbers(value, bounds)) if self._is_histogram else form % value)
+        measure, written = self._measure, self._written
+        texts = [f"# HELP {written} {self.documentation}\n# TYPE {written} {self.type}\n"]
+        for source in self._sources:
+            value = measure.read(source.stats)
+            if measure.label is not None:
+                for key, number in value.items():
+                    form = source.forms.get((written, key)) or self._make_form(source, key)
+                    texts.append(form % number)
+            elif value is not None:
+                form = source.forms.get(written) or self._make_form(source, None)
+                texts.append(form % (self._numbers(source, value) if measure.kind == "histogram" else value))
         return "".join(texts)
 
-    def _form(self, labels: Labels, bounds: tuple[float, ...]) -> str:
-        """Return the lines of a series, with ``%s`` for each number."""
-        parts = _parts(bounds) if self._is_histogram else [("", ())]
-        heads = [
-            f"{self._written}{suffix}{{{','.join(f'{key}={_quoted(value)}' for key, value in sorted(labels + le))}}}"
-            for suffix, le in parts
-        ]
-        return "".join(f"{head.replace('%', '%%')} %s\n" for head in heads)
+    def _make_form(self, source: _Source, key: str | None) -> str:
+        """Return the lines of a series, with ``%s`` for each number, and keep them for the next scrape."""
+        more = () if self._measure.label is None or key is None else ((self._measure.label, key),)
+        lines = []
+        for suffix, le in self._parts(source):
+            labels = ",".join(f"{name}={_quoted(value)}" for name, value in sorted(source.labels + more + le))
+            lines.append(f"{self._written}{suffix}{{{labels}}}".replace("%", "%%") + " %s\n")
+        form = source.forms[self._written if key is None else (self._written, key)] = "".join(lines)
+        return form
 
+    def _parts(self, source: _Source) -> list[tuple[str, Labels]]:
+        """Return (suffix, label ``le``) of each line of a series."""
+        if self._measure.kind != "histogram":
+            return [("", ())]
+        les = [*(repr(bound) for bound in self._bounds.of(self._measure, source.most)), "+Inf"]
+        return [*(("_bucket", (("le", le),)) for le in les), ("_count", ()), ("_sum", ())]
 
-def _parts(bounds: tuple[float, ...]) -> list[tuple[str, Labels]]:
-    """Return (suffix, label ``le``) of each line of a histogram."""
-    les = [*(floatToGoString(bound) for bound in bounds), "+Inf"]
-    return [*(("_bucket", (("le", le),)) for le in les), ("_count", ()), ("_sum", ())]
-
-
-def _numbers(distribution: Any, bounds: tuple[float, ...]) -> list[float]:
-    """Return the number of each line of a histogram."""
-    total = 0
-    numbers: list[float] = []
-    for count in counts_within(distribution["buckets"], bounds):
-        total += count
-        numbers.append(total)
-    return [*numbers, total, distribution["sum"]]
+    def _numbers(self, source: _Source, value: Any) -> tuple[float, ...]:
+        """Return the number of each line of a series."""
+        if self._measure.kind != "histogram":
+            return (value,)
+        totals = tuple(accumulate(counts_within(value["buckets"], self._bounds.of(self._measure, source.most))))
+        return (*totals, totals[-1], value["sum"])
 
 
 def _quoted(value: str) -> str:
@@ -209,7 +215,7 @@ def _quoted(value: str) -> str:
     return f'"{escaped}"'
 
 
-class _Only:
+class _Only(Collector):
     """A registry of one metric."""
 
     def __init__(self, metric: Metric) -> None:
@@ -222,10 +228,13 @@ class _Only:
 def generate_latest(registry: Collector = REGISTRY) -> bytes:
     """Return a registry in Prometheus' text format, as ``prometheus_client.generate_latest`` does, but quicker.
 
-    What pipes count is written at once, without an object and a formatting of labels for each number: 3 to 10 times as
+    What pipes count is written at once, without an object and a formatting of labels for each number: about 7 times as
     quick, for 50 nodes. The metrics of others in the registry are written by ``prometheus_client``.
     """
-    return b"".join(
-        metric.text().encode() if isinstance(metric, _Family) else prometheus_client.generate_latest(_Only(metric))  # type: ignore[arg-type]  # which is all that it asks of one
-        for metric in registry.collect()
-    )
+    texts = []
+    for metric in registry.collect():
+        if isinstance(metric, _Family):
+            texts.append(metric.text().encode())
+        else:
+            texts.append(prometheus_client.generate_latest(_Only(metric)))
+    return b"".join(texts)

@@ -16,7 +16,7 @@ INSTALLED_AS = {"fastpipe": "fastpipe", "kernels": "fastpipe.kernels", "backends
 
 OPTIONAL = {
     *("PIL", "cryptography", "cupy", "cv2", "modelopt", "numba", "nvidia", "onnx", "onnxruntime", "rich", "simplejpeg"),
-    *("skimage", "tensorrt", "tensorrt_rtx", "torch"),
+    *("opentelemetry", "prometheus_client", "skimage", "tensorrt", "tensorrt_rtx", "torch"),
 }
 
 FLOORS = [
@@ -24,7 +24,7 @@ FLOORS = [
     ["fastpipe.__main__"],
     ["fastpipe.cli"],
     ["fastpipe"],
-    ["fastpipe.batched_function"],
+    ["fastpipe.batched_function", "fastpipe.observe"],
     ["fastpipe.pipe"],
     ["fastpipe._maps"],
     ["fastpipe.debug"],
