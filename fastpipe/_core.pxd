@@ -125,6 +125,11 @@ cdef class Station:
     cdef readonly int64_t halved                # batches run in halves, as memory ran out
     cdef atomic[int64_t] reasons[8]             # atomic, relaxed
 
+    # What the log tells of a gate, at the front of a node; see notices.pxi. All GIL.
+    cdef readonly int64_t no_room               # requests for which there was none: callers', and those of a node before
+    cdef readonly int64_t pushed_out            # requests that had to leave for newer ones
+    cdef public bint is_noticed                 # the log will look at these two, and need not be told
+
     # What is measured; see measuring.pxi. All GIL.
     cdef int64_t* tallies                       # built: the buckets of the four histograms
     cdef readonly int64_t tallies_bytes         # built: of memory

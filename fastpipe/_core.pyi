@@ -92,6 +92,9 @@ class Station:
     tallies_bytes: int
     replaced: int
     deaths: int
+    no_room: int
+    pushed_out: int
+    is_noticed: bool
     lost: BaseException | None
     def __new__(
         cls,
@@ -261,6 +264,10 @@ class _Keeper(Protocol):
         """The watchdog has seen an instance hang: have ``station.give_up`` called. Its thread must not be kept."""
     def replace(self, station: Station, index: int, instance: Instance, thread: threading.Thread) -> None:
         """An instance was given up, and the thread in it: forget both, and have the instance built again."""
+    def note_refusals(self, gate: Station) -> None:
+        """A queue, or the pipe as a whole, refuses or sheds requests: the log is to say so. Must not wait for it."""
+    def note_loss(self, station: Station, index: int) -> None:
+        """A node has lost its device: the log is to say so. Must not wait for it."""
 
 @disjoint_base
 class Engine:

@@ -60,6 +60,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     forming     what leaves as a batch
     events      what happens, noted for a timeline
     failures    the error of each request
+    notices     what the log is to say
     station     tokens, the queue's ends, what was learned
     contexts    the caller's context variables, on other threads
     walks       walks, visits, turns, and their dicts
@@ -513,6 +514,7 @@ include "engine/measuring.pxi"
 include "engine/forming.pxi"
 include "engine/events.pxi"
 include "engine/failures.pxi"
+include "engine/notices.pxi"
 include "engine/station.pxi"
 include "engine/contexts.pxi"
 include "engine/walks.pxi"

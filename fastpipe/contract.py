@@ -76,6 +76,7 @@ class Backend:
         place: where the instance is, ``"cuda:1"``. None: everywhere.
         takes_forms: forms of data, made by the step before, that it takes beside what others give.
         offers_forms: forms in which it can give results to the step behind.
+        warmed_up: what the constructor has run, for the log.
 
     Methods that a subclass may define; here they are None:
         bucket(self, request): only requests with equal buckets share a batch.
@@ -127,6 +128,12 @@ class Backend:
     those two see it, it may be cheaper than what others get: the images of a batch without a tensor for each. Behind
     the step, also if it fails, the Sequential makes ``data`` what it was before the step that made the form.
     Not inherited, as ``keeps_input`` is not.
+    """
+
+    warmed_up: str | None = None
+    """What the constructor has run, so that the first request is no slower than others: ``"batches of 4 and 1"``.
+
+    For the line of the log that says that the pipe is built. None: nothing.
     """
 
     offers_forms: tuple[type, ...] = ()

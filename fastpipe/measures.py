@@ -12,7 +12,7 @@ from typing import Any, Final, NotRequired, TypedDict, cast
 
 from fastpipe import _core
 
-__all__ = ["Distribution", "InstanceStats", "NodeStats", "RequestStats", "Stats", "between", "stats_of"]
+__all__ = ["Distribution", "InstanceStats", "NodeStats", "RequestStats", "Stats", "between", "edges", "stats_of"]
 
 PER_MILLE: Final = {"p50": 500, "p90": 900, "p99": 990, "p999": 999}
 
@@ -207,6 +207,12 @@ def _added(stations: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 # ---- distributions ----------------------------------------------------------------------------------------------
+
+
+@cache
+def edges(name: str) -> tuple[float, ...]:
+    """Return the upper edges of all buckets that a distribution may have, ascending; ``name``: ``"run_s"``, say."""
+    return tuple(_middles(LADDER_OF[name]))
 
 
 @cache

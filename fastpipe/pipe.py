@@ -22,7 +22,8 @@ from fastpipe.config.wiring import add_mistakes_of_the_graph, compile_graph
 from fastpipe.contract import Request
 from fastpipe.errors import PipeError
 from fastpipe.instances.building import Builder
-from fastpipe.instances.hung import CameBack, Keeper
+from fastpipe.instances.hung import Keeper, WeakKeeper
+from fastpipe.instances.logbook import Logbook
 from fastpipe.instances.owned import LEAST_JOIN_S, Instances, time_to_close
 from fastpipe.instances.threads import Worker, check_threads, run_on_thread
 from fastpipe.measures import Stats, between, stats_of
@@ -66,6 +67,7 @@ class Pipe(_core.Engine):
     def __init__(self, source: str | Path | Mapping[str, Any] | None = None, /, **keywords: Any) -> None:
         if hasattr(self, "_configs"):
             raise PipeError(f"{self!r} is built already; its threads would be left behind: make another Pipe")
+        self._logbook = Logbook()
         config = load(source, keywords, add_mistakes_of_the_graph)
         configs = config.nodes
         graph = compile_graph(configs, jumps_of(configs))
@@ -77,7 +79,7 @@ class Pipe(_core.Engine):
         self._compiled = graph
         self._debuggers: weakref.WeakSet[Debugger] = weakref.WeakSet()
         self._instances = Instances()
-        self._keeper = Keeper(self, configs, self._instances)
+        self._keeper = Keeper(self, configs, self._instances, self._logbook)
         # Reentrant: closing runs user code (backends, callbacks, signal handlers), which may close.
         self._close_lock = threading.RLock()
         if config.request_timeout_s is not None:
@@ -88,9 +90,9 @@ class Pipe(_core.Engine):
         if config.without_result == "end":
             self._let_go()
         process.living_pipes.add(self)
-        came_back = CameBack(weakref.ref(self._keeper))
+        keeper = WeakKeeper(weakref.ref(self._keeper))
         aborts = config.when_hung == "abort"
-        builder = Builder(self, self._instances, came_back, configs, graph, aborts_when_hung=aborts)
+        builder = Builder(self, self._instances, keeper, configs, graph, aborts_when_hung=aborts)
         try:
             builder.build()
         except BaseException as error:
@@ -106,6 +108,7 @@ class Pipe(_core.Engine):
             raise
         self._capacity = builder.capacity
         process.open_pipes.add(self)
+        self._logbook.pipe_built(builder.instances)
 
     # ---- calling -----------------------------------------------------------------------------------------------
 
@@ -394,6 +397,7 @@ class Pipe(_core.Engine):
         return Recording(
             self,
             self._description(),
+            self._logbook,
             path,
             sample=sample,
             failures=failures,
@@ -455,6 +459,7 @@ class Pipe(_core.Engine):
                 self._instances.close_backends(deadline)
         if self.recorder is not None:
             self.recorder.stop(None if deadline is None else max(deadline - time.monotonic(), LEAST_JOIN_S))
+        self._logbook.pipe_closed(self._counts())
 
     async def aclose(self, timeout: float | None = None) -> None:
         """Close the pipe without blocking the event loop; see ``close``.

@@ -33,7 +33,7 @@ from .postprocessors import find_postprocessor, postprocess
 from .reader import Sample
 from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
 from .runs import Group, ModelBackend, run_in_groups
-from .shapes import InputSpec, Profile, make_profiles
+from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import open_model
 
 __all__ = ["OnnxTensor"]
@@ -212,6 +212,7 @@ class OnnxTensor(ModelBackend):
         return outputs
 
     def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
+        sizes: list[int] = []
         # The largest batch comes first, so that the arena grows once.
         for profile in profiles:
             items = profile.largest_items()
@@ -229,6 +230,8 @@ class OnnxTensor(ModelBackend):
                 problem = self._row_problem(self._output_names, [output.shape for output in outputs], size)
                 if problem:
                     raise ConfigError(problem)
+                sizes.append(size)
+        self.warmed_up = told_batches(sizes)
 
     def _prove_rows(
         self,

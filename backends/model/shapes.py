@@ -21,7 +21,17 @@ import numpy as np
 from fastpipe.config.shapes import Shape, profiles_of
 from fastpipe.errors import ConfigError
 
-__all__ = ["InputSpec", "Limits", "Profile", "SharedAxes", "advice_on_empty", "is_within", "make_profiles", "ranks_of"]
+__all__ = [
+    "InputSpec",
+    "Limits",
+    "Profile",
+    "SharedAxes",
+    "advice_on_empty",
+    "is_within",
+    "make_profiles",
+    "ranks_of",
+    "told_batches",
+]
 
 Limits = tuple[tuple[int, int | None], ...]
 """Smallest and largest size of each axis of an item (without the batch axis); None: no largest."""
@@ -58,6 +68,15 @@ class Profile:
         highs = [tuple(high for _, high in limits) for limits in self.limits]
         items = [tuple(high for high in item if high is not None) for item in highs]
         return items if all(len(item) == len(high) for item, high in zip(items, highs, strict=True)) else None
+
+
+def told_batches(sizes: Sequence[int]) -> str | None:
+    """Say with which batches a model was warmed up, as ``Backend.warmed_up`` does; None: with none."""
+    if not sizes:
+        return None
+    ordered = sorted(set(sizes))
+    is_gapless = len(ordered) > 2 and ordered[-1] - ordered[0] == len(ordered) - 1
+    return f"batches of {f'{ordered[0]} to {ordered[-1]}' if is_gapless else ', '.join(map(str, ordered))}"
 
 
 def is_within(shape: tuple[int, ...], limits: Limits) -> bool:

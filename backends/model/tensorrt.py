@@ -37,7 +37,7 @@ from .postprocessors import find_postprocessor, postprocess
 from .reader import Fit, UnfitError
 from .row_proof import COARSE, Output, prove_rows
 from .runs import Group, ModelBackend, run_in_groups
-from .shapes import InputSpec, Profile, make_profiles
+from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import ModelSource, fingerprint, open_model
 from .tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
 
@@ -236,11 +236,14 @@ class TensorrtTensor(ModelBackend):
         return outputs
 
     def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
+        warmed: list[int] = []
         with self._gpu.stream.entered() as current:
             for profile in profiles:
                 sizes = profile.batch_sizes()
                 for size in dict.fromkeys((sizes[0], sizes[-1])):
                     self._run_on_zeros(specs, profile, size, current.handle)
+                    warmed += [size] * (profile.largest_items() is not None)
+        self.warmed_up = told_batches(warmed)
 
     def _run_on_zeros(self, specs: Sequence[InputSpec], profile: Profile, size: int, stream: int) -> None:
         """Run the largest items of a profile, so many; raise ConfigError if an output has not a row for each."""

@@ -31,6 +31,7 @@ from .postprocessors import find_postprocessor, postprocess
 from .reader import UnfitError
 from .row_proof import COARSE, FINE, Output, prove_rows
 from .runs import ModelBackend, run_in_groups
+from .shapes import told_batches
 from .torch_files import Loaded, describe, load
 from .torch_graphs import Graphs, Staging, flatten
 from .torch_inputs import TorchInputs, is_image
@@ -295,6 +296,7 @@ class TorchTensor(ModelBackend):
 
     def _warm_up(self, buckets: Sequence[int] | None) -> None:
         """Run every batch size on zeros; on a GPU, capture it."""
+        warmed: list[int] = []
         for profile in self._inputs.profiles:
             known = self._inputs.largest(profile)
             if known is None:
@@ -308,12 +310,14 @@ class TorchTensor(ModelBackend):
                 for item, dtype in zip(items, dtypes, strict=True)
             ]
             self._run_on_zeros(zeros, sizes)
+            warmed += sizes
             if self._stream is not None:
                 if self._graphs is None:
                     self._graphs = Graphs()
                 reason = self._graphs.capture(self._module, zeros, sizes)
                 if reason:
                     _say_once(f"{self._name}: it is run without CUDA graphs, as it cannot be captured: {reason}")
+        self.warmed_up = told_batches(warmed)
 
     def _run_on_zeros(self, zeros: Sequence[torch.Tensor], sizes: Sequence[int]) -> None:
         """Run the model on batches of these sizes, the largest first, so that memory grows once.

@@ -212,6 +212,7 @@ class DecodeTensor(OnGpu):
                 reason = status_name(refused[0][1]) if refused else "its header cannot be read"
                 self.close()
                 raise ConfigError(f"DecodeTensor: nvImageCodec cannot decode a plain JPEG on this GPU: {reason}")
+        self.warmed_up = f"batches of {largest} and 1"
 
     # ---- what goes where ----
 

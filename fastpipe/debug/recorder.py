@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import queue
@@ -28,6 +29,7 @@ from fastpipe.contract import Request
 from fastpipe.debug import record_files
 from fastpipe.errors import PipeClosed, PipeError
 from fastpipe.faults import node_of, text_of
+from fastpipe.instances.logbook import Line, Logbook
 from fastpipe.instances.threads import Worker
 from fastpipe.redaction import LEFT_OUT, Secrets, looks_secret
 from fastpipe.summaries import summarize, type_name
@@ -58,6 +60,7 @@ class Recording:
         self,
         engine: Engine,
         description: Description,
+        logbook: Logbook,
         path: str | Path,
         *,
         sample: float,
@@ -77,14 +80,14 @@ class Recording:
         self._failures = failures
         self._copy_below_bytes = copy_below_bytes
         self._is_stopped = False
-        self._dropped = 0
+        self._drops = _Drops(self.path, logbook)
         other = engine.recorder
         if other is not None and not other.is_stopped:
             raise PipeError(f"the pipe records to {str(other.path)!r} already: stop() that first")
         if engine.closing:
             raise PipeClosed("the pipe is closed: there is nothing to record")
         # The thread knows neither this nor the pipe, so that both can be dropped; it then ends.
-        self._writer = _Writer(self.path, limit, pickle, description.manifest(), description.secrets())
+        self._writer = _Writer(self.path, limit, pickle, description.manifest(), description.secrets(), self._drops)
         self._writer.prepare()
         self._thread = Worker("fastpipe recorder", self._writer.work)
         self._thread.start()
@@ -106,8 +109,8 @@ class Recording:
             return None
         try:
             inputs = _Copier(self._copy_below_bytes).copy(request)
-        except Exception:  # a dict that another thread changes meanwhile, a lack of memory: no reason to bother anybody
-            self._dropped += 1
+        except Exception as error:  # a dict that another thread changes meanwhile, a lack of memory: it need not stop
+            self._drops.note(f"the request could not be copied ({type(error).__name__})")
             return None
         return _Token(self, is_sample, datetime.datetime.now(datetime.UTC), entry, inputs)
 
@@ -118,12 +121,12 @@ class Recording:
             return
         try:
             answer = None if error is not None else _Copier(recording._copy_below_bytes).copy(request)
-        except Exception:  # as in begin()
-            recording._dropped += 1
+        except Exception as copying:  # as in begin()
+            recording._drops.note(f"the answer could not be copied ({type(copying).__name__})")
             return
         # SimpleQueue: a signal handler that calls the pipe may come in between, and must not meet a lock.
         if recording._writer.queue.qsize() >= MOST_QUEUED:
-            recording._dropped += 1
+            recording._drops.note("more came than could be written")
             return
         recording._writer.queue.put(_Ended(token.time, token.entry, token.inputs, answer, error))
 
@@ -137,7 +140,7 @@ class Recording:
     @property
     def dropped(self) -> int:
         """How many requests were to be kept and were not: more came than could be written, or writing failed."""
-        return self._dropped + self._writer.failed
+        return self._drops.count
 
     @property
     def last_error(self) -> str | None:
@@ -172,6 +175,38 @@ class Recording:
     def __repr__(self) -> str:
         state = "stopped" if self._is_stopped else "recording"
         return f"<fastpipe {state} to {str(self.path)!r}: {self.written} written, {self.dropped} dropped>"
+
+
+class _Drops:
+    """How many requests were to be kept and were not; the log is told (``logbook.Counted``). It knows no pipe.
+
+    Thread-safety: any thread; of two at the same moment, one may not be counted.
+    """
+
+    def __init__(self, path: Path, logbook: Logbook) -> None:
+        self.count = 0
+        self._path = path
+        self._logbook = logbook
+        self._why = ""
+        self._told = 0
+        self._is_noticed = False
+
+    def note(self, why: str) -> None:
+        """Count one, and have the log say so; raises nothing but what hits the thread."""
+        self.count += 1
+        self._why = why
+        if not self._is_noticed:
+            self._is_noticed = True
+            with contextlib.suppress(Exception):  # no memory: the count is right all the same
+                self._is_noticed = self._logbook.notice(self)
+
+    def news(self) -> Line | None:
+        self._is_noticed = False  # before the look: what comes after it gives notice
+        dropped, self._told = self.count - self._told, self.count
+        if dropped == 0:
+            return None
+        text = f"the recording to {str(self._path)!r} has dropped {dropped} request{'s'[: dropped != 1]}: {self._why}"
+        return Line("record_dropped", text, fields={"dropped": dropped})
 
 
 @dataclass(slots=True)
@@ -230,7 +265,9 @@ class _Copier:
 class _Writer:
     """What the thread works on. It knows neither the recording nor the pipe, so that those can be dropped."""
 
-    def __init__(self, folder: Path, limit: int, pickle: bool, manifest: dict[str, Any], secrets: Secrets) -> None:
+    def __init__(
+        self, folder: Path, limit: int, pickle: bool, manifest: dict[str, Any], secrets: Secrets, drops: _Drops
+    ) -> None:
         self.folder = folder
         self.limit = limit
         self.pickle = pickle
@@ -239,6 +276,7 @@ class _Writer:
         self.queue: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
         self.written = 0
         self.failed = 0
+        self._drops = drops
         self.last_error: str | None = None
 
     def prepare(self) -> None:
@@ -276,6 +314,7 @@ class _Writer:
             self.failed += 1
             self.last_error = type_name(error)
             self.last_error = f"{type_name(error)}: {text_of(error)}"
+            self._drops.note(f"a file could not be written: {self.last_error}")
         return True
 
     def _write(self, ended: _Ended) -> None:

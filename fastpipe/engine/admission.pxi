@@ -42,15 +42,26 @@ cdef int start_walk(Engine engine, Walk walk, Turn turn) except -1:
     return ask_filters(engine, turn)
 
 
+cdef object _refused_at(Station gate, int64_t size_bytes, Engine engine):
+    """Refuse a request for which a gate has no room: return the error."""
+    cdef object error
+    note_refused(engine, gate)
+    error = full_error(gate, size_bytes)
+    tell_of_refusal(gate, engine, None)
+    return error
+
+
 cdef object _late_for_room(Engine engine, Waiter waiter):
     """Refuse a request that has waited for room until its time was over: return the error. Raises nothing."""
     cdef Station gate = waiter.line.c_gate_of_first()
     note_refused(engine, gate)
     try:
         where = "in the pipe" if gate is engine.gate else f"in the queue of node {gate.name!r}"
-        return RequestTimeout(f"the request waited {waiter.terms.timeout_s:g} s for room {where}")
+        error = RequestTimeout(f"the request waited {waiter.terms.timeout_s:g} s for room {where}")
     except BaseException as unexpected:                         # no memory for it: then that is the error
-        return unexpected
+        error = unexpected
+    tell_of_refusal(gate, engine, None)
+    return error
 
 
 cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, object sink, Terms terms, name, c_bool is_patient):
@@ -212,8 +223,7 @@ cdef Waiter _enter_line(Engine engine, Line line, Entry entry, object request, i
     cdef Station shut
     cdef Waiter waiter = None
     if home is not None and home.max_queue_bytes > 0 and size > home.max_queue_bytes:
-        note_refused(engine, home)
-        raise full_error(home, size)
+        raise _refused_at(home, size, engine)
     while True:
         shut = line.c_shut_gate(size, is_patient)
         if shut is None and line.first is not None:             # nobody is overtaken
@@ -224,11 +234,9 @@ cdef Waiter _enter_line(Engine engine, Line line, Entry entry, object request, i
             line.c_book(size)
             return None
         if shut.when_full == REJECT and not is_patient:
-            note_refused(engine, shut)
-            raise full_error(shut, size)
+            raise _refused_at(shut, size, engine)
         if is_settling(<void*>engine):
-            note_refused(engine, shut)
-            error = full_error(shut, size)
+            error = _refused_at(shut, size, engine)
             add_note(error, "fastpipe: a callback of a future does not wait for room: it runs on a thread that has to make it")
             raise error
         if waiter is not None:
@@ -306,8 +314,7 @@ cdef int _stand_in_line(Engine engine, Waiter waiter) except -1:
     if waiter.state == TURNED_AWAY:
         if waiter.turned_away_by is None:
             _check_open(engine)
-        note_refused(engine, waiter.turned_away_by)
-        raise full_error(waiter.turned_away_by, waiter.size_bytes)
+        raise _refused_at(waiter.turned_away_by, waiter.size_bytes, engine)
     waiter.is_booked = False                                    # the places are the request's
     line.c_keep_promise()
     return 0
@@ -371,8 +378,7 @@ cdef int _start_waiter(Engine engine, Waiter waiter, Turn turn) except -1:
     if waiter.state == TURNED_AWAY:
         if waiter.turned_away_by is None:
             _check_open(engine)
-        note_refused(engine, waiter.turned_away_by)
-        raise full_error(waiter.turned_away_by, waiter.size_bytes)
+        raise _refused_at(waiter.turned_away_by, waiter.size_bytes, engine)
     # If this fails, start_called gives the places back, and goes on with whom they are for then.
     walk = _admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms, waiter.entered_ns)
     waiter.is_booked = False

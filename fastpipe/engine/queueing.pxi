@@ -87,6 +87,7 @@ cdef c_bool _make_room(Engine engine, Visit visit, Turn turn) noexcept:
             if station.when_full == REJECT:
                 visit.size_bytes = 0
                 fail_visit(engine, visit, error, turn)
+                tell_of_refusal(front, engine, turn)
                 return False
             oldest = take_oldest_of_all(front)
             if oldest is None:
@@ -95,6 +96,7 @@ cdef c_bool _make_room(Engine engine, Visit visit, Turn turn) noexcept:
                 oldest.node.station.shed += 1
             fail_visit(engine, oldest, error, turn)             # of what waits, it is the one that has waited longest
             send_one_back(oldest, turn)
+            tell_of_shed(front, engine, turn)
         visit.walk.queued.append(visit)                         # now: this may need memory
     except BaseException as error:
         visit.size_bytes = 0

@@ -171,17 +171,19 @@ cdef int _file_failures(Engine engine, Station station, Instance instance, list 
     cdef int number = station.numbers[instance.index]
     cdef int count = len(alive)
     cdef object traceback
+    cdef c_bool is_first
     if issubclass(type(error), ItemErrors):
         return _file_item_errors(engine, station, instance, alive, batch, error, turn)
     if turn.helps and issubclass(type(error), KeyboardInterrupt):
         # Ctrl-C hit a caller while it ran what may not be all its own.
         return _put_back(engine, alive, before, refusal, error, turn)
     if is_device_lost(error, instance.backend):
+        is_first = station.lost is None
         station.lost = error
         for visit in alive:
             station.requests_failed += 1
             fail_visit(engine, visit, with_batch(lost_error(visit, error), visit, number, count), turn)
-        return 0
+        return tell_of_loss(station, instance.index, engine, turn) if is_first else 0
     if count > 1 and before is not None and (<Visit>alive[0]).node.retry_alone:
         return _run_again(engine, station, instance, alive, before, error, turn)
     if count > 1 and refusal is not None and (<Visit>alive[0]).node.retry_alone:
@@ -207,6 +209,7 @@ cdef int _file_item_errors(Engine engine, Station station, Instance instance, li
     cdef int number = station.numbers[instance.index]
     cdef int count = len(alive)
     cdef object lost = None
+    cdef c_bool is_first = station.lost is None
     cdef dict errors = checked_item_errors(error, batch, alive)
     for each in errors.values():                                # a container's, whose child has said so
         if is_device_lost(each, instance.backend):
@@ -227,7 +230,7 @@ cdef int _file_item_errors(Engine engine, Station station, Instance instance, li
             fail_visit(engine, visit, with_batch(own, visit, number, count), turn)
         else:
             send_on(engine, visit, turn)
-    return 0
+    return tell_of_loss(station, instance.index, engine, turn) if lost is not None and is_first else 0
 
 
 cdef int _run_again(Engine engine, Station station, Instance instance, list alive, list before, object error, Turn turn) except -1:

@@ -16,10 +16,9 @@ from fastpipe.config.sub_graphs import is_sub_graph
 from fastpipe.contract import Backend, SubGraph
 from fastpipe.errors import ConfigError, Mistake
 from fastpipe.filters import run, swap
-from fastpipe.instances.hung import CameBack
 from fastpipe.instances.one import build_backend, connect, thread_name
 from fastpipe.instances.owned import Instances
-from fastpipe.instances.threads import Worker, serve_shared, serve_thread_bound
+from fastpipe.instances.threads import Worker, WorkersKeeper, serve_shared, serve_thread_bound
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -34,7 +33,7 @@ class Builder:
         self,
         engine: _core.Engine,
         instances: Instances,
-        came_back: CameBack,
+        keeper: WorkersKeeper,
         configs: tuple[NodeConfig, ...],
         graph: Graph,
         *,
@@ -42,7 +41,7 @@ class Builder:
     ) -> None:
         self.engine = engine
         self.owned = instances
-        self.came_back = came_back
+        self.keeper = keeper
         self.aborts_when_hung = aborts_when_hung
         self.configs = configs
         self.graph = graph
@@ -124,7 +123,7 @@ class Builder:
                 self.waiting[config.name][number].set_result((station, index))
             else:
                 name = thread_name(config.name, number)
-                self.owned.start(Worker(name, serve_shared, station, index, self.came_back))
+                self.owned.start(Worker(name, serve_shared, station, index, self.keeper))
             station.open_instance(index)
 
     def _build_on_threads(self, config: NodeConfig, plan: StepPlan) -> None:
@@ -139,7 +138,7 @@ class Builder:
             desks.append(desk)
             build = functools.partial(build_backend, plan, config.name, index)
             name = thread_name(config.name, index)
-            self.owned.start(Worker(name, serve_thread_bound, build, built, desk, self.came_back))
+            self.owned.start(Worker(name, serve_thread_bound, build, built, desk, self.keeper))
             backends.append(built.result())
         self._open_stations(config, backends, thread_bound=True)
 

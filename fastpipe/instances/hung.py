@@ -13,6 +13,7 @@ from fastpipe import _core
 from fastpipe.contract import close_all
 from fastpipe.errors import BackendHung, ConfigError, PipeError
 from fastpipe.faults import text_of
+from fastpipe.instances.logbook import Line, Logbook
 from fastpipe.instances.one import build_backend, connect, thread_name
 from fastpipe.instances.owned import Instances
 from fastpipe.instances.threads import Worker, serve_and_close, serve_shared
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from fastpipe.config.plan import StepPlan
     from fastpipe.contract import Backend
 
-__all__ = ["CameBack", "Keeper"]
+__all__ = ["Keeper", "WeakKeeper"]
 
 # So many threads of a node may be stuck in a backend at once, at one place, before its instances are not replaced any
 # more.
@@ -36,10 +37,13 @@ class Keeper:
     the pipe or ask for its health call it.
     """
 
-    def __init__(self, engine: _core.Engine, configs: tuple[NodeConfig, ...], instances: Instances) -> None:
+    def __init__(
+        self, engine: _core.Engine, configs: tuple[NodeConfig, ...], instances: Instances, logbook: Logbook
+    ) -> None:
         self._engine = weakref.ref(engine)  # which owns this
         self._configs = {config.name: config for config in configs}
         self._instances = instances
+        self._logbook = logbook
         # Guards the books below; never held while a backend is built. Told when an instance is in service again.
         self._changed = threading.Condition()
         # By station, that is by node, or where its instances are at several places by node and place.
@@ -68,8 +72,21 @@ class Keeper:
             self._stuck[station] += 1
             self._absent[station][index] = None
             self._count(station)
+        late_s = station.given_up_after_ns / 1e9
+        self._say("hung", station, index, f"its backend has not returned for {late_s:.3g} s, and is given up")
         self._fill(station)
         self._instances.forget_thread(thread)
+
+    def note_refusals(self, gate: _core.Station) -> None:
+        """See ``Logbook.note_refusals``."""
+        self._logbook.note_refusals(gate)
+
+    def note_loss(self, station: _core.Station, index: int) -> None:
+        """Have it said that a node has lost its device."""
+        lost = cast("BaseException", station.lost)
+        self._say(
+            "device_lost", station, index, f"the device of the node is lost: {type(lost).__name__}: {text_of(lost)}"
+        )
 
     # ---- what others ask and tell ------------------------------------------------------------------------------
 
@@ -97,13 +114,20 @@ class Keeper:
             self._stuck[station] -= 1
         self._fill(station)
 
+    def worker_died(self, station: _core.Station, index: int, error: BaseException) -> None:
+        """A worker has met an error of its own, and is set to work again."""
+        said = f"its worker met {type(error).__name__}: {text_of(error)}; it is set to work again"
+        self._say("worker_died", station, index, said)
+
     def could_not_replace(self, station: _core.Station, index: int, error: BaseException) -> None:
         """A replacement could not be built."""
         with self._changed:
             self._why[station] = f"its backend could not be built again: {type(error).__name__}: {text_of(error)}"
             self._absent[station][index] = None
             self._changed.notify_all()
-        self._lose(station, self._why.get(station, text_of(error)))
+        why = self._why.get(station, text_of(error))
+        self._say("not_replaced", station, index, why)
+        self._lose(station, why)
 
     def put_in_service(self, engine: _core.Engine, station: _core.Station, index: int, backend: Backend) -> None:
         """A replacement is built: have it run, and wait for its worker from now on when closing."""
@@ -123,6 +147,7 @@ class Keeper:
         self._instances.workers.append(cast("Worker", worker))
         if not station.thread_bound:
             self._instances.own(backend, station, index)
+        self._say("replaced", station, index, "it is built again, and in service")
 
     def pipe_closes(self, deadline: float | None) -> None:
         """Wait for replacements without which a node cannot drain, but for no longer than a batch may run."""
@@ -187,7 +212,14 @@ class Keeper:
             if any(self._absent[station].values()) and not also_if_being_built:
                 return
             station.lose(lost)  # under the lock: put_in_service() takes it back
+        self._say("lost", station, None, f"it has no instance left: {why}")
         station.fail_queued(None, lost)
+
+    def _say(self, kind: str, station: _core.Station, index: int | None, text: str) -> None:
+        """Have a warning written about a node, or an instance of it."""
+        number = None if index is None else station.numbers[index]
+        where = station.title if number is None else f"{station.title}, instance {number}"
+        self._logbook.say(Line(kind, f"{where}: {text}", station.name, number))
 
     def build(self, engine: _core.Engine, station: _core.Station, index: int) -> Backend:
         """Build an instance again, where it was, with its sub-graphs connected.
@@ -212,16 +244,21 @@ class Keeper:
         self._instances.close_backends(time.monotonic())
 
 
-class CameBack:
-    """Tells the keeper that a thread which was given up has come back. Weak: threads keep no pipe's backends alive."""
+class WeakKeeper:
+    """A keeper as its workers know it (``threads.WorkersKeeper``). Weak: threads keep no pipe's backends alive."""
 
     def __init__(self, keeper: weakref.ref[Keeper]) -> None:
         self.keeper = keeper
 
-    def __call__(self, station: _core.Station) -> None:
+    def came_back(self, station: _core.Station) -> None:
         keeper = self.keeper()
         if keeper is not None:
             keeper.came_back(station)
+
+    def worker_died(self, station: _core.Station, index: int, error: BaseException) -> None:
+        keeper = self.keeper()
+        if keeper is not None:
+            keeper.worker_died(station, index, error)
 
 
 def _rebuild(keeper_ref: weakref.ref[Keeper], station: _core.Station, index: int) -> None:
@@ -242,9 +279,9 @@ def _rebuild(keeper_ref: weakref.ref[Keeper], station: _core.Station, index: int
     station.open_instance(index)
     del keeper, engine  # while it serves, it keeps no pipe alive
     if station.thread_bound:
-        serve_and_close(station, index, backend, CameBack(keeper_ref))
+        serve_and_close(station, index, backend, WeakKeeper(keeper_ref))
         return
-    serve_shared(station, index, CameBack(keeper_ref))
+    serve_shared(station, index, WeakKeeper(keeper_ref))
     keeper = keeper_ref()
     if keeper is not None and station.is_closed:
         # close() may have looked for backends before this one was there. This thread must not wait for an instance that

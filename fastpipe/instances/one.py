@@ -14,7 +14,7 @@ from fastpipe.config.sub_graphs import entry_of_object
 from fastpipe.contract import Backend, Request, Site, SubGraph, building
 from fastpipe.errors import ConfigError, PipeClosed
 
-__all__ = ["build_backend", "connect", "thread_name"]
+__all__ = ["build_backend", "connect", "thread_name", "warm_ups_in"]
 
 
 def thread_name(node: str, index: int) -> str:
@@ -60,6 +60,14 @@ class _PartsRunner:
             raise PipeClosed("the pipe of this Jump is gone")
         self.reasons = []
         return engine._run_parts(self.entry, splits, keeps_failures, batch, self.reasons)
+
+
+def warm_ups_in(backend: Backend) -> list[str]:
+    """Return what an instance has run while it was built, part by part."""
+    own = getattr(backend, "warmed_up", None)
+    return [str(own)] * (own is not None) + [
+        said for child in getattr(backend, "children", ()) for said in warm_ups_in(child.backend)
+    ]
 
 
 def _sub_graphs_in(backend: Backend) -> Iterator[SubGraph]:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastpipe._core import Latch, Station, ThreadLife, ThreadStart
 from fastpipe.contract import Backend, close_all
@@ -137,11 +137,21 @@ async def run_on_thread(name: str, function: Callable[..., None], *arguments: An
     await ended
 
 
-def serve(station: Station, index: int) -> Any:
+class WorkersKeeper(Protocol):
+    """Whom a worker tells what becomes of it."""
+
+    def came_back(self, station: Station) -> None:
+        """A thread that had been given up has left its backend."""
+
+    def worker_died(self, station: Station, index: int, error: BaseException) -> None:
+        """A worker has met an error of its own, and is set to work again."""
+
+
+def serve(station: Station, index: int, keeper: WorkersKeeper) -> Any:
     """Serve a station until it closes; return the backend in which this thread was given up, or None.
 
     What ends the engine's loop otherwise, a lack of memory for instance, has failed the requests that it held; it is
-    told to ``threading.excepthook``, and the thread goes back to work.
+    told to ``threading.excepthook`` and to the keeper, and the thread goes back to work.
     """
     pause_s = 0.0
     while True:
@@ -153,6 +163,7 @@ def serve(station: Station, index: int) -> Any:
                 threading.excepthook(
                     threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
                 )
+                keeper.worker_died(station, index, error)
             lasted_s = time.monotonic() - began_s
             pause_s = 0.0 if lasted_s > 10 * LONGEST_PAUSE_S else min(max(2 * pause_s, 0.001), LONGEST_PAUSE_S)
             time.sleep(pause_s)
@@ -160,21 +171,21 @@ def serve(station: Station, index: int) -> Any:
             continue
 
 
-def serve_shared(station: Station, index: int, came_back: Callable[[Station], None]) -> None:
+def serve_shared(station: Station, index: int, keeper: WorkersKeeper) -> None:
     """The life of a worker whose backend any thread may run."""
-    hung_in = serve(station, index)
+    hung_in = serve(station, index, keeper)
     if hung_in is not None:
         try:
             close_all([hung_in])  # it has come back after all, and nobody uses it any more
         finally:
-            came_back(station)
+            keeper.came_back(station)
 
 
 def serve_thread_bound(
     build: Callable[[], Backend],
     built: Future[Backend],
     desk: Future[tuple[Station, int] | None],
-    came_back: Callable[[Station], None],
+    keeper: WorkersKeeper,
 ) -> None:
     """The life of a thread-bound instance: built, run and closed on one thread. ``desk``: its station and token."""
     try:
@@ -187,17 +198,17 @@ def serve_thread_bound(
     if found is None:
         backend.close()
     else:
-        serve_and_close(*found, backend, came_back)
+        serve_and_close(*found, backend, keeper)
 
 
-def serve_and_close(station: Station, index: int, backend: Backend, came_back: Callable[[Station], None]) -> None:
+def serve_and_close(station: Station, index: int, backend: Backend, keeper: WorkersKeeper) -> None:
     """Serve with a backend that was built on this thread, and close it here."""
     hung_in = None
     try:
-        hung_in = serve(station, index)
+        hung_in = serve(station, index, keeper)
     finally:
         try:
             backend.close()
         finally:
             if hung_in is not None:
-                came_back(station)
+                keeper.came_back(station)

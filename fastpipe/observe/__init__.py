@@ -1,1 +1,1 @@
-"""What a pipe does, as others see it: a room above the pipe, of which nothing is imported until it is asked for."""
+"""Seeing inside: what pipes do, for people and for the tools of others. ``import fastpipe`` imports none of it."""

@@ -16,7 +16,8 @@ INSTALLED_AS = {"fastpipe": "fastpipe", "kernels": "fastpipe.kernels", "backends
 
 OPTIONAL = {
     *("PIL", "cryptography", "cupy", "cv2", "matplotlib", "modelopt", "numba", "nvidia", "onnx", "onnxruntime"),
-    *("optuna", "rich", "simplejpeg", "skimage", "tensorrt", "tensorrt_rtx", "tomlkit", "torch"),
+    *("opentelemetry", "optuna", "prometheus_client", "rich", "simplejpeg", "skimage", "tensorrt", "tensorrt_rtx"),
+    *("tomlkit", "torch"),
 }
 
 FLOORS = [
