@@ -28,7 +28,8 @@ __all__ = ["main"]
 
 FINE, MISTAKES = 0, 1
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
-_SUFFIXES = {".txt": "txt", ".svg": "svg", ".html": "html", ".htm": "html", ".mmd": "mmd", ".dot": "dot", ".gv": "dot"}
+_KINDS = {"txt": ".txt", "svg": ".svg", "png": ".png", "html": ".html .htm", "mmd": ".mmd", "dot": ".dot .gv"}
+_SUFFIXES = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes.split()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,8 +89,9 @@ def _add_graph(commands: _Commands) -> None:
     )
     graph.add_argument("file", metavar="FILE", type=Path, help="a TOML file")
     _add_output(graph)
-    formats = sorted(set(_SUFFIXES.values()))
-    graph.add_argument("--format", choices=formats, help="default: what OUT ends with, else txt")
+    graph.add_argument("--format", choices=sorted(_KINDS), help="default: what OUT ends with, else txt")
+    graph.add_argument("--dark", action="store_true", help="for a dark page (png; others adapt themselves)")
+    graph.add_argument("--scale", type=float, default=2.0, metavar="FACTOR", help="of a png (default: 2)")
     graph.set_defaults(run=_graph, fail=graph.error)
 
 
@@ -168,6 +170,11 @@ def _graph(options: argparse.Namespace) -> int:
     if kind == "txt" and options.output is None:
         for rails, name, rest in picture.rows():
             say((rails, "dim"), (name, "bold cyan"), (rest, ""))
+        return FINE
+    if kind == "png":
+        if options.output is None:
+            options.fail("a PNG needs a file: -o graph.png")
+        options.output.write_bytes(picture.png(dark=options.dark, scale=options.scale))
         return FINE
     drawn: dict[str, Callable[[], str]] = {
         "txt": lambda: f"{picture}\n",
