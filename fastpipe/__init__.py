@@ -14,6 +14,7 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
     show                pictures of a graph, and the debugger's cards
     instances           from plans to objects of backends and their threads; what replaces one that hangs
     process             signals, fork and exit, once in a process
+    measures            what ``stats()`` returns, of what the engine has counted
     _core, engine       the engine: queues, batching, waking up, outcomes; _future is what ``submit`` returns
     backends, kernels   the built-in backends, and the array kernels below them
     config              from what a user wrote to checked nodes and a graph; starts nothing
@@ -60,6 +61,7 @@ from fastpipe.errors import (
 )
 from fastpipe.filters import Filter, Status, filter
 from fastpipe.functions import backend
+from fastpipe.measures import Distribution, InstanceStats, NodeStats, RequestStats, Stats
 from fastpipe.pipe import Pipe
 
 __all__ = [
@@ -72,23 +74,28 @@ __all__ = [
     "Container",
     "DecodeError",
     "DeviceLost",
+    "Distribution",
     "Existing",
     "Filter",
     "ForkedPipe",
     "GraphError",
+    "InstanceStats",
     "ItemErrors",
     "KernelError",
     "MissingExtra",
     "NoResult",
+    "NodeStats",
     "PerRequest",
     "Pipe",
     "PipeClosed",
     "PipeError",
     "QueueFull",
     "Request",
+    "RequestStats",
     "RequestTimeout",
     "RestartLimit",
     "Sequential",
+    "Stats",
     "Status",
     "Step",
     "UnknownNode",

@@ -17,6 +17,7 @@ from libcpp.vector cimport vector
 
 from fastpipe.engine.batching cimport Load, Verdict
 from fastpipe.engine.hanging cimport Watched
+from fastpipe.engine.histogram cimport Histogram
 from fastpipe.engine.inbox cimport Inbox, Ticket
 from fastpipe.engine.parking cimport EventCount, Word
 from fastpipe.engine.ranking cimport Ranked
@@ -124,6 +125,21 @@ cdef class Station:
     cdef readonly int64_t halved                # batches run in halves, as memory ran out
     cdef atomic[int64_t] reasons[8]             # atomic, relaxed
 
+    # What is measured; see measuring.pxi. All GIL.
+    cdef int64_t* tallies                       # built: the buckets of the four histograms
+    cdef readonly int64_t tallies_bytes         # built: of memory
+    cdef Histogram queue_ns                     # of each visit that has run, how long it was queued; 0: never
+    cdef Histogram run_ns                       # of each batch, the time in the backend
+    cdef Histogram sizes                        # of each batch; not kept where there are batches of one only
+    cdef Histogram weights                      # the same
+    cdef int64_t[8] failed_by                   # visits that have failed here, by reason
+    cdef int64_t cancelled                      # visits whose walk was cancelled, found so here
+    cdef int64_t dropped                        # visits whose walk has ended elsewhere, found so here
+    cdef int64_t shed                           # visits that had to leave the queue for newer ones
+    cdef int64_t refused                        # at the front: requests that were not let in because of this queue
+    cdef public int64_t replaced                # instances that hung and were built again
+
+    cdef int c_make_histograms(self) except -1
     cdef int c_take_token(self) noexcept nogil                       # instance, or -1
     cdef c_bool c_try_token(self, int index) noexcept nogil
     cdef void c_release_token(self, int index) noexcept nogil
@@ -169,6 +185,7 @@ cdef class Waiter:
     cdef object owned                           # a coroutine's: the caller's dict, of which `request` is a copy
     cdef Terms terms
     cdef object sink                            # (loop, asyncio future) of a coroutine; None: a thread parks on `word`
+    cdef int64_t entered_ns                     # when it was handed in
     cdef Walk walk                              # the coroutine's, once it is let in
     cdef int64_t number                         # how many have come before it, in all lines of the pipe
     cdef int64_t size_bytes
@@ -262,6 +279,7 @@ cdef class Walk:
     cdef vector[int32_t] readers                # GIL: by slot, how many will still read it
     cdef list answers                           # GIL: dicts that a map or the answer needs later, by slot
     cdef vector[uint8_t] has_run                # GIL: by slot, whether its node has run, or was skipped
+    cdef int64_t entered_ns                     # when it was handed in
     cdef int64_t deadline_ns                    # when it fails if it has not ended; FOREVER
     cdef double timeout_s                       # for the error's message
     cdef int64_t priority_ns                    # how much later it counts as having arrived, in every queue
@@ -375,6 +393,7 @@ cdef class Turn:
     cdef list ready                             # visits that may run now
     cdef PyObject* settled_first                # ended walks with a future to settle, linked by Walk.settled_after; owned
     cdef PyObject* settled_last
+    cdef int64_t ended_ns                       # when the batch ended whose answers are handed on; 0: none are
     cdef vector[Word*] wakes                    # sleeping callers to wake once the GIL is free
     cdef bint helps                             # a caller runs batches that may hold other callers' requests
     cdef object interrupt                       # what hit the thread in the middle (a signal's exception): its call raises it
@@ -436,6 +455,8 @@ cdef class Engine:
     cdef bint lets_go                           # built: a request may end without a result
     cdef Clock clock                            # GIL: made when first needed
     cdef int64_t[8] failed_by                   # GIL: how many requests, by reason
+    cdef Histogram latency_ns                   # GIL: of callers' requests that were answered or failed, from call to end
+    cdef int64_t built_ns                       # built
     cdef Station gate                           # built: its places are those of requests in flight; or None
     cdef EventCount drained                     # where close() sleeps
     cdef readonly int64_t arrivals              # GIL: how many have stood in line

@@ -57,6 +57,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     lines       who waits to be let in
     clocks      time limits, and when a batch is late
     forming     what leaves as a batch
+    measuring   what is counted of each request and batch, and how it is read
     failures    the error of each request
     station     tokens, the queue's ends, what was learned
     walks       walks, visits, turns, and their dicts
@@ -75,8 +76,10 @@ have something begin: who is let in (start_called), or the whole whose last part
 """
 
 from cpython.exc cimport PyErr_CheckSignals
+from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed
 
+from fastpipe.engine.histogram cimport TIME_BUCKETS, TIME_SHIFT
 from fastpipe.engine.parking cimport (
     FOREVER, SET, events_leave, events_prepare, events_sleep, is_another_inside, is_hooked, is_inside, now_ns,
 )
@@ -95,6 +98,15 @@ cdef class Engine:
         self.waits_inside = []
         self.timeout_ns = FOREVER
         self.ignored_keys = _STEERING_KEYS
+        self.built_ns = now_ns()
+        self.latency_ns.shift = TIME_SHIFT
+        self.latency_ns.bucket_count = TIME_BUCKETS
+        self.latency_ns.counts = <int64_t*>calloc(TIME_BUCKETS, sizeof(int64_t))
+        if self.latency_ns.counts == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.latency_ns.counts)
 
     def _obey(self, object keys):
         """Have keys of a caller's own dict mean something to the engine; called once, before the graph is opened."""
@@ -385,7 +397,7 @@ cdef class Engine:
     @property
     def failures(self):
         """Requests that failed, by reason."""
-        return {_FAILURES[i]: self.failed_by[i] for i in range(len(_FAILURES)) if self.failed_by[i]}
+        return failures_by_reason(self.failed_by)
 
     def _let_go(self):
         """Let requests end without a result; called once, while building."""
@@ -410,6 +422,10 @@ cdef class Engine:
     def _counts(self):
         return {"accepted": self.accepted, "in_flight": self.in_flight, "done": self.done, "failed": self.failed,
                 "cancelled": self.cancelled, "refused": self.refused}
+
+    def _measures(self):
+        """What is counted, at one moment: for ``stats_of`` of measures.py."""
+        return measures_of_all(self)
 
     # ---- for the debugger --------------------------------------------------------------------------------------
 
@@ -488,6 +504,7 @@ include "engine/limits.pxi"
 include "engine/lines.pxi"
 include "engine/clocks.pxi"
 include "engine/forming.pxi"
+include "engine/measuring.pxi"
 include "engine/failures.pxi"
 include "engine/station.pxi"
 include "engine/walks.pxi"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -21,10 +22,10 @@ from fastpipe.config.wiring import add_mistakes_of_the_graph, compile_graph
 from fastpipe.contract import Request
 from fastpipe.errors import PipeError
 from fastpipe.instances.building import Builder
-from fastpipe.instances.counters import counters_by_node
 from fastpipe.instances.hung import CameBack, Keeper
 from fastpipe.instances.owned import LEAST_JOIN_S, Instances, time_to_close
 from fastpipe.instances.threads import Worker, check_threads, run_on_thread
+from fastpipe.measures import Stats, between, stats_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -70,6 +71,7 @@ class Pipe(_core.Engine):
         check_threads()
         process.set_up()
         self._written = own_copy(source if source is None or isinstance(source, str | Path) else dict(source)), keywords
+        self._id = os.urandom(8).hex()
         self._configs = configs
         self._compiled = graph
         self._debuggers: weakref.WeakSet[Debugger] = weakref.WeakSet()
@@ -290,26 +292,30 @@ class Pipe(_core.Engine):
 
     # ---- watching ----------------------------------------------------------------------------------------------
 
-    def stats(self) -> dict[str, Any]:
-        """Counters since the pipe was built.
+    def stats(self, since: Stats | None = None) -> Stats:
+        """What the pipe has done since it was built, or since an earlier ``stats()``.
 
         ``requests`` counts outcomes: accepted = in_flight + done + failed + cancelled; refused were never accepted.
         (The parts of a Jump or MapReduce that is a step of a Sequential are requests, too.)
         ``failures`` counts the failed ones by reason: "timeout", "queue full", "closed", "hung", "worker died", "device
         lost", "no result"; "error" for all else.
         ``copies`` counts the dicts that were copied because several nodes read them.
-        ``nodes`` has, by name: batches and requests run (a retried request counts each time), mean_batch, failed,
-        run_by_caller (requests that ran on their caller's thread), gil_acquires (by workers), busy_s (time in
-        backends, summed over instances), queued and running now, why batches left the queue, batches that hung, and
-        how often a worker died and was set to work again. Where the instances of a node are at several places (GPUs),
-        ``places`` has the same for each place.
+        ``latency_s`` is the distribution of the times from call to answer.
+        ``nodes`` has, by name, what each node has counted: ``fastpipe.NodeStats`` says what. Where the instances of a
+        node are at several places (GPUs), ``places`` has the same for each place.
+
+        All of it is counted at one moment. Thread-safe; no request waits for it.
+
+        Args:
+            since: what an earlier ``stats()`` of this pipe returned, itself without ``since``: counters and
+                distributions are those of the time since then. What is a state (in_flight, queued, running, oldest_s,
+                instances) is the one of now.
+
+        Raises:
+            TypeError, ValueError: ``since`` is something else, or another pipe's.
         """
-        return {
-            "requests": self._counts(),
-            "failures": dict(self.failures),
-            "copies": self.copies,
-            "nodes": counters_by_node(self.stations),
-        }
+        now = stats_of(self._id, self._measures())
+        return now if since is None else between(now, since)
 
     def graph(self) -> Picture:
         """Return the picture of the pipe: to print, to show in a notebook, or as SVG, Mermaid, DOT or HTML."""

@@ -44,7 +44,7 @@ cdef int start_walk(Engine engine, Walk walk, Turn turn) except -1:
 cdef object _late_for_room(Engine engine, Waiter waiter):
     """Refuse a request that has waited for room until its time was over: return the error. Raises nothing."""
     cdef Station gate = waiter.line.c_gate_of_first()
-    engine.refused += 1
+    note_refused(engine, gate)
     try:
         where = "in the pipe" if gate is engine.gate else f"in the queue of node {gate.name!r}"
         return RequestTimeout(f"the request waited {waiter.terms.timeout_s:g} s for room {where}")
@@ -59,7 +59,7 @@ cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, obj
     cdef Clock clock
     cdef Line line
     cdef Waiter waiter
-    cdef int64_t size
+    cdef int64_t size, entered_ns
     entry = entry_for(engine, given, name)
     if terms is not None and terms.deadline_ns >= 0 and sink_kind != SINK_CALLER and engine.clock is None:
         clock = Clock.__new__(Clock)
@@ -73,11 +73,13 @@ cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, obj
             act_at(AT_ADMIT)
         line = _line_at(engine, entry)
         size = line.c_size_of(given)
+        entered_ns = now_ns()
         waiter = _enter_line(engine, line, entry, given, size, terms, is_patient, sink)
         if waiter is not None:
             waiter.owned = request
+            waiter.entered_ns = entered_ns
             return waiter
-        walk = _admit_booked(engine, line, size, entry, given, sink_kind, sink, terms)
+        walk = _admit_booked(engine, line, size, entry, given, sink_kind, sink, terms, entered_ns)
     else:
         walk = admit(engine, entry, given, sink_kind, sink, terms, is_patient)
     hand_in(walk, request, given)
@@ -169,24 +171,25 @@ cdef Walk admit(Engine engine, Entry entry, object request, uint8_t sink_kind, o
     cdef Line line
     cdef Waiter waiter
     cdef int64_t size
+    cdef int64_t entered_ns = now_ns()
     if is_hooked(AT_ADMIT):
         act_at(AT_ADMIT)
     if entry.line is None:
-        return _admit_now(engine, entry, request, sink_kind, sink, terms)
+        return _admit_now(engine, entry, request, sink_kind, sink, terms, entered_ns)
     line = _line_at(engine, entry)
     size = line.c_size_of(request)
     waiter = _enter_line(engine, line, entry, request, size, terms, is_patient, None)
     if waiter is not None:
         _stand_in_line(engine, waiter)
-    return _admit_booked(engine, line, size, entry, request, sink_kind, sink, terms)
+    return _admit_booked(engine, line, size, entry, request, sink_kind, sink, terms, entered_ns)
 
 
 cdef Walk _admit_booked(Engine engine, Line line, int64_t size_bytes, Entry entry, object request, uint8_t sink_kind, object sink,
-                        Terms terms):
+                        Terms terms, int64_t entered_ns):
     """Let a request in whose places are booked."""
     cdef Walk walk
     try:
-        walk = _admit_now(engine, entry, request, sink_kind, sink, terms)
+        walk = _admit_now(engine, entry, request, sink_kind, sink, terms, entered_ns)
     except BaseException:
         line.c_give_back(size_bytes)
         start_called(engine, None)
@@ -195,8 +198,9 @@ cdef Walk _admit_booked(Engine engine, Line line, int64_t size_bytes, Entry entr
     return walk
 
 
-cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
+cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, int64_t entered_ns):
     cdef Walk walk = new_walk(engine, entry, request, sink_kind, sink)
+    walk.entered_ns = entered_ns
     if terms is not None:
         walk.deadline_ns = terms.deadline_ns
         walk.timeout_s = terms.timeout_s
@@ -225,7 +229,7 @@ cdef Waiter _enter_line(Engine engine, Line line, Entry entry, object request, i
     cdef Station shut
     cdef Waiter waiter = None
     if home is not None and home.max_queue_bytes > 0 and size > home.max_queue_bytes:
-        engine.refused += 1
+        note_refused(engine, home)
         raise full_error(home, size)
     while True:
         shut = line.c_shut_gate(size, is_patient)
@@ -237,10 +241,10 @@ cdef Waiter _enter_line(Engine engine, Line line, Entry entry, object request, i
             line.c_book(size)
             return None
         if shut.when_full == REJECT and not is_patient:
-            engine.refused += 1
+            note_refused(engine, shut)
             raise full_error(shut, size)
         if is_settling(<void*>engine):
-            engine.refused += 1
+            note_refused(engine, shut)
             error = full_error(shut, size)
             add_note(error, "fastpipe: a callback of a future does not wait for room: it runs on a thread that has to make it")
             raise error
@@ -298,7 +302,7 @@ cdef int _stand_in_line(Engine engine, Waiter waiter) except -1:
             if waiter.state != IN_LINE:
                 break
             if error is not None:
-                engine.refused += 1
+                note_refused(engine, gate)
                 raise error
             if deadline >= 0 and now_ns() >= deadline:
                 raise _late_for_room(engine, waiter)
@@ -317,7 +321,7 @@ cdef int _stand_in_line(Engine engine, Waiter waiter) except -1:
     if waiter.state == TURNED_AWAY:
         if waiter.turned_away_by is None:
             _check_open(engine)
-        engine.refused += 1
+        note_refused(engine, waiter.turned_away_by)
         raise full_error(waiter.turned_away_by, waiter.size_bytes)
     waiter.is_booked = False                                    # the places are the request's
     line.c_keep_promise()
@@ -382,10 +386,10 @@ cdef int _start_waiter(Engine engine, Waiter waiter, Turn turn) except -1:
     if waiter.state == TURNED_AWAY:
         if waiter.turned_away_by is None:
             _check_open(engine)
-        engine.refused += 1
+        note_refused(engine, waiter.turned_away_by)
         raise full_error(waiter.turned_away_by, waiter.size_bytes)
     # If this fails, start_called gives the places back, and goes on with whom they are for then.
-    walk = _admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms)
+    walk = _admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms, waiter.entered_ns)
     waiter.is_booked = False
     take_places(walk, waiter.line, waiter.size_bytes)
     waiter.walk = walk

@@ -40,6 +40,12 @@ inline int64_t now_ns() noexcept {
     return __builtin_expect(frozen != 0, 0) ? frozen : kernel_now_ns();
 }
 
+// A time that the kernel has given, as a test would have it.
+inline int64_t unless_frozen(int64_t kernel_ns) noexcept {
+    int64_t frozen = frozen_now_ns();
+    return __builtin_expect(frozen != 0, 0) ? frozen : kernel_ns;
+}
+
 // Sleep while *word == expected. Returns 0 when woken or when the word differs, else ETIMEDOUT or EINTR.
 // deadline_ns: absolute, CLOCK_MONOTONIC; negative: none. While time is frozen, 0 also for nothing, every millisecond:
 // every sleeper looks again.

@@ -87,7 +87,7 @@ cdef int sweep(Station station) except -1:
     station.queued.fetch_sub(ghosts.count, memory_order_seq_cst)
     station.desk.unlock()
     while ghosts.first != NULL:
-        _first_visit_of(&ghosts)                                # and drop it
+        note_dropped(_first_visit_of(&ghosts))
     return 0
 
 

@@ -42,13 +42,14 @@ cdef void _unlink_walk(Engine engine, Walk walk) noexcept:
 
 cdef int finish_walk(Engine engine, Walk walk, dict answer, Turn turn) noexcept:
     """End a walk with its answer, once (E1)."""
-    if walk.deadline_ns >= 0 and walk.sink_kind != SINK_GATHER and now_ns() >= walk.deadline_ns:
+    if is_over_time(walk, turn):
         return fail_walk(engine, walk, late_error(walk), turn)  # a moment too late is too late: a backend may have given up
     if is_hooked(AT_END):
         act_at_in(AT_END, turn)
     if not _begin_walk(engine, walk, turn) or not walk.c_end(DONE):
         return 0
     _count_out(engine, walk)
+    note_end(engine, walk, turn)
     try:
         write_back(walk, answer)
     except BaseException as error:                              # a subclass of dict may do as it likes
@@ -70,6 +71,7 @@ cdef int fail_walk(Engine engine, Walk walk, object error, Turn turn) noexcept:
         return 0
     walk.error = error
     _count_out(engine, walk)
+    note_end(engine, walk, turn)
     if walk.sink_kind != SINK_GATHER:
         engine.failed_by[reason_of(error)] += 1
     if issubclass(type(error), KeyboardInterrupt) and PyThread_get_thread_ident() == _main_thread:
@@ -89,6 +91,7 @@ cdef int fail_visit(Engine engine, Visit visit, object error, Turn turn) noexcep
     if visit.stepper is not None:
         visit.failure = error                                   # for Stepper.c_run
         return 0
+    note_failed(visit, error)
     return fail_walk(engine, visit.walk, error, turn) if visit.round == visit.walk.restarts else 0
 
 
@@ -223,10 +226,12 @@ cdef int send_one_back(Visit visit, Turn turn) noexcept:
 cdef c_bool claim(Engine engine, Visit visit, Turn turn) except *:
     """True if the visit is still wanted; its dict is then ours to write."""
     if is_dead(visit):
+        note_dropped(visit)
         return False
     if visit.walk.deadline_ns >= 0 and is_late(visit):
         if is_hooked(AT_EXPIRE):
             act_at_in(AT_EXPIRE, turn)
+        note_late(visit)
         if visit.walk.sink_kind != SINK_GATHER:                 # a part ends with the whole, whose time is over, too
             fail_walk(engine, visit.walk, late_error(visit.walk), turn)
         return False

@@ -20,6 +20,7 @@ cdef extern from "engine/futex.hpp" namespace "fastpipe" nogil:
     ctypedef atomic[uint32_t] Word
     int64_t now_ns() noexcept
     int64_t kernel_now_ns() noexcept
+    int64_t unless_frozen(int64_t kernel_ns) noexcept
     atomic[int64_t] frozen_ns
     int futex_wait(Word* word, uint32_t expected, int64_t deadline_ns) noexcept
     void futex_wake(Word* word, int count) noexcept

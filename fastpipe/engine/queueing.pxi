@@ -55,6 +55,8 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
     if station.lost is not None:
         fail_visit(engine, visit, lost_error(visit, station.lost), turn)
     if is_dead(visit):                                          # a closed station would keep it, and its pipe, for ever
+        if station.lost is None:
+            note_dropped(visit)
         leave_queue(visit, station)
         return 0
     Py_INCREF(visit)                                            # E2: owned by the ticket until popped
@@ -86,6 +88,8 @@ cdef c_bool _make_room(Engine engine, Visit visit, Turn turn) noexcept:
             oldest = take_oldest_of_all(front)
             if oldest is None:
                 break
+            if not is_dead(oldest):
+                oldest.node.station.shed += 1
             fail_visit(engine, oldest, error, turn)             # of what waits, it is the one that has waited longest
             send_one_back(oldest, turn)
         visit.walk.queued.append(visit)                         # now: this may need memory
@@ -94,6 +98,7 @@ cdef c_bool _make_room(Engine engine, Visit visit, Turn turn) noexcept:
         fail_visit(engine, visit, with_place(error, visit.node), turn)
         return False
     if is_dead(visit):                                          # no code of users runs from here to the push
+        note_dropped(visit)
         visit.size_bytes = 0
         return False
     station.queued_bytes += visit.size_bytes

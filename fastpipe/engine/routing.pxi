@@ -127,7 +127,7 @@ cdef int advance(Engine engine, Visit visit, Exit exit, c_bool has_run, Turn tur
     cdef int place = -1
     cdef int32_t slot
     if is_dead(visit):
-        return 0
+        return note_dropped(visit) if has_run else 0
     for slot in exit.kept:
         if walk.readers[slot] > 0:
             walk.answers[slot] = answer
@@ -160,6 +160,7 @@ cdef int advance(Engine engine, Visit visit, Exit exit, c_bool has_run, Turn tur
             onward.request = PyDict_Copy(answer)
             engine.copies += 1
         onward.way = PASSED_ON
+        onward.ticket.arrival_ns = 0
         turn.arrived.append(onward)
         onward = None
     return 0
@@ -331,6 +332,7 @@ cdef int _merge_parts(Engine engine, Gather gather, Turn turn) except -1:
     cdef Visit visit = gather.visit
     if is_dead(visit):
         return 0
+    turn.ended_ns = 0                                           # it may take a while
     enter_user_code(<void*>engine, visit.node.subgraph.merge, visit.request, gather.answers)
     visit.without = None
     if "result" not in visit.request:

@@ -5,7 +5,7 @@
 from cpython.dict cimport PyDict_Copy
 from libcpp.atomic cimport memory_order_relaxed
 
-from fastpipe.engine.parking cimport is_hooked, kernel_now_ns, now_ns
+from fastpipe.engine.parking cimport is_hooked, kernel_now_ns, unless_frozen
 
 from fastpipe.errors import BackendError, ItemErrors
 from fastpipe.faults import is_device_lost, is_out_of_memory
@@ -17,6 +17,8 @@ cdef int send_on(Engine engine, Visit visit, Turn turn) noexcept:
     visit.is_held = False
     if visit.stepper is not None:
         return 0
+    if visit.walk.deadline_ns >= 0 and is_over_time(visit.walk, turn) and not is_dead(visit):  # here, where it is counted
+        return fail_visit(engine, visit, late_error(visit.walk), turn)
     try:
         advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node, STATUS_SKIP), True, turn)
     except BaseException as error:
@@ -36,6 +38,7 @@ cdef int run_batch(Engine engine, Station station, Instance instance, list visit
     if cause is None:
         try:
             _run_claimed(engine, station, instance, visits, turn)
+            turn.ended_ns = 0
             return 0
         except BaseException as unexpected:                     # a hook, or no memory left: nobody may wait in vain
             cause = unexpected
@@ -44,6 +47,7 @@ cdef int run_batch(Engine engine, Station station, Instance instance, list visit
         except:  # noqa: E722
             # See _no_memory.
             cause = _no_memory
+        turn.ended_ns = 0
     for visit in visits:
         fail_visit(engine, visit, death_error(cause), turn)
     return 0
@@ -55,8 +59,8 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     cdef list before = None
     cdef str refusal = None                                     # why there can be no second run
     cdef int count
-    cdef int64_t started = 0
-    cdef int64_t elapsed_ns
+    cdef int64_t started, elapsed_ns                            # the kernel's, even where a test has frozen time
+    cdef int64_t begun_ns, ended_ns
     cdef c_bool shared
     cdef object error
     count = len(alive)
@@ -84,26 +88,32 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     shared = station.instance_count - station.idle.load(memory_order_relaxed) > 1
     if is_hooked(AT_FORWARD):
         act_at(AT_FORWARD)
+    started = kernel_now_ns()
+    begun_ns = unless_frozen(started)
     if turn.is_guarded:
-        started = now_ns()
-        begin_batch(station, instance.index, started)
-    elapsed_ns = kernel_now_ns()
+        begin_batch(station, instance.index, begun_ns)
     error = _forward(engine, station, instance, batch, alive)
-    elapsed_ns = kernel_now_ns() - elapsed_ns
-    if turn.is_guarded and not end_batch(station, instance.index, turn, started):
+    elapsed_ns = kernel_now_ns()
+    ended_ns = unless_frozen(elapsed_ns)
+    elapsed_ns -= started
+    if turn.is_guarded and not end_batch(station, instance.index, turn, begun_ns):
         return 0
     if is_hooked(AT_RETURN):
         act_at(AT_RETURN)
-    station.batches_run += 1
-    station.requests_run += count
+    else:
+        turn.ended_ns = ended_ns
     station.busy_ns += elapsed_ns
+    note_batch(station, alive, count, ended_ns - begun_ns)
     if error is None:
         station.c_note_cost(count, shared, elapsed_ns)
         for visit in alive:
+            note_wait(station, visit, begun_ns)
             if "result" not in visit.request or visit.without is not None:
                 note_result(engine, visit, instance.backend)
             send_on(engine, visit, turn)
         return 0
+    for visit in alive:
+        note_wait(station, visit, begun_ns)
     try:
         _file_failures(engine, station, instance, alive, batch, before, refusal, error, turn)
     except BaseException as unexpected:                         # exceptions may be as odd as their classes
@@ -267,7 +277,10 @@ cdef int run_ready(Engine engine, Turn turn) noexcept:
         if not turn.ready:
             continue
         visit = take_last(turn.ready)
-        if is_dead(visit) or visit.node.twins is not None and not choose_twin(engine, visit, turn):
+        if is_dead(visit):
+            note_dropped(visit)
+            continue
+        if visit.node.twins is not None and not choose_twin(engine, visit, turn):
             continue
         station = visit.node.station
         weight = 1.0

@@ -8,7 +8,9 @@ from cpython.exc cimport PyErr_CheckSignals
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_acq_rel, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 
-from fastpipe.engine.batching cimport REASON_COUNT
+from fastpipe.engine.histogram cimport (
+    SIZE_SHIFT, TIME_BUCKETS, TIME_SHIFT, WEIGHT_ONE, WEIGHT_SHIFT, Histogram, bucket_index,
+)
 from fastpipe.engine.inbox cimport inbox_init, inbox_push
 from fastpipe.engine.parking cimport FOREVER, atomic_thread_fence, events_leave, events_notify, events_prepare, events_sleep, now_ns
 from fastpipe.engine.ranking cimport ranked_init
@@ -61,6 +63,8 @@ cdef class Station:
         self.started_ns = <atomic[int64_t]*>calloc(instance_count, sizeof(atomic[int64_t]))
         if self.token_is_free == NULL or self.cost_alone_ns == NULL or self.cost_shared_ns == NULL or self.started_ns == NULL:
             raise MemoryError
+        if name is not None:
+            self.c_make_histograms()
         self.usual_gap_ns.store(FIRST_GAP_NS, memory_order_relaxed)
 
     def __dealloc__(self):
@@ -68,6 +72,23 @@ cdef class Station:
         free(self.cost_alone_ns)
         free(self.cost_shared_ns)
         free(self.started_ns)
+        free(self.tallies)
+
+    cdef int c_make_histograms(self) except -1:
+        """Have room for all that will be measured."""
+        cdef int64_t most = self.max_batch
+        cdef int32_t sizes = bucket_index(most, SIZE_SHIFT) + 1 if self.batches else 0
+        cdef int32_t weights = bucket_index(most * WEIGHT_ONE, WEIGHT_SHIFT) + 1 if self.batches else 0
+        cdef size_t count = 2 * TIME_BUCKETS + sizes + weights
+        self.tallies_bytes = count * sizeof(int64_t)
+        self.tallies = <int64_t*>calloc(count, sizeof(int64_t))
+        if self.tallies == NULL:
+            raise MemoryError
+        self.queue_ns = Histogram(self.tallies, TIME_BUCKETS, TIME_SHIFT, 0, 0)
+        self.run_ns = Histogram(self.tallies + TIME_BUCKETS, TIME_BUCKETS, TIME_SHIFT, 0, 0)
+        self.sizes = Histogram(self.tallies + 2 * TIME_BUCKETS, sizes, SIZE_SHIFT, 0, 0)
+        self.weights = Histogram(self.tallies + 2 * TIME_BUCKETS + sizes, weights, WEIGHT_SHIFT, 0, 0)
+        return 0
 
     def set_upstream(self, tuple stations):
         """Say which stations' requests may still come here; called once, while building."""
@@ -163,25 +184,6 @@ cdef class Station:
     def fail_queued(self, str why, object lost=None):
         """Fail every queued request: as the pipe closes without draining, or because of how the node was ``lost``."""
         fail_all_queued(self, why, lost)
-
-    def stats(self):
-        """Counters since the pipe was built; see ``Pipe.stats``."""
-        return {
-            "batches": self.batches_run,
-            "requests": self.requests_run,
-            "failed": self.requests_failed,
-            "mean_batch": <double>self.requests_run / <double>self.batches_run if self.batches_run else 0.0,
-            "run_by_caller": self.run_by_caller,
-            "gil_acquires": self.gil_acquires,
-            "busy_s": self.busy_ns / 1e9,
-            "halved": self.halved,
-            "hung": self.hung,
-            "worker_deaths": self.deaths,
-            "queued": self.queued.load(memory_order_relaxed),
-            "running": self.running.load(memory_order_relaxed),
-            "why_batches_left": {_REASONS[i]: self.reasons[i].load(memory_order_relaxed) for i in range(REASON_COUNT)
-                                 if self.reasons[i].load(memory_order_relaxed)},
-        }
 
     # ---- tokens ------------------------------------------------------------------------------------------------
 

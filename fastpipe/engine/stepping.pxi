@@ -108,12 +108,16 @@ cdef class Stepper:
             if index < 0:                                       # nobody waits for it any more, or the node is lost
                 if station.lost is not None:
                     fail_visit(engine, visit, lost_error(visit, station.lost), self.turn)
+                else:
+                    note_dropped(visit)
                 return 0
             started = now_ns()
             _run_here(self, visit, index)
         failure = visit.failure
         visit.failure = None
         if failure is None and self.c_is_over(visit):           # a part whose time is over has not run, and the whole ends
+            if has_run_here(visit):
+                note_dropped(visit)
             return 0
         if self.turn.observer is not None:
             self.turn.observer.ran(visit.node.name, part_of(visit.walk), visit.request, failure, (now_ns() - started) / 1e9)

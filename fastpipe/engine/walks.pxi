@@ -18,6 +18,16 @@ cdef inline c_bool is_late(Visit visit) noexcept:
     return visit.walk.deadline_ns >= 0 and now_ns() >= visit.walk.deadline_ns
 
 
+cdef inline int64_t time_in(Turn turn) noexcept:
+    """What time it is; while the answers of a batch are handed on, when the batch ended."""
+    return turn.ended_ns if turn.ended_ns != 0 else now_ns()
+
+
+cdef inline c_bool is_over_time(Walk walk, Turn turn) noexcept:
+    """True if a walk is too late. A part never is: it ends with the whole, whose time is over, too."""
+    return walk.deadline_ns >= 0 and walk.sink_kind != SINK_GATHER and time_in(turn) >= walk.deadline_ns
+
+
 cdef c_bool is_part_of(Visit visit, Walk walk) noexcept:
     """True if a visit is one of a walk, or of a part of it."""
     cdef Walk own = visit.walk

@@ -114,6 +114,7 @@ class Keeper:
                     twin.instances[index] = instance
         with self._changed:
             worker = self._absent[station].pop(index)
+            station.replaced += 1
             self._why.pop(station, None)
             self._count(station)
             if type(station.lost) is BackendHung:

@@ -31,7 +31,7 @@ FLOORS = [
     ["fastpipe.show"],
     ["fastpipe.instances"],
     ["fastpipe.process"],
-    ["fastpipe._future"],
+    ["fastpipe._future", "fastpipe.measures"],
     ["fastpipe._core"],
     ["fastpipe.engine"],
     ["fastpipe.backends"],

@@ -1,0 +1,209 @@
+# Measuring: what is counted of each request and each batch, and how it is read.
+#
+# Guarantees   Counting takes no lock, no memory and no GIL of its own; of its own clock reads there is one, when a request comes.
+#              What a station has counted is read in one piece.
+# Assumes      The GIL.
+#
+# Of all visits that come to a station, each is in one of these when it has left: it was sent on, or it is counted in
+# `failed_by`, `cancelled` or `dropped`. Those that have run are in `queue_ns` as well, whatever came of them, but for a hung batch.
+
+from libcpp.atomic cimport memory_order_relaxed
+
+from fastpipe.engine.batching cimport REASON_COUNT
+from fastpipe.engine.histogram cimport (
+    SIZE_SHIFT, TIME_BUCKETS, TIME_SHIFT, WEIGHT_ONE, WEIGHT_SHIFT, Histogram, histogram_add, histogram_add_zero, upper_edge,
+)
+from fastpipe.engine.parking cimport now_ns
+
+cdef int64_t _HAS_RUN = -1                       # Ticket.arrival_ns: how long it waited is counted
+cdef dict _LADDERS = {"seconds": (TIME_SHIFT, 1e9), "sizes": (SIZE_SHIFT, 1.0), "weights": (WEIGHT_SHIFT, float(WEIGHT_ONE))}
+
+
+# ---- counting ----------------------------------------------------------------------------------------------------
+
+cdef inline void note_end(Engine engine, Walk walk, Turn turn) noexcept:
+    """A request was answered, or has failed. A part is no request of a caller's."""
+    if not walk.is_part:
+        histogram_add(&engine.latency_ns, time_in(turn) - walk.entered_ns)
+
+
+cdef inline void note_wait(Station station, Visit visit, int64_t begun_ns) noexcept:
+    """A visit has run, in a batch that began at ``begun_ns``."""
+    cdef int64_t arrival_ns = visit.ticket.arrival_ns
+    if arrival_ns == 0:                                         # never queued here: on its caller's thread
+        histogram_add_zero(&station.queue_ns)
+    elif arrival_ns != _HAS_RUN:
+        histogram_add(&station.queue_ns, begun_ns - arrival_ns)
+    visit.ticket.arrival_ns = _HAS_RUN
+
+
+cdef inline c_bool has_run_here(Visit visit) noexcept:
+    return visit.ticket.arrival_ns == _HAS_RUN
+
+
+cdef inline void note_batch(Station station, list visits, int32_t count, int64_t run_ns) noexcept:
+    """A batch has run."""
+    cdef Visit visit
+    cdef double weight = count
+    station.batches_run += 1
+    station.requests_run += count
+    histogram_add(&station.run_ns, run_ns)
+    if not station.batches:
+        return
+    histogram_add(&station.sizes, count)
+    if station.has_weights.load(memory_order_relaxed):
+        weight = 0
+        for visit in visits:
+            weight += visit.ticket.weight
+    histogram_add(&station.weights, <int64_t>(weight * WEIGHT_ONE))
+
+
+cdef int note_failed(Visit visit, object error) noexcept:
+    """A visit is about to fail its walk, if that has not ended."""
+    cdef Station station = visit.node.station
+    cdef int reason
+    if station is None:
+        return 0
+    if is_dead(visit):
+        return note_dropped(visit)
+    reason = reason_of(error)
+    if reason == WITHOUT_RESULT and visit.walk.without is not None:
+        station = (<Node>visit.walk.without[0]).station         # a step before may have left it so
+        if station is None:
+            return 0
+    station.failed_by[reason] += 1
+    return 0
+
+
+cdef int note_late(Visit visit) noexcept:
+    """The time of a visit's walk, or of the whole of which it is a part, is over."""
+    if visit.node.station is not None:
+        visit.node.station.failed_by[TIMED_OUT] += 1
+    return 0
+
+
+cdef int note_dropped(Visit visit) noexcept:
+    """A visit leaves its station for nothing: its walk has ended, or that of which it is a part."""
+    cdef Station station = visit.node.station
+    cdef Walk walk = visit.walk
+    cdef uint8_t outcome = walk.outcome.load(memory_order_relaxed)
+    cdef int reason
+    if station is None:
+        return 0
+    while outcome == RUNNING and walk.sink_kind == SINK_GATHER:
+        walk = (<Gather>walk.sink).visit.walk
+        outcome = walk.outcome.load(memory_order_relaxed)
+    reason = reason_of(walk.error) if outcome == FAILED else OTHER
+    if outcome == CANCELLED:
+        station.cancelled += 1
+    elif reason == TIMED_OUT or reason == CLOSED:               # that has met it here as well as anywhere
+        station.failed_by[reason] += 1
+    else:
+        station.dropped += 1
+    return 0
+
+
+cdef int note_refused(Engine engine, Station gate) noexcept:
+    """A request is not let in, because of a gate: a node's, or the pipe's."""
+    cdef Station front = front_of(gate)
+    engine.refused += 1
+    front.refused += 1
+    return 0
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+def ladder(str name):
+    """The buckets of "seconds", "sizes" or "weights": a list of (upper edge, middle)."""
+    cdef int32_t shift
+    cdef int32_t bucket
+    cdef int32_t count = TIME_BUCKETS
+    shift, unit = _LADDERS[name]
+    edges = [(upper_edge(bucket, shift) / unit, (upper_edge(bucket - 1, shift) + 1 + upper_edge(bucket, shift)) / 2 / unit)
+             for bucket in range(1, count)]
+    return [(upper_edge(0, shift) / unit, 0.0 if shift else 1.0), *edges]
+
+
+cdef tuple _tally(const Histogram* histogram, double unit):
+    """(sum, greatest value, {upper edge: count})."""
+    cdef dict buckets = {}
+    cdef int32_t bucket
+    for bucket in range(histogram.bucket_count):
+        if histogram.counts[bucket]:
+            buckets[upper_edge(bucket, histogram.shift) / unit] = histogram.counts[bucket]
+    return histogram.sum / unit, histogram.most / unit, buckets
+
+
+cdef dict failures_by_reason(const int64_t* counts):
+    cdef int reason
+    return {_FAILURES[reason]: counts[reason] for reason in range(len(_FAILURES)) if counts[reason]}
+
+
+cdef double _oldest_s(Station station) noexcept:
+    """How long the oldest of the queue has waited; 0: nothing is queued. Of many of mixed priorities the first are looked at."""
+    cdef Ticket* ticket
+    cdef int64_t oldest_ns = 0
+    cdef int _seen
+    station.desk.lock()                                         # E7: a holder of the GIL may wait for it
+    drain_inbox(station)
+    ticket = station.staged.first
+    for _seen in range(256):
+        if ticket == NULL:
+            break
+        if not is_dead(<Visit>ticket.visit) and (oldest_ns == 0 or ticket.arrival_ns < oldest_ns):
+            oldest_ns = ticket.arrival_ns
+        if oldest_ns != 0 and not station.has_ranks.load(memory_order_relaxed):
+            break
+        ticket = <Ticket*>ticket.next.load(memory_order_relaxed)
+    station.desk.unlock()
+    return 0.0 if oldest_ns == 0 else max(now_ns() - oldest_ns, 0) / 1e9
+
+
+cdef dict _measures_of(Station station):
+    """What a station has counted: NodeStats of measures.py, with tallies for distributions; without what follows from it."""
+    cdef tuple sizes = (<double>station.requests_run, 1.0 if station.batches_run else 0.0,
+                        {1.0: station.batches_run} if station.batches_run else {})
+    cdef int absent = station.instance_count - station.in_service
+    return {
+        "batches": station.batches_run,
+        "requests": station.requests_run,
+        "failed": station.requests_failed,
+        "run_by_caller": station.run_by_caller,
+        "gil_acquires": station.gil_acquires,
+        "busy_s": station.busy_ns / 1e9,
+        "halved": station.halved,
+        "hung": station.hung,
+        "worker_deaths": station.deaths,
+        "queued": station.queued.load(memory_order_relaxed),
+        "running": station.running.load(memory_order_relaxed),
+        "oldest_s": _oldest_s(station),
+        "why_batches_left": {_REASONS[i]: station.reasons[i].load(memory_order_relaxed) for i in range(REASON_COUNT)
+                             if station.reasons[i].load(memory_order_relaxed)},
+        "queue_s": _tally(&station.queue_ns, 1e9),
+        "run_s": _tally(&station.run_ns, 1e9),
+        "batch_sizes": _tally(&station.sizes, 1.0) if station.batches else sizes,
+        "weights": _tally(&station.weights, WEIGHT_ONE) if station.has_weights.load(memory_order_relaxed) else None,
+        "failures": failures_by_reason(station.failed_by),
+        "refused": station.refused,
+        "shed": station.shed,
+        "cancelled": station.cancelled,
+        "dropped": station.dropped,
+        "instances": {"count": station.instance_count, "in_service": station.in_service, "hung": absent,
+                      "replaced": station.replaced},
+        "max": station.max_batch,
+    }
+
+
+cdef dict measures_of_all(Engine engine):
+    """What an engine has counted: Stats of measures.py, of which ``stations`` has (node, place, what it has counted)."""
+    cdef int64_t now = now_ns()
+    cdef Station station
+    return {
+        "time_s": now / 1e9,
+        "interval_s": (now - engine.built_ns) / 1e9,
+        "requests": engine._counts(),
+        "failures": failures_by_reason(engine.failed_by),
+        "copies": engine.copies,
+        "latency_s": _tally(&engine.latency_ns, 1e9),
+        "stations": [(station.name, station.place, _measures_of(station)) for station in engine.stations],
+    }
