@@ -1,4 +1,4 @@
-"""The command ``fastpipe``: draw a configuration, check it, write its schema, debug and replay requests.
+"""The command ``fastpipe``: draw a configuration, check it, write its schema, debug and replay requests, watch a pipe.
 
 The exit status is 0 if all is well, 1 if something is wrong with what was given, 2 if the command itself was.
 """
@@ -80,6 +80,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     _add_schema(commands)
     _add_debug(commands, is_given="debug" in given[:1])
     _add_replay(commands, is_given="replay" in given[:1])
+    _add_live(commands, is_given="live" in given[:1])
     return parser
 
 
@@ -149,6 +150,19 @@ def _add_replay(commands: _Commands, *, is_given: bool) -> None:
 
         replaying.add_arguments(replay)
         replay.set_defaults(run=replaying.run, runs_own_code=replaying.is_trusted)
+
+
+def _add_live(commands: _Commands, *, is_given: bool) -> None:
+    live = commands.add_parser(
+        "live",
+        help="watch a running pipe",
+        description="Show what the pipe of a running service does, node by node, each second.",
+    )
+    if is_given:
+        from fastpipe.cli import live as watching
+
+        watching.add_arguments(live)
+        live.set_defaults(run=watching.run, runs_own_code=lambda options: False)
 
 
 # ---- commands --------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ class Drawing:
         edges: between them, by their numbers.
         scheme: for pages of which colours.
         least_columns: how many characters each box has room for, at least.
+        is_brief: a box with numbers has its name and these.
     """
 
     def __init__(
@@ -48,9 +49,12 @@ class Drawing:
         edges: Sequence[PictureEdge],
         scheme: Scheme = "both",
         least_columns: int = 0,
+        *,
+        is_brief: bool = False,
     ) -> None:
         self.nodes = nodes
         self.scheme = scheme
+        self.is_brief = is_brief
         self.least_px = max(least_columns * TEXT_PX * COLUMN_PER_PX + 2 * PADDING_PX, 60.0)
         self.loops = {edge.source for edge in edges if edge.source == edge.target}
         self.edges = [edge for edge in edges if edge.source != edge.target]
@@ -75,9 +79,9 @@ class Drawing:
         """Return the lines in a box, each with its attributes."""
         attributes = f'font-size="{NAME_PX}" font-weight="bold" {painted(self.scheme, fill="name")}'
         lines = [(line, attributes) for line in wrapped(node.name, BOX_COLUMNS)]
-        files = [(file, "file") for file in node.files]
+        texts = [(node.backend, "text"), *((file, "file") for file in node.files), (" · ".join(node.details), "muted")]
         numbers = [(number, "number") for number in node.numbers]
-        for text, colour in ((node.backend, "text"), *files, (" · ".join(node.details), "muted"), *numbers):
+        for text, colour in numbers if numbers and self.is_brief else (*texts, *numbers):
             attributes = f'font-size="{TEXT_PX}" {painted(self.scheme, fill=colour)}'
             behind = "_-. " if colour == "file" else ", [·"
             lines += [(line, attributes) for line in wrapped(text, BOX_COLUMNS, behind)]

@@ -75,7 +75,7 @@ NODE_COLOURS: dict[NodeKind, str] = {
     "image": "#1f9aa5",
     "tensor": "#4c9f48",
     "sub-graph": "#a06cd5",
-    "own": "#c08a1e",
+    "own": "#6277d9",
 }
 NODE_WORDS: dict[NodeKind, str] = {
     "model": "model",

@@ -149,15 +149,16 @@ class Picture:
             lines.append(f"    n{edge.source} -> n{edge.target}{written};")
         return "\n".join([*lines, "}"]) + "\n"
 
-    def svg(self, *, dark: bool | None = None, least_columns: int = 0) -> str:
+    def svg(self, *, dark: bool | None = None, least_columns: int = 0, is_brief: bool = False) -> str:
         """Return the drawing as SVG, without a background.
 
         Args:
             dark: for a dark page; None: whoever shows it decides, as for ``prefers-color-scheme`` of a style sheet.
             least_columns: how many characters each box has room for, at least.
+            is_brief: a box with numbers has its name and these; what its node is shows where the pointer rests.
         """
         scheme: Scheme = "both" if dark is None else "dark" if dark else "light"
-        return Drawing(self._nodes, self._edges, scheme, least_columns).svg()
+        return Drawing(self._nodes, self._edges, scheme, least_columns, is_brief=is_brief).svg()
 
     def png(self, *, dark: bool = False, scale: float = 2.0) -> bytes:
         """Return the drawing as PNG, on white or on dark.

@@ -24,7 +24,7 @@ FLOORS = [
     ["fastpipe.__main__"],
     ["fastpipe.cli"],
     ["fastpipe"],
-    ["fastpipe.batched_function"],
+    ["fastpipe.batched_function", "fastpipe.observe"],
     ["fastpipe.pipe"],
     ["fastpipe._maps"],
     ["fastpipe.debug"],
