@@ -1,4 +1,4 @@
-"""``fastpipe live``: what a running pipe does, in the terminal, second by second; it asks the live page of the service."""
+"""``fastpipe live``: what a running pipe does, in the terminal, second by second, as its live page has it."""
 
 from __future__ import annotations
 
@@ -152,6 +152,9 @@ class _Asker:
 # ---- what is shown -----------------------------------------------------------------------------------------------
 
 
+_ENDS = ("accepted", "done", "failed", "cancelled", "refused")
+
+
 def _head(about: Mapping[str, Any], point: Mapping[str, Any], url: str, others: int) -> Iterator[Line]:
     latency, totals = point["latency"], point["totals"]
     clock = time.strftime("%H:%M:%S", time.localtime(point["time"]))
@@ -166,7 +169,7 @@ def _head(about: Mapping[str, Any], point: Mapping[str, Any], url: str, others: 
         f"{point['in_flight']} in flight   {_number(point['bad_rate'])}/s failed or refused",
         "red" if point["bad_rate"] else "",
     )
-    ended = ", ".join(f"{totals[key]:,} {key}" for key in ("accepted", "done", "failed", "cancelled", "refused"))
+    ended = ", ".join(f"{totals[key]:,} {key}" for key in _ENDS)
     yield f"since it was built: {ended}", "dim"
     yield "", ""
 

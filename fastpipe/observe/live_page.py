@@ -1,7 +1,8 @@
-"""The live page of a pipe: ``live(pipe)`` serves it from inside the service, at the cost of one ``stats()`` a second."""
+"""The live page of a pipe: ``live(pipe)`` serves it from inside the service, for one ``stats()`` a second."""
 
 from __future__ import annotations
 
+import atexit
 import ipaddress
 import os
 import secrets
@@ -58,8 +59,8 @@ def live(
         )
     if token is None and not is_private:
         raise ValueError(
-            f"host {host!r} can be reached from other machines, and whoever reaches it would see the pipe: pass token=, "
-            f"such as {secrets.token_urlsafe(16)!r}, or stay at 127.0.0.1 and look through 'ssh -L'"
+            f"host {host!r} can be reached from other machines, and who does would see the pipe: pass token=, such as "
+            f"{secrets.token_urlsafe(16)!r}, or stay at 127.0.0.1 and look through 'ssh -L'"
         )
     return LivePage(pipe, name, family, address, token)
 
@@ -89,12 +90,13 @@ class LivePage:
             self._server = PageServer(family, address, self._sampler, about, token)
         except OSError as error:
             raise PipeError(_why_not(error, *address)) from error
-        host, self.port = self._server.server_address[:2]
+        host, self.port = self._server.server_name, self._server.server_port
         """Where it listens."""
-        self.url = f"http://[{host}]:{self.port}/" if ":" in str(host) else f"http://{host}:{self.port}/"
+        self.url = f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
         """The page's address. It does not have the token; whoever follows it is asked for that."""
         self._server.start()
         self._notice = noticeboard.put_up({"url": self.url, "name": name, "token": token}, self.port)
+        atexit.register(self.close)
 
     def __repr__(self) -> str:
         return f"<fastpipe live page at {self.url}>"
@@ -103,6 +105,7 @@ class LivePage:
         """Stop serving; idempotent. In the child of a fork it does nothing."""
         if self._server.pid != os.getpid():
             return
+        atexit.unregister(self.close)
         noticeboard.take_down(self._notice)
         self._sampler.close()
         self._server.stop(JOIN_S)

@@ -1,11 +1,10 @@
 """Where the live pages of this user on this machine are: a file each, which only the user can read.
 
-``fastpipe live`` finds a page by it without being told a port or a token. Where no such file can be kept, there is none.
+``fastpipe live`` finds a page by it without being told a port or a token. Where no file can be kept, there is none.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -21,7 +20,7 @@ OWNERS_FOLDER, OWNERS_FILE = 0o700, 0o600
 
 
 def put_up(page: dict[str, Any], port: int) -> Path | None:
-    """Say where a page is, until it is taken down or the process ends; return the file, None: it cannot be kept."""
+    """Say where a page is, until that is taken down; return the file, None: it cannot be kept."""
     try:
         folder = _folder(makes_it=True)
         if folder is None:
@@ -33,7 +32,6 @@ def put_up(page: dict[str, Any], port: int) -> Path | None:
             json.dump({"pid": os.getpid(), **page}, file)
     except OSError:
         return None
-    atexit.register(_take_down_own, notice, os.getpid())
     return notice
 
 
@@ -42,11 +40,6 @@ def take_down(notice: Path | None) -> None:
     if notice is not None:
         with contextlib.suppress(OSError):
             notice.unlink(missing_ok=True)
-
-
-def _take_down_own(notice: Path, pid: int) -> None:
-    if os.getpid() == pid:
-        take_down(notice)
 
 
 def notices() -> Iterator[dict[str, Any]]:

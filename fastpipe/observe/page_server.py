@@ -90,7 +90,7 @@ class PageServer(socketserver.ThreadingMixIn, HTTPServer):
     def server_bind(self) -> None:
         # Not HTTPServer's, which looks up the machine's name: that may take seconds.
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def start(self) -> None:
         """Serve on a thread."""

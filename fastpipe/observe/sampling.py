@@ -12,10 +12,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from fastpipe.measures import Distribution, NodeStats, Stats, between
+from fastpipe.measures import Distribution, NodeStats, RequestStats, Stats, between
 from fastpipe.pipe import Pipe
 
 __all__ = ["EVERY_S", "KEPT", "WINDOW_S", "Sampler", "point_of"]
@@ -148,15 +148,15 @@ def point_of(
         "problems": list(problems),
         "window_s": window["interval_s"],
         "in_flight": requests["in_flight"],
-        "rate": _rate(requests["done"] + requests["failed"], window),
+        "rate": _rate(requests["done"], window),
         "bad_rate": _rate(_bad(requests), window),
         "latency": _quantiles(window["latency_s"]),
         "failures": {reason: count for reason, count in window["failures"].items() if count},
         "refused": requests["refused"],
         "cancelled": requests["cancelled"],
-        "totals": {key: latest["requests"][key] for key in ("accepted", "done", "failed", "cancelled", "refused")},
+        "totals": {**latest["requests"]},
         "curve": [
-            _rate(second["requests"]["done"] + second["requests"]["failed"], second),
+            _rate(second["requests"]["done"], second),
             second["latency_s"]["p99"],
             second["requests"]["in_flight"],
             _rate(_bad(second["requests"]), second),
@@ -168,7 +168,7 @@ def point_of(
     }
 
 
-def _bad(requests: Mapping[str, int]) -> int:
+def _bad(requests: RequestStats) -> int:
     return requests["failed"] + requests["refused"]
 
 
@@ -212,4 +212,4 @@ def _busy(node: NodeStats, stats: Stats) -> float | None:
 
 
 def _quantiles(distribution: Distribution) -> dict[str, float | None]:
-    return {key: distribution[key] for key in ("mean", "p50", "p99", "max")}  # type: ignore[literal-required]
+    return {key: distribution[key] for key in ("mean", "p50", "p99", "max")}
