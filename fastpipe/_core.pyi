@@ -26,6 +26,14 @@ def ladder(name: str) -> list[tuple[float, float]]: ...
 def late_at(hang_ns: int, looks: list[tuple[int, int, int]]) -> list[int]: ...
 
 @final
+class CountedValues:
+    def __new__(cls, shift: int, bucket_count: int) -> Self: ...
+    counts: list[tuple[int, int, int]]
+    sum: int
+    most: int
+    def add(self, value: int) -> None: ...
+
+@final
 class RankedTickets:
     added: int
     steps: int
@@ -241,6 +249,8 @@ class Engine:
     ignored_keys: tuple[str, ...]
     @property
     def failures(self) -> dict[str, int]: ...
+    @property
+    def tallies_bytes(self) -> int: ...
     @overload
     def __call__(
         self,

@@ -56,8 +56,8 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     limits      leaving a queue, and the books of those that have a limit
     lines       who waits to be let in
     clocks      time limits, and when a batch is late
-    forming     what leaves as a batch
     measuring   what is counted of each request and batch, and how it is read
+    forming     what leaves as a batch
     failures    the error of each request
     station     tokens, the queue's ends, what was learned
     walks       walks, visits, turns, and their dicts
@@ -423,6 +423,11 @@ cdef class Engine:
         return {"accepted": self.accepted, "in_flight": self.in_flight, "done": self.done, "failed": self.failed,
                 "cancelled": self.cancelled, "refused": self.refused}
 
+    @property
+    def tallies_bytes(self):
+        """Memory of all histograms."""
+        return TIME_BUCKETS * sizeof(int64_t) + sum([(<Station>station).tallies_bytes for station in self.stations])
+
     def _measures(self):
         """What is counted, at one moment: for ``stats_of`` of measures.py."""
         return measures_of_all(self)
@@ -503,8 +508,8 @@ include "engine/loops.pxi"
 include "engine/limits.pxi"
 include "engine/lines.pxi"
 include "engine/clocks.pxi"
-include "engine/forming.pxi"
 include "engine/measuring.pxi"
+include "engine/forming.pxi"
 include "engine/failures.pxi"
 include "engine/station.pxi"
 include "engine/walks.pxi"

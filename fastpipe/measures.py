@@ -1,6 +1,6 @@
 """What ``Pipe.stats`` returns: its types, and what is computed from counts and buckets.
 
-A distribution is kept as buckets, each at most 1/16 as wide as the values in it are large; see ``engine/histogram.pxd``.
+A distribution is kept as buckets, each at most 1/16 as wide as the values in it are large: ``engine/histogram.pxd``.
 Quantiles are middles of buckets, so within 3.2 % of a value that was measured; count, sum, mean and max are exact.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["Distribution", "InstanceStats", "NodeStats", "RequestStats", "Stats"
 PER_MILLE: Final = {"p50": 500, "p90": 900, "p99": 990, "p999": 999}
 
 Tally = tuple[float, float, dict[float, int]]
-"""A distribution as the engine has it: the sum of all values, the greatest, and how many by upper edge of their bucket."""
+"""A distribution as the engine has it: the sum of all values, the greatest, and how many by upper edge of a bucket."""
 
 
 class Distribution(TypedDict):
@@ -33,7 +33,7 @@ class Distribution(TypedDict):
     p99: float | None
     p999: float | None
     buckets: dict[float, int]
-    """By upper edge, ascending: how many values are at most that, and above the edge before. Only where there are some."""
+    """By upper edge, ascending: how many values are at most that, and above the edge before. Without empty ones."""
 
 
 class InstanceStats(TypedDict):
@@ -76,7 +76,7 @@ class NodeStats(TypedDict):
     """How long the oldest of the queue has waited; 0 if none has."""
     why_batches_left: dict[str, int]
     queue_s: Distribution
-    """Of each request that has run: how long it was queued. 0 if its caller ran it at once. A second run counts no more."""
+    """Of each request that has run: how long it was queued; 0 if its caller ran it at once. No second run counts."""
     run_s: Distribution
     """Of each batch: time in the backend."""
     batch_sizes: Distribution
@@ -86,7 +86,7 @@ class NodeStats(TypedDict):
     failures: dict[str, int]
     """Requests that have failed here, by reason; the reasons are those of the pipe."""
     refused: int
-    """Callers that were turned away because the queue was full, or stayed so for too long. They are in no other count."""
+    """Callers that were turned away as the queue was full, or stayed so for too long. They are in no other count."""
     shed: int
     """Those of ``failures["queue full"]`` that had to leave the queue for newer ones."""
     expired: int
@@ -277,7 +277,7 @@ def _check_pair(later: Stats, earlier: Stats) -> None:
             "since is from the stats() of another pipe: pass what an earlier stats() of this very pipe returned"
         )
     begun_s = [stats["time_s"] - stats["interval_s"] for stats in (later, earlier)]
-    if abs(begun_s[0] - begun_s[1]) > 1e-3:
+    if abs(begun_s[0] - begun_s[1]) > 1e-6:
         raise ValueError(
             "since covers an interval itself, and says nothing of what was before: pass what stats() returned without"
             " since"

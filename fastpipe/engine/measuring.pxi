@@ -15,7 +15,9 @@ from fastpipe.engine.histogram cimport (
 )
 from fastpipe.engine.parking cimport now_ns
 
-cdef int64_t _HAS_RUN = -1                       # Ticket.arrival_ns: how long it waited is counted
+cdef enum:                                       # Ticket.arrival_ns of a visit that is not queued
+    _HAS_RUN = -1                                # how long it waited is counted
+    _HAS_ENDED = -2                              # it is counted how it has left its station
 cdef dict _LADDERS = {"seconds": (TIME_SHIFT, 1e9), "sizes": (SIZE_SHIFT, 1.0), "weights": (WEIGHT_SHIFT, float(WEIGHT_ONE))}
 
 
@@ -32,7 +34,7 @@ cdef inline void note_wait(Station station, Visit visit, int64_t begun_ns) noexc
     cdef int64_t arrival_ns = visit.ticket.arrival_ns
     if arrival_ns == 0:                                         # never queued here: on its caller's thread
         histogram_add_zero(&station.queue_ns)
-    elif arrival_ns != _HAS_RUN:
+    elif arrival_ns > 0:
         histogram_add(&station.queue_ns, begun_ns - arrival_ns)
     visit.ticket.arrival_ns = _HAS_RUN
 
@@ -58,14 +60,22 @@ cdef inline void note_batch(Station station, list visits, int32_t count, int64_t
     histogram_add(&station.weights, <int64_t>(weight * WEIGHT_ONE))
 
 
+cdef c_bool _ends_here(Visit visit) noexcept:
+    """True once for each visit of a station: a worker that dies fails what it has found dead before, too."""
+    if visit.node.station is None or visit.ticket.arrival_ns == _HAS_ENDED:
+        return False
+    visit.ticket.arrival_ns = _HAS_ENDED
+    return True
+
+
 cdef int note_failed(Visit visit, object error) noexcept:
     """A visit is about to fail its walk, if that has not ended."""
     cdef Station station = visit.node.station
     cdef int reason
-    if station is None:
-        return 0
     if is_dead(visit):
         return note_dropped(visit)
+    if not _ends_here(visit):
+        return 0
     reason = reason_of(error)
     if reason == WITHOUT_RESULT and visit.walk.without is not None:
         station = (<Node>visit.walk.without[0]).station         # a step before may have left it so
@@ -77,7 +87,7 @@ cdef int note_failed(Visit visit, object error) noexcept:
 
 cdef int note_late(Visit visit) noexcept:
     """The time of a visit's walk, or of the whole of which it is a part, is over."""
-    if visit.node.station is not None:
+    if _ends_here(visit):
         visit.node.station.failed_by[TIMED_OUT] += 1
     return 0
 
@@ -88,7 +98,7 @@ cdef int note_dropped(Visit visit) noexcept:
     cdef Walk walk = visit.walk
     cdef uint8_t outcome = walk.outcome.load(memory_order_relaxed)
     cdef int reason
-    if station is None:
+    if not _ends_here(visit):
         return 0
     while outcome == RUNNING and walk.sink_kind == SINK_GATHER:
         walk = (<Gather>walk.sink).visit.walk

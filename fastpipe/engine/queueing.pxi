@@ -33,7 +33,6 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
             visit.bucket = entry
             visit.ticket.bucket = entry[0]
         if visit.ticket.weight != 1.0:
-            station.has_weights.store(1, memory_order_relaxed)
             station.wake_at.store(0, memory_order_seq_cst)
     except BaseException as error:
         fail_visit(engine, visit, with_place(error, visit.node), turn)

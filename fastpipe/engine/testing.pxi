@@ -1,4 +1,4 @@
-# For tests alone: hooks at the points of the engine, frozen time, the rules as a table, a staged list by itself.
+# For tests alone: hooks at the points of the engine, frozen time, the rules as a table, a staged list or a histogram by itself.
 #
 # Guarantees   Without FASTPIPE_TEST_HOOKS=1 in the environment hooks and frozen time are inert: a point costs the look at one word.
 
@@ -7,6 +7,7 @@ from libcpp.atomic cimport memory_order_seq_cst
 
 from fastpipe.engine.batching cimport decide_adaptive, decide_greedy, decide_preferred, decide_timeout
 from fastpipe.engine.hanging cimport Watched, late_at_ns
+from fastpipe.engine.histogram cimport Histogram, histogram_add, upper_edge
 from fastpipe.engine.inbox cimport LINKS_ABOVE
 from fastpipe.engine.parking cimport frozen_ns, hooked_points, now_ns
 from fastpipe.engine.ranking cimport (
@@ -135,6 +136,36 @@ def late_at(int64_t hang_ns, list looks):
     cdef Watched watched
     watched.started_ns = watched.since_ns = watched.pauses = 0
     return [late_at_ns(&watched, started_ns, hang_ns, now_ns, asked_ns) for started_ns, asked_ns, now_ns in looks]
+
+
+@cython.final
+cdef class CountedValues:
+    """For tests: a histogram alone."""
+
+    cdef vector[int64_t] buckets
+    cdef Histogram histogram
+
+    def __cinit__(self, int shift, int bucket_count):
+        self.buckets.resize(bucket_count)
+        self.histogram = Histogram(self.buckets.data(), bucket_count, shift, 0, 0)
+
+    def add(self, int64_t value):
+        """Count a value."""
+        histogram_add(&self.histogram, value)
+
+    @property
+    def counts(self):
+        """(greatest value that is too small for the bucket, greatest value of the bucket, count), of those that have some."""
+        return [(upper_edge(bucket - 1, self.histogram.shift) if bucket else 0, upper_edge(bucket, self.histogram.shift), count)
+                for bucket, count in enumerate(self.buckets) if count]
+
+    @property
+    def sum(self):
+        return self.histogram.sum
+
+    @property
+    def most(self):
+        return self.histogram.most
 
 
 @cython.final

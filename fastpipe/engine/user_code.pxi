@@ -6,6 +6,7 @@
 
 from cpython.dict cimport PyDict_GetItem
 from cpython.exc cimport PyErr_SetInterrupt, PyErr_SetObject, PyErr_WriteUnraisable
+from libcpp.atomic cimport memory_order_relaxed
 
 from fastpipe.engine.parking cimport Frame, enter_frame, leave_frame
 
@@ -114,6 +115,7 @@ cdef object bucket_of(Visit visit):
 
 
 cdef double weight_of(Visit visit) except? -1:
+    """What a visit weighs; its ticket knows it from now on."""
     cdef Node node = visit.node
     cdef double weight
     if node.weigh is not None:
@@ -121,10 +123,14 @@ cdef double weight_of(Visit visit) except? -1:
     else:
         size = visit.request.get("request_size")
         if size is None:
+            visit.ticket.weight = 1.0
             return 1.0
         weight = size
     if not 0 < weight <= node.station.max_batch:
         raise ValueError(f"the request weighs {weight:g}; node {node.name!r} takes more than 0 and up to {node.station.max_batch}")
+    if weight != 1.0:
+        node.station.has_weights.store(1, memory_order_relaxed)
+    visit.ticket.weight = weight
     return weight
 
 

@@ -763,8 +763,16 @@ def test_stats_are_those_of_all_places_together(world: World) -> None:
         for key, total in stats.items():
             if key == "mean_batch":
                 assert total == 12 / stats["batches"]
-            elif key == "why_batches_left":
+            elif key in ("why_batches_left", "failures", "instances"):
                 assert Counter(total) == sum((Counter(each[key]) for each in places.values()), Counter())
+            elif key in ("queue_s", "run_s", "batch_sizes", "weights"):
+                assert Counter(total["buckets"]) == sum(
+                    (Counter(each[key]["buckets"]) for each in places.values()), Counter()
+                )
+                assert total["sum"] == pytest.approx(sum(each[key]["sum"] for each in places.values()))
+                assert total["max"] == max(each[key]["max"] for each in places.values())
+            elif key == "max":
+                assert total == places["a"]["max"] == 4
             else:
                 assert total == pytest.approx(sum(each[key] for each in places.values())), key
         assert pipe.stats()["nodes"].keys() == {"main"}

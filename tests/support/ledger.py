@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import threading
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 NEW: Final = 0
@@ -100,7 +101,7 @@ class Ledger:
         with self._lock:
             return Counter(dict(zip(NAMES, self._counts, strict=True)))
 
-    def check(self, *stats: dict[str, Any]) -> Counter[str]:
+    def check(self, *stats: Mapping[str, Any]) -> Counter[str]:
         """Fail if a request is open, moved wrongly, or if the pipe counts otherwise; return how many ended how.
 
         Args:
@@ -116,7 +117,7 @@ class Ledger:
     def _open(self) -> list[int]:
         return [number for number, state in enumerate(self._states) if state == ACCEPTED][:MISTAKES_KEPT]
 
-    def _compare(self, counts: Counter[str], stats: tuple[dict[str, Any], ...]) -> None:
+    def _compare(self, counts: Counter[str], stats: tuple[Mapping[str, Any], ...]) -> None:
         requests: Counter[str] = Counter()
         failures: Counter[str] = Counter()
         for each in stats:
@@ -124,6 +125,7 @@ class Ledger:
             failures.update(each["failures"])
             assert sum(each["failures"].values()) == each["requests"]["failed"], each
             assert all(node["queued"] == 0 == node["running"] for node in each["nodes"].values()), each
+            check_measures(each)
         sentence = f"the ledger has {dict(counts)}, the pipe {dict(requests)}"
         assert requests["in_flight"] == 0, sentence
         assert requests["accepted"] == requests["done"] + requests["failed"] + requests["cancelled"], sentence
@@ -133,3 +135,41 @@ class Ledger:
             assert counts[ours] <= requests[theirs] <= counts[ours] + counts["unclear"], sentence
         for reason in failures | self.reasons:
             assert self.reasons[reason] <= failures[reason] <= self.reasons[reason] + counts["unclear"], sentence
+
+
+QUANTILES: Final = {"p50": 500, "p90": 900, "p99": 990, "p999": 999}
+RELATIVE_ERROR: Final = 0.05
+
+
+def check_distribution(distribution: Mapping[str, Any], values: Sequence[float]) -> None:
+    """Fail if a distribution of ``stats()`` is not that of ``values``, which are all of them: quantiles within 5 %."""
+    assert distribution["count"] == len(values) == sum(distribution["buckets"].values())
+    if not values:
+        assert distribution["max"] is distribution["mean"] is distribution["p50"] is None
+        return
+    ascending = sorted(values)
+    assert abs(distribution["sum"] - sum(values)) <= 1e-9 * sum(values)
+    assert abs(distribution["max"] - ascending[-1]) <= 1e-9 * ascending[-1]
+    for name, per_mille in QUANTILES.items():
+        exact = ascending[max(-(-len(values) * per_mille // 1000), 1) - 1]
+        assert abs(distribution[name] - exact) <= RELATIVE_ERROR * exact + 16e-9, (name, distribution[name], exact)
+    below = 0
+    for edge, count in distribution["buckets"].items():
+        below += count
+        assert below == sum(value <= edge * (1 + 1e-12) for value in ascending), edge
+
+
+def check_measures(stats: Mapping[str, Any]) -> None:
+    """Fail if what a pipe has measured does not fit what it has counted; nothing may be in flight."""
+    assert stats["latency_s"]["count"] <= stats["requests"]["done"] + stats["requests"]["failed"], stats
+    for node in stats["nodes"].values():
+        sizes = node["batch_sizes"]
+        assert node["batches"] == sizes["count"] == node["run_s"]["count"] == node["weights"]["count"], node
+        assert node["requests"] == sizes["sum"] >= node["queue_s"]["count"], node  # a second run has no second wait
+        assert node["oldest_s"] == 0 == node["queued"], node
+        assert node["expired"] == node["failures"].get("timeout", 0), node
+        assert node["shed"] <= node["failures"].get("queue full", 0), node
+    if len(stats["nodes"]) == 1:  # no part of a graph in which a request could end elsewhere
+        (node,) = stats["nodes"].values()
+        for reason, count in node["failures"].items():
+            assert count <= stats["failures"].get(reason, 0), (reason, stats)
