@@ -22,7 +22,8 @@ def lines_of(stats: Mapping[str, Any], *, is_interval: bool) -> dict[str, tuple[
 
 
 def _lines(node: Mapping[str, Any], interval_s: float | None) -> Iterator[str]:
-    first = f"{_count(node['requests'])} requests" if interval_s is None else rate(node["requests"], interval_s)
+    word = "request" if node["requests"] == 1 else "requests"
+    first = f"{_count(node['requests'])} {word}" if interval_s is None else rate(node["requests"], interval_s)
     failed = sum(node["failures"].values())
     yield f"{first} · {_count(failed)} failed" if failed else first
     if node["batches"]:
@@ -38,5 +39,5 @@ def rate(count: int, interval_s: float) -> str:
 
 
 def _count(number: int) -> str:
-    """Return a whole number with its digits in groups, by blanks that do not break."""
-    return f"{number:,}".replace(",", "\u202f") if number >= 10_000 else str(number)
+    """Return a whole number with its digits in groups."""
+    return f"{number:,}" if number >= 10_000 else str(number)
