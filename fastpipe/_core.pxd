@@ -291,11 +291,20 @@ cdef class Walk:
     cdef tuple without                          # GIL: (node, part) that left it without a result, if one did; see Visit.without
     cdef PyObject* lister                       # the turn of the thread whose list it came in, for comparing only; or NULL
     cdef object recorded                        # what the recorder wants to have back at the end, or None
+    cdef list stops                             # GIL: where it has been, for Engine.slowest; None: nobody looked when it came
     cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, which owns the walks in it
     cdef PyObject* newer
     cdef PyObject* settled_after                # the next in a turn's list of ended walks, which owns them
     cdef c_bool c_end(self, uint8_t outcome) noexcept
     cdef int c_wait(self, int64_t deadline_ns) except -1
+
+
+@cython.final
+cdef class Slowest:
+    # The requests that took longest, while somebody looks. All GIL.
+    cdef list kept                              # (took_ns, number, ended_ns, why it failed or None, its stops); some more than asked for
+    cdef int64_t least_ns                       # what took no longer is not kept
+    cdef int64_t number                         # of what was kept: no two of `kept` compare by more
 
 
 @cython.final
@@ -445,6 +454,7 @@ cdef class Engine:
     cdef readonly int64_t refused
     cdef readonly int64_t copies                # GIL: dicts copied because several nodes read them
     cdef public object recorder                 # who is told of requests that begin and end, or None
+    cdef public Slowest slowest                 # GIL: or None, while nobody looks
     cdef public object _keeper                  # built: who starts threads and replaces what hangs; _Keeper in the .pyi
     cdef list waits_inside                      # GIL: (awaited, stations, visits) of backends that call their own pipe: they
                                                 # wait for a walk, or for room at a station

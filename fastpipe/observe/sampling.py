@@ -15,8 +15,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from fastpipe._core import Slowest
 from fastpipe.measures import Distribution, NodeStats, RequestStats, Stats, between
 from fastpipe.pipe import Pipe
+from fastpipe.show.parts import visible
 
 __all__ = ["EVERY_S", "KEPT", "WINDOW_S", "Sampler", "point_of"]
 
@@ -25,6 +27,8 @@ KEPT = 60
 """So many points are kept: a minute."""
 WINDOW_S = 10.0
 """The numbers that people read are of so long: those of one second flicker too much."""
+MOST_SLOW = 8
+"""So many of the slowest requests of the last minute are shown."""
 LINGERS_S = 5.0
 """It goes on for so long after somebody has asked: a page asks each second."""
 
@@ -50,6 +54,7 @@ class Sampler:
         self._is_closed = False
         # Of the thread alone; it hands them on to the next one.
         self._snapshots: deque[Stats] = deque()
+        self._slowest: list[dict[str, Any]] = []
 
     def state(self) -> str:
         """Return "open", "closed" (also once nobody has the pipe any more), or "forked"."""
@@ -89,9 +94,10 @@ class Sampler:
 
     def _run(self) -> None:
         due_s = time.monotonic()
+        slowest = Slowest()
         try:
             while self._is_wanted():
-                if not self._sample():
+                if not self._sample(slowest):
                     return
                 due_s += EVERY_S
                 now_s = time.monotonic()
@@ -101,6 +107,9 @@ class Sampler:
                     if not self._is_closed:
                         self._changed.wait_for(lambda: self._is_closed, due_s - now_s)
         finally:
+            pipe = self._pipe()
+            if pipe is not None and pipe.slowest is slowest:
+                pipe.slowest = None
             with self._changed:
                 self._is_running = False
                 self._changed.notify_all()
@@ -109,17 +118,20 @@ class Sampler:
         with self._changed:
             return not self._is_closed and time.monotonic() - self._asked_s < LINGERS_S
 
-    def _sample(self) -> bool:
+    def _sample(self, slowest: Slowest) -> bool:
         """Add a point; return whether there will be another one."""
         pipe = self._pipe()
         if pipe is None or self.state() == "forked":
             return False
+        if pipe.slowest is None:  # one page of a pipe has them; a second one goes without
+            pipe.slowest = slowest
         latest = pipe.stats()
         while self._snapshots and latest["time_s"] - self._snapshots[0]["time_s"] > WINDOW_S + EVERY_S / 2:
             self._snapshots.popleft()
         if self._snapshots:
             problems = pipe.health()["problems"]
             point = point_of(self._snapshots[-1], self._snapshots[0], latest, self._names, problems)
+            point["slowest"] = self._slowest_now(slowest)
             with self._changed:
                 number = self._points[-1][0] + 1 if self._points else 1
                 written = json.dumps({"number": number, **point}, separators=(",", ":"), allow_nan=False)
@@ -127,6 +139,42 @@ class Sampler:
                 self._changed.notify_all()
         self._snapshots.append(latest)
         return not pipe.closing
+
+
+    def _slowest_now(self, slowest: Slowest) -> list[dict[str, Any]]:
+        """Return the slowest requests of the last minute, the slowest first."""
+        since = time.time() - time.monotonic()
+        recent = [request for request in self._slowest if request["time"] > time.time() - KEPT * EVERY_S]
+        recent += [_request(*told, since) for told in slowest.take()]
+        recent.sort(key=lambda request: request["took_s"], reverse=True)
+        self._slowest = recent[:MOST_SLOW]
+        return self._slowest
+
+
+def _request(
+    took_ns: int, number: int, ended_ns: int, why: str | None, stops: list[tuple[str, int, int, int]], since: float
+) -> dict[str, Any]:
+    """Return what is shown of a request: its stops, each as node, when it was queued, began and ended there.
+
+    Args:
+        took_ns: from its call to its end.
+        number: tells it from others.
+        ended_ns: when that was, of the monotonic clock.
+        why: it has failed; None: it was answered.
+        stops: by the same clock.
+        since: when that clock began, by the one that people read.
+    """
+    entered_ns = ended_ns - took_ns
+    return {
+        "number": number,
+        "took_s": took_ns / 1e9,
+        "time": since + ended_ns / 1e9,
+        "why": why,
+        "stops": [
+            [visible(name), *((each - entered_ns) / 1e9 for each in (queued, begun, ended))]
+            for name, queued, begun, ended in stops
+        ],
+    }
 
 
 def point_of(
