@@ -159,6 +159,61 @@ def test_a_sub_graph_has_a_place_and_no_numbers() -> None:
         assert points(page)["points"][-1]["nodes"][0] is None
 
 
+def test_the_slowest_requests_are_told_with_where_their_time_went() -> None:
+    """Node by node, the parts of a MapReduce included, answered or failed; a minute long."""
+
+    def sleeps(data: float) -> float:
+        if data < 0:
+            raise ValueError(data)
+        time.sleep(data)
+        return data
+
+    nodes = {
+        "first": {"backend": "Identity", "next": "parts"},
+        "parts": {"backend": "MapReduce", "jump": "part", "split": "data", "merge": "result"},
+        "part": {"backend": fastpipe.backend(sleeps), "instance_num": 2},
+    }
+    with fastpipe.Pipe(nodes) as pipe, live(pipe) as page:
+        number = points(page)["points"][-1]["number"]
+        for _ in range(30):
+            pipe({"data": [0.0]})
+        pipe({"data": [0.0, 0.03]})
+        with pytest.raises(ValueError, match="-1"):
+            pipe({"data": [0.02, -1]})
+        deadline_s = time.monotonic() + 20
+        slowest: list[dict[str, Any]] = []
+        while (not slowest or slowest[0]["took_s"] < 0.03) and time.monotonic() < deadline_s:
+            told = points(page, number)["points"][-1]
+            number, slowest = told["number"], told["slowest"]
+        assert len(slowest) == sampling.MOST_SLOW
+        assert [request["took_s"] for request in slowest] == sorted((r["took_s"] for r in slowest), reverse=True)
+        names = [name for name, *_ in slowest[0]["stops"]]
+        assert sorted(names) == ["first", "part", "part"]
+        assert slowest[0]["why"] is None
+        assert {request["why"] for request in slowest} >= {None}
+        for _, queued, begun, ended in slowest[0]["stops"]:
+            assert 0 <= queued <= begun <= ended <= slowest[0]["took_s"]
+        assert max(ended - begun for _, _, begun, ended in slowest[0]["stops"]) >= 0.03
+        assert abs(slowest[0]["time"] - time.time()) < 20
+        while pipe.slowest is not None and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        assert pipe.slowest is None  # nobody looks any more
+
+
+def test_of_two_pages_of_a_pipe_one_has_the_slowest_requests(pipe: fastpipe.Pipe) -> None:
+    """Both have all else."""
+    with live(pipe) as page, live(pipe) as other:
+        for each in (page, other):
+            points(each)
+        pipe({"data": 1})
+        told = []
+        for each in (page, other):
+            told.append(points(each)["points"][-1])
+            while told[-1]["totals"]["done"] == 0:
+                told[-1] = points(each, told[-1]["number"])["points"][-1]
+        assert sum(bool(each["slowest"]) for each in told) == 1
+
+
 # ---- who may look ------------------------------------------------------------------------------------------------
 
 
