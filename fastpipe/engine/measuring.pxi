@@ -1,6 +1,7 @@
 # Measuring: what is counted of each request and each batch, and how it is read.
 #
-# Guarantees   Counting takes no lock, no memory and no GIL of its own; of its own clock reads there is one, when a request comes.
+# Guarantees   Counting takes no lock, no memory and no GIL of its own; it reads the clock when a request comes, and where one ends
+#              otherwise than behind a batch, which has done so.
 #              What a station has counted is read in one piece.
 # Assumes      The GIL.
 #
