@@ -1,6 +1,7 @@
 # Measuring: what is counted of each request and each batch, and how it is read.
 #
-# Guarantees   Counting takes no lock, no memory and no GIL of its own; of its own clock reads there is one, when a request comes.
+# Guarantees   Counting takes no lock, no memory and no GIL of its own; it reads the clock when a request comes, and where one ends
+#              otherwise than behind a batch, which has done so.
 #              What a station has counted is read in one piece.
 # Assumes      The GIL.
 #
@@ -120,13 +121,6 @@ cdef int note_failed(Visit visit, object error) noexcept:
         if station is None:
             return 0
     station.failed_by[reason] += 1
-    return 0
-
-
-cdef int note_late(Visit visit) noexcept:
-    """The time of a visit's walk, or of the whole of which it is a part, is over."""
-    if _ends_here(visit):
-        visit.node.station.failed_by[TIMED_OUT] += 1
     return 0
 
 

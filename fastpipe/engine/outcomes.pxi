@@ -231,8 +231,9 @@ cdef c_bool claim(Engine engine, Visit visit, Turn turn) except *:
     if visit.walk.deadline_ns >= 0 and is_late(visit):
         if is_hooked(AT_EXPIRE):
             act_at_in(AT_EXPIRE, turn)
-        note_late(visit)
+        error = late_error(visit.walk)
+        note_failed(visit, error)
         if visit.walk.sink_kind != SINK_GATHER:                 # a part ends with the whole, whose time is over, too
-            fail_walk(engine, visit.walk, late_error(visit.walk), turn)
+            fail_walk(engine, visit.walk, error, turn)
         return False
     return _begin_walk(engine, visit.walk, turn)

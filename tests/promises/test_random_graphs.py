@@ -20,6 +20,7 @@ from typing import Any
 
 import plain_interpreter as interpreter
 import pytest
+from ledger import check_measures
 
 from fastpipe import Backend, ItemErrors, Pipe, Request, Sequential, Status, Step
 from fastpipe.contract import site
@@ -506,7 +507,8 @@ class Graph:
             keys |= {"without_result": "end"} if self.lets_go else {}
             with Pipe(configuration(self.nodes), **keys) as pipe:
                 yield pipe
-            counts = pipe.stats()["requests"]  # only now: a branch of a request that has failed may run on for a while
+            check_measures(pipe.stats())  # only now: a branch of a request that has failed may run on for a while
+            counts = pipe.stats()["requests"]
             assert counts["in_flight"] == 0
             assert counts["accepted"] == counts["done"] + counts["failed"] + counts["cancelled"]
         except Exception as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
+from collections import Counter
 
 import pytest
 
@@ -315,7 +316,13 @@ class Machine(RuleBasedStateMachine):
             error = self.futures[number].exception(WAIT_S)  # its time goes on again, and may be over
             assert error is None or isinstance(error, RequestTimeout)
             self._ended(number, ledgers.DONE if error is None else ledgers.ERROR, "timeout")
-        self.ledger.check(self.pipe.stats())
+        stats = self.pipe.stats()
+        self.ledger.check(stats)
+        ends: Counter[str] = Counter()  # each at the one node where the request was, as there are no branches
+        for node in stats["nodes"].values():
+            ends.update({**node["failures"], "cancelled": node["cancelled"], "dropped": node["dropped"]})
+        assert +ends == +Counter({**stats["failures"], "cancelled": stats["requests"]["cancelled"]})
+        assert stats["latency_s"]["count"] == stats["requests"]["done"] + stats["requests"]["failed"]
         for number in range(len(self.backend.came)):
             assert self.ledger.state(self.backend.came[number]) != ledgers.CANCELLED
         assert len(set(self.backend.came)) == len(self.backend.came)
