@@ -9,7 +9,7 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
 
     cli                 the command ``fastpipe``
     batched_function    ``@batched``: a pipe around a plain function
-    observe             what a pipe does, for people and for monitoring: metrics, traces, timelines
+    observe             what a pipe does, for people and for monitoring: metrics, traces, timelines, the live page
     pipe, _maps         Pipe: what a service calls, watches and closes; map and amap
     debug               one request node by node; records of requests
     show                pictures of a graph, and the debugger's cards

@@ -298,11 +298,20 @@ cdef class Walk:
     cdef bint is_context_entered                # GIL: some batch runs in `context`, which only one can at a time
     cdef int64_t number                         # GIL: in a log of events; 0, or below its `serial`: not in it
     cdef int32_t lane                           # GIL: there
+    cdef list stops                             # GIL: where it has been, for Engine.slowest; None: nobody looked when it came
     cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, which owns the walks in it
     cdef PyObject* newer
     cdef PyObject* settled_after                # the next in a turn's list of ended walks, which owns them
     cdef c_bool c_end(self, uint8_t outcome) noexcept
     cdef int c_wait(self, int64_t deadline_ns) except -1
+
+
+@cython.final
+cdef class Slowest:
+    # The requests that took longest, while somebody looks. All GIL.
+    cdef list kept                              # (took_ns, number, ended_ns, why it failed or None, its stops); some more than asked for
+    cdef int64_t least_ns                       # what took no longer is not kept
+    cdef int64_t number                         # of what was kept: no two of `kept` compare by more
 
 
 @cython.final
@@ -518,6 +527,7 @@ cdef class Engine:
     cdef readonly int64_t copies                # GIL: dicts copied because several nodes read them
     cdef EventLog events                        # GIL: who notes what happens, or None
     cdef public object recorder                 # who is told of requests that begin and end, or None
+    cdef public Slowest slowest                 # GIL: or None, while nobody looks
     cdef public object _keeper                  # built: who starts threads and replaces what hangs; _Keeper in the .pyi
     cdef list waits_inside                      # GIL: (awaited, stations, visits) of backends that call their own pipe: they
                                                 # wait for a walk, or for room at a station

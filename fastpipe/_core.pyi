@@ -240,6 +240,10 @@ class Walk:
     def cancel_future(self, future: Future[_Request]) -> bool: ...
 
 @final
+class Slowest:
+    def take(self) -> list[tuple[int, int, int, str | None, list[tuple[str, int, int, int]]]]: ...
+
+@final
 class Stepper:
     @property
     def waiting(self) -> list[tuple[str, tuple[int, ...], _Request]]: ...
@@ -284,6 +288,7 @@ class Engine:
     looks: int
     nodes: tuple[Node, ...]
     recorder: Any
+    slowest: Slowest | None
     _keeper: _Keeper
     ignored_keys: tuple[str, ...]
     @property

@@ -321,12 +321,22 @@ class Pipe(_core.Engine):
         now = stats_of(self._id, self._measures())
         return now if since is None else between(now, since)
 
-    def graph(self) -> Picture:
-        """Return the picture of the pipe: to print, to show in a notebook, or as SVG, Mermaid, DOT or HTML."""
+    def graph(self, *, stats: bool | Stats = False) -> Picture:
+        """Return the picture of the pipe: to print, to show in a notebook, or as SVG, PNG, Mermaid, DOT or HTML.
+
+        Args:
+            stats: True: each node has numbers on it, since the pipe was built: requests, failures, queue, batches, and
+                the p99 of the times in its queue and in its backend. What ``stats(since=earlier)`` returned: the same
+                of that interval, with a rate.
+        """
+        from fastpipe.show.numbers import lines_of
         from fastpipe.show.picture import Picture
 
         largest = {station.name: station.max_batch for station in reversed(self.stations)}  # at its first place
-        return Picture(self._configs, self._compiled, largest)
+        picture = Picture(self._configs, self._compiled, largest)
+        if stats is False:
+            return picture
+        return picture.with_numbers(lines_of(self.stats() if stats is True else stats, is_interval=stats is not True))
 
     def health(self) -> dict[str, Any]:
         """Whether the pipe can do its work: for a service's health check.

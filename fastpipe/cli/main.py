@@ -1,4 +1,4 @@
-"""The command ``fastpipe``: look at a configuration, run it, measure it, tune it, and look into requests and machines.
+"""The command ``fastpipe``: look at a configuration, run it, measure it, tune it; watch pipes, requests and machines.
 
 The exit status is 0 if all is well, 1 if something is wrong with what was given, 2 if the command itself was.
 """
@@ -28,7 +28,8 @@ __all__ = ["main"]
 
 FINE, MISTAKES = 0, 1
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
-_SUFFIXES = {".txt": "txt", ".svg": "svg", ".html": "html", ".htm": "html", ".mmd": "mmd", ".dot": "dot", ".gv": "dot"}
+_KINDS = {"txt": ".txt", "svg": ".svg", "png": ".png", "html": ".html .htm", "mmd": ".mmd", "dot": ".dot .gv"}
+_SUFFIXES = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes.split()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,8 +94,9 @@ def _add_graph(commands: _Commands) -> None:
     )
     graph.add_argument("file", metavar="FILE", type=Path, help="a TOML file")
     _add_output(graph)
-    formats = sorted(set(_SUFFIXES.values()))
-    graph.add_argument("--format", choices=formats, help="default: what OUT ends with, else txt")
+    graph.add_argument("--format", choices=sorted(_KINDS), help="default: what OUT ends with, else txt")
+    graph.add_argument("--dark", action="store_true", help="for a dark page (png; others adapt themselves)")
+    graph.add_argument("--scale", type=float, default=2.0, metavar="FACTOR", help="of a png (default: 2)")
     graph.set_defaults(run=_graph, fail=graph.error)
 
 
@@ -165,8 +167,11 @@ _TOOLS = {
         "look at this machine",
         "Say what there is of CPUs, libraries, GPUs and caches, and what would make a pipe slow here.",
     ),
+    "live": ("watch a running pipe", "Show what the pipe of a running service does, node by node, each second."),
 }
 """Commands with a module of their own, which has ``add_arguments`` and ``run``: their help, and description."""
+
+_NEED_NO_PIPE = ("doctor", "live")
 
 
 def _add_tool(commands: _Commands, name: str, what: tuple[str, str], *, is_given: bool) -> None:
@@ -174,7 +179,7 @@ def _add_tool(commands: _Commands, name: str, what: tuple[str, str], *, is_given
     if is_given:
         module = importlib.import_module(f"fastpipe.cli.{name}")
         module.add_arguments(tool)
-        tool.set_defaults(run=module.run)
+        tool.set_defaults(run=module.run, runs_own_code=lambda options: name not in _NEED_NO_PIPE)
 
 
 class _Version(argparse.Action):
@@ -209,6 +214,11 @@ def _graph(options: argparse.Namespace) -> int:
     if kind == "txt" and options.output is None:
         for rails, name, rest in picture.rows():
             say((rails, "dim"), (name, "bold cyan"), (rest, ""))
+        return FINE
+    if kind == "png":
+        if options.output is None:
+            options.fail("a PNG needs a file: -o graph.png")
+        options.output.write_bytes(picture.png(dark=options.dark, scale=options.scale))
         return FINE
     drawn: dict[str, Callable[[], str]] = {
         "txt": lambda: f"{picture}\n",

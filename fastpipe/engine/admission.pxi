@@ -199,6 +199,8 @@ cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_ki
         walk.deadline_ns = terms.deadline_ns
         walk.timeout_s = terms.timeout_s
         walk.priority_ns = terms.priority_ns
+    if engine.slowest is not None:
+        walk.stops = []
     if engine.recorder is not None:
         try:
             walk.recorded = engine.recorder.begin(request, None if entry is engine.only_entry else entry.node.name)

@@ -1,12 +1,14 @@
 # Measuring: what is counted of each request and each batch, and how it is read.
 #
-# Guarantees   Counting takes no lock, no memory and no GIL of its own; of its own clock reads there is one, when a request comes.
+# Guarantees   Counting takes no lock, no memory and no GIL of its own; it reads the clock when a request comes, and where one ends
+#              otherwise than behind a batch, which has done so.
 #              What a station has counted is read in one piece.
 # Assumes      The GIL.
 #
 # Of all visits that come to a station, each is in one of these when it has left: it was sent on, or it is counted in
 # `failed_by`, `cancelled` or `dropped`. Those that have run are in `queue_ns` as well, whatever came of them, but for a hung batch.
 
+cimport cython
 from libcpp.atomic cimport memory_order_relaxed
 
 from fastpipe.engine.batching cimport REASON_COUNT
@@ -15,6 +17,9 @@ from fastpipe.engine.histogram cimport (
 )
 from fastpipe.engine.parking cimport now_ns
 
+cdef enum:
+    MOST_SLOW = 10                               # of those that are kept
+    MOST_STOPS = 100                             # of each: one that loops may have made more
 cdef enum:                                       # Ticket.arrival_ns of a visit that is not queued
     _HAS_RUN = -1                                # how long it waited is counted
     _HAS_ENDED = -2                              # it is counted how it has left its station
@@ -25,18 +30,52 @@ cdef dict _LADDERS = {"seconds": (TIME_SHIFT, 1e9), "sizes": (SIZE_SHIFT, 1.0), 
 
 cdef inline void note_end(Engine engine, Walk walk, Turn turn) noexcept:
     """A request was answered, or has failed. A part is no request of a caller's."""
+    cdef int64_t ended_ns
     if not walk.is_part:
-        histogram_add(&engine.latency_ns, time_in(turn) - walk.entered_ns)
+        ended_ns = time_in(turn)
+        histogram_add(&engine.latency_ns, ended_ns - walk.entered_ns)
+        if walk.stops is not None and engine.slowest is not None:
+            _keep_if_slow(engine.slowest, walk, ended_ns)
 
 
-cdef inline void note_wait(Station station, Visit visit, int64_t begun_ns) noexcept:
+cdef inline void note_wait(Station station, Visit visit, int64_t begun_ns, int64_t ended_ns) noexcept:
     """A visit has run, in a batch that began at ``begun_ns``."""
     cdef int64_t arrival_ns = visit.ticket.arrival_ns
+    if visit.walk.stops is not None:
+        _note_stop(visit, begun_ns if arrival_ns <= 0 else arrival_ns, begun_ns, ended_ns)
     if arrival_ns == 0:                                         # never queued here: on its caller's thread
         histogram_add_zero(&station.queue_ns)
     elif arrival_ns > 0:
         histogram_add(&station.queue_ns, begun_ns - arrival_ns)
     visit.ticket.arrival_ns = _HAS_RUN
+
+
+cdef int _note_stop(Visit visit, int64_t arrival_ns, int64_t begun_ns, int64_t ended_ns) noexcept:
+    """Somebody looks for the slowest: note where a walk, or a part of it, has been."""
+    try:
+        if len(visit.walk.stops) < MOST_STOPS:
+            visit.walk.stops.append((visit.node.name, arrival_ns, begun_ns, ended_ns))
+    except BaseException:                                       # no memory left: one stop less is shown
+        return 0
+    return 0
+
+
+cdef int _keep_if_slow(Slowest slowest, Walk walk, int64_t ended_ns) noexcept:
+    """Keep an ended walk, if few were slower."""
+    cdef int64_t took_ns = ended_ns - walk.entered_ns
+    if took_ns <= slowest.least_ns:
+        return 0
+    try:
+        slowest.number += 1
+        why = None if walk.error is None else _FAILURES[reason_of(walk.error)]
+        slowest.kept.append((took_ns, slowest.number, ended_ns, why, list(walk.stops)))
+        if len(slowest.kept) >= 2 * MOST_SLOW:                  # once for many
+            slowest.kept.sort(reverse=True)
+            del slowest.kept[MOST_SLOW:]
+            slowest.least_ns = slowest.kept[MOST_SLOW - 1][0]
+    except BaseException:                                       # no memory left: it is not shown
+        return 0
+    return 0
 
 
 cdef inline c_bool has_run_here(Visit visit) noexcept:
@@ -112,6 +151,26 @@ cdef int note_refused(Engine engine, Station gate) noexcept:
     engine.refused += 1
     front.refused += 1
     return 0
+
+
+@cython.final
+cdef class Slowest:
+    """The slowest requests that were answered or have failed, once ``Engine.slowest`` is one: with where their time went."""
+
+    def __cinit__(self):
+        self.kept = []
+
+    def take(self):
+        """Return those since the last call, the slowest first, and begin anew.
+
+        Each is (how long it took, a number, when it ended, the reason if it has failed, stops), and a stop (node, when it was
+        queued, when its batch began, when that ended); all in nanoseconds of the monotonic clock.
+        """
+        cdef list kept = self.kept
+        self.kept = []
+        self.least_ns = 0
+        kept.sort(reverse=True)
+        return kept[:MOST_SLOW]
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------

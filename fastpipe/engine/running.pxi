@@ -112,13 +112,13 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     if error is None:
         cost_note(&station.cost_shared if shared else &station.cost_alone, count, elapsed_ns)
         for visit in alive:
-            note_wait(station, visit, begun_ns)
+            note_wait(station, visit, begun_ns, ended_ns)
             if "result" not in visit.request or visit.without is not None:
                 note_result(engine, visit, instance.backend)
             send_on(engine, visit, turn)
         return 0
     for visit in alive:
-        note_wait(station, visit, begun_ns)
+        note_wait(station, visit, begun_ns, ended_ns)
     try:
         _file_failures(engine, station, instance, alive, batch, before, refusal, error, turn)
     except BaseException as unexpected:                         # exceptions may be as odd as their classes

@@ -230,6 +230,7 @@ cdef Walk new_walk(Engine engine, Entry entry, object request, uint8_t sink_kind
         walk.deadline_ns = (<Gather>sink).visit.walk.deadline_ns
         walk.timeout_s = (<Gather>sink).visit.walk.timeout_s
         walk.priority_ns = (<Gather>sink).visit.walk.priority_ns
+        walk.stops = (<Gather>sink).visit.walk.stops
         walk.is_part = True
     start_round(walk)
     return walk

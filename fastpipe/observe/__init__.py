@@ -1,1 +1,8 @@
-"""Seeing inside: what pipes do, for people and for the tools of others. ``import fastpipe`` imports none of it."""
+"""Seeing inside: what pipes do, for people and for the tools of others; on public names only.
+
+``import fastpipe`` imports none of it.
+"""
+
+from fastpipe.observe.live_page import LivePage, live
+
+__all__ = ["LivePage", "live"]

@@ -1,4 +1,4 @@
-"""The drawing of a graph as SVG: sizes of boxes and labels, then a layout, then elements."""
+"""The drawing of a graph as SVG: sizes of boxes and labels, then a layout, a legend, and elements."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from fastpipe.show.layout import Line, Size, lay_out
-from fastpipe.show.parts import COLOURS, DASHES, Kind, PictureEdge, PictureNode, as_html, below_name, columns, wrapped
+from fastpipe.show.legend import Legend
+from fastpipe.show.paint import BAR_PX, COLUMN_PER_PX, FONT, LABEL_PX, Scheme, filled, painted, ring
+from fastpipe.show.parts import (
+    COLOURS,
+    DASHES,
+    NODE_COLOURS,
+    Kind,
+    PictureEdge,
+    PictureNode,
+    as_html,
+    below_name,
+    columns,
+    wrapped,
+)
 
 __all__ = ["Drawing"]
 
-FONT = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, 'Liberation Mono', monospace"
-NAME_PX, TEXT_PX, LABEL_PX = 13, 12, 11
-COLUMN_PER_PX = 0.625  # the widest of these fonts has 0.61 of its size
+NAME_PX, TEXT_PX = 13, 12
 LINE_PX = 16
 PADDING_PX = 12
 STUB_PX = 20  # the short line above a root and below a leaf
@@ -22,10 +33,29 @@ BOX_COLUMNS, LABEL_COLUMNS = 34, 26
 
 
 class Drawing:
-    """The SVG: sizes of boxes and labels, then a layout, then elements."""
+    """The SVG.
 
-    def __init__(self, nodes: Sequence[PictureNode], edges: Sequence[PictureEdge]) -> None:
+    Args:
+        nodes: what is drawn.
+        edges: between them, by their numbers.
+        scheme: for pages of which colours.
+        least_columns: how many characters each box has room for, at least.
+        is_brief: a box with numbers has its name and these.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[PictureNode],
+        edges: Sequence[PictureEdge],
+        scheme: Scheme = "both",
+        least_columns: int = 0,
+        *,
+        is_brief: bool = False,
+    ) -> None:
         self.nodes = nodes
+        self.scheme = scheme
+        self.is_brief = is_brief
+        self.least_px = max(least_columns * TEXT_PX * COLUMN_PER_PX + 2 * PADDING_PX, 60.0)
         self.loops = {edge.source for edge in edges if edge.source == edge.target}
         self.edges = [edge for edge in edges if edge.source != edge.target]
         self.texts = [self._text(node) for node in nodes]
@@ -43,22 +73,24 @@ class Drawing:
             ],
             lines,
         )
+        self.legend = Legend(nodes, edges, self.layout.width, scheme)
 
     def _text(self, node: PictureNode) -> list[tuple[str, str]]:
         """Return the lines in a box, each with its attributes."""
-        lines = [
-            (line, f'font-size="{NAME_PX}" font-weight="bold" fill="#1f2328"')
-            for line in wrapped(node.name, BOX_COLUMNS)
-        ]
-        for text, colour in ((node.backend, "#1f2328"), (" · ".join(node.details), "#57606a")):
-            attributes = f'font-size="{TEXT_PX}" fill="{colour}"'
-            lines += [(line, attributes) for line in wrapped(text, BOX_COLUMNS)]
+        attributes = f'font-size="{NAME_PX}" font-weight="bold" {painted(self.scheme, fill="name")}'
+        lines = [(line, attributes) for line in wrapped(node.name, BOX_COLUMNS)]
+        texts = [(node.backend, "text"), *((file, "file") for file in node.files), (" · ".join(node.details), "muted")]
+        numbers = [(number, "number") for number in node.numbers]
+        for text, colour in numbers if numbers and self.is_brief else (*texts, *numbers):
+            attributes = f'font-size="{TEXT_PX}" {painted(self.scheme, fill=colour)}'
+            behind = "_-. " if colour == "file" else ", [·"
+            lines += [(line, attributes) for line in wrapped(text, BOX_COLUMNS, behind)]
         return lines
 
     def _size(self, index: int) -> tuple[float, float]:
         text = self.texts[index]
         widest = max(columns(line) for line, _ in text)
-        return max(widest * NAME_PX * COLUMN_PER_PX + 2 * PADDING_PX, 60.0), len(text) * LINE_PX + PADDING_PX
+        return max(widest * NAME_PX * COLUMN_PER_PX + 2 * PADDING_PX, self.least_px), len(text) * LINE_PX + PADDING_PX
 
     def _label_size(self, label: Sequence[str]) -> tuple[float, float]:
         if not label:
@@ -66,10 +98,14 @@ class Drawing:
         return max(map(columns, label)) * LABEL_PX * COLUMN_PER_PX + 14, len(label) * (LABEL_PX + 3) + 4.0
 
     def svg(self) -> str:
-        width, height = (round(side + 2 * MARGIN_PX) for side in (self.layout.width, self.layout.height))
+        width = round(max(self.layout.width, self.legend.width) + 2 * MARGIN_PX)
+        height = round(self.layout.height + self.legend.height + 2 * MARGIN_PX)
+        # Beside a narrow graph its legend may be wider: the graph stays in the middle.
+        left = -MARGIN_PX - max(self.legend.width - self.layout.width, 0.0) / 2
+        adapts = ' style="color-scheme:light dark"' if self.scheme == "both" else ""
         parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-            f'viewBox="{-MARGIN_PX} {-MARGIN_PX} {width} {height}" role="img" font-family="{FONT}">',
+            f'viewBox="{left:.1f} {-MARGIN_PX} {width} {height}" role="img" font-family="{FONT}"{adapts}>',
             f"<title>{as_html(', '.join(node.name for node in self.nodes))}</title>",
         ]
         for edge, points in zip(self.edges, self.layout.lines, strict=True):
@@ -78,17 +114,17 @@ class Drawing:
             if label:
                 parts.append(self._label(edge, label, centre))
         parts += [self._box(index) for index in range(len(self.nodes))]
+        parts += self.legend.svg(left + MARGIN_PX, self.layout.height)
         return "\n".join([*parts, "</svg>"])
 
     def _label(self, edge: PictureEdge, label: Sequence[str], centre: tuple[float, float]) -> str:
         width, height = self._label_size(label)
         left, top = centre[0] - width / 2, centre[1] - height / 2
-        colour = COLOURS[edge.kind]
         rectangle = (
             f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" rx="4" '
-            f'fill="#ffffff" stroke="{colour}" stroke-width="0.75"/>'
+            f'{painted(self.scheme, fill="label")} stroke="{COLOURS[edge.kind]}" stroke-width="0.75"/>'
         )
-        attributes = f'font-size="{LABEL_PX}" fill="#424a53"'
+        attributes = f'font-size="{LABEL_PX}" {painted(self.scheme, fill="label text")}'
         return rectangle + _lines_of_text(
             [(line, attributes) for line in label], centre[0], top + LABEL_PX + 1, LABEL_PX + 3
         )
@@ -96,23 +132,28 @@ class Drawing:
     def _box(self, index: int) -> str:
         node, (x, y), (width, height) = self.nodes[index], self.layout.boxes[index], self.sizes[index]
         left, top = x - width / 2, y - height / 2
-        parts = [f"<g><title>{as_html(' · '.join((node.name, *below_name(node))))}</title>"]
+        title = as_html(" · ".join((node.name, *below_name(node))))
+        parts = [f'<g data-node="{index}"><title>{title}</title>']
         if node.is_root:
-            parts.append(f'<circle cx="{x:.1f}" cy="{top - STUB_PX + 5:.1f}" r="4.5" fill="{COLOURS["next"]}"/>')
+            parts.append(filled(x, top - STUB_PX + 5, COLOURS["next"]))
             parts.append(_line(((x, top - STUB_PX + 5), (x, top)), "next"))
         if node.is_leaf:
             kind: Kind = "jump" if node.is_part else "next"
             end, colour = top + height + STUB_PX - 5, COLOURS[kind]
             parts.append(f'<path d="M{x:.1f},{top + height:.1f} V{end - 5:.1f}" stroke="{colour}" stroke-width="1.5"/>')
-            parts.append(f'<circle cx="{x:.1f}" cy="{end:.1f}" r="4.5" fill="none" stroke="{colour}"/>')
-            parts.append(f'<circle cx="{x:.1f}" cy="{end:.1f}" r="2.5" fill="{colour}"/>')
+            parts.append(ring(x, end, colour))
         if index in self.loops:
             parts.append(self._loop(left + width, y))
-        outline = 'stroke="#a06cd5" stroke-dasharray="2 2"' if node.is_part else 'stroke="#8c959f"'
+        outline = f'stroke="{COLOURS["jump"]}" stroke-dasharray="2 2"' if node.is_part else ""
+        paint = painted(self.scheme, fill="box", stroke="" if node.is_part else "outline")
         parts.append(
-            f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" rx="7" fill="#f6f8fa" '
-            f"{outline}/>"
+            f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" rx="7" {paint}{outline}/>'
         )
+        if node.kind in NODE_COLOURS:
+            parts.append(
+                f'<rect x="{left + 4:.1f}" y="{top + 5:.1f}" width="{BAR_PX}" height="{height - 10:.1f}" rx="2" '
+                f'fill="{NODE_COLOURS[node.kind]}"/>'
+            )
         parts.append(_lines_of_text(self.texts[index], x, top + PADDING_PX / 2 + NAME_PX - 1, LINE_PX))
         return "".join([*parts, "</g>"])
 
@@ -122,9 +163,11 @@ class Drawing:
             f'<path d="M{x:.1f},{y + 8:.1f} h14 a8,8 0 0 0 0,-16 H{x + 7:.1f}" fill="none" stroke="{colour}" '
             f'stroke-width="1.5" stroke-dasharray="{DASHES["restart"]}"/>'
             f'<path d="M{x:.1f},{y - 8:.1f} l8,-4 v8 z" fill="{colour}"/>'
-            f'<rect x="{x + 25:.1f}" y="{y - 9:.1f}" width="58" height="18" rx="4" fill="#ffffff" stroke="{colour}" '
-            f'stroke-width="0.75"/>'
-        ) + _lines_of_text([("restart", f'font-size="{LABEL_PX}" fill="#424a53"')], x + 54, y + 4, 0)
+            f'<rect x="{x + 25:.1f}" y="{y - 9:.1f}" width="58" height="18" rx="4" '
+            f'{painted(self.scheme, fill="label")} stroke="{colour}" stroke-width="0.75"/>'
+        ) + _lines_of_text(
+            [("restart", f'font-size="{LABEL_PX}" {painted(self.scheme, fill="label text")}')], x + 54, y + 4, 0
+        )
 
 
 def _line(points: Sequence[tuple[float, float]], kind: Kind) -> str:

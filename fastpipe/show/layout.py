@@ -12,6 +12,7 @@ from bisect import bisect_right, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
+from math import ceil
 from random import Random
 
 __all__ = ["Layout", "Line", "Size", "lay_out"]
@@ -22,6 +23,7 @@ SIDE_GAP = 26.0  # between neighbours in a layer, in pixels
 LINE_GAP = 14.0  # beside a line that passes
 LAYER_GAP = 20.0  # between a layer of boxes and the layer of labels below it, at least
 MOST_LAYER_GAP = 56.0  # where lines have far to go sideways
+WIDEST = 1500.0  # of the boxes in a layer, and of what is drawn side by side; what is wider is wrapped
 PORT_GAP = 18.0  # between lines that leave one box
 ORDER_SWEEPS = 24
 X_SWEEPS = 16
@@ -76,11 +78,11 @@ class _Slot:
 
 
 def lay_out(sizes: Sequence[Size], lines: Sequence[Line]) -> Layout:
-    """Place boxes and lines: what hangs together in one drawing, and these side by side.
+    """Place boxes and lines: what hangs together in one drawing, and these side by side, in rows if they are many.
 
     A line that would close a circle is drawn upwards. None may lead to its own source.
     """
-    left = height = 0.0
+    left = top = width = height = 0.0
     boxes: dict[int, Point] = {}
     drawn: dict[int, tuple[Point, ...]] = {}
     labels: dict[int, Point] = {}
@@ -89,13 +91,15 @@ def lay_out(sizes: Sequence[Size], lines: Sequence[Line]) -> Layout:
         numbers = [number for number, line in enumerate(lines) if line.source in rank]
         inside = [replace(lines[n], source=rank[lines[n].source], target=rank[lines[n].target]) for n in numbers]
         part = _lay_out_connected([sizes[index] for index in own], inside)
-        boxes.update(zip(own, _moved(part.boxes, left), strict=True))
-        drawn.update(zip(numbers, (_moved(points, left) for points in part.lines), strict=True))
-        labels.update(zip(numbers, _moved(part.labels, left), strict=True))
+        if left > 0 and left + part.width > WIDEST:
+            left, top = 0.0, height + LAYER_GAP
+        boxes.update(zip(own, _moved(part.boxes, left, top), strict=True))
+        drawn.update(zip(numbers, (_moved(points, left, top) for points in part.lines), strict=True))
+        labels.update(zip(numbers, _moved(part.labels, left, top), strict=True))
+        width, height = max(width, left + part.width), max(height, top + part.height)
         left += part.width + 2 * SIDE_GAP
-        height = max(height, part.height)
     return Layout(
-        width=max(left - 2 * SIDE_GAP, 0.0),
+        width=width,
         height=height,
         boxes=tuple(boxes[index] for index in range(len(sizes))),
         lines=tuple(drawn[number] for number in range(len(lines))),
@@ -121,21 +125,24 @@ def _connected(box_count: int, lines: Sequence[Line]) -> list[list[int]]:
     return list(together.values())
 
 
-def _moved(points: Sequence[Point], right: float) -> tuple[Point, ...]:
-    return tuple((x + right, y) for x, y in points)
+def _moved(points: Sequence[Point], right: float, down: float) -> tuple[Point, ...]:
+    return tuple((x + right, y + down) for x, y in points)
 
 
 def _lay_out_connected(sizes: Sequence[Size], lines: Sequence[Line]) -> Layout:
     chains = [(line.source, line.target) for line in lines]
     upwards = _upwards(len(sizes), chains)
     chains = [(b, a) if turned else (a, b) for (a, b), turned in zip(chains, upwards, strict=True)]
-    layer_of = _layers(len(sizes), chains)
+    layer_of, is_wrapped = _wrapped([size.width for size in sizes], _layers(len(sizes), chains))
     boxes = [
         _Slot(2 * layer, size.width, size.above, size.below, is_box=True)
         for size, layer in zip(sizes, layer_of, strict=True)
     ]
     passes = [_passes(boxes[a], boxes[b]) for a, b in chains]
-    labelled = [own[0] if turned else own[-1] for own, turned in zip(passes, upwards, strict=True)]  # beside the target
+    labelled = [
+        own[0] if turned or is_wrapped[a] else own[-1]  # beside the target, but as many rows of labels as of boxes
+        for (a, _), own, turned in zip(chains, passes, upwards, strict=True)
+    ]
     for slot, line in zip(labelled, lines, strict=True):
         if line.label_height:
             slot.width, slot.above = line.label_width, line.label_height
@@ -205,6 +212,24 @@ def _layers(box_count: int, chains: Sequence[tuple[int, int]]) -> list[int]:
         if not has_parents[index] and following[index]:  # a root belongs right above what it leads to
             layer_of[index] = min(layer_of[target] for target in following[index]) - 1
     return layer_of
+
+
+def _wrapped(widths: Sequence[float], layer_of: Sequence[int]) -> tuple[list[int], list[bool]]:
+    """Make several layers of one that is too wide; those below move down. Also return which boxes that concerns.
+
+    The boxes take turns, so that the lines to lower rows pass between those of upper ones.
+    """
+    layers: dict[int, list[int]] = {}
+    for index, layer in enumerate(layer_of):
+        layers.setdefault(layer, []).append(index)
+    wrapped, is_wrapped = [0] * len(layer_of), [False] * len(layer_of)
+    top = 0
+    for _, own in sorted(layers.items()):
+        row_count = min(ceil(sum(widths[index] + SIDE_GAP for index in own) / WIDEST), len(own))
+        for turn, index in enumerate(own):
+            wrapped[index], is_wrapped[index] = top + turn % row_count, row_count > 1
+        top += row_count
+    return wrapped, is_wrapped
 
 
 def _passes(source: _Slot, target: _Slot) -> list[_Slot]:

@@ -1,4 +1,4 @@
-"""What a picture of a graph consists of, and what all its forms share: colours, and text that fits."""
+"""What a picture of a graph consists of, and what all its forms share: kinds, colours, and text that fits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
-    "COLOURS", "DASHES", "Kind", "PictureEdge", "PictureNode", "as_html", "below_name", "columns", "visible", "wrapped",
-]  # fmt: skip
+    "COLOURS",
+    "DASHES",
+    "EDGE_WORDS",
+    "NODE_COLOURS",
+    "NODE_WORDS",
+    "Kind",
+    "NodeKind",
+    "PictureEdge",
+    "PictureNode",
+    "as_html",
+    "below_name",
+    "columns",
+    "visible",
+    "wrapped",
+]
 
 Kind = Literal["next", "map", "jump", "proxy", "restart"]
+NodeKind = Literal["model", "image", "tensor", "sub-graph", "own", "basic"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,9 @@ class PictureNode:
     is_root: bool  # requests that name no node enter here
     is_leaf: bool
     is_part: bool  # only parts of requests come here, from a Jump or MapReduce
+    kind: NodeKind = "basic"
+    files: tuple[str, ...] = ()  # its models, by the names of their files
+    numbers: tuple[str, ...] = ()  # what it did, a line each
 
 
 @dataclass(frozen=True)
@@ -45,14 +62,38 @@ COLOURS: dict[Kind, str] = {
     "restart": "#d9822b",
 }
 DASHES: dict[Kind, str] = {"next": "none", "map": "6 4", "jump": "2 4", "proxy": "2 4", "restart": "8 3 2 3"}
+EDGE_WORDS: dict[Kind, str] = {
+    "map": "read by a map",
+    "jump": "runs a sub-graph",
+    "proxy": "runs another node",
+    "restart": "enters again",
+}
+# A basic step has none. Of medium lightness, so that each shows on white and on black, and told apart without red or
+# green.
+NODE_COLOURS: dict[NodeKind, str] = {
+    "model": "#cc5a8f",
+    "image": "#1f9aa5",
+    "tensor": "#4c9f48",
+    "sub-graph": "#a06cd5",
+    "own": "#6277d9",
+}
+NODE_WORDS: dict[NodeKind, str] = {
+    "model": "model",
+    "image": "image",
+    "tensor": "tensor",
+    "sub-graph": "sub-graph",
+    "own": "code of your own",
+}
 
 
 def below_name(node: PictureNode) -> Iterator[str]:
     """Yield what stands below a node's name."""
     if node.backend:
         yield node.backend
+    yield from node.files
     if node.details:
         yield " · ".join(node.details)
+    yield from node.numbers
 
 
 def visible(text: str) -> str:
@@ -71,10 +112,10 @@ def columns(text: str) -> int:
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
-def wrapped(text: str, width: int) -> list[str]:
-    """Break ``text`` behind commas, brackets and spaces where that is possible, anywhere where it is not."""
+def wrapped(text: str, width: int, behind: str = ", [·") -> list[str]:
+    """Break ``text`` behind commas, brackets and the like where that is possible, anywhere where it is not."""
     lines, line = [], ""
-    for word in _words(text, width):
+    for word in _words(text, width, behind):
         if line and columns(line + word.rstrip()) > width:
             lines.append(line.rstrip())
             line = ""
@@ -82,14 +123,14 @@ def wrapped(text: str, width: int) -> list[str]:
     return [*lines, line.rstrip()] if line else lines
 
 
-def _words(text: str, width: int) -> Iterator[str]:
+def _words(text: str, width: int, behind: str) -> Iterator[str]:
     word = ""
     for character in text:
         if word and columns(word + character) > width:
             yield word
             word = ""
         word += character
-        if character in ", [·":
+        if character in behind:
             yield word
             word = ""
     if word:

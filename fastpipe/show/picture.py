@@ -1,12 +1,14 @@
-"""The picture of a graph: text for a terminal, SVG for a notebook, Mermaid and DOT for other tools, a page of HTML.
+"""The picture of a graph: text for a terminal, SVG and PNG, Mermaid and DOT for other tools, a page of HTML.
 
 It is drawn from what was written and checked (:class:`NodeConfig`, :class:`Graph`), so a file can be drawn without
-building any of its models. A pipe that is built adds what only its backends know: the size of the batches.
+building any of its models. A pipe that is built adds what only its backends know, the size of the batches, and, if
+asked, what its nodes have done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +18,21 @@ from fastpipe.config.graph import Graph, Source
 from fastpipe.config.plan import StepPlan
 from fastpipe.config.sub_graphs import entry_of, is_sub_graph
 from fastpipe.show.drawing import Drawing
-from fastpipe.show.parts import COLOURS, DASHES, Kind, PictureEdge, PictureNode, as_html, below_name, visible
+from fastpipe.show.paint import Scheme
+from fastpipe.show.parts import (
+    COLOURS,
+    DASHES,
+    NODE_COLOURS,
+    Kind,
+    PictureEdge,
+    PictureNode,
+    as_html,
+    below_name,
+    visible,
+)
 from fastpipe.show.rails import Rails
+from fastpipe.show.raster import png_of
+from fastpipe.show.steps import files_of, kind_of
 
 __all__ = ["Picture"]
 
@@ -25,10 +40,12 @@ __all__ = ["Picture"]
 class Picture:
     """The nodes of a pipe and what leads from where to where.
 
-    ``str(picture)`` is text, ``svg()``, ``mermaid()``, ``dot()`` and ``html()`` are strings in those languages, and a
-    notebook shows the SVG. Solid: ``next``. Dashed: what a ``map`` takes from a node that is no parent. Dotted: a
-    sub-graph, entered by a Jump or MapReduce, or the node that a Proxy runs. Dash-dotted: ``restart``. A label says
-    which keys a ``map`` takes; "choice 1 of 2" is read if it has run, else the next one is.
+    ``str(picture)`` is text, ``svg()``, ``mermaid()``, ``dot()`` and ``html()`` are strings in those languages,
+    ``png()`` is bytes, and a notebook shows the SVG. Solid: ``next``. Dashed: what a ``map`` takes from a node that is
+    no parent. Dotted: a sub-graph, entered by a Jump or MapReduce, or the node that a Proxy runs. Dash-dotted:
+    ``restart``. A label says which keys a ``map`` takes; "choice 1 of 2" is read if it has run, else the next one is.
+    The bar of a box has the colour of its kind (model, image, tensor, sub-graph, code of your own), which a legend
+    explains.
 
     Args:
         configs: checked nodes.
@@ -58,9 +75,13 @@ class Picture:
                 is_root=index in graph.roots,
                 is_leaf=not followers[index],
                 is_part=index in parts and index not in whole,
+                kind=kind_of(configs[index].plan),
+                files=tuple(visible(file) for file in files_of(configs[index].plan)),
             )
             for index in shown
         )
+        self.names = tuple(configs[index].name for index in shown)
+        """The names of the nodes that are drawn, as they were written; in the SVG, ``data-node`` is an index of it."""
         self._edges = tuple(
             replace(edge, source=number_of[edge.source], target=number_of[edge.target])
             for edge in _edges(configs, graph)
@@ -76,6 +97,15 @@ class Picture:
         """Yield the lines of the text as (lines of the drawing, a node's name or nothing, the rest)."""
         return Rails(self._nodes, self._edges).rows()
 
+    def with_numbers(self, numbers: Mapping[str, Sequence[str]]) -> Picture:
+        """Return the picture with lines of text below what a node is, by its name."""
+        other = copy(self)
+        other._nodes = tuple(
+            replace(node, numbers=tuple(visible(line) for line in numbers.get(name, ())))
+            for name, node in zip(self.names, self._nodes, strict=True)
+        )
+        return other
+
     # ---- for other tools ---------------------------------------------------------------------------------------
 
     def mermaid(self) -> str:
@@ -85,6 +115,8 @@ class Picture:
             text = "<br>".join(filter(None, (f"<b>{_mermaid(node.name)}</b>", *map(_mermaid, below_name(node)))))
             opening, closing = ("([", "])") if node.is_root or node.is_leaf else ("[", "]")
             lines.append(f'    n{index}{opening}"{text}"{closing}')
+            if node.kind in NODE_COLOURS:
+                lines.append(f"    style n{index} stroke:{NODE_COLOURS[node.kind]}")
         for edge in self._edges:
             arrow = "-->" if edge.kind == "next" else "-.->"
             label = f'|"{_mermaid(edge.label)}"|' if edge.label else ""
@@ -104,7 +136,8 @@ class Picture:
         ]
         for index, node in enumerate(self._nodes):
             text = "\\n".join(map(_dot, (node.name, *below_name(node))))
-            outline = ", penwidth=2" if node.is_root else ", peripheries=2" if node.is_leaf else ""
+            outline = f', color="{NODE_COLOURS[node.kind]}"' if node.kind in NODE_COLOURS else ""
+            outline += ", penwidth=2" if node.is_root else ", peripheries=2" if node.is_leaf else ""
             lines.append(f'    n{index} [label="{text}"{outline}];')
         for edge in self._edges:
             attributes = [f'label="{_dot(edge.label)}"'] if edge.label else []
@@ -116,9 +149,29 @@ class Picture:
             lines.append(f"    n{edge.source} -> n{edge.target}{written};")
         return "\n".join([*lines, "}"]) + "\n"
 
-    def svg(self) -> str:
-        """Return the drawing as SVG, without a background: everything in it can be read on light and on dark."""
-        return Drawing(self._nodes, self._edges).svg()
+    def svg(self, *, dark: bool | None = None, least_columns: int = 0, is_brief: bool = False) -> str:
+        """Return the drawing as SVG, without a background.
+
+        Args:
+            dark: for a dark page; None: whoever shows it decides, as for ``prefers-color-scheme`` of a style sheet.
+            least_columns: how many characters each box has room for, at least.
+            is_brief: a box with numbers has its name and these; what its node is shows where the pointer rests.
+        """
+        scheme: Scheme = "both" if dark is None else "dark" if dark else "light"
+        return Drawing(self._nodes, self._edges, scheme, least_columns, is_brief=is_brief).svg()
+
+    def png(self, *, dark: bool = False, scale: float = 2.0) -> bytes:
+        """Return the drawing as PNG, on white or on dark.
+
+        Args:
+            dark: light text on dark.
+            scale: pixels of the image for each of the SVG.
+
+        Raises:
+            MissingExtra: resvg-py is not installed (extra ``picture``).
+            PipeError: this machine has no font, or the image would be larger than anything can show.
+        """
+        return png_of(self.svg(dark=dark), dark=dark, scale=scale)
 
     def _repr_svg_(self) -> str:
         return self.svg()
@@ -128,7 +181,8 @@ class Picture:
         rows = []
         for index, node in enumerate(self._nodes):
             takes = "; ".join(self._takes(index))
-            cells = (node.name, node.backend, " · ".join(node.details), takes, ", ".join(self._leads_to(index)))
+            is_like = " · ".join((*node.files, *node.details, *node.numbers))
+            cells = (node.name, node.backend, is_like, takes, ", ".join(self._leads_to(index)))
             rows.append("<tr>" + "".join(f"<td>{as_html(cell)}</td>" for cell in cells) + "</tr>")
         return _PAGE.format(title=as_html(visible(title)), svg=self.svg(), rows="\n".join(rows))
 

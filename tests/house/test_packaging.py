@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-IN_A_WHEEL = {".py", ".pyi", ".typed", ".toml", ".cu"}
+IN_A_WHEEL = {".py", ".pyi", ".typed", ".toml", ".cu", ".html"}
 """Endings of the files that are installed; the sources of the engine are not, its compiled form is."""
 
 

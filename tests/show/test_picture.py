@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from itertools import pairwise
@@ -386,3 +387,126 @@ def test_a_node_that_restarts_at_itself() -> None:
     """A loop beside its box."""
     svg = picture_of({"a": {"backend": "Identity", "restart": "a", "filter": "or"}}).svg()
     assert texts_in(svg).count("restart") == 1
+
+
+# ---- kinds, files, numbers ---------------------------------------------------------------------------------------
+
+
+def test_the_legend_has_the_kinds_that_are_there_and_no_others() -> None:
+    """A graph of basic steps, each followed by the next, needs none."""
+    nodes = {
+        "crop": {"backend": "S[Identity,CropMat]", "next": "parts"},
+        "parts": {"backend": "MapReduce", "jump": "own"},
+        "own": {"backend": Eight},
+    }
+    legend = ["image", "sub-graph", "code of your own", "runs a sub-graph", "requests enter", "requests end"]
+    pytest.importorskip("cv2", reason="CropMat needs OpenCV")
+    assert texts_in(picture_of(nodes).svg())[-len(legend) :] == legend
+    assert "requests enter" not in texts_in(picture_of(random_nodes(3)).svg())
+    assert "stroke:#1f9aa5" in picture_of(nodes).mermaid()
+    assert 'color="#1f9aa5"' in picture_of(nodes).dot()
+
+
+def test_a_model_has_the_name_of_its_file(tmp_path: Path) -> None:
+    """In the text, the drawing and the page; without the folders, which are nobody else's business."""
+    pytest.importorskip("onnxruntime", reason="OnnxTensor needs ONNX Runtime")
+    model = tmp_path / "a <very> long_name_of_a_model-with-2.0_versions.onnx"
+    model.touch()
+    picture = picture_of({"model": {"backend": "S[Identity,OnnxTensor]", "model": str(model)}})
+    assert f"  {model.name}  " in str(picture)
+    assert "".join(texts_in(picture.svg())).count(model.name.replace(" ", "")) == 0  # it breaks at blanks
+    assert model.name in " ".join(texts_in(picture.svg())).replace("- ", "-").replace("_ ", "_")
+    assert html.escape(model.name) in picture.html()
+    assert str(tmp_path) not in picture.html() + picture.dot() + picture.mermaid() + str(picture)
+
+
+def test_numbers_stand_in_the_nodes() -> None:
+    """Of what the pipe has done since it was built, or in an interval; where nothing has run, that alone."""
+    with fastpipe.Pipe({"a": {"backend": "Identity", "max": 4, "next": "b"}, "b": {"backend": "Pow"}}) as pipe:
+        assert "0 requests" in texts_in(pipe.graph(stats=True).svg())
+        for value in range(5):
+            pipe({"data": value})
+        earlier = pipe.stats()
+        with pytest.raises(TypeError):
+            pipe({"data": "no number"})
+        lines = texts_in(pipe.graph(stats=True).svg())
+        assert "6 requests" in lines
+        assert "6 requests · 1 failed" in lines
+        assert "queue 0 · batch 1 of 4" in lines
+        assert sum(line.startswith("p99 ") and line.endswith(" run") for line in lines) == 2
+        assert any("/s · 1 failed" in line for line in texts_in(pipe.graph(stats=pipe.stats(since=earlier)).svg()))
+        brief = texts_in(pipe.graph(stats=True).svg(is_brief=True))
+        assert "Pow" not in brief
+        assert "6 requests · 1 failed" in brief
+        assert "requests" not in str(pipe.graph())
+
+
+# ---- light and dark, PNG -----------------------------------------------------------------------------------------
+
+
+def test_a_drawing_follows_its_page_or_is_for_one() -> None:
+    """Each element says both colours itself; who knows none of it has those of a light page."""
+    picture = picture_of(VISION)
+    both, light, dark = picture.svg(), picture.svg(dark=False), picture.svg(dark=True)
+    assert 'fill="#f6f8fa" stroke="#8c959f" style="fill:light-dark(#f6f8fa,#161b22);stroke:light-dark(' in both
+    assert 'style="color-scheme:light dark"' in both
+    assert "style" not in light + dark
+    assert 'fill="#161b22"' in dark
+    assert 'fill="#161b22"' not in light
+
+
+def test_a_png_is_as_large_as_asked_for_and_has_text() -> None:
+    """On white, or on dark."""
+    pytest.importorskip("resvg_py", reason="PNGs need resvg-py")
+    picture = picture_of(VISION)
+    root = ElementTree.fromstring(picture.svg())
+    sizes = []
+    for scale, dark in ((1.0, False), (2.0, True)):
+        try:
+            png = picture.png(scale=scale, dark=dark)
+        except fastpipe.PipeError as error:
+            pytest.skip(f"{error}")
+        assert png.startswith(b"\x89PNG\r\n\x1a\n")
+        sizes.append((int.from_bytes(png[16:20]), int.from_bytes(png[20:24])))
+    width, height = (float(root.attrib[side]) for side in ("width", "height"))
+    assert sizes == [(width, height), (2 * width, 2 * height)]
+    for scale in (0.0, -1.0, float("nan"), 1e6):
+        with pytest.raises(fastpipe.PipeError, match="scale may be up to"):
+            picture.png(scale=scale)
+
+
+def test_a_png_without_the_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of the extra."""
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(fastpipe.MissingExtra, match=r"pip install 'fastpipe-engine\[picture\]'"):
+        picture_of(VISION).png()
+
+
+# ---- what is too wide --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [3, 20, 90])
+def test_a_wide_level_is_wrapped(count: int) -> None:
+    """A fan-out of any width gives a picture that a screen shows, with its labels; a narrow one stays as it is."""
+    names = [f"head_{index}" for index in range(count)]
+    takes = {name: {"result": name} for name in names[1:]}
+    nodes = {
+        "in": {"backend": "Identity", "next": names},
+        **{name: {"backend": "Pow", "next": "join"} for name in names},
+        "join": {"backend": "Identity", "map": {names[0]: {"result": "data"}, **takes}},
+    }
+    root = ElementTree.fromstring(picture_of(nodes).svg())
+    assert float(root.attrib["width"]) < (2000 if count <= 20 else 6000)
+    rows = {
+        group.find(f"{SVG}rect").attrib["y"]  # type: ignore[union-attr]
+        for group in root.iter(f"{SVG}g")
+        if (group.findtext(f"{SVG}text") or "").startswith("head_")
+    }
+    assert len(rows) == {3: 1, 20: 2, 90: 7}[count]
+
+
+def test_graphs_beside_each_other_are_wrapped() -> None:
+    """Many small ones are not one long row."""
+    root = ElementTree.fromstring(picture_of({f"node_{index}": {"backend": "Pow"} for index in range(60)}).svg())
+    assert float(root.attrib["width"]) < 1600
+    assert float(root.attrib["height"]) > 300
