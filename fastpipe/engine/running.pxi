@@ -96,6 +96,8 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     if engine.events is not None:
         engine.events.c_note_batch(station, instance, alive, turn, started)
     error = _forward(engine, station, instance, batch, alive, turn)
+    if turn.is_workers and engine.generation != _generation:
+        end_child(instance.backend)
     elapsed_ns = kernel_now_ns()
     ended_ns = unless_frozen(elapsed_ns)
     elapsed_ns -= started

@@ -7,14 +7,18 @@
 from cpython.dict cimport PyDict_GetItem
 from cpython.exc cimport PyErr_SetInterrupt, PyErr_SetObject, PyErr_WriteUnraisable
 from libcpp.atomic cimport memory_order_relaxed
+from posix.unistd cimport _exit
 
 from fastpipe.engine.parking cimport Frame, enter_frame, leave_frame
 
 from opcode import opmap
 
-from fastpipe.errors import BackendError, in_brief, keys_in_brief, nearest
+from fastpipe.errors import BackendError, PipeError, in_brief, keys_in_brief, nearest
 from fastpipe.faults import is_engines
 from fastpipe.filters import Status
+
+cdef enum:
+    _CHILD_HAS_RETURNED = 70                                    # EX_SOFTWARE of sysexits.h
 
 cdef object _current_greenlet = None    # greenlet.getcurrent, where the process has greenlets
 
@@ -73,6 +77,13 @@ cdef void report(object error, object where) noexcept:
     """Tell sys.unraisablehook of an exception that has nobody to be raised to."""
     PyErr_SetObject(type(error), error)
     PyErr_WriteUnraisable(where)
+
+
+cdef void end_child(object backend) noexcept:
+    """End the child of a fork in which forward() has returned to a worker: nobody there fills its queue, or has asked."""
+    report(PipeError("forward() has forked, and has returned in the child as well, where no caller waits for it. The child ends "
+                     "here. End it in forward(), with os._exit() or os.exec...()"), backend)
+    _exit(_CHILD_HAS_RETURNED)
 
 
 cdef int note_interrupt(Turn turn, object error) noexcept:

@@ -460,7 +460,7 @@ def test_a_place_that_cannot_be_written_to(in_folder: Path, capsys: pytest.Captu
         ([], "the following arguments are required: COMMAND"),
         (["draw"], "invalid choice: 'draw'"),
         (["check"], "the following arguments are required: FILE"),
-        (["graph", "pipe.toml", "-o", "out.pdf"], "'out.pdf' ends with none of .txt, .svg, .html"),
+        (["graph", "pipe.toml", "-o", "out.pdf"], "'out.pdf' ends with none of .txt, .svg, .png, .html"),
         (["graph", "pipe.toml", "--format", "pdf"], "invalid choice: 'pdf'"),
     ],
 )

@@ -11,7 +11,9 @@ import pytest
 HANG_S = 60.0
 
 PROLOGUE = """
-import fastpipe, gc, os, sys, threading, time
+import fastpipe, gc, logging, os, sys, threading, time
+
+logging.disable()  # a hang is a warning on stderr
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
@@ -216,6 +218,25 @@ pipe.close()
         )
         == []
     )
+
+
+@pytest.mark.parametrize("ending", ["return", "sys.exit(5)", "raise ValueError"])
+def test_a_child_in_which_forward_returns_to_a_worker_ends(ending: str) -> None:
+    """It has a copy of the queue, which nobody fills, and of the callers, who wait in the parent."""
+    assert run(
+        f"""
+        class Forks(Bound):
+            def forward(self, batch):
+                pid = os.fork()
+                if pid == 0:
+                    os.close(2)
+                    {ending}
+                super().forward(batch)
+                batch[0]["status"] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with fastpipe.Pipe(backend=Forks) as pipe:
+            say(pipe({{"data": 1}})["status"])
+        """
+    ) == ["70"]
 
 
 def test_a_child_skips_the_exit_handlers_of_the_parents_libraries() -> None:
