@@ -60,6 +60,7 @@ cdef object _late_for_room(Engine engine, Waiter waiter):
         error = RequestTimeout(f"the request waited {waiter.terms.timeout_s:g} s for room {where}")
     except BaseException as unexpected:                         # no memory for it: then that is the error
         error = unexpected
+    stop_waiting(waiter)                                        # now: whoever tells the log lets the GIL go
     tell_of_refusal(gate, engine, None)
     return error
 
@@ -453,7 +454,6 @@ cdef int expire_waiter(Waiter waiter) except -1:
     """Refuse a request that still waits in line; see Waiter.expire."""
     if waiter.state == IN_LINE:
         error = _late_for_room(waiter.engine, waiter)
-        stop_waiting(waiter)
         for _attempt in range(MOST_ATTEMPTS):
             try:
                 outcomes = [(waiter.sink[1], waiter.request, error)]
