@@ -140,7 +140,6 @@ class Sampler:
         self._snapshots.append(latest)
         return not pipe.closing
 
-
     def _slowest_now(self, slowest: Slowest) -> list[dict[str, Any]]:
         """Return the slowest requests of the last minute, the slowest first."""
         since = time.time() - time.monotonic()
