@@ -486,6 +486,25 @@ def test_the_command_finds_the_page_and_shows_a_row_for_each_node(
         assert page.url in capsys.readouterr().out
 
 
+def test_the_command_says_why_requests_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    """Below the table, by node; and the node's row has the rate."""
+
+    def fails(data: int) -> int:
+        raise ValueError(data)
+
+    with fastpipe.Pipe({"fails": {"backend": fastpipe.backend(fails)}}) as pipe, live(pipe) as page:
+        number = points(page)["points"][-1]["number"]
+        for value in range(7):
+            with pytest.raises(ValueError, match=str(value)):
+                pipe({"data": value})
+        points(page, number + 1)
+        assert main(["live", "--once"]) == 0
+        *_, row, why = capsys.readouterr().out.splitlines()
+        assert row.split()[0] == "fails"
+        assert row.split()[2].endswith("/s")
+        assert why.startswith("fails: error 7 in ")
+
+
 def test_the_command_says_what_is_missing(pipe: fastpipe.Pipe, capsys: pytest.CaptureFixture[str]) -> None:
     """No page, another token, no live page at all, no address."""
     assert main(["live", "--once"]) == 1
