@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 import fastpipe
+import fastpipe.observe
 from fastpipe.cli.main import main
 from fastpipe.errors import PipeError
 from fastpipe.observe import LivePage, live, noticeboard, page_server, sampling
@@ -557,3 +558,13 @@ def test_a_folder_that_others_can_write_to_is_not_used(pipe: fastpipe.Pipe, tmp_
         assert list((tmp_path / "fastpipe").iterdir()) == []
         assert list(noticeboard.notices()) == []
         assert ask(page, "/about")[0] == 200
+
+
+def test_the_room_imports_no_server_before_one_is_asked_for() -> None:
+    """Whoever wants metrics, or a timeline, does not pay for it."""
+    ran = run("""
+        import sys, fastpipe.observe
+        print("http.server" in sys.modules, callable(fastpipe.observe.live), "http.server" in sys.modules)
+    """)
+    assert (ran.stdout, ran.stderr) == ("False True True\n", "")
+    assert not hasattr(fastpipe.observe, "lives")
