@@ -164,17 +164,18 @@ def _head(about: Mapping[str, Any], point: Mapping[str, Any], url: str, others: 
     for problem in point["problems"]:
         yield problem, "bold red"
     p50, p99, most = (_time(latency[key]) for key in ("p50", "p99", "max"))
+    bad = f"{_number(point['bad_rate'])}/s failed or refused"
     yield (
-        f"{_number(point['rate'])}/s answered   p50 {p50}   p99 {p99}   longest {most}   "
-        f"{point['in_flight']} in flight   {_number(point['bad_rate'])}/s failed or refused",
+        f"{_number(point['rate'])}/s answered, {bad}, {point['in_flight']} in flight",
         "red" if point["bad_rate"] else "",
     )
+    yield f"p50 {p50}, p99 {p99}, longest {most}", ""
     ended = ", ".join(f"{totals[key]:,} {key}" for key in _ENDS)
     yield f"since it was built: {ended}", "dim"
     yield "", ""
 
 
-_HEADINGS = ("node", "requests", "busy", "queue", "oldest", "batch", "queue p99", "backend p99", "errors")
+_HEADINGS = ("node", "requests", "errors", "busy", "queue", "oldest", "batch", "queue p99", "backend p99")
 WARM = 0.85
 LONG_S = 1.0
 
@@ -187,6 +188,10 @@ def _table(about: Mapping[str, Any], point: Mapping[str, Any]) -> Iterator[Line]
         padded = [" " * (width - column_count(cell)) for cell, width in zip(row, widths, strict=True)]
         first, *others = zip(row, padded, strict=True)
         yield "  ".join([first[0] + first[1], *(pad + cell for cell, pad in others)]), style
+    for name, node in zip(about["names"], point["nodes"], strict=True):
+        if node is not None and node["failures"]:
+            counts = ", ".join(f"{reason} {count}" for reason, count in node["failures"].items())
+            yield f"{escaped_line(name)}: {counts} in {point['window_s']:.0f} s", "red"
 
 
 def _row(name: str, node: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
@@ -194,17 +199,16 @@ def _row(name: str, node: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
     in_service, count = node["instances"]
     is_bad = node["bad_rate"] > 0 or in_service < count
     is_warm = (busy >= WARM and node["queued"]) or node["oldest_s"] >= LONG_S
-    why = ", ".join(f"{reason} {number}" for reason, number in node["failures"].items())
     row = (
         escaped_line(name) + (f" ({in_service} of {count} in service)" if in_service < count else ""),
         f"{_number(node['rate'])}/s",
+        f"{_number(node['bad_rate'])}/s" if node["bad_rate"] else "0",
         f"{busy:.0%}",
         str(node["queued"]),
         _time(node["oldest_s"]) if node["queued"] else "–",
         "–" if node["batch"] is None else f"{node['batch']:.3g} of {node['max']}",
         _time(node["queue_p99"]),
         _time(node["run_p99"]),
-        f"{_number(node['bad_rate'])}/s: {why}" if node["bad_rate"] else "0",
     )
     return row, "red" if is_bad else "yellow" if is_warm else ""
 

@@ -28,7 +28,7 @@ __all__ = ["main"]
 
 FINE, MISTAKES = 0, 1
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
-_KINDS = {"txt": ".txt", "svg": ".svg", "png": ".png", "html": ".html .htm", "mmd": ".mmd", "dot": ".dot .gv"}
+_KINDS = {"txt": ".txt", "svg": ".svg", "html": ".html .htm", "png": ".png", "mmd": ".mmd", "dot": ".dot .gv"}
 _SUFFIXES = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes.split()}
 
 

@@ -454,6 +454,20 @@ def test_a_place_that_cannot_be_written_to(in_folder: Path, capsys: pytest.Captu
     assert capsys.readouterr().err.startswith("fastpipe: [Errno 2] No such file or directory")
 
 
+def test_a_png_goes_to_a_file(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal cannot show it; and a size that nothing can show is an error."""
+    Path("pipe.toml").write_text(GOOD)
+    with pytest.raises(SystemExit):
+        main(["graph", "pipe.toml", "--format", "png"])
+    assert "a PNG needs a file: -o graph.png" in capsys.readouterr().err
+    pytest.importorskip("resvg_py", reason="PNGs need resvg-py")
+    if main(["graph", "pipe.toml", "-o", "out.png", "--dark", "--scale", "1"]) == 1:
+        pytest.skip(capsys.readouterr().err)
+    assert Path("out.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["graph", "pipe.toml", "-o", "out.png", "--scale", "1e9"]) == 1
+    assert "scale may be up to" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

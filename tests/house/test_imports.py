@@ -16,8 +16,8 @@ INSTALLED_AS = {"fastpipe": "fastpipe", "kernels": "fastpipe.kernels", "backends
 
 OPTIONAL = {
     *("PIL", "cryptography", "cupy", "cv2", "matplotlib", "modelopt", "numba", "nvidia", "onnx", "onnxruntime"),
-    *("opentelemetry", "optuna", "prometheus_client", "rich", "simplejpeg", "skimage", "tensorrt", "tensorrt_rtx"),
-    *("tomlkit", "torch"),
+    *("opentelemetry", "optuna", "prometheus_client", "resvg_py", "rich", "simplejpeg", "skimage", "tensorrt"),
+    *("tensorrt_rtx", "tomlkit", "torch"),
 }
 
 FLOORS = [

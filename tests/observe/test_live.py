@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 import fastpipe
+import fastpipe.observe
 from fastpipe.cli.main import main
 from fastpipe.errors import PipeError
 from fastpipe.observe import LivePage, live, noticeboard, page_server, sampling
@@ -486,6 +487,25 @@ def test_the_command_finds_the_page_and_shows_a_row_for_each_node(
         assert page.url in capsys.readouterr().out
 
 
+def test_the_command_says_why_requests_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    """Below the table, by node; and the node's row has the rate."""
+
+    def fails(data: int) -> int:
+        raise ValueError(data)
+
+    with fastpipe.Pipe({"fails": {"backend": fastpipe.backend(fails)}}) as pipe, live(pipe) as page:
+        number = points(page)["points"][-1]["number"]
+        for value in range(7):
+            with pytest.raises(ValueError, match=str(value)):
+                pipe({"data": value})
+        points(page, number + 1)
+        assert main(["live", "--once"]) == 0
+        *_, row, why = capsys.readouterr().out.splitlines()
+        assert row.split()[0] == "fails"
+        assert row.split()[2].endswith("/s")
+        assert why.startswith("fails: error 7 in ")
+
+
 def test_the_command_says_what_is_missing(pipe: fastpipe.Pipe, capsys: pytest.CaptureFixture[str]) -> None:
     """No page, another token, no live page at all, no address."""
     assert main(["live", "--once"]) == 1
@@ -538,3 +558,13 @@ def test_a_folder_that_others_can_write_to_is_not_used(pipe: fastpipe.Pipe, tmp_
         assert list((tmp_path / "fastpipe").iterdir()) == []
         assert list(noticeboard.notices()) == []
         assert ask(page, "/about")[0] == 200
+
+
+def test_the_room_imports_no_server_before_one_is_asked_for() -> None:
+    """Whoever wants metrics, or a timeline, does not pay for it."""
+    ran = run("""
+        import sys, fastpipe.observe
+        print("http.server" in sys.modules, callable(fastpipe.observe.live), "http.server" in sys.modules)
+    """)
+    assert (ran.stdout, ran.stderr) == ("False True True\n", "")
+    assert not hasattr(fastpipe.observe, "lives")
