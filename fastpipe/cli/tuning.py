@@ -15,12 +15,7 @@ from typing import Any
 
 from fastpipe.errors import MissingExtra
 
-try:
-    import optuna
-except ImportError as error:
-    raise MissingExtra("fastpipe tune", "tune", error) from error
-
-__all__ = ["Choice", "Outcome", "Search", "Setting", "size_of"]
+__all__ = ["Choice", "Outcome", "Search", "Setting", "optuna_module", "size_of"]
 
 Choice = tuple[int, ...]
 """For each setting, the index of its value."""
@@ -73,6 +68,20 @@ class Outcome:
         return self.requests_per_s
 
 
+def optuna_module() -> Any:
+    """Return optuna, quiet.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtra("fastpipe tune", "tune", error) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
 def size_of(settings: Sequence[Setting]) -> int:
     """Return how many choices there are."""
     size = 1
@@ -107,7 +116,7 @@ class Search:
         """Called after each measurement, to show how far it is."""
         self._run = run
         self._p99_s = p99_s
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna = optuna = optuna_module()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=4)
@@ -173,7 +182,7 @@ class Search:
             outcome = self.outcomes[choice] = self._run(choice)
             self.when_tried()
             named = {setting.name: index for setting, index in zip(self.settings, choice, strict=True)}
-            made = optuna.trial.create_trial(
+            made = self._optuna.trial.create_trial(
                 params=named, distributions=self._distributions(), value=outcome.score(self._p99_s)
             )
             self._study.add_trial(made)
@@ -186,7 +195,7 @@ class Search:
             choice = self.same(tuple(trial.params[setting.name] for setting in self.settings))
             known = self.outcomes.get(choice)
             if known is None:
-                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)  # _try adds it, with what comes of it
+                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)  # _try adds it, with what comes of it
                 self._try(choice)
                 return True
             self._study.tell(trial, known.score(self._p99_s))
@@ -194,7 +203,8 @@ class Search:
 
     def _distributions(self) -> dict[str, Any]:
         return {
-            setting.name: optuna.distributions.IntDistribution(0, len(setting.values) - 1) for setting in self.settings
+            setting.name: self._optuna.distributions.IntDistribution(0, len(setting.values) - 1)
+            for setting in self.settings
         }
 
     def _corners(self) -> Iterator[Choice]:
