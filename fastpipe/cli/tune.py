@@ -36,7 +36,7 @@ __all__ = ["Tuner", "add_arguments", "run"]
 TIMEOUTS_MS = (0.0, 1.0, 2.0, 5.0, 10.0)
 LARGEST_BATCH = 256
 # How often what was chosen is measured once more because something plainer was as good.
-MOST_ROUNDS = 3
+MOST_ROUNDS = 4
 _SHAPE = re.compile(r"(\d+)((?:x\d+)+)")
 _PLAIN = re.compile(r"\d+")
 

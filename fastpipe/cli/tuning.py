@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastpipe.errors import MissingExtra
@@ -150,15 +150,16 @@ class Search:
     def without_what_does_not_pay(self) -> Outcome:
         """Put settings back, one after another, as long as that costs next to nothing; return what is left.
 
-        All of these are measured afresh: the best of many is also the one that had luck.
+        What is plainer is measured afresh. The best of many is also the one that had luck, so something is put back
+        only where that is rather clear; what has stayed without paying shows when both are measured in turns.
         """
-        best = self._run(self.best.choice)
+        best = self.best
         for index in range(len(self.settings)):
             if best.choice[index] == self.start[index]:
                 continue
             plainer = self._run((*best.choice[:index], self.start[index], *best.choice[index + 1 :]))
             if plainer.score(self._p99_s) >= (1 - GAIN) * best.score(self._p99_s) > 0:
-                best = plainer
+                best = replace(best, choice=plainer.choice)
         return best
 
     def plainest(self, outcomes: Sequence[Outcome]) -> Outcome:
