@@ -20,8 +20,7 @@ from fastpipe.cli.load import Load, Sample, Target, Window, measure
 from fastpipe.cli.loading import pipe_of_file
 from fastpipe.cli.tables import Figures
 from fastpipe.cli.terminal import progress_console, say, show
-from fastpipe.cli.toml_edits import with_values
-from fastpipe.cli.tuning import LEAST_BUSY, Choice, Outcome, Search, Setting, size_of
+from fastpipe.cli.tuning import LEAST_BUSY, Choice, Outcome, Search, Setting, optuna_module, size_of
 from fastpipe.config.described import NodeConfig
 from fastpipe.config.nodes import ONE_NODE_NAME
 from fastpipe.config.reading import BYTE_ORDER_MARK, load, read_toml
@@ -37,7 +36,7 @@ __all__ = ["Tuner", "add_arguments", "run"]
 TIMEOUTS_MS = (0.0, 1.0, 2.0, 5.0, 10.0)
 LARGEST_BATCH = 256
 # How often what was chosen is measured once more because something plainer was as good.
-MOST_ROUNDS = 3
+MOST_ROUNDS = 4
 _SHAPE = re.compile(r"(\d+)((?:x\d+)+)")
 _PLAIN = re.compile(r"\d+")
 
@@ -62,8 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Search; 0 if the file is as good as can be or a better one was written, 1 if nothing keeps the limit."""
+    # What is missing is said before anything is measured.
+    from fastpipe.cli.toml_edits import with_values
+
+    optuna_module()
     if arguments.plot is not None:
-        from fastpipe.cli import plots  # what is missing is said before anything is measured
+        from fastpipe.cli import plots
     path: Path = arguments.file
     p99_s = None if arguments.p99_ms is None else arguments.p99_ms / 1e3
     tuner = Tuner(arguments, requests_of(arguments))
@@ -80,7 +83,10 @@ def run(arguments: argparse.Namespace) -> int:
             f"{path}: no setting keeps p99 below {arguments.p99_ms:g} ms with {arguments.clients} clients; the least "
             f"of {len(search.outcomes)} was {seconds(least)}"
         )
-    output = _written(arguments, settings, search.start, best.choice)
+    output = None
+    if values := _changed(settings, search.start, best.choice):
+        output = arguments.output or path.with_suffix(f".tuned{path.suffix}")
+        output.write_bytes(with_values(path.read_bytes(), values))
     if arguments.json:
         say((json.dumps(_as_json(search, prices, best.choice, output), indent=2), ""))
     else:
@@ -259,18 +265,12 @@ def _takes_threads(config: NodeConfig) -> bool:
 # ---- what comes of it ------------------------------------------------------------------------------------------
 
 
-def _written(arguments: argparse.Namespace, settings: Sequence[Setting], start: Choice, best: Choice) -> Path | None:
-    """Write the file with the best values; None: nothing is better than what it has."""
-    values = {
+def _changed(settings: Sequence[Setting], start: Choice, best: Choice) -> dict[tuple[str, str], Any]:
+    """Return the values that the file does not have yet, by node and key."""
+    return {
         (settings[index].node, settings[index].key): settings[index].values[best[index]]
         for index, _ in _without_each(start, best)
     }
-    if not values:
-        return None
-    path: Path = arguments.file
-    output: Path = arguments.output or path.with_suffix(f".tuned{path.suffix}")
-    output.write_bytes(with_values(path.read_bytes(), values))
-    return output
 
 
 def _show(

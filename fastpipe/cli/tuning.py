@@ -10,17 +10,12 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastpipe.errors import MissingExtra
 
-try:
-    import optuna
-except ImportError as error:
-    raise MissingExtra("fastpipe tune", "tune", error) from error
-
-__all__ = ["Choice", "Outcome", "Search", "Setting", "size_of"]
+__all__ = ["Choice", "Outcome", "Search", "Setting", "optuna_module", "size_of"]
 
 Choice = tuple[int, ...]
 """For each setting, the index of its value."""
@@ -73,6 +68,20 @@ class Outcome:
         return self.requests_per_s
 
 
+def optuna_module() -> Any:
+    """Return optuna, quiet.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtra("fastpipe tune", "tune", error) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
 def size_of(settings: Sequence[Setting]) -> int:
     """Return how many choices there are."""
     size = 1
@@ -107,7 +116,7 @@ class Search:
         """Called after each measurement, to show how far it is."""
         self._run = run
         self._p99_s = p99_s
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna = optuna = optuna_module()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=4)
@@ -141,15 +150,16 @@ class Search:
     def without_what_does_not_pay(self) -> Outcome:
         """Put settings back, one after another, as long as that costs next to nothing; return what is left.
 
-        All of these are measured afresh: the best of many is also the one that had luck.
+        What is plainer is measured afresh. The best of many is also the one that had luck, so something is put back
+        only where that is rather clear; what has stayed without paying shows when both are measured in turns.
         """
-        best = self._run(self.best.choice)
+        best = self.best
         for index in range(len(self.settings)):
             if best.choice[index] == self.start[index]:
                 continue
             plainer = self._run((*best.choice[:index], self.start[index], *best.choice[index + 1 :]))
             if plainer.score(self._p99_s) >= (1 - GAIN) * best.score(self._p99_s) > 0:
-                best = plainer
+                best = replace(best, choice=plainer.choice)
         return best
 
     def plainest(self, outcomes: Sequence[Outcome]) -> Outcome:
@@ -173,7 +183,7 @@ class Search:
             outcome = self.outcomes[choice] = self._run(choice)
             self.when_tried()
             named = {setting.name: index for setting, index in zip(self.settings, choice, strict=True)}
-            made = optuna.trial.create_trial(
+            made = self._optuna.trial.create_trial(
                 params=named, distributions=self._distributions(), value=outcome.score(self._p99_s)
             )
             self._study.add_trial(made)
@@ -186,7 +196,7 @@ class Search:
             choice = self.same(tuple(trial.params[setting.name] for setting in self.settings))
             known = self.outcomes.get(choice)
             if known is None:
-                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)  # _try adds it, with what comes of it
+                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)  # _try adds it, with what comes of it
                 self._try(choice)
                 return True
             self._study.tell(trial, known.score(self._p99_s))
@@ -194,7 +204,8 @@ class Search:
 
     def _distributions(self) -> dict[str, Any]:
         return {
-            setting.name: optuna.distributions.IntDistribution(0, len(setting.values) - 1) for setting in self.settings
+            setting.name: self._optuna.distributions.IntDistribution(0, len(setting.values) - 1)
+            for setting in self.settings
         }
 
     def _corners(self) -> Iterator[Choice]:

@@ -177,3 +177,18 @@ def test_a_limit_that_nothing_keeps_is_an_error(in_folder: Path, capsys: pytest.
     assert main(["tune", "pipe.toml", *QUICK, "--trials", "3", "--p99-ms", "0.5"]) == 1
     assert "no setting keeps p99 below 0.5 ms with 8 clients; the least of 3 was" in capsys.readouterr().err
     assert not Path("pipe.tuned.toml").exists()
+
+
+@pytest.mark.parametrize("library", ["optuna", "tomlkit"])
+def test_a_missing_library_is_named_before_anything_is_measured(
+    library: str, in_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what installs it; ``--help`` needs none."""
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, "fastpipe.cli.toml_edits", raising=False)
+    assert main(["tune", "pipe.toml", *QUICK]) == 1
+    said = capsys.readouterr().err
+    assert f"fastpipe tune needs {library}: pip install 'fastpipe-engine[tune]'" in said
+    with pytest.raises(SystemExit) as leaving:
+        main(["tune", "--help"])
+    assert leaving.value.code == 0
