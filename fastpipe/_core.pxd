@@ -9,7 +9,7 @@
 
 cimport cython
 from cpython.ref cimport PyObject
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as c_bool
 from libcpp.atomic cimport atomic
 from libcpp.mutex cimport mutex
@@ -279,6 +279,8 @@ cdef class Walk:
     cdef object context                         # GIL: its caller's context variables, for batches on other threads; a part's are
                                                 # its whole's. None: it has not been queued, and runs where they are at hand
     cdef bint is_context_entered                # GIL: some batch runs in `context`, which only one can at a time
+    cdef object span                            # GIL: what the tracer knows it by, until it ends; None: it is not followed
+    cdef object tracer                          # GIL: whose that is
     cdef int64_t number                         # GIL: in a log of events; 0, or below its `serial`: not in it
     cdef int32_t lane                           # GIL: there
     cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, which owns the walks in it
@@ -389,7 +391,7 @@ cdef class Turn:
     cdef bint is_guarded                        # a watchdog looks at the batches that it runs
     cdef object abandoned                       # the backend in which it was given up as hung
     cdef bint is_workers                        # a worker's; others have no loop that could end
-    cdef int why                                # its batch left: a reason, plus 1; 0: its caller runs it
+    cdef int why                                # its batch left: a reason, plus 1; 0: its caller runs it; or RUN_AGAIN
     cdef int64_t shown                          # the `serial` of the log of events in which its batch has begun; 0: in none
     cdef int64_t thread                         # then: its ident
     cdef bint is_elsewhere                      # its thread is not in the context of those whose requests it runs
@@ -499,6 +501,10 @@ cdef class Engine:
     cdef readonly int64_t refused
     cdef readonly int64_t copies                # GIL: dicts copied because several nodes read them
     cdef EventLog events                        # GIL: who notes what happens, or None
+    cdef readonly object tracer                 # GIL: who is told of requests that it may follow, or None
+    cdef object span_variable                   # GIL: the context variable of a span around a call; None: not known
+    cdef uint64_t sample                        # GIL: of 2**53, how many of the calls without one are followed
+    cdef uint64_t dice                          # GIL: a xorshift generator's, never 0
     cdef public object recorder                 # who is told of requests that begin and end, or None
     cdef public object _keeper                  # built: who starts threads and replaces what hangs; _Keeper in the .pyi
     cdef list waits_inside                      # GIL: (awaited, stations, visits) of backends that call their own pipe: they

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from contextvars import Context
+from contextvars import Context, ContextVar
 from typing import Any, Protocol, Self, final, overload
 
 from typing_extensions import disjoint_base
@@ -235,6 +235,24 @@ class _Keeper(Protocol):
     def replace(self, station: Station, index: int, instance: Instance, thread: threading.Thread) -> None:
         """An instance was given up, and the thread in it: forget both, and have the instance built again."""
 
+class _Tracer(Protocol):
+    """What the engine asks of whoever follows requests. What it raises is reported, and fails none."""
+
+    def begin(self, node: str, context: Context | None) -> tuple[Any, Context] | None:
+        """A request enters at a node; ``context``: its caller's, None: this thread's.
+
+        Returns what it is to be known by, and the context in which its backends run; None: it is not followed.
+        """
+    def run(self, node: str, instance: int, size: int, followed: list[tuple[int, Any, int]]) -> Any:
+        """A batch of ``size`` begins, on this thread; return what ``ran`` is to be given.
+
+        ``followed``: the place in it, what the request is known by, and nanoseconds in the queue.
+        """
+    def ran(self, running: Any, error: BaseException | None, batch: list[_Request], requests: list[_Request]) -> None:
+        """It has returned, or raised; ``batch`` is the backend's list, ``requests`` what it was."""
+    def end(self, span: Any, error: BaseException | None, is_cancelled: bool) -> None:
+        """A request has ended."""
+
 @disjoint_base
 class Engine:
     stations: list[Station]
@@ -250,6 +268,7 @@ class Engine:
     looks: int
     nodes: tuple[Node, ...]
     recorder: Any
+    tracer: _Tracer | None
     _keeper: _Keeper
     ignored_keys: tuple[str, ...]
     @property
@@ -314,6 +333,9 @@ class Engine:
     ) -> Walk: ...
     def _terms(self, timeout: float | None, priority: float) -> Terms | None: ...
     def _set_events(self, log: EventLog | None) -> None: ...
+    def _set_tracer(
+        self, tracer: _Tracer | None, span_variable: ContextVar[Any] | None = ..., sample: float = ...
+    ) -> None: ...
     def _let_go(self) -> None: ...
     def _set_timeout(self, seconds: float) -> None: ...
     def _set_gate(self, max_in_flight: int, when_full: str) -> None: ...

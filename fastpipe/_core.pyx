@@ -61,6 +61,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     failures    the error of each request
     station     tokens, the queue's ends, what was learned
     contexts    the caller's context variables, on other threads
+    traces      which requests a tracer follows, and what it is told
     walks       walks, visits, turns, and their dicts
     threads     how one starts and ends, even without memory
     testing     hooks, frozen time
@@ -291,8 +292,9 @@ cdef class Engine:
         if self.gave_up:                                                # closing goes on with what has begun; this not
             raise PipeClosed("the pipe was closed before the request ended")
         if is_in_company():
-            give_contexts(walks, splits, requests)
             turn.is_elsewhere = True
+        if turn.is_elsewhere or self.tracer is not None:
+            give_contexts(walks, splits, requests)
         for walk in walks:                                              # no code of users may run in here
             walk.is_part = True
             self.accepted += 1
@@ -399,6 +401,15 @@ cdef class Engine:
             raise RuntimeError("the engine has a log of events already")
         self.events = log
 
+    def _set_tracer(self, tracer, span_variable=None, double sample=1.0):
+        """Have a tracer told of requests from now on; None: of no more. Raises RuntimeError if another one is there."""
+        if tracer is not None and self.tracer is not None:
+            raise RuntimeError("the engine has a tracer already")
+        self.span_variable = span_variable
+        self.sample = <uint64_t>(sample * 2.0 ** 53)
+        self.dice = <uint64_t>now_ns() | 1
+        self.tracer = tracer
+
     def _let_go(self):
         """Let requests end without a result; called once, while building."""
         self.lets_go = True
@@ -504,6 +515,7 @@ include "engine/events.pxi"
 include "engine/failures.pxi"
 include "engine/station.pxi"
 include "engine/contexts.pxi"
+include "engine/traces.pxi"
 include "engine/walks.pxi"
 include "engine/threads.pxi"
 include "engine/testing.pxi"

@@ -196,7 +196,7 @@ cdef Walk _admit_booked(Engine engine, Line line, int64_t size_bytes, Entry entr
     return walk
 
 
-cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms):
+cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, object context=None):
     cdef Walk walk = new_walk(engine, entry, request, sink_kind, sink)
     if terms is not None:
         walk.deadline_ns = terms.deadline_ns
@@ -207,7 +207,15 @@ cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_ki
             walk.recorded = engine.recorder.begin(request, None if entry is engine.only_entry else entry.node.name)
         except Exception as error:
             report(error, engine.recorder)
-    _check_open(engine)                                         # again: all of this may have run user code, or a destructor
+    if engine.tracer is not None:
+        begin_trace(engine, walk, context)
+    try:
+        _check_open(engine)                                     # again: all of this may have run user code, or a destructor
+    except PipeClosed as error:
+        if walk.span is not None:
+            walk.error = error
+            end_trace(walk, False, None)
+        raise
     engine.accepted += 1
     link_walk(engine, walk)
     return walk
@@ -388,11 +396,12 @@ cdef int _start_waiter(Engine engine, Waiter waiter, Turn turn) except -1:
         engine.refused += 1
         raise full_error(waiter.turned_away_by, waiter.size_bytes)
     # If this fails, start_called gives the places back, and goes on with whom they are for then.
-    walk = _admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms)
+    walk = _admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms, waiter.context)
     waiter.is_booked = False
     take_places(walk, waiter.line, waiter.size_bytes)
     waiter.walk = walk
-    walk.context = waiter.context
+    if walk.context is None:
+        walk.context = waiter.context
     waiter.line.c_keep_promise()
     hand_in(waiter.walk, waiter.owned, waiter.request)
     if waiter.state == GONE:                                    # while a recorder or a destructor ran

@@ -57,13 +57,13 @@ cdef object _copy_of_context(Visit visit, list batch):
     return PyContext_CopyCurrent() if len(batch) == 1 or root.context is None else PyContext_Copy(root.context)
 
 
-cdef object _find_context(object request):
-    """A copy of the context of a request in the batch that this thread runs; None: it is not one of them."""
+cdef Visit _find_visit(object request):
+    """Which of the batch that this thread runs a request is; None: it is not one of them."""
     cdef void* batch = innermost_batch(current_greenlet())
     if batch != NULL:
         for visit in <list>batch:
             if (<Visit>visit).request is request:
-                return _copy_of_context(<Visit>visit, <list>batch)
+                return <Visit>visit
     return None
 
 
@@ -74,14 +74,22 @@ cdef c_bool is_in_company() noexcept:
 
 
 cdef int give_contexts(list walks, list splits, list requests) except -1:
-    """Give parts, which a backend runs for the requests of its batch, the context of the one that each is a part of."""
+    """Give parts, which a backend runs for the requests of its batch, the context and the span of the one that each is a part of."""
     cdef Walk walk
+    cdef Walk root
+    cdef Visit visit
     cdef Py_ssize_t start = 0
     for parts, request in zip(splits, requests, strict=True):
+        visit = _find_visit(request)
+        root = None if visit is None else root_of(visit.walk)   # None: a backend has made dicts of its own
         for walk in walks[start:start + len(parts)]:
-            walk.context = _find_context(request)
-            if walk.context is None:                            # a backend has made dicts of its own
+            if root is None or root.context is None or not is_in_company():
                 walk.context = PyContext_CopyCurrent()
+            else:
+                walk.context = PyContext_Copy(root.context)
+            if root is not None:
+                walk.span = root.span
+                walk.tracer = root.tracer
         start += len(parts)
     return 0
 
@@ -107,10 +115,11 @@ def context_of(request):
     Raises:
         PipeError: no backend runs on this thread, or its batch does not hold this very dict.
     """
-    context = _find_context(request)
-    if context is not None:
-        return context
-    is_inside_forward = innermost_batch(current_greenlet()) != NULL
+    cdef void* batch = innermost_batch(current_greenlet())
+    cdef Visit visit = _find_visit(request)
+    if visit is not None:
+        return _copy_of_context(visit, <list>batch)
+    is_inside_forward = batch != NULL
     where = "this is none of the dicts in that batch" if is_inside_forward else "no backend runs on this thread"
     raise PipeError("context_of() is for a request of the batch that the calling thread runs, inside forward(), and "
                     f"{where}. Ask before work is handed to other threads, and hand them what context_of() returned")

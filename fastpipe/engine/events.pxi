@@ -78,7 +78,7 @@ cdef class EventLog:
         self.free_count = LANE_COUNT
         self.texts = [station.name.encode()[:1000] for station in engine.stations]
         self.places = [b"" if station.place is None else str(station.place).encode()[:1000] for station in engine.stations]
-        self.whys = [b"run by its caller", *[reason.encode() for reason in _REASONS]]
+        self.whys = [b"run by its caller", *[reason.encode() for reason in _REASONS], b"run again"]
         self.outcomes = [b"done", b"cancelled", *[b"failed: " + reason.encode() for reason in _FAILURES]]
         _put_texts(&self.names_seen, self.texts)
         _put_texts(&self.places_seen, self.places)

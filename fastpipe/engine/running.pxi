@@ -138,9 +138,12 @@ cdef object _forward(Engine engine, Station station, Instance instance, list bat
     """Have the backend run a batch; return what it raised, or None. Raises nothing."""
     cdef PyObject* context = NULL
     cdef object failure = None
+    cdef object spans = None
     try:
         if turn.is_elsewhere or turn.helps:
             context = enter_context(alive, turn)
+        if engine.tracer is not None:
+            spans = begin_spans(station, instance, alive, turn)
         returned = run_backend(<void*>engine, instance.forward, batch, alive, station)
         if returned is not None:
             failure = wrong_return(returned, alive)
@@ -149,6 +152,8 @@ cdef object _forward(Engine engine, Station station, Instance instance, list bat
     except:  # noqa: E722
         # Lost on the way, for want of memory.
         failure = _no_memory
+    if spans is not None:
+        end_spans(spans, failure, batch, alive, turn)
     if context != NULL:
         leave_context(alive, context)
     return failure
@@ -226,6 +231,7 @@ cdef int _run_again(Engine engine, Station station, Instance instance, list aliv
     cdef list pieces                                            # first: what is run is not to fail for want of a list
     cdef int half = len(alive) // 2
     cdef int index = 0
+    turn.why = RUN_AGAIN
     if is_out_of_memory(error):
         station.halved += 1
         pieces = [alive[:half], alive[half:]]

@@ -16,7 +16,7 @@ INSTALLED_AS = {"fastpipe": "fastpipe", "kernels": "fastpipe.kernels", "backends
 
 OPTIONAL = {
     *("PIL", "cryptography", "cupy", "cv2", "modelopt", "numba", "nvidia", "onnx", "onnxruntime", "rich", "simplejpeg"),
-    *("skimage", "tensorrt", "tensorrt_rtx", "torch"),
+    *("opentelemetry", "skimage", "tensorrt", "tensorrt_rtx", "torch"),
 }
 
 FLOORS = [
