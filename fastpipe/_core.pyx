@@ -401,13 +401,10 @@ cdef class Engine:
             raise RuntimeError("the engine has a log of events already")
         self.events = log
 
-    def _set_tracer(self, tracer, span_variable=None, double sample=1.0):
-        """Have a tracer told of requests from now on; None: of no more. Raises RuntimeError if another one is there."""
+    def _set_tracer(self, Tracer tracer):
+        """Have a tracer follow requests from now on; None: no more. Raises RuntimeError if another one is there."""
         if tracer is not None and self.tracer is not None:
             raise RuntimeError("the engine has a tracer already")
-        self.span_variable = span_variable
-        self.sample = <uint64_t>(sample * 2.0 ** 53)
-        self.dice = <uint64_t>now_ns() | 1
         self.tracer = tracer
 
     def _let_go(self):

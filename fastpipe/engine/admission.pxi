@@ -208,14 +208,10 @@ cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_ki
         except Exception as error:
             report(error, engine.recorder)
     if engine.tracer is not None:
-        begin_trace(engine, walk, context)
-    try:
-        _check_open(engine)                                     # again: all of this may have run user code, or a destructor
-    except PipeClosed as error:
-        if walk.span is not None:
-            walk.error = error
-            end_trace(walk, False, None)
-        raise
+        engine.tracer.c_begin(walk, context)
+        if engine.closing and walk.span is not None:
+            walk.tracer.c_end(walk, True, None)
+    _check_open(engine)                                         # again: all of this may have run user code, or a destructor
     engine.accepted += 1
     link_walk(engine, walk)
     return walk

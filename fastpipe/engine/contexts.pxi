@@ -6,8 +6,7 @@
 # Assumes      The GIL. Whoever queues a walk for the first time is on its caller's thread, or has given it a context before.
 #              Nobody else ever gets hold of a walk's context, so that is_context_entered says whether it can be entered.
 
-from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent
 
 from fastpipe.engine.parking cimport innermost_batch
 
@@ -19,35 +18,6 @@ cdef inline int keep_context(Walk walk) except -1:
     cdef Walk root = root_of(walk)
     if root.context is None:
         root.context = PyContext_CopyCurrent()
-    return 0
-
-
-cdef PyObject* enter_context(list visits, Turn turn) except? NULL:
-    """Have this thread be in the context of a request that is alone in a batch, unless it is; what leave_context is given, or NULL."""
-    cdef Walk root = root_of((<Visit>visits[0]).walk)
-    cdef object context = root.context
-    if len(visits) > 1 or not turn.is_elsewhere and root.lister == <PyObject*>turn:
-        return NULL
-    # A context can be entered once at a time, and another branch, or part, of the request runs in it: a hung one, perhaps.
-    if root.is_context_entered:
-        context = PyContext_Copy(context)
-    PyContext_Enter(context)
-    if context is root.context:
-        root.is_context_entered = True
-    Py_INCREF(context)                                          # leave_context lets go of it
-    return <PyObject*>context
-
-
-cdef int leave_context(list visits, PyObject* pointer) noexcept:
-    cdef Walk root = root_of((<Visit>visits[0]).walk)
-    cdef object context = <object>pointer
-    Py_DECREF(context)
-    try:
-        PyContext_Exit(context)
-        if context is root.context:
-            root.is_context_entered = False
-    except BaseException as error:                              # a backend has left this thread in a context of its own
-        report(error, context)
     return 0
 
 

@@ -121,29 +121,36 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     return 0
 
 
-cdef inline list _claim_all(Engine engine, list visits, Turn turn):
-    """Those of some visits that are still wanted; the others have failed, or nobody waits for them."""
+cdef list _claim_all(Engine engine, list visits, Turn turn):
+    """Those of some visits that are still wanted, as a rule the same list; the others have failed, or nobody waits for them."""
     cdef Visit visit
-    cdef list alive = []
-    for visit in visits:
+    cdef list alive = None                                      # once there is one that is not
+    cdef Py_ssize_t index
+    cdef c_bool is_wanted
+    for index in range(len(visits)):
+        visit = <Visit>visits[index]
+        is_wanted = False
         try:
-            if claim(engine, visit, turn):
-                alive.append(visit)
+            is_wanted = claim(engine, visit, turn)
         except BaseException as error:
             fail_visit(engine, visit, error, turn)
-    return alive
+        if not is_wanted and alive is None:
+            alive = visits[:index]
+        elif is_wanted and alive is not None:
+            alive.append(visit)
+    return visits if alive is None else alive
 
 
 cdef object _forward(Engine engine, Station station, Instance instance, list batch, list alive, Turn turn):
     """Have the backend run a batch; return what it raised, or None. Raises nothing."""
     cdef PyObject* context = NULL
     cdef object failure = None
-    cdef object spans = None
+    cdef tuple spans = None
     try:
-        if turn.is_elsewhere or turn.helps:
-            context = enter_context(alive, turn)
+        if (turn.is_elsewhere or turn.helps) and len(alive) == 1:
+            context = root_of((<Visit>alive[0]).walk).c_enter_context(turn)
         if engine.tracer is not None:
-            spans = begin_spans(station, instance, alive, turn)
+            spans = engine.tracer.c_enter_batch(station, instance, alive, turn)
         returned = run_backend(<void*>engine, instance.forward, batch, alive, station)
         if returned is not None:
             failure = wrong_return(returned, alive)
@@ -153,9 +160,9 @@ cdef object _forward(Engine engine, Station station, Instance instance, list bat
         # Lost on the way, for want of memory.
         failure = _no_memory
     if spans is not None:
-        end_spans(spans, failure, batch, alive, turn)
+        (<Tracer>spans[0]).c_leave_batch(spans, failure, batch, alive, turn)
     if context != NULL:
-        leave_context(alive, context)
+        root_of((<Visit>alive[0]).walk).c_leave_context(context)
     return failure
 
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from fastpipe._core import Tracer
 from fastpipe.contract import Request
 from fastpipe.errors import ItemErrors, MissingExtra, PipeClosed, PipeError
 from fastpipe.faults import text_of
@@ -104,7 +105,7 @@ class Tracing:
         if not isinstance(variable, contextvars.ContextVar):
             variable = None
         try:
-            pipe._set_tracer(_Spans(tracer, name), variable, sample)
+            pipe._set_tracer(Tracer(_Spans(tracer, name), variable, sample))
         except RuntimeError:
             raise PipeError("the pipe is traced already: stop() that first") from None
         self._stop = weakref.finalize(self, _untrace, weakref.ref(pipe))
