@@ -9,7 +9,7 @@
 
 cimport cython
 from cpython.ref cimport PyObject
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as c_bool
 from libcpp.atomic cimport atomic
 from libcpp.mutex cimport mutex
@@ -20,6 +20,7 @@ from fastpipe.engine.costs cimport Costs
 from fastpipe.engine.hanging cimport Watched
 from fastpipe.engine.histogram cimport Histogram
 from fastpipe.engine.inbox cimport Inbox, Ticket
+from fastpipe.engine.noting cimport Event, Text
 from fastpipe.engine.parking cimport EventCount, Word
 from fastpipe.engine.ranking cimport Ranked, Taken
 from fastpipe.engine.tokens cimport Tokens
@@ -296,6 +297,8 @@ cdef class Walk:
     cdef object context                         # GIL: its caller's context variables, for batches on other threads; a part's are
                                                 # its whole's. None: it has not been queued, and runs where they are at hand
     cdef bint is_context_entered                # GIL: some batch runs in `context`, which only one can at a time
+    cdef object span                            # GIL: what the tracer knows it by, until it ends; None: it is not followed
+    cdef Tracer tracer                          # GIL: whose that is
     cdef int64_t number                         # GIL: in a log of events; 0, or below its `serial`: not in it
     cdef int32_t lane                           # GIL: there
     cdef list stops                             # GIL: where it has been, for Engine.slowest; None: nobody looked when it came
@@ -304,6 +307,8 @@ cdef class Walk:
     cdef PyObject* settled_after                # the next in a turn's list of ended walks, which owns them
     cdef c_bool c_end(self, uint8_t outcome) noexcept
     cdef int c_wait(self, int64_t deadline_ns) except -1
+    cdef PyObject* c_enter_context(self, Turn turn) except? NULL
+    cdef int c_leave_context(self, PyObject* pointer) noexcept
 
 
 @cython.final
@@ -416,7 +421,7 @@ cdef class Turn:
     cdef bint is_guarded                        # a watchdog looks at the batches that it runs
     cdef object abandoned                       # the backend in which it was given up as hung
     cdef bint is_workers                        # a worker's; others have no loop that could end
-    cdef int why                                # its batch left: a reason, plus 1; 0: its caller runs it
+    cdef int why                                # its batch left: a reason, plus 1; 0: its caller runs it; or RUN_AGAIN
     cdef int64_t shown                          # the `serial` of the log of events in which its batch has begun; 0: in none
     cdef int64_t thread                         # then: its ident
     cdef bint is_elsewhere                      # its thread is not in the context of those whose requests it runs
@@ -428,24 +433,6 @@ cdef class Turn:
     cdef void c_will_settle(self, Walk walk) noexcept
     cdef int c_raise_interrupt(self) except -1
     cdef void c_report_interrupt(self) noexcept
-
-
-cdef struct Event:              # in a log: what which fields mean is said with its kind
-    int64_t time_ns             # CLOCK_MONOTONIC
-    int64_t thread
-    int64_t request
-    int32_t kind
-    int32_t station
-    int32_t instance
-    int32_t count
-    int32_t size
-    int32_t why
-    int32_t lane
-
-
-cdef struct Text:               # of a bytes object that somebody keeps
-    const char* start
-    size_t length
 
 
 @cython.final
@@ -461,14 +448,11 @@ cdef class EventLog:
     cdef readonly int64_t dropped               # GIL: events that found no room
     cdef int32_t* free_lanes                    # GIL: a stack
     cdef int32_t free_count                     # GIL
-    cdef list texts                             # built: names of stations; these four keep what the vectors point to
-    cdef list places                            # built
-    cdef list whys                              # built
-    cdef list outcomes                          # built
-    cdef vector[Text] names_seen                # built
-    cdef vector[Text] places_seen               # built
-    cdef vector[Text] whys_seen                 # built
-    cdef vector[Text] outcomes_seen             # built
+    cdef list kept                              # built: of bytes, what these point to
+    cdef vector[Text] names                     # built: by station
+    cdef vector[Text] places                    # built: by station
+    cdef vector[Text] whys                      # built: by Turn.why
+    cdef vector[Text] outcomes                  # built
     cdef uint8_t* buffer                        # its thread's, as all that follows
     cdef uint8_t* at                            # up to where it is filled
     cdef vector[int64_t] threads                # that have rows, ascending
@@ -489,6 +473,20 @@ cdef class EventLog:
     cdef int c_serve(self, int descriptor) noexcept nogil
     cdef c_bool c_flush(self, int descriptor) noexcept nogil
     cdef c_bool c_encode(self) noexcept nogil
+
+
+@cython.final
+cdef class Tracer:
+    # Which requests are followed, and what is told of them.
+    cdef object spans                           # built: whom; _Spans in the .pyi
+    cdef object variable                        # built: the context variable of a span around a call; None: not known
+    cdef uint64_t sample                        # built: of 2**53, how many of the calls without one are followed
+    cdef uint64_t dice                          # GIL: a xorshift generator's, never 0
+    cdef c_bool c_follows(self) except *
+    cdef int c_begin(self, Walk walk, object context) except -1
+    cdef int c_end(self, Walk walk, c_bool is_cancelled, Turn turn) noexcept
+    cdef tuple c_enter_batch(self, Station station, Instance instance, list visits, Turn turn)
+    cdef int c_leave_batch(self, tuple begun, object failure, list batch, list visits, Turn turn) noexcept
 
 
 @cython.final
@@ -526,6 +524,7 @@ cdef class Engine:
     cdef readonly int64_t refused
     cdef readonly int64_t copies                # GIL: dicts copied because several nodes read them
     cdef EventLog events                        # GIL: who notes what happens, or None
+    cdef Tracer tracer                          # GIL: who is told of requests that it may follow, or None
     cdef public object recorder                 # who is told of requests that begin and end, or None
     cdef public Slowest slowest                 # GIL: or None, while nobody looks
     cdef public object _keeper                  # built: who starts threads and replaces what hangs; _Keeper in the .pyi

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from contextvars import Context
+from contextvars import Context, ContextVar
 from typing import Any, Protocol, Self, final, overload
 
 from typing_extensions import disjoint_base
@@ -196,6 +196,10 @@ class EventLog:
     def stop(self) -> None: ...
 
 @final
+class Tracer:
+    def __new__(cls, spans: _Spans, variable: ContextVar[Any] | None, sample: float) -> Self: ...
+
+@final
 class ThreadLife:
     def __init__(self, over: Latch, body: Callable[..., Any], arguments: tuple[Any, ...]) -> None: ...
     def run(self) -> None: ...
@@ -272,6 +276,24 @@ class _Keeper(Protocol):
         """A queue, or the pipe as a whole, refuses or sheds requests: the log is to say so. Must not wait for it."""
     def note_loss(self, station: Station, index: int) -> None:
         """A node has lost its device: the log is to say so. Must not wait for it."""
+
+class _Spans(Protocol):
+    """What the engine asks of whoever follows requests. What it raises is reported, and fails none."""
+
+    def begin(self, node: str, context: Context | None) -> tuple[Any, Context] | None:
+        """A request enters at a node; ``context``: its caller's, None: this thread's.
+
+        Returns what it is to be known by, and the context in which its backends run; None: it is not followed.
+        """
+    def run(self, node: str, instance: int, size: int, followed: list[tuple[int, Any, int]]) -> Any:
+        """A batch of ``size`` begins, on this thread; return what ``ran`` is to be given.
+
+        ``followed``: the place in it, what the request is known by, and nanoseconds in the queue.
+        """
+    def ran(self, running: Any, error: BaseException | None, batch: list[_Request], requests: list[_Request]) -> None:
+        """It has returned, or raised; ``batch`` is the backend's list, ``requests`` what it was."""
+    def end(self, span: Any, error: BaseException | None, is_cancelled: bool) -> None:
+        """A request has ended."""
 
 @disjoint_base
 class Engine:
@@ -355,6 +377,7 @@ class Engine:
     ) -> Walk: ...
     def _terms(self, timeout: float | None, priority: float) -> Terms | None: ...
     def _set_events(self, log: EventLog | None) -> None: ...
+    def _set_tracer(self, tracer: Tracer | None) -> None: ...
     def _let_go(self) -> None: ...
     def _set_timeout(self, seconds: float) -> None: ...
     def _set_gate(self, max_in_flight: int, when_full: str) -> None: ...

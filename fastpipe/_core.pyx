@@ -63,6 +63,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     notices     what the log is to say
     station     tokens, the queue's ends, what was learned
     contexts    the caller's context variables, on other threads
+    traces      which requests a tracer follows, and what it is told
     walks       walks, visits, turns, and their dicts
     threads     how one starts and ends, even without memory
     waiting     who may wait, and how, as signals are to be served meanwhile
@@ -304,8 +305,9 @@ cdef class Engine:
         if self.gave_up:                                                # closing goes on with what has begun; this not
             raise PipeClosed("the pipe was closed before the request ended")
         if is_in_company():
-            give_contexts(walks, splits, requests)
             turn.is_elsewhere = True
+        if turn.is_elsewhere or self.tracer is not None:
+            give_contexts(walks, splits, requests)
         for walk in walks:                                              # no code of users may run in here
             walk.is_part = True
             self.accepted += 1
@@ -398,6 +400,12 @@ cdef class Engine:
         if log is not None and self.events is not None:
             raise RuntimeError("the engine has a log of events already")
         self.events = log
+
+    def _set_tracer(self, Tracer tracer):
+        """Have a tracer follow requests from now on; None: no more. Raises RuntimeError if another one is there."""
+        if tracer is not None and self.tracer is not None:
+            raise RuntimeError("the engine has a tracer already")
+        self.tracer = tracer
 
     def _let_go(self):
         """Let requests end without a result; called once, while building."""
@@ -517,6 +525,7 @@ include "engine/failures.pxi"
 include "engine/notices.pxi"
 include "engine/station.pxi"
 include "engine/contexts.pxi"
+include "engine/traces.pxi"
 include "engine/walks.pxi"
 include "engine/threads.pxi"
 include "engine/waiting.pxi"

@@ -193,7 +193,8 @@ cdef Walk _admit_booked(Engine engine, Line line, int64_t size_bytes, Entry entr
     return walk
 
 
-cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, int64_t entered_ns):
+cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, int64_t entered_ns,
+                     object context=None):
     cdef Walk walk = new_walk(engine, entry, request, sink_kind, sink)
     walk.entered_ns = entered_ns
     if terms is not None:
@@ -207,6 +208,10 @@ cdef Walk _admit_now(Engine engine, Entry entry, object request, uint8_t sink_ki
             walk.recorded = engine.recorder.begin(request, None if entry is engine.only_entry else entry.node.name)
         except Exception as error:
             report(error, engine.recorder)
+    if engine.tracer is not None:
+        engine.tracer.c_begin(walk, context)
+        if engine.closing and walk.span is not None:
+            walk.tracer.c_end(walk, True, None)
     _check_open(engine)                                         # again: all of this may have run user code, or a destructor
     engine.accepted += 1
     link_walk(engine, walk)
@@ -383,11 +388,13 @@ cdef int _start_waiter(Engine engine, Waiter waiter, Turn turn) except -1:
             _check_open(engine)
         raise _refused_at(waiter.turned_away_by, waiter.size_bytes, engine)
     # If this fails, start_called gives the places back, and goes on with whom they are for then.
-    walk = _admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms, waiter.entered_ns)
+    walk = _admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms, waiter.entered_ns,
+                      waiter.context)
     waiter.is_booked = False
     take_places(walk, waiter.line, waiter.size_bytes)
     waiter.walk = walk
-    walk.context = waiter.context
+    if walk.context is None:
+        walk.context = waiter.context
     waiter.line.c_keep_promise()
     hand_in(waiter.walk, waiter.owned, waiter.request)
     if waiter.state == GONE:                                    # while a recorder or a destructor ran

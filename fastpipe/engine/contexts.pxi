@@ -6,8 +6,7 @@
 # Assumes      The GIL. Whoever queues a walk for the first time is on its caller's thread, or has given it a context before.
 #              Nobody else ever gets hold of a walk's context, so that is_context_entered says whether it can be entered.
 
-from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
-from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent
 
 from fastpipe.engine.parking cimport innermost_batch
 
@@ -22,48 +21,19 @@ cdef inline int keep_context(Walk walk) except -1:
     return 0
 
 
-cdef PyObject* enter_context(list visits, Turn turn) except? NULL:
-    """Have this thread be in the context of a request that is alone in a batch, unless it is; what leave_context is given, or NULL."""
-    cdef Walk root = root_of((<Visit>visits[0]).walk)
-    cdef object context = root.context
-    if len(visits) > 1 or not turn.is_elsewhere and root.lister == <PyObject*>turn:
-        return NULL
-    # A context can be entered once at a time, and another branch, or part, of the request runs in it: a hung one, perhaps.
-    if root.is_context_entered:
-        context = PyContext_Copy(context)
-    PyContext_Enter(context)
-    if context is root.context:
-        root.is_context_entered = True
-    Py_INCREF(context)                                          # leave_context lets go of it
-    return <PyObject*>context
-
-
-cdef int leave_context(list visits, PyObject* pointer) noexcept:
-    cdef Walk root = root_of((<Visit>visits[0]).walk)
-    cdef object context = <object>pointer
-    Py_DECREF(context)
-    try:
-        PyContext_Exit(context)
-        if context is root.context:
-            root.is_context_entered = False
-    except BaseException as error:                              # a backend has left this thread in a context of its own
-        report(error, context)
-    return 0
-
-
 cdef object _copy_of_context(Visit visit, list batch):
     """The context of one visit of the batch that this thread runs. Alone, or on its caller's thread, that is the current one."""
     cdef Walk root = root_of(visit.walk)
     return PyContext_CopyCurrent() if len(batch) == 1 or root.context is None else PyContext_Copy(root.context)
 
 
-cdef object _find_context(object request):
-    """A copy of the context of a request in the batch that this thread runs; None: it is not one of them."""
+cdef Visit _find_visit(object request):
+    """Which of the batch that this thread runs a request is; None: it is not one of them."""
     cdef void* batch = innermost_batch(current_greenlet())
     if batch != NULL:
         for visit in <list>batch:
             if (<Visit>visit).request is request:
-                return _copy_of_context(<Visit>visit, <list>batch)
+                return <Visit>visit
     return None
 
 
@@ -74,14 +44,22 @@ cdef c_bool is_in_company() noexcept:
 
 
 cdef int give_contexts(list walks, list splits, list requests) except -1:
-    """Give parts, which a backend runs for the requests of its batch, the context of the one that each is a part of."""
+    """Give parts, which a backend runs for the requests of its batch, the context and the span of the one that each is a part of."""
     cdef Walk walk
+    cdef Walk root
+    cdef Visit visit
     cdef Py_ssize_t start = 0
     for parts, request in zip(splits, requests, strict=True):
+        visit = _find_visit(request)
+        root = None if visit is None else root_of(visit.walk)   # None: a backend has made dicts of its own
         for walk in walks[start:start + len(parts)]:
-            walk.context = _find_context(request)
-            if walk.context is None:                            # a backend has made dicts of its own
+            if root is None or root.context is None or not is_in_company():
                 walk.context = PyContext_CopyCurrent()
+            else:
+                walk.context = PyContext_Copy(root.context)
+            if root is not None:
+                walk.span = root.span
+                walk.tracer = root.tracer
         start += len(parts)
     return 0
 
@@ -107,10 +85,11 @@ def context_of(request):
     Raises:
         PipeError: no backend runs on this thread, or its batch does not hold this very dict.
     """
-    context = _find_context(request)
-    if context is not None:
-        return context
-    is_inside_forward = innermost_batch(current_greenlet()) != NULL
+    cdef void* batch = innermost_batch(current_greenlet())
+    cdef Visit visit = _find_visit(request)
+    if visit is not None:
+        return _copy_of_context(visit, <list>batch)
+    is_inside_forward = batch != NULL
     where = "this is none of the dicts in that batch" if is_inside_forward else "no backend runs on this thread"
     raise PipeError("context_of() is for a request of the batch that the calling thread runs, inside forward(), and "
                     f"{where}. Ask before work is handed to other threads, and hand them what context_of() returned")

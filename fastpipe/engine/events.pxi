@@ -19,20 +19,13 @@ from libcpp.algorithm cimport binary_search, lower_bound
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 from posix.unistd cimport write
 
+from fastpipe.engine.noting cimport BATCH_BEGAN, BATCH_ENDED, MEMBER, QUEUED, REQUEST_BEGAN, REQUEST_ENDED, Event, Text
 from fastpipe.engine.parking cimport events_leave, events_notify, events_prepare, events_sleep, kernel_now_ns
 from fastpipe.engine.perfetto cimport (
     COUNTER, DESCRIPTOR_NAME, DESCRIPTOR_PARENT, DESCRIPTOR_UUID, EVENT_COUNTER, EVENT_NAME, INSTANT, SLICE_BEGIN,
     SLICE_END, TRACK_DESCRIPTOR, Packet, begin_event, begin_packet, end_packet, put_annotation, put_flow, put_number,
     put_text, put_words,
 )
-
-cdef enum:                  # Event.kind
-    REQUEST_BEGAN = 0       # request, lane
-    REQUEST_ENDED = 1       # lane; why: how, by EventLog.outcomes
-    QUEUED = 2              # request, lane, station; count: queue length
-    BATCH_BEGAN = 3         # thread, station, instance, why, count: its requests, each with a MEMBER behind it; lane: queue length
-    MEMBER = 4              # request
-    BATCH_ENDED = 5         # thread, station, instance
 
 cdef enum:                  # why EventLog.c_serve has returned
     IS_DONE = 0
@@ -49,6 +42,7 @@ cdef int64_t REQUESTS_TRACK = 1
 # More requests than lanes are not shown at the same time.
 cdef int32_t LANE_COUNT = 1 << 14
 cdef size_t BUFFER_BYTES = 1 << 18
+cdef Py_ssize_t LONGEST_TEXT = 1000
 # Of a larger batch, so many requests are followed.
 cdef int32_t MOST_FLOWS = 8192
 # The ring is looked at this often: an event costs nobody a system call, and is in the file after this time.
@@ -76,14 +70,11 @@ cdef class EventLog:
         for index in range(LANE_COUNT):                         # the lowest lane is the first
             self.free_lanes[index] = LANE_COUNT - 1 - index
         self.free_count = LANE_COUNT
-        self.texts = [station.name.encode()[:1000] for station in engine.stations]
-        self.places = [b"" if station.place is None else str(station.place).encode()[:1000] for station in engine.stations]
-        self.whys = [b"run by its caller", *[reason.encode() for reason in _REASONS]]
-        self.outcomes = [b"done", b"cancelled", *[b"failed: " + reason.encode() for reason in _FAILURES]]
-        _put_texts(&self.names_seen, self.texts)
-        _put_texts(&self.places_seen, self.places)
-        _put_texts(&self.whys_seen, self.whys)
-        _put_texts(&self.outcomes_seen, self.outcomes)
+        self.kept = []
+        _put_texts(self, &self.names, [station.name for station in engine.stations])
+        _put_texts(self, &self.places, ["" if station.place is None else str(station.place) for station in engine.stations])
+        _put_texts(self, &self.whys, ["run by its caller", *_REASONS, "run again"])
+        _put_texts(self, &self.outcomes, ["done", "cancelled", *["failed: " + reason for reason in _FAILURES]])
         self.queue_lengths.assign(len(engine.stations), -1)
         _numbers += 1
         self.serial = _numbers
@@ -276,12 +267,14 @@ cdef class EventLog:
         return True
 
 
-cdef int _put_texts(vector[Text]* texts, list given) except -1:
-    """Have bytes be found by their numbers without the GIL; the list keeps them."""
+cdef int _put_texts(EventLog log, vector[Text]* texts, list given) except -1:
+    """Have texts be found by their numbers without the GIL."""
     cdef Text text
     for each in given:
-        text.start = <const char*>each
-        text.length = len(each)
+        written = each.encode(errors="replace")[:LONGEST_TEXT]
+        log.kept.append(written)
+        text.start = <const char*>written
+        text.length = len(written)
         texts.push_back(text)
     return 0
 
@@ -331,7 +324,7 @@ cdef void _encode_request(EventLog log, Event* event) noexcept nogil:
 
 cdef void _encode_outcome(EventLog log, Event* event) noexcept nogil:
     cdef Packet packet
-    cdef Text outcome = log.outcomes_seen[event.why]
+    cdef Text outcome = log.outcomes[event.why]
     begin_event(&packet, log.at, event.time_ns, SLICE_END, FIRST_LANE + event.lane)
     put_words(&packet, "outcome", 7, outcome.start, outcome.length)
     log.at = end_packet(&packet)
@@ -339,7 +332,7 @@ cdef void _encode_outcome(EventLog log, Event* event) noexcept nogil:
 
 cdef void _encode_queued(EventLog log, Event* event) noexcept nogil:
     cdef Packet packet
-    cdef Text node = log.names_seen[event.station]
+    cdef Text node = log.names[event.station]
     begin_event(&packet, log.at, event.time_ns, INSTANT, FIRST_LANE + event.lane)
     packet.at = put_text(packet.at, EVENT_NAME, "queued", 6)
     put_words(&packet, "node", 4, node.start, node.length)
@@ -361,9 +354,9 @@ cdef void _encode_length(EventLog log, int64_t now, int32_t station, int32_t len
 
 cdef void _encode_batch(EventLog log, Event* event, int64_t index) noexcept nogil:
     cdef Packet packet
-    cdef Text node = log.names_seen[event.station]
-    cdef Text why = log.whys_seen[event.why]
-    cdef Text place = log.places_seen[event.station]
+    cdef Text node = log.names[event.station]
+    cdef Text why = log.whys[event.why]
+    cdef Text place = log.places[event.station]
     cdef int64_t request
     cdef int64_t member
     begin_event(&packet, log.at, event.time_ns, SLICE_BEGIN, event.thread)

@@ -104,6 +104,8 @@ cdef int cancel_walk(Engine engine, Walk walk) noexcept:
     if not walk.c_end(CANCELLED):
         return 0
     _count_out(engine, walk)
+    if walk.span is not None:
+        walk.tracer.c_end(walk, True, None)
     if word_set(&walk.word):
         futex_wake(&walk.word, 1)
     _tell_of_places(engine, walk)
@@ -194,6 +196,8 @@ cdef int _deliver(Engine engine, Walk walk, Turn turn) noexcept:
             report(error, engine.recorder)
         except BaseException as error:
             note_interrupt(turn, error)
+    if walk.span is not None:
+        walk.tracer.c_end(walk, False, turn)
     if is_hooked(AT_ENDED):
         act_at_in(AT_ENDED, turn)
     if walk.sink_kind != SINK_CALLER:

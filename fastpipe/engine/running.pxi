@@ -133,26 +133,36 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     return 0
 
 
-cdef inline list _claim_all(Engine engine, list visits, Turn turn):
-    """Those of some visits that are still wanted; the others have failed, or nobody waits for them."""
+cdef list _claim_all(Engine engine, list visits, Turn turn):
+    """Those of some visits that are still wanted, as a rule the same list; the others have failed, or nobody waits for them."""
     cdef Visit visit
-    cdef list alive = []
-    for visit in visits:
+    cdef list alive = None                                      # once there is one that is not
+    cdef Py_ssize_t index
+    cdef c_bool is_wanted
+    for index in range(len(visits)):
+        visit = <Visit>visits[index]
+        is_wanted = False
         try:
-            if claim(engine, visit, turn):
-                alive.append(visit)
+            is_wanted = claim(engine, visit, turn)
         except BaseException as error:
             fail_visit(engine, visit, error, turn)
-    return alive
+        if not is_wanted and alive is None:
+            alive = visits[:index]
+        elif is_wanted and alive is not None:
+            alive.append(visit)
+    return visits if alive is None else alive
 
 
 cdef object _forward(Engine engine, Station station, Instance instance, list batch, list alive, Turn turn):
     """Have the backend run a batch; return what it raised, or None. Raises nothing."""
     cdef PyObject* context = NULL
     cdef object failure = None
+    cdef tuple spans = None
     try:
-        if turn.is_elsewhere or turn.helps:
-            context = enter_context(alive, turn)
+        if (turn.is_elsewhere or turn.helps) and len(alive) == 1:
+            context = root_of((<Visit>alive[0]).walk).c_enter_context(turn)
+        if engine.tracer is not None:
+            spans = engine.tracer.c_enter_batch(station, instance, alive, turn)
         returned = run_backend(<void*>engine, instance.forward, batch, alive, station)
         if returned is not None:
             failure = wrong_return(returned, alive)
@@ -161,8 +171,10 @@ cdef object _forward(Engine engine, Station station, Instance instance, list bat
     except:  # noqa: E722
         # Lost on the way, for want of memory.
         failure = _no_memory
+    if spans is not None:
+        (<Tracer>spans[0]).c_leave_batch(spans, failure, batch, alive, turn)
     if context != NULL:
-        leave_context(alive, context)
+        root_of((<Visit>alive[0]).walk).c_leave_context(context)
     return failure
 
 
@@ -241,6 +253,7 @@ cdef int _run_again(Engine engine, Station station, Instance instance, list aliv
     cdef list pieces                                            # first: what is run is not to fail for want of a list
     cdef int half = len(alive) // 2
     cdef int index = 0
+    turn.why = RUN_AGAIN
     if is_out_of_memory(error):
         station.halved += 1
         pieces = [alive[:half], alive[half:]]

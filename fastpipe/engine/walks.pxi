@@ -4,6 +4,7 @@
 # Assumes      The GIL, but for what is atomic.
 
 cimport cython
+from cpython.contextvars cimport PyContext_Copy, PyContext_Enter, PyContext_Exit
 from cpython.dict cimport PyDict_CheckExact, PyDict_Copy, PyDict_GetItem, PyDict_Next, PyDict_Size, PyDict_Update
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire
@@ -92,6 +93,35 @@ cdef class Walk:
         if is_hooked(AT_PARK):
             act_at(AT_PARK)
         return wait_for_word(&self.word, deadline_ns)
+
+    cdef PyObject* c_enter_context(self, Turn turn) except? NULL:
+        """Have this thread, which is about to run the request alone, be in its context; what c_leave_context is given.
+
+        NULL: it is in it already, as the caller's own. (Methods, as functions that are called once would be put where they are
+        called, which is the direct path.)
+        """
+        cdef object context = self.context
+        if not turn.is_elsewhere and self.lister == <PyObject*>turn:
+            return NULL
+        # A context can be entered once at a time, and another branch, or part, of the request runs in it: a hung one, perhaps.
+        if self.is_context_entered:
+            context = PyContext_Copy(context)
+        PyContext_Enter(context)
+        if context is self.context:
+            self.is_context_entered = True
+        Py_INCREF(context)                                      # c_leave_context lets go of it
+        return <PyObject*>context
+
+    cdef int c_leave_context(self, PyObject* pointer) noexcept:
+        cdef object context = <object>pointer
+        Py_DECREF(context)
+        try:
+            PyContext_Exit(context)
+            if context is self.context:
+                self.is_context_entered = False
+        except BaseException as error:                          # a backend has left this thread in a context of its own
+            report(error, context)
+        return 0
 
     def wait(self):
         """Block until the request has ended, and return its error or None. A signal's exception cancels the request."""

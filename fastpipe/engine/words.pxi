@@ -82,6 +82,9 @@ cdef enum:                  # a worker, after a batch
     DIES = 1
     IS_GIVEN_UP = 2
 
+cdef enum:                  # Turn.why, behind the reasons for which batches leave
+    RUN_AGAIN = REASON_COUNT + 1
+
 cdef enum:                  # why a request failed, for stats()
     OTHER = 0
     TIMED_OUT = 1

@@ -1,0 +1,106 @@
+# Traces: a tracer is told of the requests that it follows: when one is let in, around each of its batches, and of its end.
+#
+# Guarantees   Without a tracer, one look at a pointer. A request without a span around it that is not among the sample costs a random
+#              number, and no call of Python. What a tracer raises fails no request.
+# Assumes      The GIL. Methods, as a function that is called once would be put where it is called, which is the direct path.
+
+cimport cython
+
+from fastpipe.engine.batching cimport REASON_COUNT
+from fastpipe.engine.parking cimport now_ns
+
+
+cdef extern from "Python.h":
+    int PyContextVar_Get(PyObject* variable, PyObject* default_value, PyObject** value) except -1
+
+
+@cython.final
+cdef class Tracer:
+    """Which requests are followed; ``spans`` is told of them, see ``_Spans`` in the ``.pyi``.
+
+    ``variable``: the context variable that has something in it where a call may have a span around it; None: not known, so that
+    ``spans`` is asked for each request. ``sample``: the share of all others for which it is.
+    """
+
+    def __cinit__(self, object spans, object variable, double sample):
+        self.spans = spans
+        self.variable = variable
+        self.sample = <uint64_t>(sample * 2.0 ** 53)
+        self.dice = <uint64_t>now_ns() | 1
+
+    cdef c_bool c_follows(self) except *:
+        """True if ``spans`` is to be asked: there may be a span around this call, or it is one of the sample."""
+        cdef PyObject* found = NULL
+        if self.variable is None:
+            return True
+        PyContextVar_Get(<PyObject*>self.variable, NULL, &found)
+        if found != NULL:
+            around = <object>found
+            Py_DECREF(around)
+            if around:
+                return True
+        self.dice ^= self.dice << 13
+        self.dice ^= self.dice >> 7
+        self.dice ^= self.dice << 17
+        return (self.dice >> 11) < self.sample
+
+    cdef int c_begin(self, Walk walk, object context) except -1:
+        """A request is being let in. ``context``: its caller's, if this is not its thread."""
+        try:
+            if context is None and not self.c_follows():
+                return 0
+            begun = self.spans.begin(walk.entry.node.name, context)
+            if begun is not None:
+                walk.span, walk.context = begun
+                walk.tracer = self
+        except Exception as error:
+            report(error, self.spans)
+        return 0
+
+    cdef int c_end(self, Walk walk, c_bool is_cancelled, Turn turn) noexcept:
+        """A request that is followed has ended. A part's span is its whole's."""
+        cdef object span = walk.span
+        if walk.is_part:
+            return 0
+        walk.span = None
+        try:
+            self.spans.end(span, walk.error, is_cancelled)
+        except Exception as error:
+            report(error, self.spans)
+        except BaseException as error:
+            note_interrupt(turn, error)
+        return 0
+
+    cdef tuple c_enter_batch(self, Station station, Instance instance, list visits, Turn turn):
+        """A batch begins. What c_leave_batch is to be given, or None: none of its requests is followed."""
+        cdef Visit visit
+        cdef Walk root
+        cdef list followed = None
+        cdef int64_t now = now_ns()
+        cdef Py_ssize_t index
+        for index in range(len(visits)):
+            visit = <Visit>visits[index]
+            root = root_of(visit.walk)
+            if root.span is None or root.tracer is not self:
+                continue
+            if followed is None:
+                followed = []
+            waited = now - visit.ticket.arrival_ns if 0 < turn.why <= REASON_COUNT else 0
+            followed.append((index, root.span, waited))
+        if followed is None:
+            return None
+        try:
+            return self, self.spans.run(station.name, station.numbers[instance.index], len(visits), followed)
+        except Exception as error:
+            report(error, self.spans)
+        return None
+
+    cdef int c_leave_batch(self, tuple begun, object failure, list batch, list visits, Turn turn) noexcept:
+        """It has come back, or raised ``failure``."""
+        try:
+            self.spans.ran(begun[1], failure, batch, [(<Visit>visit).request for visit in visits])
+        except Exception as error:
+            report(error, self.spans)
+        except BaseException as error:
+            note_interrupt(turn, error)
+        return 0
