@@ -14,7 +14,18 @@ from fastpipe.faults import with_request
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["amap_in_order", "map_in_order"]
+__all__ = ["amap_in_order", "map_in_order", "window_of"]
+
+
+def window_of(look_ahead: int | None, default: int) -> int:
+    """Return how many requests a map takes ahead, checked."""
+    if look_ahead is None:
+        return default
+    if not isinstance(look_ahead, int) or isinstance(look_ahead, bool):
+        raise TypeError(f"look_ahead must be a whole number of requests, at least 1; got {look_ahead!r}")
+    if look_ahead < 1:
+        raise ValueError(f"look_ahead must be at least 1, got {look_ahead}")
+    return look_ahead
 
 
 def map_in_order(

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from fastpipe import _core, process
-from fastpipe._maps import amap_in_order, map_in_order
+from fastpipe._maps import amap_in_order, map_in_order, window_of
 from fastpipe.config.reading import load
 from fastpipe.config.sub_graphs import jumps_of
 from fastpipe.config.values import own_copy
@@ -99,12 +99,7 @@ class Pipe(_core.Engine):
             if self._is_forked():  # a backend's constructor did, and this is the child: all of it is the parent's
                 raise
             self._close_stations()
-            self._instances.join_threads(None)
-            self._instances.nothing_runs()
-            try:
-                self._instances.close_backends(None)
-            except Exception as close_error:  # the reason for closing is what the user must see
-                error.add_note(f"fastpipe: closing what was built raised {type(close_error).__name__}: {close_error}")
+            self._instances.close_what_was_built(error)
             raise
         self._capacity = builder.capacity
         process.open_pipes.add(self)
@@ -217,7 +212,7 @@ class Pipe(_core.Engine):
             priority: as of a call.
             entry: as of a call.
         """
-        window = self._window(look_ahead)
+        window = window_of(look_ahead, self._capacity * 2)
         self._terms(timeout, priority)  # what is wrong with them is said now
         # No function of Python's: a signal could raise behind its call, and nobody would cancel what was started.
         start = partial(self._start, timeout=timeout, priority=priority, name=entry, is_patient=True)
@@ -260,34 +255,19 @@ class Pipe(_core.Engine):
             async with contextlib.aclosing(pipe.amap(requests)) as answers:
                 async for answer in answers: ...
 
-        Args:
-            requests: also an asynchronous iterable. While the next request is awaited, answers go on being yielded.
-            look_ahead: as of ``map``.
-            return_exceptions: as of ``map``.
-            timeout: as of ``map``.
-            priority: as of a call.
-            entry: as of a call.
+        ``requests`` may be an asynchronous iterable; while its next is awaited, answers go on being yielded. The other
+        arguments are those of ``map``.
 
         Whoever leaves the loop early cancels what was taken ahead, and a request that was being awaited: with
         ``aclosing``, before the block ends; without, as soon as the event loop gets to it.
         """
-        window = self._window(look_ahead)
+        window = window_of(look_ahead, self._capacity * 2)
         self._terms(timeout, priority)  # what is wrong with them is said now
 
         def call(request: Request) -> Coroutine[Any, Any, Request]:
             return self._acall(request, _as_given(request), timeout, priority, entry, is_patient=True)
 
         return amap_in_order(call, self, requests, window, return_exceptions)
-
-    def _window(self, look_ahead: int | None) -> int:
-        """Return how many requests a map takes ahead."""
-        if look_ahead is None:
-            return self._capacity * 2
-        if not isinstance(look_ahead, int) or isinstance(look_ahead, bool):
-            raise TypeError(f"look_ahead must be a whole number of requests, at least 1; got {look_ahead!r}")
-        if look_ahead < 1:
-            raise ValueError(f"look_ahead must be at least 1, got {look_ahead}")
-        return look_ahead
 
     def __repr__(self) -> str:
         state = "closed" if self.closing else f"{self.in_flight} in flight"
@@ -334,9 +314,8 @@ class Pipe(_core.Engine):
 
         largest = {station.name: station.max_batch for station in reversed(self.stations)}  # at its first place
         picture = Picture(self._configs, self._compiled, largest)
-        if stats is False:
-            return picture
-        return picture.with_numbers(lines_of(self.stats() if stats is True else stats, is_interval=stats is not True))
+        numbers = self.stats() if stats is True else stats
+        return picture.with_numbers(lines_of(numbers, is_interval=numbers is stats)) if numbers else picture
 
     def health(self) -> dict[str, Any]:
         """Whether the pipe can do its work: for a service's health check.

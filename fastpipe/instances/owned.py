@@ -114,6 +114,15 @@ class Instances:
         """Have each backend closed at any time: the pipe could not be built, whether or not its instance was opened."""
         self._backends = {key: _Owned(owned.backend, None, 0, 0) for key, owned in self._backends.items()}
 
+    def close_what_was_built(self, error: BaseException) -> None:
+        """Close all of it, as the rest could not be built, because of ``error``. The stations are closed."""
+        self.join_threads(None)
+        self.nothing_runs()
+        try:
+            self.close_backends(None)
+        except Exception as close_error:  # the reason for closing is what the user must see
+            error.add_note(f"fastpipe: closing what was built raised {type(close_error).__name__}: {close_error}")
+
     def close_backends(self, deadline: float | None) -> None:
         """Close the backends whose instances are free, or get free in time; None: however long that takes.
 
