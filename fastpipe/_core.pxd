@@ -17,20 +17,10 @@ from libcpp.vector cimport vector
 
 from fastpipe.engine.batching cimport Load, Verdict
 from fastpipe.engine.hanging cimport Watched
-from fastpipe.engine.inbox cimport Inbox, Ticket
+from fastpipe.engine.inbox cimport Batch, Inbox, Ticket
 from fastpipe.engine.noting cimport Event, Text
 from fastpipe.engine.parking cimport EventCount, Word
 from fastpipe.engine.ranking cimport Ranked
-
-
-cdef struct Batch:              # what a worker took from its station: owned by that worker
-    Ticket* first               # linked by ticket.next, oldest first; each holds a reference to its visit
-    int32_t count
-    double weight
-    int32_t instance            # whose token the worker holds; -1: none
-    int32_t reason              # why it left
-    c_bool may_grow             # the rule allows company that arrives until the batch really starts
-    int64_t bucket
 
 
 @cython.final
@@ -414,18 +404,15 @@ cdef class EventLog:
     cdef Event* ring                            # built; a slot: the GIL's until `written`, its thread's until `taken`
     cdef int64_t capacity                       # built: a power of two
     cdef int64_t serial                         # built: see I2 in events.pxi
-    cdef int64_t next                           # GIL: the number of the next event
     cdef atomic[int64_t] written                # atomic: written by holders of the GIL, read by its thread
     cdef atomic[int64_t] taken                  # atomic: the other way round
-    cdef int64_t owed                           # GIL: ends of what has begun
+    cdef int64_t next, owed                     # GIL: the number of the next event; how many ends of what has begun are to come
     cdef readonly int64_t dropped               # GIL: events that found no room
-    cdef int32_t* free_lanes                    # GIL: a stack
+    cdef int32_t* free_lanes                    # GIL: a stack, of which are free
     cdef int32_t free_count                     # GIL
     cdef list kept                              # built: of bytes, what these point to
-    cdef vector[Text] names                     # built: by station
-    cdef vector[Text] places                    # built: by station
-    cdef vector[Text] whys                      # built: by Turn.why
-    cdef vector[Text] outcomes                  # built
+    cdef vector[Text] names, places             # built: by station
+    cdef vector[Text] whys, outcomes            # built: by Turn.why; by how a request ends
     cdef uint8_t* buffer                        # its thread's, as all that follows
     cdef uint8_t* at                            # up to where it is filled
     cdef vector[int64_t] threads                # that have rows, ascending
@@ -435,17 +422,12 @@ cdef class EventLog:
     cdef readonly int error_number              # why it could not write, once it has ended
     cdef EventCount changed                     # where the thread sleeps
     cdef atomic[uint8_t] stops                  # atomic: it leaves
-    cdef c_bool c_has_room(self, int64_t count) noexcept
-    cdef Event* c_note(self, int32_t kind, int64_t now) noexcept
-    cdef void c_publish(self) noexcept
     cdef void c_note_request(self, Walk walk) noexcept
     cdef void c_note_outcome(self, Walk walk, uint8_t outcome) noexcept
     cdef void c_note_queued(self, Visit visit) noexcept
     cdef void c_note_batch(self, Station station, Instance instance, list visits, Turn turn, int64_t now) noexcept
     cdef void c_note_end_of_batch(self, Station station, Instance instance, Turn turn, int64_t now) noexcept
     cdef int c_serve(self, int descriptor) noexcept nogil
-    cdef c_bool c_flush(self, int descriptor) noexcept nogil
-    cdef c_bool c_encode(self) noexcept nogil
 
 
 @cython.final

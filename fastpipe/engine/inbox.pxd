@@ -15,6 +15,7 @@
 
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t
+from libcpp cimport bool as c_bool
 from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release
 
 
@@ -32,6 +33,16 @@ cdef struct Ticket:
     double weight               # counts so much towards the node's max
     int32_t links_above         # while staged: how many of the next are in use
     Ticket* above[LINKS_ABOVE]
+
+
+cdef struct Batch:              # what a worker took from its station: owned by that worker
+    Ticket* first               # linked by ticket.next, oldest first; each holds a reference to its visit
+    int32_t count
+    double weight
+    int32_t instance            # whose token the worker holds; -1: none
+    int32_t reason              # why it left
+    c_bool may_grow             # the rule allows company that arrives until the batch really starts
+    int64_t bucket
 
 
 cdef struct Inbox:
