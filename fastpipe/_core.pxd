@@ -22,16 +22,8 @@ from fastpipe.engine.histogram cimport Histogram
 from fastpipe.engine.inbox cimport Inbox, Ticket
 from fastpipe.engine.noting cimport Event, Text
 from fastpipe.engine.parking cimport EventCount, Word
-from fastpipe.engine.ranking cimport Ranked, Taken
+from fastpipe.engine.ranking cimport Batch, Ranked
 from fastpipe.engine.tokens cimport Tokens
-
-
-cdef struct Batch:              # what a worker took from its station: owned by that worker
-    Taken taken                 # oldest first; each ticket holds a reference to its visit
-    int32_t instance            # whose token the worker holds; -1: none
-    int32_t reason              # why it left
-    c_bool may_grow             # the rule allows company that arrives until the batch really starts
-    int64_t bucket
 
 
 @cython.final
@@ -152,6 +144,9 @@ cdef class Station:
     cdef c_bool c_has_twins(self) noexcept
     cdef c_bool c_is_limited(self) noexcept
     cdef void c_note_arrival(self, int64_t now) noexcept nogil
+
+
+include "engine/lookers.pxi"
 
 
 @cython.final
@@ -312,14 +307,6 @@ cdef class Walk:
 
 
 @cython.final
-cdef class Slowest:
-    # The requests that took longest, while somebody looks. All GIL.
-    cdef list kept                              # (took_ns, number, ended_ns, why it failed or None, its stops); some more than asked for
-    cdef int64_t least_ns                       # what took no longer is not kept
-    cdef int64_t number                         # of what was kept: no two of `kept` compare by more
-
-
-@cython.final
 cdef class Visit:
     # A walk's turn at a node. In one place at a time: a queue, a batch, a turn's ready list, or a gather.
     cdef Ticket ticket
@@ -433,60 +420,6 @@ cdef class Turn:
     cdef void c_will_settle(self, Walk walk) noexcept
     cdef int c_raise_interrupt(self) except -1
     cdef void c_report_interrupt(self) noexcept
-
-
-@cython.final
-cdef class EventLog:
-    # A bounded ring of events, and what makes a file of it. Knows no engine: its thread keeps none alive.
-    cdef Event* ring                            # built; a slot: the GIL's until `written`, its thread's until `taken`
-    cdef int64_t capacity                       # built: a power of two
-    cdef int64_t serial                         # built: see I2 in events.pxi
-    cdef int64_t next                           # GIL: the number of the next event
-    cdef atomic[int64_t] written                # atomic: written by holders of the GIL, read by its thread
-    cdef atomic[int64_t] taken                  # atomic: the other way round
-    cdef int64_t owed                           # GIL: ends of what has begun
-    cdef readonly int64_t dropped               # GIL: events that found no room
-    cdef int32_t* free_lanes                    # GIL: a stack
-    cdef int32_t free_count                     # GIL
-    cdef list kept                              # built: of bytes, what these point to
-    cdef vector[Text] names                     # built: by station
-    cdef vector[Text] places                    # built: by station
-    cdef vector[Text] whys                      # built: by Turn.why
-    cdef vector[Text] outcomes                  # built
-    cdef uint8_t* buffer                        # its thread's, as all that follows
-    cdef uint8_t* at                            # up to where it is filled
-    cdef vector[int64_t] threads                # that have rows, ascending
-    cdef int64_t stranger                       # one that has none; 0: none was met
-    cdef int32_t lanes_known                    # that have rows
-    cdef vector[int32_t] queue_lengths          # by station, as last written
-    cdef readonly int error_number              # why it could not write, once it has ended
-    cdef EventCount changed                     # where the thread sleeps
-    cdef atomic[uint8_t] stops                  # atomic: it leaves
-    cdef c_bool c_has_room(self, int64_t count) noexcept
-    cdef Event* c_note(self, int32_t kind, int64_t now) noexcept
-    cdef void c_publish(self) noexcept
-    cdef void c_note_request(self, Walk walk) noexcept
-    cdef void c_note_outcome(self, Walk walk, uint8_t outcome) noexcept
-    cdef void c_note_queued(self, Visit visit) noexcept
-    cdef void c_note_batch(self, Station station, Instance instance, list visits, Turn turn, int64_t now) noexcept
-    cdef void c_note_end_of_batch(self, Station station, Instance instance, Turn turn, int64_t now) noexcept
-    cdef int c_serve(self, int descriptor) noexcept nogil
-    cdef c_bool c_flush(self, int descriptor) noexcept nogil
-    cdef c_bool c_encode(self) noexcept nogil
-
-
-@cython.final
-cdef class Tracer:
-    # Which requests are followed, and what is told of them.
-    cdef object spans                           # built: whom; _Spans in the .pyi
-    cdef object variable                        # built: the context variable of a span around a call; None: not known
-    cdef uint64_t sample                        # built: of 2**53, how many of the calls without one are followed
-    cdef uint64_t dice                          # GIL: a xorshift generator's, never 0
-    cdef c_bool c_follows(self) except *
-    cdef int c_begin(self, Walk walk, object context) except -1
-    cdef int c_end(self, Walk walk, c_bool is_cancelled, Turn turn) noexcept
-    cdef tuple c_enter_batch(self, Station station, Instance instance, list visits, Turn turn)
-    cdef int c_leave_batch(self, tuple begun, object failure, list batch, list visits, Turn turn) noexcept
 
 
 @cython.final

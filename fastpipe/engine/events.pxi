@@ -36,7 +36,7 @@ cdef enum:                  # why EventLog.c_serve has returned
 cdef int64_t FIRST_LANE = 1 << 20
 cdef int64_t FIRST_QUEUE = 1 << 26
 cdef int64_t FIRST_INSTANCE = 1 << 28
-cdef int64_t MOST_INSTANCES = 1 << 12           # of a station, that have rows of their own
+cdef int64_t MOST_INSTANCES = 1 << 12                           # of a station, that have rows of their own
 cdef int64_t REQUESTS_TRACK = 1
 
 # More requests than lanes are not shown at the same time.
@@ -48,7 +48,7 @@ cdef int32_t MOST_FLOWS = 8192
 # The ring is looked at this often: an event costs nobody a system call, and is in the file after this time.
 cdef int64_t LOOK_EVERY_NS = 10_000_000
 
-cdef int64_t _numbers = 0                       # GIL: the last number given to a log or, by a log, to a request
+cdef int64_t _numbers = 0                                       # GIL: the last number given to a log or, by a log, to a request
 
 
 @cython.final
@@ -117,31 +117,13 @@ cdef class EventLog:
         self.stops.store(1, memory_order_seq_cst)
         events_notify(&self.changed, 0x7fffffff)
 
-    cdef c_bool c_has_room(self, int64_t count) noexcept:
-        """True if so many more events may be noted; they are counted as dropped otherwise."""
-        if self.next - self.taken.load(memory_order_acquire) + self.owed + count <= self.capacity:
-            return True
-        self.dropped += count
-        return False
-
-    cdef Event* c_note(self, int32_t kind, int64_t now) noexcept:
-        """The next event, to be filled in. Nobody sees it before c_publish."""
-        cdef Event* event = &self.ring[self.next & (self.capacity - 1)]
-        self.next += 1
-        event.kind = kind
-        event.time_ns = now
-        return event
-
-    cdef void c_publish(self) noexcept:
-        self.written.store(self.next, memory_order_release)     # pairs with the acquire in c_encode: the events before it
-
     # ---- what the engine notes: methods, as a function that is called once would be put where it is called --------
 
     cdef void c_note_request(self, Walk walk) noexcept:
         """A request has been let in: it has a lane until it ends."""
         global _numbers
         cdef Event* event
-        if self.free_count == 0 or not self.c_has_room(2):
+        if self.free_count == 0 or not _has_room(self, 2):
             self.dropped += self.free_count == 0
             return
         self.owed += 1
@@ -149,48 +131,48 @@ cdef class EventLog:
         _numbers += 1
         walk.number = _numbers
         walk.lane = self.free_lanes[self.free_count]
-        event = self.c_note(REQUEST_BEGAN, kernel_now_ns())
+        event = _note(self, REQUEST_BEGAN, kernel_now_ns())
         event.request = walk.number
         event.lane = walk.lane
-        self.c_publish()
+        _publish(self)
 
     cdef void c_note_outcome(self, Walk walk, uint8_t outcome) noexcept:
         """A request has ended."""
         cdef Event* event
-        if walk.number < self.serial:                                # it began before the log did, or found no room
+        if walk.number < self.serial:                           # it began before the log did, or found no room
             return
-        event = self.c_note(REQUEST_ENDED, kernel_now_ns())
+        event = _note(self, REQUEST_ENDED, kernel_now_ns())
         event.lane = walk.lane
         event.why = 0 if outcome == DONE else 1 if outcome == CANCELLED else 2 + reason_of(walk.error)
         self.free_lanes[self.free_count] = walk.lane
         self.free_count += 1
         self.owed -= 1
-        self.c_publish()
+        _publish(self)
 
     cdef void c_note_queued(self, Visit visit) noexcept:
         """A visit has been put into its station's queue."""
         cdef Walk root = root_of(visit.walk)
         cdef Event* event
-        if root.number < self.serial or not self.c_has_room(1):
+        if root.number < self.serial or not _has_room(self, 1):
             return
-        event = self.c_note(QUEUED, visit.ticket.arrival_ns)
+        event = _note(self, QUEUED, visit.ticket.arrival_ns)
         event.request = root.number
         event.lane = root.lane
         event.station = visit.node.station.position
         event.count = visit.node.station.queued.load(memory_order_relaxed)
-        self.c_publish()
+        _publish(self)
 
     cdef void c_note_batch(self, Station station, Instance instance, list visits, Turn turn, int64_t now) noexcept:
         """A batch begins in an instance on this thread."""
         cdef int32_t count = min(<int32_t>len(visits), MOST_FLOWS)
         cdef Event* event
         cdef int32_t index
-        if not self.c_has_room(count + 2):
+        if not _has_room(self, count + 2):
             return
         self.owed += 1
         turn.shown = self.serial
         turn.thread = PyThread_get_thread_ident()
-        event = self.c_note(BATCH_BEGAN, now)
+        event = _note(self, BATCH_BEGAN, now)
         event.thread = turn.thread
         event.station = station.position
         event.instance = station.numbers[instance.index]
@@ -199,9 +181,9 @@ cdef class EventLog:
         event.why = turn.why
         event.lane = station.queued.load(memory_order_relaxed)
         for index in range(count):
-            event = self.c_note(MEMBER, now)
+            event = _note(self, MEMBER, now)
             event.request = root_of((<Visit>visits[index]).walk).number
-        self.c_publish()
+        _publish(self)
 
     cdef void c_note_end_of_batch(self, Station station, Instance instance, Turn turn, int64_t now) noexcept:
         """It has come back, or was given up."""
@@ -209,12 +191,12 @@ cdef class EventLog:
         if turn.shown != self.serial:
             return
         turn.shown = 0
-        event = self.c_note(BATCH_ENDED, now)
+        event = _note(self, BATCH_ENDED, now)
         event.thread = turn.thread
         event.station = station.position
         event.instance = station.numbers[instance.index]
         self.owed -= 1
-        self.c_publish()
+        _publish(self)
 
     # ---- what its thread does -------------------------------------------------------------------------------------
 
@@ -225,8 +207,8 @@ cdef class EventLog:
         while True:
             epoch = events_prepare(&self.changed)
             stops = self.stops.load(memory_order_seq_cst)       # before the look: what was noted before stop() is written
-            is_empty = self.c_encode()
-            if self.stranger != 0 or not self.c_flush(descriptor) or is_empty and stops:
+            is_empty = _encode_all(self)
+            if self.stranger != 0 or not _flush(self, descriptor) or is_empty and stops:
                 events_leave(&self.changed)
                 if self.stranger != 0:
                     return HAS_MET_A_THREAD
@@ -236,35 +218,57 @@ cdef class EventLog:
             else:
                 events_leave(&self.changed)
 
-    cdef c_bool c_flush(self, int descriptor) noexcept nogil:
-        cdef uint8_t* start = self.buffer
-        cdef ssize_t count
-        while start < self.at:
-            count = write(descriptor, start, self.at - start)
-            if count < 0 and errno != EINTR:
-                self.error_number = errno
-                return False
-            start += max(count, 0)
-        self.at = self.buffer
+cdef inline c_bool _has_room(EventLog log, int64_t count) noexcept:
+    """True if so many more events may be noted; they are counted as dropped otherwise."""
+    if log.next - log.taken.load(memory_order_acquire) + log.owed + count <= log.capacity:
         return True
+    log.dropped += count
+    return False
 
-    cdef c_bool c_encode(self) noexcept nogil:
-        """Put events into the buffer; True if all are, False if it is full, or a thread has no row."""
-        cdef int64_t index = self.taken.load(memory_order_relaxed)
-        cdef int64_t end = self.written.load(memory_order_acquire)
-        cdef Event* event
-        self.stranger = 0
-        while index < end:
-            event = &self.ring[index & (self.capacity - 1)]
-            if self.at > self.buffer + BUFFER_BYTES // 2:       # the other half has room for the largest of all
-                return False
-            if event.kind == BATCH_BEGAN and not binary_search(self.threads.begin(), self.threads.end(), event.thread):
-                self.stranger = event.thread
-                return False
-            _encode(self, event, index)
-            index += 1 + (event.count if event.kind == BATCH_BEGAN else 0)
-            self.taken.store(index, memory_order_release)       # pairs with the acquire in c_has_room: it was read before
-        return True
+
+cdef inline Event* _note(EventLog log, int32_t kind, int64_t now) noexcept:
+    """The next event, to be filled in. Nobody sees it before _publish."""
+    cdef Event* event = &log.ring[log.next & (log.capacity - 1)]
+    log.next += 1
+    event.kind = kind
+    event.time_ns = now
+    return event
+
+
+cdef inline void _publish(EventLog log) noexcept:
+    log.written.store(log.next, memory_order_release)           # pairs with the acquire in _encode_all: the events before it
+
+
+cdef c_bool _flush(EventLog log, int descriptor) noexcept nogil:
+    cdef uint8_t* start = log.buffer
+    cdef ssize_t count
+    while start < log.at:
+        count = write(descriptor, start, log.at - start)
+        if count < 0 and errno != EINTR:
+            log.error_number = errno
+            return False
+        start += max(count, 0)
+    log.at = log.buffer
+    return True
+
+
+cdef c_bool _encode_all(EventLog log) noexcept nogil:
+    """Put events into the buffer; True if all are, False if it is full, or a thread has no row."""
+    cdef int64_t index = log.taken.load(memory_order_relaxed)
+    cdef int64_t end = log.written.load(memory_order_acquire)
+    cdef Event* event
+    log.stranger = 0
+    while index < end:
+        event = &log.ring[index & (log.capacity - 1)]
+        if log.at > log.buffer + BUFFER_BYTES // 2:             # the other half has room for the largest of all
+            return False
+        if event.kind == BATCH_BEGAN and not binary_search(log.threads.begin(), log.threads.end(), event.thread):
+            log.stranger = event.thread
+            return False
+        _encode(log, event, index)
+        index += 1 + (event.count if event.kind == BATCH_BEGAN else 0)
+        log.taken.store(index, memory_order_release)            # pairs with the acquire in _has_room: it was read before
+    return True
 
 
 cdef int _put_texts(EventLog log, vector[Text]* texts, list given) except -1:

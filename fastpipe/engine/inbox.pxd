@@ -15,6 +15,7 @@
 
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t
+from libcpp cimport bool as c_bool
 from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release
 
 

@@ -42,6 +42,14 @@ cdef struct Taken:
     double weight                       # of all of them together
 
 
+cdef struct Batch:              # what a worker took from its station: owned by that worker
+    Taken taken                 # oldest first; each ticket holds a reference to its visit
+    int32_t instance            # whose token the worker holds; -1: none
+    int32_t reason              # why it left
+    c_bool may_grow             # the rule allows company that arrives until the batch really starts
+    int64_t bucket
+
+
 cdef struct Cursor:                     # a walk from the first ticket on, on which tickets may be taken out
     Ticket* at                          # the next to be looked at, or NULL
     Ticket* before                      # the last one that was passed, or NULL

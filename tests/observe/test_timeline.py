@@ -18,7 +18,8 @@ from fastpipe import Backend, Pipe, PipeClosed, PipeError, Request
 from fastpipe._core import EventLog
 from fastpipe.observe.perfetto import row
 
-ERRORS = "select name, value from stats where severity != 'info' and value > 0"
+# Events that it drops because their row, or the one above it, is not described count as information.
+ERRORS = "select name, value from stats where (severity != 'info' or name = 'track_event_parser_errors') and value > 0"
 
 
 class Works(Backend):
