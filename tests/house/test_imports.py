@@ -133,7 +133,8 @@ def test_chapters_of_the_engine_call_downwards() -> None:
     """A request is read from the top to the bottom of the list of includes in ``_core.pyx``."""
     order = re.findall(r'^include "engine/(\w+)\.pxi"$', (ROOT / "fastpipe" / "_core.pyx").read_text(), re.MULTILINE)
     texts = {name: (ROOT / "fastpipe" / "engine" / f"{name}.pxi").read_text() for name in order}
-    assert set(texts) == {path.stem for path in (ROOT / "fastpipe" / "engine").glob("*.pxi")}
+    types = re.findall(r'^include "engine/(\w+)\.pxi"$', (ROOT / "fastpipe" / "_core.pxd").read_text(), re.MULTILINE)
+    assert {*texts, *types} == {path.stem for path in (ROOT / "fastpipe" / "engine").glob("*.pxi")}
     function = re.compile(r"^(?:cdef|def) [^\n(=]*?\b(\w+)\(", re.MULTILINE)
     home = {name: chapter for chapter, text in texts.items() for name in function.findall(text)}
     calls = {

@@ -413,15 +413,6 @@ class Switch:
         return getattr(self.now, name)
 
 
-def since(stats: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Return what a pipe has counted since it was asked before."""
-    return {
-        "requests": Counter(stats["requests"]) - Counter(before["requests"]) + Counter(),
-        "failures": Counter(stats["failures"]) - Counter(before["failures"]),
-        "nodes": stats["nodes"],
-    }
-
-
 class Soak:
     """The pipes that stay, and what is done to them in each round."""
 
@@ -498,7 +489,7 @@ class Soak:
                 counts = ledger.check()
                 if kind in ("five", "reject", "shed", "images"):
                     index = {"five": 0, "reject": 1, "shed": 2, "images": 4}[kind]
-                    ledger.check(since(self.pipes[index].stats(), before[index]))
+                    ledger.check(self.pipes[index].stats(since=before[index]))
             except AssertionError as error:
                 self.problems.append(f"{kind}: {error}")
                 continue
@@ -591,11 +582,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     samples: dict[str, list[int]] = {name: [] for name in HELD}
     with tempfile.TemporaryDirectory(prefix="fastpipe-soak-") as folder:
-        soak = Soak(Path(folder), options.seed)
-        for held in rounds(soak, options):
-            for name, value in held.items():
-                samples[name].append(value)
-        soak.close()
+        with contextlib.closing(Soak(Path(folder), options.seed)) as soak:  # its threads would keep the process
+            for held in rounds(soak, options):
+                for name, value in held.items():
+                    samples[name].append(value)
     del unraisable[repr(Left())]  # raised into a thread while Python called it from C, and had nobody else to tell
     soak.problems += [f"{count} times unraisable: {what}" for what, count in unraisable.items()]
     verdicts, seconds = verdicts_of(samples), time.monotonic() - started
