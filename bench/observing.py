@@ -22,9 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.append(
-    str(Path(__file__).resolve().parent)
-)  # a child is started with -P, to import the build that is asked for
+sys.path.append(str(Path(__file__).resolve().parent))  # a child is started with -P, to import the build that is asked for
 
 from common import Numbers, Spread, Window, closed_loop
 

@@ -72,7 +72,7 @@ class Timeline:
         return self._log.dropped
 
     def stop(self) -> None:
-        """Write what is left, and close the file. Idempotent. In the child of a fork: nothing, the file is the parent's.
+        """Write what is left, and close the file. Idempotent. In a child of a fork: nothing; its parent writes.
 
         Raises:
             OSError: the file could not be written to; what was noted before is in it.
