@@ -395,11 +395,16 @@ cdef class Engine:
         """Requests that failed, by reason."""
         return failures_by_reason(self.failed_by)
 
-    def _set_events(self, EventLog log):
-        """Have what happens from now on noted; None: no more. Raises RuntimeError if another log is there."""
-        if log is not None and self.events is not None:
+    def _set_events(self, EventLog log not None):
+        """Have what happens from now on noted. Raises RuntimeError if another log is there."""
+        if self.events is not None:
             raise RuntimeError("the engine has a log of events already")
         self.events = log
+
+    def _forget_events(self, EventLog log):
+        """Have nothing more noted in that log; another one stays."""
+        if self.events is log:
+            self.events = None
 
     def _set_tracer(self, Tracer tracer):
         """Have a tracer follow requests from now on; None: no more. Raises RuntimeError if another one is there."""

@@ -1,13 +1,14 @@
 # Traces: a tracer is told of the requests that it follows: when one is let in, around each of its batches, and of its end.
 #
 # Guarantees   Without a tracer, one look at a pointer. A request without a span around it that is not among the sample costs a random
-#              number, and no call of Python. What a tracer raises fails no request.
+#              number, and no call of Python. What a tracer raises fails no request. Behind a begin its code runs as a callback of a future
+#              does, in a frame that is settling: where it calls the pipe it may be on the worker that it would wait for.
 # Assumes      The GIL. Methods, as a function that is called once would be put where it is called, which is the direct path.
 
 cimport cython
 
 from fastpipe.engine.batching cimport REASON_COUNT
-from fastpipe.engine.parking cimport now_ns
+from fastpipe.engine.parking cimport Frame, enter_frame, leave_frame, now_ns
 
 
 cdef extern from "Python.h":
@@ -60,15 +61,19 @@ cdef class Tracer:
     cdef int c_end(self, Walk walk, c_bool is_cancelled, Turn turn) noexcept:
         """A request that is followed has ended. A part's span is its whole's."""
         cdef object span = walk.span
+        cdef Frame* frame
         if walk.is_part:
             return 0
         walk.span = None
+        frame = enter_frame(<void*>walk.engine, True, current_greenlet())
         try:
             self.spans.end(span, walk.error, is_cancelled)
         except Exception as error:
             report(error, self.spans)
         except BaseException as error:
             note_interrupt(turn, error)
+        if frame != NULL:
+            leave_frame(frame)
         return 0
 
     cdef tuple c_enter_batch(self, Station station, Instance instance, list visits, Turn turn):
@@ -78,6 +83,7 @@ cdef class Tracer:
         cdef list followed = None
         cdef int64_t now = now_ns()
         cdef Py_ssize_t index
+        cdef Frame* frame
         for index in range(len(visits)):
             visit = <Visit>visits[index]
             root = root_of(visit.walk)
@@ -89,18 +95,25 @@ cdef class Tracer:
             followed.append((index, root.span, waited))
         if followed is None:
             return None
+        frame = enter_frame(station.engine, True, current_greenlet())
         try:
             return self, self.spans.run(station.name, station.numbers[instance.index], len(visits), followed)
         except Exception as error:
             report(error, self.spans)
+        finally:
+            if frame != NULL:
+                leave_frame(frame)
         return None
 
     cdef int c_leave_batch(self, tuple begun, object failure, list batch, list visits, Turn turn) noexcept:
         """It has come back, or raised ``failure``."""
+        cdef Frame* frame = enter_frame(<void*>(<Visit>visits[0]).walk.engine, True, current_greenlet())
         try:
             self.spans.ran(begun[1], failure, batch, [(<Visit>visit).request for visit in visits])
         except Exception as error:
             report(error, self.spans)
         except BaseException as error:
             note_interrupt(turn, error)
+        if frame != NULL:
+            leave_frame(frame)
         return 0

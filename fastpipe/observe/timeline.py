@@ -13,6 +13,7 @@ import os
 import threading
 import time
 import weakref
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -51,27 +52,19 @@ class Timeline:
         if pipe.closing:
             raise PipeClosed("the pipe is closed: there is nothing to draw a timeline of")
         self.path = Path(path)
+        self._process = os.getpid()
         self._log = EventLog(pipe, MOST_WAITING)
-        try:
-            pipe._set_events(self._log)
-        except RuntimeError:
-            raise PipeError("the pipe has a timeline already: stop() that first") from None
-        try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-            try:
-                _write_all(descriptor, _head(pipe, self._log))
-                # The thread knows neither this nor the pipe, so that both can be dropped; it then ends.
-                self._worker = Worker("fastpipe timeline", _write_events, self._log, descriptor)
-                self._worker.start()
-            except BaseException as error:
-                os.close(descriptor)
-                if isinstance(error, OSError):
-                    error.filename = str(self.path)
-                raise
-        except BaseException:
-            pipe._set_events(None)
-            raise
+        # First: a signal may end this behind any line.
         self._end = weakref.finalize(self, _end, weakref.ref(pipe), self._log)
+        try:
+            try:
+                pipe._set_events(self._log)
+            except RuntimeError:
+                raise PipeError("the pipe has a timeline already: stop() that first") from None
+            self._worker = _started(pipe, self._log, self.path)
+        except BaseException:
+            self._end()
+            raise
 
     @property
     def dropped(self) -> int:
@@ -79,12 +72,12 @@ class Timeline:
         return self._log.dropped
 
     def stop(self) -> None:
-        """Write what is left, and close the file. Idempotent.
+        """Write what is left, and close the file. Idempotent. In a child of a fork: nothing; its parent writes.
 
         Raises:
             OSError: the file could not be written to; what was noted before is in it.
         """
-        if self._end() is None:
+        if self._end() is None or os.getpid() != self._process:
             return
         self._worker.join(None)
         if self._log.error_number:
@@ -111,21 +104,37 @@ def _end(pipe: weakref.ref[Engine], log: EventLog) -> bool:
     """Note no more, and let the thread leave."""
     engine = pipe()
     if engine is not None:
-        engine._set_events(None)
+        engine._forget_events(log)
     log.stop()
     return True
 
 
-def _write_events(log: EventLog, descriptor: int) -> None:
-    """Write until the log is stopped; the body of the thread."""
+def _started(pipe: Engine, log: EventLog, path: Path) -> Worker:
+    """Make the file, and start the thread that writes it."""
+    file = path.open("wb", buffering=0)
+    worker = None
     try:
-        log.serve(descriptor, _describe)
+        _write_all(file, _head(pipe, log))
+        # The thread knows neither the timeline nor the pipe, so that both can be dropped; it then ends.
+        worker = Worker("fastpipe timeline", _write_events, log, file)
+        worker.start()
+    except BaseException as error:
+        if worker is None or not worker.thread.is_handed_over:  # else the file is the thread's, which is told to end
+            file.close()
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        raise
+    return worker
+
+
+def _write_events(log: EventLog, file: FileIO) -> None:
+    """Write until the log is stopped; the body of the thread."""
+    with file:
+        log.serve(file.fileno(), _describe)
         if log.dropped and not log.error_number:
             note = f"{log.dropped} events are missing: more came than could be written"
             with contextlib.suppress(OSError):
-                _write_all(descriptor, instant(time.monotonic_ns(), _NOTES, note))
-    finally:
-        os.close(descriptor)
+                _write_all(file, instant(time.monotonic_ns(), _NOTES, note))
 
 
 def _head(pipe: Engine, log: EventLog) -> bytes:
@@ -161,6 +170,6 @@ def _describe(ident: int) -> bytes:
     return row(ident, name, parent=_WORKERS if name.startswith("fastpipe ") else _CALLERS)
 
 
-def _write_all(descriptor: int, content: bytes) -> None:
+def _write_all(file: FileIO, content: bytes) -> None:
     while content:
-        content = content[os.write(descriptor, content) :]
+        content = content[os.write(file.fileno(), content) :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -163,7 +164,7 @@ def test_what_finds_no_room_is_counted_and_what_is_there_still_nests(tmp_path: P
         pipe._set_events(log)
         for index in range(20):
             pipe({"data": index})
-        pipe._set_events(None)
+        pipe._forget_events(log)
         assert log.dropped > 0
         log.stop()
         with path.open("wb") as file:
@@ -252,3 +253,63 @@ def test_a_timeline_keeps_no_pipe_alive(tmp_path: Path) -> None:
     pipe.close()
     del pipe
     timeline.stop()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_with_block_that_a_child_of_a_fork_leaves_ends_there_and_goes_on_here(tmp_path: Path) -> None:
+    with Pipe(backend=opened()) as pipe, pipe.timeline(tmp_path / "run.pftrace") as timeline:
+        child = os.fork()
+        if child == 0:
+            timeline.stop()
+            os._exit(7)
+        until_s = time.monotonic() + WAIT_S
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < until_s:
+            time.sleep(0.01)
+        if ended == (0, 0):
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(ended[1]) == 7, "the child waits for a thread that it does not have"
+        size = (tmp_path / "run.pftrace").stat().st_size
+        pipe({"data": 0})
+    assert (tmp_path / "run.pftrace").stat().st_size > size
+
+
+@pytest.mark.filterwarnings("ignore:.*unclosed file:pytest.PytestUnraisableExceptionWarning")  # but it is closed
+@pytest.mark.filterwarnings("ignore:.*FileIO:pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_while_a_timeline_begins_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Ctrl-C behind each instruction: the pipe can have another one, and no file stays open, nor any thread at work."""
+    watched = {fastpipe.observe.timeline.Timeline.__init__.__code__, fastpipe.observe.timeline._started.__code__}
+    left = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal left
+        if frame.f_code not in watched:
+            return None
+        frame.f_trace_opcodes = True
+        left -= event == "opcode"
+        if left == 0 and event == "opcode":
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    with Pipe(backend=opened()) as pipe:
+        open_files = len(os.listdir("/proc/self/fd"))
+        for moment in range(1, 1000):
+            left = moment
+            timeline = None
+            sys.settrace(trace)
+            try:
+                timeline = pipe.timeline(tmp_path / "run.pftrace")
+            except KeyboardInterrupt:
+                continue
+            finally:
+                sys.settrace(before)
+            break
+        assert moment > 20
+        assert timeline is not None
+        timeline.stop()
+        until_s = time.monotonic() + WAIT_S
+        while len(os.listdir("/proc/self/fd")) > open_files and time.monotonic() < until_s:
+            time.sleep(0.01)
+        assert len(os.listdir("/proc/self/fd")) == open_files
+        assert "fastpipe timeline" not in [thread.name for thread in threading.enumerate()]

@@ -269,3 +269,24 @@ def test_a_second_tracer_and_a_closed_pipe_are_refused(spans: Spans) -> None:
             trace_pipe(pipe, sample=2)
     with pytest.raises(PipeClosed):
         trace_pipe(pipe)
+
+
+def test_an_exporter_that_calls_the_pipe_it_is_told_of_is_refused_and_hangs_no_worker() -> None:
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+    from fastpipe.observe.traces import trace_pipe
+
+    met: list[str] = []
+
+    class CallsBack(SpanProcessor):
+        def on_end(self, span: Any) -> None:
+            try:
+                pipe({"data": 0}, timeout=5)
+            except Exception as error:
+                met.append(type(error).__name__)
+
+    provider = TracerProvider()
+    provider.add_span_processor(CallsBack())
+    with fastpipe.Pipe(backend="Identity") as pipe, trace_pipe(pipe, tracer_provider=provider):
+        assert pipe.submit({"data": 1}).result(timeout=10)["result"] == 1
+    assert met == ["PipeError", "PipeError"]  # of the node's span, and of the request's
