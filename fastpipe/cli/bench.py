@@ -178,6 +178,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure; 0 if no request failed, otherwise 1."""
     if arguments.plot is not None:
         from fastpipe.cli import plots  # what is missing is said before anything is measured
+
+        plots.check_path(arguments.plot)
     clients = arguments.clients or (() if arguments.rate else (1, 8, 64))
     loads = [*(Load(clients=count) for count in clients), *(Load(rate=rate) for rate in arguments.rate)]
     requests = requests_of(arguments)

@@ -86,7 +86,10 @@ def _latencies(axes: Any, results: Sequence[Results], files: Sequence[Path]) -> 
     axes.set_yscale("log")
     axes.set_xticks([1 / (1 - share) for share in _SHOWN], list(_SHOWN.values()))
     axes.minorticks_off()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    least, greatest = axes.get_ylim()
+    # Less than a decade or so has too few of these to be read.
+    subs = (1, 2, 5) if greatest > 20 * least else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
     axes.set_xlabel("percent of the requests that took no longer")
     axes.set_ylabel("latency in ms")
@@ -103,6 +106,20 @@ def _tidy(axes: Any) -> None:
 def _plain(text: str) -> str:
     """Return text in which nothing is a formula."""
     return text.replace("$", r"\$")
+
+
+def check_path(path: Path) -> None:
+    """Find out before anything is measured that no plot can be kept at ``path``.
+
+    Raises:
+        PipeError: its folder is not there, or its suffix is none that matplotlib knows.
+    """
+    if not path.absolute().parent.is_dir():
+        raise PipeError(f"--plot {path}: there is no folder {str(path.parent)!r}")
+    known = Figure().canvas.get_supported_filetypes()
+    suffix = path.suffix.removeprefix(".").lower()
+    if suffix and suffix not in known:
+        raise PipeError(f"--plot {path}: no picture ends with {path.suffix!r}; these do: {', '.join(sorted(known))}")
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -140,7 +157,10 @@ def tune(trials: Sequence[Outcome], was: Outcome, chosen: Outcome, p99_s: float 
         axes.axhline(p99_s * 1e3, color="black", linestyle=":", label=f"limit of p99, {p99_s * 1e3:g} ms")
     axes.set_yscale("log")
     axes.minorticks_off()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    least, greatest = axes.get_ylim()
+    # Less than a decade or so has too few of these to be read.
+    subs = (1, 2, 5) if greatest > 20 * least else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
     axes.set_xlim(left=0)
     axes.set_xlabel("requests answered per second")

@@ -67,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     optuna_module()
     if arguments.plot is not None:
         from fastpipe.cli import plots
+
+        plots.check_path(arguments.plot)
     path: Path = arguments.file
     p99_s = None if arguments.p99_ms is None else arguments.p99_ms / 1e3
     tuner = Tuner(arguments, requests_of(arguments))

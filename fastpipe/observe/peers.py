@@ -5,6 +5,9 @@
 
 Nobody writes anything unless somebody asks, and numbers are those of the moment. What is not answered within
 ANSWERS_WITHIN_S, by a process that is stopped, say, is left out of that scrape.
+
+Only processes of the same user, and of root, are told anything or believed: the kernel says whose the other end of a
+socket is. So it does no harm if others may write to the directory, but that they may remove the sockets.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ import json
 import os
 import secrets
 import socket
+import struct
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +31,8 @@ from fastpipe.observe.pipes import Pipes
 __all__ = ["Peers"]
 
 ANSWERS_WITHIN_S = 1.0
+MOST_BYTES = 1 << 26
+"""Of one answer; a pipe of 50 nodes takes about 200 kB."""
 OWNERS_FOLDER = 0o700
 # What the kernel takes as the path of such a socket.
 LONGEST_PATH_BYTES = 107
@@ -96,8 +103,8 @@ class Peers:
                 told = _ask(path)
             except (ConnectionRefusedError, FileNotFoundError):  # nobody listens any more: it has been killed
                 path.unlink(missing_ok=True)
-            except (OSError, ValueError):  # it does not answer in time, or has ended in the middle
-                continue
+            except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+                continue  # it does not answer in time, has ended in the middle, or is no process of a service
             else:
                 for name, stats, is_healthy in told:
                     yield process, name, stats, is_healthy
@@ -138,6 +145,8 @@ def _answer(listener: socket.socket, pipes: Pipes) -> None:
             except OSError:  # it is shut
                 return
             with asker, contextlib.suppress(OSError):
+                if not _is_trusted(asker):
+                    continue
                 asker.settimeout(ANSWERS_WITHIN_S)
                 asker.sendall(json.dumps(list(pipes.looks())).encode())
 
@@ -146,16 +155,31 @@ def _ask(path: Path) -> list[tuple[str, Any, bool]]:
     """Return what a process tells.
 
     Raises:
-        OSError, ValueError: it does not.
+        OSError, ValueError, TypeError, AttributeError, RecursionError: it does not, or tells something else.
     """
+    deadline = time.monotonic() + ANSWERS_WITHIN_S
+    answer = bytearray()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.settimeout(ANSWERS_WITHIN_S)
         asking.connect(str(path))
-        parts = []
+        if not _is_trusted(asking):
+            raise PermissionError("it is another user's")
         while part := asking.recv(1 << 16):
-            parts.append(part)
-    told = json.loads(b"".join(parts))
+            answer += part
+            # Of the whole answer, not of each part: one that trickles is not waited for, either.
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or len(answer) > MOST_BYTES:
+                raise TimeoutError("it does not come to an end")
+            asking.settimeout(left_s)
+    told = json.loads(answer)
     return [(name, _with_edges(stats), is_healthy) for name, stats, is_healthy in told]
+
+
+def _is_trusted(connection: socket.socket) -> bool:
+    """Whether the other end is a process of this user's, or of root's."""
+    credentials = struct.Struct("3i")  # process, user, group
+    _, user, _ = credentials.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
+    return user in (0, os.geteuid())
 
 
 def _with_edges(value: Any) -> Any:

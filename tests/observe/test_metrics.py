@@ -9,9 +9,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -336,6 +339,62 @@ def test_processes_that_share_a_directory_are_all_shown_by_whichever_is_scraped(
     finally:
         services[1].send_signal(signal.SIGCONT)
     until(lambda: done(ports[0]) == expected)
+
+
+@pytest.mark.parametrize("answer", [b"7", b"[7]", b"[[]]", b'[["p", {"buckets": 1}, true]]', b"[" * 100_000, None])
+def test_a_peer_that_answers_nonsense_or_trickles_is_left_out(
+    prometheus_client: Any, tmp_path: Path, answer: bytes | None
+) -> None:
+    ended = threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener, fastpipe.Pipe(backend=Echo) as pipe:
+        listener.bind(str(tmp_path / "1-hostile.sock"))
+        listener.listen()
+
+        def tell() -> None:
+            asker, _ = listener.accept()
+            with asker, contextlib.suppress(OSError):
+                if answer is not None:
+                    asker.sendall(answer)
+                while answer is None and not ended.wait(0.1):
+                    asker.sendall(b" ")
+
+        telling = threading.Thread(target=tell)
+        telling.start()
+        collector = metrics.PrometheusCollector({"p": pipe}, directory=tmp_path)
+        try:
+            registry = prometheus_client.CollectorRegistry()
+            begun = time.monotonic()
+            registry.register(collector)
+            text = metrics.generate_latest(registry).decode()
+            assert f'pid="{os.getpid()}"' in text
+            assert 'pid="1"' not in text
+            assert time.monotonic() - begun < WAIT_S
+        finally:
+            ended.set()
+            collector.close()
+            telling.join(WAIT_S)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_user_is_told_nothing(prometheus_client: Any, tmp_path: Path) -> None:
+    with fastpipe.Pipe(backend=Echo) as pipe:
+        directory = Path(tempfile.mkdtemp(dir="/tmp"))
+        collector = metrics.PrometheusCollector({"p": pipe}, directory=directory)
+        try:
+            collector_socket = next(directory.glob("*.sock"))
+            directory.chmod(0o777)
+            collector_socket.chmod(0o777)
+            code = "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX)\n"
+            code += (
+                "s.connect(sys.argv[1]); s.settimeout(5)\ntry: print(len(s.recv(9)))\nexcept ConnectionError: print(0)"
+            )
+            told = subprocess.check_output(
+                [sys.executable, "-c", code, str(collector_socket)], timeout=WAIT_S, text=True
+            )
+            assert told.strip() == "0"
+        finally:
+            collector.close()
+            shutil.rmtree(directory)
 
 
 def test_a_directory_that_cannot_be_used_is_said(prometheus_client: Any, tmp_path: Path) -> None:
