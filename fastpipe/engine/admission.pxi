@@ -81,6 +81,8 @@ cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, obj
             engine.clock = clock
         else:                                                   # somebody else was faster
             clock.stop()
+        if engine.gave_up:                                      # the pipe has closed while the thread began: nobody else stops it
+            engine.clock.stop()
     if sink_kind == SINK_ASYNCIO and (<Entry>entry).line is not None:
         if is_hooked(AT_ADMIT):
             act_at(AT_ADMIT)

@@ -1178,3 +1178,22 @@ def test_building_and_closing_costs_no_files() -> None:
         with Pipe(backend=Bound, max=4) as pipe:
             pipe({"data": 1})
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_clock_that_begins_while_the_pipe_closes_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first request with a time limit starts it, and closing stops what is there by then."""
+    pipe = Pipe(backend="Identity")
+    start, clocks = pipe._keeper.start_clock, []
+
+    def start_late(clock: Any) -> None:
+        before = set(threading.enumerate())
+        start(clock)
+        clocks.extend(set(threading.enumerate()) - before)
+        pipe.close(timeout=0)
+
+    monkeypatch.setattr(pipe._keeper, "start_clock", start_late)
+    with pytest.raises(PipeClosed):
+        pipe.submit({"data": 1}, timeout=10)
+    (clock,) = clocks
+    clock.join(WAIT_S)
+    assert not clock.is_alive()

@@ -412,6 +412,7 @@ def test_a_directory_that_cannot_be_used_is_said(prometheus_client: Any, tmp_pat
     assert list((tmp_path / "fine").iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # eventlet, where a test has imported it, warns of it
 def test_the_child_of_a_fork_shows_its_own_pipes_only(prometheus_client: Any) -> None:
     """Its parent's are left out; one of the same name takes its place."""
     with Pipe(backend=Echo) as pipe:
@@ -444,6 +445,7 @@ def open_sockets() -> set[str]:
     return {name for name in found if name.startswith("socket:")}
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # eventlet, where a test has imported it, warns of it
 def test_parent_and_child_of_a_fork_share_a_directory(prometheus_client: Any, tmp_path: Path) -> None:
     """The child listens once it has a pipe, and keeps nothing open of its parent's, who may end before it does."""
     before = open_sockets()

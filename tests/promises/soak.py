@@ -581,11 +581,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.unraisablehook = lambda what: unraisable.update([repr(what.exc_value)])
     started = time.monotonic()
     samples: dict[str, list[int]] = {name: [] for name in HELD}
-    with tempfile.TemporaryDirectory(prefix="fastpipe-soak-") as folder:
-        with contextlib.closing(Soak(Path(folder), options.seed)) as soak:  # its threads would keep the process
-            for held in rounds(soak, options):
-                for name, value in held.items():
-                    samples[name].append(value)
+    with (
+        tempfile.TemporaryDirectory(prefix="fastpipe-soak-") as folder,
+        contextlib.closing(Soak(Path(folder), options.seed)) as soak,  # its threads would keep the process
+    ):
+        for held in rounds(soak, options):
+            for name, value in held.items():
+                samples[name].append(value)
     del unraisable[repr(Left())]  # raised into a thread while Python called it from C, and had nobody else to tell
     soak.problems += [f"{count} times unraisable: {what}" for what, count in unraisable.items()]
     verdicts, seconds = verdicts_of(samples), time.monotonic() - started
