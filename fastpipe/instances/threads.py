@@ -80,6 +80,8 @@ class Worker:
         except BaseException:
             if not self.thread.is_handed_over:  # else what was handed over says so, once there is no thread
                 self._is_over.set()
+                # Where what is raised is no Exception, ``threading`` goes on counting it as one that is about to begin.
+                getattr(threading, "_limbo", {}).pop(self.thread, None)
             raise
 
     def join(self, timeout: float | None) -> None:

@@ -29,7 +29,9 @@ ATTEMPTS = 3  # at being flat: resident memory has noise, and what grows does so
 scaled = load.scaled
 
 PROLOGUE = """
-import ctypes, fastpipe, gc, json, os, random, signal, sys, threading, time
+import ctypes, fastpipe, gc, json, logging, os, random, signal, sys, threading, time
+
+logging.disable()  # a full queue, or a hang, is a warning on stderr
 
 def say(word):
     os.write(1, f"{word}\\n".encode())
