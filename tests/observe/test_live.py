@@ -393,7 +393,7 @@ def test_a_page_does_not_keep_its_pipe_alive() -> None:
 
 def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a program of its own."""
-    command = [sys.executable, "-c", textwrap.dedent(script)]
+    command = [sys.executable, "-P", "-c", textwrap.dedent(script)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **options)
 
 
@@ -542,7 +542,7 @@ def test_notices_are_their_owners_alone(pipe: fastpipe.Pipe, tmp_path: Path) -> 
         assert stat.S_IMODE(notice.parent.stat().st_mode) == 0o700
         assert [found["url"] for found in noticeboard.notices()] == [page.url]
     assert list(noticeboard.notices()) == []
-    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead = subprocess.Popen([sys.executable, "-P", "-c", ""])
     dead.wait()
     stale = notice.with_name(f"{dead.pid}-1.json")
     stale.write_text(json.dumps({"pid": dead.pid, "url": "http://127.0.0.1:1/"}))

@@ -423,7 +423,7 @@ def test_a_program_without_logging_sees_warnings_and_nothing_else(tmp_path: Path
         assert logging.getLogger("fastpipe").handlers == []
     """
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", textwrap.dedent(script)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (ran.returncode, ran.stdout) == (0, "")
     assert ran.stderr == "node 'main', instance 0: the device of the node is lost: DeviceLost: gone\n"

@@ -291,7 +291,7 @@ def test_processes_that_are_scraped_each_by_itself_tell_themselves_apart(
 ) -> None:
     """By the label ``pid``; their buckets have the same bounds, so that sums over processes are right."""
     for count in (2, 3):
-        command = [sys.executable, "-c", SERVICE, str(count)]
+        command = [sys.executable, "-P", "-c", SERVICE, str(count)]
         services.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     together: dict[str, float] = {}
     for service in services:
@@ -315,7 +315,7 @@ def test_processes_that_share_a_directory_are_all_shown_by_whichever_is_scraped(
 ) -> None:
     """At the moment of the scrape; one that was killed is forgotten, one that is stopped left out."""
     for count in (2, 3, 4):
-        command = [sys.executable, "-c", SERVICE, str(count), str(tmp_path / "ocr")]
+        command = [sys.executable, "-P", "-c", SERVICE, str(count), str(tmp_path / "ocr")]
         services.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     ports = [int(service.stdout.readline()) for service in services if service.stdout is not None]
 
@@ -389,7 +389,7 @@ def test_another_user_is_told_nothing(prometheus_client: Any, tmp_path: Path) ->
                 "s.connect(sys.argv[1]); s.settimeout(5)\ntry: print(len(s.recv(9)))\nexcept ConnectionError: print(0)"
             )
             told = subprocess.check_output(
-                [sys.executable, "-c", code, str(collector_socket)], timeout=WAIT_S, text=True
+                [sys.executable, "-P", "-c", code, str(collector_socket)], timeout=WAIT_S, text=True
             )
             assert told.strip() == "0"
         finally:
@@ -654,7 +654,7 @@ for name in metrics.__all__:
     except ImportError as error:
         print(error)
 """
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines() == [
         f"fastpipe.observe.metrics.{name} needs {library}: pip install 'fastpipe-engine[{extra}]'"
         for name, library, extra in (
