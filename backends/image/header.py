@@ -22,6 +22,7 @@ class ImageHeader(NamedTuple):
     height: int
     is_complete: bool = True  # False: it is cut, or damaged, as far as that can be seen from outside
     is_plain_jpeg: bool = False  # 8 bits, gray or three channels, Huffman coded
+    is_for_engines: bool = False  # such a JPEG that is baseline, too, and gray or YCbCr: a GPU's JPEG engines take it
     orientation: int = 1  # EXIF's: 1 is upright, 2 to 8 are the other ways to hold and to mirror
     scans: int = 1  # of a JPEG: how often the decoder goes over all of its pixels
     pieces: tuple[bytes | memoryview, ...] = ()  # joined, what the decoder should see; empty: all of it
@@ -88,13 +89,18 @@ SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length including its own two by
 FRAME = struct.Struct(">BHHB")  # bits, height, width, channels
 START_OF_SCAN = 0xDA
 END_OF_IMAGE = 0xD9
-EXIF_SEGMENT = 0xE1
+BASELINE_FRAME = 0xC0
+JFIF_SEGMENT, EXIF_SEGMENT, ADOBE_SEGMENT = 0xE0, 0xE1, 0xEE
+JFIF_PREFIX, ADOBE_PREFIX = b"JFIF\0", b"Adobe"
+ADOBE_TRANSFORM_AT = 11  # behind the segment's length
+RGB_NUMBERS = b"RGB"  # of channels: some programs say by them what the pixels are
 START_OF_FRAME = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # those three are tables and a reserved one
 HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
 PROGRESSIVE_FRAMES = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 MOST_STEPS = 4096  # a real header has less than 300; one made to be walked through for minutes is none
 NO_SEGMENT = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD8)})  # no marker, or one that stands alone
-PASSED_OVER = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)} - {EXIF_SEGMENT})  # tables, texts
+# Tables, texts.
+PASSED_OVER = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)} - {JFIF_SEGMENT, EXIF_SEGMENT, ADOBE_SEGMENT})
 JPEG_END = b"\xff\xd9"
 SCAN_START = b"\xff\xda"
 SEARCH_STEP = 1 << 20  # bytes of the file that are copied at a time
@@ -102,9 +108,9 @@ SEARCH_STEP = 1 << 20  # bytes of the file that are copied at a time
 
 def _read_jpeg(encoded: memoryview) -> ImageHeader | None:
     at = 2
-    frame: tuple[int, ...] | None = None  # bits, height, width, channels
-    frame_marker = 0
+    frame_at = frame_marker = 0
     exif: memoryview | None = None  # the first, if there are several
+    is_jfif, adobe_transform = False, None
     segment = SEGMENT.unpack_from
     for _ in range(MOST_STEPS):
         prefix, marker, length = segment(encoded, at)
@@ -119,28 +125,44 @@ def _read_jpeg(encoded: memoryview) -> ImageHeader | None:
         if marker == END_OF_IMAGE:
             return None
         if marker in START_OF_FRAME:
-            if frame is not None:
+            if frame_at:
                 return None  # libjpeg refuses it too; the first must not speak for the second
-            frame = FRAME.unpack_from(encoded, at + 4)
-            frame_marker = marker
+            frame_at, frame_marker = at, marker
         elif marker == EXIF_SEGMENT and exif is None and bytes(encoded[at + 4 : at + 10]) == EXIF_PREFIX:
             exif = encoded[at + 10 : at + 2 + length]
+        elif marker == JFIF_SEGMENT:
+            is_jfif = is_jfif or bytes(encoded[at + 4 : at + 9]) == JFIF_PREFIX
+        elif marker == ADOBE_SEGMENT and bytes(encoded[at + 4 : at + 9]) == ADOBE_PREFIX:
+            adobe_transform = encoded[at + 4 + ADOBE_TRANSFORM_AT] if length > 2 + ADOBE_TRANSFORM_AT else None
         at += 2 + max(length, 2)
     else:
         return None
-    if frame is None:
+    if not frame_at:
         return None
-    bits, height, width, channels = frame
+    bits, height, width, channels = FRAME.unpack_from(encoded, frame_at + 4)
     has_several_scans = frame_marker in PROGRESSIVE_FRAMES or encoded[at + 4] < channels
+    is_plain = frame_marker in HUFFMAN_FRAMES and bits == 8 and channels in (1, 3)
+    is_baseline = is_plain and frame_marker == BASELINE_FRAME and not has_several_scans
     return ImageHeader(
         width,
         height,
         # Nearly always it is the very end. Some programs add to it; then it is looked for.
         is_complete=bytes(encoded[max(at, len(encoded) - 2) :]) == JPEG_END or any(_counts(JPEG_END, encoded, at)),
-        is_plain_jpeg=frame_marker in HUFFMAN_FRAMES and bits == 8 and channels in (1, 3),
+        is_plain_jpeg=is_plain,
+        is_for_engines=is_baseline and not _holds_rgb(encoded, frame_at, channels, is_jfif, adobe_transform),
         orientation=1 if exif is None else _read_orientation(exif),
         scans=sum(_counts(SCAN_START, encoded, at)) if has_several_scans else 1,
     )
+
+
+def _holds_rgb(encoded: memoryview, frame_at: int, channels: int, is_jfif: bool, adobe_transform: int | None) -> bool:
+    """Say whether a JPEG of three channels holds RGB instead of YCbCr, by the same signs as libjpeg."""
+    if channels != len(RGB_NUMBERS) or is_jfif:
+        return False
+    if adobe_transform is not None:
+        return adobe_transform == 0
+    components = encoded[frame_at + 10 : frame_at + 10 + 3 * channels]
+    return bytes(components[::3]) == RGB_NUMBERS
 
 
 def _counts(marker: bytes, encoded: memoryview, start: int) -> Iterator[int]:

@@ -2,7 +2,7 @@
 
     {"backend": "S[DecodeTensor,ResizeNormalizeTensor,SyncTensor]", "resize_h": 224, "resize_w": 224}
 
-``nvimagecodec`` decodes on the GPU; whatever that does not take goes to ``DecodeMat``, on threads of the CPU.
+``nvjpeg`` decodes on the GPU; whatever that does not take goes to ``DecodeMat``, on threads of the CPU.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ..gpu.handed_on import Pixels
 from ..gpu.streams import InstanceStream, hand_over
 from ..image.header import ImageHeader, read_header
 from ..ranges import MOST_PIXELS, MaxPixels
-from . import nvimagecodec
-from .nvimagecodec import SUCCESS, BatchDecoder, Picture, status_name
+from . import nvjpeg
+from .nvjpeg import SUCCESS, BatchDecoder, Picture, status_name
 
 __all__ = ["DecodeTensor"]
 
@@ -68,11 +68,16 @@ class _Target(NamedTuple):
 class DecodeTensor(OnGpu):
     """JPEG, PNG, WebP or BMP bytes -> a uint8 tensor of shape (1, 3, height, width) on a GPU; sets ``color``.
 
-    **Who decodes.** JPEGs that are complete, of 8 bits and gray or YCbCr, baseline or progressive, are decoded on the
-    GPU, the whole batch by one call of nvImageCodec. Everything else (other formats; CMYK, RGB or 12 bits in a JPEG;
-    JPEGs that the GPU refuses or fails at) is decoded by ``DecodeMat`` on threads of the CPU, meanwhile, and copied to
-    the GPU. ``hybrid`` changes that. Which of them decoded an image is seen only in the last bits: each rounds in its
-    own way, by 3 of 255 at most. Two instances: while one decodes, the callers of the other are answered and come back.
+    **Who decodes.** Baseline JPEGs that are complete, of 8 bits and gray or YCbCr, are decoded by the GPU's JPEG
+    engines (A100, H100 and later have them; elsewhere by its cores), the whole batch by one call of nvJPEG. Everything
+    else (other formats; progressive JPEGs; CMYK, RGB or 12 bits in a JPEG; JPEGs that the GPU refuses or fails at) is
+    decoded by ``DecodeMat`` on threads of the CPU, meanwhile, and copied to the GPU. ``hybrid`` changes that. Which of
+    them decoded an image is seen only in the last bits: each rounds in its own way, by 1 of 255 at most. All instances
+    of a process that are on one GPU share its engines, and take turns. Two instances: while one decodes, the callers of
+    the other are answered and come back.
+
+    **Beside a model on the same GPU**, one of nvJPEG's two ways to use the engines is twenty times slower; elsewhere it
+    is a seventh faster. The decoder measures which of them is quicker just now.
 
     **What fails, and what has no result**, is as with ``DecodeMat``: no image, or the beginning of one only, leaves no
     result; too many pixels are a ``DecodeError``. One image of a batch never changes the outcome of another. Gray has
@@ -84,7 +89,7 @@ class DecodeTensor(OnGpu):
     keep one for long. Where the next step of a Sequential takes ``Pixels``, as ``ResizeNormalizeTensor`` does, no
     tensors are made, and ``data`` is then what it was before.
 
-    **The GIL** is given up twice for a batch while it is decoded, and a few times more for its memory and its stream;
+    **The GIL** is given up once for a batch while it is decoded, and a few times more for its memory and its stream;
     for each image only when its tensor is dropped, if it is one. Inside of a Sequential with ``SyncTensor``, the work
     is queued on that one's stream.
 
@@ -97,13 +102,14 @@ class DecodeTensor(OnGpu):
         hybrid: "auto": as above. "gpu": what the GPU does not take fails with DecodeError. "cpu": ``DecodeMat`` decodes
             everything, and only the result is on the GPU.
         fancy_upsampling: smooth chroma, as libjpeg and Pillow make it; False: nearest, which is different by far.
-        threads: threads of the CPU for all instances together, which help the GPU; without it, half of the CPUs.
+        threads: threads of the CPU for all instances together, for what the GPU does not take; without it, half of the
+            CPUs.
         instance_num: the node's number of instances, which share ``threads``.
         max_pixels: larger images fail with DecodeError before anything is allocated for them.
 
     Raises:
-        ConfigError: if there is no such GPU, or nvImageCodec has another version than 0.9, or cannot use the GPU.
-        MissingExtra: if nvImageCodec or OpenCV is not installed.
+        ConfigError: if there is no such GPU, or nvJPEG cannot use it.
+        MissingExtra: if nvJPEG or OpenCV is not installed.
         DecodeError: for requests with more than ``max_pixels``; with hybrid = "gpu", for all that is left to others.
         TypeError: for requests whose ``data`` is not bytes, bytearray, memoryview or a uint8 array.
     """
@@ -125,14 +131,13 @@ class DecodeTensor(OnGpu):
         max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
         try:
-            from ..image.codec import MOST_SCANS, DecodeMat
+            from ..image.codec import DecodeMat
         except ImportError as error:
             raise MissingExtra("DecodeTensor", "cpu", error) from error
         self.max_batch = max
         self.color: Literal["rgb", "bgr"] = color
         self.hybrid = hybrid
         self.max_pixels = max_pixels
-        self._most_scans = MOST_SCANS
         self._gives_pixels = False  # see hand_on()
         self._cupy: Any = None
         device_id = self._claim_gpu(device, device_id)
@@ -142,14 +147,11 @@ class DecodeTensor(OnGpu):
         self._pool: ThreadPoolExecutor | None = None
         self._decoder: BatchDecoder | None = None
         if hybrid != "cpu":
-            self._decoder = BatchDecoder(
-                nvimagecodec.load(),
-                device=device_id,
-                max_batch=max,
-                color=color,
-                threads=self._threads,
-                fancy_upsampling=fancy_upsampling,
-            )
+            library = nvjpeg.load()
+            with self._stream.entered():
+                self._decoder = BatchDecoder(
+                    library, device=device_id, max_batch=max, color=color, fancy_upsampling=fancy_upsampling
+                )
             self._warm_up(self._decoder, max)
 
     def forward(self, batch: list[Request]) -> None:
@@ -195,12 +197,15 @@ class DecodeTensor(OnGpu):
             self._pool.shutdown()
             self._pool = None
         if self._decoder is not None:
-            self._decoder.close()
+            with self._stream.entered():
+                self._decoder.close()
             self._decoder = None
 
     def _warm_up(self, decoder: BatchDecoder, largest: int) -> None:
-        """Decode a full batch, which settles how many images the GPU's engines get, and a single image."""
+        """Decode a full batch, for which the library gets its memory, and a single image."""
         import cv2
+
+        decoder.is_warming_up = True
 
         encoded = cv2.imencode(".jpg", np.full((64, 64, 3), 128, np.uint8))[1].tobytes()
         for count in (largest, 1):
@@ -211,7 +216,8 @@ class DecodeTensor(OnGpu):
             if refused or not items:
                 reason = status_name(refused[0][1]) if refused else "its header cannot be read"
                 self.close()
-                raise ConfigError(f"DecodeTensor: nvImageCodec cannot decode a plain JPEG on this GPU: {reason}")
+                raise ConfigError(f"DecodeTensor: nvJPEG cannot decode a plain JPEG on this GPU: {reason}")
+        decoder.is_warming_up = False
         self.warmed_up = f"batches of {largest} and 1"
 
     # ---- what goes where ----
@@ -231,7 +237,7 @@ class DecodeTensor(OnGpu):
                 taken.append(item)
             elif self.hybrid == "gpu":
                 errors[index] = DecodeError(
-                    "DecodeTensor: hybrid = 'gpu' takes complete JPEGs of 8 bits, gray or YCbCr, "
+                    "DecodeTensor: hybrid = 'gpu' takes complete baseline JPEGs of 8 bits, gray or YCbCr, "
                     f"with at most max_pixels = {self.max_pixels}"
                 )
             else:
@@ -255,12 +261,7 @@ class DecodeTensor(OnGpu):
     def _is_taken(self, header: ImageHeader) -> bool:
         """Say whether the GPU may have it; DecodeMat says what is wrong with the others."""
         pixels = header.width * header.height
-        return (
-            header.is_plain_jpeg
-            and header.is_complete
-            and 0 < pixels <= self.max_pixels
-            and header.scans <= self._most_scans
-        )
+        return header.is_for_engines and header.is_complete and 0 < pixels <= self.max_pixels
 
     # ---- on the GPU ----
 
@@ -272,7 +273,7 @@ class DecodeTensor(OnGpu):
             return [], []
         made, failed = self._decode(self._decoder, batch, items, stream)
         if len(items) > 1:
-            # The engines decode all or nothing: whose fault it was shows when each is decoded alone.
+            # The library decodes all or nothing: whose fault it was shows when each is decoded alone.
             again, failed = failed, []
             for item, _ in again:
                 self._decoder.read(0, item.encoded)
@@ -286,7 +287,7 @@ class DecodeTensor(OnGpu):
     ) -> tuple[list[torch.Tensor], list[tuple[_Item, int]]]:
         """Decode images 0 to n - 1 of the decoder, and file those that succeed."""
         made: list[torch.Tensor] = []
-        targets: list[_Target | None] = [None] * len(items)
+        targets: dict[int, _Target] = {}
         widest_first = sorted(range(len(items)), key=lambda number: -items[number].picture.width)
         for numbers in _blocks(widest_first, [item.picture.width for item in items]):
             pictures = [items[number].picture for number in numbers]
@@ -296,17 +297,16 @@ class DecodeTensor(OnGpu):
             row_bytes, top = columns * 3, 0
             for number, picture in zip(numbers, pictures, strict=True):
                 start = address + top * row_bytes
-                decoder.place(number, picture, start, row_bytes, stream)
+                decoder.place(number, start, row_bytes)
                 targets[number] = _Target(memory, top, start, row_bytes)
                 top += picture.height
             if not self._gives_pixels:
                 made.append(memory)
-        failed = []
-        for item, target, status in zip(items, targets, decoder.decode(len(items)), strict=True):
-            if status != SUCCESS or target is None:
-                failed.append((item, status))
-                continue
-            request = batch[item.request_index]
+        status = decoder.decode(len(items), stream)
+        if status != SUCCESS:
+            return made, [(item, status) for item in items]
+        for number, item in enumerate(items):
+            request, target = batch[item.request_index], targets[number]
             height, width = item.picture.height, item.picture.width
             if self._gives_pixels:
                 row = _turned(target.address, target.row_bytes, height, width, item.orientation)
@@ -318,7 +318,7 @@ class DecodeTensor(OnGpu):
                     made.append(tensor)
                 request["result"] = tensor
             request["color"] = self.color
-        return made, failed
+        return made, []
 
     def _allocate(self, rows: int, columns: int) -> tuple[Any, int]:
         """Return memory for rows of three bytes a pixel, and its address.

@@ -31,7 +31,7 @@ __all__ = ["add_arguments", "examined", "run", "version_line"]
 
 LIBRARIES = (
     *("numpy", "numba", "opencv-python-headless", "opencv-python", "simplejpeg", "Pillow", "onnx", "onnxruntime"),
-    *("onnxruntime-gpu", "torch", "cupy-cuda13x", "cupy-cuda12x", "nvidia-nvimgcodec-cu13", "tensorrt-cu13"),
+    *("onnxruntime-gpu", "torch", "cupy-cuda13x", "cupy-cuda12x", "nvidia-nvjpeg", "tensorrt-cu13"),
     *("cryptography", "rich", "tree-sitter", "matplotlib", "optuna"),
 )
 GPU_LIBRARIES = {"torch", "cupy-cuda13x", "cupy-cuda12x", "onnxruntime-gpu", "tensorrt-cu13"}

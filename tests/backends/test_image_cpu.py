@@ -87,6 +87,7 @@ def test_simplejpeg_and_opencv_give_the_same_bits(mode: str, progressive: bool) 
         header = read_header(memoryview(content))
         assert header is not None
         assert (header.height, header.width, header.is_plain_jpeg) == (height, width, mode != "CMYK")
+        assert header.is_for_engines == (mode in ("RGB", "L") and not progressive)
         expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         np.testing.assert_array_equal(run(backend, content)["result"], expected)
 
