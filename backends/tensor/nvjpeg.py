@@ -312,7 +312,8 @@ class _Engines:
                 destroy(handle)
 
 
-_sharing = threading.Lock()
+# Reentrant: making a decoder may collect garbage, and with it another decoder, which is closed then.
+_sharing = threading.RLock()
 _shared: dict[tuple[int, bool], _Engines] = {}
 
 

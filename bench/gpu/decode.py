@@ -84,7 +84,7 @@ def check(encoded: dict[str, bytes]) -> dict[str, int]:
         "png": cv2.imencode(".png", gray)[1].tobytes(),
     }
     cut = next(iter(encoded.values()))[:5000]
-    with fastpipe.Pipe(backend="S[DecodeTensor,SyncTensor]", color="bgr", max=BATCH) as pipe:
+    with fastpipe.Pipe(backend="S[DecodeTensor,SyncTensor]", color="bgr", max=BATCH, without_result="end") as pipe:
         items = list({**encoded, **more}.items())
         requests = [{"data": data} for _, data in items] + [{"data": cut}, {"data": cut + b"\xff\xd9"}]
         pipe(requests)

@@ -162,13 +162,12 @@ def test_instances_on_one_gpu_share_its_engines(fake: Fake) -> None:
     library = fake.load()
     first, second, other = new_decoder(library), new_decoder(library, color="bgr"), new_decoder(library, device=1)
     assert fake.live == 2 * (2 * 2 + 3)  # two ways with handle and state, a stream and two events; of two GPUs
+    images = [jpeg(30, 20)] * 4
     with ThreadPoolExecutor(2) as pool:
-        images = [jpeg(30, 20)] * 4
-        for (one, _), (two, _) in [
-            (pool.submit(decoded, first, images), pool.submit(decoded, second, images)) for _ in range(20)
-        ] and [(decoded(first, images), decoded(second, images))]:
-            np.testing.assert_array_equal(one[3], pixels_of(images[0], 30, 20))
-            np.testing.assert_array_equal(two[3], pixels_of(images[0], 30, 20, "bgr"))
+        for _ in range(20):
+            of_first, of_second = pool.submit(decoded, first, images), pool.submit(decoded, second, images)
+            np.testing.assert_array_equal(of_first.result()[0][3], pixels_of(images[0], 30, 20))
+            np.testing.assert_array_equal(of_second.result()[0][3], pixels_of(images[0], 30, 20, "bgr"))
     assert fake.most_inside == 1
     first.close()
     other.close()
