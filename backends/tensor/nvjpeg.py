@@ -102,6 +102,7 @@ _FUNCTIONS: dict[str, list[Any]] = {
 _DRIVER_FUNCTIONS: dict[str, list[Any]] = {
     "cuCtxGetStreamPriorityRange": [_INTS, _INTS],
     "cuStreamCreateWithPriority": [_OUT, ctypes.c_uint, _INT],
+    "cuStreamQuery": [_HANDLE],
     "cuStreamSynchronize": [_HANDLE],
     "cuStreamDestroy_v2": [_HANDLE],
     "cuEventCreate": [_OUT, ctypes.c_uint],
@@ -279,8 +280,11 @@ class _Engines:
         with self.lock:
             chooser = self._choosers[count.bit_length()] if len(self._ways) > 1 else None
             way = self._ways[number := chooser.choose() if chooser else 0]
-            way.prepare(count, batch.output)
             driver, mine = self._library.driver, self._stream
+            # The library may hang if a batch begins while it is still at work on the one before, in either way.
+            if driver.cuStreamQuery(mine):
+                check("cuStreamSynchronize", self._library.waiting.cuStreamSynchronize(mine))
+            way.prepare(count, batch.output)
             check("cuEventRecord", driver.cuEventRecord(self._before, stream))
             check("cuStreamWaitEvent", driver.cuStreamWaitEvent(mine, self._before, 0))
             begun_ns = time.perf_counter_ns()

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -65,8 +66,8 @@ class Fake:
 
     USUAL: ClassVar = {
         **dict.fromkeys(("no_engines", "refuse", "break", "made", "batches", "largest", "with_gil", "without_gil"), 0),
-        **dict.fromkeys(("most_inside", "synchronized", "priority"), 0),
-        **dict.fromkeys(("slow_way", "flags"), -1),
+        **dict.fromkeys(("most_inside", "synchronized", "priority", "lingers"), 0),
+        "flags": -1,
     }
 
     def __init__(self, path: Path) -> None:
@@ -157,6 +158,16 @@ def test_the_callers_stream_is_waited_for_and_waits(fake: Fake) -> None:
     decoder.close()
 
 
+def test_no_batch_begins_while_the_library_is_at_work_on_another(fake: Fake) -> None:
+    """The fake, which checks that, ends the process otherwise."""
+    fake.set(lingers=1)
+    decoder = new_decoder(fake.load())
+    for _ in range(3):
+        decoded(decoder, [jpeg(4, 4)])
+    assert fake.synchronized == 2
+    decoder.close()
+
+
 def test_instances_on_one_gpu_share_its_engines(fake: Fake) -> None:
     """Two of them would be slower than one; whoever is the last gives them back."""
     library = fake.load()
@@ -175,24 +186,25 @@ def test_instances_on_one_gpu_share_its_engines(fake: Fake) -> None:
     second.close()
 
 
-def test_which_way_is_quicker_is_measured(fake: Fake) -> None:
-    """Pipelining, until it is slow, and again once it is not; the slow way is tried ever more rarely."""
+def test_each_batch_goes_the_way_that_was_chosen_and_tells_what_it_cost(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a chooser for each order of magnitude: one image costs more a byte than many do."""
+    noted: list[tuple[Any, int, float]] = []
+    monkeypatch.setattr(nvjpeg._Chooser, "choose", lambda self: len(noted) % 2)
+    monkeypatch.setattr(nvjpeg._Chooser, "note", lambda self, way, cost: noted.append((self, way, cost)))
     decoder = new_decoder(fake.load())
-    images = [jpeg(4, 4)] * 4
-
-    def ways(count: int) -> list[int]:
-        seen = []
-        for _ in range(count):
-            decoded(decoder, images)
-            seen.append(fake.flags & 1)
-        return seen
-
-    fake.set(slow_way=1)
-    assert sum(ways(100)) <= 20  # the 5th, the 21st and the 85th; a pause of this machine asks for one more
-    fake.set(slow_way=0)
-    seen = ways(100)
-    assert sum(seen) >= 80
-    fake.set(slow_way=-1)
+    for count in (1, 1, 4, 4):
+        begun_ns = time.perf_counter_ns()
+        decoded(decoder, [jpeg(4, 4)] * count)
+        _, way, cost = noted[-1]
+        assert fake.flags & 1 == way
+        assert 0 < cost * count * len(jpeg(4, 4)) <= time.perf_counter_ns() - begun_ns
+    assert [way for _, way, _ in noted] == [0, 1, 0, 1]
+    assert noted[0][0] is noted[1][0] is not noted[2][0] is noted[3][0]
+    decoder.is_warming_up = True
+    decoded(decoder, [jpeg(4, 4)])
+    assert len(noted) == 4
     decoder.close()
 
 

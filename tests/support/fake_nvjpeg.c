@@ -8,13 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 typedef struct { unsigned char* channel[4]; size_t pitch[4]; } Image;
 typedef struct { int kind, backend, count, output; unsigned flags; void* recorded_on; } Handle;
 enum { LIBRARY = 71, STATE, STREAM, EVENT };
 
-int fake_no_engines = 0, fake_refuse = 0, fake_break = 0, fake_slow_way = -1, fake_priority = 0;
+int fake_no_engines = 0, fake_refuse = 0, fake_break = 0, fake_priority = 0, fake_lingers = 0;
 int fake_live = 0, fake_made = 0, fake_with_gil = 0, fake_without_gil = 0, fake_batches = 0, fake_largest = 0;
 int fake_inside = 0, fake_most_inside = 0, fake_flags = -1, fake_synchronized = 0;
 void *fake_waited = 0, *fake_waits = 0; /* which streams of the caller's came before and behind */
@@ -111,10 +110,11 @@ int nvjpegDecodeBatched(void* h, void* s, const unsigned char** sources, const s
     count_call();
     Handle *library = checked(h, LIBRARY, "no library"), *state = checked(s, STATE, "no state");
     need(checked(stream, STREAM, "no stream of its own")->recorded_on != 0, "nothing was waited for");
+    need(!((Handle*)stream)->count, "the batch before is still at work");
+    ((Handle*)stream)->count = fake_lingers;
     int inside = __atomic_add_fetch(&fake_inside, 1, __ATOMIC_SEQ_CST);
     if (inside > fake_most_inside) fake_most_inside = inside;
-    int way = library->flags & 1, status = 0;
-    if (fake_slow_way >= 0) nanosleep(&(struct timespec){0, way == fake_slow_way ? 5000000 : 500000}, 0);
+    int status = 0;
     if (fake_break) status = 6;
     fake_batches++;
     fake_flags = (int)library->flags;
@@ -148,7 +148,14 @@ int cuStreamCreateWithPriority(void** out, unsigned flags, int priority)
     made(out, STREAM);
     return 0;
 }
-int cuStreamSynchronize(void* h) { count_call(); checked(h, STREAM, "no stream"); fake_synchronized++; return 0; }
+int cuStreamQuery(void* h) { return checked(h, STREAM, "no stream")->count ? 600 : 0; } /* not ready */
+int cuStreamSynchronize(void* h)
+{
+    count_call();
+    checked(h, STREAM, "no stream")->count = 0;
+    fake_synchronized++;
+    return 0;
+}
 int cuStreamDestroy_v2(void* h) { return destroyed(h, STREAM); }
 int cuEventCreate(void** out, unsigned flags) { need(flags == 2, "a timed event"); made(out, EVENT); return 0; }
 int cuEventDestroy_v2(void* h) { return destroyed(h, EVENT); }
