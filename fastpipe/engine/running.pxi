@@ -116,7 +116,7 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
         for visit in alive:
             note_wait(station, visit, begun_ns, ended_ns)
             if "result" not in visit.request or visit.without is not None:
-                note_result(engine, visit, instance.backend)
+                note_result(engine, visit, instance.backend, turn)
             send_on(engine, visit, turn)
         return 0
     for visit in alive:
@@ -232,7 +232,7 @@ cdef int _file_item_errors(Engine engine, Station station, Instance instance, li
     each = None
     for index in range(count):
         if index not in errors:
-            note_result(engine, <Visit>alive[index], instance.backend)
+            note_result(engine, <Visit>alive[index], instance.backend, turn)
     for index in range(count):
         visit = <Visit>alive[index]
         if index in errors:
@@ -314,9 +314,9 @@ cdef int run_ready(Engine engine, Turn turn) noexcept:
         weight = 1.0
         try:
             if station.batches:
-                weight = weight_of(visit)
+                weight = weight_of(visit, turn)
                 if isinstance(visit.node.bucket, str):
-                    hash(bucket_of(visit))                      # the same errors as on the way through the queue
+                    hash(bucket_of(visit, turn))                      # the same errors as on the way through the queue
             visits = [visit]                                    # before the token is taken: there may be no memory
         except BaseException as error:
             fail_visit(engine, visit, with_place(error, visit.node), turn)

@@ -53,6 +53,7 @@ class Timeline:
             raise PipeClosed("the pipe is closed: there is nothing to draw a timeline of")
         self.path = Path(path)
         self._process = os.getpid()
+        self._is_told = False  # what became of it has been raised, or logged
         self._log = EventLog(pipe, MOST_WAITING)
         # First: a signal may end this behind any line.
         self._end = weakref.finalize(self, _end, weakref.ref(pipe), self._log)
@@ -75,11 +76,15 @@ class Timeline:
         """Write what is left, and close the file. Idempotent. In a child of a fork: nothing; its parent writes.
 
         Raises:
-            OSError: the file could not be written to; what was noted before is in it.
+            OSError: the file could not be written to; what was noted before is in it. Said once.
         """
-        if self._end() is None or os.getpid() != self._process:
+        self._end()
+        if os.getpid() != self._process:
             return
-        self._worker.join(None)
+        self._worker.join(None)  # also of who comes second: the file is complete when this returns
+        if self._is_told:
+            return
+        self._is_told = True
         if self._log.error_number:
             raise OSError(self._log.error_number, os.strerror(self._log.error_number), str(self.path))
         if self.dropped:
@@ -100,13 +105,12 @@ class Timeline:
                 raise
 
 
-def _end(pipe: weakref.ref[Engine], log: EventLog) -> bool:
+def _end(pipe: weakref.ref[Engine], log: EventLog) -> None:
     """Note no more, and let the thread leave."""
     engine = pipe()
     if engine is not None:
         engine._forget_events(log)
     log.stop()
-    return True
 
 
 def _started(pipe: Engine, log: EventLog, path: Path) -> Worker:

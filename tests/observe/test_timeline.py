@@ -217,6 +217,39 @@ def test_a_disk_that_is_full_ends_the_timeline_and_not_the_service() -> None:
         timeline.stop()
 
 
+def test_whoever_stops_a_timeline_finds_its_file_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. The writer is held up. 2. Two threads stop the timeline. 3. Neither returns before the writer has ended."""
+    held, inside = threading.Event(), threading.Event()
+    write_events = fastpipe.observe.timeline._write_events
+
+    def waits(log: Any, file: Any, *more: Any) -> None:
+        inside.set()
+        assert held.wait(WAIT_S)
+        write_events(log, file, *more)
+
+    monkeypatch.setattr(fastpipe.observe.timeline, "_write_events", waits)
+    path = tmp_path / "run.pftrace"
+    sizes: list[int] = []
+    with Pipe(backend=opened()) as pipe:
+        timeline = pipe.timeline(path)
+        assert inside.wait(WAIT_S)
+        pipe({"data": 0})
+
+        def stop() -> None:
+            timeline.stop()
+            sizes.append(path.stat().st_size)
+
+        stopping = [threading.Thread(target=stop) for _ in range(2)]
+        for thread in stopping:
+            thread.start()
+        time.sleep(0.05)
+        assert sizes == []
+        held.set()
+        for thread in stopping:
+            thread.join(WAIT_S)
+    assert sizes == [path.stat().st_size] * 2
+
+
 def test_a_second_timeline_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "first.pftrace"
     with Pipe(backend=opened()) as pipe:
