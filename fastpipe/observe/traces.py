@@ -7,9 +7,9 @@
         classify, batch of 8        the batch: a child of one of its requests' spans, linked to those of the others
         └── (the backend's own)
 
-``fastpipe.queue.seconds`` says how much of a node's span was waiting; the rest is the run. ``fastpipe.admission.seconds``
-says the same of the request: where a limit was reached, it waited so long to be let in. A request that is refused has no
-span. A span of the SDK's costs about 30 us, which is why calls are sampled before it is asked.
+``fastpipe.queue.seconds`` says how much of a node's span was waiting; the rest is the run. Of a request's,
+``fastpipe.admission.seconds`` says how long it waited to be let in; one that is refused has no span. A span of the
+SDK's costs about 30 us, which is why calls are sampled before it is asked.
 
 Needs the package opentelemetry-api (extra ``otel``), and a provider, as opentelemetry-sdk has one.
 """
@@ -172,7 +172,7 @@ class _Spans:
         around = trace.get_current_span().get_span_context()
         if around.is_valid and not around.trace_flags.sampled:
             return None
-        attributes = {"fastpipe.entry": node, "fastpipe.admission.seconds": waited_ns / 1e9}
+        attributes: dict[str, Any] = {"fastpipe.entry": node, "fastpipe.admission.seconds": waited_ns / 1e9}
         span = self.tracer.start_span(self.name, attributes=attributes, start_time=called_ns)
         try:
             if not span.is_recording():

@@ -386,7 +386,7 @@ def test_who_makes_room_asks_in_the_context_of_who_waited_for_it() -> None:
 
 
 def test_who_sheds_anothers_request_merges_it_in_its_own_context() -> None:
-    """1. ann's part stands in the gate, and her other one queues. 2. bob's pushes it out: her merge runs on his thread."""
+    """1. One stands in the gate, and ann's part queues. 2. bob's pushes it out: her merge runs on his thread."""
     gate, found = Gate(), []
 
     class Keeps(AsksParts):

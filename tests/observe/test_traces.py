@@ -379,7 +379,8 @@ def test_spans_of_a_batch_end_if_a_processor_raises_while_they_end(monkeypatch: 
     """Of each: that one fails to be told of one end is no reason to forget the others."""
 
     class Breaks(SpanProcessor):
-        begun: list[Any] = []
+        def __init__(self) -> None:
+            self.begun: list[Any] = []
 
         def on_start(self, span: Any, parent_context: Any = None) -> None:
             self.begun.append(span)
@@ -389,7 +390,8 @@ def test_spans_of_a_batch_end_if_a_processor_raises_while_they_end(monkeypatch: 
 
     gate = Gate()
     provider = TracerProvider()
-    provider.add_span_processor(Breaks())
+    breaks = Breaks()
+    provider.add_span_processor(breaks)
     monkeypatch.setattr("sys.unraisablehook", lambda told: None)
     with Pipe(backend=gate, batching="greedy") as pipe, trace_pipe(pipe, tracer_provider=provider):
         futures = [pipe.submit({"data": 0})]
@@ -397,8 +399,8 @@ def test_spans_of_a_batch_end_if_a_processor_raises_while_they_end(monkeypatch: 
         futures += [pipe.submit({"data": number}) for number in range(1, 4)]
         gate.opened.set()
         assert [each.result(WAIT_S)["result"] for each in futures] == [0, 1, 2, 3]
-    assert len(Breaks.begun) == 4 + 1 + 3 + 1
-    assert all(span.end_time is not None for span in Breaks.begun)
+    assert len(breaks.begun) == 4 + 1 + 3 + 1
+    assert all(span.end_time is not None for span in breaks.begun)
 
 
 def test_spans_end_where_a_backend_says_nonsense_of_its_failures(spans: Spans) -> None:
@@ -406,9 +408,12 @@ def test_spans_end_where_a_backend_says_nonsense_of_its_failures(spans: Spans) -
         def forward(self, batch: list[Request]) -> None:
             raise fastpipe.ItemErrors([({"data": "of another batch"}, ValueError("whose?"))])
 
-    with Pipe(backend=Nonsense()) as pipe, trace_pipe(pipe, tracer_provider=spans.provider):
-        with pytest.raises(fastpipe.BackendError):
-            pipe({"data": 1})
+    with (
+        Pipe(backend=Nonsense()) as pipe,
+        trace_pipe(pipe, tracer_provider=spans.provider),
+        pytest.raises(fastpipe.BackendError),
+    ):
+        pipe({"data": 1})
     assert spans.one("main").status.status_code is StatusCode.ERROR
     assert spans.one("fastpipe").status.status_code is StatusCode.ERROR
 
