@@ -135,7 +135,8 @@ class Stats(TypedDict):
     latency_s: Distribution
     """Of each request that was let in, and was answered or failed: from its call to its answer, the wait for room in
     front of the pipe included. Who is refused, or has waited for room until its time was over, is not let in. The
-    requests of a list have one call. Not of the parts that a Jump or MapReduce inside a Sequential makes of a request."""
+    requests of a list have one call. Not of the parts that a Jump or MapReduce inside a Sequential makes of a
+    request."""
     nodes: dict[str, NodeStats]
 
 
