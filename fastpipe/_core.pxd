@@ -413,6 +413,7 @@ cdef class Turn:
     cdef int why                                # its batch left: a reason, plus 1; 0: its caller runs it; or RUN_AGAIN
     cdef int64_t shown                          # the `serial` of the log of events in which its batch has begun; 0: in none
     cdef int64_t thread                         # then: its ident
+    cdef tuple spans                            # GIL: what Tracer.c_enter_batch gave for its batch, while that runs; or None
     cdef bint is_elsewhere                      # its thread is not in the context of those whose requests it runs
     cdef object death                           # what ended that worker
     cdef PyObject* stepper                      # whose turn it is, if it takes one step at a time; it owns the turn

@@ -294,6 +294,8 @@ class _Spans(Protocol):
         """
     def ran(self, running: Any, error: BaseException | None, batch: list[_Request], requests: list[_Request]) -> None:
         """It has returned, or raised; ``batch`` is the backend's list, ``requests`` what it was."""
+    def gave_up(self, running: Any, error: BaseException) -> None:
+        """It hangs, and its requests have failed; ``ran`` is told, perhaps at the same time, should it come back."""
     def end(self, span: Any, error: BaseException | None, is_cancelled: bool) -> None:
         """A request has ended."""
 

@@ -23,7 +23,7 @@ from fastpipe.engine.noting cimport (
     BATCH_BEGAN, BATCH_ENDED, MEMBER, QUEUED, REQUEST_BEGAN, REQUEST_ENDED, STREAM_RAN, Event, Text,
 )
 from fastpipe.engine.parking cimport (
-    Frame, events_leave, events_notify, events_prepare, events_sleep, innermost_frame, kernel_now_ns,
+    Frame, events_leave, events_notify, events_prepare, events_sleep, innermost_frame, is_another_inside, kernel_now_ns,
 )
 from fastpipe.engine.perfetto cimport (
     COUNTER, DESCRIPTOR_NAME, DESCRIPTOR_PARENT, DESCRIPTOR_UUID, EVENT_COUNTER, EVENT_NAME, INSTANT, SLICE_BEGIN,
@@ -195,6 +195,8 @@ cdef class EventLog:
         self.owed += 1
         turn.shown = self.serial
         turn.thread = PyThread_get_thread_ident()
+        if is_another_inside(current_greenlet()):               # of a thread's greenlets several are in batches: they need not nest
+            turn.thread = <int64_t>current_greenlet()
         event = _note(self, BATCH_BEGAN, now)
         event.thread = turn.thread
         event.station = station.position

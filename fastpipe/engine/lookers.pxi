@@ -52,4 +52,5 @@ cdef class Tracer:
     cdef int c_begin(self, Walk walk, object context) except -1
     cdef int c_end(self, Walk walk, c_bool is_cancelled, Turn turn) noexcept
     cdef tuple c_enter_batch(self, Station station, Instance instance, list visits, Turn turn)
+    cdef int c_give_up_batch(self, tuple begun, object failure, Turn turn) noexcept
     cdef int c_leave_batch(self, tuple begun, object failure, list batch, list visits, Turn turn) noexcept

@@ -162,7 +162,7 @@ cdef object _forward(Engine engine, Station station, Instance instance, list bat
         if (turn.is_elsewhere or turn.helps) and len(alive) == 1:
             context = root_of((<Visit>alive[0]).walk).c_enter_context(turn)
         if engine.tracer is not None:
-            spans = engine.tracer.c_enter_batch(station, instance, alive, turn)
+            spans = turn.spans = engine.tracer.c_enter_batch(station, instance, alive, turn)
         returned = run_backend(<void*>engine, instance.forward, batch, alive, station)
         if returned is not None:
             failure = wrong_return(returned, alive)
@@ -172,6 +172,7 @@ cdef object _forward(Engine engine, Station station, Instance instance, list bat
         # Lost on the way, for want of memory.
         failure = _no_memory
     if spans is not None:
+        turn.spans = None
         (<Tracer>spans[0]).c_leave_batch(spans, failure, batch, alive, turn)
     if context != NULL:
         root_of((<Visit>alive[0]).walk).c_leave_context(context)

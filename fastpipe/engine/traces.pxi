@@ -111,6 +111,16 @@ cdef class Tracer:
                 leave_frame(frame)
         return None
 
+    cdef int c_give_up_batch(self, tuple begun, object failure, Turn turn) noexcept:
+        """It hangs: the requests go on without it. c_leave_batch is called all the same, should it come back."""
+        try:
+            self.spans.gave_up(begun[1], failure)
+        except Exception as error:
+            report(error, self.spans)
+        except BaseException as error:
+            note_interrupt(turn, error)
+        return 0
+
     cdef int c_leave_batch(self, tuple begun, object failure, list batch, list visits, Turn turn) noexcept:
         """It has come back, or raised ``failure``."""
         cdef Frame* frame = enter_frame(<void*>(<Visit>visits[0]).walk.engine, True, current_greenlet())

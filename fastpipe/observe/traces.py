@@ -146,6 +146,8 @@ class _Running:
         self.nodes: list[tuple[int, Span]] = []
         self.batch: Span | None = None
         self.token: Any = None
+        self.is_to_end = [True]
+        """Whoever takes it out ends the spans: the batch's thread, or who gives the batch up."""
 
 
 class _Spans:
@@ -189,7 +191,7 @@ class _Spans:
         try:
             self._run(running, node, instance, size, followed)
         except BaseException:  # of code of others, such as a processor's on_start: what has begun is to end
-            _end_all(running, None)
+            self.ran(running, None, [], ())
             raise
         return running
 
@@ -224,7 +226,15 @@ class _Spans:
         self, running: _Running, error: BaseException | None, batch: list[Request], requests: Sequence[Request]
     ) -> None:
         """End them: the batch has returned, or raised ``error``."""
-        _end_all(running, error, batch, requests)
+        try:
+            if running.token is not None:  # the context is this thread's
+                otel_context.detach(running.token)
+        finally:
+            _end_all(running, error, batch, requests)
+
+    def gave_up(self, running: _Running, error: BaseException) -> None:
+        """End them, on another thread: the batch hangs."""
+        _end_all(running, error)
 
     def end(self, span: Span, error: BaseException | None, is_cancelled: bool) -> None:
         """End the span of a request."""
@@ -244,12 +254,14 @@ def _end_all(
     requests: Sequence[Request] = (),
 ) -> None:
     """End the spans of a batch, all of them, whatever code of others raises meanwhile; raise the first of that."""
+    try:
+        running.is_to_end.pop()
+    except IndexError:
+        return
     whole: BaseException | None = error
     errors: Mapping[int, BaseException] = {} if error is None else dict.fromkeys((i for i, _ in running.nodes), error)
     met: list[BaseException] = []
     try:
-        if running.token is not None:
-            otel_context.detach(running.token)
         if isinstance(error, ItemErrors) and batch is not None:
             errors = error.by_position(batch, list(requests))  # raises if it says nonsense: then all have failed
             whole = None

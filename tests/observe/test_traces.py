@@ -505,3 +505,97 @@ def test_a_signal_while_a_trace_begins_leaves_nothing_behind(spans: Spans) -> No
             tracing.stop()  # of another: it ends nothing
             pipe({"data": 1})
     assert len(spans.named("fastpipe")) == 1
+
+
+def test_spans_of_a_batch_that_hangs_end_when_it_is_given_up(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
+    """1. A batch of two hangs. 2. It is given up: all its spans end as failed. 3. It comes back, and nobody minds."""
+    first, inside, lets_go, left = Gate(), threading.Event(), threading.Event(), threading.Event()
+
+    class Hangs(Backend):
+        max_batch = 8
+
+        def forward(self, batch: list[Request]) -> None:
+            if batch[0]["data"] == "first":
+                first.forward(batch)
+            elif batch[0]["data"] == "hang":
+                inside.set()
+                assert lets_go.wait(WAIT_S)
+            for request in batch:
+                request["result"] = 0
+
+        def close(self) -> None:
+            left.set()
+
+    with (
+        Pipe(backend=Hangs, batching="greedy", hang_timeout=0.3) as pipe,
+        trace_pipe(pipe, tracer_provider=spans.provider),
+    ):
+        futures = [pipe.submit({"data": "first"})]
+        assert first.inside.wait(WAIT_S)
+        futures += [pipe.submit({"data": "hang"}) for _ in range(2)]
+        first.opened.set()
+        assert inside.wait(WAIT_S)
+        assert [type(future.exception(WAIT_S)) for future in futures] == [type(None), *[fastpipe.BackendHung] * 2]
+        ended = [(span.name, span.status.status_code.name) for span in spans.exporter.get_finished_spans()]
+        failed = [("main", "ERROR")] * 2 + [("main, batch", "ERROR")] + [("fastpipe", "ERROR")] * 2
+        assert sorted(ended) == sorted([("main", "UNSET"), ("fastpipe", "UNSET"), *failed])
+        lets_go.set()
+        assert left.wait(WAIT_S)
+        count = len(spans.exporter.get_finished_spans())
+        assert pipe({"data": 1})["result"] == 0
+    assert len(spans.exporter.get_finished_spans()) == count + 2
+    assert [record.message for record in caplog.records if record.name.startswith("opentelemetry")] == []
+
+
+def test_greenlets_that_leave_their_backends_in_any_order_have_spans_of_their_own(spans: Spans) -> None:
+    greenlet = pytest.importorskip("greenlet", reason="greenlet is not installed here")
+    main = greenlet.getcurrent()
+
+    class Switches(Backend):
+        def forward(self, batch: list[Request]) -> None:
+            main.switch()
+            with spans.tracer.start_as_current_span(f"inside {batch[0]['data']}"):
+                batch[0]["result"] = batch[0]["data"]
+
+    def call(number: int) -> None:
+        with spans.tracer.start_as_current_span(f"around {number}"):
+            pipe({"data": number})
+
+    with Pipe(backend=Switches, instance_num=3) as pipe, trace_pipe(pipe, tracer_provider=spans.provider):
+        calls = [greenlet.greenlet(call) for _ in range(3)]
+        for number, each in enumerate(calls):
+            each.switch(number)
+        for number in (1, 0, 2):
+            calls[number].switch()
+    nodes = {span.context.span_id: span for span in spans.named("main")}
+    requests = {span.context.span_id: span for span in spans.named("fastpipe")}
+    for number in range(3):
+        inside = spans.one(f"inside {number}")
+        assert inside.parent is not None
+        node = nodes[inside.parent.span_id]
+        assert node.parent is not None
+        assert is_child(requests[node.parent.span_id], spans.one(f"around {number}"))
+
+
+def test_spans_of_a_node_at_several_places_name_its_instances(spans: Spans) -> None:
+    """Each as the node's own number, whatever place it is at."""
+    places = iter(("cuda:0", "cuda:1", "cuda:0", "cuda:1"))
+
+    class Placed(Gate):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = next(places)
+            self.opened.set()
+
+        def place_of(self, request: Request) -> str:
+            return f"cuda:{request['data'] % 2}"
+
+    with Pipe(backend=Placed, instance_num=4) as pipe, trace_pipe(pipe, tracer_provider=spans.provider):
+        for future in [pipe.submit({"data": number}) for number in range(40)]:
+            future.result(WAIT_S)
+        by_place = pipe.stats()["nodes"]["main"]["places"]
+    attributes = [span.attributes for span in spans.named("main") if span.attributes]
+    assert len(attributes) == 40
+    assert {each["fastpipe.instance"] for each in attributes} <= {0, 1, 2, 3}
+    assert {int(str(each["fastpipe.instance"])) % 2 for each in attributes} == {0, 1}
+    assert sum(place["requests"] for place in by_place.values()) == 40
