@@ -133,6 +133,7 @@ cdef class Station:
     cdef int64_t[8] failed_by                   # visits that have failed here, by reason
     cdef int64_t cancelled                      # visits whose walk was cancelled, found so here
     cdef int64_t dropped                        # visits whose walk has ended elsewhere, found so here
+    cdef int64_t without_result                 # requests that have ended without one, or failed for want of it, because of it
     cdef int64_t shed                           # visits that had to leave the queue for newer ones
     cdef int64_t refused                        # at the front: requests that were not let in because of this queue
     cdef public int64_t replaced                # instances that hung and were built again
@@ -286,8 +287,8 @@ cdef class Walk:
     cdef int64_t room_bytes                     # of that place
     cdef bint is_counted                        # it holds a place in the engine's `gate`
     cdef list queued                            # GIL: its visits in queues that have a limit; or None
-    cdef tuple without                          # GIL: (node, part) that left it without a result, if one did; see Visit.without
-    cdef PyObject* lister                       # the turn of the thread whose list it came in, for comparing only; or NULL
+    cdef tuple without                          # GIL: who left it without a result, if somebody did; see Visit.without
+    cdef PyObject* lister                       # the turn of its caller's call, for comparing only; NULL: that has returned
     cdef object recorded                        # what the recorder wants to have back at the end, or None
     cdef object context                         # GIL: its caller's context variables, for batches on other threads; a part's are
                                                 # its whole's. None: it has not been queued, and runs where they are at hand
@@ -318,7 +319,8 @@ cdef class Visit:
     cdef int64_t size_bytes                     # of its data, while queued; 0 where nobody counts
     cdef bint is_ghost                          # queued, but its walk has ended: it holds no place
     cdef bint is_held                           # a batch that may hang has it
-    cdef tuple without                          # (node, part of its backend) that last left it without a result, or None
+    cdef tuple without                          # (node, part of its backend, node that counts it) that last left it without a
+                                                # result, or None. Of parts the third is the one inside the sub-graph
     cdef list bucket                            # its entry in the station's bucket_ids while queued
     cdef Stepper stepper                        # who waits for it while a worker runs it, or None
     cdef object failure                         # what it failed with there
@@ -411,6 +413,7 @@ cdef class Turn:
     cdef int why                                # its batch left: a reason, plus 1; 0: its caller runs it; or RUN_AGAIN
     cdef int64_t shown                          # the `serial` of the log of events in which its batch has begun; 0: in none
     cdef int64_t thread                         # then: its ident
+    cdef tuple spans                            # GIL: what Tracer.c_enter_batch gave for its batch, while that runs; or None
     cdef bint is_elsewhere                      # its thread is not in the context of those whose requests it runs
     cdef object death                           # what ended that worker
     cdef PyObject* stepper                      # whose turn it is, if it takes one step at a time; it owns the turn
@@ -455,6 +458,7 @@ cdef class Engine:
     cdef readonly int64_t failed
     cdef readonly int64_t cancelled
     cdef readonly int64_t refused
+    cdef readonly int64_t without_result        # GIL: requests that ended without one, or failed for want of it, as a step gave none
     cdef readonly int64_t copies                # GIL: dicts copied because several nodes read them
     cdef EventLog events                        # GIL: who notes what happens, or None
     cdef Tracer tracer                          # GIL: who is told of requests that it may follow, or None

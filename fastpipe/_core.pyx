@@ -166,7 +166,8 @@ cdef class Engine:
             return self._call_many(request, terms, entry)
         check_may_wait(self)
         turn = Turn.__new__(Turn)
-        walk = admit(self, entry_for(self, request, entry), request, SINK_CALLER, None, terms)
+        walk = admit(self, entry_for(self, request, entry), request, SINK_CALLER, None, terms, now_ns())
+        walk.lister = <PyObject*>turn
         start_walk(self, walk, turn)
         run_ready(self, turn)
         if walk.word.load(memory_order_acquire) != SET or turn.interrupt is not None:
@@ -221,6 +222,7 @@ cdef class Engine:
         cdef Visit visit
         cdef int index
         cdef Py_ssize_t count = 0                                       # of those that are admitted
+        cdef int64_t entered_ns = now_ns()                              # of all: those behind wait while others get room
         check_may_wait(self)
         if not isinstance(requests, (list, tuple)):
             entry_for(self, requests, name)                     # says what a request is
@@ -229,7 +231,7 @@ cdef class Engine:
         try:
             for index, (entry, request) in enumerate(zip(entries, requests)):
                 try:
-                    walks[count] = admit(self, entry, request, SINK_CALLER, None, terms)
+                    walks[count] = admit(self, entry, request, SINK_CALLER, None, terms, entered_ns)
                     (<Walk>walks[count]).lister = <PyObject*>turn
                     count += 1
                 except PipeClosed:                                      # nothing that follows has a chance
@@ -310,6 +312,7 @@ cdef class Engine:
             give_contexts(walks, splits, requests)
         for walk in walks:                                              # no code of users may run in here
             walk.is_part = True
+            walk.lister = <PyObject*>turn
             self.accepted += 1
             link_walk(self, walk)
         try:
@@ -406,11 +409,16 @@ cdef class Engine:
         if self.events is log:
             self.events = None
 
-    def _set_tracer(self, Tracer tracer):
-        """Have a tracer follow requests from now on; None: no more. Raises RuntimeError if another one is there."""
-        if tracer is not None and self.tracer is not None:
+    def _set_tracer(self, Tracer tracer not None):
+        """Have a tracer follow requests from now on. Raises RuntimeError if another one is there."""
+        if self.tracer is not None:
             raise RuntimeError("the engine has a tracer already")
         self.tracer = tracer
+
+    def _forget_tracer(self, Tracer tracer):
+        """Have that tracer follow no more requests; another one stays."""
+        if self.tracer is tracer:
+            self.tracer = None
 
     def _let_go(self):
         """Let requests end without a result; called once, while building."""
@@ -468,10 +476,10 @@ cdef class Engine:
         visit.request = request
         visit.walk = new_walk(self, entry_at(self, node), request, SINK_CALLER, None)
         if node.twins is not None:
-            visit.node = twin_for(self, node, request)
+            visit.node = twin_for(self, visit, None)
             station = visit.node.station
-        weight = weight_of(visit) if station.batches else 1.0
-        bucket = bucket_of(visit) if station.has_buckets else None
+        weight = weight_of(visit, None) if station.batches else 1.0
+        bucket = bucket_of(visit, None) if station.has_buckets else None
         entry = station.bucket_ids.get(bucket)
         number = entry[0] if entry is not None else -1 if station.has_buckets else 0
         with nogil:

@@ -94,7 +94,8 @@ class NodeStats(TypedDict):
     cancelled: int
     """They were cancelled while they were queued here, or ran."""
     without_result: int
-    """``failures["no result"]``: it was this node that left them without one."""
+    """It was this node that left them without one: ``failures["no result"]``, and those that ended so all the same, as
+    the pipe was told ``without_result = "end"``."""
     dropped: int
     """They were queued here, or ran, and were not wanted any more: they had failed, or ended, in another branch."""
     instances: InstanceStats
@@ -127,10 +128,15 @@ class Stats(TypedDict):
     """The seconds up to then that it covers."""
     requests: RequestStats
     failures: dict[str, int]
+    without_result: int
+    """Requests that a step left without a result: ``failures["no result"]``, or with ``without_result = "end"`` some
+    of those that are done."""
     copies: int
     latency_s: Distribution
-    """Of each request that was answered or failed: from its call to its answer, the wait for room in front of the pipe
-    included. Not of the parts that a Jump or MapReduce inside a Sequential makes of a request."""
+    """Of each request that was let in, and was answered or failed: from its call to its answer, the wait for room in
+    front of the pipe included. Who is refused, or has waited for room until its time was over, is not let in. The
+    requests of a list have one call. Not of the parts that a Jump or MapReduce inside a Sequential makes of a
+    request."""
     nodes: dict[str, NodeStats]
 
 
@@ -179,7 +185,6 @@ def _with_sums(counted: dict[str, Any]) -> NodeStats:
     """Return a node's counters with those that follow from others."""
     counted["mean_batch"] = counted["requests"] / counted["batches"] if counted["batches"] else 0.0
     counted["expired"] = counted["failures"].get("timeout", 0)
-    counted["without_result"] = counted["failures"].get("no result", 0)
     return cast("NodeStats", counted)
 
 
@@ -266,6 +271,7 @@ def between(later: Stats, earlier: Stats) -> Stats:
             "interval_s": later["time_s"] - earlier["time_s"],
             "requests": cast("RequestStats", requests),
             "failures": _reasons_between(later["failures"], earlier["failures"]),
+            "without_result": _count_between(later["without_result"], earlier["without_result"]),
             "copies": _count_between(later["copies"], earlier["copies"]),
             "latency_s": _distribution_between("latency_s", later["latency_s"], earlier["latency_s"]),
             "nodes": {name: _node_between(node, earlier["nodes"][name]) for name, node in later["nodes"].items()},

@@ -15,6 +15,7 @@ Public: a backend of yours that enters its stream here shares one with the steps
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 import threading
 import warnings
@@ -24,6 +25,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 from fastpipe.errors import MissingExtra
+
+from . import timing
 
 __all__ = ["Current", "InstanceStream", "gpu_count", "hand_over"]
 
@@ -36,6 +39,9 @@ class Current(NamedTuple):
     device_number: int
     is_outermost: bool
     """Whether this ``with`` statement synchronises; False: it shares the stream of one around it."""
+
+
+_serials = itertools.count()
 
 
 class InstanceStream:
@@ -57,6 +63,8 @@ class InstanceStream:
     def __init__(self, device_number: int) -> None:
         self.device_number = device_number
         self._sides: list[_Side] = []  # the first made the stream
+        self._serial = next(_serials)
+        self._clock: timing.StreamClock | None = None  # while a timeline looks
 
     def entered(self) -> _Entry:
         """Return the context in which the stream is current, to be entered by the thread that runs the instance.
@@ -78,6 +86,15 @@ class InstanceStream:
                 if kind.count(library):
                     self._sides.append(kind(library, self.device_number, self._sides[0].handle))
         return self._sides
+
+    def stay(self) -> timing.Stay | None:
+        """Return what measures how long the work takes that is queued from now on; None: nobody wants to know."""
+        if not timing.watchers:
+            self._clock = None
+            return None
+        if self._clock is None:
+            self._clock = timing.StreamClock(self._serial, self.device_number)
+        return timing.Stay(self._clock, self._sides[0])
 
 
 def gpu_count() -> int:
@@ -120,6 +137,7 @@ class _Entry:
         self.owner: _Side  # who made the stream, once it is entered
         self.torch_before: Any = None  # torch's stream that was current before this one, if torch is there
         self._restore: ExitStack | None = None
+        self._stay: timing.Stay | None = None
 
     def __enter__(self) -> Current:
         stack = _entered.stack
@@ -139,6 +157,7 @@ class _Entry:
                     waited_for.add(handle)
             if stack:  # of another GPU
                 owner.wait_for_entry(stack[-1])
+            self._stay = self._stream.stay()
             self._restore = restore.pop_all()
         stack.append(self)
         return Current(owner.handle, self.device_number, True)
@@ -150,7 +169,11 @@ class _Entry:
             return
         _entered.stack.pop()
         with self._restore:
+            if self._stay is not None:
+                self._stay.finish()
             self.owner.synchronize()
+            if self._stay is not None:
+                self._stay.tell()
 
 
 class _Entered(threading.local):
@@ -191,6 +214,12 @@ class _Side(Protocol):
     def synchronize(self) -> None:
         """Return when what is queued is done; without the GIL, and without keeping a CPU busy."""
 
+    def mark(self) -> Any:
+        """See ``timing.Recorder``."""
+
+    def milliseconds(self, first: Any, second: Any) -> float:
+        """See ``timing.Recorder``."""
+
 
 class _TorchSide:
     def __init__(self, library: Any, device_number: int, handle: int | None = None) -> None:
@@ -230,6 +259,14 @@ class _TorchSide:
     def synchronize(self) -> None:
         self._done.record(self.stream)
         self._done.synchronize()
+
+    def mark(self) -> Any:
+        event = self._cuda.Event(enable_timing=True)
+        event.record(self.stream)
+        return event
+
+    def milliseconds(self, first: Any, second: Any) -> float:
+        return float(first.elapsed_time(second))
 
 
 class _CupySide:
@@ -275,6 +312,14 @@ class _CupySide:
     def synchronize(self) -> None:
         self._done.record(self.stream)
         self._done.synchronize()
+
+    def mark(self) -> Any:
+        event = self._cuda.Event()
+        event.record(self.stream)
+        return event
+
+    def milliseconds(self, first: Any, second: Any) -> float:
+        return float(self._cuda.get_elapsed_time(first, second))
 
 
 def _cupy_stream(cuda: Any, handle: int, device_number: int) -> Any:

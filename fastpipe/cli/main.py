@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastpipe.cli.paths import check_output
 from fastpipe.cli.terminal import Escaping, complain, escaped_line, put, say
 from fastpipe.errors import PipeError
 from fastpipe.faults import text_of
@@ -55,7 +56,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return MISTAKES
     except (PipeError, OSError) as error:
-        complain(f"fastpipe: {error}")
+        complain(f"fastpipe: {_told(error)}")
         return MISTAKES
     except SystemExit as leaving:  # argparse's, or of code that a file names, which Python would show unescaped
         if leaving.code is None or isinstance(leaving.code, int):
@@ -68,6 +69,13 @@ def _run(arguments: Sequence[str] | None) -> int:
         complain(traceback.format_exc().rstrip("\n"))
         return MISTAKES
     return status
+
+
+def _told(error: PipeError | OSError) -> str:
+    """Return what an error says: of a file, which one, and what the system says of it."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
@@ -199,6 +207,7 @@ class _Version(argparse.Action):
 
 
 def _graph(options: argparse.Namespace) -> int:
+    check_output("--output", options.output)
     suffix = options.output.suffix.lower() if options.output is not None else ".txt"
     kind: str = options.format or _SUFFIXES.get(suffix, "")
     if not kind:
@@ -262,6 +271,8 @@ def _schema(options: argparse.Namespace) -> int:
     import json
 
     from fastpipe.cli.schema import schema
+
+    check_output("--output", options.output)
 
     put(json.dumps(schema(), indent=2) + "\n", options.output)
     return FINE

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastpipe.cli.paths import check_output
 from fastpipe.errors import MissingExtra, PipeError
 
 try:
@@ -112,10 +113,9 @@ def check_path(path: Path) -> None:
     """Find out before anything is measured that no plot can be kept at ``path``.
 
     Raises:
-        PipeError: its folder is not there, or its suffix is none that matplotlib knows.
+        PipeError: it cannot be written, or its suffix is none that matplotlib knows.
     """
-    if not path.absolute().parent.is_dir():
-        raise PipeError(f"--plot {path}: there is no folder {str(path.parent)!r}")
+    check_output("--plot", path)
     known = Figure().canvas.get_supported_filetypes()
     suffix = path.suffix.removeprefix(".").lower()
     if suffix and suffix not in known:

@@ -20,6 +20,7 @@ from typing import Any, TextIO, cast
 from fastpipe.cli.data import HELP, Input, Inputs
 from fastpipe.cli.loading import pipe_of_file
 from fastpipe.cli.outputs import Outputs, failure_line
+from fastpipe.cli.paths import check_folder, check_output
 from fastpipe.cli.terminal import complain, escaped_line, progress_console
 from fastpipe.contract import Request
 from fastpipe.errors import PipeError
@@ -66,6 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.fail(f"--workers: at least 1, got {arguments.workers}")
     if arguments.resume and arguments.out is None:
         arguments.fail("--resume needs --out: what was done is read from there")
+    for option, path in (
+        ("--out", arguments.out),
+        ("--failures", arguments.failures),
+        ("--timeline", arguments.timeline),
+    ):
+        check_output(option, path)
+    check_folder("--out-dir", arguments.out_dir)
     inputs = Inputs(arguments.data)
     done_names = _done_names(arguments.out) if arguments.resume else frozenset()
     job = _Job(inputs, Outputs(arguments.out_dir), done_names, arguments.workers)

@@ -18,6 +18,7 @@ from typing import Any
 from fastpipe.cli.bench import COST, add_load_arguments, count_of, duration_of, requests_of
 from fastpipe.cli.load import Load, Sample, Target, Window, measure
 from fastpipe.cli.loading import pipe_of_file
+from fastpipe.cli.paths import check_output
 from fastpipe.cli.tables import Figures
 from fastpipe.cli.terminal import progress_console, say, show
 from fastpipe.cli.tuning import LEAST_BUSY, Choice, Outcome, Search, Setting, optuna_module, size_of
@@ -43,7 +44,10 @@ _PLAIN = re.compile(r"\d+")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``fastpipe tune`` takes."""
-    parser.epilog = f"{COST}. Nothing else should run on the machine meanwhile."
+    parser.epilog = (
+        f"{COST}. Nothing else should run on the machine meanwhile. The load is a closed loop: what it found is "
+        "measured in an open one by fastpipe bench FILE --compare OUT --rate R."
+    )
     add_load_arguments(parser, seconds=2.0, repeats=3)
     parser.add_argument(
         "--clients", metavar="N", type=count_of, default=32, help="callers at once (default: %(default)s)"
@@ -69,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         from fastpipe.cli import plots
 
         plots.check_path(arguments.plot)
+    check_output("--output", arguments.output)
     path: Path = arguments.file
     p99_s = None if arguments.p99_ms is None else arguments.p99_ms / 1e3
     tuner = Tuner(arguments, requests_of(arguments))

@@ -72,7 +72,8 @@ cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, obj
     cdef Clock clock
     cdef Line line
     cdef Waiter waiter
-    cdef int64_t size, entered_ns
+    cdef int64_t size
+    cdef int64_t entered_ns = now_ns()
     entry = entry_for(engine, given, name)
     if terms is not None and terms.deadline_ns >= 0 and sink_kind != SINK_CALLER and engine.clock is None:
         clock = Clock.__new__(Clock)
@@ -88,7 +89,6 @@ cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, obj
             act_at(AT_ADMIT)
         line = _line_at(engine, entry)
         size = line.c_size_of(given)
-        entered_ns = now_ns()
         waiter = _enter_line(engine, line, entry, given, size, terms, is_patient, sink)
         if waiter is not None:
             waiter.owned = request
@@ -96,11 +96,13 @@ cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, obj
             return waiter
         walk = _admit_booked(engine, line, size, entry, given, sink_kind, sink, terms, entered_ns)
     else:
-        walk = admit(engine, entry, given, sink_kind, sink, terms, is_patient)
+        walk = admit(engine, entry, given, sink_kind, sink, terms, entered_ns, is_patient)
     hand_in(walk, request, given)
+    walk.lister = <PyObject*>turn
     _start_admitted(engine, walk, turn)
     settle(engine, turn)
     turn.wake()
+    walk.lister = NULL
     if turn.interrupt is not None:                              # its caller will have no future: nobody waits for it
         cancel_walk(engine, walk)
         turn.c_raise_interrupt()
@@ -163,12 +165,12 @@ cdef Entry entry_for(Engine engine, object request, object entry):
     return entry_at(engine, <Node>node)
 
 
-cdef Walk admit(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, c_bool is_patient=False):
-    """Let a request in, when there is room. Blocks; serves signals."""
+cdef Walk admit(Engine engine, Entry entry, object request, uint8_t sink_kind, object sink, Terms terms, int64_t entered_ns,
+                c_bool is_patient=False):
+    """Let a request in, when there is room; ``entered_ns``: when its call began. Blocks; serves signals."""
     cdef Line line
     cdef Waiter waiter
     cdef int64_t size
-    cdef int64_t entered_ns = now_ns()
     if is_hooked(AT_ADMIT):
         act_at(AT_ADMIT)
     if entry.line is None:

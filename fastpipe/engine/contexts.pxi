@@ -1,4 +1,5 @@
-# Contexts: the caller's context variables (contextvars), for batches that run on other threads than its own.
+# Contexts: the caller's context variables (contextvars), for what runs of its request on other threads than its own; and what the
+# engine asks of user code about one request: there.
 #
 # Guarantees   A request that is alone in its batch finds them as its caller had them; in company each request's are at hand
 #              (context_of). One context serves a request from node to node. What a backend sets is seen by no other request,
@@ -7,10 +8,12 @@
 #              Nobody else ever gets hold of a walk's context, so that is_context_entered says whether it can be entered.
 
 from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent
+from cpython.dict cimport PyDict_GetItem
+from libcpp.atomic cimport memory_order_relaxed
 
 from fastpipe.engine.parking cimport innermost_batch
 
-from fastpipe.errors import PipeError
+from fastpipe.errors import PipeError, keys_in_brief, nearest
 
 
 cdef inline int keep_context(Walk walk) except -1:
@@ -19,6 +22,55 @@ cdef inline int keep_context(Walk walk) except -1:
     if root.context is None:
         root.context = PyContext_CopyCurrent()
     return 0
+
+
+cdef object ask_about(Walk walk, Turn turn, object function, object argument, object second=None):
+    """Call what users wrote for one request, a filter say, or a part of it: in its caller's context variables.
+
+    ``turn``: this thread's. On the caller's own thread, and before the request was queued, they are the current ones.
+    """
+    cdef Walk root = root_of(walk)
+    cdef PyObject* context
+    if root.context is None or turn is None or is_at_home(root, turn):
+        return enter_user_code(<void*>walk.engine, function, argument, second)
+    context = root.c_enter_context(turn)
+    try:
+        return enter_user_code(<void*>walk.engine, function, argument, second)
+    finally:
+        root.c_leave_context(context)
+
+
+cdef object bucket_of(Visit visit, Turn turn):
+    cdef PyObject* found
+    bucket = visit.node.bucket
+    if not isinstance(bucket, str):
+        return ask_about(visit.walk, turn, bucket, visit.request)
+    found = PyDict_GetItem(visit.request, bucket)
+    if found == NULL:
+        keys = [key for key in visit.request if isinstance(key, str)]
+        raise KeyError(f"node {visit.node.name!r}: bucket: the request has no key {bucket!r}, by which the node forms its "
+                       f"batches; its keys are {keys_in_brief(keys)}{nearest(bucket, keys)}")
+    return <object>found
+
+
+cdef double weight_of(Visit visit, Turn turn) except? -1:
+    """What a visit weighs; its ticket knows it from now on."""
+    cdef Node node = visit.node
+    cdef double weight
+    if node.weigh is not None:
+        weight = ask_about(visit.walk, turn, node.weigh, visit.request)
+    else:
+        size = visit.request.get("request_size")
+        if size is None:
+            visit.ticket.weight = 1.0
+            return 1.0
+        weight = size
+    if not 0 < weight <= node.station.max_batch:
+        raise ValueError(f"the request weighs {weight:g}; node {node.name!r} takes more than 0 and up to {node.station.max_batch}")
+    if weight != 1.0:
+        node.station.has_weights.store(1, memory_order_relaxed)
+    visit.ticket.weight = weight
+    return weight
 
 
 cdef object _copy_of_context(Visit visit, list batch):

@@ -19,8 +19,12 @@ from libcpp.algorithm cimport binary_search, lower_bound
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_release, memory_order_seq_cst
 from posix.unistd cimport write
 
-from fastpipe.engine.noting cimport BATCH_BEGAN, BATCH_ENDED, MEMBER, QUEUED, REQUEST_BEGAN, REQUEST_ENDED, Event, Text
-from fastpipe.engine.parking cimport events_leave, events_notify, events_prepare, events_sleep, kernel_now_ns
+from fastpipe.engine.noting cimport (
+    BATCH_BEGAN, BATCH_ENDED, MEMBER, QUEUED, REQUEST_BEGAN, REQUEST_ENDED, STREAM_RAN, Event, Text,
+)
+from fastpipe.engine.parking cimport (
+    Frame, events_leave, events_notify, events_prepare, events_sleep, innermost_frame, is_another_inside, kernel_now_ns,
+)
 from fastpipe.engine.perfetto cimport (
     COUNTER, DESCRIPTOR_NAME, DESCRIPTOR_PARENT, DESCRIPTOR_UUID, EVENT_COUNTER, EVENT_NAME, INSTANT, SLICE_BEGIN,
     SLICE_END, TRACK_DESCRIPTOR, Packet, begin_event, begin_packet, end_packet, put_annotation, put_flow, put_number,
@@ -29,12 +33,13 @@ from fastpipe.engine.perfetto cimport (
 
 cdef enum:                  # why EventLog.c_serve has returned
     IS_DONE = 0
-    HAS_MET_A_THREAD = 1    # that has no row yet
+    HAS_MET_A_THREAD = 1    # that has no row yet, or a stream
     CANNOT_WRITE = 2
 
 # The rows: a thread's is its ident, an address, and larger than these; smaller numbers are the makers of the file's.
 cdef int64_t FIRST_LANE = 1 << 20
 cdef int64_t FIRST_QUEUE = 1 << 26
+cdef int64_t FIRST_STREAM = 1 << 27
 cdef int64_t FIRST_INSTANCE = 1 << 28
 cdef int64_t MOST_INSTANCES = 1 << 12                           # of a station, that have rows of their own
 cdef int64_t REQUESTS_TRACK = 1
@@ -94,8 +99,25 @@ cdef class EventLog:
         """The row of one of the instances of a node, of those at that station."""
         return _row_of(position, number)
 
+    def stream_track(self, int number):
+        """The row of a stream of a GPU, by a number of the caller's; at most 2**20."""
+        return FIRST_STREAM + number
+
+    def note_stream(self, Engine engine, int number, int64_t begun_ns, int64_t ended_ns):
+        """Note that a stream has worked, by the clock of ``time.monotonic_ns()``, for the backend which this thread is in.
+
+        False: it is in none of that pipe's. Of one stream, each has begun when the one before has ended, or later.
+        """
+        cdef Frame* frame = innermost_frame()
+        while frame != NULL and (frame.engine != <void*>engine or frame.station == NULL):
+            frame = frame.outer
+        if frame == NULL:
+            return False
+        return self.c_note_stream(FIRST_STREAM + number, (<Station>frame.station).position, begun_ns, ended_ns)
+
     def serve(self, int descriptor, describe):
-        """Write events to a file until ``stop``; the body of a thread. ``describe(ident)``: the bytes that give a thread its row.
+        """Write events to a file until ``stop``; the body of a thread. ``describe(track)``: the bytes that give a thread, whose
+        ident it is, its row, or a stream.
 
         Ends early where the file cannot be written to; ``error_number`` then says why.
         """
@@ -134,6 +156,7 @@ cdef class EventLog:
         event = _note(self, REQUEST_BEGAN, kernel_now_ns())
         event.request = walk.number
         event.lane = walk.lane
+        event.thread = 0 if walk.entry.line is None else max(event.time_ns - walk.entered_ns, 0)
         _publish(self)
 
     cdef void c_note_outcome(self, Walk walk, uint8_t outcome) noexcept:
@@ -172,6 +195,8 @@ cdef class EventLog:
         self.owed += 1
         turn.shown = self.serial
         turn.thread = PyThread_get_thread_ident()
+        if is_another_inside(current_greenlet()):               # of a thread's greenlets several are in batches: they need not nest
+            turn.thread = <int64_t>current_greenlet()
         event = _note(self, BATCH_BEGAN, now)
         event.thread = turn.thread
         event.station = station.position
@@ -197,6 +222,18 @@ cdef class EventLog:
         event.instance = station.numbers[instance.index]
         self.owed -= 1
         _publish(self)
+
+    cdef c_bool c_note_stream(self, int64_t stream, int32_t position, int64_t begun_ns, int64_t ended_ns) noexcept:
+        """A stream has worked for a station."""
+        cdef Event* event
+        if not _has_room(self, 1):
+            return True
+        event = _note(self, STREAM_RAN, begun_ns)
+        event.thread = stream
+        event.station = position
+        event.request = ended_ns
+        _publish(self)
+        return True
 
     # ---- what its thread does -------------------------------------------------------------------------------------
 
@@ -262,7 +299,7 @@ cdef c_bool _encode_all(EventLog log) noexcept nogil:
         event = &log.ring[index & (log.capacity - 1)]
         if log.at > log.buffer + BUFFER_BYTES // 2:             # the other half has room for the largest of all
             return False
-        if event.kind == BATCH_BEGAN and not binary_search(log.threads.begin(), log.threads.end(), event.thread):
+        if (event.kind == BATCH_BEGAN or event.kind == STREAM_RAN) and not binary_search(log.threads.begin(), log.threads.end(), event.thread):
             log.stranger = event.thread
             return False
         _encode(log, event, index)
@@ -302,12 +339,23 @@ cdef void _encode(EventLog log, Event* event, int64_t index) noexcept nogil:
     elif event.kind == BATCH_ENDED:
         _encode_end(log, event.time_ns, event.thread)
         _encode_end(log, event.time_ns, _row_of(event.station, event.instance))
+    elif event.kind == STREAM_RAN:
+        _encode_stream(log, event)
 
 
 cdef void _encode_end(EventLog log, int64_t now, int64_t track) noexcept nogil:
     cdef Packet packet
     begin_event(&packet, log.at, now, SLICE_END, track)
     log.at = end_packet(&packet)
+
+
+cdef void _encode_stream(EventLog log, Event* event) noexcept nogil:
+    cdef Packet packet
+    cdef Text node = log.names[event.station]
+    begin_event(&packet, log.at, event.time_ns, SLICE_BEGIN, event.thread)
+    packet.at = put_text(packet.at, EVENT_NAME, node.start, node.length)
+    log.at = end_packet(&packet)
+    _encode_end(log, event.request, event.thread)
 
 
 cdef void _encode_request(EventLog log, Event* event) noexcept nogil:
@@ -322,6 +370,8 @@ cdef void _encode_request(EventLog log, Event* event) noexcept nogil:
     begin_event(&packet, log.at, event.time_ns, SLICE_BEGIN, FIRST_LANE + event.lane)
     packet.at = put_text(packet.at, EVENT_NAME, "request", 7)
     put_annotation(&packet, "request", 7, event.request)
+    if event.thread > 0:
+        put_annotation(&packet, "waited_for_room_ns", 18, event.thread)
     put_flow(&packet, event.request)
     log.at = end_packet(&packet)
 

@@ -36,6 +36,7 @@ cdef class EventLog:
     cdef void c_note_outcome(self, Walk walk, uint8_t outcome) noexcept
     cdef void c_note_queued(self, Visit visit) noexcept
     cdef void c_note_batch(self, Station station, Instance instance, list visits, Turn turn, int64_t now) noexcept
+    cdef c_bool c_note_stream(self, int64_t stream, int32_t position, int64_t begun_ns, int64_t ended_ns) noexcept
     cdef void c_note_end_of_batch(self, Station station, Instance instance, Turn turn, int64_t now) noexcept
     cdef int c_serve(self, int descriptor) noexcept nogil
 
@@ -51,4 +52,5 @@ cdef class Tracer:
     cdef int c_begin(self, Walk walk, object context) except -1
     cdef int c_end(self, Walk walk, c_bool is_cancelled, Turn turn) noexcept
     cdef tuple c_enter_batch(self, Station station, Instance instance, list visits, Turn turn)
+    cdef int c_give_up_batch(self, tuple begun, object failure, Turn turn) noexcept
     cdef int c_leave_batch(self, tuple begun, object failure, list batch, list visits, Turn turn) noexcept

@@ -9,6 +9,7 @@
 # `failed_by`, `cancelled` or `dropped`. Those that have run are in `queue_ns` as well, whatever came of them, but for a hung batch.
 
 cimport cython
+from cpython.dict cimport PyDict_GetItem
 from libcpp.atomic cimport memory_order_relaxed
 
 from fastpipe.engine.batching cimport REASON_COUNT
@@ -36,6 +37,19 @@ cdef inline void note_end(Engine engine, Walk walk, Turn turn) noexcept:
         histogram_add(&engine.latency_ns, ended_ns - walk.entered_ns)
         if walk.stops is not None and engine.slowest is not None:
             _keep_if_slow(engine.slowest, walk, ended_ns)
+
+
+cdef inline void note_without_result(Engine engine, Walk walk, dict answer) noexcept:
+    """A request was answered: without a result, perhaps, because a step gave none, and the pipe lets it go so."""
+    cdef Station station
+    if walk.without is None or not engine.lets_go or walk.is_part or PyDict_GetItem(answer, "result") != NULL:
+        return
+    if walk.without[1] == "":                                   # a filter would have it so
+        return
+    engine.without_result += 1
+    station = (<Node>walk.without[2]).station
+    if station is not None:
+        station.without_result += 1
 
 
 cdef inline void note_wait(Station station, Visit visit, int64_t begun_ns, int64_t ended_ns) noexcept:
@@ -117,10 +131,11 @@ cdef int note_failed(Visit visit, object error) noexcept:
         return 0
     reason = reason_of(error)
     if reason == WITHOUT_RESULT and visit.walk.without is not None:
-        station = (<Node>visit.walk.without[0]).station         # a step before may have left it so
+        station = (<Node>visit.walk.without[2]).station         # a step before may have left it so
         if station is None:
             return 0
     station.failed_by[reason] += 1
+    station.without_result += reason == WITHOUT_RESULT
     return 0
 
 
@@ -246,6 +261,7 @@ cdef dict _measures_of(Station station):
         "batch_sizes": _tally(&station.sizes, 1.0) if station.batches else sizes,
         "weights": _tally(&station.weights, WEIGHT_ONE) if station.has_weights.load(memory_order_relaxed) else None,
         "failures": failures_by_reason(station.failed_by),
+        "without_result": station.without_result,
         "refused": station.refused,
         "shed": station.shed,
         "cancelled": station.cancelled,
@@ -265,6 +281,7 @@ cdef dict measures_of_all(Engine engine):
         "interval_s": (now - engine.built_ns) / 1e9,
         "requests": engine._counts(),
         "failures": failures_by_reason(engine.failed_by),
+        "without_result": engine.without_result,
         "copies": engine.copies,
         "latency_s": _tally(&engine.latency_ns, 1e9),
         "stations": [(station.name, station.place, _measures_of(station)) for station in engine.stations],

@@ -52,6 +52,7 @@ cdef int finish_walk(Engine engine, Walk walk, dict answer, Turn turn) noexcept:
         return 0
     _count_out(engine, walk)
     note_end(engine, walk, turn)
+    note_without_result(engine, walk, answer)
     try:
         write_back(walk, answer)
     except BaseException as error:                              # a subclass of dict may do as it likes
@@ -67,6 +68,7 @@ cdef int finish_walk(Engine engine, Walk walk, dict answer, Turn turn) noexcept:
 
 cdef int fail_walk(Engine engine, Walk walk, object error, Turn turn) noexcept:
     """End a walk with an exception, once (E1)."""
+    cdef int reason
     if is_hooked(AT_END):
         act_at_in(AT_END, turn)
     if not _begin_walk(engine, walk, turn) or not walk.c_end(FAILED):
@@ -75,7 +77,9 @@ cdef int fail_walk(Engine engine, Walk walk, object error, Turn turn) noexcept:
     _count_out(engine, walk)
     note_end(engine, walk, turn)
     if walk.sink_kind != SINK_GATHER:
-        engine.failed_by[reason_of(error)] += 1
+        reason = reason_of(error)
+        engine.failed_by[reason] += 1
+        engine.without_result += reason == WITHOUT_RESULT
     if issubclass(type(error), KeyboardInterrupt) and PyThread_get_thread_ident() == _main_thread:
         note_interrupt(turn, error)                             # Ctrl-C: not only for whoever waits for this request
     try:

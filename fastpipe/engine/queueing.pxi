@@ -25,10 +25,10 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
             act_at(AT_PUSH)
         keep_context(visit.walk)
         visit.ticket.visit = <PyObject*>visit
-        visit.ticket.weight = weight_of(visit) if station.batches else 1.0
+        visit.ticket.weight = weight_of(visit, turn) if station.batches else 1.0
         visit.ticket.bucket = 0
         if visit.node.bucket is not None and station.batches:
-            key = bucket_of(visit)
+            key = bucket_of(visit, turn)
             station.next_bucket_id += 1
             entry = <list>station.bucket_ids.setdefault(key, [station.next_bucket_id, 0, key])
             entry[1] += 1

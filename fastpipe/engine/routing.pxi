@@ -30,7 +30,7 @@ cdef int ask_filter(Engine engine, Visit visit, Turn turn) except -1:
     elif kind == FILTER_SWAP:
         status = STATUS_RUN if _move_result(visit.request) else STATUS_BREAK
     else:
-        status = checked_status(enter_user_code(<void*>engine, node.filter, visit.request), node)
+        status = checked_status(ask_about(visit.walk, turn, node.filter, visit.request), node)
     if turn.observer is not None:
         turn.observer.decided(node.name, part_of(visit.walk), Status(status), visit.request)
     if status != STATUS_RUN and visit.walk.has_room:
@@ -76,7 +76,7 @@ cdef c_bool choose_twin(Engine engine, Visit visit, Turn turn) noexcept:
     cdef Node node = visit.node
     cdef Station station
     try:
-        visit.node = twin_for(engine, node, visit.request)
+        visit.node = twin_for(engine, visit, turn)
         node.station.next_twin = (node.twins.index(visit.node) + 1) % len(node.twins)
     except BaseException as error:
         fail_visit(engine, visit, with_place(error, node), turn)
@@ -231,7 +231,7 @@ cdef int _check_result(Engine engine, Walk walk, dict answer) except -1:
     cdef Node node
     if engine.lets_go or walk.is_part or "result" in answer:
         return 0
-    node, part = walk.without
+    node, part, _ = walk.without
     if part == "":                                              # a filter inside of it would have it so
         return 0
     if walk.deadline_ns >= 0 and now_ns() >= walk.deadline_ns:
@@ -241,15 +241,15 @@ cdef int _check_result(Engine engine, Walk walk, dict answer) except -1:
                    "put a step with the filter (or) behind it")
 
 
-cdef int note_result(Engine engine, Visit visit, object backend) noexcept:
+cdef int note_result(Engine engine, Visit visit, object backend, Turn turn) noexcept:
     """Note who left a request without a result, once a node has run: ask its backend for the part of it."""
     visit.without = None
-    if engine.lets_go or PyDict_GetItem(visit.request, "result") != NULL:
+    if PyDict_GetItem(visit.request, "result") != NULL:
         return 0
     try:
-        visit.without = (visit.node, None)
+        visit.without = (visit.node, None, visit.node)
         if backend.why_no_result is not None:
-            visit.without = (visit.node, enter_user_code(<void*>engine, backend.why_no_result, visit.request))
+            visit.without = (visit.node, ask_about(visit.walk, turn, backend.why_no_result, visit.request), visit.node)
     except BaseException as error:                              # it cannot say: then it is the backend as a whole
         report(error, backend)
     return 0
@@ -281,6 +281,7 @@ cdef int _restart_walk(Engine engine, Walk walk, Node node, dict answer, Turn tu
         raise RestartLimit(f"the request entered again at node {node.name!r} for the {count}th time, and its "
                            f"restart_limit is {node.restart_limit}; does a filter let it out (Break)?")
     visit = Visit.__new__(Visit)
+    visit.without = None if "result" in answer else walk.without
     walk.restarts += 1
     walk.entry = entry_at(engine, node)
     start_round(walk)
@@ -306,7 +307,7 @@ cdef int _split_up(Engine engine, Visit visit, Turn turn) except -1:
     if len(part_of(visit.walk)) > len(engine.nodes):            # only a loop leads so deep
         raise RestartLimit(f"node {node.name!r}: parts within parts without end: a restart leads from the inside of a "
                            "sub-graph back to the node that jumps there")
-    parts = checked_parts(enter_user_code(<void*>engine, node.subgraph.split, visit.request), f"split() of node {node.name!r}")
+    parts = checked_parts(ask_about(visit.walk, turn, node.subgraph.split, visit.request), f"split() of node {node.name!r}")
     gather = Gather.__new__(Gather)
     gather.visit = visit
     gather.left = len(parts)
@@ -338,12 +339,12 @@ cdef int _merge_parts(Engine engine, Gather gather, Turn turn) except -1:
     if is_dead(visit):
         return 0
     turn.ended_ns = 0                                           # it may take a while
-    enter_user_code(<void*>engine, visit.node.subgraph.merge, visit.request, gather.answers)
+    ask_about(visit.walk, turn, visit.node.subgraph.merge, visit.request, gather.answers)
     visit.without = None
     if "result" not in visit.request:
-        visit.without = (visit.node, "" if gather.has_let_go else None)
+        visit.without = (visit.node, "" if gather.has_let_go else None, visit.node)
         if gather.without is not None:
-            visit.without = (visit.node, step_in_words(gather.without))
+            visit.without = (visit.node, step_in_words(gather.without), gather.without[2])
     return advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node), True, turn)
 
 
@@ -375,11 +376,12 @@ cdef int part_ended(Engine engine, Walk part, Turn turn) noexcept:
     return 0
 
 
-cdef Node twin_for(Engine engine, Node node, object request):
+cdef Node twin_for(Engine engine, Visit visit, Turn turn):
     """Where a request is to run: where its data is; if that is nowhere or has no instance, where there is least to do."""
+    cdef Node node = visit.node
     cdef Node twin
     if node.place_of is not None:
-        place = enter_user_code(<void*>engine, node.place_of, request)
+        place = ask_about(visit.walk, turn, node.place_of, visit.request)
         if place is not None:
             twin = <Node>node.twin_at.get(place)
             if twin is not None:

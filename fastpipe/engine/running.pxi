@@ -116,7 +116,7 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
         for visit in alive:
             note_wait(station, visit, begun_ns, ended_ns)
             if "result" not in visit.request or visit.without is not None:
-                note_result(engine, visit, instance.backend)
+                note_result(engine, visit, instance.backend, turn)
             send_on(engine, visit, turn)
         return 0
     for visit in alive:
@@ -162,7 +162,7 @@ cdef object _forward(Engine engine, Station station, Instance instance, list bat
         if (turn.is_elsewhere or turn.helps) and len(alive) == 1:
             context = root_of((<Visit>alive[0]).walk).c_enter_context(turn)
         if engine.tracer is not None:
-            spans = engine.tracer.c_enter_batch(station, instance, alive, turn)
+            spans = turn.spans = engine.tracer.c_enter_batch(station, instance, alive, turn)
         returned = run_backend(<void*>engine, instance.forward, batch, alive, station)
         if returned is not None:
             failure = wrong_return(returned, alive)
@@ -172,6 +172,7 @@ cdef object _forward(Engine engine, Station station, Instance instance, list bat
         # Lost on the way, for want of memory.
         failure = _no_memory
     if spans is not None:
+        turn.spans = None
         (<Tracer>spans[0]).c_leave_batch(spans, failure, batch, alive, turn)
     if context != NULL:
         root_of((<Visit>alive[0]).walk).c_leave_context(context)
@@ -232,7 +233,7 @@ cdef int _file_item_errors(Engine engine, Station station, Instance instance, li
     each = None
     for index in range(count):
         if index not in errors:
-            note_result(engine, <Visit>alive[index], instance.backend)
+            note_result(engine, <Visit>alive[index], instance.backend, turn)
     for index in range(count):
         visit = <Visit>alive[index]
         if index in errors:
@@ -314,9 +315,9 @@ cdef int run_ready(Engine engine, Turn turn) noexcept:
         weight = 1.0
         try:
             if station.batches:
-                weight = weight_of(visit)
+                weight = weight_of(visit, turn)
                 if isinstance(visit.node.bucket, str):
-                    hash(bucket_of(visit))                      # the same errors as on the way through the queue
+                    hash(bucket_of(visit, turn))                      # the same errors as on the way through the queue
             visits = [visit]                                    # before the token is taken: there may be no memory
         except BaseException as error:
             fail_visit(engine, visit, with_place(error, visit.node), turn)

@@ -102,9 +102,9 @@ cdef class Stepper:
         else:
             if station.batches:
                 try:                                            # as a queue would: one that is too heavy fails
-                    weight_of(visit)
+                    weight_of(visit, self.turn)
                     if isinstance(visit.node.bucket, str):
-                        hash(bucket_of(visit))
+                        hash(bucket_of(visit, self.turn))
                 except BaseException as error:
                     fail_visit(engine, visit, with_place(error, visit.node), self.turn)
                     return 0
@@ -199,7 +199,8 @@ cdef Stepper new_stepper(Engine engine, object request, object observer, Terms t
     stepper.turn = Turn.__new__(Turn)
     stepper.turn.stepper = <PyObject*>stepper
     stepper.turn.observer = observer
-    stepper.walk = admit(engine, entry_for(engine, request, entry), request, SINK_CALLER, None, terms)
+    stepper.walk = admit(engine, entry_for(engine, request, entry), request, SINK_CALLER, None, terms, now_ns())
+    stepper.walk.lister = <PyObject*>stepper.turn
     start_walk(engine, stepper.walk, stepper.turn)
     return stepper
 
@@ -212,6 +213,7 @@ cdef int run_in_steps(Engine engine, Walk walk, object observer) except -1:
     stepper.turn.stepper = <PyObject*>stepper
     stepper.turn.observer = observer
     stepper.walk = walk
+    walk.lister = <PyObject*>stepper.turn
     start_part(walk, stepper.turn)
     stepper.run()
     return 0

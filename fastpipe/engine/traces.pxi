@@ -1,8 +1,9 @@
 # Traces: a tracer is told of the requests that it follows: when one is let in, around each of its batches, and of its end.
 #
 # Guarantees   Without a tracer, one look at a pointer. A request without a span around it that is not among the sample costs a random
-#              number, and no call of Python. What a tracer raises fails no request. Behind a begin its code runs as a callback of a future
-#              does, in a frame that is settling: where it calls the pipe it may be on the worker that it would wait for.
+#              number, and no call of Python. What a tracer raises fails no request. Its code (samplers, processors, exporters) runs as a
+#              callback of a future does, in a frame that is settling: where it calls the pipe it may be on the worker that it would
+#              wait for, and on its caller's thread it would call itself for ever.
 # Assumes      The GIL. Methods, as a function that is called once would be put where it is called, which is the direct path.
 
 cimport cython
@@ -47,15 +48,20 @@ cdef class Tracer:
 
     cdef int c_begin(self, Walk walk, object context) except -1:
         """A request is being let in. ``context``: its caller's, if this is not its thread."""
+        cdef Frame* frame = NULL
         try:
             if context is None and not self.c_follows():
                 return 0
-            begun = self.spans.begin(walk.entry.node.name, context)
+            frame = enter_frame(<void*>walk.engine, True, current_greenlet())
+            begun = self.spans.begin(walk.entry.node.name, context, max(now_ns() - walk.entered_ns, 0))
             if begun is not None:
                 walk.span, walk.context = begun
                 walk.tracer = self
         except Exception as error:
             report(error, self.spans)
+        finally:
+            if frame != NULL:
+                leave_frame(frame)
         return 0
 
     cdef int c_end(self, Walk walk, c_bool is_cancelled, Turn turn) noexcept:
@@ -104,6 +110,16 @@ cdef class Tracer:
             if frame != NULL:
                 leave_frame(frame)
         return None
+
+    cdef int c_give_up_batch(self, tuple begun, object failure, Turn turn) noexcept:
+        """It hangs: the requests go on without it. c_leave_batch is called all the same, should it come back."""
+        try:
+            self.spans.gave_up(begun[1], failure)
+        except Exception as error:
+            report(error, self.spans)
+        except BaseException as error:
+            note_interrupt(turn, error)
+        return 0
 
     cdef int c_leave_batch(self, tuple begun, object failure, list batch, list visits, Turn turn) noexcept:
         """It has come back, or raised ``failure``."""

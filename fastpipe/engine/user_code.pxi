@@ -1,19 +1,17 @@
-# User code: the two ways into it (E6), and what the engine asks of it about a request.
+# User code: the two ways into it (E6). What is asked about one request is asked in its own context, see contexts.pxi.
 #
 # Guarantees   While it runs, a Frame says in which engine, batch and station this thread is: close(), cancelled(), greenlets and
 #              the look for loops of calls rely on it. What it raises is raised to the caller.
 # Assumes      No mutex is held.
 
-from cpython.dict cimport PyDict_GetItem
 from cpython.exc cimport PyErr_SetInterrupt, PyErr_SetObject, PyErr_WriteUnraisable
-from libcpp.atomic cimport memory_order_relaxed
 from posix.unistd cimport _exit
 
 from fastpipe.engine.parking cimport Frame, enter_frame, leave_frame
 
 from opcode import opmap
 
-from fastpipe.errors import BackendError, PipeError, in_brief, keys_in_brief, nearest
+from fastpipe.errors import BackendError, PipeError, in_brief
 from fastpipe.faults import is_engines
 from fastpipe.filters import Status
 
@@ -116,39 +114,6 @@ cdef int64_t _bytes_in(object data) except -1:
         return len(data)
     size = getattr(data, "nbytes", 0)
     return size if isinstance(size, int) and size > 0 else 0
-
-
-cdef object bucket_of(Visit visit):
-    cdef PyObject* found
-    bucket = visit.node.bucket
-    if not isinstance(bucket, str):
-        return enter_user_code(<void*>visit.walk.engine, bucket, visit.request)
-    found = PyDict_GetItem(visit.request, bucket)
-    if found == NULL:
-        keys = [key for key in visit.request if isinstance(key, str)]
-        raise KeyError(f"node {visit.node.name!r}: bucket: the request has no key {bucket!r}, by which the node forms its "
-                       f"batches; its keys are {keys_in_brief(keys)}{nearest(bucket, keys)}")
-    return <object>found
-
-
-cdef double weight_of(Visit visit) except? -1:
-    """What a visit weighs; its ticket knows it from now on."""
-    cdef Node node = visit.node
-    cdef double weight
-    if node.weigh is not None:
-        weight = enter_user_code(<void*>visit.walk.engine, node.weigh, visit.request)
-    else:
-        size = visit.request.get("request_size")
-        if size is None:
-            visit.ticket.weight = 1.0
-            return 1.0
-        weight = size
-    if not 0 < weight <= node.station.max_batch:
-        raise ValueError(f"the request weighs {weight:g}; node {node.name!r} takes more than 0 and up to {node.station.max_batch}")
-    if weight != 1.0:
-        node.station.has_weights.store(1, memory_order_relaxed)
-    visit.ticket.weight = weight
-    return weight
 
 
 cdef int checked_status(object status, Node node) except -1:

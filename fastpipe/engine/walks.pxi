@@ -35,6 +35,11 @@ cdef inline Walk root_of(Walk walk):
     return walk
 
 
+cdef inline c_bool is_at_home(Walk root, Turn turn) noexcept:
+    """True if this thread, whose turn it is, is in the context of a request's caller, as it is the caller's own."""
+    return root.lister == <PyObject*>turn and not turn.is_elsewhere
+
+
 cdef c_bool is_part_of(Visit visit, Walk walk) noexcept:
     """True if a visit is one of a walk, or of a part of it."""
     cdef Walk own = visit.walk
@@ -95,13 +100,13 @@ cdef class Walk:
         return wait_for_word(&self.word, deadline_ns)
 
     cdef PyObject* c_enter_context(self, Turn turn) except? NULL:
-        """Have this thread, which is about to run the request alone, be in its context; what c_leave_context is given.
+        """Have this thread, which is about to run user code for the request alone, be in its context; what c_leave_context is given.
 
         NULL: it is in it already, as the caller's own. (Methods, as functions that are called once would be put where they are
         called, which is the direct path.)
         """
         cdef object context = self.context
-        if not turn.is_elsewhere and self.lister == <PyObject*>turn:
+        if is_at_home(self, turn):
             return NULL
         # A context can be entered once at a time, and another branch, or part, of the request runs in it: a hung one, perhaps.
         if self.is_context_entered:
@@ -417,7 +422,7 @@ cdef str why_of_parts(list walks):
 
 cdef str step_in_words(tuple without):
     cdef Node node
-    node, part = without
+    node, part, _ = without
     return f"{part or node.backend_name} of node {node.name!r}"
 
 

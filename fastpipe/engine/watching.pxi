@@ -121,6 +121,8 @@ cdef int _try_to_give_up(Station station, int index) except -1:
             engine._keeper.replace(station, index, instance, thread)  # first: close() may only wait for the requests
         except BaseException as error:
             report(error, station)
+        if lost.spans is not None:
+            (<Tracer>lost.spans[0]).c_give_up_batch(lost.spans, hung_error(station, <Visit>visits[0], index, count, where), turn)
         for visit in visits:
             if visit.is_held:
                 visit.is_held = False

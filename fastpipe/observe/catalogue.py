@@ -107,6 +107,13 @@ OF_PIPES = (
     ),
     Measure("fastpipe.failures", "counter", "{request}", "Requests that have failed.", _of("failures"), "reason"),
     Measure(
+        "fastpipe.without_result",
+        "counter",
+        "{request}",
+        "Requests that a step left without a result, failed or not.",
+        _of("without_result"),
+    ),
+    Measure(
         "fastpipe.in_flight",
         "gauge",
         "{request}",
@@ -147,6 +154,13 @@ OF_NODES = (
         "Requests that have failed at the node.",
         _of("failures"),
         "reason",
+    ),
+    Measure(
+        "fastpipe.node.without_result",
+        "counter",
+        "{request}",
+        "Requests that the node left without a result, failed or not.",
+        _of("without_result"),
     ),
     Measure(
         "fastpipe.node.refused", "counter", "{request}", "Requests not let in, as the queue was full.", _of("refused")

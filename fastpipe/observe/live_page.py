@@ -83,7 +83,8 @@ class LivePage:
             "name": visible(name),
             "names": [visible(each) for each in names],
             "counted": [each in counted for each in names],  # a sub-graph has no instances, and nothing to count
-            "svg": drawn.svg(least_columns=30, is_brief=True),
+            "svg": drawn.svg(least_columns=30, is_brief=True, has_legend=False),
+            "legend": drawn.legend(),  # outside of the drawing, which may be wider than a phone
             "pid": os.getpid(),
         }
         try:

@@ -19,6 +19,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -38,7 +39,8 @@ from fastpipe.observe.sampling import Sampler
 __all__ = ["PageServer"]
 
 MOST_CONNECTIONS = 64
-"""A browser has a few, and each has a thread here."""
+"""A browser has a few, and each has a thread here. One more takes the place of the one that has been idle for longest;
+only where all of them wait for points is it turned away."""
 IDLE_S = 60.0
 """A connection on which nothing comes is closed."""
 WAIT_S = 10.0
@@ -80,7 +82,8 @@ class PageServer(socketserver.ThreadingMixIn, HTTPServer):
         self.about = json.dumps({"boot": self.boot, **about}).encode()
         self.token = None if token is None else token.encode("ascii")
         self.pid = os.getpid()
-        self._connections: set[socket.socket] = set()
+        # Since when nothing has been heard of a connection; infinite while it waits for points. Under the lock.
+        self._connections: dict[socket.socket, float] = {}
         self._lock = threading.Lock()
         self._is_stopping = False
         super().__init__(address, _Handler)
@@ -129,10 +132,17 @@ class PageServer(socketserver.ThreadingMixIn, HTTPServer):
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        idle = None
         with self._lock:
-            is_welcome = len(self._connections) < MOST_CONNECTIONS and not self._is_stopping
+            is_welcome = not self._is_stopping
+            if len(self._connections) >= MOST_CONNECTIONS:
+                idle = min(self._connections, key=self._connections.__getitem__)
+                is_welcome = is_welcome and self._connections[idle] < math.inf
             if is_welcome:
-                self._connections.add(request)
+                self._connections[request] = time.monotonic()
+                if idle is not None:
+                    del self._connections[idle]
+                    _end(idle)  # its thread closes it; not before this, as its number would be another's
         if is_welcome:
             super().process_request(request, client_address)
         else:
@@ -140,8 +150,14 @@ class PageServer(socketserver.ThreadingMixIn, HTTPServer):
 
     def shutdown_request(self, request: Any) -> None:
         with self._lock:
-            self._connections.discard(request)
+            self._connections.pop(request, None)
         super().shutdown_request(request)
+
+    def note_heard(self, request: socket.socket, *, waits: bool = False) -> None:
+        """A connection has a question, or an answer to it; ``waits``: the answer may take a while, and is wanted."""
+        with self._lock:
+            if request in self._connections:
+                self._connections[request] = math.inf if waits else time.monotonic()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # Of a connection, most of them that its other end has gone; nothing of it concerns the service.
@@ -159,6 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = 1 << 16  # head and body leave together
 
     def do_GET(self) -> None:
+        self.server.note_heard(self.connection)
         parts = urlsplit(self.path)
         if not self._is_meant():
             self._answer(403, b"this page answers to localhost and to addresses, not to other names\n", "text/plain")
@@ -178,7 +195,9 @@ class _Handler(BaseHTTPRequestHandler):
         after = parse_qs(query).get("after", ["0"])[0]
         number = int(after) if re.fullmatch("[0-9]{1,15}", after) else 0
         sampler = self.server.sampler
+        self.server.note_heard(self.connection, waits=True)
         points = ",".join(sampler.points_after(number, WAIT_S))
+        self.server.note_heard(self.connection)
         return f'{{"boot":"{self.server.boot}","state":"{sampler.state()}","points":[{points}]}}'.encode()
 
     def _is_meant(self) -> bool:

@@ -33,6 +33,49 @@ LINGERS_S = 5.0
 """It goes on for so long after somebody has asked: a page asks each second."""
 
 
+class _SlowRequests:
+    """The slowest requests of a pipe's last minute, for all who show them. Knows no pipe. Thread-safety: any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # All under the lock.
+        self._slowest = Slowest()
+        self._shown_by: set[Sampler] = set()
+        self._recent: list[dict[str, Any]] = []
+
+    def show(self, pipe: Pipe, sampler: Sampler) -> None:
+        """Have requests noted from now on, for one more; idempotent."""
+        with self._lock:
+            self._shown_by.add(sampler)
+            pipe.slowest = self._slowest
+
+    def hide(self, pipe: Pipe, sampler: Sampler) -> None:
+        """One needs them no more; once nobody does, none is noted."""
+        with self._lock:
+            self._shown_by.discard(sampler)
+            if not self._shown_by:
+                pipe.slowest = None
+
+    def now(self) -> list[dict[str, Any]]:
+        """Return them, the slowest first."""
+        with self._lock:
+            since = time.time() - time.monotonic()
+            recent = [request for request in self._recent if request["time"] > time.time() - KEPT * EVERY_S]
+            recent += [_request(*told, since) for told in self._slowest.take()]
+            recent.sort(key=lambda request: request["took_s"], reverse=True)
+            self._recent = recent[:MOST_SLOW]
+            return self._recent
+
+
+_slow_requests: weakref.WeakKeyDictionary[Pipe, _SlowRequests] = weakref.WeakKeyDictionary()
+_slow_requests_lock = threading.Lock()
+
+
+def _slow_requests_of(pipe: Pipe) -> _SlowRequests:
+    with _slow_requests_lock:
+        return _slow_requests.setdefault(pipe, _SlowRequests())
+
+
 class Sampler:
     """Points of one pipe. It does not keep the pipe alive.
 
@@ -54,7 +97,6 @@ class Sampler:
         self._is_closed = False
         # Of the thread alone; it hands them on to the next one.
         self._snapshots: deque[Stats] = deque()
-        self._slowest: list[dict[str, Any]] = []
 
     def state(self) -> str:
         """Return "open", "closed" (also once nobody has the pipe any more), or "forked"."""
@@ -94,10 +136,9 @@ class Sampler:
 
     def _run(self) -> None:
         due_s = time.monotonic()
-        slowest = Slowest()
         try:
             while self._is_wanted():
-                if not self._sample(slowest):
+                if not self._sample():
                     return
                 due_s += EVERY_S
                 now_s = time.monotonic()
@@ -108,8 +149,8 @@ class Sampler:
                         self._changed.wait_for(lambda: self._is_closed, due_s - now_s)
         finally:
             pipe = self._pipe()
-            if pipe is not None and pipe.slowest is slowest:
-                pipe.slowest = None
+            if pipe is not None:
+                _slow_requests_of(pipe).hide(pipe, self)
             with self._changed:
                 self._is_running = False
                 self._changed.notify_all()
@@ -118,20 +159,20 @@ class Sampler:
         with self._changed:
             return not self._is_closed and time.monotonic() - self._asked_s < LINGERS_S
 
-    def _sample(self, slowest: Slowest) -> bool:
+    def _sample(self) -> bool:
         """Add a point; return whether there will be another one."""
         pipe = self._pipe()
         if pipe is None or self.state() == "forked":
             return False
-        if pipe.slowest is None:  # one page of a pipe has them; a second one goes without
-            pipe.slowest = slowest
+        slow = _slow_requests_of(pipe)
+        slow.show(pipe, self)
         latest = pipe.stats()
         while self._snapshots and latest["time_s"] - self._snapshots[0]["time_s"] > WINDOW_S + EVERY_S / 2:
             self._snapshots.popleft()
         if self._snapshots:
             problems = pipe.health()["problems"]
             point = point_of(self._snapshots[-1], self._snapshots[0], latest, self._names, problems)
-            point["slowest"] = self._slowest_now(slowest)
+            point["slowest"] = slow.now()
             with self._changed:
                 number = self._points[-1][0] + 1 if self._points else 1
                 written = json.dumps({"number": number, **point}, separators=(",", ":"), allow_nan=False)
@@ -139,15 +180,6 @@ class Sampler:
                 self._changed.notify_all()
         self._snapshots.append(latest)
         return not pipe.closing
-
-    def _slowest_now(self, slowest: Slowest) -> list[dict[str, Any]]:
-        """Return the slowest requests of the last minute, the slowest first."""
-        since = time.time() - time.monotonic()
-        recent = [request for request in self._slowest if request["time"] > time.time() - KEPT * EVERY_S]
-        recent += [_request(*told, since) for told in slowest.take()]
-        recent.sort(key=lambda request: request["took_s"], reverse=True)
-        self._slowest = recent[:MOST_SLOW]
-        return self._slowest
 
 
 def _request(

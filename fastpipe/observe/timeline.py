@@ -1,8 +1,9 @@
 """A timeline of what a pipe does, in a file for Perfetto (https://ui.perfetto.dev), which draws it.
 
 Rows, from the top: the requests in flight, the queues' lengths, the threads (workers, then callers), the instances of
-each node, by place where they are at several. A batch is a slice in the row of its thread and in that of its instance;
-arrows lead from a request to where it was queued, to its batch, and on to the next node.
+each node, by place where they are at several, the streams of GPUs (see stream_rows.py). A batch is a slice in the row
+of its thread and in that of its instance; arrows lead from a request to where it was queued, to its batch, and on to
+the next node.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fastpipe._core import EventLog
 from fastpipe.errors import PipeClosed, PipeError
 from fastpipe.instances.threads import Worker
 from fastpipe.observe.perfetto import instant, row
+from fastpipe.observe.stream_rows import StreamRows
 
 if TYPE_CHECKING:
     from fastpipe._core import Engine
@@ -31,7 +33,7 @@ __all__ = ["Timeline"]
 # Events that the writing thread has not got to yet, 56 bytes each: it looks every 10 ms.
 MOST_WAITING = 1 << 16
 
-_QUEUES, _WORKERS, _CALLERS, _INSTANCES, _NOTES, _FIRST_PLACE = 2, 3, 4, 5, 6, 16
+_QUEUES, _WORKERS, _CALLERS, _INSTANCES, _NOTES, _GPUS, _FIRST_PLACE = 2, 3, 4, 5, 6, 7, 16
 
 
 class Timeline:
@@ -53,15 +55,18 @@ class Timeline:
             raise PipeClosed("the pipe is closed: there is nothing to draw a timeline of")
         self.path = Path(path)
         self._process = os.getpid()
+        self._is_told = False  # what became of it has been raised, or logged
         self._log = EventLog(pipe, MOST_WAITING)
         # First: a signal may end this behind any line.
-        self._end = weakref.finalize(self, _end, weakref.ref(pipe), self._log)
+        streams = StreamRows(pipe, self._log, _GPUS)
+        self._end = weakref.finalize(self, _end, weakref.ref(pipe), self._log, streams)
         try:
             try:
                 pipe._set_events(self._log)
             except RuntimeError:
                 raise PipeError("the pipe has a timeline already: stop() that first") from None
-            self._worker = _started(pipe, self._log, self.path)
+            self._worker = _started(pipe, self._log, streams, self.path)
+            streams.start()
         except BaseException:
             self._end()
             raise
@@ -75,11 +80,15 @@ class Timeline:
         """Write what is left, and close the file. Idempotent. In a child of a fork: nothing; its parent writes.
 
         Raises:
-            OSError: the file could not be written to; what was noted before is in it.
+            OSError: the file could not be written to; what was noted before is in it. Said once.
         """
-        if self._end() is None or os.getpid() != self._process:
+        self._end()
+        if os.getpid() != self._process:
             return
-        self._worker.join(None)
+        self._worker.join(None)  # also of who comes second: the file is complete when this returns
+        if self._is_told:
+            return
+        self._is_told = True
         if self._log.error_number:
             raise OSError(self._log.error_number, os.strerror(self._log.error_number), str(self.path))
         if self.dropped:
@@ -100,23 +109,23 @@ class Timeline:
                 raise
 
 
-def _end(pipe: weakref.ref[Engine], log: EventLog) -> bool:
+def _end(pipe: weakref.ref[Engine], log: EventLog, streams: StreamRows) -> None:
     """Note no more, and let the thread leave."""
+    streams.stop()
     engine = pipe()
     if engine is not None:
         engine._forget_events(log)
     log.stop()
-    return True
 
 
-def _started(pipe: Engine, log: EventLog, path: Path) -> Worker:
+def _started(pipe: Engine, log: EventLog, streams: StreamRows, path: Path) -> Worker:
     """Make the file, and start the thread that writes it."""
     file = path.open("wb", buffering=0)
     worker = None
     try:
         _write_all(file, _head(pipe, log))
         # The thread knows neither the timeline nor the pipe, so that both can be dropped; it then ends.
-        worker = Worker("fastpipe timeline", _write_events, log, file)
+        worker = Worker("fastpipe timeline", _write_events, log, file, streams)
         worker.start()
     except BaseException as error:
         if worker is None or not worker.thread.is_handed_over:  # else the file is the thread's, which is told to end
@@ -127,10 +136,10 @@ def _started(pipe: Engine, log: EventLog, path: Path) -> Worker:
     return worker
 
 
-def _write_events(log: EventLog, file: FileIO) -> None:
+def _write_events(log: EventLog, file: FileIO, streams: StreamRows) -> None:
     """Write until the log is stopped; the body of the thread."""
     with file:
-        log.serve(file.fileno(), _describe)
+        log.serve(file.fileno(), lambda track: streams.describe(track) or _describe(track))
         if log.dropped and not log.error_number:
             note = f"{log.dropped} events are missing: more came than could be written"
             with contextlib.suppress(OSError):
@@ -145,7 +154,7 @@ def _head(pipe: Engine, log: EventLog) -> bytes:
         row(_WORKERS, "Workers", rank=2),
         row(_CALLERS, "Callers", rank=3),
         row(_INSTANCES, "Instances", rank=4),
-        row(_NOTES, "Timeline", rank=5),
+        row(_NOTES, "Timeline", rank=6),
     ]
     places: dict[str, int] = {}
     for position, station in enumerate(pipe.stations):

@@ -1,13 +1,14 @@
 """OpenTelemetry spans of what a pipe does: one for each request, one for each node that it runs in.
 
-    fastpipe                        the request, from when it is let in; a child of the span around the call
+    fastpipe                        the request, from its call; a child of the span around that
     ├── resize                      from when it was queued there until its batch returned
     │   └── (the backend's own)     alone in its batch
     └── classify                    in company, linked to
         classify, batch of 8        the batch: a child of one of its requests' spans, linked to those of the others
         └── (the backend's own)
 
-``fastpipe.queue.seconds`` says how much of a node's span was waiting; the rest is the run. A span of the
+``fastpipe.queue.seconds`` says how much of a node's span was waiting; the rest is the run. Of a request's,
+``fastpipe.admission.seconds`` says how long it waited to be let in; one that is refused has no span. A span of the
 SDK's costs about 30 us, which is why calls are sampled before it is asked.
 
 Needs the package opentelemetry-api (extra ``otel``), and a provider, as opentelemetry-sdk has one.
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fastpipe._core import Tracer
 from fastpipe.contract import Request
-from fastpipe.errors import ItemErrors, MissingExtra, PipeClosed, PipeError
+from fastpipe.errors import BackendError, ItemErrors, MissingExtra, PipeClosed, PipeError
 from fastpipe.faults import text_of
 
 try:
@@ -107,11 +108,17 @@ class Tracing:
         variable = getattr(getattr(otel_context, "_RUNTIME_CONTEXT", None), "_current_context", None)
         if not isinstance(variable, contextvars.ContextVar):
             variable = None
+        follower = Tracer(_Spans(tracer, name), variable, sample)
+        # First: a signal may end this behind any line.
+        self._stop = weakref.finalize(self, _untrace, weakref.ref(pipe), follower)
         try:
-            pipe._set_tracer(Tracer(_Spans(tracer, name), variable, sample))
-        except RuntimeError:
-            raise PipeError("the pipe is traced already: stop() that first") from None
-        self._stop = weakref.finalize(self, _untrace, weakref.ref(pipe))
+            try:
+                pipe._set_tracer(follower)
+            except RuntimeError:
+                raise PipeError("the pipe is traced already: stop() that first") from None
+        except BaseException:
+            self._stop()
+            raise
 
     def stop(self) -> None:
         """Follow no more requests; those that are followed are to the end. Idempotent."""
@@ -126,19 +133,21 @@ class Tracing:
         self.stop()
 
 
-def _untrace(pipe: weakref.ref[Engine]) -> None:
+def _untrace(pipe: weakref.ref[Engine], follower: Tracer) -> None:
     engine = pipe()
     if engine is not None:
-        engine._set_tracer(None)
+        engine._forget_tracer(follower)
 
 
 class _Running:
     """A batch in which requests are that are followed."""
 
-    def __init__(self, nodes: list[tuple[int, Span]], batch: Span | None, token: Any) -> None:
-        self.nodes = nodes
-        self.batch = batch
-        self.token = token
+    def __init__(self) -> None:
+        self.nodes: list[tuple[int, Span]] = []
+        self.batch: Span | None = None
+        self.token: Any = None
+        self.is_to_end = [True]
+        """Whoever takes it out ends the spans: the batch's thread, or who gives the batch up."""
 
 
 class _Spans:
@@ -148,30 +157,49 @@ class _Spans:
         self.tracer = tracer
         self.name = name
 
-    def begin(self, node: str, context: contextvars.Context | None) -> tuple[Span, contextvars.Context] | None:
-        """Begin the span of a request that enters at ``node``; None: it is not sampled.
+    def begin(
+        self, node: str, context: contextvars.Context | None, waited_ns: int
+    ) -> tuple[Span, contextvars.Context] | None:
+        """Begin the span of a request that enters at ``node``, and was called so long ago; None: it is not sampled.
 
         Returns:
             the span, and a context in which it is the current one.
         """
         own = contextvars.copy_context() if context is None else context.copy()
-        return own.run(self._begin, node, own)
+        return own.run(self._begin, node, own, time.time_ns() - waited_ns, waited_ns)
 
-    def _begin(self, node: str, own: contextvars.Context) -> tuple[Span, contextvars.Context] | None:
+    def _begin(
+        self, node: str, own: contextvars.Context, called_ns: int, waited_ns: int
+    ) -> tuple[Span, contextvars.Context] | None:
         around = trace.get_current_span().get_span_context()
         if around.is_valid and not around.trace_flags.sampled:
             return None
-        span = self.tracer.start_span(self.name, attributes={"fastpipe.entry": node})
-        if not span.is_recording():
-            return None
-        otel_context.attach(set_span_in_context(span))  # never detached: nobody else is in this context
+        attributes: dict[str, Any] = {"fastpipe.entry": node, "fastpipe.admission.seconds": waited_ns / 1e9}
+        span = self.tracer.start_span(self.name, attributes=attributes, start_time=called_ns)
+        try:
+            if not span.is_recording():
+                return None
+            otel_context.attach(set_span_in_context(span))  # never detached: nobody else is in this context
+        except BaseException:  # a signal, or code of others
+            span.end()
+            raise
         return span, own
 
     def run(self, node: str, instance: int, size: int, followed: list[tuple[int, Span, int]]) -> _Running:
         """Begin the spans of the requests of a batch: (index in it, span, nanoseconds that it was queued)."""
+        running = _Running()
+        try:
+            self._run(running, node, instance, size, followed)
+        except BaseException:  # of code of others, such as a processor's on_start: what has begun is to end
+            self.ran(running, None, [], ())
+            raise
+        return running
+
+    def _run(
+        self, running: _Running, node: str, instance: int, size: int, followed: list[tuple[int, Span, int]]
+    ) -> None:
         now = time.time_ns()
         attributes: dict[str, Any] = {"fastpipe.node": node, "fastpipe.instance": instance, "fastpipe.batch.size": size}
-        nodes = []
         for index, request, waited_ns in followed:
             span = self.tracer.start_span(
                 node,
@@ -179,44 +207,82 @@ class _Spans:
                 attributes={**attributes, "fastpipe.queue.seconds": waited_ns / 1e9},
                 start_time=now - waited_ns,
             )
-            nodes.append((index, span))
-        _, first = nodes[0]
-        if size == 1:
-            return _Running(nodes, None, otel_context.attach(set_span_in_context(first)))
-        others = [Link(span.get_span_context()) for _, span in nodes[1:]]
-        batch = self.tracer.start_span(
-            f"{node}, batch", set_span_in_context(first, Context()), attributes=attributes, links=others, start_time=now
-        )
-        for _, span in nodes[1:]:
-            span.add_link(batch.get_span_context())
-        return _Running(nodes, batch, otel_context.attach(set_span_in_context(batch)))
+            running.nodes.append((index, span))
+        _, first = running.nodes[0]
+        if size > 1:
+            others = [span for _, span in running.nodes[1:]]
+            running.batch = self.tracer.start_span(
+                f"{node}, batch",
+                set_span_in_context(first, Context()),
+                attributes=attributes,
+                links=[Link(span.get_span_context()) for span in others],
+                start_time=now,
+            )
+            for span in others:
+                span.add_link(running.batch.get_span_context())
+        running.token = otel_context.attach(set_span_in_context(running.batch or first))
 
     def ran(
         self, running: _Running, error: BaseException | None, batch: list[Request], requests: Sequence[Request]
     ) -> None:
         """End them: the batch has returned, or raised ``error``."""
-        otel_context.detach(running.token)
-        errors: Mapping[int, BaseException] = {}
-        if isinstance(error, ItemErrors):
-            errors = error.by_position(batch, list(requests))
-        elif error is not None:
-            errors = dict.fromkeys(range(len(requests)), error)
-        if running.batch is not None:
-            _end(running.batch, None if isinstance(error, ItemErrors) else error)
-        for index, span in running.nodes:
-            _end(span, errors.get(index))
+        try:
+            if running.token is not None:  # the context is this thread's
+                otel_context.detach(running.token)
+        finally:
+            _end_all(running, error, batch, requests)
+
+    def gave_up(self, running: _Running, error: BaseException) -> None:
+        """End them, on another thread: the batch hangs."""
+        _end_all(running, error)
 
     def end(self, span: Span, error: BaseException | None, is_cancelled: bool) -> None:
         """End the span of a request."""
-        if is_cancelled:
-            span.add_event("cancelled")
-            span.set_status(StatusCode.ERROR, "cancelled")
-        span.set_attribute("fastpipe.outcome", "cancelled" if is_cancelled else "failed" if error else "done")
-        _end(span, error)
+        try:
+            if is_cancelled:
+                span.add_event("cancelled")
+                span.set_status(StatusCode.ERROR, "cancelled")
+            span.set_attribute("fastpipe.outcome", "cancelled" if is_cancelled else "failed" if error else "done")
+        finally:
+            _end(span, error)
+
+
+def _end_all(
+    running: _Running,
+    error: BaseException | None,
+    batch: list[Request] | None = None,
+    requests: Sequence[Request] = (),
+) -> None:
+    """End the spans of a batch, all of them, whatever code of others raises meanwhile; raise the first of that."""
+    try:
+        running.is_to_end.pop()
+    except IndexError:
+        return
+    whole: BaseException | None = error
+    errors: Mapping[int, BaseException] = {} if error is None else dict.fromkeys((i for i, _ in running.nodes), error)
+    met: list[BaseException] = []
+    try:
+        if isinstance(error, ItemErrors) and batch is not None:
+            errors = error.by_position(batch, list(requests))  # raises if it says nonsense: then all have failed
+            whole = None
+    except BackendError:
+        pass
+    except BaseException as unexpected:
+        met.append(unexpected)
+    ends = [(span, errors.get(index)) for index, span in running.nodes]
+    for span, own in [*([] if running.batch is None else [(running.batch, whole)]), *ends]:
+        try:
+            _end(span, own)
+        except BaseException as unexpected:
+            met.append(unexpected)
+    if met:
+        raise met[0]
 
 
 def _end(span: Span, error: BaseException | None) -> None:
-    if error is not None:
-        span.record_exception(error)
-        span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {text_of(error)}")
-    span.end()
+    try:
+        if error is not None:
+            span.record_exception(error)
+            span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {text_of(error)}")
+    finally:
+        span.end()

@@ -41,6 +41,7 @@ class Drawing:
         scheme: for pages of which colours.
         least_columns: how many characters each box has room for, at least.
         is_brief: a box with numbers has its name and these.
+        has_legend: it is below the graph.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Drawing:
         least_columns: int = 0,
         *,
         is_brief: bool = False,
+        has_legend: bool = True,
     ) -> None:
         self.nodes = nodes
         self.scheme = scheme
@@ -73,7 +75,7 @@ class Drawing:
             ],
             lines,
         )
-        self.legend = Legend(nodes, edges, self.layout.width, scheme)
+        self.legend = Legend(nodes if has_legend else (), edges if has_legend else (), self.layout.width, scheme)
 
     def _text(self, node: PictureNode) -> list[tuple[str, str]]:
         """Return the lines in a box, each with its attributes."""

@@ -51,6 +51,7 @@ class Legend:
             entries = [(partial(_bar, NODE_COLOURS[kind]), NODE_WORDS[kind]) for kind in kinds]
             entries += [(partial(_dashes, COLOURS[kind], DASHES[kind]), EDGE_WORDS[kind]) for kind in lines]
             entries += [(_root, "requests enter"), (_leaf, "requests end")]
+        self._entries = entries
         self._rows: list[list[tuple[float, Mark, str]]] = []
         self.width = 0.0
         room, x = max(width, LEAST_PX), 0.0
@@ -67,6 +68,12 @@ class Legend:
     def height(self) -> float:
         """In pixels, with the room above it."""
         return ABOVE_PX + len(self._rows) * ROW_PX if self._rows else 0.0
+
+    def entries(self) -> list[tuple[str, str]]:
+        """Return (a mark as an SVG of its own, its words), for a page that shows the legend beside the drawing."""
+        size = f'width="{MARK_PX}" height="{ROW_PX}" viewBox="0 {-ROW_PX // 2} {MARK_PX} {ROW_PX}"'
+        opening = f'<svg xmlns="http://www.w3.org/2000/svg" {size} aria-hidden="true">'
+        return [(f"{opening}{mark(0, 0)}</svg>", words) for mark, words in self._entries]
 
     def svg(self, left: float, top: float) -> Iterator[str]:
         """Yield the elements, below a graph that ends at ``top``."""

@@ -18,6 +18,7 @@ from fastpipe.config.graph import Graph, Source
 from fastpipe.config.plan import StepPlan
 from fastpipe.config.sub_graphs import entry_of, is_sub_graph
 from fastpipe.show.drawing import Drawing
+from fastpipe.show.legend import Legend
 from fastpipe.show.paint import Scheme
 from fastpipe.show.parts import (
     COLOURS,
@@ -149,16 +150,29 @@ class Picture:
             lines.append(f"    n{edge.source} -> n{edge.target}{written};")
         return "\n".join([*lines, "}"]) + "\n"
 
-    def svg(self, *, dark: bool | None = None, least_columns: int = 0, is_brief: bool = False) -> str:
+    def svg(
+        self,
+        *,
+        dark: bool | None = None,
+        least_columns: int = 0,
+        is_brief: bool = False,
+        has_legend: bool = True,
+    ) -> str:
         """Return the drawing as SVG, without a background.
 
         Args:
             dark: for a dark page; None: whoever shows it decides, as for ``prefers-color-scheme`` of a style sheet.
             least_columns: how many characters each box has room for, at least.
             is_brief: a box with numbers has its name and these; what its node is shows where the pointer rests.
+            has_legend: it is below the graph.
         """
         scheme: Scheme = "both" if dark is None else "dark" if dark else "light"
-        return Drawing(self._nodes, self._edges, scheme, least_columns, is_brief=is_brief).svg()
+        drawing = Drawing(self._nodes, self._edges, scheme, least_columns, is_brief=is_brief, has_legend=has_legend)
+        return drawing.svg()
+
+    def legend(self) -> list[tuple[str, str]]:
+        """Return (a mark as an SVG of its own, what it means) of all that ``svg`` explains below the graph."""
+        return Legend(self._nodes, self._edges, 0.0, "both").entries()
 
     def png(self, *, dark: bool = False, scale: float = 2.0) -> bytes:
         """Return the drawing as PNG, on white or on dark.

@@ -260,6 +260,163 @@ def test_a_coroutine_that_stood_in_line_has_its_tasks_context() -> None:
     asyncio.run(main())
 
 
+class Asked(Backend):
+    """Notes who is the caller in each question that the engine asks about a request."""
+
+    max_batch = 4
+    keeps_input = True
+
+    def __init__(self, *, found: list[tuple[str, str]], thread_bound: bool = False, place: str | None = None) -> None:
+        self.found = found
+        self.thread_bound = thread_bound
+        self.place = place
+
+    def bucket(self, request: Request) -> str:
+        self.found.append(("bucket", CALLER.get()))
+        return "all"
+
+    def weigh(self, request: Request) -> int:
+        self.found.append(("weigh", CALLER.get()))
+        return 1
+
+    def place_of(self, request: Request) -> None:
+        self.found.append(("place_of", CALLER.get()))
+
+    def why_no_result(self, request: Request) -> None:
+        self.found.append(("why_no_result", CALLER.get()))
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            request.pop("result", None)
+
+
+class AsksParts(fastpipe.contract.SubGraph):
+    """Notes the same where a request is split up, and where its parts come together."""
+
+    def __init__(self, *, jump: str, found: list[tuple[str, str]]) -> None:
+        super().__init__(jump=jump)
+        self.found = found
+
+    def split(self, request: Request) -> list[Request]:
+        self.found.append(("split", CALLER.get()))
+        return [{"data": 0}, {"data": 1}]
+
+    def merge(self, request: Request, answers: Any) -> None:
+        self.found.append(("merge", CALLER.get()))
+        request["result"] = len(answers)
+
+
+WAYS: dict[str, Callable[[Pipe], Any]] = {
+    "call": lambda pipe: pipe({"data": 0}, entry="first"),
+    "list": lambda pipe: pipe([{"data": each} for each in range(3)], entry="first"),
+    "eager": lambda pipe: pipe({"data": 0}, entry="first", eager=True),
+    "submit": lambda pipe: pipe.submit({"data": 0}, entry="first").result(WAIT_S),
+    "map": lambda pipe: list(pipe.map([{"data": each} for each in range(3)], entry="first")),
+    "acall": lambda pipe: asyncio.run(pipe.acall({"data": 0}, entry="first")),
+}
+
+
+@pytest.mark.parametrize("thread_bound", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_asked_about_a_request_is_asked_in_its_context(way: str, thread_bound: bool) -> None:
+    """Filters, buckets, weights, places, parts, and why there is no result: on its caller's thread and on workers."""
+    found: list[tuple[str, str]] = []
+    places = iter(("left", "right"))
+
+    def asks(request: Request) -> fastpipe.Status:
+        found.append(("filter", CALLER.get()))
+        return fastpipe.Status.Run
+
+    class Placed(Asked):
+        def __init__(self) -> None:
+            super().__init__(found=found, place=next(places))
+
+    graph = {
+        "first": {"backend": Tells(thread_bound=thread_bound), "next": "asked"},
+        "asked": {"backend": Asked(found=found), "filter": asks, "next": "placed"},
+        "placed": {"backend": Placed, "instance_num": 2, "filter": asks, "next": "whole"},
+        "whole": {"backend": AsksParts(jump="part", found=found), "filter": asks},
+        "part": {"backend": Tells(thread_bound=thread_bound), "filter": asks},
+    }
+    with Pipe(graph, without_result="end") as pipe:
+        as_caller("ann", lambda: WAYS[way](pipe))
+    assert {caller for _, caller in found} == {"ann"}
+    asked = {"filter", "weigh", "place_of", "why_no_result", "split", "merge"}
+    assert {what for what, _ in found} - {"bucket"} == asked  # that one only of what is queued
+    assert not thread_bound or ("bucket", "ann") in found or way == "eager"
+
+
+def test_what_a_filter_sets_is_seen_by_the_next_question_of_the_same_request_alone() -> None:
+    def sets(request: Request) -> fastpipe.Status:
+        CALLER.set(CALLER.get() + ", by a filter")
+        return fastpipe.Status.Run
+
+    first = {"backend": Tells(thread_bound=True), "next": "second"}
+    with Pipe({"first": first, "second": {"backend": Tells(thread_bound=True), "filter": sets}}) as pipe:
+        for _ in range(2):
+            assert as_caller("ann", lambda: (pipe({"data": 0})["result"][0], CALLER.get())) == (
+                "ann, by a filter",
+                "ann",
+            )
+
+
+def test_who_makes_room_asks_in_the_context_of_who_waited_for_it() -> None:
+    """1. A request stands in the gate. 2. Two coroutines wait for room. 3. A worker lets them in, and asks for them."""
+    gate, found = Stands(), []
+
+    def asks(request: Request) -> fastpipe.Status:
+        found.append(CALLER.get())
+        return fastpipe.Status.Run
+
+    async def call(pipe: Pipe, name: str, data: Any) -> None:
+        CALLER.set(name)
+        await pipe.acall({"data": data})
+
+    async def main() -> None:
+        with Pipe(backend=gate, filter=asks, max_in_flight=1) as pipe:
+            first = asyncio.create_task(call(pipe, "ann", "first"))
+            await asyncio.to_thread(gate.inside.wait, WAIT_S)
+            waiting = [asyncio.create_task(call(pipe, name, 0)) for name in ("bob", "cay")]
+            await asyncio.sleep(0)
+            gate.opened.set()
+            await asyncio.gather(first, *waiting)
+
+    asyncio.run(main())
+    assert found == ["ann", "bob", "cay"]
+
+
+def test_who_sheds_anothers_request_merges_it_in_its_own_context() -> None:
+    """1. One stands in the gate, and ann's part queues. 2. bob's pushes it out: her merge runs on his thread."""
+    gate, found = Gate(), []
+
+    class Keeps(AsksParts):
+        keeps_failures = True
+
+        def merge(self, request: Request, answers: Any) -> None:
+            super().merge(request, answers)
+            found.append(type(answers[0]).__name__)
+
+    class One(Keeps):
+        def split(self, request: Request) -> list[Request]:
+            return [{"data": 0}]
+
+    told: list[tuple[str, str]] = []
+    graph = {
+        "whole": {"backend": One(jump="part", found=told)},
+        "part": {"backend": gate, "max": 1, "max_queue": 1, "when_full": "shed_oldest"},
+    }
+    with Pipe(graph) as pipe:
+        first = pipe.submit({"data": "first"}, entry="part")
+        assert gate.inside.wait(WAIT_S)
+        ann = as_caller("ann", lambda: pipe.submit({"data": 0}, entry="whole"))
+        bob = as_caller("bob", lambda: pipe.submit({"data": 1}, entry="part"))
+        assert ann.result(WAIT_S)["result"] == 1
+        gate.opened.set()
+        assert (first.result(WAIT_S)["result"], bob.result(WAIT_S)["result"]) == ("first", 1)
+    assert told == [("merge", "ann")]
+    assert found == ["QueueFull"]
+
+
 def test_a_call_from_inside_a_backend_brings_the_requests_variables_along() -> None:
     inner = Pipe(backend=Tells(thread_bound=True))
 

@@ -105,7 +105,10 @@ def test_a_step_that_gives_no_result_is_named(name: str) -> None:
             with pytest.raises(NoResult, match=f"({words}) gave no result.*without_result"):
                 call()
             count += 1
-        assert pipe.stats()["failures"]["no result"] == count
+        stats = pipe.stats()
+    assert stats["failures"]["no result"] == stats["without_result"] == count
+    assert sum(node["failures"].get("no result", 0) for node in stats["nodes"].values()) == count
+    assert sum(node["without_result"] for node in stats["nodes"].values()) == count
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -114,10 +117,15 @@ def test_as_in_torchpipe_it_may_end_so(name: str) -> None:
     nodes, _ = NODES[name]
     request = {"data": 1, "node_name": first(nodes)}
     with Pipe(nodes, without_result="end") as pipe:
+        count = 0
         for call in calls(pipe, request).values():
             got = call()
             assert "result" not in (got[0] if isinstance(got, list) else got)
-        assert pipe.stats()["failures"] == {}
+            count += 1
+        stats = pipe.stats()
+    assert stats["failures"] == {}
+    assert stats["without_result"] == count <= stats["requests"]["done"]
+    assert sum(node["without_result"] for node in stats["nodes"].values()) == count
 
 
 @pytest.mark.parametrize(
@@ -166,11 +174,13 @@ LET_GO: dict[str, dict[str, dict[str, Any]]] = {
 def test_what_is_let_go_on_purpose_is_no_error(name: str, count: int) -> None:
     """A filter's decision stays, in nodes and in steps, alone and in a batch; so does what Remove is told."""
     nodes = {key: dict(node, max=8) if node["backend"] != "Jump" else node for key, node in LET_GO[name].items()}
-    with Pipe(nodes) as pipe:
-        requests: list[Request] = [{"data": 1, "node_name": "a"} for _ in range(count)]
-        pipe(requests)
-        assert all("result" not in request for request in requests)
-        assert pipe.stats()["failures"] == {}
+    for without_result in ("error", "end"):
+        with Pipe(nodes, without_result=without_result) as pipe:
+            requests: list[Request] = [{"data": 1, "node_name": "a"} for _ in range(count)]
+            pipe(requests)
+            assert all("result" not in request for request in requests)
+            stats = pipe.stats()
+            assert (stats["failures"], stats["without_result"]) == ({}, 0)
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -191,10 +201,15 @@ def test_what_is_let_go_on_purpose_is_no_error(name: str, count: int) -> None:
 )
 def test_what_has_a_result_in_the_end_is_no_error(nodes: dict[str, dict[str, Any]], count: int) -> None:
     """A step gave none, and another one did."""
-    with Pipe({name: dict(node, max=8) for name, node in nodes.items()}) as pipe:
-        requests: list[Request] = [{"data": 1} for _ in range(count)]
-        pipe(requests)
-        assert [request["result"] for request in requests] == [1] * count
+    for without_result in ("error", "end"):
+        with Pipe({name: dict(node, max=8) for name, node in nodes.items()}, without_result=without_result) as pipe:
+            requests: list[Request] = [{"data": 1} for _ in range(count)]
+            pipe(requests)
+            assert [request["result"] for request in requests] == [1] * count
+            stats = pipe.stats()
+            assert [stats["without_result"], *(node["without_result"] for node in stats["nodes"].values())] == [
+                0 for _ in range(1 + len(nodes))
+            ]
 
 
 @pytest.mark.parametrize("count", [1, 4])

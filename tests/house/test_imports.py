@@ -32,7 +32,7 @@ FLOORS = [
     ["fastpipe.show"],
     ["fastpipe.instances"],
     ["fastpipe.process"],
-    ["fastpipe._future", "fastpipe.measures"],
+    ["fastpipe._future", "fastpipe.measures", "fastpipe.observe.stream_rows"],
     ["fastpipe._core"],
     ["fastpipe.engine"],
     ["fastpipe.backends"],

@@ -201,18 +201,27 @@ def test_the_slowest_requests_are_told_with_where_their_time_went() -> None:
         assert pipe.slowest is None  # nobody looks any more
 
 
-def test_of_two_pages_of_a_pipe_one_has_the_slowest_requests(pipe: fastpipe.Pipe) -> None:
-    """Both have all else."""
-    with live(pipe) as page, live(pipe) as other:
-        for each in (page, other):
-            points(each)
-        pipe({"data": 1})
-        told = []
-        for each in (page, other):
-            told.append(points(each)["points"][-1])
-            while told[-1]["totals"]["done"] == 0:
-                told[-1] = points(each, told[-1]["number"])["points"][-1]
-        assert sum(bool(each["slowest"]) for each in told) == 1
+def test_two_pages_of_a_pipe_show_the_same_slowest_requests(pipe: fastpipe.Pipe) -> None:
+    """Also once one of them is closed; and when nobody looks any more, none is noted."""
+
+    def next_with(count: int, each: LivePage) -> list[float]:
+        told = points(each)["points"][-1]
+        while told["totals"]["done"] < count:
+            told = points(each, told["number"])["points"][-1]
+        return [request["number"] for request in told["slowest"]]
+
+    with live(pipe) as page:
+        with live(pipe) as other:
+            for each in (page, other):
+                points(each)
+            pipe({"data": 1})
+            assert next_with(1, page) == next_with(1, other) != []
+        pipe({"data": 2})
+        assert len(next_with(2, page)) == 2
+    deadline_s = time.monotonic() + 20
+    while pipe.slowest is not None and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert pipe.slowest is None
 
 
 # ---- who may look ------------------------------------------------------------------------------------------------
@@ -302,20 +311,54 @@ def test_odd_questions_get_an_answer(pipe: fastpipe.Pipe, method: str, path: str
         assert ask(page, "/about")[0] == 200
 
 
-def test_many_connections_do_not_make_many_threads(pipe: fastpipe.Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is too much is turned away; those that are there go on."""
-    monkeypatch.setattr(page_server, "MOST_CONNECTIONS", 3)
-    with live(pipe) as page:
-        there = [http.client.HTTPConnection("127.0.0.1", page.port, timeout=20) for _ in range(3)]
-        for connection in there:
-            connection.request("GET", "/about")
-            assert connection.getresponse().read()
-        with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
-            ask(page, "/about")
-        there[0].request("GET", "/about")
-        assert there[0].getresponse().read()
-        for connection in there:
-            connection.close()
+def test_many_connections_do_not_make_many_threads_and_keep_nobody_out(
+    pipe: fastpipe.Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever says nothing, or not enough, makes room for whoever comes; idle for longest, first."""
+    monkeypatch.setattr(page_server, "MOST_CONNECTIONS", 4)
+    with live(pipe) as page, contextlib.ExitStack() as stack:
+        before = threading.active_count()
+        silent = []
+        for number in range(40):
+            silent.append(stack.enter_context(socket.create_connection(("127.0.0.1", page.port), timeout=20)))
+            silent[-1].sendall(b"GET / HTTP/1.1\r\nHost: x" if number % 2 else b"")
+        assert ask(page, "/about")[0] == 200
+        assert points(page)["points"]
+        for each in silent[:30]:
+            with contextlib.suppress(ConnectionResetError):
+                assert each.recv(1) == b""
+        deadline_s = time.monotonic() + 20
+        while threading.active_count() > before + 5 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        assert threading.active_count() <= before + 5  # the connections', and the sampler's
+
+
+def test_who_waits_for_points_is_not_put_out_for_others(pipe: fastpipe.Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. Two wait for a point that does not come. 2. Others come, and are turned away. 3. One gets its answer."""
+    monkeypatch.setattr(page_server, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(page_server, "WAIT_S", 1.0)
+    asked: list[int] = []
+    points_after = sampling.Sampler.points_after
+
+    def noted(self: sampling.Sampler, number: int, wait_s: float) -> list[str]:
+        asked.append(number)
+        return points_after(self, number, wait_s)
+
+    monkeypatch.setattr(sampling.Sampler, "points_after", noted)
+    with live(pipe) as page, contextlib.ExitStack() as stack:
+        waiting = [http.client.HTTPConnection("127.0.0.1", page.port, timeout=20) for _ in range(2)]
+        for each in waiting:
+            stack.enter_context(contextlib.closing(each))
+            each.request("GET", "/points?after=999999")
+        deadline_s = time.monotonic() + 20
+        while len(asked) < 2 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        for _ in range(3):
+            with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+                ask(page, "/about")
+        assert [each.getresponse().status for each in waiting] == [200, 200]
+        waiting[0].close()
+        assert ask(page, "/about")[0] == 200
 
 
 # ---- life --------------------------------------------------------------------------------------------------------

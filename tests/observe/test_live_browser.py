@@ -162,7 +162,8 @@ def test_the_page_says_that_nobody_answers_and_finds_the_next_service(tab: Any) 
 def test_it_fits_on_a_phone_and_can_be_read(browser: Any, scheme: str) -> None:
     """Nothing sticks out to the side but inside the graph, and no text is pale."""
     names = [f"node_with_quite_a_long_name_{index}" for index in range(3)]
-    with fastpipe.Pipe({name: {"backend": "Identity", "max": 64} for name in names}) as pipe, live(pipe) as page:
+    own = fastpipe.backend(lambda data: data)
+    with fastpipe.Pipe({name: {"backend": own} for name in names}) as pipe, live(pipe) as page:
         stop = threading.Event()
 
         def load() -> None:
@@ -178,6 +179,12 @@ def test_it_fits_on_a_phone_and_can_be_read(browser: Any, scheme: str) -> None:
             tab.goto(page.url)
             shows(tab, "Nothing waits for long.")
             assert tab.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [390, 390]
+            assert tab.evaluate("document.getElementById('graph').scrollWidth") > 390  # which can be moved
+            words = tab.locator("#legend span").evaluate_all(
+                "all => all.map(each => [each.textContent, each.querySelector('svg').children.length > 0,"
+                " each.getBoundingClientRect().left > 0 && each.getBoundingClientRect().right < innerWidth])"
+            )
+            assert words == [[each, True, True] for each in ("code of your own", "requests enter", "requests end")]
             rate = row_of(tab, names[0])["rate"]
             assert float(rate.removesuffix("/s")) > 1
             assert tab.evaluate(LEAST_CONTRAST) >= 4.5
@@ -199,7 +206,7 @@ LEAST_CONTRAST = """() => {
     }
     return [255, 255, 255];
   };
-  const meant = "h1, h2, td span, td small, .tile div, .finding p, .key, .totals, .about";
+  const meant = "h1, h2, td span, td small, .tile div, .finding p, .key, .totals, .about, .legend span";
   const texts = [...document.querySelectorAll(meant)];
   return Math.min(...texts.filter(element => element.textContent.trim()).map(element => {
     const [a, b] = [light(parts(getComputedStyle(element).color)), light(behind(element))].sort((x, y) => y - x);

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import WAIT_S, Gate, opened
+from helpers import WAIT_S, Gate, opened, until
 from perfetto_engine import ask
 
 import fastpipe
@@ -175,6 +175,64 @@ def test_what_finds_no_room_is_counted_and_what_is_there_still_nests(tmp_path: P
     assert [(name, whole) for name, whole, _ in slices] == [("main", 1), ("request", 1)]
 
 
+def test_batches_of_greenlets_that_end_in_any_order_have_rows_of_their_own(tmp_path: Path) -> None:
+    """On one thread they need not nest: in one row, one would end another's slice."""
+    greenlet = pytest.importorskip("greenlet", reason="greenlet is not installed here")
+    main = greenlet.getcurrent()
+
+    class Switches(Backend):
+        def forward(self, batch: list[Request]) -> None:
+            main.switch()
+            batch[0]["result"] = 0
+
+    path = tmp_path / "greenlets.pftrace"
+    nodes = {name: {"backend": Switches} for name in ("a", "b", "c")}
+    with Pipe(nodes) as pipe, pipe.timeline(path):
+        calls = {name: greenlet.greenlet(lambda name=name: pipe({"data": 0}, entry=name)) for name in nodes}
+        for each in calls.values():
+            each.switch()
+        for name in ("b", "a", "c"):
+            time.sleep(0.002)
+            calls[name].switch()
+        time.sleep(0.002)
+    errors, rows = ask(
+        path.read_bytes(),
+        ERRORS,
+        "select s.name, p.name parent, s.dur, t.id row from slice s join track t on s.track_id = t.id"
+        " join track p on t.parent_id = p.id where p.name in ('Callers', 'Instances')",
+    )
+    assert errors == []
+    of_callers = {name: took for name, parent, took, _ in rows if parent == "Callers"}
+    assert of_callers == {name: took for name, parent, took, _ in rows if parent == "Instances"}
+    assert of_callers["b"] < of_callers["a"] < of_callers["c"]
+    assert len({row for _, parent, _, row in rows if parent == "Callers"}) == 3
+
+
+def test_how_long_a_request_waited_to_be_let_in_is_said(tmp_path: Path) -> None:
+    """Its slice begins when it was let in: with that, it is the latency of stats()."""
+    gate, path = Gate(), tmp_path / "room.pftrace"
+    with Pipe(backend=gate, max_in_flight=1) as pipe, pipe.timeline(path):
+        first = pipe.submit({"data": 0})
+        assert gate.inside.wait(WAIT_S)
+        second = threading.Thread(target=lambda: pipe({"data": 1}))
+        second.start()
+        until(lambda: pipe.arrivals == 1)
+        time.sleep(0.05)
+        gate.opened.set()
+        first.result(WAIT_S)
+        second.join(WAIT_S)
+        latency = pipe.stats()["latency_s"]
+    errors, requests = ask(
+        path.read_bytes(),
+        ERRORS,
+        "select dur, extract_arg(arg_set_id, 'debug.waited_for_room_ns') waited from slice where name = 'request'"
+        " order by ts",
+    )
+    assert errors == []
+    assert requests[1][1] > 50_000_000 > requests[0][1]
+    assert sum(took + waited for took, waited in requests) / 1e9 == pytest.approx(latency["sum"], abs=0.5)
+
+
 def test_a_batch_that_hangs_ends_when_it_is_given_up(tmp_path: Path) -> None:
     gate = Gate()
     path = tmp_path / "hung.pftrace"
@@ -215,6 +273,39 @@ def test_a_disk_that_is_full_ends_the_timeline_and_not_the_service() -> None:
         with pytest.raises(BrokenPipeError):
             timeline.stop()
         timeline.stop()
+
+
+def test_whoever_stops_a_timeline_finds_its_file_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. The writer is held up. 2. Two threads stop the timeline. 3. Neither returns before the writer has ended."""
+    held, inside = threading.Event(), threading.Event()
+    write_events = fastpipe.observe.timeline._write_events
+
+    def waits(log: Any, file: Any, *more: Any) -> None:
+        inside.set()
+        assert held.wait(WAIT_S)
+        write_events(log, file, *more)
+
+    monkeypatch.setattr(fastpipe.observe.timeline, "_write_events", waits)
+    path = tmp_path / "run.pftrace"
+    sizes: list[int] = []
+    with Pipe(backend=opened()) as pipe:
+        timeline = pipe.timeline(path)
+        assert inside.wait(WAIT_S)
+        pipe({"data": 0})
+
+        def stop() -> None:
+            timeline.stop()
+            sizes.append(path.stat().st_size)
+
+        stopping = [threading.Thread(target=stop) for _ in range(2)]
+        for thread in stopping:
+            thread.start()
+        time.sleep(0.05)
+        assert sizes == []
+        held.set()
+        for thread in stopping:
+            thread.join(WAIT_S)
+    assert sizes == [path.stat().st_size] * 2
 
 
 def test_a_second_timeline_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:

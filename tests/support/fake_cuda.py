@@ -8,6 +8,7 @@ and waited for only as the libraries allow it: anything else is an AssertionErro
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -22,6 +23,7 @@ class Driver:
         self.queues: dict[tuple[int, int], list[Callable[[], None]]] = {(gpu, 0): [] for gpu in range(gpus)}
         self.threads = threading.local()
         self.synchronizations = 0
+        self.timed_events = 0
         self.fails = False  # from now on, waiting raises
 
     def new_stream(self, gpu: int) -> int:
@@ -46,8 +48,9 @@ class Driver:
 class Event:
     """An event of either library."""
 
-    def __init__(self, driver: Driver, blocking: bool) -> None:
-        self.driver, self.blocking = driver, blocking
+    def __init__(self, driver: Driver, blocking: bool, has_time: bool = False) -> None:
+        self.driver, self.blocking, self.has_time = driver, blocking, has_time
+        driver.timed_events += has_time
         self.gpu: int | None = None
         self.recorded: SimpleNamespace | None = None
 
@@ -55,8 +58,19 @@ class Event:
         assert self.gpu in (None, stream.gpu), "an event belongs to the GPU it was first recorded on"
         self.gpu = stream.gpu
         mark = SimpleNamespace(done=False, gpu=stream.gpu, handle=stream.handle)
-        self.driver.queue(stream.gpu, stream.handle, lambda: setattr(mark, "done", True))
+        self.driver.queue(stream.gpu, stream.handle, lambda: mark.__dict__.update(done=True, ns=time.monotonic_ns()))
         self.recorded = mark
+
+    def elapsed_time(self, other: Event) -> float:
+        first, second = self.recorded, other.recorded
+        assert first is not None
+        assert second is not None
+        assert self.has_time, "an event that does not know when it was reached"
+        assert other.has_time
+        assert first.done, "an event that was not awaited has no time yet"
+        assert second.done
+        assert first.gpu == second.gpu
+        return (second.ns - first.ns) / 1e6
 
     def reach(self, mark: SimpleNamespace) -> None:
         self.driver.run_until(mark.gpu, mark.handle, lambda: mark.done)
@@ -174,7 +188,7 @@ def fake_torch(driver: Driver) -> Any:
         device_count=lambda: driver.gpus,
         Stream=lambda gpu: Stream(driver, gpu, driver.new_stream(gpu)),
         ExternalStream=lambda handle, gpu: Stream(driver, gpu, handle),
-        Event=lambda blocking=False: Event(driver, blocking),
+        Event=lambda blocking=False, enable_timing=False: Event(driver, blocking, enable_timing),
         current_stream=library.current,
         current_device=library.device,
         set_stream=set_stream,
@@ -242,7 +256,8 @@ def fake_cupy(driver: Driver) -> Any:
         Device=lambda gpu: CupyDevice(library, gpu),
         Stream=stream,
         ExternalStream=external,
-        Event=lambda block=False, disable_timing=False: Event(driver, block),
+        Event=lambda block=False, disable_timing=False: Event(driver, block, not disable_timing),
+        get_elapsed_time=lambda first, second: first.elapsed_time(second),
         get_current_stream=lambda: library.current(library.device()),
         runtime=SimpleNamespace(getDeviceCount=device_count, CUDARuntimeError=CUDARuntimeError),
     )
