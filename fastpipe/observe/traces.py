@@ -32,7 +32,7 @@ try:
     from opentelemetry import context as otel_context
     from opentelemetry import propagate, trace
     from opentelemetry.context import Context
-    from opentelemetry.trace import Link, Span, StatusCode, TracerProvider, set_span_in_context
+    from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, StatusCode, TracerProvider, set_span_in_context
 except ImportError as missing:
     raise MissingExtra("fastpipe.observe.traces", "otel", missing) from missing
 
@@ -62,7 +62,16 @@ def trace_pipe(
     """
     if not isinstance(sample, int | float) or not 0 <= sample <= 1:
         raise ValueError(f"sample must be between 0 and 1, got {sample!r}")
-    return Tracing(pipe, float(sample), name, trace.get_tracer("fastpipe", tracer_provider=tracer_provider))
+    return Tracing(pipe, float(sample), name, _tracer_of(tracer_provider))
+
+
+def _tracer_of(provider: TracerProvider | None) -> trace.Tracer:
+    tracer = trace.get_tracer("fastpipe", tracer_provider=provider)
+    if not type(tracer).__module__.startswith("opentelemetry.sdk."):
+        return tracer
+    from fastpipe.observe.spans import quick  # the API may be there without the SDK
+
+    return quick(tracer)
 
 
 @contextmanager
@@ -158,13 +167,14 @@ class _Spans:
         return own.run(self._begin, node, own)
 
     def _begin(self, node: str, own: contextvars.Context) -> tuple[Span, contextvars.Context] | None:
-        around = trace.get_current_span().get_span_context()
+        current = otel_context.get_current()
+        around = trace.get_current_span(current).get_span_context() if current else INVALID_SPAN_CONTEXT
         if around.is_valid and not around.trace_flags.sampled:
             return None
-        span = self.tracer.start_span(self.name, attributes={"fastpipe.entry": node})
+        span = self.tracer.start_span(self.name, current, attributes={"fastpipe.entry": node})
         if not span.is_recording():
             return None
-        otel_context.attach(set_span_in_context(span))  # never detached: nobody else is in this context
+        otel_context.attach(set_span_in_context(span, current))  # never detached: nobody else is in this context
         return span, own
 
     def run(self, node: str, instance: int, size: int, followed: list[tuple[int, Span, int]]) -> _Running:
