@@ -36,6 +36,7 @@ from opentelemetry.trace import (
     TraceFlags,
     TraceState,
 )
+from opentelemetry.trace.propagation import _SPAN_KEY
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -189,12 +190,15 @@ class _Processors:
 
 
 def _that_do_something(processors: Sequence[sdk.SpanProcessor], name: str) -> Iterator[Callable[..., None]]:
-    idle = [getattr(sdk.SpanProcessor, name, None)]
+    if not hasattr(sdk.SpanProcessor, name):  # an older SDK, which does not call it
+        return
+    idle = [getattr(sdk.SpanProcessor, name)]
     if name != "on_end":
-        idle += [getattr(kind, name, None) for kind in (BatchSpanProcessor, SimpleSpanProcessor)]
+        idle += [getattr(kind, name) for kind in (BatchSpanProcessor, SimpleSpanProcessor)]
     for processor in processors:
-        if getattr(type(processor), name, None) not in idle:
-            yield getattr(processor, name)
+        method = getattr(processor, name)
+        if getattr(method, "__func__", None) not in idle:
+            yield method
 
 
 def _always_says_yes(sampler: Sampler, to: str) -> bool:
@@ -216,7 +220,7 @@ class _QuickTracer(trace.Tracer):
         self._samples_remote = _always_says_yes(tracer.sampler, "_remote_parent_sampled")
         is_random = getattr(tracer.id_generator, "is_trace_id_random", None)
         self._root_flags = TraceFlags(_SAMPLED | (_RANDOM if is_random is not None and is_random() else 0))
-        self._is_enabled = getattr(tracer, "_is_enabled", None)
+        self._has_config = hasattr(tracer, "_tracer_config")  # older SDKs have none
         self._processors = _Processors(tracer.span_processor)
         shared = {
             "_sampler": tracer.sampler,
@@ -242,11 +246,17 @@ class _QuickTracer(trace.Tracer):
     ) -> trace.Span:
         """Begin a span, as the SDK's does; ``attributes`` become the span's own."""
         is_plain = kind is SpanKind.INTERNAL and record_exception and set_status_on_exception
-        if not is_plain or (self._is_enabled is not None and not self._is_enabled()):
+        if not is_plain or (self._has_config and not self._tracer._tracer_config.is_enabled):
             own = (name, context, kind, attributes, links, start_time, record_exception, set_status_on_exception)
             return self._tracer.start_span(*own)
         around = context if context is not None else get_current()
-        parent = trace.get_current_span(around).get_span_context() if around else INVALID_SPAN_CONTEXT
+        parent_span: Any = around.get(_SPAN_KEY)
+        if parent_span is None:
+            parent = INVALID_SPAN_CONTEXT
+        elif type(parent_span) is self._make:
+            parent = parent_span._context
+        else:
+            parent = trace.get_current_span(around).get_span_context()
         trace_id, _, is_remote, flags, state, is_valid = parent
         if not is_valid:
             trace_id, flags, state, is_sure = self._new_trace()
