@@ -231,7 +231,7 @@ class _QuickTracer(trace.Tracer):
             "_instrumentation_scope": tracer._instrumentation_scope,
             "_processors": self._processors,
         }
-        self._make = type("Span", (_QuickSpan,), shared)
+        self._make = cast("type[_QuickSpan]", type("Span", (_QuickSpan,), shared))
 
     def start_span(
         self,
