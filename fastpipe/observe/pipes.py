@@ -19,7 +19,7 @@ __all__ = ["Pipes", "Turns"]
 # Requests wait for whoever reads numbers no longer than this, but for the one look at a pipe. (250 us were worse where
 # processors are scarce: each time that the GIL changes hands there, its next holder first waits for one.)
 HELD_S = 1e-3
-# Then they go on for so long. A wait as short as can be would not do: who waits for the GIL needs some 50 us to wake up.
+# Then they go on for so long. No wait at all would not do: who waits for the GIL needs some 50 us to wake up.
 GIVEN_S = 50e-6
 
 

@@ -231,7 +231,7 @@ def test_weights_refusals_and_what_waits_are_shown(prometheus_client: Any) -> No
 
 
 def test_requests_go_on_in_the_middle_of_a_scrape(prometheus_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if each step took too long: the GIL is free between any two nodes, while they are read and while they are written."""
+    """As if each step took too long: the GIL is free between any two nodes, while they are read and written."""
     answered: list[int] = []
     nodes: dict[str, dict[str, Any]] = {
         f"n{number}": {"backend": Echo, "next": f"n{number + 1}"} for number in range(9)
