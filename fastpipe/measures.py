@@ -6,7 +6,7 @@ Quantiles are middles of buckets, so within 3.2 % of a value that was measured; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, Final, NotRequired, TypedDict, cast
 
@@ -152,13 +152,20 @@ NOW: Final = ("queued", "running", "oldest_s", "instances", "max")
 """What ``since`` leaves as it is: it says what a node is, not what it has done."""
 
 
-def stats_of(pipe_id: str, counted: dict[str, Any]) -> Stats:
-    """Return the ``Stats`` of what the engine has counted: ``Engine._measures``."""
+def stats_of(pipe_id: str, counted: dict[str, Any], between_nodes: Callable[[], None] | None = None) -> Stats:
+    """Return the ``Stats`` of what the engine has counted: ``Engine._measures``.
+
+    ``between_nodes``: called between two nodes, to let other threads go on.
+    """
     by_node: dict[str, dict[str, dict[str, Any]]] = {}
     for name, place, station in counted.pop("stations"):
         by_node.setdefault(name, {})[str(place)] = station
     counted["latency_s"] = _distribution("latency_s", counted["latency_s"])
-    nodes = {name: _node_at(places) for name, places in by_node.items()}
+    nodes = {}
+    for name, places in by_node.items():
+        nodes[name] = _node_at(places)
+        if between_nodes is not None:
+            between_nodes()
     return cast("Stats", {"pipe_id": pipe_id, **counted, "nodes": nodes})
 
 

@@ -161,7 +161,7 @@ cdef object _forward(Engine engine, Station station, Instance instance, list bat
     try:
         if (turn.is_elsewhere or turn.helps) and len(alive) == 1:
             context = root_of((<Visit>alive[0]).walk).c_enter_context(turn)
-        if engine.tracer is not None:
+        if engine.tracer is not None and engine.tracer.followed != 0:
             spans = turn.spans = engine.tracer.c_enter_batch(station, instance, alive, turn)
         returned = run_backend(<void*>engine, instance.forward, batch, alive, station)
         if returned is not None:

@@ -57,6 +57,7 @@ cdef class Tracer:
             if begun is not None:
                 walk.span, walk.context = begun
                 walk.tracer = self
+                self.followed += 1
         except Exception as error:
             report(error, self.spans)
         finally:
@@ -71,6 +72,7 @@ cdef class Tracer:
         if walk.is_part:
             return 0
         walk.span = None
+        self.followed -= 1
         frame = enter_frame(<void*>walk.engine, True, current_greenlet())
         try:
             self.spans.end(span, walk.error, is_cancelled)
@@ -87,7 +89,7 @@ cdef class Tracer:
         cdef Visit visit
         cdef Walk root
         cdef list followed = None
-        cdef int64_t now = now_ns()
+        cdef int64_t now = 0
         cdef Py_ssize_t index
         cdef Frame* frame
         for index in range(len(visits)):
@@ -97,6 +99,7 @@ cdef class Tracer:
                 continue
             if followed is None:
                 followed = []
+                now = now_ns()
             waited = now - visit.ticket.arrival_ns if 0 < turn.why <= REASON_COUNT else 0
             followed.append((index, root.span, waited))
         if followed is None:

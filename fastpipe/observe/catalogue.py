@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastpipe.measures import edges
@@ -269,9 +270,24 @@ def _snapped(name: str, wanted: Sequence[float], ladder: tuple[float, ...]) -> t
 def counts_within(buckets: Mapping[float, int], bounds: tuple[float, ...]) -> list[int]:
     """Return how many values are above each bound, and not above the next: one more than there are bounds."""
     counts = [0] * (len(bounds) + 1)
+    positions = _positions_in(bounds)
     for edge, count in buckets.items():
-        counts[bisect_left(bounds, edge)] += count
+        counts[positions[edge]] += count
     return counts
+
+
+class _Positions(dict[float, int]):
+    """By edge, between which bounds it is; looked for once, as each scrape has hundreds for each node."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+
+    def __missing__(self, edge: float) -> int:
+        position = self[edge] = bisect_left(self._bounds, edge)
+        return position
+
+
+_positions_in = cache(_Positions)
 
 
 def places_of(stats: Stats) -> Iterator[tuple[tuple[tuple[str, str], ...], NodeStats]]:

@@ -33,7 +33,7 @@ try:
     from opentelemetry import context as otel_context
     from opentelemetry import propagate, trace
     from opentelemetry.context import Context
-    from opentelemetry.trace import Link, Span, StatusCode, TracerProvider, set_span_in_context
+    from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, StatusCode, TracerProvider, set_span_in_context
 except ImportError as missing:
     raise MissingExtra("fastpipe.observe.traces", "otel", missing) from missing
 
@@ -63,7 +63,16 @@ def trace_pipe(
     """
     if not isinstance(sample, int | float) or not 0 <= sample <= 1:
         raise ValueError(f"sample must be between 0 and 1, got {sample!r}")
-    return Tracing(pipe, float(sample), name, trace.get_tracer("fastpipe", tracer_provider=tracer_provider))
+    return Tracing(pipe, float(sample), name, _tracer_of(tracer_provider))
+
+
+def _tracer_of(provider: TracerProvider | None) -> trace.Tracer:
+    tracer = trace.get_tracer("fastpipe", tracer_provider=provider)
+    if not type(tracer).__module__.startswith("opentelemetry.sdk."):
+        return tracer
+    from fastpipe.observe.spans import quick  # the API may be there without the SDK
+
+    return quick(tracer)
 
 
 @contextmanager
@@ -171,15 +180,16 @@ class _Spans:
     def _begin(
         self, node: str, own: contextvars.Context, called_ns: int, waited_ns: int
     ) -> tuple[Span, contextvars.Context] | None:
-        around = trace.get_current_span().get_span_context()
+        current = otel_context.get_current()
+        around = trace.get_current_span(current).get_span_context() if current else INVALID_SPAN_CONTEXT
         if around.is_valid and not around.trace_flags.sampled:
             return None
         attributes: dict[str, Any] = {"fastpipe.entry": node, "fastpipe.admission.seconds": waited_ns / 1e9}
-        span = self.tracer.start_span(self.name, attributes=attributes, start_time=called_ns)
+        span = self.tracer.start_span(self.name, current, attributes=attributes, start_time=called_ns)
         try:
             if not span.is_recording():
                 return None
-            otel_context.attach(set_span_in_context(span))  # never detached: nobody else is in this context
+            otel_context.attach(set_span_in_context(span, current))  # never detached: nobody else is in this context
         except BaseException:  # a signal, or code of others
             span.end()
             raise

@@ -18,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from helpers import WAIT_S, Adds, Gate, until
 import fastpipe
 from fastpipe import Backend, Pipe, QueueFull, Request
 from fastpipe.measures import edges
-from fastpipe.observe import catalogue, metrics
+from fastpipe.observe import catalogue, metrics, pipes
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMTOOL = shutil.which("promtool")
@@ -227,6 +228,27 @@ def test_weights_refusals_and_what_waits_are_shown(prometheus_client: Any) -> No
     assert samples['fastpipe_node_batch_weight_sum{node="n",pipe="p"}'] == 4
     assert samples['fastpipe_node_batch_weight_bucket{le="1.0",node="n",pipe="p"}'] == 0
     assert samples['fastpipe_node_batch_weight_bucket{le="2.0",node="n",pipe="p"}'] == 2
+
+
+def test_requests_go_on_in_the_middle_of_a_scrape(prometheus_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if each step took too long: the GIL is free between any two nodes, while they are read and written."""
+    answered: list[int] = []
+    nodes: dict[str, dict[str, Any]] = {
+        f"n{number}": {"backend": Echo, "next": f"n{number + 1}"} for number in range(9)
+    }
+    nodes["n9"] = {"backend": Echo}
+    with Pipe(nodes) as pipe, Pipe(backend=Echo) as other:
+
+        def sleep(seconds: float) -> None:
+            assert seconds > 0
+            answered.append(other({"data": len(answered)})["result"])
+
+        monkeypatch.setattr(pipes, "HELD_S", 0.0)
+        monkeypatch.setattr(pipes, "time", SimpleNamespace(perf_counter=time.perf_counter, sleep=sleep))
+        text = metrics.generate_latest(registry_of({"p": pipe})).decode()
+    assert text.count("fastpipe_node_queued{node=") == 10
+    assert answered == list(range(len(answered)))
+    assert len(answered) > 10 * len(catalogue.OF_NODES)
 
 
 def test_scrapes_under_load_never_fail_and_counters_never_fall(prometheus_client: Any) -> None:
