@@ -93,9 +93,12 @@ class Timeline:
         if self._log.error_number:
             raise OSError(self._log.error_number, os.strerror(self._log.error_number), str(self.path))
         if self.dropped:
-            logging.getLogger("fastpipe").warning(
-                "timeline %s: %d events are missing: more came than could be written", self.path, self.dropped
-            )
+            text = "timeline %s: %d events are missing: more came than could be written"
+            try:
+                logging.getLogger("fastpipe").warning(text, self.path, self.dropped)
+            except Exception as error:  # a handler's: the timeline is complete all the same
+                told = type(error), error, error.__traceback__, threading.current_thread()
+                threading.excepthook(threading.ExceptHookArgs(told))
 
     def __enter__(self) -> Self:
         return self
