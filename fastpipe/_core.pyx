@@ -226,7 +226,9 @@ cdef class Engine:
         check_may_wait(self)
         if not isinstance(requests, (list, tuple)):
             entry_for(self, requests, name)                     # says what a request is
-        entries = [entry_for(self, request, name) for request in requests]  # all mistakes before the first is admitted
+        entries = []
+        for request in requests:                                # all mistakes before the first is admitted
+            entries.append(entry_for(self, request, name))
         walks = [None] * len(entries)                                   # now: who is admitted must be found in it
         try:
             for index, (entry, request) in enumerate(zip(entries, requests)):
@@ -298,7 +300,7 @@ cdef class Engine:
         order. Once a part has failed, the rest of its request's are dropped, unless failures are kept. ``requests``: whose
         parts they are. ``reasons`` gets, for each of them, what its why_no_result() is if that is its parts' doing."""
         cdef Turn turn = Turn.__new__(Turn)
-        cdef list walks = [new_walk(self, entry, part, SINK_CALLER, None) for parts in splits for part in parts]
+        cdef list walks = []
         cdef list answers = []
         cdef Walk walk
         cdef Stepper outer = <Stepper>self.steppers.get(PyThread_get_thread_ident()) if self.steppers else None
@@ -306,6 +308,9 @@ cdef class Engine:
         cdef list own
         if self.gave_up:                                                # closing goes on with what has begun; this not
             raise PipeClosed("the pipe was closed before the request ended")
+        for parts in splits:
+            for part in parts:
+                walks.append(new_walk(self, entry, part, SINK_CALLER, None))
         if is_in_company():
             turn.is_elsewhere = True
         if turn.is_elsewhere or self.tracer is not None:
@@ -336,7 +341,10 @@ cdef class Engine:
                             cancel_all(self, walks)
                     if walk.error is not None and not keeps_failures:
                         cancel_all(self, own)
-                answers.append([walk.request if walk.error is None else walk.error for walk in own])
+                ended = []
+                for walk in own:
+                    ended.append(walk.request if walk.error is None else walk.error)
+                answers.append(ended)
                 if reasons is not None:
                     reasons.append(why_of_parts(own))
         except BaseException:

@@ -123,9 +123,12 @@ def contexts_of_batch():
         PipeError: no backend runs on this thread.
     """
     cdef void* batch = innermost_batch(current_greenlet())
+    cdef list contexts = []
     if batch == NULL:
         raise PipeError("contexts_of_batch() is for a backend's forward(), or a @batched function, and none runs on this thread")
-    return [_copy_of_context(<Visit>visit, <list>batch) for visit in <list>batch]
+    for visit in <list>batch:
+        contexts.append(_copy_of_context(<Visit>visit, <list>batch))
+    return contexts
 
 
 def context_of(request):

@@ -76,10 +76,15 @@ cdef class EventLog:
             self.free_lanes[index] = LANE_COUNT - 1 - index
         self.free_count = LANE_COUNT
         self.kept = []
-        _put_texts(self, &self.names, [station.name for station in engine.stations])
-        _put_texts(self, &self.places, ["" if station.place is None else str(station.place) for station in engine.stations])
-        _put_texts(self, &self.whys, ["run by its caller", *_REASONS, "run again"])
-        _put_texts(self, &self.outcomes, ["done", "cancelled", *["failed: " + reason for reason in _FAILURES]])
+        for station in engine.stations:
+            _put_text(self, &self.names, station.name)
+            _put_text(self, &self.places, "" if station.place is None else str(station.place))
+        for why in ("run by its caller", *_REASONS, "run again"):
+            _put_text(self, &self.whys, why)
+        for outcome in ("done", "cancelled"):
+            _put_text(self, &self.outcomes, outcome)
+        for reason in _FAILURES:
+            _put_text(self, &self.outcomes, "failed: " + reason)
         self.queue_lengths.assign(len(engine.stations), -1)
         _numbers += 1
         self.serial = _numbers
@@ -308,15 +313,14 @@ cdef c_bool _encode_all(EventLog log) noexcept nogil:
     return True
 
 
-cdef int _put_texts(EventLog log, vector[Text]* texts, list given) except -1:
-    """Have texts be found by their numbers without the GIL."""
+cdef int _put_text(EventLog log, vector[Text]* texts, str given) except -1:
+    """Have a text be found by its number without the GIL."""
     cdef Text text
-    for each in given:
-        written = each.encode(errors="replace")[:LONGEST_TEXT]
-        log.kept.append(written)
-        text.start = <const char*>written
-        text.length = len(written)
-        texts.push_back(text)
+    cdef bytes written = given.encode(errors="replace")[:LONGEST_TEXT]
+    log.kept.append(written)
+    text.start = <const char*>written
+    text.length = len(written)
+    texts.push_back(text)
     return 0
 
 

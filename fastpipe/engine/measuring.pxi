@@ -276,6 +276,9 @@ cdef dict measures_of_all(Engine engine):
     """What an engine has counted: Stats of measures.py, of which ``stations`` has (node, place, what it has counted)."""
     cdef int64_t now = now_ns()
     cdef Station station
+    cdef list stations = []
+    for station in engine.stations:
+        stations.append((station.name, station.place, _measures_of(station)))
     return {
         "time_s": now / 1e9,
         "interval_s": (now - engine.built_ns) / 1e9,
@@ -284,5 +287,5 @@ cdef dict measures_of_all(Engine engine):
         "without_result": engine.without_result,
         "copies": engine.copies,
         "latency_s": _tally(&engine.latency_ns, 1e9),
-        "stations": [(station.name, station.place, _measures_of(station)) for station in engine.stations],
+        "stations": stations,
     }

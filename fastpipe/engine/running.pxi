@@ -76,7 +76,9 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     batch = [(<Visit>each).request for each in alive]
     if (count > 1 and visit.node.retry_alone) or (turn.helps and has_others(alive, turn)):
         if visit.node.keeps_input:
-            before = [PyDict_Copy(<dict>request) for request in batch]
+            before = []
+            for request in batch:
+                before.append(PyDict_Copy(<dict>request))
         else:
             try:
                 before = take(batch)

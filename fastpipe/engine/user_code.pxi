@@ -105,8 +105,13 @@ cdef int note_interrupt(Turn turn, object error) noexcept:
 
 cdef int64_t size_of(object request) except -1:
     """How many bytes a request's data has, as far as one can see: bytes, arrays, and lists of them."""
+    cdef int64_t size_bytes = 0
     data = request.get("data")
-    return _bytes_in(data) if not isinstance(data, (list, tuple)) else sum([_bytes_in(each) for each in data])
+    if not isinstance(data, (list, tuple)):
+        return _bytes_in(data)
+    for each in data:
+        size_bytes += _bytes_in(each)
+    return size_bytes
 
 
 cdef int64_t _bytes_in(object data) except -1:

@@ -59,7 +59,8 @@ class Timeline:
         self._log = EventLog(pipe, MOST_WAITING)
         # First: a signal may end this behind any line.
         streams = StreamRows(pipe, self._log, _GPUS)
-        self._end = weakref.finalize(self, _end, weakref.ref(pipe), self._log, streams)
+        self._ending = weakref.ref(pipe), self._log, streams
+        weakref.finalize(self, _end, *self._ending)
         try:
             try:
                 pipe._set_events(self._log)
@@ -68,7 +69,7 @@ class Timeline:
             self._worker = _started(pipe, self._log, streams, self.path)
             streams.start()
         except BaseException:
-            self._end()
+            _end(*self._ending)
             raise
 
     @property
@@ -82,7 +83,7 @@ class Timeline:
         Raises:
             OSError: the file could not be written to; what was noted before is in it. Said once.
         """
-        self._end()
+        _end(*self._ending)  # not the finalizer, which is used up by a call that a signal ends
         if os.getpid() != self._process:
             return
         self._worker.join(None)  # also of who comes second: the file is complete when this returns
@@ -92,9 +93,12 @@ class Timeline:
         if self._log.error_number:
             raise OSError(self._log.error_number, os.strerror(self._log.error_number), str(self.path))
         if self.dropped:
-            logging.getLogger("fastpipe").warning(
-                "timeline %s: %d events are missing: more came than could be written", self.path, self.dropped
-            )
+            text = "timeline %s: %d events are missing: more came than could be written"
+            try:
+                logging.getLogger("fastpipe").warning(text, self.path, self.dropped)
+            except Exception as error:  # a handler's: the timeline is complete all the same
+                told = type(error), error, error.__traceback__, threading.current_thread()
+                threading.excepthook(threading.ExceptHookArgs(told))
 
     def __enter__(self) -> Self:
         return self

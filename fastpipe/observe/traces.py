@@ -119,19 +119,20 @@ class Tracing:
             variable = None
         follower = Tracer(_Spans(tracer, name), variable, sample)
         # First: a signal may end this behind any line.
-        self._stop = weakref.finalize(self, _untrace, weakref.ref(pipe), follower)
+        self._ending = weakref.ref(pipe), follower
+        weakref.finalize(self, _untrace, *self._ending)
         try:
             try:
                 pipe._set_tracer(follower)
             except RuntimeError:
                 raise PipeError("the pipe is traced already: stop() that first") from None
         except BaseException:
-            self._stop()
+            self.stop()
             raise
 
     def stop(self) -> None:
         """Follow no more requests; those that are followed are to the end. Idempotent."""
-        self._stop()
+        _untrace(*self._ending)
 
     def __enter__(self) -> Self:
         return self

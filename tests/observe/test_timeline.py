@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import logging
 import os
 import sys
 import threading
@@ -306,6 +308,65 @@ def test_whoever_stops_a_timeline_finds_its_file_complete(tmp_path: Path, monkey
         for thread in stopping:
             thread.join(WAIT_S)
     assert sizes == [path.stat().st_size] * 2
+
+
+def test_a_handler_that_raises_and_calls_the_pipe_ends_no_timeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A small ring, whose writer is held up. 2. Events find no room. 3. The log is told by a broken handler."""
+    held, told = threading.Event(), []
+    write_events = fastpipe.observe.timeline._write_events
+
+    def waits(*arguments: Any) -> None:
+        assert held.wait(WAIT_S)
+        write_events(*arguments)
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append((record.getMessage(), pipe({"data": "of the handler"}, timeout=WAIT_S)["result"]))
+            raise RuntimeError("broken")
+
+    raised: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    monkeypatch.setattr(fastpipe.observe.timeline, "MOST_WAITING", 16)
+    monkeypatch.setattr(fastpipe.observe.timeline, "_write_events", waits)
+    handler = Broken()
+    logging.getLogger("fastpipe").addHandler(handler)
+    try:
+        with Pipe(backend=opened()) as pipe:
+            with pipe.timeline(tmp_path / "run.pftrace") as timeline:
+                for number in range(20):
+                    pipe({"data": number})
+                held.set()
+            assert timeline.dropped > 0
+    finally:
+        logging.getLogger("fastpipe").removeHandler(handler)
+    ((text, answer),) = told
+    assert f"{timeline.dropped} events are missing" in text
+    assert answer == "of the handler"
+    assert [str(each.exc_value) for each in raised] == ["broken"]
+
+
+def test_many_timelines_leave_nothing_behind(tmp_path: Path) -> None:
+    """Stopped, dropped, or refused: no file, no thread, and nothing that the garbage collector knows."""
+    path = tmp_path / "run.pftrace"
+
+    def use(pipe: Pipe) -> tuple[int, int, int]:
+        for _ in range(10):
+            with pipe.timeline(path), pytest.raises(PipeError):
+                pipe.timeline(path)
+            pipe.timeline(path)
+            pipe({"data": 0})
+            gc.collect()
+        until(lambda: "fastpipe timeline" not in [thread.name for thread in threading.enumerate()])
+        return len(os.listdir("/proc/self/fd")), threading.active_count(), len(gc.get_objects())
+
+    with Pipe(backend=opened()) as pipe:
+        use(pipe)
+        files, threads, objects = use(pipe)
+        now = use(pipe)
+    assert now[:2] == (files, threads)
+    assert now[2] - objects < 10
 
 
 def test_a_second_timeline_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:

@@ -12,14 +12,18 @@ and that the pipe goes on.
 from __future__ import annotations
 
 import asyncio
+import gc
+import importlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import fastpipe
@@ -336,7 +340,7 @@ def acall_starts_the_clock() -> None:
     async def main() -> None:
         await pipe.acall({"data": 1})
         request = {"data": 3}
-        with suppress(MemoryError, RuntimeError, fastpipe.WorkerDied), Failing():
+        with suppress(MemoryError, RuntimeError, TypeError, fastpipe.WorkerDied), Failing():
             await pipe.acall(request, timeout=60)
             assert is_right(request, 3)
         with suppress(fastpipe.RequestTimeout):  # the clock is there, or can be started again; and it goes
@@ -431,6 +435,78 @@ def batched() -> None:
     requests = pipe.stats()["requests"]
     assert requests["accepted"] == requests["done"] + requests["failed"] + requests["cancelled"], requests
     double.close(HANG_S)
+
+
+@way
+def timeline_begins() -> None:
+    """And ends: the pipe can have another one then, and no thread is left."""
+    pipe = Pipe(backend=Double, batching_timeout=1)
+    importlib.import_module("fastpipe.observe.timeline")  # CPython's own compiler crashes without memory
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "first")
+        # RuntimeError: there is no memory for a lock, or for a thread. TypeError: pathlib has met a lack of memory.
+        with suppress(MemoryError, RuntimeError, TypeError, fastpipe.WorkerDied), Failing(), pipe.timeline(path):
+            pipe({"data": 1})
+        gc.collect()
+        with pipe.timeline(Path(folder, "second")) as timeline:
+            assert is_right(pipe({"data": 2}), 2)
+        assert Path(folder, "second").stat().st_size > 0 == timeline.dropped
+        check(pipe)
+
+
+@way
+def timeline_goes_on() -> None:
+    pipe = Pipe(backend=Bound)
+    request = {"data": 3}
+    with tempfile.TemporaryDirectory() as folder:
+        with pipe.timeline(Path(folder, "run")):
+            pipe({"data": 1})
+            with suppress(MemoryError, fastpipe.WorkerDied):
+                with Failing():
+                    pipe(request)
+                assert is_right(request, 3)
+        check(pipe)
+
+
+@way
+def traced() -> None:
+    """By the SDK, if it is installed: what it meets fails no request."""
+    pipe = Pipe(backend=Bound)
+    try:
+        from opentelemetry.sdk.trace import TracerProvider
+
+        from fastpipe.observe.traces import trace_pipe
+    except ImportError:
+        call(pipe)
+        return
+    provider = TracerProvider()
+    with suppress(MemoryError), trace_pipe(pipe, tracer_provider=provider):
+        call(pipe)
+
+
+@way
+def asked_in_contexts() -> None:
+    """Filters, weights and buckets on a worker, in the caller's context."""
+
+    def runs(request: Request) -> fastpipe.Status:
+        return fastpipe.Status.Run
+
+    class Asks(Double):
+        keeps_input = True
+
+        def weigh(self, request: Request) -> int:
+            return 1
+
+        def bucket(self, request: Request) -> int:
+            return 0
+
+    call(Pipe(a={"backend": Bound, "filter": runs, "next": "b"}, b={"backend": Asks, "filter": moves}))
+
+
+def moves(request: Request) -> fastpipe.Status:
+    """Let a node double what came in, not what the node before has made of it."""
+    del request["result"]
+    return fastpipe.Status.Run
 
 
 def run_in_child(name: str, point: int) -> tuple[str, bool]:

@@ -40,6 +40,10 @@ WAYS = [
     "acall_waits_for_a_time",
     "pipe_map",
     "batched",
+    "timeline_begins",
+    "timeline_goes_on",
+    "traced",
+    "asked_in_contexts",
 ]
 # So many of the first points, and then every so many'th: the first are the engine's own.
 FIRST_POINTS = 6
