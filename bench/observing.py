@@ -31,6 +31,7 @@ from common import Numbers, Spread, Window, closed_loop
 CLIENTS = (1, 10, 64)
 SCRAPE_EVERY_S = 1.0
 TRACED_SHARE = 0.01
+DEMO_ROUNDS = 15
 
 # What is looked with, and the least ratio to the other build (or, for the timeline, to the same build without it).
 GOALS = {"nothing": 0.97, "metrics and traces": 0.93, "timeline": 0.5}
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     rounds, window = (1, Window(0.1, 0.2)) if options.quick else (options.rounds, Window(0.5, 2.0))
     _compare(options.beside, rounds, window)
-    for line in _counted(options.quick):
+    for line in (*_counted(options.quick), _demo(options.quick)):
         print(line)
     return 0
 
@@ -178,6 +179,42 @@ def _counted(is_quick: bool) -> Iterator[str]:
         )
         share = _share_of_core(pipe, 3 if is_quick else 20)
         yield f"the live page of 50 nodes: {share:.2%} of a core; goal: at most 2 %"
+
+
+def _demo(is_quick: bool) -> str:
+    """Return what a timeline costs the pipe of examples/ocr, as a line. Runs with and without one take turns."""
+    import fastpipe
+
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
+    try:
+        from ocr import command, pages, pipeline
+
+        pipe = fastpipe.Pipe(pipeline.configuration(2))
+    except (ImportError, fastpipe.PipeError) as missing:
+        return f"a timeline of the demo: not measured: {missing}"
+    rows: dict[bool, list[Numbers]] = {True: [], False: []}
+    with pipe, tempfile.TemporaryDirectory() as folder:
+        texts = pages.sample_pages(2 if is_quick else 12)
+        read = command.pipe_reader(pipe)
+        command.read_all(texts, read, 4)  # warm-up
+        for turn in range(1 if is_quick else DEMO_ROUNDS):
+            for with_timeline in (True, False) if turn % 2 else (False, True):
+                start_s = time.process_time()
+                with pipe.timeline(Path(folder, "run.pftrace")) if with_timeline else ExitStack():
+                    wall_s = command.read_all(texts, read, 4)[2]
+                rows[with_timeline].append({"wall_s": wall_s, "cpu_s": time.process_time() - start_s})
+    ratios = {
+        key: Spread.of_ratio([row[key] for row in rows[False]], [row[key] for row in rows[True]])
+        for key in ("wall_s", "cpu_s")
+    }
+    return (
+        "a timeline of the demo: "
+        + ", ".join(
+            f"{what} {ratios[key].median:.3f} ({ratios[key].least:.2f} to {ratios[key].greatest:.2f}) x without"
+            for what, key in (("speed", "wall_s"), ("speed by processor time", "cpu_s"))
+        )
+        + "; goal: at least 0.99"
+    )
 
 
 # Looks at the page as a browser does: asks for what came after what it has.

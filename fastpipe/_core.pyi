@@ -282,6 +282,11 @@ class _Keeper(Protocol):
 class _Spans(Protocol):
     """What the engine asks of whoever follows requests. What it raises is reported, and fails none."""
 
+    key: str | None
+    """Under which the span around a call is in the dict that the Tracer's variable has; None: that is not known."""
+
+    def around(self, context: Context | None) -> Any:
+        """The context of the span around a call; ``context``: of contextvars, its caller's, None: this thread's."""
     def begin(self, node: str, context: Context | None, waited_ns: int) -> tuple[Any, Context] | None:
         """A request enters at a node, so long after its call; ``context``: its caller's, None: this thread's.
 

@@ -46,10 +46,12 @@ cdef class Tracer:
     # Which requests are followed, and what is told of them.
     cdef object spans                           # built: whom; _Spans in the .pyi
     cdef object variable                        # built: the context variable of a span around a call; None: not known
+    cdef object key                             # built: of the span, in what the variable has
     cdef uint64_t sample                        # built: of 2**53, how many of the calls without one are followed
     cdef uint64_t dice                          # GIL: a xorshift generator's, never 0
     cdef int64_t followed                       # GIL: requests that are followed and have not ended; 0: no batch has one
-    cdef c_bool c_follows(self) except *
+    cdef object c_span_context(self, object context)
+    cdef c_bool c_follows(self, object context) except *
     cdef int c_begin(self, Walk walk, object context) except -1
     cdef int c_end(self, Walk walk, c_bool is_cancelled, Turn turn) noexcept
     cdef tuple c_enter_batch(self, Station station, Instance instance, list visits, Turn turn)

@@ -1,9 +1,10 @@
 # Traces: a tracer is told of the requests that it follows: when one is let in, around each of its batches, and of its end.
 #
 # Guarantees   Without a tracer, one look at a pointer. A request without a span around it that is not among the sample costs a random
-#              number, and no call of Python. What a tracer raises fails no request. Its code (samplers, processors, exporters) runs as a
-#              callback of a future does, in a frame that is settling: where it calls the pipe it may be on the worker that it would
-#              wait for, and on its caller's thread it would call itself for ever.
+#              number, and no call of Python; one within a span that is not sampled, a look at that span. What a tracer raises fails no
+#              request. Its code (samplers, processors, exporters) runs as a callback of a future does, in a frame that is settling:
+#              where it calls the pipe it may be on the worker that it would wait for, and on its caller's thread it would call itself
+#              for ever.
 # Assumes      The GIL. Methods, as a function that is called once would be put where it is called, which is the direct path.
 
 cimport cython
@@ -20,27 +21,40 @@ cdef extern from "Python.h":
 cdef class Tracer:
     """Which requests are followed; ``spans`` is told of them, see ``_Spans`` in the ``.pyi``.
 
-    ``variable``: the context variable that has something in it where a call may have a span around it; None: not known, so that
-    ``spans`` is asked for each request. ``sample``: the share of all others for which it is.
+    ``variable``: the context variable that has a dict where a call may have a span around it, in which the span is under
+    ``spans.key``. None: one of them is not known, and ``spans`` is asked for each request. ``sample``: the share of all others.
     """
 
     def __cinit__(self, object spans, object variable, double sample):
         self.spans = spans
-        self.variable = variable
+        self.variable = None if spans.key is None else variable
+        self.key = spans.key
         self.sample = <uint64_t>(sample * 2.0 ** 53)
         self.dice = <uint64_t>now_ns() | 1
 
-    cdef c_bool c_follows(self) except *:
-        """True if ``spans`` is to be asked: there may be a span around this call, or it is one of the sample."""
+    cdef object c_span_context(self, object context):
+        """Of the span around a call, its context; None: there is no span."""
         cdef PyObject* found = NULL
+        cdef object around = None
         if self.variable is None:
-            return True
-        PyContextVar_Get(<PyObject*>self.variable, NULL, &found)
-        if found != NULL:
-            around = <object>found
-            Py_DECREF(around)
-            if around:
-                return True
+            return self.spans.around(context)
+        if context is not None:
+            around = context.get(self.variable)
+        else:
+            PyContextVar_Get(<PyObject*>self.variable, NULL, &found)
+            if found != NULL:
+                around = <object>found
+                Py_DECREF(around)
+        if not around:
+            return None
+        span = around.get(self.key)                             # there may be others' things: baggage
+        return None if span is None else span.get_span_context()
+
+    cdef c_bool c_follows(self, object context) except *:
+        """True if the span around this call is sampled; or if there is none, and it is one of the sample."""
+        parent = self.c_span_context(context)
+        if parent is not None and parent.is_valid:
+            return parent.trace_flags.sampled
         self.dice ^= self.dice << 13
         self.dice ^= self.dice >> 7
         self.dice ^= self.dice << 17
@@ -50,7 +64,7 @@ cdef class Tracer:
         """A request is being let in. ``context``: its caller's, if this is not its thread."""
         cdef Frame* frame = NULL
         try:
-            if context is None and not self.c_follows():
+            if not self.c_follows(context):
                 return 0
             frame = enter_frame(<void*>walk.engine, True, current_greenlet())
             begun = self.spans.begin(walk.entry.node.name, context, max(now_ns() - walk.entered_ns, 0))

@@ -33,7 +33,16 @@ try:
     from opentelemetry import context as otel_context
     from opentelemetry import propagate, trace
     from opentelemetry.context import Context
-    from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, Span, StatusCode, TracerProvider, set_span_in_context
+    from opentelemetry.trace import (
+        INVALID_SPAN_CONTEXT,
+        Link,
+        Span,
+        SpanContext,
+        StatusCode,
+        TracerProvider,
+        propagation,
+        set_span_in_context,
+    )
 except ImportError as missing:
     raise MissingExtra("fastpipe.observe.traces", "otel", missing) from missing
 
@@ -82,10 +91,17 @@ def continued(incoming: Mapping[str, str]) -> Iterator[None]:
         with continued(request.headers):
             pipe({"data": body})
 
+    Within a span of that trace, as some frameworks make one for each request, they belong to this span.
+
     Args:
         incoming: the headers of its request, ``traceparent`` among them, in upper or lower case.
     """
-    token = otel_context.attach(propagate.extract({key.lower(): value for key, value in incoming.items()}))
+    found = propagate.extract({key.lower(): value for key, value in incoming.items()})
+    theirs, around = (trace.get_current_span(each).get_span_context() for each in (found, None))
+    if around.is_valid and (not theirs.is_valid or theirs.trace_id == around.trace_id):
+        yield  # the framework has done so already, and has a span of its own for it; or there is nothing to go on with
+        return
+    token = otel_context.attach(found)
     try:
         yield
     finally:
@@ -166,6 +182,13 @@ class _Spans:
     def __init__(self, tracer: trace.Tracer, name: str) -> None:
         self.tracer = tracer
         self.name = name
+
+    key: str | None = getattr(propagation, "_SPAN_KEY", None)
+
+    def around(self, context: contextvars.Context | None) -> SpanContext:
+        """Return the context of the span around a call."""
+        span = trace.get_current_span() if context is None else context.run(trace.get_current_span)
+        return span.get_span_context()
 
     def begin(
         self, node: str, context: contextvars.Context | None, waited_ns: int
