@@ -205,7 +205,9 @@ def _take_turns(answers: dict[int, _Answer], failed: dict[int, BaseException]) -
         kept: list[BaseException] | None = None
         try:
             outcome = answer.take_turn()
-        except Exception as error:
+        except BaseException as error:  # its own, whatever its kind: forward() runs on a worker, where no Ctrl-C comes
+            if answer.emitter is None and not isinstance(error, Exception):
+                raise  # called by hand
             outcome = _ENDS
             kept = [error]
         if outcome is _WAITS:
