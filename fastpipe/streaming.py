@@ -102,17 +102,16 @@ class _Answer:
         self.chunk: Any = _NOTHING  # the one that has to be handed on next
         self._before = request.get("result", _NOTHING)
         self._chunks: list[Any] | None = [] if backend.keeps_chunks else None
+        self._generator: Iterator[Any] | None = None
         if _emitter is not None:
             is_at_hand, self.context = _emitter._place_in_batch(request)
             if is_at_hand:
                 self.emitter = _emitter
-        self._generator = self._within(backend.run, request)
-        if not isinstance(self._generator, Iterator):
-            name, got = type(backend).__name__, type(self._generator).__name__
-            raise BackendError(f"run() of {name} must yield the parts of the answer; it returned {got}")
 
     def advance(self) -> bool:
         """Have the generator make the next chunk; False: there is none, and the request has its result."""
+        if self._generator is None:
+            self._generator = self._begun()
         try:
             self.chunk = self._within(next, self._generator)
         except StopIteration as end:
@@ -157,6 +156,13 @@ class _Answer:
         if close is not None:
             self._within(close)
 
+    def _begun(self) -> Iterator[Any]:
+        generator = self._within(self.backend.run, self.request)
+        if not isinstance(generator, Iterator):
+            name, got = type(self.backend).__name__, type(generator).__name__
+            raise BackendError(f"run() of {name} must yield the parts of the answer; it returned {got}")
+        return generator
+
     def _within(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments) if self.context is None else self.context.run(function, *arguments)
 
@@ -181,13 +187,8 @@ def _run_alone(answer: _Answer) -> None:
 def _run_by_turns(backend: Streaming, batch: list[Request]) -> dict[int, BaseException]:
     """Run the generators of a batch, a chunk each in turn; return what requests have failed with, by their index."""
     failed: dict[int, BaseException] = {}
-    answers: dict[int, _Answer] = {}
+    answers = {index: _Answer(backend, request) for index, request in enumerate(batch)}
     try:
-        for index, request in enumerate(batch):
-            try:
-                answers[index] = _Answer(backend, request)
-            except Exception as error:  # its own request's, and nobody else's
-                failed[index] = error
         while answers:
             if not _take_turns(answers, failed):
                 blocked = [answer.request for answer in answers.values()]

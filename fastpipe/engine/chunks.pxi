@@ -8,7 +8,7 @@ cimport cython
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acquire
 
-from fastpipe.engine.parking cimport events_notify, futex_wake, word_set
+from fastpipe.engine.parking cimport events_notify, futex_wake, kernel_now_ns, word_set
 
 from collections import deque
 
@@ -65,14 +65,15 @@ cdef class ChunkStream:
     cdef c_bool c_tell(self, Turn turn) noexcept:
         """Tell the reader that there is news; False: its event loop is closed, and it will never look."""
         events_notify(&self.news, 0x7fffffff)
-        if self.waiting is None or self.is_called:
+        if self.waiting is None:
             return True
-        self.is_called = True
-        if self.mailbox.last is None:
-            self.mailbox.first = self
-        else:
-            self.mailbox.last.next_called = self
-        self.mailbox.last = self
+        if not self.is_called:
+            self.is_called = True
+            if self.mailbox.last is None:
+                self.mailbox.first = self
+            else:
+                self.mailbox.last.next_called = self
+            self.mailbox.last = self
         return self.mailbox.c_call(self.loop, turn)
 
 
@@ -83,9 +84,11 @@ cdef class Mailbox:
     cdef c_bool c_call(self, object loop, Turn turn) noexcept:
         """Have the loop look, if it is not about to; False: it is closed."""
         cdef int _attempt
-        if self.is_scheduled:
+        cdef int64_t now = kernel_now_ns()
+        if self.is_scheduled and now - self.scheduled_ns < LOST_CALLBACK_NS:
             return True
         self.is_scheduled = True
+        self.scheduled_ns = now
         for _attempt in range(MOST_ATTEMPTS):
             try:
                 loop.call_soon_threadsafe(self.deliver)

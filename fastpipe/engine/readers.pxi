@@ -36,6 +36,7 @@ cdef class Mailbox:
     cdef ChunkStream first                      # linked by next_called
     cdef ChunkStream last
     cdef bint is_scheduled                      # the loop is about to look
+    cdef int64_t scheduled_ns                   # since when, by the kernel's clock
     cdef c_bool c_call(self, object loop, Turn turn) noexcept
 
 

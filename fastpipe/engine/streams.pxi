@@ -245,7 +245,7 @@ cdef int _park(Engine engine, Pause pause, list streams) except -1:
         for stream in streams:
             if stream.loop is not None:
                 until = now_ns() + CLOSED_LOOP_SLICE_NS
-                if stream.loop.is_closed():
+                if stream.loop.is_closed() or not stream.c_tell(None):
                     _leave(engine, stream)
         with nogil:
             why = word_wait(&pause.word, first_slice(until), _spin_ns)

@@ -139,6 +139,8 @@ cdef int64_t FIRST_GAP_NS = 20_000
 cdef int64_t CALL_LOOP_SLICE_NS = 50_000_000
 # A backend that waits for room in the stream of a coroutine looks this often whether its event loop is closed.
 cdef int64_t CLOSED_LOOP_SLICE_NS = 500_000_000
+# An event loop that has not looked at its streams for so long is asked again: asyncio drops what it has no memory to call.
+cdef int64_t LOST_CALLBACK_NS = 400_000_000
 # A Python call on the way from an outcome to its owner is made so often again if a signal, or a lack of memory, ends it.
 cdef int MOST_ATTEMPTS = 100
 # The lock of a future is waited for no longer than this: who holds it may be stopped, see _lock_future.
