@@ -32,6 +32,8 @@ Invariants, each held by the code that is named:
       made again; what ended it is raised where the thread can be interrupted (note_interrupt). So a function that is
       ``noexcept`` raises nothing inside either: what could is in a ``try`` that ends a walk, or goes on without it.
       The list of live walks owns them: nobody else may.
+  E10 A chunk is handed on once, before the end of its request (streams, chunks). Whoever waits for room for one holds a
+      token, but no caller's thread; whatever ends the request ends that wait (Walk.c_end, then ChunkStream.c_walk_ended).
 
 The models in proofs/ check E1, E4 and close().
 

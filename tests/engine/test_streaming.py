@@ -158,7 +158,7 @@ def test_a_backend_is_tested_by_hand() -> None:
 
 
 @pytest.mark.parametrize("buffer", [1, 2, 16])
-def test_a_slow_reader_holds_a_bounded_number_of_chunks(buffer: int) -> None:
+def test_p12_a_slow_reader_holds_a_bounded_number_of_chunks(buffer: int) -> None:
     """The backend's ``yield`` waits: it has made what the buffer holds, and one more that it is stuck with."""
     backend = Counts()
     with Pipe(backend=backend) as pipe:

@@ -73,7 +73,7 @@ def test_a_request_that_is_not_let_in_raises_at_once() -> None:
         pipe.stream({"data": []})
 
 
-def test_a_batch_that_failed_is_not_run_again_for_those_that_have_emitted() -> None:
+def test_p03_what_has_emitted_is_not_run_again() -> None:
     """What they have handed on would come twice. The others are run again, alone, as ever."""
     runs: list[list[int]] = []
 
@@ -146,7 +146,7 @@ def test_a_worker_that_dies_ends_the_streams_it_holds() -> None:
 # ---- hangs ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_slow_reader_is_no_hang_and_a_long_stream_neither() -> None:
+def test_p17_a_slow_reader_is_no_hang_and_a_long_stream_neither() -> None:
     """The time in which ``yield`` waits does not count, and each chunk begins the backend's time anew."""
     pause = threading.Event()
     with Pipe(backend=Script, hang_timeout=0.5) as pipe:

@@ -104,7 +104,7 @@ LEAVES = [value for name, value in sorted(globals().items()) if name.startswith(
 @pytest.mark.parametrize("leave", LEAVES, ids=lambda leave: leave.__name__)
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine method 'aclose':RuntimeWarning")
-def test_who_leaves_cancels_the_request_and_closes_the_generator(leave: Callable[[Pipe], None]) -> None:
+def test_p10_who_leaves_a_stream_ends_its_request(leave: Callable[[Pipe], None]) -> None:
     """However it leaves: the backend, which waited for it, goes on to its ``finally``, and the instance is free."""
     backend = Endless()
     with Pipe(backend=backend) as pipe:
