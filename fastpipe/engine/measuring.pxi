@@ -130,6 +130,8 @@ cdef int note_dropped(Visit visit) noexcept:
     cdef Walk walk = visit.walk
     cdef uint8_t outcome = walk.outcome.load(memory_order_relaxed)
     cdef int reason
+    if visit.flight != NULL:
+        close_flight(<Flight>visit.flight)                      # it has not run, and nobody follows
     if not _ends_here(visit):
         return 0
     while outcome == RUNNING and walk.sink_kind == SINK_GATHER:
@@ -253,6 +255,7 @@ cdef dict _measures_of(Station station):
         "instances": {"count": station.instance_count, "in_service": station.in_service, "hung": absent,
                       "replaced": station.replaced},
         "max": station.max_batch,
+        "cache": cache_counts(station.cache),
     }
 
 

@@ -44,13 +44,27 @@ cdef c_bool is_part_of(Visit visit, Walk walk) noexcept:
 
 
 cdef inline c_bool is_dead(Visit visit) noexcept:
-    """True if nobody waits for this visit: its walk ended or has restarted, or that of which it is a part."""
+    """True if nobody waits for this visit: its walk ended or has restarted, or that of which it is a part, and no other follows."""
+    cdef PyObject* first = <PyObject*>visit
     while True:
         if visit.walk.outcome.load(memory_order_acquire) != RUNNING or visit.round != visit.walk.restarts:
-            return True
+            return not has_followers(<Visit>first)
         if visit.walk.sink_kind != SINK_GATHER:
             return False
         visit = (<Gather>visit.walk.sink).visit
+
+
+cdef c_bool has_followers(Visit visit) noexcept:
+    """True if a visit leads a flight, and somebody waits for what it will be answered: see caching.pxi."""
+    cdef list followers
+    cdef Py_ssize_t index
+    if visit.flight == NULL:
+        return False
+    followers = (<Flight>visit.flight).followers
+    for index in range(len(followers) - 1, -1, -1):             # the newest is most likely to wait yet
+        if not is_dead(<Visit>followers[index]):
+            return True
+    return False
 
 
 cdef Visit take_last(list visits):
@@ -422,9 +436,9 @@ cdef str step_in_words(tuple without):
 
 
 cdef c_bool has_others(list visits, Turn turn):
-    """True if some visit is of a request that this thread's caller did not bring."""
+    """True if some visit is of a request that this thread's caller did not bring, or may run for one."""
     for visit in visits:
-        if root_of((<Visit>visit).walk).lister != <PyObject*>turn:
+        if (<Visit>visit).flight != NULL or root_of((<Visit>visit).walk).lister != <PyObject*>turn:
             return True
     return False
 
@@ -439,6 +453,6 @@ def cancelled():
     if batch == NULL:
         return False
     for visit in <list>batch:
-        if not is_dead(<Visit>visit) and not is_late(<Visit>visit):
+        if not is_dead(<Visit>visit) and (not is_late(<Visit>visit) or has_followers(<Visit>visit)):
             return False
     return True

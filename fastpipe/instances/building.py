@@ -151,6 +151,7 @@ class Builder:
             stations.append(station)
             self.instances[station] = [_core.Instance(backend, index) for index, backend in enumerate(those)]
         stations[0].join(tuple(stations[1:]))
+        stations[0].cache = _cache_of(config)
         self.stations[config.name] = stations
         self.backends[config.name] = backends[0]
         return stations
@@ -256,6 +257,13 @@ def _max_batch(config: NodeConfig, backend: Backend) -> int:
     if config.max is not None and backend.max_batch is not None:
         return min(config.max, backend.max_batch)
     return config.max or backend.max_batch or 1
+
+
+def _cache_of(config: NodeConfig) -> _core.ResultCache | None:
+    budget_bytes = config.settings["cache"]
+    if budget_bytes is None:
+        return None
+    return _core.ResultCache(budget_bytes, config.settings["cache_ttl"], config.settings["cache_key"])
 
 
 def _filter_kind(chosen: Any) -> str:

@@ -39,6 +39,7 @@ FLOORS = [
     ["fastpipe.kernels"],
     ["fastpipe.config"],
     ["fastpipe.functions"],
+    ["fastpipe.contents"],
     ["fastpipe.snapshots", "fastpipe.cpus", "fastpipe.forks"],
     ["fastpipe.faults"],
     ["fastpipe.contract"],
@@ -125,6 +126,8 @@ CLIMBS_OF_CHAPTERS = {
     *(("walks", "outcomes"), ("walks", "futures"), ("walks", "loops")),
     # An end has something begin: who is let in, or the whole whose last part it was.
     *(("outcomes", "admission"), ("outcomes", "routing")),
+    # An answer may be there, or is had by others, too: who is about to run, has run, fails or waits has it looked to.
+    *(("routing", "caching"), ("running", "caching"), ("outcomes", "caching"), ("loops", "caching")),
 }
 """Calls from a chapter of the engine into one above it; no other is made."""
 
