@@ -21,10 +21,11 @@ cdef enum:
 cdef class ResultCache:
     """The answers of one node, by what it was asked. See ``cached.pxi`` for who owns what."""
 
-    def __cinit__(self, int64_t budget_bytes, object ttl_s=None, object choice=None):
+    def __cinit__(self, int64_t budget_bytes, object ttl_s=None, object choice=None, bint keeps_data=True):
         self.budget_bytes = budget_bytes
         self.ttl_ns = FOREVER if ttl_s is None else <int64_t>(<double>ttl_s * 1e9)
         self.choice = choice
+        self.keeps_data = keeps_data
         self.hasher = blake2b(key=urandom(_DIGEST_BYTES), digest_size=_DIGEST_BYTES)
         self.answers = OrderedDict()
         self.flights = {}
@@ -40,9 +41,16 @@ cdef class ResultCache:
         return len(dropped[0])
 
     def key_of(self, dict request):
-        """The key of a request; None: it has none. For tests."""
-        content = content_of(request, self.choice, self.hasher)
+        """The key of a request; None: it has none. For tests, and where no function of users chooses."""
+        content = self.c_content(request)
         return None if content is None else (<_Content>content).c_key()
+
+    cdef object c_content(self, object request):
+        """What a request contains under the chosen keys; None: something in it has no key."""
+        try:
+            return content_of(request, self.choice, self.hasher)
+        except Exception:                                       # its keys have no order, it has changed meanwhile, there is no memory
+            return None
 
 
 cdef Answer find_answer(ResultCache cache, bytes key):
@@ -88,14 +96,17 @@ cdef Answer new_answer(Flight flight, Visit visit, c_bool* is_kept):
     cdef dict before = flight.before
     cdef dict changes = {}
     cdef PyObject* was
+    cdef c_bool has_result = "result" in visit.request
     for key, value in visit.request.items():
         was = PyDict_GetItem(before, key)
         if was == NULL or was != <PyObject*>value:
             changes[key] = value
+    if has_result and not cache.keeps_data and "restart" not in visit.request:
+        changes.pop("data", None)
     answer.removed = tuple([key for key in before if key not in visit.request])
     answer.without = None if visit.without is None else (visit.without[1],)
     answer.size_bytes = size_bytes_of(changes) + len(flight.key) + _SIZE_OF_AN_ANSWER
-    is_kept[0] = ("result" in changes and answer.size_bytes <= cache.budget_bytes and flight.generation == cache.generation)
+    is_kept[0] = (has_result and answer.size_bytes <= cache.budget_bytes and flight.generation == cache.generation)
     if not is_kept[0] and not flight.followers:
         return None
     answer.is_fixed = are_fixed(changes.values())

@@ -31,6 +31,7 @@ cdef class ResultCache:
     cdef readonly int64_t budget_bytes          # built
     cdef int64_t ttl_ns                         # built; FOREVER: no limit
     cdef object choice                          # built: what the key is made of: a tuple of keys, a function; None: all keys
+    cdef bint keeps_data                        # built: somebody may read `data` behind the node
     cdef object hasher                          # built: keyed with a secret; copied for each digest
     cdef object answers                         # GIL: OrderedDict: key -> Answer, the one used last at the end
     cdef dict flights                           # GIL: key -> the Flight that an equal request follows
@@ -39,3 +40,4 @@ cdef class ResultCache:
     cdef readonly int64_t size_bytes            # GIL: of `answers`
     cdef readonly int64_t hits, misses, coalesced, bypassed     # GIL: of each request that looked, one
     cdef readonly int64_t not_kept, evicted, expired            # GIL: answers
+    cdef object c_content(self, object request)

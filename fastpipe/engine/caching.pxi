@@ -66,16 +66,13 @@ cdef int look_up(Engine engine, Visit visit, Turn turn) except -1:
 
 cdef _Content _content_for(Engine engine, ResultCache cache, dict request):
     """What a request contains, as far as the node's cache looks; None: it has no key, and is not looked for."""
-    cdef object chosen = None
-    if cache.choice is not None and not isinstance(cache.choice, tuple):
-        chosen = enter_user_code(<void*>engine, cache.choice, request)
-        if chosen is None:
-            return None
+    cdef object chosen
+    if cache.choice is None or isinstance(cache.choice, tuple):
+        return <_Content>cache.c_content(request)
+    chosen = enter_user_code(<void*>engine, cache.choice, request)
     try:
-        if chosen is not None:
-            return content_of_value(chosen, cache.hasher)
-        return content_of(request, cache.choice, cache.hasher)
-    except Exception:                                           # its keys have no order, it has changed meanwhile, there is no memory
+        return None if chosen is None else content_of_value(chosen, cache.hasher)
+    except Exception:                                           # as there
         return None
 
 

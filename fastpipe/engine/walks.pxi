@@ -44,14 +44,20 @@ cdef c_bool is_part_of(Visit visit, Walk walk) noexcept:
 
 
 cdef inline c_bool is_dead(Visit visit) noexcept:
-    """True if nobody waits for this visit: its walk ended or has restarted, or that of which it is a part, and no other follows."""
-    cdef PyObject* first = <PyObject*>visit
-    while True:
-        if visit.walk.outcome.load(memory_order_acquire) != RUNNING or visit.round != visit.walk.restarts:
-            return not has_followers(<Visit>first)
-        if visit.walk.sink_kind != SINK_GATHER:
-            return False
+    """True if nobody waits for this visit: its walk ended or has restarted, or that of which it is a part, and none follows it."""
+    if visit.walk.outcome.load(memory_order_acquire) != RUNNING or visit.round != visit.walk.restarts:
+        return not has_followers(visit)
+    return visit.walk.sink_kind == SINK_GATHER and _is_whole_dead(visit)
+
+
+cdef c_bool _is_whole_dead(Visit part) noexcept:
+    """The same of a part, as far as its whole goes. (No sub-graph leads a flight.)"""
+    cdef Visit visit = part
+    while visit.walk.sink_kind == SINK_GATHER:
         visit = (<Gather>visit.walk.sink).visit
+        if visit.walk.outcome.load(memory_order_acquire) != RUNNING or visit.round != visit.walk.restarts:
+            return not has_followers(part)
+    return False
 
 
 cdef c_bool has_followers(Visit visit) noexcept:
