@@ -29,8 +29,10 @@ def library_content(value: Any) -> tuple[bytes, Any] | None:
     """
     kind = type(value)
     numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if numpy is not None and (kind is numpy.ndarray or (isinstance(value, numpy.generic) and kind.__module__ == "numpy")):
-        return _numpy_content(numpy, value)
+    if numpy is not None:
+        is_number = isinstance(value, numpy.generic) and kind.__module__ == "numpy"
+        if is_number or kind is numpy.ndarray:
+            return _numpy_content(numpy, value)
     if torch is not None and kind is torch.Tensor:
         return _torch_content(torch, value)
     return None

@@ -12,7 +12,17 @@ from typing import Any, Final, NotRequired, TypedDict, cast
 
 from fastpipe import _core
 
-__all__ = ["CacheStats", "Distribution", "InstanceStats", "NodeStats", "RequestStats", "Stats", "between", "edges", "stats_of"]
+__all__ = [
+    "CacheStats",
+    "Distribution",
+    "InstanceStats",
+    "NodeStats",
+    "RequestStats",
+    "Stats",
+    "between",
+    "edges",
+    "stats_of",
+]
 
 PER_MILLE: Final = {"p50": 500, "p90": 900, "p99": 990, "p999": 999}
 

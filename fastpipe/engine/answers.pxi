@@ -40,6 +40,11 @@ cdef class ResultCache:
         self.size_bytes = 0
         return len(dropped[0])
 
+    @property
+    def flight_count(self):
+        """How many requests run, or are to run, that others may follow."""
+        return len(self.aloft)
+
     def key_of(self, dict request):
         """The key of a request; None: it has none. For tests, and where no function of users chooses."""
         content = self.c_content(request)

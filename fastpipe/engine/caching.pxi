@@ -45,7 +45,7 @@ cdef int look_up(Engine engine, Visit visit, Turn turn) except -1:
                 visit.walk.home = None
             return advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node), True, turn)
         flight = <Flight>cache.flights.get(key)
-        if flight is not None:
+        if flight is not None and not flight.has_landed:
             keep_context(visit.walk)                            # it goes on on the leader's thread
             if len(flight.followers) >= flight.sweep_at:
                 _sweep_followers(flight)

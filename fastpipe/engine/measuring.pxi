@@ -101,6 +101,8 @@ cdef inline void note_batch(Station station, list visits, int32_t count, int64_t
 
 cdef c_bool _ends_here(Visit visit) noexcept:
     """True once for each visit of a station: a worker that dies fails what it has found dead before, too."""
+    if visit.flight != NULL:
+        close_flight(<Flight>visit.flight)                      # nobody follows (is_dead), and nobody is to
     if visit.node.station is None or visit.ticket.arrival_ns == _HAS_ENDED:
         return False
     visit.ticket.arrival_ns = _HAS_ENDED
@@ -130,8 +132,6 @@ cdef int note_dropped(Visit visit) noexcept:
     cdef Walk walk = visit.walk
     cdef uint8_t outcome = walk.outcome.load(memory_order_relaxed)
     cdef int reason
-    if visit.flight != NULL:
-        close_flight(<Flight>visit.flight)                      # it has not run, and nobody follows
     if not _ends_here(visit):
         return 0
     while outcome == RUNNING and walk.sink_kind == SINK_GATHER:

@@ -251,4 +251,8 @@ cdef c_bool claim(Engine engine, Visit visit, Turn turn) except *:
         if visit.walk.sink_kind != SINK_GATHER:                 # a part ends with the whole, whose time is over, too
             fail_walk(engine, visit.walk, error, turn)
         return is_followed
-    return _begin_walk(engine, visit.walk, turn) or has_followers(visit)
+    if _begin_walk(engine, visit.walk, turn) or has_followers(visit):
+        return True
+    if visit.flight != NULL:
+        close_flight(<Flight>visit.flight)
+    return False

@@ -64,9 +64,7 @@ def key_of(data: Any) -> bytes | None:
 @example({"data": [[], [1]]}, {"data": [[1], []]})
 @example({"data": b"a", "b": b""}, {"data": b"", "b": b"a"})
 @example({"data": 1}, {"data": True})
-def test_two_requests_have_one_key_exactly_if_they_are_the_same(
-    one: dict[str, Any], other: dict[str, Any]
-) -> None:
+def test_two_requests_have_one_key_exactly_if_they_are_the_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     """The order of a request's own keys makes no difference, that of a dict in it does."""
     names = sorted(one)
     are_same = names == sorted(other) and all(is_same(one[name], other[name]) for name in names)
