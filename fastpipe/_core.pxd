@@ -118,6 +118,7 @@ cdef class Station:
     cdef readonly int64_t busy_ns
     cdef readonly int64_t halved                # batches run in halves, as memory ran out
     cdef atomic[int64_t] reasons[8]             # atomic, relaxed
+    cdef public ResultCache cache               # built: at the front, the node's answers; or None
 
     # What the log tells of a gate, at the front of a node; see notices.pxi. All GIL.
     cdef readonly int64_t no_room               # requests for which there was none: callers', and those of a node before
@@ -149,6 +150,7 @@ cdef class Station:
 
 
 include "engine/lookers.pxi"
+include "engine/cached.pxi"
 
 
 @cython.final
@@ -216,6 +218,8 @@ cdef class Node:
     cdef int parent_count
     cdef int restart_limit                      # how often one request may enter again here
     cdef object subgraph                        # the Jump or MapReduce backend, or None
+    cdef ResultCache cache                      # the answers that it has given, or None
+    cdef bint is_plain                          # it has neither: what may run there is ready
     cdef readonly Entry jump                    # where its parts enter
     cdef object bucket                          # None, a key (str) or a callable
     cdef object weigh                           # None or a callable
@@ -329,6 +333,7 @@ cdef class Visit:
     cdef list bucket                            # its entry in the station's bucket_ids while queued
     cdef Stepper stepper                        # who waits for it while a worker runs it, or None
     cdef object failure                         # what it failed with there
+    cdef PyObject* flight                       # the Flight that it leads, which its cache owns; or NULL
 
 
 include "engine/readers.pxi"

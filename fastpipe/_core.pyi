@@ -107,6 +107,7 @@ class Station:
     pushed_out: int
     is_noticed: bool
     streams: bool
+    cache: ResultCache | None
     lost: BaseException | None
     def __new__(
         cls,
@@ -145,6 +146,30 @@ class Station:
     def watch(self, watchdog: Watchdog) -> None: ...
     def fail_queued(self, why: str | None, lost: BaseException | None = ...) -> None: ...
     def give_up(self, index: int) -> None: ...
+
+@final
+class ResultCache:
+    budget_bytes: int
+    generation: int
+    size_bytes: int
+    hits: int
+    misses: int
+    coalesced: int
+    bypassed: int
+    not_kept: int
+    evicted: int
+    expired: int
+    def __new__(
+        cls,
+        budget_bytes: int,
+        ttl_s: float | None = ...,
+        choice: tuple[str, ...] | Callable[[_Request], Any] | None = ...,
+        keeps_data: bool = ...,
+    ) -> Self: ...
+    @property
+    def flight_count(self) -> int: ...
+    def clear(self) -> int: ...
+    def key_of(self, request: _Request) -> bytes | None: ...
 
 @final
 class Node:
@@ -367,6 +392,7 @@ class Engine:
     def failures(self) -> dict[str, int]: ...
     @property
     def tallies_bytes(self) -> int: ...
+    def clear_cache(self, node: str | None = ...) -> int: ...
     @overload
     def __call__(
         self,

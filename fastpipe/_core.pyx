@@ -48,6 +48,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     stepping    one request node by node, for ``eager`` and the debugger
     serving     what a worker does
     streams     chunks of answers: how a backend emits them, and how they are read
+    caching     an answer that is there already, or on its way
     running     a batch in an instance; what its failure means for each request
     admission   how a request gets in: checks, a place in line, its walk
     queueing    what is ready goes to its station's queue
@@ -63,6 +64,8 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     measuring   what is counted of each request and batch, and how it is read
     forming     what leaves as a batch
     events      what happens, noted for a timeline
+    answers     what a node's cache keeps
+    contents    what a request is, as a key
     failures    the error of each request
     notices     what the log is to say
     station     tokens, the queue's ends, what was learned
@@ -92,7 +95,7 @@ from fastpipe.engine.parking cimport (
     FOREVER, SET, is_another_inside, is_hooked, is_inside, now_ns,
 )
 
-from fastpipe.errors import PipeClosed, PipeError
+from fastpipe.errors import PipeClosed, PipeError, in_brief, nearest
 
 
 cdef class Engine:
@@ -428,6 +431,8 @@ cdef class Engine:
     def _close_stations(self):
         for station in self.stations:
             (<Station>station).close()
+            if (<Station>station).cache is not None:
+                (<Station>station).cache.clear()
         if self.clock is not None:
             self.clock.stop()
 
@@ -485,6 +490,20 @@ cdef class Engine:
     def _counts(self):
         return {"accepted": self.accepted, "in_flight": self.in_flight, "done": self.done, "failed": self.failed,
                 "cancelled": self.cancelled, "refused": self.refused}
+
+    def clear_cache(self, node=None):
+        """Empty the result cache of a node, or of all nodes; return how many answers it had.
+
+        What is being run now is answered, and not kept. Thread-safe.
+
+        Raises:
+            ValueError: no node has that name, or it has no cache.
+        """
+        caches = {(<Station>station).name: (<Station>station).cache for station in self.stations
+                  if (<Station>station).cache is not None}
+        if node is not None and node not in caches:
+            raise ValueError(f"no node {in_brief(node)} has a cache{nearest(node, caches)}; those that have one are {list(caches)}")
+        return sum([cache.clear() for name, cache in caches.items() if node is None or name == node])
 
     @property
     def tallies_bytes(self):
@@ -563,6 +582,7 @@ include "engine/watching.pxi"
 include "engine/stepping.pxi"
 include "engine/serving.pxi"
 include "engine/streams.pxi"
+include "engine/caching.pxi"
 include "engine/running.pxi"
 include "engine/admission.pxi"
 include "engine/queueing.pxi"
@@ -578,6 +598,8 @@ include "engine/clocks.pxi"
 include "engine/measuring.pxi"
 include "engine/forming.pxi"
 include "engine/events.pxi"
+include "engine/answers.pxi"
+include "engine/contents.pxi"
 include "engine/failures.pxi"
 include "engine/notices.pxi"
 include "engine/station.pxi"

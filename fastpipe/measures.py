@@ -12,7 +12,17 @@ from typing import Any, Final, NotRequired, TypedDict, cast
 
 from fastpipe import _core
 
-__all__ = ["Distribution", "InstanceStats", "NodeStats", "RequestStats", "Stats", "between", "edges", "stats_of"]
+__all__ = [
+    "CacheStats",
+    "Distribution",
+    "InstanceStats",
+    "NodeStats",
+    "RequestStats",
+    "Stats",
+    "between",
+    "edges",
+    "stats_of",
+]
 
 PER_MILLE: Final = {"p50": 500, "p90": 900, "p99": 990, "p999": 999}
 
@@ -45,6 +55,29 @@ class InstanceStats(TypedDict):
     """Those that hang and are not replaced, or not yet."""
     replaced: int
     """How many have been, since the pipe was built."""
+
+
+class CacheStats(TypedDict):
+    """What a node's result cache has done. Each request that has come there is one of the first four."""
+
+    hits: int
+    """Requests that were answered with what was kept."""
+    misses: int
+    """Requests that ran, as nothing was kept for them."""
+    coalesced: int
+    """Requests that waited for an equal one which ran, and got its answer, or its error."""
+    bypassed: int
+    """Requests that ran although there may have been an answer: they had no key, or their answer cannot be shared."""
+    not_kept: int
+    """Answers that were not kept: without a result, too large, not to be copied, or to an input changed in place."""
+    evictions: int
+    """Answers that had to go for want of room."""
+    expirations: int
+    """Answers that were found to be too old."""
+    entries: int
+    """Answers that are kept, now."""
+    bytes: int
+    """Their memory, now."""
 
 
 class NodeStats(TypedDict):
@@ -101,6 +134,8 @@ class NodeStats(TypedDict):
     instances: InstanceStats
     max: int
     """The configured ``max`` of a batch; at several places of the first."""
+    cache: NotRequired[CacheStats]
+    """Where the node has one; at several places they share that of the first."""
     places: NotRequired[dict[str, NodeStats]]
     """The same for each place, where the instances are at several."""
 
@@ -150,6 +185,7 @@ LADDER_OF: Final = {
 BY_REASON: Final = ("failures", "why_batches_left")
 NOW: Final = ("queued", "running", "oldest_s", "instances", "max")
 """What ``since`` leaves as it is: it says what a node is, not what it has done."""
+NOW_OF_CACHES: Final = ("entries", "bytes")
 
 
 def stats_of(pipe_id: str, counted: dict[str, Any], between_nodes: Callable[[], None] | None = None) -> Stats:
@@ -183,6 +219,8 @@ def _node(counted: dict[str, Any]) -> NodeStats:
     for name in LADDER_OF.keys() & counted.keys():
         if counted[name] is not None:
             counted[name] = _distribution(name, counted[name])
+    if counted["cache"] is None:
+        del counted["cache"]
     if counted["weights"] is None:  # each request weighs 1
         counted["weights"] = counted["batch_sizes"]
     return _with_sums(counted)
@@ -329,6 +367,11 @@ def _node_between(later: Any, earlier: Any) -> NodeStats:
             node[name] = _reasons_between(value, earlier[name])
         elif name in LADDER_OF:
             node[name] = _distribution_between(name, value, earlier[name])
+        elif name == "cache":
+            node[name] = {
+                each: count if each in NOW_OF_CACHES else _count_between(count, earlier[name][each])
+                for each, count in value.items()
+            }
         elif name == "places":
             node[name] = {place: _node_between(there, earlier[name][place]) for place, there in value.items()}
         elif name != "mean_batch":

@@ -24,7 +24,7 @@ from typing import Any
 
 from fastpipe.contract import Request
 
-__all__ = ["CannotCopy", "Snapshot", "take"]
+__all__ = ["CannotCopy", "Snapshot", "are_fixed", "copy_values", "take"]
 
 _NOTHING = type(None), type(...), type(NotImplemented)
 # What can be called is code: what a function closes over, or a method is bound to, is not taken for a request's data.
@@ -94,6 +94,21 @@ def take(requests: Sequence[Request]) -> list[Snapshot]:
         CannotCopy: if one of them has a value that cannot be copied.
     """
     return [Snapshot(request) for request in requests]
+
+
+def are_fixed(values: Iterable[Any]) -> bool:
+    """Whether nothing in there can change; quick, for the many numbers of a long list."""
+    return set(map(type, values)) <= _FIXED
+
+
+def copy_values(values: Request) -> Request:
+    """Return a dict with copies of all that may change; what is the same object twice is one copy.
+
+    Raises:
+        CannotCopy: if there is a value that cannot be copied.
+    """
+    copier = _Copier()
+    return {key: copier.copied(key, value) for key, value in values.items()}
 
 
 class _Copier:
@@ -170,14 +185,14 @@ class _Copier:
 
     def _copy_list(self, value: list[Any]) -> list[Any]:
         copy: list[Any] = self._note(value, [])
-        if _are_fixed(value):
+        if are_fixed(value):
             copy.extend(value)
         else:
             self._unfilled.append((value, copy))
         return copy
 
     def _copy_tuple(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        if _are_fixed(value):
+        if are_fixed(value):
             return value
         items = [self._copy(item) for item in value]
         known = self._known.get(id(value))  # a cycle leads through a tuple, and has made the copy by now
@@ -257,7 +272,7 @@ class _Copier:
         raise self._refusal(value)
 
     def _copy_numpy(self, value: Any) -> Any:
-        if value.dtype.hasobject and (value.dtype != object or not _are_fixed(value.flat)):
+        if value.dtype.hasobject and (value.dtype != object or not are_fixed(value.flat)):
             raise self._refusal(value, f"it is, or holds, an array of {value.dtype} whose items may change unseen")
         if value.nbytes > 0:
             low, size_bytes = value.__array_interface__["data"][0], value.itemsize
@@ -298,11 +313,6 @@ _COPIERS: dict[type, Callable[[_Copier, Any], Any]] = {
     array.array: _Copier._copy_array,
     io.BytesIO: _Copier._copy_bytes_io,
 }
-
-
-def _are_fixed(values: Iterable[Any]) -> bool:
-    """Whether nothing in there can change; quick, for the many numbers of a long list."""
-    return set(map(type, values)) <= _FIXED
 
 
 def _is_fixed_elsewhere(kind: type) -> bool:

@@ -6,6 +6,7 @@ together) the line of docs/configuration.md. To add a key is to add a row. Param
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -23,6 +24,10 @@ _RULES = ("adaptive", "timeout", "greedy", "preferred")
 _WHEN_FULL = ("block", "reject", "shed_oldest")
 _REQUESTS = Annotated[int, Between(1, 1_000_000_000)]
 _SECONDS = Annotated[float, Between(0.000_001, 1_000_000_000)]
+
+_UNITS = {"": 1, **{f"{prefix}B": 1000**power for power, prefix in enumerate(("", "K", "M", "G", "T"))}}
+_UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate(("K", "M", "G", "T"), 1)}
+_SIZE = r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT]?(?:[iI]?[bB])?)"
 
 _TEXT = {"type": "string"}
 _NAMES = {"type": ["string", "array"], "items": {"type": "string", "minLength": 1}}
@@ -157,6 +162,31 @@ def _bucket(value: Any) -> Any:
     if callable(value) or (isinstance(value, str) and value):
         return value
     raise BadValue("a key of the request or a function of it", value)
+
+
+def _size(value: Any) -> int:
+    """Return a number of bytes: of 256, "256", "256MB" or "1.5 GiB"."""
+    written = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    found = re.fullmatch(_SIZE, written.strip()) if isinstance(written, str) else None
+    unit = None if found is None else _UNITS.get(found[2].upper())
+    if found is None or unit is None:
+        raise BadValue('a number of bytes, or a text with a unit such as "256MB" or "1.5 GiB"', value)
+    size_bytes = int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit
+    if not 1 <= size_bytes <= 1 << 60:
+        raise BadValue("from 1 byte to 2**60", value)
+    return size_bytes
+
+
+def _cache_key(value: Any) -> Any:
+    return value if callable(value) else _names(value) or None
+
+
+def _needs_cache(key: str) -> Check:
+    def check(value: Any, written: Mapping[str, Any], largest: int | None) -> Iterator[tuple[str, str]]:
+        if value is not None and written.get("cache") is None:
+            yield key, "there is no cache"
+
+    return check
 
 
 def _table(*keys: Key) -> dict[str, Key]:
@@ -312,6 +342,32 @@ NODE_KEYS = _table(
         unit=" seconds",
         takes_none=True,
         station="hang_timeout_s",
+    ),
+    Key(
+        "cache",
+        "How much memory may be used to keep answers: bytes, or a text with a unit such as 256MB.",
+        default_in_words="no cache",
+        takes_none=True,
+        read=_size,
+        form={"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": f"^\\s*{_SIZE}\\s*$"}]},
+    ),
+    Key(
+        "cache_ttl",
+        "How many seconds an answer is kept.",
+        _SECONDS,
+        default_in_words="no limit",
+        unit=" seconds",
+        takes_none=True,
+        check=_needs_cache("cache_ttl"),
+    ),
+    Key(
+        "cache_key",
+        "What tells requests apart: keys of the request, or a function of it.",
+        default_in_words="all keys",
+        takes_none=True,
+        read=_cache_key,
+        check=_needs_cache("cache_key"),
+        form=_NAMES,
     ),
 )
 """Keys of a node, by name; beside the nodes, they are defaults for every node."""

@@ -18,7 +18,7 @@ from fastpipe.config.described import NodeConfig
 from fastpipe.config.keys import NODE_KEYS, Key, default_settings
 from fastpipe.config.plan import StepPlan, TreePlanner, is_grafting, resolve_filter
 from fastpipe.config.problems import NO_BACKEND, Problems
-from fastpipe.config.sub_graphs import proxied
+from fastpipe.config.sub_graphs import is_sub_graph, proxied
 from fastpipe.config.values import BadValue
 from fastpipe.errors import AT_KEY, ConfigError, Mistake, nearest
 from fastpipe.redaction import looks_secret
@@ -133,6 +133,14 @@ class NodeReader:
             if planned.plan is not None and planned.plan.composes_sizes:
                 planned = replace(planned, largest=None)
         fields, settings = self._values(name, keys, planned.largest)
+        if planned.plan is not None and is_sub_graph(planned.plan) and settings["cache"] is not None:
+            settings["cache"] = None  # as a default it is for the other nodes
+            if "cache" in table:
+                text = (
+                    f"{planned.plan.name} is a node whose work others do: give those a cache, or make it a step, "
+                    f"S[{planned.plan.name}]"
+                )
+                self.problems.add(name, "cache", text)
         return NodeConfig(
             name,
             planned.plan,

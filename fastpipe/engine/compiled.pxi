@@ -67,6 +67,8 @@ cdef class Node:
         self.weigh = weigh
         self.reads_request_size = station is not None and station.batches and weigh is None
         self.subgraph = subgraph
+        self.cache = None if station is None else station.cache
+        self.is_plain = subgraph is None and self.cache is None
         self.sources = sources
         self.parent_count = parent_count
         self.restart_limit = restart_limit

@@ -67,6 +67,8 @@ cdef int sweep(Station station) except -1:
     cursor_begin(&cursor, &station.staged)
     while cursor.at != NULL:
         if (<Visit>cursor.at.visit).is_ghost:
+            if (<Visit>cursor.at.visit).flight != NULL:
+                (<Flight>(<Visit>cursor.at.visit).flight).has_landed = True  # nobody is to follow from now on
             cursor_move(&cursor, &station.staged, &ghosts)
         else:
             cursor_pass(&cursor, &station.staged)

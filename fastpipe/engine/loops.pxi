@@ -41,6 +41,7 @@ cdef int wait_inside(Engine engine, Walk walk, int64_t deadline_ns) except -1:
             until = now_ns() + CALL_LOOP_SLICE_NS
             if walk.c_wait(deadline_ns if 0 <= deadline_ns < until else until):
                 return 1
+            leave_flights(engine, walk)                         # it may follow what it is itself awaited for
             error = find_call_loop(engine, wait)
             if error is not None:
                 raise error

@@ -120,6 +120,8 @@ cdef inline void note_batch(Station station, list visits, int32_t count, int64_t
 
 cdef c_bool _ends_here(Visit visit) noexcept:
     """True once for each visit of a station: a worker that dies fails what it has found dead before, too."""
+    if visit.flight != NULL:
+        close_flight(<Flight>visit.flight)                      # nobody follows (is_dead), and nobody is to
     if visit.node.station is None or visit.ticket.arrival_ns == _HAS_ENDED:
         return False
     visit.ticket.arrival_ns = _HAS_ENDED
@@ -274,6 +276,7 @@ cdef dict _measures_of(Station station):
         "instances": {"count": station.instance_count, "in_service": station.in_service, "hung": absent,
                       "replaced": station.replaced},
         "max": station.max_batch,
+        "cache": cache_counts(station.cache),
     }
 
 

@@ -99,6 +99,8 @@ cdef int fail_visit(Engine engine, Visit visit, object error, Turn turn) noexcep
     if visit.stepper is not None:
         visit.failure = error                                   # for Stepper.c_run
         return 0
+    if visit.flight != NULL:
+        return fail_flight(engine, visit, error, turn)
     note_failed(visit, error)
     return fail_walk(engine, visit.walk, error, turn) if visit.round == visit.walk.restarts else 0
 
@@ -148,6 +150,8 @@ cdef void _count_out(Engine engine, Walk walk) noexcept:
         engine.gate.reserved -= 1
     if walk.queued is not None:
         for visit in walk.queued:
+            if has_followers(visit):                            # it is wanted
+                continue
             visit.is_ghost = True
             visit.node.station.ghosts += 1
             visit.node.station.queued_bytes -= visit.size_bytes
@@ -241,6 +245,7 @@ cdef int send_one_back(Visit visit, Turn turn) noexcept:
 
 cdef c_bool claim(Engine engine, Visit visit, Turn turn) except *:
     """True if the visit is still wanted; its dict is then ours to write."""
+    cdef c_bool is_followed
     if is_dead(visit):
         note_dropped(visit)
         return False
@@ -248,8 +253,14 @@ cdef c_bool claim(Engine engine, Visit visit, Turn turn) except *:
         if is_hooked(AT_EXPIRE):
             act_at_in(AT_EXPIRE, turn)
         error = late_error(visit.walk)
-        note_failed(visit, error)
+        is_followed = has_followers(visit)                      # then it runs for them
+        if not is_followed:
+            note_failed(visit, error)
         if visit.walk.sink_kind != SINK_GATHER:                 # a part ends with the whole, whose time is over, too
             fail_walk(engine, visit.walk, error, turn)
-        return False
-    return _begin_walk(engine, visit.walk, turn)
+        return is_followed
+    if _begin_walk(engine, visit.walk, turn) or has_followers(visit):
+        return True
+    if visit.flight != NULL:
+        close_flight(<Flight>visit.flight)
+    return False

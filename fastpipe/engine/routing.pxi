@@ -37,10 +37,10 @@ cdef int ask_filter(Engine engine, Visit visit, Turn turn) except -1:
         leave_room(visit.walk)                                  # it does not queue where it has entered
         tell_of_room(visit.walk.home)
     if status == STATUS_RUN:
-        if node.subgraph is not None:
-            return _split_up(engine, visit, turn)
-        turn.ready.append(visit)
-        return 0
+        if node.is_plain:
+            turn.ready.append(visit)
+            return 0
+        return _split_up(engine, visit, turn) if node.subgraph is not None else look_up(engine, visit, turn)
     if status == STATUS_BREAK:
         # Another filter than swap would have it so, whoever left nothing before.
         visit.walk.without = visit.without if kind == FILTER_SWAP else None

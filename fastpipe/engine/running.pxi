@@ -15,6 +15,8 @@ from fastpipe.snapshots import CannotCopy, take
 
 cdef int send_on(Engine engine, Visit visit, Turn turn) noexcept:
     """Send a visit on; whatever goes wrong on the way fails its walk."""
+    if visit.flight != NULL:
+        return land(engine, visit, turn)
     visit.is_held = False
     visit.has_emitted = False
     if visit.stepper is not None or visit.has_left:

@@ -54,13 +54,33 @@ cdef c_bool is_part_of(Visit visit, Walk walk) noexcept:
 
 
 cdef inline c_bool is_dead(Visit visit) noexcept:
-    """True if nobody waits for this visit: its walk ended or has restarted, or that of which it is a part."""
-    while True:
-        if visit.walk.outcome.load(memory_order_acquire) != RUNNING or visit.round != visit.walk.restarts:
-            return True
-        if visit.walk.sink_kind != SINK_GATHER:
-            return False
+    """True if nobody waits for this visit: its walk ended or has restarted, or that of which it is a part, and none follows it."""
+    if visit.walk.outcome.load(memory_order_acquire) != RUNNING or visit.round != visit.walk.restarts:
+        return not has_followers(visit)
+    return visit.walk.sink_kind == SINK_GATHER and _is_whole_dead(visit)
+
+
+cdef c_bool _is_whole_dead(Visit part) noexcept:
+    """The same of a part, as far as its whole goes. (No sub-graph leads a flight.)"""
+    cdef Visit visit = part
+    while visit.walk.sink_kind == SINK_GATHER:
         visit = (<Gather>visit.walk.sink).visit
+        if visit.walk.outcome.load(memory_order_acquire) != RUNNING or visit.round != visit.walk.restarts:
+            return not has_followers(part)
+    return False
+
+
+cdef c_bool has_followers(Visit visit) noexcept:
+    """True if a visit leads a flight, and somebody waits for what it will be answered: see caching.pxi."""
+    cdef list followers
+    cdef Py_ssize_t index
+    if visit.flight == NULL:
+        return False
+    followers = (<Flight>visit.flight).followers
+    for index in range(len(followers) - 1, -1, -1):             # the newest is most likely to wait yet
+        if not is_dead(<Visit>followers[index]):
+            return True
+    return False
 
 
 cdef Visit take_last(list visits):
@@ -432,9 +452,9 @@ cdef str step_in_words(tuple without):
 
 
 cdef c_bool has_others(list visits, Turn turn):
-    """True if some visit is of a request that this thread's caller did not bring."""
+    """True if some visit is of a request that this thread's caller did not bring, or may run for one."""
     for visit in visits:
-        if root_of((<Visit>visit).walk).lister != <PyObject*>turn:
+        if (<Visit>visit).flight != NULL or root_of((<Visit>visit).walk).lister != <PyObject*>turn:
             return True
     return False
 
@@ -442,7 +462,7 @@ cdef c_bool has_others(list visits, Turn turn):
 cdef c_bool is_unwanted(Visit visit) noexcept:
     """True if nobody waits for a visit in its batch any more: its walk, or that of which it is a part, has ended or is too late."""
     cdef object sink
-    if visit.has_left or is_dead(visit) or is_late(visit):
+    if visit.has_left or is_dead(visit) or (is_late(visit) and not has_followers(visit)):
         return True
     sink = root_of(visit.walk).sink
     return type(sink) is ChunkStream and (<ChunkStream>sink).c_is_over()

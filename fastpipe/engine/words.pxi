@@ -116,11 +116,12 @@ cdef enum:                  # the points at which a test may step in, see _hook
     AT_EXPIRE = 15
     AT_CLOSE = 16
     AT_HANG = 17
+    AT_LAND = 18
 
 _GREENLET_ADVICE = ("Call the pipe from real threads (gevent: gevent.get_hub().threadpool.apply(pipe, (request,)); eventlet: "
                     "eventlet.tpool.execute(pipe, request)), or do not switch greenlets inside a backend")
 _HOOKS = ("admit", "admitted", "push", "pushed", "take", "taken", "sleep", "forward", "return", "end", "ended", "wake", "release",
-          "park", "cancel", "expire", "close", "hang")
+          "park", "cancel", "expire", "close", "hang", "land")
 _FAILURES = ("error", "timeout", "queue full", "closed", "hung", "worker died", "device lost", "no result")
 _WHEN_FULL = {"block": BLOCK, "reject": REJECT, "shed_oldest": SHED_OLDEST}
 _RULES = {"adaptive": RULE_ADAPTIVE, "timeout": RULE_TIMEOUT, "greedy": RULE_GREEDY, "preferred": RULE_PREFERRED}

@@ -151,6 +151,7 @@ class Builder:
             stations.append(station)
             self.instances[station] = [_core.Instance(backend, index) for index, backend in enumerate(those)]
         stations[0].join(tuple(stations[1:]))
+        stations[0].cache = self._cache_of(config, backends[0])
         self.stations[config.name] = stations
         self.backends[config.name] = backends[0]
         return stations
@@ -178,6 +179,30 @@ class Builder:
         # Closing finds it from now on, also if the next node cannot be built.
         self.engine.stations.append(station)
         return station
+
+    def _cache_of(self, config: NodeConfig, backend: Backend) -> _core.ResultCache | None:
+        budget_bytes, ttl_s, choice = (config.settings[key] for key in ("cache", "cache_ttl", "cache_key"))
+        if budget_bytes is None:
+            return None
+        if getattr(backend, "streams", False):
+            text = "the backend answers in parts, which are not kept: take the cache out"
+            raise ConfigError(Mistake(text, config.name, "cache"))
+        return _core.ResultCache(budget_bytes, ttl_s, choice, self._is_data_read(config.name))
+
+    def _is_data_read(self, name: str) -> bool:
+        """Whether somebody may read ``data`` of a request that has run here; else it need not be kept.
+
+        In a Sequential it is what the last step was given, and often a hundred times what that has answered.
+        """
+        nodes = self.graph.nodes
+        if any(node.jumps or node.restart is not None for node in nodes):  # a part is answered with all of its keys
+            return True
+        own = {index for index, config in enumerate(self.configs) if self._physical(config) == name}
+        sources = (source for node in nodes for source in node.sources or () if own.intersection(source.indices))
+        if any(key_there == "data" for source in sources for key_there, _ in source.keys):
+            return True
+        following = {index for node in own for index in nodes[node].next if nodes[index].sources is None}
+        return any(self.configs[index].filter not in (None, swap) for index in following)
 
     def _node(self, index: int) -> _core.Node:
         """Make a node; of one whose instances are at several places, also a twin for each, with its own station."""

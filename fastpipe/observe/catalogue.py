@@ -47,10 +47,10 @@ class Measure:
     """OpenTelemetry's."""
     kind: Literal["counter", "gauge", "histogram"]
     unit: str
-    """As UCUM writes it: ``s``, ``{request}``."""
+    """As UCUM writes it: ``s``, ``By``, ``{request}``."""
     text: str
     read: Numbers
-    """From ``stats()``, or what it says of a node: a number, a Distribution, or a dict of numbers by ``label``."""
+    """From ``stats()``, or what it says of a node: a number, a Distribution, a dict of numbers by ``label``; or None."""
     label: str | None = None
     """What tells the numbers of a dict apart."""
     ladder: Literal["run_s", "batch_sizes", "weights"] = "run_s"
@@ -63,7 +63,7 @@ class Measure:
     def prometheus(self) -> str:
         """Its name for Prometheus."""
         name = self.name.replace(".", "_")
-        name += "_seconds" * (self.unit == "s")
+        name += "_seconds" * (self.unit == "s") + "_bytes" * (self.unit == "By")
         return name + "_total" * (self.kind == "counter")
 
 
@@ -86,6 +86,23 @@ def _instances(node: NodeStats) -> Mapping[str, int]:
     return {"in_service": instances["in_service"], "missing": instances["count"] - instances["in_service"]}
 
 
+def _cached(node: NodeStats) -> Mapping[str, int] | None:
+    cache = node.get("cache")
+    if cache is None:
+        return None
+    return {
+        "hit": cache["hits"],
+        "miss": cache["misses"],
+        "coalesced": cache["coalesced"],
+        "bypassed": cache["bypassed"],
+    }
+
+
+def _dropped_answers(node: NodeStats) -> Mapping[str, int] | None:
+    cache = node.get("cache")
+    return None if cache is None else {"evicted": cache["evictions"], "expired": cache["expirations"]}
+
+
 def _of(*path: str) -> Numbers:
     """Return what reads the entry at some path of keys."""
 
@@ -93,6 +110,15 @@ def _of(*path: str) -> Numbers:
         for key in path:
             stats = stats[key]
         return stats
+
+    return read
+
+
+def _of_cache(key: str) -> Numbers:
+    """Return what reads a number of a node's cache; None: it has none."""
+
+    def read(node: NodeStats) -> Any:
+        return node.get("cache", {}).get(key)
 
     return read
 
@@ -228,6 +254,31 @@ OF_NODES = (
         _of("worker_deaths"),
     ),
     Measure("fastpipe.node.halved", "counter", "{batch}", "Batches run in halves, as memory ran out.", _of("halved")),
+    Measure(
+        "fastpipe.node.cache.requests",
+        "counter",
+        "{request}",
+        "Requests that came to the cache: answered from it, run, answered with an equal one, or run in any case.",
+        _cached,
+        "outcome",
+    ),
+    Measure(
+        "fastpipe.node.cache.dropped",
+        "counter",
+        "{answer}",
+        "Answers that went: for want of room, or too old.",
+        _dropped_answers,
+        "reason",
+    ),
+    Measure(
+        "fastpipe.node.cache.not_kept",
+        "counter",
+        "{answer}",
+        "Answers that could not be kept.",
+        _of_cache("not_kept"),
+    ),
+    Measure("fastpipe.node.cache.entries", "gauge", "{answer}", "Answers kept.", _of_cache("entries"), adds_up=True),
+    Measure("fastpipe.node.cache.size", "gauge", "By", "Memory of the answers kept.", _of_cache("bytes"), adds_up=True),
 )
 ALL = (*OF_PIPES, HEALTHY, *OF_NODES)
 

@@ -177,11 +177,13 @@ class _Family(Metric):
         for source in self._sources:
             turns.give_way()
             value = measure.read(source.stats)
+            if value is None:
+                continue
             if measure.label is not None:
                 for key, number in value.items():
                     form = source.forms.get((written, key)) or self._make_form(source, key)
                     texts.append(form % number)
-            elif value is not None:
+            else:
                 form = source.forms.get(written) or self._make_form(source, None)
                 texts.append(form % (self._numbers(source, value) if measure.kind == "histogram" else value))
         return "".join(texts)

@@ -254,6 +254,7 @@ def _bad(requests: RequestStats) -> int:
 def _node(node: NodeStats, window: Stats, last: NodeStats, second: Stats) -> dict[str, Any]:
     return {
         "rate": _rate(node["requests"], window),
+        "cached_rate": _rate(_cached(node), window),
         "busy": _busy(node, window),
         "queued": node["queued"],
         "running": node["running"],
@@ -272,6 +273,11 @@ def _node(node: NodeStats, window: Stats, last: NodeStats, second: Stats) -> dic
         "instances": [node["instances"]["in_service"], node["instances"]["count"]],
         "curve": [_rate(last["requests"], second), last["queued"], last["run_s"]["p99"], _busy(last, second)],
     }
+
+
+def _cached(node: NodeStats) -> int:
+    """Requests that need not run: an answer was kept, or on its way."""
+    return node["cache"]["hits"] + node["cache"]["coalesced"] if "cache" in node else 0
 
 
 def _bad_here(node: NodeStats) -> int:

@@ -24,6 +24,10 @@ def lines_of(stats: Mapping[str, Any], *, is_interval: bool) -> dict[str, tuple[
 def _lines(node: Mapping[str, Any], interval_s: float | None) -> Iterator[str]:
     word = "request" if node["requests"] == 1 else "requests"
     first = f"{_count(node['requests'])} {word}" if interval_s is None else rate(node["requests"], interval_s)
+    cache = node.get("cache")
+    if cache is not None:
+        cached = cache["hits"] + cache["coalesced"]
+        first += f" + {_count(cached) if interval_s is None else rate(cached, interval_s)} cached"
     failed = sum(node["failures"].values())
     yield f"{first} · {_count(failed)} failed" if failed else first
     if node["batches"]:

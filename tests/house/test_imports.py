@@ -40,6 +40,7 @@ FLOORS = [
     ["fastpipe.config"],
     ["fastpipe.functions"],
     ["fastpipe.streaming"],
+    ["fastpipe.contents"],
     ["fastpipe.snapshots", "fastpipe.cpus", "fastpipe.forks"],
     ["fastpipe.faults"],
     ["fastpipe.contract"],
@@ -126,6 +127,8 @@ CLIMBS_OF_CHAPTERS = {
     *(("walks", "outcomes"), ("walks", "futures"), ("walks", "loops"), ("chunks", "futures")),
     # An end has something begin: who is let in, or the whole whose last part it was.
     *(("outcomes", "admission"), ("outcomes", "routing")),
+    # An answer may be there, or is had by others, too: who is about to run, has run, fails or waits has it looked to.
+    *(("routing", "caching"), ("running", "caching"), ("outcomes", "caching"), ("loops", "caching")),
 }
 """Calls from a chapter of the engine into one above it; no other is made."""
 

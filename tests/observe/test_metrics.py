@@ -105,7 +105,8 @@ def test_the_numbers_are_those_of_stats(prometheus_client: Any) -> None:
 
 def test_the_quick_way_writes_the_same_numbers_as_the_clients(prometheus_client: Any) -> None:
     """And the metrics of others in the registry, as the client writes them."""
-    with Pipe({'a%"b': {"backend": Echo, "max": 4}}) as pipe:
+    nodes = {'a%"b': {"backend": Echo, "max": 4, "next": "b"}, "b": {"backend": Echo, "cache": "1MB"}}
+    with Pipe(nodes) as pipe:
         pipe([{"data": number} for number in range(20)])
         registry = registry_of({'o"c\\r': pipe}, labels={"pid": "17"})
         prometheus_client.Counter("others", "Of somebody else.", registry=registry).inc(3)
@@ -519,7 +520,7 @@ def test_instruments_have_the_names_units_and_numbers_of_the_catalogue(otel: Any
 
     reader = otel.InMemoryMetricReader()
     provider = MeterProvider([reader])
-    with Pipe({"a": {"backend": Adds(bad=(1,)), "next": "b"}, "b": {"backend": Echo}}) as pipe:
+    with Pipe({"a": {"backend": Adds(bad=(1,)), "next": "b"}, "b": {"backend": Echo, "cache": "1MB"}}) as pipe:
         shown = metrics.instrument({"ocr": pipe}, provider)
         with pytest.raises(ValueError, match="bad"):
             pipe({"data": 1})
@@ -539,6 +540,9 @@ def test_instruments_have_the_names_units_and_numbers_of_the_catalogue(otel: Any
         assert values["fastpipe.requests", ("outcome", "done"), ("pipe", "ocr")] == 1
         assert values["fastpipe.node.failures", ("node", "a"), ("pipe", "ocr"), ("reason", "error")] == 1
         assert values["fastpipe.node.instances", ("node", "b"), ("pipe", "ocr"), ("state", "in_service")] == 1
+        assert values["fastpipe.node.cache.requests", ("node", "b"), ("outcome", "miss"), ("pipe", "ocr")] == 1
+        assert values["fastpipe.node.cache.entries", ("node", "b"), ("pipe", "ocr")] == 1
+        assert ("fastpipe.node.cache.entries", ("node", "a"), ("pipe", "ocr")) not in values
         assert type(found["fastpipe.in_flight"].data).__name__ == "Sum"
         assert type(found["fastpipe.node.queue.oldest"].data).__name__ == "Gauge"
         shown.remove("ocr")
@@ -612,7 +616,7 @@ def test_names_for_prometheus_are_those_that_opentelemetrys_exporter_makes(otel:
     before = set(client.REGISTRY._collector_to_names)
     provider = MeterProvider([exporter.PrometheusMetricReader()])
     (collector,) = set(client.REGISTRY._collector_to_names) - before
-    with Pipe({"n": {"backend": Adds(bad=(1,)), "max": 4}}) as pipe:
+    with Pipe({"n": {"backend": Adds(bad=(1,)), "max": 4, "cache": "1MB"}}) as pipe:
         metrics.instrument({"ocr": pipe}, provider)
         with pytest.raises(ValueError, match="bad"):
             pipe({"data": 1})
