@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fastpipe import _core
 from fastpipe.config.described import NodeConfig
@@ -250,11 +250,26 @@ class Builder:
             return
         for twin in (node,) if node.twins is None else node.twins:
             for instance in twin.instances:
-                is_connected = connect(self.engine, self.configs, instance.backend)
-                # Its parts may emit. It waits for them, and so for those who read.
-                if is_connected and any(station.streams for station in self.engine.stations):
-                    _check_streams_alone(cast("_core.Station", twin.station))
-                    cast("_core.Station", twin.station).may_stream()
+                connect(self.engine, self.configs, instance.backend)
+        if self._emits_behind(index):  # parts that a step sends there: it waits for them, and so for those who read
+            for station in self.stations[self._physical(self.configs[index])]:
+                _check_streams_alone(station)
+                station.may_stream()
+
+    def _emits_behind(self, index: int) -> bool:
+        """Whether a node streams to which parts of a node's requests come."""
+        nodes = self.graph.nodes
+        behind, seen = list(nodes[index].jumps), set[int]()
+        while behind:
+            here = nodes[behind.pop()]
+            if here.index in seen:
+                continue
+            seen.add(here.index)
+            backend = self.backends.get(self._physical(self.configs[here.index]))
+            if backend is not None and backend.streams:
+                return True
+            behind += [*here.next, *here.jumps, *(() if here.restart is None else [here.restart])]
+        return False
 
     def _upstream(self, index: int, station: _core.Station) -> tuple[_core.Station, ...]:
         """Return the stations whose requests may still come to one: not those from places that have another."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from helpers import WAIT_S, run_loop, until, until_set
-from streaming_backends import Counts, Gated, by_all_readers, read
+from streaming_backends import Counts, by_all_readers, in_one_batch, read
 
 import fastpipe
 from fastpipe import Backend, BackendError, ConfigError, Pipe, PipeError, Request, Streaming
@@ -221,12 +221,11 @@ def test_a_generator_runs_in_the_context_of_its_request(size: int) -> None:
                 NUMBER.set(NUMBER.get())
             assert NUMBER.get() == request["data"]
 
-    with Gated(Asks, max=size) as gated:
+    with in_one_batch(Asks, max=size) as pipe:
         chunks = []
         for number in range(8):
             NUMBER.set(number)
-            chunks += [gated.pipe.stream({"data": number}, entry="gate")]
-        gated.lets.may.set()
+            chunks += [pipe.stream({"data": number})]
         assert [list(each) for each in chunks] == [[number, number + 1, number + 2] for number in range(8)]
         NUMBER.set(-1)
 

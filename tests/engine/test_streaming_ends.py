@@ -9,8 +9,8 @@ import signal
 import threading
 
 import pytest
-from helpers import WAIT_S, Adds, Gate, until
-from streaming_backends import Endless, Script, aremains, counts, remains
+from helpers import WAIT_S, Adds, until
+from streaming_backends import WHOLE_BATCHES, Endless, Script, aremains, counts, remains
 
 import fastpipe
 from fastpipe import (
@@ -90,12 +90,7 @@ def test_p03_what_has_emitted_is_not_run_again() -> None:
                 raise ValueError("together")
             batch[0]["result"] = "alone"
 
-    lets = Gate()
-    with Pipe(
-        gate={"backend": lets, "next": "main", "max": 8, "batching": "timeout", "batching_timeout": 60_000.0},
-        main={"backend": Fails, "batching_timeout": 1000.0},
-    ) as pipe:
-        lets.opened.set()
+    with Pipe(backend=Fails, **WHOLE_BATCHES) as pipe:
         requests: list[Request] = [{"data": number} for number in range(8)]
         ends = [remains(chunks) for chunks in [pipe.stream(request) for request in requests]]
         assert [read for read, _ in ends] == [[0], [1], [], [], [], [], [], []]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from helpers import WAIT_S, Adds, until
-from streaming_backends import Counts, Gated, Lets, by_all_readers
+from streaming_backends import WHOLE_BATCHES, Counts, by_all_readers, in_one_batch
 
 import fastpipe
 from fastpipe import Backend, ConfigError, Pipe, Request, Sequential, Step, Streaming
@@ -39,19 +40,19 @@ def test_streams_of_one_batch_are_read_one_after_the_other(kind: type[Backend]) 
 
     ``Emits`` tells all ends at its own: it does not say ``finish``.
     """
-    with Gated(kind) as gated:
-        chunks = gated.streams([{"data": 8 * 10} if kind is Counts else {"data": 3 + index} for index in range(8)])
+    with in_one_batch(kind) as pipe:
         wanted = [80] * 8 if kind is Counts else [3 + index for index in range(8)]  # the buffers hold all of the latter
+        chunks = [pipe.stream({"data": count}) for count in wanted]
         assert [list(each) for each in chunks] == [list(range(count)) for count in wanted]
-        assert gated.pipe.stats()["nodes"]["words"]["batches"] == 1
+        assert pipe.stats()["nodes"]["words"]["batches"] == 1
 
 
 def test_a_slow_reader_does_not_stop_the_others_of_its_batch() -> None:
     """Its generator is passed over."""
-    with Gated(Counts) as gated:
-        slow, *others = gated.streams([{"data": 50}, {"data": 50}, {"data": 50}, *[{"data": 1}] * 5], buffer=2)
+    with in_one_batch(Counts) as pipe:
+        slow, *others = [pipe.stream({"data": count}, buffer=2) for count in (50, 50, 50, 1, 1, 1, 1, 1)]
         assert [list(each) for each in others] == [list(range(50))] * 2 + [[0]] * 5
-        assert gated.pipe.stats()["requests"]["done"] == 7
+        assert pipe.stats()["requests"]["done"] == 7
         assert list(slow) == list(range(50))
 
 
@@ -65,17 +66,17 @@ def test_who_leaves_ends_its_generator_alone() -> None:
                     raise ValueError(f"no {number}")
                 yield number
 
-    with Gated(Picky) as gated:
-        leaves, fails, *others = gated.streams([{"data": 99}, {"data": 20}, *[{"data": 99}] * 6])
+    with in_one_batch(Picky) as pipe:
+        leaves, fails, *others = [pipe.stream({"data": number}) for number in (99, 20, *[99] * 6)]
         assert next(leaves) == 0
         leaves.close()
         with pytest.raises(ValueError, match="no 20") as raised:
             list(fails)
         assert any("node 'words', backend Picky, instance 0, batch of 8" in note for note in raised.value.__notes__)
         assert [list(each) for each in others] == [list(range(50))] * 6
-        requests = gated.pipe.stats()["requests"]
+        requests = pipe.stats()["requests"]
         assert (requests["done"], requests["failed"], requests["cancelled"]) == (6, 1, 1)
-        assert gated.pipe.stats()["nodes"]["words"]["failed"] == 1
+        assert pipe.stats()["nodes"]["words"]["failed"] == 1
 
 
 def test_a_request_that_is_done_goes_on_while_its_batch_runs() -> None:
@@ -98,14 +99,11 @@ def test_a_request_that_is_done_goes_on_while_its_batch_runs() -> None:
             for request in others:
                 request["result"] = request["data"]
 
-    lets = Lets()
     with Pipe(
-        gate={"backend": lets, "next": "words", "batching": "timeout", "batching_timeout": 60_000.0},
-        words={"backend": Finishes, "next": "last"},
+        words={"backend": Finishes, "next": "last", **WHOLE_BATCHES},
         last={"backend": Adds},
     ) as pipe:
         futures = [pipe.submit({"data": number}) for number in range(8)]
-        lets.may.set()
         until(lambda: any(future.done() for future in futures))
         (first,) = [future for future in futures if future.done()]
         assert first.result()["result"] == futures.index(first) + 1
@@ -173,6 +171,20 @@ def test_a_step_of_a_sequential_streams() -> None:
         Pipe(backend=steps, max=4)
     with pytest.raises(ConfigError, match="CatSplit joins requests"):
         CatSplit([Child("Counts", Counts())])
+
+
+def test_only_a_step_whose_parts_stream_takes_one_request_at_a_time() -> None:
+    """However far behind; what streams elsewhere in the graph does not matter."""
+    steps = Sequential(Step("Identity"), Step("MapReduce", jump="inner"))
+    nodes: dict[str, Any] = {
+        "outer": {"backend": steps, "max": 4, "next": "tells"},
+        "tells": {"backend": Counts, "max": 4},
+        "inner": {"backend": "Identity", "next": "behind"},
+    }
+    with Pipe(nodes, behind={"backend": "Identity"}) as pipe:
+        assert list(pipe.stream({"data": 2}, entry="tells")) == [0, 1]
+    with pytest.raises(ConfigError, match="node 'outer': a step of it streams"):
+        Pipe(nodes, behind={"backend": Counts})
 
 
 @pytest.mark.parametrize("as_step", [False, True])

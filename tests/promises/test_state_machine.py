@@ -223,7 +223,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        """Cancel any future: certain while its request is queued, in vain once it runs; a stream is left at any time."""
+        """Cancel any future: certain while its request is queued, in vain once it runs. A stream: at any time."""
         if not self.futures:
             return
         number = data.draw(st.sampled_from(sorted(self.futures)))

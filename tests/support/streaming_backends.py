@@ -14,7 +14,7 @@ import pytest
 from helpers import WAIT_S
 
 import fastpipe
-from fastpipe import Backend, Pipe, Request, Streaming
+from fastpipe import Pipe, Request, Streaming
 
 
 class Endless(Streaming):
@@ -93,40 +93,13 @@ class Counts(Streaming):
             yield number
 
 
-class Lets(Backend):
-    """Passes its whole batch on, once it is told to."""
-
-    max_batch = 8
-
-    def __init__(self) -> None:
-        self.may = threading.Event()
-
-    def forward(self, batch: list[Request]) -> None:
-        assert self.may.wait(WAIT_S)
-        for request in batch:
-            request["result"] = request["data"]
+WHOLE_BATCHES: dict[str, Any] = {"batching": "timeout", "batching_timeout": 60_000.0}
+"""Keys of a node whose batches leave when they are full, and never before."""
 
 
-class Gated:
-    """A pipe whose node ``words`` gets all requests in one batch."""
-
-    def __init__(self, backend: Any, **keywords: Any) -> None:
-        self.lets = Lets()
-        self.pipe = Pipe(
-            gate={"backend": self.lets, "next": "words", "max": 8, "batching": "timeout", "batching_timeout": 60_000.0},
-            words={"backend": backend, "max": 8, "batching_timeout": 1000.0, **keywords},
-        )
-
-    def streams(self, requests: list[Request], **keywords: Any) -> list[Any]:
-        chunks = [self.pipe.stream(request, entry="gate", **keywords) for request in requests]
-        self.lets.may.set()
-        return chunks
-
-    def __enter__(self) -> Gated:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pipe.close()
+def in_one_batch(backend: Any, **keywords: Any) -> Pipe:
+    """Return a pipe of a node ``words`` that runs eight requests, or ``max``, together, and fewer never."""
+    return Pipe(words={"backend": backend, "max": 8, **WHOLE_BATCHES, **keywords})
 
 
 async def read(chunks: Any) -> list[Any]:
