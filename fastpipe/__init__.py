@@ -20,6 +20,7 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
     backends, kernels   the built-in backends, and the array kernels below them
     config              from what a user wrote to checked nodes and a graph; starts nothing
     functions           a function as a backend
+    contents            what values contain, for the result cache
     snapshots, cpus, forks, faults     batches as they came, CPUs, locks after a fork, kinds of trouble
     contract            how to write a backend
     filters, results, summaries, errors, redaction      what everybody uses
@@ -62,7 +63,7 @@ from fastpipe.errors import (
 )
 from fastpipe.filters import Filter, Status, filter
 from fastpipe.functions import backend
-from fastpipe.measures import Distribution, InstanceStats, NodeStats, RequestStats, Stats
+from fastpipe.measures import CacheStats, Distribution, InstanceStats, NodeStats, RequestStats, Stats
 from fastpipe.pipe import Pipe
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "BackendError",
     "BackendHung",
     "Between",
+    "CacheStats",
     "CallLoop",
     "ConfigError",
     "Container",
