@@ -21,6 +21,7 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
     config              from what a user wrote to checked nodes and a graph; starts nothing
     functions           a function as a backend
     streaming           backends that answer in parts
+    contents            what values contain, for the result cache
     snapshots, cpus, forks, faults     batches as they came, CPUs, locks after a fork, kinds of trouble
     contract            how to write a backend
     filters, results, summaries, errors, redaction      what everybody uses
@@ -63,7 +64,7 @@ from fastpipe.errors import (
 )
 from fastpipe.filters import Filter, Status, filter
 from fastpipe.functions import backend
-from fastpipe.measures import Distribution, InstanceStats, NodeStats, RequestStats, Stats
+from fastpipe.measures import CacheStats, Distribution, InstanceStats, NodeStats, RequestStats, Stats
 from fastpipe.pipe import Pipe
 from fastpipe.streaming import Streaming
 
@@ -72,6 +73,7 @@ __all__ = [
     "BackendError",
     "BackendHung",
     "Between",
+    "CacheStats",
     "CallLoop",
     "ConfigError",
     "Container",

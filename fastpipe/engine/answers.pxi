@@ -5,11 +5,13 @@
 # Assumes      The GIL. What is dropped may run a destructor, after the books are right.
 
 cimport cython
-from cpython.dict cimport PyDict_Copy, PyDict_GetItem, PyDict_Update
+from cpython.dict cimport PyDict_GetItem, PyDict_Update
 
 from fastpipe.engine.parking cimport FOREVER, now_ns
 
 from collections import OrderedDict
+from hashlib import blake2b
+from os import urandom
 
 from fastpipe.contents import are_fixed, copy_values, size_bytes_of
 

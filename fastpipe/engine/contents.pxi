@@ -10,9 +10,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memcpy
 from libcpp.string cimport string
 
-from hashlib import blake2b
-from os import urandom
-
 from fastpipe.contents import library_content
 
 cdef extern from "Python.h":

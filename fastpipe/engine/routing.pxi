@@ -140,8 +140,8 @@ cdef int advance(Engine engine, Visit visit, Exit exit, c_bool has_run, Turn tur
     for slot in exit.unread:
         forget_slot(walk, slot)
     if exit.leaves > 0:
-        if has_run and without is not None and without[0] is visit.node:
-            walk.without = without                              # a leaf has run, and has none
+        if has_run and without is not None and without[0] is visit.node and (walk.without is None or walk.without[1] == ""):
+            walk.without = without                              # a leaf has run, and has none; what was let go excuses no other
         walk.leaves_left -= exit.leaves
         if walk.leaves_left == 0:
             return _leave_graph(engine, walk, answer, turn)

@@ -173,7 +173,7 @@ def _finish(backend, request, list failed) -> bool:
         number = _number_of(onward, backend)
         fail_visit(engine, onward, with_batch(error if Py_REFCNT(error) == 1 else copy_of(error), onward, number, count), turn)
     else:
-        note_result(engine, onward, backend)
+        note_result(engine, onward, backend, turn)
         send_on(engine, onward, turn)
     enqueue_all(engine, turn)
     frame = enter_frame(<void*>engine, True, current_greenlet())

@@ -50,7 +50,7 @@ class Measure:
     """As UCUM writes it: ``s``, ``By``, ``{request}``."""
     text: str
     read: Numbers
-    """From ``stats()``, or what it says of a node: a number, a Distribution, a dict of numbers by ``label``; or None."""
+    """From ``stats()``, or of a node: a number, a Distribution, numbers by ``label``; None: there are none."""
     label: str | None = None
     """What tells the numbers of a dict apart."""
     ladder: Literal["run_s", "batch_sizes", "weights"] = "run_s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -210,6 +211,33 @@ def test_what_has_a_result_in_the_end_is_no_error(nodes: dict[str, dict[str, Any
             assert [stats["without_result"], *(node["without_result"] for node in stats["nodes"].values())] == [
                 0 for _ in range(1 + len(nodes))
             ]
+
+
+def test_a_leaf_that_lets_a_request_go_excuses_no_other_leaf() -> None:
+    """Whichever of the two ends last."""
+    ran = {"forgets": threading.Event(), "lets go": threading.Event()}
+
+    class Runs(Forgets):
+        def __init__(self, *, name: str, after: str = "") -> None:
+            self.name, self.after = name, after
+
+        def forward(self, batch: list[Request]) -> None:
+            assert not self.after or ran[self.after].wait(WAIT_S)
+            ran[self.name].set()
+
+    for first, last in (("forgets", "lets go"), ("lets go", "forgets")):
+        after = {first: "", last: first}
+        nodes: dict[str, dict[str, Any]] = {
+            "root": {"backend": Echo, "next": "forgets,lets"},
+            "forgets": {"backend": Step(Runs, name="forgets", after=after["forgets"])},
+            "lets": {
+                "backend": Sequential(Step(Runs, name="lets go", after=after["lets go"]), Step(Echo, filter="Break"))
+            },
+        }
+        with Pipe(nodes) as pipe, pytest.raises(NoResult, match="node 'forgets': step Runs"):
+            pipe.submit({"data": 1}).result(WAIT_S)
+        for event in ran.values():
+            event.clear()
 
 
 @pytest.mark.parametrize("count", [1, 4])
