@@ -127,7 +127,7 @@ cdef int fill_in(Visit visit, Answer answer) except -1:
     for key in answer.removed:
         visit.request.pop(key, None)
     PyDict_Update(visit.request, changes)
-    visit.without = None if answer.without is None else (visit.node, answer.without[0])
+    visit.without = None if answer.without is None else (visit.node, answer.without[0], visit.node)
     return 0
 
 
