@@ -304,7 +304,8 @@ cdef c_bool _encode_all(EventLog log) noexcept nogil:
         event = &log.ring[index & (log.capacity - 1)]
         if log.at > log.buffer + BUFFER_BYTES // 2:             # the other half has room for the largest of all
             return False
-        if (event.kind == BATCH_BEGAN or event.kind == STREAM_RAN) and not binary_search(log.threads.begin(), log.threads.end(), event.thread):
+        if ((event.kind == BATCH_BEGAN or event.kind == STREAM_RAN)
+                and not binary_search(log.threads.begin(), log.threads.end(), event.thread)):
             log.stranger = event.thread
             return False
         _encode(log, event, index)
