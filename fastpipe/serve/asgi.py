@@ -14,12 +14,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastpipe.pipe import Pipe
-from fastpipe.serve.exchange import Headers, Response
+from fastpipe.serve.exchange import Chunks, Headers, Response
 from fastpipe.serve.http import Route, Service, Settings
 from fastpipe.serve.repository import Repository, Source
 from fastpipe.serve.signature import Signature
-from fastpipe.serve.statuses import InvalidRequest, RequestTooLarge, SlowClient, TooBusy
+from fastpipe.serve.statuses import InvalidRequest, RequestTooLarge, SlowClient
 
 __all__ = ["App", "app"]
 
@@ -29,7 +28,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 WATCHED_AFTER_S = 0.01
-"""A client that leaves is noticed from then on; to watch for it sooner would cost quick requests more than they save."""
+"""A client that leaves is noticed from then on: to watch quick requests would cost more than it saves."""
 
 
 def app(
@@ -67,7 +66,6 @@ class App:
         self.service = service
         self._is_open = False
         self._opening: asyncio.Lock | None = None
-        self._buffered_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -138,7 +136,6 @@ class App:
             chunks: list[bytes] = []
             if scope["method"] == "POST":
                 chunks, held = await self._body(headers, receive)
-                self._buffered_bytes += held
         except _Gone:
             return
         except Exception as error:
@@ -147,7 +144,7 @@ class App:
         try:
             await _Exchange(service, route, headers, chunks).run(scope, receive, send)
         finally:
-            self._buffered_bytes -= held
+            service.budget.give(held)
 
     async def _body(self, headers: Headers, receive: Receive) -> tuple[list[bytes], int]:
         """Return the body of a request, as it came, and its size.
@@ -159,27 +156,30 @@ class App:
         declared = headers.get(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limits.body_bytes:
             raise RequestTooLarge(f"the body has {int(declared)} bytes; at most {limits.body_bytes} are taken")
-        chunks: list[bytes] = []
-        size, has_more = 0, True
+        budget, chunks, size, has_more = self.service.budget, Chunks(), 0, True
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         try:
-            async with asyncio.timeout(limits.body_s):
+            async with asyncio.timeout_at(began_s + limits.body_s) as timeout:
                 while has_more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _Gone
                     chunk, has_more = message.get("body", b""), message.get("more_body", False)
-                    size += len(chunk)
+                    budget.take(len(chunk))
+                    size = chunks.add(chunk)
                     if size > limits.body_bytes:
                         raise RequestTooLarge(f"the body has more than {limits.body_bytes} bytes")
-                    if self._buffered_bytes + size > limits.buffered_bytes:
-                        raise TooBusy("the server holds as many bytes of requests as it may")
-                    if chunk:
-                        chunks.append(chunk)
-        except TimeoutError:
-            raise SlowClient(f"the body was not there within {limits.body_s:g} s") from None
-        if declared is not None and declared.isdigit() and int(declared) != size:
-            raise InvalidRequest(f"Content-Length is {int(declared)}, and the body has {size} bytes")
-        return chunks, size
+                    if has_more:
+                        timeout.reschedule(began_s + limits.body_time_s(size))
+            if declared is not None and declared.isdigit() and int(declared) != size:
+                raise InvalidRequest(f"Content-Length is {int(declared)}, and the body has {size} bytes")
+        except BaseException as error:
+            budget.give(size)
+            if isinstance(error, TimeoutError):
+                raise SlowClient(f"the body was not there within {limits.body_time_s(size):g} s") from None
+            raise
+        return chunks.taken(), size
 
 
 class _Gone(Exception):
@@ -229,13 +229,14 @@ class _Exchange:
 async def _send(send: Send, scope: Scope, response: Response, *, ends: bool = False) -> None:
     """Send an answer; ``ends``: its request was not read to the end, so that the connection is of no more use."""
     headers = response.headers
+    body = response.joined()
     if response.parts is None:
-        headers = [*headers, (b"content-length", b"%d" % len(response.body))]
+        headers = [*headers, (b"content-length", b"%d" % len(body))]
     if ends and scope.get("http_version", "1.1").startswith("1"):
         headers = [*headers, (b"connection", b"close")]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     if response.parts is None:
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else response.body})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         return
     try:
         async for part in response.parts:
