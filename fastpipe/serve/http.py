@@ -265,12 +265,8 @@ class Service:
 _GET = {"GET", "HEAD"}
 _POST = {"POST"}
 
-_SHARED_MEMORY = (
-    "shared memory is not served: clients and server may be on several machines; send tensors as binary data"
-)
-_SETTINGS = (
-    "settings of tracing and logging are not changed by clients; see fastpipe.observe.traces, and Python's logging"
-)
+_SHARED_MEMORY = "shared memory is not served: send tensors as binary data"
+_SETTINGS = "clients do not change settings of tracing and logging"
 
 _OF_SERVER: dict[str, tuple[set[str], Handler, bool]] = {
     "": (_GET, Service.server_metadata, False),
