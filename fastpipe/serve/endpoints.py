@@ -12,7 +12,7 @@ from fastpipe.serve import json_text
 from fastpipe.serve.answering import trace
 from fastpipe.serve.asgi import Watch
 from fastpipe.serve.events import EVENT_STREAM, events_response
-from fastpipe.serve.exchange import Chunks, error_response
+from fastpipe.serve.exchange import Chunks, Failures
 from fastpipe.serve.statuses import AnswerNotServed, ClientGone, InvalidRequest, RequestTooLarge
 from fastpipe.serve.tensors import array_of
 
@@ -57,6 +57,7 @@ def endpoint(
         max_body_bytes: larger ones are refused with 413.
         hide_errors: do not tell clients why a backend has failed.
     """
+    failures = Failures(hide=hide_errors)
 
     async def answer(request: Request) -> Response:
         try:
@@ -71,10 +72,9 @@ def endpoint(
                 raise ClientGone("the client has left")
             return _written(given.get("result"))
         except Exception as error:
-            failed = error_response(error, hide=hide_errors)
-            return Response(
-                failed.body, failed.status, {name.decode(): value.decode() for name, value in failed.headers}
-            )
+            failed = failures.response(error)
+            headers = {name.decode(): value.decode() for name, value in failed.headers}
+            return Response(failed.body, failed.status, headers)
 
     return answer
 
