@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ends.add_argument("--delay", metavar="SECONDS", type=float, default=0.0, help="go on, but say 'not ready'")
     ends.add_argument("--grace", metavar="SECONDS", type=float, default=30.0, help="for requests that have begun")
     parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)  # of the parent, for its workers
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--ready", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--metrics-directory", help=argparse.SUPPRESS)
     parser.set_defaults(fail=parser.error)
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         listeners = bind(arguments.http, arguments.workers)
     try:
         if len(listeners) > 1:
-            return _run_workers(arguments, listeners)
+            return _run_workers(arguments, listeners, repository.names())
         _run_here(arguments, repository, listeners[0])
     finally:
         for listener in listeners:
@@ -166,6 +167,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         delay_s=arguments.delay,
         grace_s=arguments.grace,
         live_port=arguments.live,
+        parent=arguments.parent,
     )
 
 
@@ -177,8 +179,7 @@ def _run_here(arguments: argparse.Namespace, repository: Repository, listener: s
         if arguments.ready is not None:
             say_ready(arguments.ready)
             return
-        names = [model.name for model in server.app.service.repository.models()]
-        _say_where(arguments, listener, server.grpc_address, names)
+        _say_where(arguments, listener, server.grpc_address, repository.names())
         if server.app.service.live_url:
             say((f"live page: {server.app.service.live_url}", ""))
 
@@ -192,7 +193,7 @@ def _say_where(arguments: argparse.Namespace, listener: socket.socket, grpc_addr
     say((escaped_line(f"{url}{also} serves {', '.join(names)}"), ""))
 
 
-def _run_workers(arguments: argparse.Namespace, listeners: Sequence[socket.socket]) -> int:
+def _run_workers(arguments: argparse.Namespace, listeners: Sequence[socket.socket], names: Sequence[str]) -> int:
     from fastpipe.serve.workers import Workers
 
     own: list[str] = []
@@ -205,7 +206,6 @@ def _run_workers(arguments: argparse.Namespace, listeners: Sequence[socket.socke
         folder = tempfile.mkdtemp(prefix="fastpipe-serve-")
         own += ["--metrics-directory", folder]
     grpc_address = "" if arguments.grpc == NONE else arguments.grpc
-    names = [*arguments.models, *arguments.pipe]
     command = [sys.executable, "-m", "fastpipe", "serve", *arguments.given, *own]
     sockets = [listener.fileno() for listener in listeners]
     workers = Workers(command, sockets, lambda: _say_where(arguments, listeners[0], grpc_address, names))

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -51,6 +52,7 @@ class Plan:
         delay_s: between being not ready and taking no more connections, for balancers that look now and then.
         grace_s: for what was begun.
         live_port: of the live page of the first model; None: none.
+        parent: the process that has started this one as a worker: it ends when that is gone. None: nobody.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -60,6 +62,7 @@ class Plan:
     delay_s: float = 0.0
     grace_s: float = 30.0
     live_port: int | None = None
+    parent: int | None = None
 
 
 def serve(
@@ -179,6 +182,8 @@ class Server(uvicorn.Server):
             self._ends_at_s = min(self._ends_at_s, time.monotonic())
 
     async def on_tick(self, counter: int) -> bool:
+        if self._plan.parent is not None and os.getppid() != self._plan.parent and self._ends_at_s is None:
+            self.stop()
         if self._ends_at_s is not None and time.monotonic() >= self._ends_at_s:
             self.should_exit = True
         return await super().on_tick(counter)
