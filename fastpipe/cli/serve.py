@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
+FINE = 0
 TOKEN_VARIABLE = "FASTPIPE_SERVE_TOKEN"
 NONE = "none"
 LIVE_ANYWHERE = 0
@@ -110,11 +111,14 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if len(listeners) > 1:
             return _run_workers(arguments, listeners, repository.names())
-        _run_here(arguments, repository, listeners[0])
+        if _run_here(arguments, repository, listeners[0]):
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(FINE)  # at its end, Python would wait for backends that do not return
     finally:
         for listener in listeners:
             listener.close()
-    return 0
+    return FINE
 
 
 def _repository(arguments: argparse.Namespace) -> Repository:
@@ -171,7 +175,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     )
 
 
-def _run_here(arguments: argparse.Namespace, repository: Repository, listener: socket.socket) -> None:
+def _run_here(arguments: argparse.Namespace, repository: Repository, listener: socket.socket) -> bool:
+    """Serve in this process; return whether it is to end without waiting for anything."""
     from fastpipe.serve.server import serve
     from fastpipe.serve.workers import say_ready
 
@@ -183,7 +188,7 @@ def _run_here(arguments: argparse.Namespace, repository: Repository, listener: s
         if server.app.service.live_url:
             say((f"live page: {server.app.service.live_url}", ""))
 
-    serve(repository, [listener], _plan(arguments), on_ready)
+    return serve(repository, [listener], _plan(arguments), on_ready)
 
 
 def _say_where(arguments: argparse.Namespace, listener: socket.socket, grpc_address: str, names: Sequence[str]) -> None:

@@ -39,7 +39,6 @@ MOST_CACHED_URLS = 1024
 LONGEST_CACHED_URL = 256
 JOINED_BYTES = 1 << 16
 """Smaller answers are copied behind their heads, so that both leave in one system call."""
-SWEEP_S = 1.0
 LINGERS_S = 2.0
 """So long a refused client may go on sending, until it has read why."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -61,6 +60,7 @@ class Bounds:
         idle_s: a connection on which nothing comes is closed.
         write_s: so is one whose client takes nothing of its answer for so long.
         pipelined: how many requests a client may send ahead.
+        look_s: so often it is looked who has been too slow.
     """
 
     connections: int = 4096
@@ -69,10 +69,11 @@ class Bounds:
     idle_s: float = 75.0
     write_s: float = 60.0
     pipelined: int = 64
+    look_s: float = 1.0
 
 
 class Connections:
-    """All connections of a server: what they share, and who looks at their times, once a second."""
+    """All connections of a server: what they share, and who looks at their times."""
 
     def __init__(self, service: Service, bounds: Bounds | None = None) -> None:
         self.service = service
@@ -98,7 +99,7 @@ class Connections:
             idle.transport.abort()
         self.all.add(connection)
         if self._sweep is None:
-            self._sweep = connection.loop.call_later(SWEEP_S, self._look, connection.loop)
+            self._sweep = connection.loop.call_later(self.bounds.look_s, self._look, connection.loop)
         return True
 
     def common_head(self, server_state: Any) -> bytes:
@@ -132,7 +133,7 @@ class Connections:
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         for connection in list(self.all):
             connection.look(self.bounds)
-        self._sweep = loop.call_later(SWEEP_S, self._look, loop) if self.all else None
+        self._sweep = loop.call_later(self.bounds.look_s, self._look, loop) if self.all else None
 
 
 class _Incoming:
@@ -455,13 +456,13 @@ class Connection(asyncio.Protocol):
         return self.phase <= HEAD and self._task is None
 
     def look(self, bounds: Bounds) -> None:
-        """Close the connection if its client has been too slow; called once a second."""
+        """Close the connection if its client has been too slow; called now and then."""
         to_write = self.transport.get_write_buffer_size()
         seen = (self.changes, to_write)
         if seen != self._seen:
             self._seen, self._age_s = seen, 0.0
             return
-        self._age_s += SWEEP_S
+        self._age_s += bounds.look_s
         if to_write:
             if self._age_s > bounds.write_s:
                 self.transport.abort()

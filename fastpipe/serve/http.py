@@ -198,9 +198,9 @@ class Service:
     # ---- the server --------------------------------------------------------------------------------------------
 
     async def server_metadata(self, route: Route, request: Request) -> Response:
-        import fastpipe
+        from importlib.metadata import version
 
-        return json_response({"name": "fastpipe", "version": fastpipe.__version__, "extensions": EXTENSIONS})
+        return json_response({"name": "fastpipe", "version": version("fastpipe-engine"), "extensions": EXTENSIONS})
 
     async def live(self, route: Route, request: Request) -> Response:
         return json_response({"live": True})

@@ -67,8 +67,8 @@ class Plan:
 
 def serve(
     repository: Repository, listeners: Sequence[socket.socket], plan: Plan, on_ready: Callable[[Server], None]
-) -> None:
-    """Serve until a signal says that it is enough. For the main thread.
+) -> bool:
+    """Serve until a signal says that it is enough; return whether a second one said that it is not to wait.
 
     Args:
         repository: opened here, and closed.
@@ -81,12 +81,12 @@ def serve(
         PipeError: the address for gRPC is in use.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(repository, listeners, plan, on_ready))
+        return runner.run(_serve(repository, listeners, plan, on_ready))
 
 
 async def _serve(
     repository: Repository, listeners: Sequence[socket.socket], plan: Plan, on_ready: Callable[[Server], None]
-) -> None:
+) -> bool:
     app = App(Service(repository, plan.settings))
     server: Server | None = None
     async with contextlib.AsyncExitStack() as stack:
@@ -100,6 +100,7 @@ async def _serve(
             stack.push_async_callback(grpc_server.stop, 0.0)
         server = Server(app, plan, grpc_server, grpc_address, on_ready)
         await server.serve(list(listeners))
+    return server.force_exit
 
 
 def _live_page(app: App, port: int) -> Any:

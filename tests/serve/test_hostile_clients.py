@@ -36,8 +36,8 @@ def request(body: bytes = GOOD, *headers: bytes, length: int | None = None, in_p
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     """A server with small limits."""
-    settings = Settings(limits=Limits(body_bytes=1 << 20, json_bytes=1 << 18, buffered_bytes=4 << 20, body_s=0.5))
-    bounds = Bounds(connections=50, head_bytes=8192, head_s=0.5, idle_s=1.0, write_s=1.0, pipelined=16)
+    settings = Settings(limits=Limits(body_bytes=1 << 20, json_bytes=1 << 18, buffered_bytes=4 << 20, body_s=0.3))
+    bounds = Bounds(connections=50, head_bytes=8192, head_s=0.3, idle_s=0.5, write_s=0.5, pipelined=16, look_s=0.1)
     with serving({"m": lambda: Pipe(backend="Identity", max=8)}, Plan(settings=settings, bounds=bounds)) as own:
         yield own
 
@@ -140,7 +140,7 @@ def test_a_client_that_does_not_read(served: Served) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         for _ in range(60):  # until the kernel's buffers are full, too
             try:
-                connection.settimeout(0.5)
+                connection.settimeout(0.2)
                 connection.sendall(request(body))
             except (TimeoutError, ConnectionError):
                 break
