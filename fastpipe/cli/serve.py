@@ -151,9 +151,9 @@ def _add(models: dict, name: str, source: object) -> None:  # type: ignore[type-
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    from fastpipe.serve.connection import Bounds
     from fastpipe.serve.exchange import Limits
     from fastpipe.serve.http import Settings
+    from fastpipe.serve.incoming import Bounds
     from fastpipe.serve.server import Plan
 
     settings = Settings(

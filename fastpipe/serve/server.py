@@ -23,8 +23,9 @@ from typing import Any
 
 from fastpipe.errors import ConfigError, MissingExtra, PipeError
 from fastpipe.serve.asgi import App
-from fastpipe.serve.connection import Bounds, Connections
+from fastpipe.serve.connection import Connections
 from fastpipe.serve.http import Service, Settings
+from fastpipe.serve.incoming import Bounds
 from fastpipe.serve.repository import Repository
 
 try:
