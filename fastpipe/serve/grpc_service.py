@@ -1,0 +1,187 @@
+"""The calls of ``inference.GRPCInferenceService``, but for streams: each reads a message, asks the core, writes one.
+
+Handlers take and return serialized messages, so that gRPC neither parses a tensor nor answers a malformed message in
+words of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastpipe.errors import MissingExtra
+from fastpipe.serve.answering import answer
+from fastpipe.serve.grpc_calls import answer_pieces, asked_of, parameters_of, parsed
+from fastpipe.serve.grpc_errors import refuse
+from fastpipe.serve.grpc_messages import inference
+from fastpipe.serve.grpc_streams import Streams
+from fastpipe.serve.statuses import InvalidRequest, NotServed, status_of
+
+try:
+    import grpc
+    from google.protobuf.json_format import ParseDict
+except ImportError as missing:
+    raise MissingExtra("fastpipe's gRPC server", "serve", missing) from missing
+
+if TYPE_CHECKING:
+    from fastpipe.serve.repository import Repository
+
+__all__ = ["SERVICE", "Service"]
+
+SERVICE = "inference.GRPCInferenceService"
+
+REFUSED = {
+    "shared memory is not used by this server: send tensors in their requests": (
+        *("SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"),
+        *("CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"),
+    ),
+    "traces are set up where the server is started, not by its clients": ("TraceSetting",),
+    "the log is set up where the server is started, not by its clients": ("LogSettings",),
+}
+"""Why a call of the protocol's extensions is refused."""
+
+EXTENSIONS = ("classification", "model_configuration", "model_repository", "schedule_policy", "statistics")
+"""Of the protocol, as Triton names them; what is in the core protocol is none."""
+
+log = logging.getLogger("fastpipe.serve")
+
+
+class Service:
+    """The handlers of a repository's models.
+
+    Args:
+        repository: the models.
+        hides_reasons: whether clients are told no more than that a model failed; the log has the reason then.
+        most_in_stream: requests of one stream that may be in flight.
+        stopping: set when the server takes no more calls: streams end.
+    """
+
+    def __init__(
+        self, repository: Repository, *, hides_reasons: bool, most_in_stream: int, stopping: asyncio.Event
+    ) -> None:
+        self._repository = repository
+        self._hides_reasons = hides_reasons
+        self._streams = Streams(
+            repository.model, self.words_to_log, hides_reasons=hides_reasons, most=most_in_stream, stopping=stopping
+        )
+
+    def handlers(self) -> Any:
+        """Return them for ``grpc.aio.Server.add_generic_rpc_handlers``."""
+        unary = grpc.unary_unary_rpc_method_handler
+        methods = {
+            "ModelInfer": unary(self._infer),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._streams.serve),
+        }
+        for name, answered in self._questions().items():
+            methods[name] = unary(self._question(name, answered))
+        for words, names in REFUSED.items():
+            for name in names:
+                methods[name] = unary(self._refusal(f"{name}: {words}"))
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    # ---- inference ---------------------------------------------------------------------------------------------
+
+    async def _infer(self, body: bytes, context: Any) -> bytes:
+        try:
+            asked = asked_of(body, self._repository.model, context.time_remaining(), context.invocation_metadata())
+            return b"".join(answer_pieces(asked, await answer(asked.call)))
+        except Exception as error:
+            self.words_to_log(error)
+            await refuse(context, error, hides_reasons=self._hides_reasons)
+
+    def words_to_log(self, error: Exception) -> None:
+        """Log what is the server's own fault, and a model's: a client need not tell of it."""
+        if status_of(error).http == 500:
+            log.error("a call has failed", exc_info=error)
+
+    # ---- questions ---------------------------------------------------------------------------------------------
+
+    def _questions(self) -> Mapping[str, Callable[[Any], Awaitable[Mapping[str, Any]]]]:
+        """Return what answers each other call, as a JSON document of its answer: those of HTTP are the same."""
+        return {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._repository_index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+        }
+
+    def _question(
+        self, name: str, answered: Callable[[Any], Awaitable[Mapping[str, Any]]]
+    ) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        async def handle(body: bytes, context: Any) -> bytes:
+            try:
+                document = await answered(parsed(f"{name}Request", body))
+                message = ParseDict(document, inference()[f"{name}Response"](), ignore_unknown_fields=True)
+                return bytes(message.SerializeToString())
+            except Exception as error:
+                self.words_to_log(error)
+                await refuse(context, error, hides_reasons=self._hides_reasons)
+
+        return handle
+
+    def _refusal(self, words: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        async def handle(_: bytes, context: Any) -> bytes:
+            await refuse(context, NotServed(words), hides_reasons=self._hides_reasons)
+
+        return handle
+
+    async def _server_live(self, _: Any) -> Mapping[str, Any]:
+        return {"live": True}
+
+    async def _server_ready(self, _: Any) -> Mapping[str, Any]:
+        return {"ready": self._repository.is_ready()}
+
+    async def _server_metadata(self, _: Any) -> Mapping[str, Any]:
+        import fastpipe
+
+        return {"name": "fastpipe", "version": fastpipe.__version__, "extensions": EXTENSIONS}
+
+    async def _model_ready(self, request: Any) -> Mapping[str, Any]:
+        return {"ready": self._repository.is_model_ready(request.name, request.version)}
+
+    async def _model_metadata(self, request: Any) -> Mapping[str, Any]:
+        model = self._repository.model(request.name, request.version)
+        return model.metadata(self._repository.versions(request.name))
+
+    async def _model_config(self, request: Any) -> Mapping[str, Any]:
+        return {"config": self._repository.model(request.name, request.version).config()}
+
+    async def _model_statistics(self, request: Any) -> Mapping[str, Any]:
+        return self._repository.statistics(request.name, request.version)
+
+    async def _repository_index(self, request: Any) -> Mapping[str, Any]:
+        _check_repository(request.repository_name)
+        return {"models": self._repository.index(only_ready=request.ready)}
+
+    async def _load(self, request: Any) -> Mapping[str, Any]:
+        _check_repository(request.repository_name)
+        _check_parameters("load", parameters_of(request.parameters), ())
+        await self._repository.load(request.model_name)
+        return {}
+
+    async def _unload(self, request: Any) -> Mapping[str, Any]:
+        _check_repository(request.repository_name)
+        # A pipe has no dependents: with or without them is the same.
+        _check_parameters("unload", parameters_of(request.parameters), ("unload_dependents",))
+        await self._repository.unload(request.model_name)
+        return {}
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        raise InvalidRequest(f"there is one repository, which has no name; got repository_name {name[:60]!r}")
+
+
+def _check_parameters(what: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse what would be ignored: a configuration or files that a client sends along are not loaded."""
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise InvalidRequest(f"{what}: parameter {unknown[0][:60]!r} is not taken: a model is loaded from its own file")

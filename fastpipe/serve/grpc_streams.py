@@ -1,0 +1,152 @@
+"""``ModelStreamInfer``: many requests on one connection, each with one answer, or with many.
+
+Requests of a stream run at the same time. As in Triton, answers of models with one answer come in the order of their
+requests; parts of a model that streams come as they are there, and may lie between them. Each carries its
+request's id, a failure too: it ends its request, not the stream.
+
+A bound on the requests in flight is what keeps memory bounded: beyond it, nothing is read, and gRPC has the client wait.
+A client that reads slowly holds up ``write``, and with it the backend's next part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any
+
+from fastpipe.errors import MissingExtra
+from fastpipe.serve.answering import answer, stream
+from fastpipe.serve.grpc_calls import Asked, Find, answer_pieces, asked_of
+from fastpipe.serve.grpc_errors import refuse, words_of
+from fastpipe.serve.grpc_messages import DecodeError, inference
+from fastpipe.serve.grpc_wire import ANSWER_IN_STREAM, field, without_raw
+from fastpipe.serve.statuses import NotReady
+
+try:
+    import grpc
+except ImportError as missing:
+    raise MissingExtra("fastpipe's gRPC server", "serve", missing) from missing
+
+__all__ = ["Streams"]
+
+FINAL = "triton_final_response"
+"""The parameter of an answer that says whether it is its request's last."""
+ASKS_FOR_EMPTY_FINAL = "triton_enable_empty_final_response"
+"""The parameter of a request whose client waits for the last answer of a model that streams."""
+
+
+class Streams:
+    """What streams of one server have in common.
+
+    Args:
+        find: has the models.
+        log_failure: is told of each failure.
+        hides_reasons: whether clients are told no more than that a model failed.
+        most: requests of one stream that may be in flight.
+        stopping: set when the server stops: nothing more is read, what is in flight is answered, the stream ends.
+    """
+
+    def __init__(
+        self,
+        find: Find,
+        log_failure: Callable[[Exception], None],
+        *,
+        hides_reasons: bool,
+        most: int,
+        stopping: asyncio.Event,
+    ) -> None:
+        self.find = find
+        self.log_failure = log_failure
+        self.hides_reasons = hides_reasons
+        self.most = most
+        self.stopping = stopping
+
+    async def serve(self, _: Any, context: Any) -> None:
+        """Answer one stream; cancelling the task cancels the requests in flight."""
+        await _Stream(self, context).run()
+        if self.stopping.is_set():
+            await refuse(context, NotReady("the server is shutting down"), hides_reasons=self.hides_reasons)
+
+
+class _Stream:
+    def __init__(self, streams: Streams, context: Any) -> None:
+        self._streams = streams
+        self._context = context
+        self._room = asyncio.Semaphore(streams.most)
+        # gRPC takes one message at a time.
+        self._writing = asyncio.Lock()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(self._read(tasks))
+            stopping = tasks.create_task(self._streams.stopping.wait())
+            stopping.add_done_callback(lambda _: reading.cancel())
+            reading.add_done_callback(lambda _: stopping.cancel())
+
+    async def _read(self, tasks: asyncio.TaskGroup) -> None:
+        """Start a request for each message, until the client says that it has no more."""
+        earlier: asyncio.Future[None] | None = None
+        while True:
+            await self._room.acquire()
+            body = await self._context.read()
+            if body is grpc.aio.EOF:
+                return
+            answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            tasks.create_task(self._answer(body, earlier, answered))
+            earlier = answered
+
+    async def _answer(
+        self, body: bytes, earlier: asyncio.Future[None] | None, answered: asyncio.Future[None]
+    ) -> None:
+        """Answer a request; ``earlier`` is done when that before it is answered, and ``answered`` when this one is."""
+        try:
+            try:
+                asked = asked_of(
+                    body, self._streams.find, self._context.time_remaining(), self._context.invocation_metadata()
+                )
+                if asked.call.model.is_streaming:
+                    # Whatever comes behind it need not wait for its end.
+                    answered.set_result(None)
+                    await self._write_parts(asked)
+                    return
+                pieces = answer_pieces(asked, await answer(asked.call), {FINAL: True})
+            except Exception as error:
+                self._streams.log_failure(error)
+                words = words_of(error, hides_reasons=self._streams.hides_reasons)
+                pieces = None
+            if earlier is not None and not answered.done():
+                await earlier
+            await self._write(_failure(body, words) if pieces is None else field(ANSWER_IN_STREAM, pieces))
+        finally:
+            if not answered.done():
+                answered.set_result(None)
+            self._room.release()
+
+    async def _write_parts(self, asked: Asked) -> None:
+        waits_for_end = asked.call.parameters.get(ASKS_FOR_EMPTY_FINAL) is True
+        async with aclosing(stream(asked.call)) as parts:
+            async for outputs in parts:
+                await self._write(field(ANSWER_IN_STREAM, answer_pieces(asked, outputs, {FINAL: False})))
+        if waits_for_end:
+            await self._write(field(ANSWER_IN_STREAM, answer_pieces(asked, [], {FINAL: True})))
+
+    async def _write(self, pieces: list[bytes | memoryview]) -> None:
+        message = b"".join(pieces)
+        async with self._writing:
+            await self._context.write(message)
+
+
+def _failure(body: bytes, words: str) -> list[bytes | memoryview]:
+    """Return an answer that says what went wrong, with the request's id, if it has one that can be read."""
+    response = inference()["ModelStreamInferResponse"](error_message=words)
+    try:
+        cut = without_raw(body)
+        request = inference()["ModelInferRequest"].FromString(body if cut is None else cut[0])
+    except DecodeError:
+        pass
+    else:
+        response.infer_response.id = request.id
+        response.infer_response.model_name = request.model_name
+        response.infer_response.parameters[FINAL].bool_param = True
+    return [response.SerializeToString()]
