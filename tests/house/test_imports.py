@@ -25,6 +25,7 @@ FLOORS = [
     ["fastpipe.__main__"],
     ["fastpipe.cli"],
     ["fastpipe"],
+    ["fastpipe.serve"],
     ["fastpipe.batched_function", "fastpipe.observe"],
     ["fastpipe.pipe"],
     ["fastpipe._maps"],
@@ -43,7 +44,7 @@ FLOORS = [
     ["fastpipe.faults"],
     ["fastpipe.contract"],
     ["fastpipe.filters", "fastpipe.results", "fastpipe.summaries", "fastpipe.observe.perfetto"],
-    ["fastpipe.errors", "fastpipe.redaction"],
+    ["fastpipe.errors", "fastpipe.redaction", "fastpipe.announcing"],
 ]
 """The house; ``fastpipe`` itself is the package, with its public names. Rooms on one floor do not know each other."""
 
