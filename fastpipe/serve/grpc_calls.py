@@ -20,10 +20,13 @@ from fastpipe.serve.tensors import Tensor, checked_shape, dtype_of, from_json, f
 if TYPE_CHECKING:
     from fastpipe.serve.repository import Model
 
-__all__ = ["Asked", "Find", "answer_pieces", "asked_of", "parameters_of", "parsed"]
+__all__ = ["Asked", "Find", "Pieces", "answer_pieces", "asked_of", "parameters_of", "parsed"]
 
 Find = Callable[[str, str], "Model"]
 """Returns the model of a name and a version, where an empty version leaves the choice to the server."""
+
+Pieces = list[bytes | memoryview]
+"""A message, in pieces that are yet to be joined."""
 
 MICROSECONDS = 1_000_000
 SHARED_MEMORY = "shared_memory_region"
@@ -184,7 +187,7 @@ def _no_shared_memory(kind: str, name: str) -> NotServed:
 
 def answer_pieces(
     asked: Asked, outputs: Sequence[Tensor], parameters: Mapping[str, bool] | None = None
-) -> list[bytes | memoryview]:
+) -> Pieces:
     """Return a serialized ``ModelInferResponse`` in pieces: its fields, then each tensor, as a view.
 
     Raw contents are always filled: tritonclient reads nothing else.
@@ -195,7 +198,7 @@ def answer_pieces(
         response.parameters[key].bool_param = value
     for tensor in outputs:
         response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
-    pieces: list[bytes | memoryview] = [response.SerializeToString()]
+    pieces: Pieces = [response.SerializeToString()]
     for tensor in outputs:
         pieces += field(RAW_OUTPUT, [to_raw(tensor)])
     return pieces

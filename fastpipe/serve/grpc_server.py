@@ -12,10 +12,10 @@ in memory as a whole.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastpipe.errors import ConfigError, MissingExtra
+from fastpipe.serve.grpc_desk import Desk
 from fastpipe.serve.grpc_health import SERVICE as HEALTH_SERVICE
 from fastpipe.serve.grpc_health import health_handlers
 from fastpipe.serve.grpc_service import SERVICE, Service
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["GrpcServer"]
 
 MAX_MESSAGE_BYTES = 256 << 20
-MOST_IN_STREAM = 64
+BUFFERED_BYTES = 1 << 30
 COMPRESSIONS = {
     "none": grpc.Compression.NoCompression,
     "deflate": grpc.Compression.Deflate,
@@ -47,7 +47,7 @@ class GrpcServer:
         address: ``host:port`` or ``unix:PATH``. Port 0: any free one, which ``start`` returns.
         max_message_bytes: of a request, or an answer.
         compression: of answers, for clients that take it: none, deflate or gzip. Compressed requests are always taken.
-        most_in_stream: requests of one ``ModelStreamInfer`` that may be in flight; more wait with the client.
+        buffered_bytes: of the messages of all requests in flight; one more is refused.
         hides_reasons: whether clients are told no more than that a model failed; the log has the reason then.
         shares_port: whether other processes may serve at the same address, as workers of one service do.
         credentials: ``grpc.ssl_server_credentials(...)``; None: not encrypted.
@@ -65,20 +65,19 @@ class GrpcServer:
         *,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         compression: Literal["none", "deflate", "gzip"] = "none",
-        most_in_stream: int = MOST_IN_STREAM,
+        buffered_bytes: int = BUFFERED_BYTES,
         hides_reasons: bool = False,
         shares_port: bool = False,
         credentials: Any = None,
     ) -> None:
         if compression not in COMPRESSIONS:
             raise ConfigError(f"compression must be one of {', '.join(COMPRESSIONS)}, got {compression!r}")
-        for name, number in (("max_message_bytes", max_message_bytes), ("most_in_stream", most_in_stream)):
-            if not 1 <= number < 1 << 31:
-                raise ConfigError(f"{name} must be 1 to {(1 << 31) - 1}, got {number}")
+        if not 1 <= max_message_bytes < 1 << 31:  # an int of C
+            raise ConfigError(f"max_message_bytes must be 1 to {(1 << 31) - 1}, got {max_message_bytes}")
         self._repository = repository
         self._address = address
         self._compression = COMPRESSIONS[compression]
-        self._most_in_stream = most_in_stream
+        self._buffered_bytes = buffered_bytes
         self._hides_reasons = hides_reasons
         self._credentials = credentials
         self._options = [
@@ -88,7 +87,7 @@ class GrpcServer:
             ("grpc.so_reuseport", int(shares_port)),
         ]
         self._server: Any = None
-        self._stopping: asyncio.Event | None = None
+        self._desk: Desk | None = None
 
     async def start(self) -> int:
         """Listen, and serve; return the port.
@@ -96,17 +95,11 @@ class GrpcServer:
         Raises:
             OSError: the address is in use, or none of this machine.
         """
-        stopping = asyncio.Event()
-        service = Service(
-            self._repository,
-            hides_reasons=self._hides_reasons,
-            most_in_stream=self._most_in_stream,
-            stopping=stopping,
-        )
+        desk = Desk(buffered_bytes=self._buffered_bytes, hides_reasons=self._hides_reasons)
         server = grpc.aio.server(options=self._options, compression=self._compression)
-        server.add_generic_rpc_handlers(
-            [service.handlers(), health_handlers(self._repository.is_ready, frozenset({SERVICE, HEALTH_SERVICE}), stopping)]
-        )
+        named = frozenset({SERVICE, HEALTH_SERVICE})
+        health = health_handlers(self._repository.is_ready, named, desk.stopping)
+        server.add_generic_rpc_handlers([Service(self._repository, desk).handlers(), health])
         try:
             if self._credentials is None:
                 port = server.add_insecure_port(self._address)
@@ -115,7 +108,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(f"gRPC cannot listen at {self._address}: {error}") from None
         await server.start()
-        self._server, self._stopping = server, stopping
+        self._server, self._desk = server, desk
         return int(port)
 
     async def stop(self, grace_s: float | None = None) -> None:
@@ -123,7 +116,7 @@ class GrpcServer:
 
         Streams read no more, and end when what they have begun is answered. Idempotent.
         """
-        if self._server is None or self._stopping is None:
+        if self._server is None or self._desk is None:
             return
-        self._stopping.set()
+        self._desk.stopping.set()
         await self._server.stop(grace_s)

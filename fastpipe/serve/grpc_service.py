@@ -6,18 +6,16 @@ words of its own.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastpipe.errors import MissingExtra
 from fastpipe.serve.answering import answer
 from fastpipe.serve.grpc_calls import answer_pieces, asked_of, parameters_of, parsed
-from fastpipe.serve.grpc_errors import refuse
+from fastpipe.serve.grpc_desk import Desk
 from fastpipe.serve.grpc_messages import inference
 from fastpipe.serve.grpc_streams import Streams
-from fastpipe.serve.statuses import InvalidRequest, NotServed, status_of
+from fastpipe.serve.statuses import InvalidRequest, NotServed
 
 try:
     import grpc
@@ -45,34 +43,25 @@ REFUSED = {
 EXTENSIONS = ("classification", "model_configuration", "model_repository", "schedule_policy", "statistics")
 """Of the protocol, as Triton names them; what is in the core protocol is none."""
 
-log = logging.getLogger("fastpipe.serve")
-
 
 class Service:
     """The handlers of a repository's models.
 
     Args:
         repository: the models.
-        hides_reasons: whether clients are told no more than that a model failed; the log has the reason then.
-        most_in_stream: requests of one stream that may be in flight.
-        stopping: set when the server takes no more calls: streams end.
+        desk: what calls and streams have in common.
     """
 
-    def __init__(
-        self, repository: Repository, *, hides_reasons: bool, most_in_stream: int, stopping: asyncio.Event
-    ) -> None:
+    def __init__(self, repository: Repository, desk: Desk) -> None:
         self._repository = repository
-        self._hides_reasons = hides_reasons
-        self._streams = Streams(
-            repository.model, self.words_to_log, hides_reasons=hides_reasons, most=most_in_stream, stopping=stopping
-        )
+        self._desk = desk
 
     def handlers(self) -> Any:
         """Return them for ``grpc.aio.Server.add_generic_rpc_handlers``."""
         unary = grpc.unary_unary_rpc_method_handler
         methods = {
             "ModelInfer": unary(self._infer),
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._streams.serve),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(Streams(self._repository.model, self._desk).serve),
         }
         for name, answered in self._questions().items():
             methods[name] = unary(self._question(name, answered))
@@ -85,16 +74,11 @@ class Service:
 
     async def _infer(self, body: bytes, context: Any) -> bytes:
         try:
-            asked = asked_of(body, self._repository.model, context.time_remaining(), context.invocation_metadata())
-            return b"".join(answer_pieces(asked, await answer(asked.call)))
+            with self._desk.holding(body):
+                asked = asked_of(body, self._repository.model, context.time_remaining(), context.invocation_metadata())
+                return b"".join(answer_pieces(asked, await answer(asked.call)))
         except Exception as error:
-            self.words_to_log(error)
-            await refuse(context, error, hides_reasons=self._hides_reasons)
-
-    def words_to_log(self, error: Exception) -> None:
-        """Log what is the server's own fault, and a model's: a client need not tell of it."""
-        if status_of(error).http == 500:
-            log.error("a call has failed", exc_info=error)
+            await self._desk.refuse(context, error)
 
     # ---- questions ---------------------------------------------------------------------------------------------
 
@@ -122,14 +106,13 @@ class Service:
                 message = ParseDict(document, inference()[f"{name}Response"](), ignore_unknown_fields=True)
                 return bytes(message.SerializeToString())
             except Exception as error:
-                self.words_to_log(error)
-                await refuse(context, error, hides_reasons=self._hides_reasons)
+                await self._desk.refuse(context, error)
 
         return handle
 
     def _refusal(self, words: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         async def handle(_: bytes, context: Any) -> bytes:
-            await refuse(context, NotServed(words), hides_reasons=self._hides_reasons)
+            await self._desk.refuse(context, NotServed(words))
 
         return handle
 

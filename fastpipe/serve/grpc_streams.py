@@ -11,17 +11,16 @@ A client that reads slowly holds up ``write``, and with it the backend's next pa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
 from fastpipe.errors import MissingExtra
 from fastpipe.serve.answering import answer, stream
-from fastpipe.serve.grpc_calls import Asked, Find, answer_pieces, asked_of
-from fastpipe.serve.grpc_errors import refuse, words_of
+from fastpipe.serve.grpc_calls import Asked, Find, Pieces, answer_pieces, asked_of
+from fastpipe.serve.grpc_desk import Desk
 from fastpipe.serve.grpc_messages import DecodeError, inference
 from fastpipe.serve.grpc_wire import ANSWER_IN_STREAM, field, without_raw
-from fastpipe.serve.statuses import NotReady
+from fastpipe.serve.statuses import NotReady, TooBusy
 
 try:
     import grpc
@@ -36,51 +35,43 @@ ASKS_FOR_EMPTY_FINAL = "triton_enable_empty_final_response"
 """The parameter of a request whose client waits for the last answer of a model that streams."""
 
 
+MOST_IN_FLIGHT = 64
+"""Requests of one stream; more wait with the client."""
+
+
 class Streams:
-    """What streams of one server have in common.
+    """The handler of streams of one server.
 
     Args:
         find: has the models.
-        log_failure: is told of each failure.
-        hides_reasons: whether clients are told no more than that a model failed.
-        most: requests of one stream that may be in flight.
-        stopping: set when the server stops: nothing more is read, what is in flight is answered, the stream ends.
+        desk: is told of failures, and tells when the server stops: nothing more is read then, what is in flight is
+            answered, and the stream ends.
     """
 
-    def __init__(
-        self,
-        find: Find,
-        log_failure: Callable[[Exception], None],
-        *,
-        hides_reasons: bool,
-        most: int,
-        stopping: asyncio.Event,
-    ) -> None:
-        self.find = find
-        self.log_failure = log_failure
-        self.hides_reasons = hides_reasons
-        self.most = most
-        self.stopping = stopping
+    def __init__(self, find: Find, desk: Desk) -> None:
+        self._find = find
+        self._desk = desk
 
     async def serve(self, _: Any, context: Any) -> None:
         """Answer one stream; cancelling the task cancels the requests in flight."""
-        await _Stream(self, context).run()
-        if self.stopping.is_set():
-            await refuse(context, NotReady("the server is shutting down"), hides_reasons=self.hides_reasons)
+        await _Stream(self._find, self._desk, context).run()
+        if self._desk.stopping.is_set():
+            await self._desk.refuse(context, NotReady("the server is shutting down"))
 
 
 class _Stream:
-    def __init__(self, streams: Streams, context: Any) -> None:
-        self._streams = streams
+    def __init__(self, find: Find, desk: Desk, context: Any) -> None:
+        self._find = find
+        self._desk = desk
         self._context = context
-        self._room = asyncio.Semaphore(streams.most)
+        self._room = asyncio.Semaphore(MOST_IN_FLIGHT)
         # gRPC takes one message at a time.
         self._writing = asyncio.Lock()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(self._read(tasks))
-            stopping = tasks.create_task(self._streams.stopping.wait())
+            stopping = tasks.create_task(self._desk.stopping.wait())
             stopping.add_done_callback(lambda _: reading.cancel())
             reading.add_done_callback(lambda _: stopping.cancel())
 
@@ -101,27 +92,37 @@ class _Stream:
     ) -> None:
         """Answer a request; ``earlier`` is done when that before it is answered, and ``answered`` when this one is."""
         try:
-            try:
-                asked = asked_of(
-                    body, self._streams.find, self._context.time_remaining(), self._context.invocation_metadata()
-                )
-                if asked.call.model.is_streaming:
-                    # Whatever comes behind it need not wait for its end.
-                    answered.set_result(None)
-                    await self._write_parts(asked)
-                    return
-                pieces = answer_pieces(asked, await answer(asked.call), {FINAL: True})
-            except Exception as error:
-                self._streams.log_failure(error)
-                words = words_of(error, hides_reasons=self._streams.hides_reasons)
-                pieces = None
-            if earlier is not None and not answered.done():
-                await earlier
-            await self._write(_failure(body, words) if pieces is None else field(ANSWER_IN_STREAM, pieces))
+            with self._desk.holding(body):
+                try:
+                    pieces = await self._answer_of(body, answered)
+                except Exception as error:
+                    pieces = self._failure(body, error)
+                await self._write_in_turn(pieces, earlier, answered)
+        except TooBusy as error:
+            await self._write_in_turn(self._failure(body, error), earlier, answered)
         finally:
             if not answered.done():
                 answered.set_result(None)
             self._room.release()
+
+    async def _write_in_turn(
+        self, pieces: Pieces | None, earlier: asyncio.Future[None] | None, answered: asyncio.Future[None]
+    ) -> None:
+        if pieces is None:
+            return
+        if earlier is not None and not answered.done():
+            await earlier
+        await self._write(pieces)
+
+    async def _answer_of(self, body: bytes, answered: asyncio.Future[None]) -> Pieces | None:
+        """Return a request's one answer; None: it had parts, which are written."""
+        metadata = self._context.invocation_metadata()
+        asked = asked_of(body, self._find, self._context.time_remaining(), metadata)
+        if not asked.call.model.is_streaming:
+            return field(ANSWER_IN_STREAM, answer_pieces(asked, await answer(asked.call), {FINAL: True}))
+        answered.set_result(None)  # what comes behind it need not wait for its end
+        await self._write_parts(asked)
+        return None
 
     async def _write_parts(self, asked: Asked) -> None:
         waits_for_end = asked.call.parameters.get(ASKS_FOR_EMPTY_FINAL) is True
@@ -131,22 +132,21 @@ class _Stream:
         if waits_for_end:
             await self._write(field(ANSWER_IN_STREAM, answer_pieces(asked, [], {FINAL: True})))
 
-    async def _write(self, pieces: list[bytes | memoryview]) -> None:
+    async def _write(self, pieces: Pieces) -> None:
         message = b"".join(pieces)
         async with self._writing:
             await self._context.write(message)
 
-
-def _failure(body: bytes, words: str) -> list[bytes | memoryview]:
-    """Return an answer that says what went wrong, with the request's id, if it has one that can be read."""
-    response = inference()["ModelStreamInferResponse"](error_message=words)
-    try:
-        cut = without_raw(body)
-        request = inference()["ModelInferRequest"].FromString(body if cut is None else cut[0])
-    except DecodeError:
-        pass
-    else:
-        response.infer_response.id = request.id
-        response.infer_response.model_name = request.model_name
-        response.infer_response.parameters[FINAL].bool_param = True
-    return [response.SerializeToString()]
+    def _failure(self, body: bytes, error: Exception) -> Pieces:
+        """Return an answer that says what went wrong, with the request's id, if it has one that can be read."""
+        response = inference()["ModelStreamInferResponse"](error_message=self._desk.words_of(error))
+        try:
+            cut = without_raw(body)
+            request = inference()["ModelInferRequest"].FromString(body if cut is None else cut[0])
+        except DecodeError:
+            pass
+        else:
+            response.infer_response.id = request.id
+            response.infer_response.model_name = request.model_name
+            response.infer_response.parameters[FINAL].bool_param = True
+        return [response.SerializeToString()]
