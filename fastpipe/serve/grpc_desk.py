@@ -1,66 +1,53 @@
-"""What all calls of a server of gRPC go past: it counts the bytes of their messages, and tells of their failures."""
+"""What all calls of a server of gRPC go past: who asks is checked, and failures are told."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from fastpipe.errors import MissingExtra
-from fastpipe.serve.statuses import RETRY_AFTER_S, TooBusy, message_of, status_of
+from fastpipe.serve.http import Service
+from fastpipe.serve.statuses import RETRY_AFTER_S, message_of, status_of
 
 try:
     import grpc
 except ImportError as missing:
     raise MissingExtra("fastpipe's gRPC server", "serve", missing) from missing
 
-__all__ = ["Desk"]
+__all__ = ["Desk", "Metadata"]
+
+Metadata = Sequence[tuple[str, str | bytes]]
+"""Of a call, with names in lower case: what HTTP calls headers."""
 
 LONGEST_DETAILS_BYTES = 4096
 """Of the words of an error, which are sent as metadata: beyond 8 KiB of that, clients show neither code nor words."""
 CUT = " [...]"
 MILLISECONDS = 1000
 
-log = logging.getLogger("fastpipe.serve")
-
 
 class Desk:
-    """Belongs to one server; on its event loop's thread only.
+    """Belongs to one server; on its event loop's thread only."""
 
-    Args:
-        buffered_bytes: of the messages of all requests in flight; one more is refused.
-        hides_reasons: whether clients are told no more than that a model failed; the log has the reason.
-    """
-
-    def __init__(self, *, buffered_bytes: int, hides_reasons: bool) -> None:
-        self._limit_bytes = buffered_bytes
-        self._held_bytes = 0
-        self._hides_reasons = hides_reasons
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.repository = service.repository
+        self.budget = service.budget
+        """Of the bytes of all requests that are there, by whatever they came."""
         self.stopping = asyncio.Event()
         """Set when the server stops: streams and watches read no more, and end."""
+        self._asks_for_token = service.settings.token is not None
 
-    @contextmanager
-    def holding(self, body: bytes) -> Iterator[None]:
-        """Count the bytes of a message while its request is in flight.
-
-        Raises:
-            TooBusy: there are too many already.
-        """
-        if self._held_bytes and self._held_bytes + len(body) > self._limit_bytes:
-            raise TooBusy(f"the server holds {self._held_bytes} bytes of requests in flight; at most {self._limit_bytes}")
-        self._held_bytes += len(body)
-        try:
-            yield
-        finally:
-            self._held_bytes -= len(body)
+    def check(self, metadata: Metadata) -> None:
+        """Raise Unauthorized if the server asks for a token, and the call has not that one."""
+        if self._asks_for_token:
+            given = next((value for key, value in metadata if key == "authorization"), "")
+            self._service.check_authorization(given.encode() if isinstance(given, str) else given)
 
     def words_of(self, error: Exception) -> str:
         """Return what a client is told of an error; log it, where it is the server's or a model's own fault."""
-        if status_of(error).http == 500:
-            log.error("a call by gRPC has failed", exc_info=error)
-        words = message_of(error, hide=self._hides_reasons).encode("utf-8", "replace").decode()
+        self._service.log_failure(error)
+        words = message_of(error, hide=self._service.settings.hide_errors).encode("utf-8", "replace").decode()
         while _size_bytes(words) > LONGEST_DETAILS_BYTES:
             words = words[: len(words) * 3 // 4 - len(CUT)] + CUT
         return words

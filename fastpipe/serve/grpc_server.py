@@ -1,37 +1,36 @@
 """A server of gRPC for the models of a repository, on the event loop that starts it.
 
-    server = GrpcServer(repository, "127.0.0.1:8001")
+    server = GrpcServer(Service(repository), "127.0.0.1:8001")
     await server.start()
     ...
     await server.stop(grace_s=30)
 
 Guarantees: what was begun is answered, within the grace; a call whose client has left, or whose deadline has passed,
-is cancelled; a message of more than ``max_message_bytes``, also when decompressed, is refused before it is
-in memory as a whole.
+is cancelled; a message that is larger than bodies may be, also when decompressed, is refused before it is in memory as
+a whole.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from fastpipe.errors import ConfigError, MissingExtra
+from fastpipe.errors import ConfigError, MissingExtra, PipeError
 from fastpipe.serve.grpc_desk import Desk
 from fastpipe.serve.grpc_health import SERVICE as HEALTH_SERVICE
 from fastpipe.serve.grpc_health import health_handlers
-from fastpipe.serve.grpc_service import SERVICE, Service
+from fastpipe.serve.grpc_service import SERVICE, Calls
+from fastpipe.serve.http import Service
 
 try:
     import grpc
 except ImportError as missing:
     raise MissingExtra("fastpipe's gRPC server", "serve", missing) from missing
 
-if TYPE_CHECKING:
-    from fastpipe.serve.repository import Repository
-
 __all__ = ["GrpcServer"]
 
-MAX_MESSAGE_BYTES = 256 << 20
-BUFFERED_BYTES = 1 << 30
+MOST_MESSAGE_BYTES = (1 << 31) - 1
+"""That gRPC can be told: an int of C."""
+
 COMPRESSIONS = {
     "none": grpc.Compression.NoCompression,
     "deflate": grpc.Compression.Deflate,
@@ -43,12 +42,10 @@ class GrpcServer:
     """The Open Inference Protocol over gRPC, with ``grpc.health.v1.Health`` beside it.
 
     Args:
-        repository: the models; opened and closed by whoever made it.
+        service: models, token and limits, of which HTTP beside it may have the same; its repository is opened and closed
+            by whoever made it.
         address: ``host:port`` or ``unix:PATH``. Port 0: any free one, which ``start`` returns.
-        max_message_bytes: of a request, or an answer.
         compression: of answers, for clients that take it: none, deflate or gzip. Compressed requests are always taken.
-        buffered_bytes: of the messages of all requests in flight; one more is refused.
-        hides_reasons: whether clients are told no more than that a model failed; the log has the reason then.
         shares_port: whether other processes may serve at the same address, as workers of one service do.
         credentials: ``grpc.ssl_server_credentials(...)``; None: not encrypted.
 
@@ -60,26 +57,20 @@ class GrpcServer:
 
     def __init__(
         self,
-        repository: Repository,
+        service: Service,
         address: str = "127.0.0.1:8001",
         *,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
         compression: Literal["none", "deflate", "gzip"] = "none",
-        buffered_bytes: int = BUFFERED_BYTES,
-        hides_reasons: bool = False,
         shares_port: bool = False,
         credentials: Any = None,
     ) -> None:
         if compression not in COMPRESSIONS:
             raise ConfigError(f"compression must be one of {', '.join(COMPRESSIONS)}, got {compression!r}")
-        if not 1 <= max_message_bytes < 1 << 31:  # an int of C
-            raise ConfigError(f"max_message_bytes must be 1 to {(1 << 31) - 1}, got {max_message_bytes}")
-        self._repository = repository
+        self._service = service
         self._address = address
         self._compression = COMPRESSIONS[compression]
-        self._buffered_bytes = buffered_bytes
-        self._hides_reasons = hides_reasons
         self._credentials = credentials
+        max_message_bytes = min(service.limits.body_bytes, MOST_MESSAGE_BYTES)
         self._options = [
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
@@ -93,20 +84,20 @@ class GrpcServer:
         """Listen, and serve; return the port.
 
         Raises:
-            OSError: the address is in use, or none of this machine.
+            PipeError: the address is in use, or none of this machine.
         """
-        desk = Desk(buffered_bytes=self._buffered_bytes, hides_reasons=self._hides_reasons)
+        desk = Desk(self._service)
         server = grpc.aio.server(options=self._options, compression=self._compression)
         named = frozenset({SERVICE, HEALTH_SERVICE})
-        health = health_handlers(self._repository.is_ready, named, desk.stopping)
-        server.add_generic_rpc_handlers([Service(self._repository, desk).handlers(), health])
+        health = health_handlers(desk.repository.is_ready, named, desk.stopping)
+        server.add_generic_rpc_handlers([Calls(desk).handlers(), health])
         try:
             if self._credentials is None:
                 port = server.add_insecure_port(self._address)
             else:
                 port = server.add_secure_port(self._address, self._credentials)
         except RuntimeError as error:
-            raise OSError(f"gRPC cannot listen at {self._address}: {error}") from None
+            raise PipeError(f"gRPC cannot listen at {self._address}: {error}") from None
         await server.start()
         self._server, self._desk = server, desk
         return int(port)

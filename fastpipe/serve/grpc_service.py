@@ -7,7 +7,7 @@ words of its own.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastpipe.errors import MissingExtra
 from fastpipe.serve.answering import answer
@@ -15,7 +15,8 @@ from fastpipe.serve.grpc_calls import answer_pieces, asked_of, parameters_of, pa
 from fastpipe.serve.grpc_desk import Desk
 from fastpipe.serve.grpc_messages import inference
 from fastpipe.serve.grpc_streams import Streams
-from fastpipe.serve.statuses import InvalidRequest, NotServed
+from fastpipe.serve.http import EXTENSIONS
+from fastpipe.serve.statuses import InvalidRequest, NotServed, ServeError
 
 try:
     import grpc
@@ -23,10 +24,7 @@ try:
 except ImportError as missing:
     raise MissingExtra("fastpipe's gRPC server", "serve", missing) from missing
 
-if TYPE_CHECKING:
-    from fastpipe.serve.repository import Repository
-
-__all__ = ["SERVICE", "Service"]
+__all__ = ["SERVICE", "Calls"]
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -40,28 +38,27 @@ REFUSED = {
 }
 """Why a call of the protocol's extensions is refused."""
 
-EXTENSIONS = ("classification", "model_configuration", "model_repository", "schedule_policy", "statistics")
-"""Of the protocol, as Triton names them; what is in the core protocol is none."""
+OF_HTTP = ("binary_tensor_data", "generate")
+"""Extensions that gRPC has no use for."""
 
 
-class Service:
-    """The handlers of a repository's models.
+OPEN = ("ServerLive", "ServerReady", "ModelReady")
+"""Questions for which nobody needs a token."""
 
-    Args:
-        repository: the models.
-        desk: what calls and streams have in common.
-    """
 
-    def __init__(self, repository: Repository, desk: Desk) -> None:
-        self._repository = repository
+class Calls:
+    """The handlers of one server."""
+
+    def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._repository = desk.repository
 
     def handlers(self) -> Any:
         """Return them for ``grpc.aio.Server.add_generic_rpc_handlers``."""
         unary = grpc.unary_unary_rpc_method_handler
         methods = {
             "ModelInfer": unary(self._infer),
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(Streams(self._repository.model, self._desk).serve),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(Streams(self._desk).serve),
         }
         for name, answered in self._questions().items():
             methods[name] = unary(self._question(name, answered))
@@ -73,12 +70,18 @@ class Service:
     # ---- inference ---------------------------------------------------------------------------------------------
 
     async def _infer(self, body: bytes, context: Any) -> bytes:
+        desk, size_bytes = self._desk, len(body)
         try:
-            with self._desk.holding(body):
-                asked = asked_of(body, self._repository.model, context.time_remaining(), context.invocation_metadata())
+            metadata = context.invocation_metadata()
+            desk.check(metadata)
+            desk.budget.take(size_bytes)
+            try:
+                asked = asked_of(body, self._repository.model, context.time_remaining(), metadata)
                 return b"".join(answer_pieces(asked, await answer(asked.call)))
+            finally:
+                desk.budget.give(size_bytes)
         except Exception as error:
-            await self._desk.refuse(context, error)
+            await desk.refuse(context, error)
 
     # ---- questions ---------------------------------------------------------------------------------------------
 
@@ -102,6 +105,8 @@ class Service:
     ) -> Callable[[bytes, Any], Awaitable[bytes]]:
         async def handle(body: bytes, context: Any) -> bytes:
             try:
+                if name not in OPEN:
+                    self._desk.check(context.invocation_metadata())
                 document = await answered(parsed(f"{name}Request", body))
                 message = ParseDict(document, inference()[f"{name}Response"](), ignore_unknown_fields=True)
                 return bytes(message.SerializeToString())
@@ -112,7 +117,11 @@ class Service:
 
     def _refusal(self, words: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         async def handle(_: bytes, context: Any) -> bytes:
-            await self._desk.refuse(context, NotServed(words))
+            try:
+                self._desk.check(context.invocation_metadata())
+                raise NotServed(words)
+            except ServeError as error:
+                await self._desk.refuse(context, error)
 
         return handle
 
@@ -125,7 +134,7 @@ class Service:
     async def _server_metadata(self, _: Any) -> Mapping[str, Any]:
         import fastpipe
 
-        return {"name": "fastpipe", "version": fastpipe.__version__, "extensions": EXTENSIONS}
+        return {"name": "fastpipe", "version": fastpipe.__version__, "extensions": [each for each in EXTENSIONS if each not in OF_HTTP]}
 
     async def _model_ready(self, request: Any) -> Mapping[str, Any]:
         return {"ready": self._repository.is_model_ready(request.name, request.version)}

@@ -16,11 +16,11 @@ from typing import Any
 
 from fastpipe.errors import MissingExtra
 from fastpipe.serve.answering import answer, stream
-from fastpipe.serve.grpc_calls import Asked, Find, Pieces, answer_pieces, asked_of
+from fastpipe.serve.grpc_calls import Asked, Pieces, answer_pieces, asked_of
 from fastpipe.serve.grpc_desk import Desk
 from fastpipe.serve.grpc_messages import DecodeError, inference
 from fastpipe.serve.grpc_wire import ANSWER_IN_STREAM, field, without_raw
-from fastpipe.serve.statuses import NotReady, TooBusy
+from fastpipe.serve.statuses import NotReady, Unauthorized
 
 try:
     import grpc
@@ -40,28 +40,27 @@ MOST_IN_FLIGHT = 64
 
 
 class Streams:
-    """The handler of streams of one server.
+    """The handler of the streams of one server.
 
-    Args:
-        find: has the models.
-        desk: is told of failures, and tells when the server stops: nothing more is read then, what is in flight is
-            answered, and the stream ends.
+    When the server stops, nothing more is read of a stream, what is in flight is answered, and the stream ends.
     """
 
-    def __init__(self, find: Find, desk: Desk) -> None:
-        self._find = find
+    def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
     async def serve(self, _: Any, context: Any) -> None:
         """Answer one stream; cancelling the task cancels the requests in flight."""
-        await _Stream(self._find, self._desk, context).run()
+        try:
+            self._desk.check(context.invocation_metadata())
+        except Unauthorized as error:
+            await self._desk.refuse(context, error)
+        await _Stream(self._desk, context).run()
         if self._desk.stopping.is_set():
             await self._desk.refuse(context, NotReady("the server is shutting down"))
 
 
 class _Stream:
-    def __init__(self, find: Find, desk: Desk, context: Any) -> None:
-        self._find = find
+    def __init__(self, desk: Desk, context: Any) -> None:
         self._desk = desk
         self._context = context
         self._room = asyncio.Semaphore(MOST_IN_FLIGHT)
@@ -91,33 +90,28 @@ class _Stream:
         self, body: bytes, earlier: asyncio.Future[None] | None, answered: asyncio.Future[None]
     ) -> None:
         """Answer a request; ``earlier`` is done when that before it is answered, and ``answered`` when this one is."""
+        held_bytes = 0
         try:
-            with self._desk.holding(body):
-                try:
-                    pieces = await self._answer_of(body, answered)
-                except Exception as error:
-                    pieces = self._failure(body, error)
-                await self._write_in_turn(pieces, earlier, answered)
-        except TooBusy as error:
-            await self._write_in_turn(self._failure(body, error), earlier, answered)
+            try:
+                self._desk.budget.take(len(body))
+                held_bytes = len(body)
+                pieces = await self._answer_of(body, answered)
+            except Exception as error:
+                pieces = self._failure(body, error)
+            if pieces is not None:
+                if earlier is not None and not answered.done():
+                    await earlier
+                await self._write(pieces)
         finally:
+            self._desk.budget.give(held_bytes)
             if not answered.done():
                 answered.set_result(None)
             self._room.release()
 
-    async def _write_in_turn(
-        self, pieces: Pieces | None, earlier: asyncio.Future[None] | None, answered: asyncio.Future[None]
-    ) -> None:
-        if pieces is None:
-            return
-        if earlier is not None and not answered.done():
-            await earlier
-        await self._write(pieces)
-
     async def _answer_of(self, body: bytes, answered: asyncio.Future[None]) -> Pieces | None:
         """Return a request's one answer; None: it had parts, which are written."""
         metadata = self._context.invocation_metadata()
-        asked = asked_of(body, self._find, self._context.time_remaining(), metadata)
+        asked = asked_of(body, self._desk.repository.model, self._context.time_remaining(), metadata)
         if not asked.call.model.is_streaming:
             return field(ANSWER_IN_STREAM, answer_pieces(asked, await answer(asked.call), {FINAL: True}))
         answered.set_result(None)  # what comes behind it need not wait for its end

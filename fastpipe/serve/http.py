@@ -133,8 +133,12 @@ class Service:
 
     def check_token(self, route: Route, headers: Headers) -> None:
         """Raise Unauthorized if the server asks for a token, and the request has not that one."""
-        token = self._token
-        if token is not None and not route.is_open and not compare_digest(headers.get(b"authorization", b""), token):
+        if self._token is not None and not route.is_open:
+            self.check_authorization(headers.get(b"authorization", b""))
+
+    def check_authorization(self, given: bytes) -> None:
+        """Raise Unauthorized if the server asks for a token, and what a client gave, ``Bearer TOKEN``, is not that."""
+        if self._token is not None and not compare_digest(given, self._token):
             raise Unauthorized("Authorization: Bearer TOKEN is missing, or wrong")
 
     async def answer(self, route: Route, headers: Headers, chunks: list[bytes]) -> Response:
@@ -158,14 +162,18 @@ class Service:
             self.budget.give(held)
 
     def failed(self, error: Exception) -> Response:
-        """Return the answer for an error; the server's own are logged, each kind at most once a second."""
+        """Return the answer for an error, which is logged."""
+        self.log_failure(error)
+        return error_response(error, hide=self.settings.hide_errors)
+
+    def log_failure(self, error: Exception) -> None:
+        """Log an error that is the server's own, or a backend's; each kind at most once a second."""
         if status_of(error).http == 500:
             kind = type(error).__name__
             now_s = time.monotonic()
             if now_s - self._logged_s.get(kind, -REPEATS_S) >= REPEATS_S:
                 self._logged_s[kind] = now_s
                 logging.getLogger("fastpipe.serve").error("a request has failed", exc_info=error)
-        return error_response(error, hide=self.settings.hide_errors)
 
     # ---- models ------------------------------------------------------------------------------------------------
 

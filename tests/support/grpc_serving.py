@@ -10,7 +10,9 @@ from typing import Any
 
 from helpers import WAIT_S
 
+from fastpipe.serve.exchange import Limits
 from fastpipe.serve.grpc_server import GrpcServer
+from fastpipe.serve.http import Service, Settings
 from fastpipe.serve.repository import Repository
 from fastpipe.serve.signature import Signature
 
@@ -20,7 +22,10 @@ class Served:
 
     def __init__(self, models: Mapping[str, Any], signatures: Mapping[str, Signature], **options: Any) -> None:
         control = options.pop("control", False)
+        limits = {name: options.pop(name) for name in ("body_bytes", "buffered_bytes") if name in options}
+        settings = {name: options.pop(name) for name in ("token", "hide_errors") if name in options}
         self.repository = Repository(models, signatures=signatures, control=control)
+        self.service = Service(self.repository, Settings(limits=Limits(**limits), **settings))
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="server of the test", daemon=True)
         self.thread.start()
@@ -34,7 +39,7 @@ class Served:
 
     async def start(self) -> None:
         await self.repository.open()
-        self.server = GrpcServer(self.repository, self.options.pop("address", "127.0.0.1:0"), **self.options)
+        self.server = GrpcServer(self.service, self.options.pop("address", "127.0.0.1:0"), **self.options)
         self.port = await self.server.start()
 
     async def end(self) -> None:
