@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastpipe.errors import in_brief
-from fastpipe.serve.answering import TRACE_HEADERS, Call, WantedOutput
+from fastpipe.serve.answering import NOTHING, TRACE_HEADERS, Call, WantedOutput
 from fastpipe.serve.grpc_messages import DecodeError, inference
-from fastpipe.serve.grpc_wire import RAW_OUTPUT, field, without_raw
+from fastpipe.serve.grpc_wire import RAW_OUTPUT, REQUEST_ID, cut, field
 from fastpipe.serve.statuses import InvalidRequest, NotServed
 from fastpipe.serve.tensors import Tensor, checked_shape, dtype_of, from_json, from_raw, to_raw
 
 if TYPE_CHECKING:
     from fastpipe.serve.repository import Model
 
-__all__ = ["Asked", "Find", "Pieces", "answer_pieces", "asked_of", "parameters_of", "parsed"]
+__all__ = ["FINAL", "Asked", "Find", "Pieces", "answer_pieces", "asked_of", "id_of", "parameters_of", "parsed"]
 
 Find = Callable[[str, str], "Model"]
 """Returns the model of a name and a version, where an empty version leaves the choice to the server."""
 
 Pieces = list[bytes | memoryview]
 """A message, in pieces that are yet to be joined."""
+
+FINAL = "triton_final_response"
+"""The parameter of an answer in a stream that says whether it is its request's last."""
+
+LARGEST_KEPT_BYTES = 1024
+MOST_KEPT = 256
+"""Heads of requests, and of answers: of a client's, one after the other, they are the same."""
 
 MICROSECONDS = 1_000_000
 SHARED_MEMORY = "shared_memory_region"
@@ -52,9 +60,20 @@ class Asked(NamedTuple):
     """A call, and what its answer repeats."""
 
     call: Call
-    id: str
-    version: str
-    """Empty if the client has named none."""
+    id: bytes
+
+
+class _Head(NamedTuple):
+    """A request without its id and its raw contents; shared by requests that are the same but for those."""
+
+    model_name: str
+    model_version: str
+    parameters: Mapping[str, Any]
+    inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+    """Name, datatype and shape of each."""
+    wanted: tuple[WantedOutput, ...] | None
+    message: Any
+    """The ``ModelInferRequest``, which may have typed contents."""
 
 
 def parsed(name: str, body: bytes) -> Any:
@@ -85,29 +104,61 @@ def asked_of(
         NotServed: it refers to shared memory.
         UnknownModel, NotReady: from ``find``.
     """
-    cut = without_raw(body)
-    request = parsed("ModelInferRequest", body if cut is None else cut[0])
-    raw = [memoryview(each) for each in request.raw_input_contents] if cut is None else cut[1]
-    model = find(request.model_name, request.model_version)
-    parameters = parameters_of(request.parameters) if request.parameters else {}
+    request = cut(body)
+    if request is None:
+        head, id, raw = _taken_apart(body)
+    else:
+        head = _kept_head_of(request.head) if len(request.head) <= LARGEST_KEPT_BYTES else _head_of(request.head)
+        id, raw = request.id, request.raw
+        if not id.isascii():
+            _check_text(id)
+    model = find(head.model_name, head.model_version)
+    parameters = head.parameters
     if remaining_s is not None:
-        _shorten(parameters, remaining_s)
-    call = Call(
-        model,
-        _inputs(request.inputs, raw),
-        [_wanted(each) for each in request.outputs] if request.outputs else None,
-        parameters,
-        {key: str(value) for key, value in metadata if key in TRACE_HEADERS},
-    )
-    return Asked(call, request.id, request.model_version)
+        parameters = _shortened(parameters, remaining_s)
+    tensors = _raw(head, raw) if raw else _typed(head)
+    headers = {key: str(value) for key, value in metadata if key in TRACE_HEADERS}
+    return Asked(Call(model, tensors, head.wanted, parameters, headers), id)
 
 
-def _shorten(parameters: dict[str, Any], remaining_s: float) -> None:
+def _head_of(body: bytes) -> _Head:
+    """Read a request that has no id and no raw contents, and check all of it but typed contents."""
+    request = parsed("ModelInferRequest", body)
+    inputs = []
+    for each in request.inputs:
+        if each.parameters and SHARED_MEMORY in each.parameters:
+            raise _no_shared_memory("input", each.name)
+        inputs.append((each.name, each.datatype, checked_shape(each.name, list(each.shape))))
+    wanted = tuple(map(_wanted, request.outputs)) if request.outputs else None
+    parameters = parameters_of(request.parameters) if request.parameters else NOTHING
+    return _Head(request.model_name, request.model_version, parameters, tuple(inputs), wanted, request)
+
+
+_kept_head_of = lru_cache(MOST_KEPT)(_head_of)
+
+
+def _taken_apart(body: bytes) -> tuple[_Head, bytes, list[memoryview]]:
+    """Read a request that has something that the protocol does not know: as protobuf does, by copying."""
+    request = parsed("ModelInferRequest", body)
+    id, raw = request.id.encode(), [memoryview(each) for each in request.raw_input_contents]
+    request.ClearField("raw_input_contents")
+    return _head_of(request.SerializeToString()), id, raw
+
+
+def _check_text(id: bytes) -> None:
+    try:
+        id.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest("the request is no ModelInferRequest: its id is no UTF-8") from None
+
+
+def _shortened(parameters: Mapping[str, Any], remaining_s: float) -> Mapping[str, Any]:
     """Have the call end with the client's deadline; what is no time is told of where parameters are checked."""
     timeout_us = parameters.get("timeout", 0)
-    if isinstance(timeout_us, int) and not isinstance(timeout_us, bool) and timeout_us >= 0:
-        left_us = max(int(remaining_s * MICROSECONDS), 1)
-        parameters["timeout"] = min(timeout_us, left_us) if timeout_us else left_us
+    if isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or timeout_us < 0:
+        return parameters
+    left_us = max(int(remaining_s * MICROSECONDS), 1)
+    return {**parameters, "timeout": min(timeout_us, left_us) if timeout_us else left_us}
 
 
 def parameters_of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,35 +174,28 @@ def parameters_of(given: Mapping[str, Any]) -> dict[str, Any]:
 # ---- inputs ----------------------------------------------------------------------------------------------------
 
 
-def _inputs(given: Sequence[Any], raw: Sequence[memoryview]) -> list[Tensor]:
-    for each in given:
-        if each.parameters and SHARED_MEMORY in each.parameters:
-            raise _no_shared_memory("input", each.name)
-    if raw:
-        if len(raw) != len(given):
-            raise InvalidRequest(
-                f"raw_input_contents must have an element for each of the {len(given)} inputs, or none; it has "
-                f"{len(raw)}"
-            )
-        tensors = []
-        for each, content in zip(given, raw, strict=True):
-            if each.HasField("contents"):
-                raise InvalidRequest(f"input {in_brief(each.name)} has both contents and raw_input_contents")
-            tensors.append(from_raw(each.name, each.datatype, _shape(each), content))
-        return tensors
-    return [_typed(each, _shape(each)) for each in given]
+def _raw(head: _Head, raw: Sequence[memoryview]) -> list[Tensor]:
+    if len(raw) != len(head.inputs):
+        raise InvalidRequest(
+            f"raw_input_contents must have an element for each of the {len(head.inputs)} inputs, or none; it has "
+            f"{len(raw)}"
+        )
+    for each in head.message.inputs:
+        if each.HasField("contents"):
+            raise InvalidRequest(f"input {in_brief(each.name)} has both contents and raw_input_contents")
+    return [from_raw(*each, content) for each, content in zip(head.inputs, raw, strict=True)]
 
 
-def _shape(each: Any) -> tuple[int, ...]:
-    return checked_shape(each.name, list(each.shape))
+def _typed(head: _Head) -> list[Tensor]:
+    pairs = zip(head.inputs, head.message.inputs, strict=True)
+    return [_of_contents(name, datatype, shape, each.contents) for (name, datatype, shape), each in pairs]
 
 
-def _typed(each: Any, shape: tuple[int, ...]) -> Tensor:
+def _of_contents(name: str, datatype: str, shape: tuple[int, ...], contents: Any) -> Tensor:
     """Return a tensor of the elements in the fields of their type."""
-    name, datatype = each.name, each.datatype
     dtype_of(datatype)  # there may be no such type
     expected = _CONTENTS.get(datatype)
-    for filled, _ in each.contents.ListFields():
+    for filled, _ in contents.ListFields():
         if filled.name != expected:
             raise InvalidRequest(
                 f"input {in_brief(name)}: elements of {datatype} go into {expected or 'raw_input_contents'}, not into "
@@ -159,7 +203,7 @@ def _typed(each: Any, shape: tuple[int, ...]) -> Tensor:
             )
     if expected is None:  # an empty tensor has no bytes either
         return from_raw(name, datatype, shape, memoryview(b""))
-    elements = list(getattr(each.contents, expected))
+    elements = list(getattr(contents, expected))
     if datatype == "BYTES":
         raw = b"".join(piece for element in elements for piece in (struct.pack("<I", len(element)), element))
         return from_raw(name, datatype, shape, memoryview(raw))
@@ -185,20 +229,45 @@ def _no_shared_memory(kind: str, name: str) -> NotServed:
 # ---- answers ---------------------------------------------------------------------------------------------------
 
 
-def answer_pieces(
-    asked: Asked, outputs: Sequence[Tensor], parameters: Mapping[str, bool] | None = None
-) -> Pieces:
+def answer_pieces(asked: Asked, outputs: Sequence[Tensor], *, is_final: bool | None = None) -> Pieces:
     """Return a serialized ``ModelInferResponse`` in pieces: its fields, then each tensor, as a view.
 
     Raw contents are always filled: tritonclient reads nothing else.
+
+    Args:
+        asked: what is answered.
+        outputs: its answer, or a part of it.
+        is_final: in a stream: whether there is no other answer to the same request.
     """
     model = asked.call.model
-    response = inference()["ModelInferResponse"](model_name=model.name, model_version=model.version, id=asked.id)
-    for key, value in (parameters or {}).items():
-        response.parameters[key].bool_param = value
-    for tensor in outputs:
-        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
-    pieces: Pieces = [response.SerializeToString()]
+    described = tuple([(tensor.name, tensor.datatype, tensor.array.shape) for tensor in outputs])
+    pieces: Pieces = [_answer_head(model.name, model.version, described, is_final)]
+    if asked.id:
+        pieces += field(REQUEST_ID, [asked.id])
     for tensor in outputs:
         pieces += field(RAW_OUTPUT, [to_raw(tensor)])
     return pieces
+
+
+@lru_cache(MOST_KEPT)
+def _answer_head(
+    name: str, version: str, outputs: tuple[tuple[str, str, tuple[int, ...]], ...], is_final: bool | None
+) -> bytes:
+    """Return an answer without its id and its raw contents, as protobuf writes it."""
+    response = inference()["ModelInferResponse"](model_name=name, model_version=version)
+    if is_final is not None:
+        response.parameters[FINAL].bool_param = is_final
+    for output, datatype, shape in outputs:
+        response.outputs.add(name=output, datatype=datatype, shape=shape)
+    return bytes(response.SerializeToString())
+
+
+def id_of(body: bytes) -> bytes:
+    """Return the id of a request that could not be answered; empty if it has none that can be read."""
+    request = cut(body)
+    if request is not None and request.id.isascii():
+        return request.id
+    try:
+        return bytes(inference()["ModelInferRequest"].FromString(body).id.encode())
+    except DecodeError:
+        return b""

@@ -16,10 +16,10 @@ from typing import Any
 
 from fastpipe.errors import MissingExtra
 from fastpipe.serve.answering import answer, stream
-from fastpipe.serve.grpc_calls import Asked, Pieces, answer_pieces, asked_of
+from fastpipe.serve.grpc_calls import FINAL, Asked, Pieces, answer_pieces, asked_of, id_of
 from fastpipe.serve.grpc_desk import Desk
-from fastpipe.serve.grpc_messages import DecodeError, inference
-from fastpipe.serve.grpc_wire import ANSWER_IN_STREAM, field, without_raw
+from fastpipe.serve.grpc_messages import inference
+from fastpipe.serve.grpc_wire import ANSWER_IN_STREAM, REQUEST_ID, field
 from fastpipe.serve.statuses import NotReady, Unauthorized
 
 try:
@@ -29,8 +29,6 @@ except ImportError as missing:
 
 __all__ = ["Streams"]
 
-FINAL = "triton_final_response"
-"""The parameter of an answer that says whether it is its request's last."""
 ASKS_FOR_EMPTY_FINAL = "triton_enable_empty_final_response"
 """The parameter of a request whose client waits for the last answer of a model that streams."""
 
@@ -113,7 +111,7 @@ class _Stream:
         metadata = self._context.invocation_metadata()
         asked = asked_of(body, self._desk.repository.model, self._context.time_remaining(), metadata)
         if not asked.call.model.is_streaming:
-            return field(ANSWER_IN_STREAM, answer_pieces(asked, await answer(asked.call), {FINAL: True}))
+            return field(ANSWER_IN_STREAM, answer_pieces(asked, await answer(asked.call), is_final=True))
         answered.set_result(None)  # what comes behind it need not wait for its end
         await self._write_parts(asked)
         return None
@@ -122,9 +120,9 @@ class _Stream:
         waits_for_end = asked.call.parameters.get(ASKS_FOR_EMPTY_FINAL) is True
         async with aclosing(stream(asked.call)) as parts:
             async for outputs in parts:
-                await self._write(field(ANSWER_IN_STREAM, answer_pieces(asked, outputs, {FINAL: False})))
+                await self._write(field(ANSWER_IN_STREAM, answer_pieces(asked, outputs, is_final=False)))
         if waits_for_end:
-            await self._write(field(ANSWER_IN_STREAM, answer_pieces(asked, [], {FINAL: True})))
+            await self._write(field(ANSWER_IN_STREAM, answer_pieces(asked, [], is_final=True)))
 
     async def _write(self, pieces: Pieces) -> None:
         message = b"".join(pieces)
@@ -134,13 +132,5 @@ class _Stream:
     def _failure(self, body: bytes, error: Exception) -> Pieces:
         """Return an answer that says what went wrong, with the request's id, if it has one that can be read."""
         response = inference()["ModelStreamInferResponse"](error_message=self._desk.words_of(error))
-        try:
-            cut = without_raw(body)
-            request = inference()["ModelInferRequest"].FromString(body if cut is None else cut[0])
-        except DecodeError:
-            pass
-        else:
-            response.infer_response.id = request.id
-            response.infer_response.model_name = request.model_name
-            response.infer_response.parameters[FINAL].bool_param = True
-        return [response.SerializeToString()]
+        response.infer_response.parameters[FINAL].bool_param = True
+        return [response.SerializeToString(), *field(ANSWER_IN_STREAM, field(REQUEST_ID, [id_of(body)]))]

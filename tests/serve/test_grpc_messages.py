@@ -15,7 +15,7 @@ pytest.importorskip("grpc", reason="grpcio is not installed here")
 pytest.importorskip("google.protobuf", reason="protobuf is not installed here")
 
 from fastpipe.serve import grpc_wire
-from fastpipe.serve.grpc_messages import inference
+from fastpipe.serve.grpc_messages import DecodeError, inference
 
 ABRIDGED = {"ModelConfig", "ModelInput", "ModelOutput", "ModelDynamicBatching"}
 """Messages of which only the fields that a pipe fills are here."""
@@ -72,14 +72,19 @@ def test_messages_load_beside_those_of_tritonclient(order: tuple[str, str], tmp_
 
 
 def read(body: bytes) -> Any:
-    """Read a request as the server does."""
-    request = inference()["ModelInferRequest"]
-    cut = grpc_wire.without_raw(body)
-    if cut is None:
-        return request.FromString(body)
-    message = request.FromString(cut[0])
+    """Read a request in the two steps of the server."""
+    kind = inference()["ModelInferRequest"]
+    request = grpc_wire.cut(body)
+    if request is None:
+        return kind.FromString(body)
+    message = kind.FromString(request.head)
     assert not message.raw_input_contents
-    message.raw_input_contents.extend(map(bytes, cut[1]))
+    assert not message.id
+    message.raw_input_contents.extend(map(bytes, request.raw))
+    try:
+        message.id = request.id.decode()
+    except UnicodeDecodeError as error:
+        raise DecodeError from error
     return message
 
 
@@ -98,7 +103,7 @@ def test_raw_contents_are_cut_out(raw: list[bytes], names: list[str], id: str) -
     for name in names:
         request.inputs.add(name=name, datatype="FP32", shape=[1, -1, 2**40])
     body = request.SerializeToString()
-    assert grpc_wire.without_raw(body) is not None
+    assert grpc_wire.cut(body) is not None
     assert read(body) == request
     twice = body + request.SerializeToString()  # one message, with the fields of both
     assert read(twice) == inference()["ModelInferRequest"].FromString(twice)
@@ -126,12 +131,12 @@ def test_damaged_bodies_are_read_as_protobuf_reads_them(data: some.DataObject) -
 def test_views_are_of_the_body_itself() -> None:
     """A tensor of 10 MB is not copied when it is cut out, nor when its field is written."""
     body = inference()["ModelInferRequest"](raw_input_contents=[bytes(10_000_000)]).SerializeToString()
-    cut = grpc_wire.without_raw(body)
-    assert cut is not None
-    assert cut[0] == b""
-    assert cut[1][0].obj is body
-    pieces = grpc_wire.field(grpc_wire.RAW_OUTPUT, cut[1])
-    assert pieces[1] is cut[1][0]
+    request = grpc_wire.cut(body)
+    assert request is not None
+    assert request.head == b""
+    assert request.raw[0].obj is body
+    pieces = grpc_wire.field(grpc_wire.RAW_OUTPUT, request.raw)
+    assert pieces[1] is request.raw[0]
     answer = inference()["ModelInferResponse"].FromString(b"".join(pieces))
     assert [len(each) for each in answer.raw_output_contents] == [10_000_000]
 
