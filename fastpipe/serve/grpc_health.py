@@ -65,9 +65,10 @@ def health_handlers(is_ready: Callable[[], bool], services: frozenset[str], stop
             answered = answer(body)
         except DecodeError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a HealthCheckRequest: {error}")
-        if answered is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no such service; there are: {', '.join(sorted(services))}")
-        return answered
+        if answered is not None:
+            return answered
+        await context.abort(grpc.StatusCode.NOT_FOUND, f"no such service; there are: {', '.join(sorted(services))}")
+        raise AssertionError("abort() has not raised")  # for type checkers
 
     async def watch(body: bytes, context: Any) -> AsyncGenerator[bytes, None]:
         told = None

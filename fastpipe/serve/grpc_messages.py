@@ -276,9 +276,7 @@ def message_types(
             _add_field(message, f".{package}.{name}", f".{package}.", line)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in messages
-    }
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in messages}
 
 
 def _add_field(message: Any, full_name: str, prefix: str, line: str) -> None:
@@ -306,7 +304,11 @@ def _add_field(message: Any, full_name: str, prefix: str, line: str) -> None:
         value = pair.field.add()
         value.CopyFrom(field)
         value.name, value.number = "value", 2
-        field.label, field.type, field.type_name = _PROTO.LABEL_REPEATED, _PROTO.TYPE_MESSAGE, f"{full_name}.{pair.name}"
+        field.label, field.type, field.type_name = (
+            _PROTO.LABEL_REPEATED,
+            _PROTO.TYPE_MESSAGE,
+            f"{full_name}.{pair.name}",
+        )
 
 
 @cache

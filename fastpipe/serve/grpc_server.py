@@ -42,8 +42,8 @@ class GrpcServer:
     """The Open Inference Protocol over gRPC, with ``grpc.health.v1.Health`` beside it.
 
     Args:
-        service: models, token and limits, of which HTTP beside it may have the same; its repository is opened and closed
-            by whoever made it.
+        service: models, token and limits, which HTTP beside it may share; its repository is opened, and closed, by
+            whoever made it.
         address: ``host:port`` or ``unix:PATH``. Port 0: any free one, which ``start`` returns.
         compression: of answers, for clients that take it: none, deflate or gzip. Compressed requests are always taken.
         shares_port: whether other processes may serve at the same address, as workers of one service do.

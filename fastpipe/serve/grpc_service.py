@@ -134,7 +134,11 @@ class Calls:
     async def _server_metadata(self, _: Any) -> Mapping[str, Any]:
         import fastpipe
 
-        return {"name": "fastpipe", "version": fastpipe.__version__, "extensions": [each for each in EXTENSIONS if each not in OF_HTTP]}
+        return {
+            "name": "fastpipe",
+            "version": fastpipe.__version__,
+            "extensions": [each for each in EXTENSIONS if each not in OF_HTTP],
+        }
 
     async def _model_ready(self, request: Any) -> Mapping[str, Any]:
         return {"ready": self._repository.is_model_ready(request.name, request.version)}

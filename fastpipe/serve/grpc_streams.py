@@ -4,8 +4,8 @@ Requests of a stream run at the same time. As in Triton, answers of models with 
 requests; parts of a model that streams come as they are there, and may lie between them. Each carries its
 request's id, a failure too: it ends its request, not the stream.
 
-A bound on the requests in flight is what keeps memory bounded: beyond it, nothing is read, and gRPC has the client wait.
-A client that reads slowly holds up ``write``, and with it the backend's next part.
+The requests in flight are bounded: beyond that nothing is read, and gRPC has the client wait. A client that reads
+slowly holds up ``write``, and with it the backend's next part.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ class _Stream:
             tasks.create_task(self._answer(body, earlier, answered))
             earlier = answered
 
-    async def _answer(
-        self, body: bytes, earlier: asyncio.Future[None] | None, answered: asyncio.Future[None]
-    ) -> None:
+    async def _answer(self, body: bytes, earlier: asyncio.Future[None] | None, answered: asyncio.Future[None]) -> None:
         """Answer a request; ``earlier`` is done when that before it is answered, and ``answered`` when this one is."""
         held_bytes = 0
         try:

@@ -1,8 +1,8 @@
 """Raw tensors, and ids, in and out of serialized messages, past protobuf, which would copy each tensor twice.
 
-A serialized message is a row of fields: a tag, which has the field's number and kind, and what it holds. Fields may stand
-in any order, and two messages one after the other are one message with the fields of both. So raw contents, which are
-fields of the outermost message, are cut out of a request before protobuf reads the rest, and put behind what
+A serialized message is a row of fields: a tag, which has the field's number and kind, and what it holds. Fields may
+stand in any order, and two messages one after the other are one message with the fields of both. So raw contents, which
+are fields of the outermost message, are cut out of a request before protobuf reads the rest, and put behind what
 protobuf wrote of an answer. With its id cut out, too, the rest of a request is the same bytes as that of the client's
 request before, and need not be read again.
 """

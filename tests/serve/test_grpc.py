@@ -1,45 +1,38 @@
-"""The protocol over gRPC, asked by tritonclient: data types, shapes, parameters, failures, the repository."""
+"""Calls over gRPC, by tritonclient: rows, parameters, failures, deadlines, and what is asked of the server."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import WAIT_S, Gate
+from helpers import WAIT_S
 
-from fastpipe import Backend, ConfigError, DecodeError, Pipe, PipeError, QueueFull, Request
+from fastpipe import Backend, Pipe, Request
 
-grpc = pytest.importorskip("grpc", reason="grpcio is not installed here")
-client_of = pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed here")
-from grpc_serving import Served, served  # noqa: E402
-from tritonclient.utils import InferenceServerException  # noqa: E402
+pytest.importorskip("google.protobuf", reason="protobuf is not installed here")
+pytest.importorskip("grpc", reason="grpcio is not installed here")
+pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed here")
+import grpc
+import tritonclient.grpc as client_of
+from grpc_serving import (
+    NUMBERS,
+    Echo,
+    Served,
+    begun,
+    element,
+    raw_call,
+    refusal,
+    served,
+    standing_still,
+    tensor,
+    typed,
+    wait_until,
+)
+from tritonclient.utils import InferenceServerException
 
-from fastpipe.serve.grpc_messages import inference  # noqa: E402
-from fastpipe.serve.grpc_server import GrpcServer  # noqa: E402
-from fastpipe.serve.signature import Signature, TensorSpec  # noqa: E402
-
-
-class Echo(Backend):
-    """Answers what it was given; raises what is an error's name."""
-
-    max_batch = 8
-    keeps_input = True
-
-    def __init__(self) -> None:
-        self.priorities: list[float] = []
-
-    def forward(self, batch: list[Request]) -> None:
-        for request in batch:
-            data = request["data"]
-            if isinstance(data, bytes) and data.startswith(b"raise "):
-                raise {b"full": QueueFull, b"decode": DecodeError, b"value": ValueError}[data[6:]]("in words")
-            request["result"] = data
+from fastpipe.serve.signature import Signature, TensorSpec
 
 
 class Scores(Backend):
@@ -73,194 +66,9 @@ def client(server: Served) -> Iterator[Any]:
         yield made
 
 
-def tensor(name: str, array: np.ndarray[Any, Any], datatype: str) -> Any:
-    made = client_of.InferInput(name, list(array.shape), datatype)
-    made.set_data_from_numpy(array)
-    return made
-
-
 def two_rows() -> list[Any]:
     left, right = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((2, 3), np.float32)
     return [tensor("left", left, "FP32"), tensor("right", right, "FP32")]
-
-
-# ---- tensors -----------------------------------------------------------------------------------------------------
-
-NUMBERS = {
-    "BOOL": np.bool_,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-}
-
-
-def extremes(dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    if dtype.kind == "b":
-        return np.array([True, False, True, False])
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        return np.array([limits.min, limits.max, 0, 1], dtype)
-    return np.array([-np.inf, np.nan, np.finfo(dtype).tiny, 1 / 3], dtype)
-
-
-@pytest.mark.parametrize("shape", [(4,), (2, 2), (1, 4, 1)])
-@pytest.mark.parametrize("datatype", NUMBERS)
-def test_numbers_there_and_back(client: Any, datatype: str, shape: tuple[int, ...]) -> None:
-    """Each data type, bit for bit, at the ends of its range."""
-    array = extremes(np.dtype(NUMBERS[datatype])).reshape(shape)
-    answer = client.infer("echo", [tensor("data", array, datatype)])
-    assert answer.get_output("result").datatype == datatype
-    back = answer.as_numpy("result")
-    assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, array.shape, array.tobytes())
-
-
-def test_bfloat16_there_and_back(client: Any) -> None:
-    """As the type of ml-dtypes, on both sides."""
-    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml-dtypes is not installed here")
-    array = np.array([[1.5, -2.25, 3e38]], ml_dtypes.bfloat16)
-    back = client.infer("echo", [tensor("data", array, "BF16")]).as_numpy("result")
-    assert back.dtype == array.dtype
-    assert (back == array).all()
-
-
-def test_bytes_there_and_back(client: Any) -> None:
-    """Empty elements, zero bytes at the end, a length that takes more than one byte."""
-    elements = [b"", b"\0", b"text\0\0", "Grüße".encode(), bytes(range(256)) * 300]
-    array = np.array(elements, object)
-    back = client.infer("echo", [tensor("data", array, "BYTES")]).as_numpy("result")
-    assert back.tolist() == elements
-
-
-@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0)])
-@pytest.mark.parametrize("datatype", ["FP32", "INT8", "BYTES"])
-def test_empty_tensors_there_and_back(client: Any, datatype: str, shape: tuple[int, ...]) -> None:
-    """An axis of length 0 is a shape as any other."""
-    array = np.empty(shape, NUMBERS.get(datatype, object))
-    answer = client.infer("echo", [tensor("data", array, datatype)])
-    assert answer.get_output("result").datatype == datatype
-    assert list(answer.get_output("result").shape) == list(shape)
-
-
-def test_a_scalar_there_and_back(client: Any) -> None:
-    """A shape without axes."""
-    back = client.infer("echo", [tensor("data", np.array(7, np.int32), "INT32")]).as_numpy("result")
-    assert (back.shape, int(back)) == ((), 7)
-
-
-def test_a_hundred_megabytes_there_and_back(client: Any) -> None:
-    """One message, both ways."""
-    array = np.arange(25_000_000, dtype=np.float32)
-    back = client.infer("echo", [tensor("data", array, "FP32")]).as_numpy("result")
-    assert np.array_equal(back, array)
-
-
-@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_compressed_requests(client: Any, algorithm: str) -> None:
-    """They are taken without any setting."""
-    array = np.zeros((100, 100), np.int64)
-    answer = client.infer("echo", [tensor("data", array, "INT64")], compression_algorithm=algorithm)
-    assert np.array_equal(answer.as_numpy("result"), array)
-
-
-# ---- typed contents ----------------------------------------------------------------------------------------------
-
-
-def raw_call(server: Served, request: Any, method: str = "ModelInfer", answer: str = "ModelInferResponse") -> Any:
-    """Call without tritonclient, which sends raw contents only."""
-    with grpc.insecure_channel(server.address) as channel:
-        call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
-        body = request if isinstance(request, bytes) else request.SerializeToString()
-        return inference()[answer].FromString(call(body, timeout=WAIT_S))
-
-
-def refusal(server: Served, request: Any, **how: Any) -> tuple[str, str]:
-    """The code and the words with which a call is refused."""
-    with pytest.raises(grpc.RpcError) as caught:
-        raw_call(server, request, **how)
-    return caught.value.code().name, caught.value.details()
-
-
-def typed(datatype: str, shape: list[int], **contents: Any) -> Any:
-    request = inference()["ModelInferRequest"](model_name="echo", id="7")
-    made = request.inputs.add(name="data", datatype=datatype, shape=shape)
-    made.contents.SetInParent()
-    for name, elements in contents.items():
-        getattr(made.contents, name).extend(elements)
-    return request
-
-
-@pytest.mark.parametrize(
-    ("datatype", "field", "elements"),
-    [
-        ("BOOL", "bool_contents", [True, False]),
-        ("INT8", "int_contents", [-128, 127]),
-        ("INT16", "int_contents", [-32768, 32767]),
-        ("INT32", "int_contents", [-(2**31), 2**31 - 1]),
-        ("INT64", "int64_contents", [-(2**63), 2**63 - 1]),
-        ("UINT8", "uint_contents", [0, 255]),
-        ("UINT16", "uint_contents", [0, 65535]),
-        ("UINT32", "uint_contents", [0, 2**32 - 1]),
-        ("UINT64", "uint64_contents", [0, 2**64 - 1]),
-        ("FP32", "fp32_contents", [0.5, -3.0]),
-        ("FP64", "fp64_contents", [1 / 3, -3.0]),
-    ],
-)
-def test_typed_contents_are_taken(server: Served, datatype: str, field: str, elements: list[Any]) -> None:
-    """Requests may have elements in the fields of their type; answers have raw contents all the same."""
-    answer = raw_call(server, typed(datatype, [2, 1], **{field: elements}))
-    assert answer.id == "7"
-    assert list(answer.outputs[0].shape) == [2, 1]
-    assert answer.raw_output_contents[0] == np.array(elements, NUMBERS[datatype]).tobytes()
-    assert not answer.outputs[0].HasField("contents")
-
-
-def test_typed_bytes_are_taken(server: Served) -> None:
-    """Elements of BYTES have their lengths in front in the answer."""
-    answer = raw_call(server, typed("BYTES", [2], bytes_contents=[b"ab", b""]))
-    assert answer.raw_output_contents[0] == b"\2\0\0\0ab\0\0\0\0"
-
-
-@pytest.mark.parametrize(
-    ("request_", "words"),
-    [
-        (typed("INT8", [1], int_contents=[300]), "INT8 takes -128 to 127"),
-        (typed("FP32", [1], int_contents=[3]), "elements of FP32 go into fp32_contents, not into int_contents"),
-        (typed("FP16", [1], fp32_contents=[3]), "elements of FP16 go into raw_input_contents"),
-        (typed("INT32", [3], int_contents=[3]), "shape [3] has 3 elements, data has 1"),
-        (typed("INT32", [-1], int_contents=[3]), "shape must be a list of whole numbers from 0 on"),
-        (typed("COMPLEX", [1]), "datatype must be one of BOOL"),
-        (typed("BYTES", [2], bytes_contents=[b"a"]), "2 elements expected, 1 are there"),
-    ],
-)
-def test_wrong_typed_contents_are_refused_in_words(server: Served, request_: Any, words: str) -> None:
-    """With INVALID_ARGUMENT."""
-    code, details = refusal(server, request_)
-    assert code == "INVALID_ARGUMENT"
-    assert words in details
-
-
-def test_wrong_raw_contents_are_refused_in_words(server: Served) -> None:
-    """Too many, too short, beside typed ones, of a message that is none."""
-    request = typed("INT32", [1])
-    request.raw_input_contents.extend([b"1234", b"5678"])
-    assert refusal(server, request)[1].startswith("raw_input_contents must have an element for each of the 1 inputs")
-    request = inference()["ModelInferRequest"](model_name="echo", raw_input_contents=[b"123"])
-    request.inputs.add(name="data", datatype="INT32", shape=[1])
-    assert "INT32 of shape [1] has 4 bytes, got 3" in refusal(server, request)[1]
-    request = typed("INT32", [1], int_contents=[3])
-    request.raw_input_contents.append(b"1234")
-    assert "both contents and raw_input_contents" in refusal(server, request)[1]
-    code, details = refusal(server, b"\xff\xff\xff")
-    assert code == "INVALID_ARGUMENT"
-    assert "the request is no ModelInferRequest" in details
 
 
 # ---- calls -------------------------------------------------------------------------------------------------------
@@ -310,7 +118,10 @@ def test_what_does_not_fit_is_refused_in_words(
 
 def test_a_timeout_that_is_none_is_refused(server: Served) -> None:
     """tritonclient would not send it."""
-    for value, words in (({"string_param": "x"}, "timeout must be a number"), ({"int64_param": -1}, "from 0 (none) on")):
+    for value, words in (
+        ({"string_param": "x"}, "timeout must be a number"),
+        ({"int64_param": -1}, "from 0 (none) on"),
+    ):
         request = typed("INT32", [1], int_contents=[3])
         for name, given in value.items():
             setattr(request.parameters["timeout"], name, given)
@@ -325,23 +136,6 @@ def test_an_unknown_output_is_refused(client: Any) -> None:
         client.infer("add", two_rows(), outputs=[client_of.InferRequestedOutput("some")])
     with pytest.raises(InferenceServerException, match="classification must be a whole number"):
         client.infer("add", two_rows(), outputs=[client_of.InferRequestedOutput("sum", class_count=-1)])
-
-
-def element(data: bytes) -> list[Any]:
-    return [tensor("data", np.array([data], object), "BYTES")]
-
-
-def begun(client: Any, data: bytes) -> tuple[Any, Future[Any]]:
-    """Start a call; return what cancels it, and the future of its answer."""
-    answer: Future[Any] = Future()
-
-    def arrived(result: Any, error: Any) -> None:
-        if error is None:
-            answer.set_result(result.as_numpy("result").tolist())
-        else:
-            answer.set_exception(error)
-
-    return client.async_infer("m", element(data), arrived), answer
 
 
 @pytest.mark.parametrize(
@@ -380,9 +174,9 @@ class Wordy(Backend):
 def test_long_words_of_an_error_are_cut() -> None:
     """Beyond 8 KiB of metadata a client would see neither code nor words."""
     with Pipe({"wordy": {"backend": Wordy}}) as pipe, served({"m": pipe}) as made:
-        with client_of.InferenceServerClient(made.address) as client:
-            with pytest.raises(InferenceServerException) as caught:
-                client.infer("m", element(b""))
+        client = client_of.InferenceServerClient(made.address)
+        with client, pytest.raises(InferenceServerException) as caught:
+            client.infer("m", element(b""))
     assert caught.value.status() == "StatusCode.INTERNAL"
     assert caught.value.message().startswith("ValueError: ä%ä%")
     assert caught.value.message().endswith(" [...]")
@@ -391,42 +185,28 @@ def test_long_words_of_an_error_are_cut() -> None:
 def test_reasons_are_hidden_where_that_is_asked_for() -> None:
     """A backend's own exception may say what strangers should not read; fastpipe's errors are as before."""
     with Pipe({"echo": {"backend": Echo}}) as pipe, served({"m": pipe}, hide_errors=True) as made:
-        with client_of.InferenceServerClient(made.address) as client:
+        client = client_of.InferenceServerClient(made.address)
+        with client:
             with pytest.raises(InferenceServerException, match="the model failed; the server's log has the reason"):
                 client.infer("m", element(b"raise value"))
             with pytest.raises(InferenceServerException, match="in words"):
                 client.infer("m", element(b"raise full"))
 
 
-# ---- deadlines, cancellation, priority ------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def gate() -> Iterator[Any]:
-    """A pipe whose backend stands still until it is opened, and its server."""
-    backend = Gate()
-    backend.max_batch = 1
-    with Pipe({"gate": {"backend": backend}}) as pipe, served({"m": pipe}) as made:
-        try:
-            yield backend, pipe, made
-        finally:
-            backend.opened.set()
+    with standing_still() as made:
+        yield made
 
 
-def wait_until(happened: Callable[[], bool]) -> None:
-    """Wait for what nothing tells of."""
-    deadline_s = time.monotonic() + WAIT_S
-    while not happened():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
+# ---- deadlines, cancellation, priority ------------------------------------------------------------------------------
 
 
 def test_the_parameter_timeout_ends_a_request(gate: Any) -> None:
     """In microseconds; the code is DEADLINE_EXCEEDED."""
-    backend, pipe, made = gate
-    with client_of.InferenceServerClient(made.address) as client:
-        with pytest.raises(InferenceServerException) as caught:
-            client.infer("m", element(b"x"), timeout=20_000)
+    _, pipe, made = gate
+    with client_of.InferenceServerClient(made.address) as client, pytest.raises(InferenceServerException) as caught:
+        client.infer("m", element(b"x"), timeout=20_000)
     assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
     assert "0.02" in caught.value.message()
     assert pipe.stats()["requests"]["failed"] == 1
@@ -458,6 +238,41 @@ def test_a_cancelled_call_cancels_its_requests(gate: Any) -> None:
         backend.opened.set()
         assert first.result(WAIT_S) == [b"first"]
     assert backend.batches == [[b"first"]]
+
+
+def test_lower_priorities_go_first(gate: Any) -> None:
+    """As in Triton; 0, the default, is before all others."""
+    backend, pipe, made = gate
+    with client_of.InferenceServerClient(made.address) as client:
+        answers = []
+        for count, (data, priority) in enumerate([(b"first", 0), (b"later", 7), (b"soon", 3), (b"now", 0)], 1):
+            answers.append(begun(client, data, priority=priority)[1])
+            wait_until(lambda count=count: pipe.stats()["requests"]["in_flight"] == count)
+            assert backend.inside.wait(WAIT_S)
+        backend.opened.set()
+        for answer in answers:
+            answer.result(WAIT_S)
+    assert backend.batches == [[b"first"], [b"now"], [b"soon"], [b"later"]]
+
+
+def test_a_call_belongs_to_its_clients_trace() -> None:
+    """By ``traceparent`` in its metadata."""
+    pytest.importorskip("opentelemetry.sdk", reason="OpenTelemetry is not installed here")
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from fastpipe.observe.traces import trace_pipe
+
+    provider, spans = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    with Pipe({"echo": {"backend": Echo}}) as pipe, served({"m": pipe}) as made:
+        client = client_of.InferenceServerClient(made.address)
+        with client, trace_pipe(pipe, sample=0.0, tracer_provider=provider):
+            client.infer("m", element(b"x"), headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
+            client.infer("m", element(b"x"))
+    assert {format(span.context.trace_id, "032x") for span in spans.get_finished_spans()} == {trace}
 
 
 # ---- the server ------------------------------------------------------------------------------------------------------
@@ -532,162 +347,7 @@ def test_every_call_of_the_protocol_is_answered(server: Served) -> None:
         for method in service.methods:
             if method.name == "ModelStreamInfer":
                 continue
-            try:
-                channel.unary_unary(f"/{service.full_name}/{method.name}")(b"", timeout=WAIT_S)
-            except grpc.RpcError as error:
-                assert error.details() not in ("", "Method not found!"), method.name
-                assert error.code().name in ("UNIMPLEMENTED", "NOT_FOUND"), method.name
-
-
-def test_models_are_loaded_and_unloaded(tmp_path: Path) -> None:
-    """By clients, where the server lets them; a call of an unloaded model is UNAVAILABLE."""
-    (tmp_path / "m.toml").write_text('[step]\nbackend = "Identity"\n')
-    with served({"m": tmp_path / "m.toml"}, control=True) as made, client_of.InferenceServerClient(made.address) as client:
-        assert client.infer("m", element(b"x")).as_numpy("result").tolist() == [b"x"]
-        client.unload_model("m")
-        assert not client.is_model_ready("m")
-        assert not client.get_model_repository_index(as_json=True)["models"][0].get("state") == "READY"
-        with pytest.raises(InferenceServerException, match="unloaded") as caught:
-            client.infer("m", element(b"x"))
-        assert caught.value.status() == "StatusCode.UNAVAILABLE"
-        client.load_model("m")
-        assert client.infer("m", element(b"x")).as_numpy("result").tolist() == [b"x"]
-        with pytest.raises(InferenceServerException, match="parameter 'config' is not taken"):
-            client.load_model("m", config='{"max_batch_size": 3}')
-        with pytest.raises(InferenceServerException, match="no model is named 'n'"):
-            client.load_model("n")
-
-
-def test_models_stay_where_clients_have_no_control(client: Any) -> None:
-    """As the server was started."""
-    with pytest.raises(InferenceServerException) as caught:
-        client.unload_model("echo")
-    assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
-    assert client.is_model_ready("echo")
-
-
-def test_messages_too_large_are_refused() -> None:
-    """Also those that are large only when decompressed."""
-    with Pipe({"echo": {"backend": Echo}}) as pipe, served({"m": pipe}, body_bytes=1 << 20) as made:
-        with client_of.InferenceServerClient(made.address) as client:
-            large = [tensor("data", np.zeros(1 << 20, np.uint8), "UINT8")]
-            for how in ({}, {"compression_algorithm": "gzip"}):
-                with pytest.raises(InferenceServerException, match="larger than max") as caught:
-                    client.infer("m", large, **how)
-                assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
-            assert client.infer("m", element(b"x")).as_numpy("result").tolist() == [b"x"]
-
-
-def test_messages_in_flight_are_bounded(gate: Any) -> None:
-    """One more than the server keeps is refused, and served once there is room."""
-    backend, pipe, _ = gate
-    with served({"m": pipe}, buffered_bytes=1000) as made, client_of.InferenceServerClient(made.address) as client:
-        _, first = begun(client, b"a" * 900)
-        assert backend.inside.wait(WAIT_S)
-        with pytest.raises(InferenceServerException, match="as many bytes of requests as it may") as caught:
-            client.infer("m", element(b"b" * 900))
-        assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
-        backend.opened.set()
-        assert first.result(WAIT_S) == [b"a" * 900]
-        assert client.infer("m", element(b"b" * 900)).as_numpy("result").tolist() == [b"b" * 900]
-
-
-def test_answers_are_compressed_where_that_is_set() -> None:
-    """gRPC does it; what comes is the same."""
-    with Pipe({"echo": {"backend": Echo}}) as pipe, served({"m": pipe}, compression="gzip") as made:
-        with client_of.InferenceServerClient(made.address) as client:
-            back = client.infer("m", [tensor("data", np.ones(9999, np.int8), "INT8")]).as_numpy("result")
-    assert back.sum() == 9999
-
-
-def test_an_address_in_use_is_an_error(server: Served) -> None:
-    """By default gRPC would let a second server take half of the calls of the first."""
-    other = GrpcServer(server.service, server.address)
-    with pytest.raises(PipeError, match=f"gRPC cannot listen at {server.address}"):
-        asyncio.run(other.start())
-
-
-def test_a_wrong_setting_is_refused(server: Served) -> None:
-    """Before anything listens."""
-    with pytest.raises(ConfigError, match="compression must be one of none, deflate, gzip, got 'zip'"):
-        GrpcServer(server.service, compression="zip")  # type: ignore[arg-type]
-
-
-def test_whoever_asks_needs_the_token() -> None:
-    """But for health, which is asked by who has none."""
-    with Pipe({"echo": {"backend": Echo}}) as pipe, served({"m": pipe}, token="secret") as made:
-        with client_of.InferenceServerClient(made.address) as client:
-            right = {"authorization": "Bearer secret"}
-            assert client.infer("m", element(b"x"), headers=right).as_numpy("result").tolist() == [b"x"]
-            assert client.get_model_metadata("m", headers=right).name == "m"
-            assert client.is_server_ready()
-            assert client.is_model_ready("m")
-            for ask in (
-                lambda headers: client.infer("m", element(b"x"), headers=headers),
-                lambda headers: client.get_model_metadata("m", headers=headers),
-                lambda headers: client.get_log_settings(headers=headers),
-            ):
-                for headers in ({}, {"authorization": "Bearer secre"}):
-                    with pytest.raises(InferenceServerException) as caught:
-                        ask(headers)
-                    assert caught.value.status() == "StatusCode.UNAUTHENTICATED"
-        with grpc.insecure_channel(made.address) as channel:
-            stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(iter([]))
-            with pytest.raises(grpc.RpcError) as refused:
-                next(stream)
-            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
-
-
-def test_stopping_answers_what_was_begun(gate: Any) -> None:
-    """New calls are refused meanwhile; gRPC itself cancels one that comes at just that moment."""
-    backend, _, made = gate
-    with client_of.InferenceServerClient(made.address) as client:
-        _, first = begun(client, b"x")
-        assert backend.inside.wait(WAIT_S)
-        stopping = asyncio.run_coroutine_threadsafe(made.server.stop(WAIT_S), made.loop)
-        codes: list[str] = []
-        while not codes or codes[-1] == "StatusCode.CANCELLED":
-            try:
-                client.is_server_live()
-            except InferenceServerException as error:
-                codes.append(error.status())
-        assert codes[-1] == "StatusCode.UNAVAILABLE"
-        assert len(codes) <= 2
-        backend.opened.set()
-        stopping.result(WAIT_S)
-        assert first.result(WAIT_S) == [b"x"]
-
-
-def test_a_unix_socket_is_served(tmp_path: Path) -> None:
-    """For clients on the same machine."""
-    with Pipe({"echo": {"backend": Echo}}) as pipe, served({"m": pipe}, address=f"unix:{tmp_path}/s"):
-        with client_of.InferenceServerClient(f"unix:{tmp_path}/s") as client:
-            assert client.infer("m", element(b"x")).as_numpy("result").tolist() == [b"x"]
-
-
-# ---- health ----------------------------------------------------------------------------------------------------------
-
-
-def test_health_of_the_server(gate: Any) -> None:
-    """As load balancers and Kubernetes ask; a watch tells of a change."""
-    _, pipe, made = gate
-
-    def decoded(body: bytes) -> int:
-        return body[1] if body else 0
-
-    with grpc.insecure_channel(made.address) as channel:
-        check = channel.unary_unary("/grpc.health.v1.Health/Check")
-        assert decoded(check(b"", timeout=WAIT_S)) == 1
-        service = b"inference.GRPCInferenceService"
-        assert decoded(check(bytes([10, len(service)]) + service, timeout=WAIT_S)) == 1
-        with pytest.raises(grpc.RpcError) as caught:
-            check(b"\x0a\x01x", timeout=WAIT_S)
-        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=WAIT_S)
-        assert decoded(next(watch)) == 1
-        assert decoded(next(channel.unary_stream("/grpc.health.v1.Health/Watch")(b"\x0a\x01x", timeout=WAIT_S))) == 3
-        made.repository.is_draining = True
-        assert decoded(next(watch)) == 2
-        assert decoded(check(b"", timeout=WAIT_S)) == 2
-        made.run(made.server.stop(WAIT_S))
-        assert list(watch) == []
+            call = channel.unary_unary(f"/{service.full_name}/{method.name}").future(b"", timeout=WAIT_S)
+            if call.exception() is not None:
+                assert call.details() not in ("", "Method not found!"), method.name
+                assert call.code().name in ("UNIMPLEMENTED", "NOT_FOUND"), method.name

@@ -67,7 +67,9 @@ def test_messages_load_beside_those_of_tritonclient(order: tuple[str, str], tmp_
         "fastpipe": "from fastpipe.serve.grpc_messages import inference; ours = inference()['ServerLiveRequest']",
         "tritonclient": "from tritonclient.grpc.service_pb2 import ServerLiveRequest as theirs",
     }
-    script = "\n".join([*(imports[each] for each in order), "assert ours.DESCRIPTOR.full_name == theirs.DESCRIPTOR.full_name"])
+    script = "\n".join(
+        [*(imports[each] for each in order), "assert ours.DESCRIPTOR.full_name == theirs.DESCRIPTOR.full_name"]
+    )
     subprocess.run([sys.executable, "-P", "-c", script], cwd=tmp_path, check=True)
 
 
@@ -147,4 +149,6 @@ def test_fields_are_written_as_protobuf_writes_them(length: int) -> None:
     answer = inference()["ModelInferResponse"](raw_output_contents=[bytes(length)])
     assert b"".join(grpc_wire.field(grpc_wire.RAW_OUTPUT, [memoryview(bytes(length))])) == answer.SerializeToString()
     whole = inference()["ModelStreamInferResponse"](infer_response=answer)
-    assert b"".join(grpc_wire.field(grpc_wire.ANSWER_IN_STREAM, [answer.SerializeToString()])) == whole.SerializeToString()
+    assert (
+        b"".join(grpc_wire.field(grpc_wire.ANSWER_IN_STREAM, [answer.SerializeToString()])) == whole.SerializeToString()
+    )

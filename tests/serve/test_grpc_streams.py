@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,13 @@ from helpers import WAIT_S, Gate
 
 from fastpipe import Backend, Pipe, Request
 
-grpc = pytest.importorskip("grpc", reason="grpcio is not installed here")
+pytest.importorskip("grpc", reason="grpcio is not installed here")
 pytest.importorskip("google.protobuf", reason="protobuf is not installed here")
-from grpc_serving import Served, served  # noqa: E402
+import grpc
+from grpc_serving import Served, served, wait_until
 
-from fastpipe.serve import grpc_streams  # noqa: E402
-from fastpipe.serve.grpc_messages import inference  # noqa: E402
+from fastpipe.serve import grpc_streams
+from fastpipe.serve.grpc_messages import inference
 
 
 class Echo(Backend):
@@ -120,14 +120,6 @@ def ids(answers: list[Any]) -> list[str]:
 
 def is_final(answer: Any) -> bool:
     return bool(answer.infer_response.parameters["triton_final_response"].bool_param)
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    """Wait for what nothing tells of."""
-    deadline_s = time.monotonic() + WAIT_S
-    while not happened():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
 
 
 def test_each_answer_has_its_requests_id(models: Any) -> None:

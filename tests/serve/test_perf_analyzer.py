@@ -24,7 +24,7 @@ from fastpipe import Pipe, Request
 pytest.importorskip("grpc", reason="grpcio is not installed here")
 pytest.importorskip("google.protobuf", reason="protobuf is not installed here")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed here")
-from grpc_serving import served  # noqa: E402
+from grpc_serving import served
 
 COMMAND = os.environ.get("FASTPIPE_PERF_ANALYZER", "")
 pytestmark = pytest.mark.skipif(not COMMAND, reason="FASTPIPE_PERF_ANALYZER does not say how to start it")
