@@ -21,9 +21,8 @@ from fastpipe.cli.terminal import complain, escaped_line, say
 from fastpipe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fastpipe.serve.asgi import App
     from fastpipe.serve.repository import Repository
-    from fastpipe.serve.server import Plan
+    from fastpipe.serve.server import Plan, Server
 
 __all__ = ["add_arguments", "run"]
 
@@ -174,14 +173,14 @@ def _run_here(arguments: argparse.Namespace, repository: Repository, listener: s
     from fastpipe.serve.server import serve
     from fastpipe.serve.workers import say_ready
 
-    def on_ready(app: App, grpc_address: str) -> None:
+    def on_ready(server: Server) -> None:
         if arguments.ready is not None:
             say_ready(arguments.ready)
             return
-        names = [model.name for model in app.service.repository.models()]
-        _say_where(arguments, listener, grpc_address, names)
-        if app.service.live_url:
-            say((f"live page: {app.service.live_url}", ""))
+        names = [model.name for model in server.app.service.repository.models()]
+        _say_where(arguments, listener, server.grpc_address, names)
+        if server.app.service.live_url:
+            say((f"live page: {server.app.service.live_url}", ""))
 
     serve(repository, [listener], _plan(arguments), on_ready)
 

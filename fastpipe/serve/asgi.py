@@ -12,15 +12,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from fastpipe.serve.exchange import Chunks, Headers, Response
-from fastpipe.serve.http import Route, Service, Settings
+from fastpipe.serve.http import Service, Settings
 from fastpipe.serve.repository import Repository, Source
 from fastpipe.serve.signature import Signature
 from fastpipe.serve.statuses import InvalidRequest, RequestTooLarge, SlowClient
 
-__all__ = ["App", "app"]
+__all__ = ["App", "Watch", "app"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -142,7 +143,9 @@ class App:
             await _send(send, scope, service.failed(error), ends=True)
             return
         try:
-            await _Exchange(service, route, headers, chunks).run(scope, receive, send)
+            with Watch(receive):
+                response = await service.answer(route, headers, chunks)
+                await _send(send, scope, response)
         finally:
             service.budget.give(held)
 
@@ -186,44 +189,43 @@ class _Gone(Exception):
     """The client left while it sent its body."""
 
 
-class _Exchange:
-    """One request and its answer, with an eye on whether the client is still there."""
+class Watch:
+    """Within a ``with`` statement, the task is cancelled if the client leaves; the block then ends there, quietly.
 
-    def __init__(self, service: Service, route: Route, headers: Headers, chunks: list[bytes]) -> None:
-        self.service = service
-        self.route = route
-        self.headers = headers
-        self.chunks = chunks
+    ``is_gone`` says so afterwards. The request's body has to have been read.
+    """
+
+    def __init__(self, receive: Receive) -> None:
         self.is_gone = False
-        self.watcher: asyncio.Task[None] | None = None
+        self._receive = receive
+        self._watcher: asyncio.Task[None] | None = None
 
-    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        loop = asyncio.get_running_loop()
+    def __enter__(self) -> Self:
         own = asyncio.current_task()
         if own is None:  # not by an ASGI server
             raise RuntimeError("an ASGI application runs in a task")
-        watch = loop.call_later(WATCHED_AFTER_S, self._watch, loop, own, receive)
-        try:
-            response = await self.service.answer(self.route, self.headers, self.chunks)
-            self.chunks = []
-            await _send(send, scope, response)
-        except asyncio.CancelledError:
-            if not self.is_gone:
-                raise
-            own.uncancel()  # it was the watcher who cancelled: the request ends here, without an answer
-        finally:
-            watch.cancel()
-            if self.watcher is not None:
-                self.watcher.cancel()
+        self._own = own
+        self._later = asyncio.get_running_loop().call_later(WATCHED_AFTER_S, self._begin)
+        return self
 
-    def _watch(self, loop: asyncio.AbstractEventLoop, own: asyncio.Task[Any], receive: Receive) -> None:
-        self.watcher = loop.create_task(self._until_gone(own, receive))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._later.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if not self.is_gone or kind is None or not issubclass(kind, asyncio.CancelledError):
+            return False
+        return self._own.uncancel() == 0  # nobody else has cancelled it
 
-    async def _until_gone(self, own: asyncio.Task[Any], receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
+    def _begin(self) -> None:
+        self._watcher = self._own.get_loop().create_task(self._until_gone())
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
             pass
         self.is_gone = True
-        own.cancel()
+        self._own.cancel()
 
 
 async def _send(send: Send, scope: Scope, response: Response, *, ends: bool = False) -> None:

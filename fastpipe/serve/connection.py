@@ -265,10 +265,15 @@ class Connection(asyncio.Protocol):
         incoming = self._incoming
         if incoming is None:
             return
+        headers = incoming.headers
+        if self._head_bytes > self.shared.bounds.head_bytes:  # or its body has come along
+            size = len(incoming.url) + sum(len(name) + len(value) for name, value in headers.items())
+            if size > self.shared.bounds.head_bytes:
+                self._refuse(HeadersTooLarge(f"the headers have more than {self.shared.bounds.head_bytes} bytes"))
+                return
         self._head_bytes = 0
         self.phase = BODY
         self.changes += 1
-        headers = incoming.headers
         method = self.parser.get_method()
         incoming.keeps_alive = self.parser.should_keep_alive() and not self.parser.should_upgrade()
         incoming.is_1_0 = self.parser.get_http_version() == "1.0"

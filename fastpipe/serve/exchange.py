@@ -6,6 +6,8 @@ Bounded: nothing here makes more of a request than ``Limits`` says, whatever it 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 import zlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +26,12 @@ __all__ = [
     "Body",
     "Budget",
     "Chunks",
+    "Failures",
     "Headers",
     "Limits",
     "Response",
     "compressed",
     "decompressed",
-    "error_response",
     "head_length",
     "json_response",
     "split_body",
@@ -46,6 +48,7 @@ _AWAY_FROM_THE_LOOP_BYTES = 1 << 18
 """From so many bytes on, compression is a thread's: it takes longer than others should wait, and needs no GIL."""
 _PIECE_BYTES = 1 << 22
 SMALL_BYTES, MOST_SMALL = 4096, 256
+LOGGED_EVERY_S = 1.0
 _LEAST_COMPRESSED_BYTES = 1 << 10
 _LEVEL = 1  # of zlib: numbers hardly get smaller with more
 _WINDOW = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
@@ -160,15 +163,39 @@ def json_response(value: Any, status: int = 200) -> Response:
     return Response(status, [JSON], json_text.dumps(value))
 
 
-def error_response(error: BaseException, *, hide: bool = False) -> Response:
-    """Return what a client gets of an error: its status, and ``{"error": "a sentence"}``."""
-    status = status_of(error)
-    headers = [JSON]
-    if status.retry_after:
-        headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
-    if status.http == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    return Response(status.http, headers, json_text.dumps({"error": message_of(error, hide=hide)}))
+class Failures:
+    """Makes answers of errors. Those of the server's own fault are logged, each kind at most once a second.
+
+    Args:
+        hide: clients are not told why a backend has failed.
+
+    A request that fails elsewhere is no line of the log, as its caller has the exception; here the caller is far away.
+    """
+
+    def __init__(self, *, hide: bool) -> None:
+        self.hide = hide
+        self._logged_s: dict[str, float] = {}
+
+    def response(self, error: BaseException) -> Response:
+        """Return what a client gets: the status of the error, and ``{"error": "a sentence"}``."""
+        status = status_of(error)
+        headers = [JSON]
+        if status.retry_after:
+            headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
+        if status.http == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        self.log(error)
+        return Response(status.http, headers, json_text.dumps({"error": message_of(error, hide=self.hide)}))
+
+    def log(self, error: BaseException) -> None:
+        """Log an error, if the server, or a backend, is to blame."""
+        if status_of(error).http != 500:
+            return
+        kind = type(error).__name__
+        now_s = time.monotonic()
+        if now_s - self._logged_s.get(kind, -LOGGED_EVERY_S) >= LOGGED_EVERY_S:
+            self._logged_s[kind] = now_s
+            logging.getLogger("fastpipe.serve").error("a request has failed", exc_info=error)
 
 
 # ---- bodies ----------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class Desk:
 
     def words_of(self, error: Exception) -> str:
         """Return what a client is told of an error; log it, where it is the server's or a model's own fault."""
-        self._service.log_failure(error)
+        self._service.failures.log(error)
         words = message_of(error, hide=self._service.settings.hide_errors).encode("utf-8", "replace").decode()
         while _size_bytes(words) > LONGEST_DETAILS_BYTES:
             words = words[: len(words) * 3 // 4 - len(CUT)] + CUT

@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from hmac import compare_digest
@@ -21,13 +19,14 @@ from fastpipe.serve.answering import answer
 from fastpipe.serve.events import events_response
 from fastpipe.serve.exchange import (
     Budget,
+    Failures,
     Headers,
     Limits,
     Response,
     compressed,
     decompressed,
-    error_response,
     json_response,
+    split_body,
 )
 from fastpipe.serve.generate import generated, generated_parts, inferred_parts, read_generate
 from fastpipe.serve.inference import read_call, write_answer
@@ -41,7 +40,6 @@ from fastpipe.serve.statuses import (
     Unauthorized,
     UnknownModel,
     WrongMethod,
-    status_of,
 )
 
 __all__ = ["Route", "Service", "Settings"]
@@ -57,7 +55,6 @@ EXTENSIONS = [
 ]
 """What ``/v2`` says that the server has, by Triton's names."""
 MOST_ROUTES = 1024
-REPEATS_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,9 @@ class Service:
         self.scraping = Scraping(repository, directory, shows_process=shows_process)
         self._token = None if self.settings.token is None else b"Bearer " + self.settings.token.encode()
         self._routes: dict[tuple[str, str], Route] = {}
-        self._logged_s: dict[str, float] = {}
+        self.failures = Failures(hide=self.settings.hide_errors)
+        self.failed = self.failures.response
+        """Returns the answer for an error."""
 
     def route(self, method: str, path: str) -> Route:
         """Return what answers; ``path`` with or without ``/v2`` in front, as an app may be mounted there.
@@ -161,20 +160,6 @@ class Service:
         finally:
             self.budget.give(held)
 
-    def failed(self, error: Exception) -> Response:
-        """Return the answer for an error, which is logged."""
-        self.log_failure(error)
-        return error_response(error, hide=self.settings.hide_errors)
-
-    def log_failure(self, error: Exception) -> None:
-        """Log an error that is the server's own, or a backend's; each kind at most once a second."""
-        if status_of(error).http == 500:
-            kind = type(error).__name__
-            now_s = time.monotonic()
-            if now_s - self._logged_s.get(kind, -REPEATS_S) >= REPEATS_S:
-                self._logged_s[kind] = now_s
-                logging.getLogger("fastpipe.serve").error("a request has failed", exc_info=error)
-
     # ---- models ------------------------------------------------------------------------------------------------
 
     async def infer(self, route: Route, request: Request) -> Response:
@@ -198,8 +183,6 @@ class Service:
         return await events_response(generated_parts(call, id), hide=self.settings.hide_errors)
 
     def _json(self, request: Request) -> bytes:
-        from fastpipe.serve.exchange import split_body
-
         return split_body(request.chunks, None, self.limits).head
 
     async def metadata(self, route: Route, request: Request) -> Response:
@@ -273,12 +256,8 @@ class Service:
 _GET = {"GET", "HEAD"}
 _POST = {"POST"}
 
-_SHARED_MEMORY = (
-    "shared memory is not served: clients and server may be on several machines; send tensors as binary data"
-)
-_SETTINGS = (
-    "settings of tracing and logging are not changed by clients; see fastpipe.observe.traces, and Python's logging"
-)
+_SHARED_MEMORY = "shared memory is not served: send tensors as binary data"
+_SETTINGS = "clients do not change settings of tracing and logging"
 
 _OF_SERVER: dict[str, tuple[set[str], Handler, bool]] = {
     "": (_GET, Service.server_metadata, False),

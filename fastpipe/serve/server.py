@@ -31,7 +31,7 @@ try:
 except ImportError as missing:
     raise MissingExtra("fastpipe serve", "serve", missing) from missing
 
-__all__ = ["Plan", "bind", "is_loopback", "serve"]
+__all__ = ["Plan", "Server", "bind", "is_loopback", "serve"]
 
 BACKLOG = 2048
 RESERVED_FILES = 128
@@ -65,7 +65,7 @@ class Plan:
 
 
 def serve(
-    repository: Repository, listeners: Sequence[socket.socket], plan: Plan, on_ready: Callable[[App, str], None]
+    repository: Repository, listeners: Sequence[socket.socket], plan: Plan, on_ready: Callable[[Server], None]
 ) -> None:
     """Serve until a signal says that it is enough. For the main thread.
 
@@ -73,7 +73,7 @@ def serve(
         repository: opened here, and closed.
         listeners: bound sockets for HTTP, see ``bind``; closed at the end.
         plan: how.
-        on_ready: called once, when requests are taken, with the address of gRPC, or "".
+        on_ready: called once, on the event loop, when requests are taken.
 
     Raises:
         Exception: what building a pipe raises.
@@ -84,10 +84,10 @@ def serve(
 
 
 async def _serve(
-    repository: Repository, listeners: Sequence[socket.socket], plan: Plan, on_ready: Callable[[App, str], None]
+    repository: Repository, listeners: Sequence[socket.socket], plan: Plan, on_ready: Callable[[Server], None]
 ) -> None:
     app = App(Service(repository, plan.settings))
-    server: _Server | None = None
+    server: Server | None = None
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(lambda: app.aclose(server.left_s() if server is not None else 0.0))
         await app.open()
@@ -97,7 +97,7 @@ async def _serve(
         if plan.grpc is not None:
             grpc_server, grpc_address = await _start_grpc(app.service, plan)
             stack.push_async_callback(grpc_server.stop, 0.0)
-        server = _Server(app, plan, grpc_server, lambda: on_ready(app, grpc_address))
+        server = Server(app, plan, grpc_server, grpc_address, on_ready)
         await server.serve(list(listeners))
 
 
@@ -120,10 +120,12 @@ async def _start_grpc(service: Service, plan: Plan) -> tuple[Any, str]:
     return server, str(plan.grpc) if str(plan.grpc).startswith(UNIX) else f"{host}:{port}"
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, which ends as the head of this module says."""
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends as the head of this module says. ``app`` has the models."""
 
-    def __init__(self, app: App, plan: Plan, grpc_server: Any, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, app: App, plan: Plan, grpc_server: Any, grpc_address: str, on_ready: Callable[[Server], None]
+    ) -> None:
         connections = Connections(app.service, _bounds_within_files(plan.bounds))
         config = uvicorn.Config(
             app,
@@ -139,7 +141,9 @@ class _Server(uvicorn.Server):
             timeout_graceful_shutdown=max(1, round(plan.grace_s)),
         )
         super().__init__(config)
-        self._repository = app.service.repository
+        self.app = app
+        self.grpc_address = grpc_address
+        """Where gRPC is served; empty: it is not."""
         self._plan = plan
         self._grpc_server = grpc_server
         self._on_ready = on_ready
@@ -153,12 +157,16 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._on_ready()
+        self._on_ready(self)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not uvicorn's, which sends the signal to this process again once all is over.
+        self.stop()
+
+    def stop(self) -> None:
+        """Begin to end, as a signal does; the second time, end without waiting. From any thread."""
         if self._ends_at_s is None:
-            self._repository.is_draining = True
+            self.app.service.repository.is_draining = True
             self._ends_at_s = time.monotonic() + self._plan.delay_s
         else:
             self.force_exit = True
