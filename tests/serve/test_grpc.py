@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import WAIT_S
+from helpers import WAIT_S, until
 
 from fastpipe import Backend, Pipe, Request
 
@@ -28,7 +28,6 @@ from grpc_serving import (
     standing_still,
     tensor,
     typed,
-    wait_until,
 )
 from tritonclient.utils import InferenceServerException
 
@@ -221,7 +220,7 @@ def test_the_clients_deadline_ends_its_request(gate: Any) -> None:
                 client.infer("m", element(b"x"), client_timeout=0.3)
             assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
     backend.opened.set()
-    wait_until(lambda: sum(pipe.stats()["requests"][how] for how in ("failed", "cancelled")) == 2)
+    until(lambda: sum(pipe.stats()["requests"][how] for how in ("failed", "cancelled")) == 2)
     assert backend.batches == [[b"x"]]
 
 
@@ -232,9 +231,9 @@ def test_a_cancelled_call_cancels_its_requests(gate: Any) -> None:
         _, first = begun(client, b"first")
         assert backend.inside.wait(WAIT_S)
         cancel, _ = begun(client, b"second")
-        wait_until(lambda: pipe.stats()["requests"]["in_flight"] == 2)
+        until(lambda: pipe.stats()["requests"]["in_flight"] == 2)
         cancel.cancel()
-        wait_until(lambda: pipe.stats()["requests"]["cancelled"] == 1)
+        until(lambda: pipe.stats()["requests"]["cancelled"] == 1)
         backend.opened.set()
         assert first.result(WAIT_S) == [b"first"]
     assert backend.batches == [[b"first"]]
@@ -247,7 +246,7 @@ def test_lower_priorities_go_first(gate: Any) -> None:
         answers = []
         for count, (data, priority) in enumerate([(b"first", 0), (b"later", 7), (b"soon", 3), (b"now", 0)], 1):
             answers.append(begun(client, data, priority=priority)[1])
-            wait_until(lambda count=count: pipe.stats()["requests"]["in_flight"] == count)
+            until(lambda count=count: pipe.stats()["requests"]["in_flight"] == count)
             assert backend.inside.wait(WAIT_S)
         backend.opened.set()
         for answer in answers:

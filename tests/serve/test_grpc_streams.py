@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import WAIT_S, Gate
+from helpers import WAIT_S, Gate, until
 
 from fastpipe import Backend, Pipe, Request
 
 pytest.importorskip("grpc", reason="grpcio is not installed here")
 pytest.importorskip("google.protobuf", reason="protobuf is not installed here")
 import grpc
-from grpc_serving import Served, served, wait_until
+from grpc_serving import Served, served
 
 from fastpipe.serve import grpc_streams
 from fastpipe.serve.grpc_messages import inference
@@ -140,7 +140,7 @@ def test_answers_come_in_the_order_of_their_requests(models: Any) -> None:
         stream.ask("gate", b"slow", "slow")
         stream.ask("echo", b"quick", "quick")
         stream.ask("echo", b"bad", "bad")
-        wait_until(lambda: pipes["echo"].stats()["requests"]["failed"] == 1)  # both have ended before the first
+        until(lambda: pipes["echo"].stats()["requests"]["failed"] == 1)  # both have ended before the first
         assert gate.inside.is_set()
         gate.opened.set()
         assert ids(stream.end()) == ["slow", "quick", "bad"]
@@ -170,7 +170,7 @@ def test_requests_in_flight_of_a_stream_are_bounded(models: Any) -> None:
     with Stream(made) as stream:
         for number in range(most + 20):
             stream.ask("gate", b"x", str(number))
-        wait_until(lambda: pipes["gate"].stats()["requests"]["in_flight"] == most)
+        until(lambda: pipes["gate"].stats()["requests"]["in_flight"] == most)
         made.run(asyncio.sleep(0.05))
         assert pipes["gate"].stats()["requests"]["accepted"] == most
         gate.opened.set()
@@ -183,11 +183,11 @@ def test_cancelling_a_stream_cancels_its_requests(models: Any) -> None:
     with Stream(made) as stream:
         for _ in range(3):
             stream.ask("gate", b"x")
-        wait_until(lambda: pipes["gate"].stats()["requests"]["in_flight"] == 3)
+        until(lambda: pipes["gate"].stats()["requests"]["in_flight"] == 3)
         stream.call.cancel()
-        wait_until(lambda: pipes["gate"].stats()["requests"]["cancelled"] >= 2)
+        until(lambda: pipes["gate"].stats()["requests"]["cancelled"] >= 2)
     gate.opened.set()
-    wait_until(lambda: pipes["gate"].stats()["requests"]["in_flight"] == 0)
+    until(lambda: pipes["gate"].stats()["requests"]["in_flight"] == 0)
     assert len(gate.batches) == 1
 
 
@@ -265,7 +265,7 @@ def test_other_answers_need_not_wait_for_a_long_stream(models: Any) -> None:
         while ids(stream.answers(1)) != ["short"]:
             pass
         stream.call.cancel()
-    wait_until(lambda: models[2]["parts"].left == 2)
+    until(lambda: models[2]["parts"].left == 2)
 
 
 def test_a_slow_reader_holds_up_the_backend(models: Any) -> None:
@@ -281,7 +281,7 @@ def test_a_slow_reader_holds_up_the_backend(models: Any) -> None:
             made.run(asyncio.sleep(0.2))
         assert pipes["parts"].left == 0
         stream.call.cancel()
-        wait_until(lambda: pipes["parts"].left == 1)
+        until(lambda: pipes["parts"].left == 1)
 
 
 def test_tritonclients_stream(models: Any) -> None:

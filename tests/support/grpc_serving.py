@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
@@ -123,14 +122,6 @@ def standing_still() -> Iterator[tuple[Gate, Pipe, Served]]:
             yield backend, pipe, made
         finally:
             backend.opened.set()
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    """Wait for what nothing tells of."""
-    deadline_s = time.monotonic() + WAIT_S
-    while not happened():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
 
 
 # ---- clients ----
