@@ -192,11 +192,13 @@ class Failures:
             headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
         if status.http == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        if status.http == 500:
-            self._log(error)
+        self.log(error)
         return Response(status.http, headers, json_text.dumps({"error": message_of(error, hide=self.hide)}))
 
-    def _log(self, error: BaseException) -> None:
+    def log(self, error: BaseException) -> None:
+        """Log an error, if the server, or a backend, is to blame."""
+        if status_of(error).http != 500:
+            return
         kind = type(error).__name__
         now_s = time.monotonic()
         if now_s - self._logged_s.get(kind, -LOGGED_EVERY_S) >= LOGGED_EVERY_S:

@@ -112,7 +112,8 @@ class Service:
         self.scraping = Scraping(repository, directory, shows_process=shows_process)
         self._token = None if self.settings.token is None else b"Bearer " + self.settings.token.encode()
         self._routes: dict[tuple[str, str], Route] = {}
-        self.failed = Failures(hide=self.settings.hide_errors).response
+        self.failures = Failures(hide=self.settings.hide_errors)
+        self.failed = self.failures.response
         """Returns the answer for an error."""
 
     def route(self, method: str, path: str) -> Route:
@@ -132,8 +133,12 @@ class Service:
 
     def check_token(self, route: Route, headers: Headers) -> None:
         """Raise Unauthorized if the server asks for a token, and the request has not that one."""
-        token = self._token
-        if token is not None and not route.is_open and not compare_digest(headers.get(b"authorization", b""), token):
+        if self._token is not None and not route.is_open:
+            self.check_authorization(headers.get(b"authorization", b""))
+
+    def check_authorization(self, given: bytes) -> None:
+        """Raise Unauthorized if the server asks for a token, and what a client gave, ``Bearer TOKEN``, is not that."""
+        if self._token is not None and not compare_digest(given, self._token):
             raise Unauthorized("Authorization: Bearer TOKEN is missing, or wrong")
 
     async def answer(self, route: Route, headers: Headers, chunks: list[Buffer]) -> Response:

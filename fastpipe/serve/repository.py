@@ -48,6 +48,8 @@ class Model:
     pipe: Pipe
     signature: Signature
     statistics: Statistics = field(default_factory=Statistics)
+    is_streaming: bool = False
+    """Whether one call may have several answers: a backend of the pipe hands on parts."""
 
     def problems(self) -> list[str]:
         """Return why it is not ready, a sentence for each reason; empty: it is."""
@@ -81,7 +83,7 @@ class Model:
             "max_batch_size": self.signature.max_batch_size,
             "input": described(announced["inputs"]),
             "output": described(announced["outputs"]),
-            "model_transaction_policy": {"decoupled": False},
+            "model_transaction_policy": {"decoupled": self.is_streaming},
         }
 
 

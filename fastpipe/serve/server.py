@@ -39,6 +39,8 @@ BACKLOG = 2048
 RESERVED_FILES = 128
 """File descriptors that are not connections: models, logs, the pipes' own."""
 UNIX = "unix:"
+LOOK_EVERY_S = 0.1
+"""For a second signal, while gRPC stops."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ async def _serve(
             stack.enter_context(_live_page(app, plan.live_port))
         grpc_server, grpc_address = None, ""
         if plan.grpc is not None:
-            grpc_server, grpc_address = await _start_grpc(repository, plan)
+            grpc_server, grpc_address = await _start_grpc(app.service, plan)
             stack.push_async_callback(grpc_server.stop, 0.0)
         server = Server(app, plan, grpc_server, grpc_address, on_ready)
         await server.serve(list(listeners))
@@ -113,19 +115,11 @@ def _live_page(app: App, port: int) -> Any:
     return page
 
 
-async def _start_grpc(repository: Repository, plan: Plan) -> tuple[Any, str]:
+async def _start_grpc(service: Service, plan: Plan) -> tuple[Any, str]:
     from importlib import import_module
 
     module = import_module("fastpipe.serve.grpc_server")
-    limits = plan.settings.limits
-    server = module.GrpcServer(
-        repository,
-        plan.grpc,
-        max_message_bytes=limits.body_bytes,
-        buffered_bytes=limits.buffered_bytes,
-        hides_reasons=plan.settings.hide_errors,
-        shares_port=plan.shares_ports,
-    )
+    server = module.GrpcServer(service, plan.grpc, shares_port=plan.shares_ports)
     port = await server.start()
     host = str(plan.grpc).rpartition(":")[0]
     return server, str(plan.grpc) if str(plan.grpc).startswith(UNIX) else f"{host}:{port}"
@@ -194,7 +188,15 @@ class Server(uvicorn.Server):
         if self._grpc_server is None:
             await super().shutdown(sockets)
         else:
-            await asyncio.gather(super().shutdown(sockets), self._grpc_server.stop(self.left_s()))
+            await asyncio.gather(super().shutdown(sockets), self._stop_grpc())
+
+    async def _stop_grpc(self) -> None:
+        stopping = asyncio.ensure_future(self._grpc_server.stop(self.left_s()))
+        while not stopping.done():
+            await asyncio.wait({stopping}, timeout=LOOK_EVERY_S)
+            if self.force_exit and not stopping.done():  # the second signal has come meanwhile
+                await self._grpc_server.stop(0.0)
+        await stopping
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -1,0 +1,273 @@
+"""From a serialized ``ModelInferRequest`` to a call, and from its outputs to a serialized answer.
+
+A tensor of a request is a view of the bytes that gRPC has handed out, if it came raw; of an answer it is copied once,
+behind the other fields of its message.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastpipe.errors import in_brief
+from fastpipe.serve.answering import NOTHING, TRACE_HEADERS, Call, WantedOutput
+from fastpipe.serve.grpc_messages import DecodeError, inference
+from fastpipe.serve.grpc_wire import RAW_OUTPUT, REQUEST_ID, cut, field
+from fastpipe.serve.statuses import InvalidRequest, NotServed
+from fastpipe.serve.tensors import Tensor, checked_shape, dtype_of, from_json, from_raw, to_raw
+
+if TYPE_CHECKING:
+    from fastpipe.serve.repository import Model
+
+__all__ = ["FINAL", "Asked", "Find", "Pieces", "answer_pieces", "asked_of", "id_of", "parameters_of", "parsed"]
+
+Find = Callable[[str, str], "Model"]
+"""Returns the model of a name and a version, where an empty version leaves the choice to the server."""
+
+Pieces = list[bytes | memoryview]
+"""A message, in pieces that are yet to be joined."""
+
+FINAL = "triton_final_response"
+"""The parameter of an answer in a stream that says whether it is its request's last."""
+
+LARGEST_KEPT_BYTES = 1024
+MOST_KEPT = 256
+"""Heads of requests, and of answers: of a client's, one after the other, they are the same."""
+
+MICROSECONDS = 1_000_000
+SHARED_MEMORY = "shared_memory_region"
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""The field of ``InferTensorContents`` that has the elements of a datatype; FP16 and BF16 have none, and go raw."""
+
+
+class Asked(NamedTuple):
+    """A call, and what its answer repeats."""
+
+    call: Call
+    id: bytes
+
+
+class _Head(NamedTuple):
+    """A request without its id and its raw contents; shared by requests that are the same but for those."""
+
+    model_name: str
+    model_version: str
+    parameters: Mapping[str, Any]
+    inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
+    """Name, datatype and shape of each."""
+    wanted: tuple[WantedOutput, ...] | None
+    message: Any
+    """The ``ModelInferRequest``, which may have typed contents."""
+
+
+def parsed(name: str, body: bytes) -> Any:
+    """Return the message of that name.
+
+    Raises:
+        InvalidRequest: the bytes are none.
+    """
+    try:
+        return inference()[name].FromString(body)
+    except DecodeError as error:
+        raise InvalidRequest(f"the request is no {name}: {error}") from None
+
+
+def asked_of(
+    body: bytes, find: Find, remaining_s: float | None, metadata: Sequence[tuple[str, str | bytes]] = ()
+) -> Asked:
+    """Read a request.
+
+    Args:
+        body: a serialized ``ModelInferRequest``; the tensors are views of it.
+        find: has the models.
+        remaining_s: until the client's deadline; it ends the call if the parameter ``timeout`` does not do so earlier.
+        metadata: of gRPC.
+
+    Raises:
+        InvalidRequest: it is none, or its tensors or parameters are malformed.
+        NotServed: it refers to shared memory.
+        UnknownModel, NotReady: from ``find``.
+    """
+    request = cut(body)
+    if request is None:
+        head, id, raw = _taken_apart(body)
+    else:
+        head = _kept_head_of(request.head) if len(request.head) <= LARGEST_KEPT_BYTES else _head_of(request.head)
+        id, raw = request.id, request.raw
+        if not id.isascii():
+            _check_text(id)
+    model = find(head.model_name, head.model_version)
+    parameters = head.parameters
+    if remaining_s is not None:
+        parameters = _shortened(parameters, remaining_s)
+    tensors = _raw(head, raw) if raw else _typed(head)
+    headers = {key: str(value) for key, value in metadata if key in TRACE_HEADERS}
+    return Asked(Call(model, tensors, head.wanted, parameters, headers), id)
+
+
+def _head_of(body: bytes) -> _Head:
+    """Read a request that has no id and no raw contents, and check all of it but typed contents."""
+    request = parsed("ModelInferRequest", body)
+    inputs = []
+    for each in request.inputs:
+        if each.parameters and SHARED_MEMORY in each.parameters:
+            raise _no_shared_memory("input", each.name)
+        inputs.append((each.name, each.datatype, checked_shape(each.name, list(each.shape))))
+    wanted = tuple(map(_wanted, request.outputs)) if request.outputs else None
+    parameters = parameters_of(request.parameters) if request.parameters else NOTHING
+    return _Head(request.model_name, request.model_version, parameters, tuple(inputs), wanted, request)
+
+
+_kept_head_of = lru_cache(MOST_KEPT)(_head_of)
+
+
+def _taken_apart(body: bytes) -> tuple[_Head, bytes, list[memoryview]]:
+    """Read a request that has something that the protocol does not know: as protobuf does, by copying."""
+    request = parsed("ModelInferRequest", body)
+    id, raw = request.id.encode(), [memoryview(each) for each in request.raw_input_contents]
+    request.ClearField("raw_input_contents")
+    return _head_of(request.SerializeToString()), id, raw
+
+
+def _check_text(id: bytes) -> None:
+    try:
+        id.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest("the request is no ModelInferRequest: its id is no UTF-8") from None
+
+
+def _shortened(parameters: Mapping[str, Any], remaining_s: float) -> Mapping[str, Any]:
+    """Have the call end with the client's deadline; what is no time is told of where parameters are checked."""
+    timeout_us = parameters.get("timeout", 0)
+    if isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or timeout_us < 0:
+        return parameters
+    left_us = max(int(remaining_s * MICROSECONDS), 1)
+    return {**parameters, "timeout": min(timeout_us, left_us) if timeout_us else left_us}
+
+
+def parameters_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters as values of Python; one that holds none of the kinds of value is left out."""
+    found: dict[str, Any] = {}
+    for key, parameter in given.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if kind is not None:
+            found[key] = getattr(parameter, kind)
+    return found
+
+
+# ---- inputs ----------------------------------------------------------------------------------------------------
+
+
+def _raw(head: _Head, raw: Sequence[memoryview]) -> list[Tensor]:
+    if len(raw) != len(head.inputs):
+        raise InvalidRequest(
+            f"raw_input_contents must have an element for each of the {len(head.inputs)} inputs, or none; it has "
+            f"{len(raw)}"
+        )
+    for each in head.message.inputs:
+        if each.HasField("contents"):
+            raise InvalidRequest(f"input {in_brief(each.name)} has both contents and raw_input_contents")
+    return [from_raw(*each, content) for each, content in zip(head.inputs, raw, strict=True)]
+
+
+def _typed(head: _Head) -> list[Tensor]:
+    pairs = zip(head.inputs, head.message.inputs, strict=True)
+    return [_of_contents(name, datatype, shape, each.contents) for (name, datatype, shape), each in pairs]
+
+
+def _of_contents(name: str, datatype: str, shape: tuple[int, ...], contents: Any) -> Tensor:
+    """Return a tensor of the elements in the fields of their type."""
+    dtype_of(datatype)  # there may be no such type
+    expected = _CONTENTS.get(datatype)
+    for filled, _ in contents.ListFields():
+        if filled.name != expected:
+            raise InvalidRequest(
+                f"input {in_brief(name)}: elements of {datatype} go into {expected or 'raw_input_contents'}, not into "
+                f"{filled.name}"
+            )
+    if expected is None:  # an empty tensor has no bytes either
+        return from_raw(name, datatype, shape, memoryview(b""))
+    elements = list(getattr(contents, expected))
+    if datatype == "BYTES":
+        raw = b"".join(piece for element in elements for piece in (struct.pack("<I", len(element)), element))
+        return from_raw(name, datatype, shape, memoryview(raw))
+    return from_json(name, datatype, shape, elements)
+
+
+def _wanted(each: Any) -> WantedOutput:
+    parameters = parameters_of(each.parameters) if each.parameters else {}
+    if SHARED_MEMORY in parameters:
+        raise _no_shared_memory("output", each.name)
+    count = parameters.get("classification", 0)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise InvalidRequest(
+            f"output {in_brief(each.name)}: classification must be a whole number from 0 on, got {in_brief(count)}"
+        )
+    return WantedOutput(each.name, count)
+
+
+def _no_shared_memory(kind: str, name: str) -> NotServed:
+    return NotServed(f"{kind} {in_brief(name)} is in shared memory, which this server does not use: send its contents")
+
+
+# ---- answers ---------------------------------------------------------------------------------------------------
+
+
+def answer_pieces(asked: Asked, outputs: Sequence[Tensor], *, is_final: bool | None = None) -> Pieces:
+    """Return a serialized ``ModelInferResponse`` in pieces: its fields, then each tensor, as a view.
+
+    Raw contents are always filled: tritonclient reads nothing else.
+
+    Args:
+        asked: what is answered.
+        outputs: its answer, or a part of it.
+        is_final: in a stream: whether there is no other answer to the same request.
+    """
+    model = asked.call.model
+    described = tuple([(tensor.name, tensor.datatype, tensor.array.shape) for tensor in outputs])
+    pieces: Pieces = [_answer_head(model.name, model.version, described, is_final)]
+    if asked.id:
+        pieces += field(REQUEST_ID, [asked.id])
+    for tensor in outputs:
+        pieces += field(RAW_OUTPUT, [to_raw(tensor)])
+    return pieces
+
+
+@lru_cache(MOST_KEPT)
+def _answer_head(
+    name: str, version: str, outputs: tuple[tuple[str, str, tuple[int, ...]], ...], is_final: bool | None
+) -> bytes:
+    """Return an answer without its id and its raw contents, as protobuf writes it."""
+    response = inference()["ModelInferResponse"](model_name=name, model_version=version)
+    if is_final is not None:
+        response.parameters[FINAL].bool_param = is_final
+    for output, datatype, shape in outputs:
+        response.outputs.add(name=output, datatype=datatype, shape=shape)
+    return bytes(response.SerializeToString())
+
+
+def id_of(body: bytes) -> bytes:
+    """Return the id of a request that could not be answered; empty if it has none that can be read."""
+    request = cut(body)
+    if request is not None and request.id.isascii():
+        return request.id
+    try:
+        return bytes(inference()["ModelInferRequest"].FromString(body).id.encode())
+    except DecodeError:
+        return b""
