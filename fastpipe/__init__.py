@@ -9,6 +9,7 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
 
     cli                 the command ``fastpipe``
     batched_function    ``@batched``: a pipe around a plain function
+    scale               replicas on other machines: Ray Serve
     observe             what a pipe does, for people and for monitoring: metrics, traces, timelines, the live page
     pipe, _maps         Pipe: what a service calls, watches and closes; map and amap
     debug               one request node by node; records of requests
@@ -55,6 +56,7 @@ from fastpipe.errors import (
     PipeClosed,
     PipeError,
     QueueFull,
+    ReplicaLost,
     RequestTimeout,
     RestartLimit,
     UnknownNode,
@@ -91,6 +93,7 @@ __all__ = [
     "PipeClosed",
     "PipeError",
     "QueueFull",
+    "ReplicaLost",
     "Request",
     "RequestStats",
     "RequestTimeout",
