@@ -130,7 +130,7 @@ def test_cancelling_and_deadlines_reach_the_pipe(deployed: Any) -> None:
 
     async def leaves() -> None:
         task = asyncio.create_task(pipe.acall({"data": 2}))
-        while ended()["in_flight"] != 1:
+        while (await asyncio.to_thread(ended))["in_flight"] != 1:
             await asyncio.sleep(0.1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -282,3 +282,21 @@ def test_a_grpc_service_of_ones_own_is_answered_by_a_replica(deployed: Any, ray_
         )
         answer = read(BytesValue(value=b"a page"), metadata=[("application", handle.app_name)], timeout=WAIT_S)
     assert answer.value == "a page"
+
+
+def test_a_configuration_file_of_serves_deploys_a_pipe(ray_serve: Any, tmp_path: Path) -> None:
+    """``serve deploy`` builds the application in a process of its own, from the import path and the arguments."""
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    path = tmp_path / "pipeline.toml"
+    path.write_text('[main]\nbackend = "Identity"\nmax = 4\n')
+    arguments = {"pipeline": str(path), "num_cpus": 0.1, "replica": "ray_pipes:Words"}
+    config = {"name": "words", "route_prefix": "/words", "import_path": "fastpipe.scale.ray:application"}
+    schema = ServeDeploySchema(applications=[{**config, "args": arguments}])
+    _get_global_client().deploy_apps(schema, _blocking=True)
+    try:
+        pipe = RemotePipe(serve.get_app_handle("words"), timeout=WAIT_S)
+        assert pipe({"data": 3}) == {"data": 3, "result": 3}
+    finally:
+        serve.delete("words")
