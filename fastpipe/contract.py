@@ -35,6 +35,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from fastpipe.announcing import Announced
 from fastpipe.errors import BackendError, ConfigError, ItemErrors
 from fastpipe.results import checked_parts
 
@@ -77,6 +78,8 @@ class Backend:
         takes_forms: forms of data, made by the step before, that it takes beside what others give.
         offers_forms: forms in which it can give results to the step behind.
         warmed_up: what the constructor has run, for the log.
+        announced_inputs: what its requests have, for a server.
+        announced_outputs: what they have when they leave it.
 
     Methods that a subclass may define; here they are None:
         bucket(self, request): only requests with equal buckets share a batch.
@@ -166,6 +169,15 @@ class Backend:
 
     def close(self) -> None:
         """Let go of what the instance holds. Called once, after its last batch."""
+
+    announced_inputs: tuple[Announced, ...] | None = None
+    """What a request has when it comes here, for a server whose pipe begins with this backend. None: nobody knows.
+
+    Set in the constructor, or of the class. It is told to clients, and no request is held against it here.
+    """
+
+    announced_outputs: tuple[Announced, ...] | None = None
+    """What a request has when it leaves, for a server whose pipe ends with this backend. None: nobody knows."""
 
     # Optional; the engine calls them only if a subclass defines them.
     bucket: Callable[[Request], Hashable] | None = None

@@ -69,7 +69,7 @@ class Pipe(_core.Engine):
     def __init__(self, source: str | Path | Mapping[str, Any] | None = None, /, **keywords: Any) -> None:
         if hasattr(self, "_configs"):
             raise PipeError(f"{self!r} is built already; its threads would be left behind: make another Pipe")
-        self._logbook = Logbook()
+        self._logbook, self._instances = Logbook(), Instances()
         config = load(source, keywords, add_mistakes_of_the_graph)
         configs = config.nodes
         graph = compile_graph(configs, jumps_of(configs))
@@ -80,7 +80,6 @@ class Pipe(_core.Engine):
         self._configs = configs
         self._compiled = graph
         self._debuggers: weakref.WeakSet[Debugger] = weakref.WeakSet()
-        self._instances = Instances()
         self._keeper = Keeper(self, configs, self._instances, self._logbook)
         # Reentrant: closing runs user code (backends, callbacks, signal handlers), which may close.
         self._close_lock = threading.RLock()
@@ -93,8 +92,7 @@ class Pipe(_core.Engine):
             self._let_go()
         process.living_pipes.add(self)
         keeper = WeakKeeper(weakref.ref(self._keeper))
-        aborts = config.when_hung == "abort"
-        builder = Builder(self, self._instances, keeper, configs, graph, aborts_when_hung=aborts)
+        builder = Builder(self, self._instances, keeper, configs, graph, aborts_when_hung=config.when_hung == "abort")
         try:
             builder.build()
         except BaseException as error:
@@ -104,6 +102,8 @@ class Pipe(_core.Engine):
             self._instances.close_what_was_built(error)
             raise
         self.capacity = builder.capacity
+        self.interface = builder.interface(config.interface)
+        """What goes in and comes out, for servers: what the key ``serve`` says, else the backends at both ends."""
         process.open_pipes.add(self)
         self._logbook.pipe_built(builder.instances)
 

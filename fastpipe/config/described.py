@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastpipe.announcing import NOT_WRITTEN, Interface
 from fastpipe.config.keys import NODE_KEYS, PIPE_KEYS, default_settings
 from fastpipe.config.maps import MapEntry
 from fastpipe.config.plan import StepPlan
@@ -70,5 +71,7 @@ class PipeConfig:
     """The keys that mean something to the engine also where a caller's own dict has them."""
     without_result: str = "error"
     """What becomes of a request that ends without a result because a step gave none."""
+    interface: Interface = NOT_WRITTEN
+    """What a server announces of the pipe, as far as it is written."""
     settings: Mapping[str, Any] = field(default_factory=lambda: default_settings(PIPE_KEYS))
     """The values of the keys of the pipe that have no field here, by the names of the keys: see ``keys.PIPE_KEYS``."""

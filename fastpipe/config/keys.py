@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from fastpipe.announcing import NOT_WRITTEN
 from fastpipe.config.maps import read_map
+from fastpipe.config.serving import SERVE_FORM, read_serve
 from fastpipe.config.shapes import SHAPE_FORM, largest_batch, smallest_batch
 from fastpipe.config.values import BadValue, coerce
 from fastpipe.contract import Between
@@ -361,6 +363,15 @@ PIPE_KEYS = _table(
         Literal["error", "end"],
         "error",
         field="without_result",
+    ),
+    Key(
+        "serve",
+        "What a server announces of the pipe: a table of max_batch_size, inputs and outputs.",
+        default=NOT_WRITTEN,
+        default_in_words="what the backends say",
+        read=read_serve,
+        form=SERVE_FORM,
+        field="interface",
     ),
 )
 """Keys of the whole pipe, which stand beside the nodes."""

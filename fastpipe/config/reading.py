@@ -146,7 +146,7 @@ def _flattened(written: Mapping[str, Any], problems: Problems) -> tuple[dict[str
     for name, value in written.items():
         if not isinstance(name, str):
             problems.add_general("configuration", f"names are text, got {name!r}")
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and not _is_of_the_pipe(name, value):
             tables.update(_logical_apart(name, {key: _own_value(each) for key, each in value.items()}))
         else:
             defaults[name] = _own_value(value)
@@ -158,6 +158,11 @@ def _flattened(written: Mapping[str, Any], problems: Problems) -> tuple[dict[str
     if "global" in defaults:
         problems.add_general("configuration", f"'global' must be a table, got {defaults.pop('global')!r}")
     return defaults, tables
+
+
+def _is_of_the_pipe(name: str, table: Mapping[str, Any]) -> bool:
+    """Whether a table is the value of a key of the whole pipe, and not the node of that name, which has a backend."""
+    return name in PIPE_KEYS and "backend" not in table
 
 
 def _logical_apart(name: str, table: dict[str, Any]) -> dict[str, dict[str, Any]]:

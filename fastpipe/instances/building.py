@@ -8,6 +8,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 from fastpipe import _core
+from fastpipe.announcing import Interface
 from fastpipe.config.described import NodeConfig
 from fastpipe.config.graph import Graph
 from fastpipe.config.keys import station_settings
@@ -78,6 +79,16 @@ class Builder:
         for config in self.configs:  # only now: workers read what was set above without a lock
             for station in self.stations.get(config.name, ()):
                 self._open_instances(config, station)
+
+    def interface(self, written: Interface) -> Interface:
+        """Return what the pipe takes and gives: what is written, else what the backends at its only ends say."""
+        inputs, outputs = written.inputs, written.outputs
+        roots, leaves = self.graph.roots, [node.index for node in self.graph.nodes if not node.next]
+        if inputs is None and len(roots) == 1:
+            inputs = self.backends[self._physical(self.configs[roots[0]])].announced_inputs
+        if outputs is None and len(leaves) == 1:
+            outputs = self.backends[self._physical(self.configs[leaves[0]])].announced_outputs
+        return Interface(inputs, outputs, written.max_batch_size)
 
     def _watch(self) -> None:
         guarded = [

@@ -26,6 +26,7 @@ FLOORS = [
     ["fastpipe.cli"],
     ["fastpipe"],
     ["fastpipe.scale"],
+    ["fastpipe.serve"],
     ["fastpipe.batched_function", "fastpipe.observe"],
     ["fastpipe.pipe"],
     ["fastpipe._maps"],
@@ -44,7 +45,7 @@ FLOORS = [
     ["fastpipe.faults"],
     ["fastpipe.contract"],
     ["fastpipe.filters", "fastpipe.results", "fastpipe.summaries", "fastpipe.observe.perfetto"],
-    ["fastpipe.errors", "fastpipe.redaction"],
+    ["fastpipe.errors", "fastpipe.redaction", "fastpipe.announcing"],
 ]
 """The house; ``fastpipe`` itself is the package, with its public names. Rooms on one floor do not know each other."""
 

@@ -1,0 +1,88 @@
+"""Triton's generate extension: a JSON object of inputs by name, without datatypes and shapes.
+
+    POST /v2/models/M/generate          {"text_input": "..."} -> {"model_name": ..., "text_output": "..."}
+    POST /v2/models/M/generate_stream   the same, part by part, as server-sent events
+
+Each input is one value, or a list of them; what is no input's name is a parameter of the call. An output of one element
+is given as that element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastpipe.errors import in_brief
+from fastpipe.serve import json_text
+from fastpipe.serve.answering import Call, stream
+from fastpipe.serve.exchange import Headers
+from fastpipe.serve.inference import Form, answer_document, trace_of, write_json_answer
+from fastpipe.serve.repository import Model
+from fastpipe.serve.signature import TensorSpec
+from fastpipe.serve.statuses import InvalidRequest
+from fastpipe.serve.tensors import Tensor, from_json, to_json_values
+
+__all__ = ["generated", "generated_parts", "inferred_parts", "read_generate"]
+
+_DATATYPES = {bool: "BOOL", int: "INT64", float: "FP64", str: "BYTES"}
+
+
+def read_generate(model: Model, headers: Headers, text: bytes) -> tuple[Call, str]:
+    """Return what a request asks for, and its id.
+
+    Raises:
+        InvalidRequest: an input is missing, or its values do not fit.
+    """
+    document = json_text.loads(text)
+    if type(document) is not dict:
+        raise InvalidRequest("the request must be a JSON object, with a value for each input")
+    names = {spec.name for spec in model.signature.inputs}
+    missing = [spec.name for spec in model.signature.inputs if spec.name not in document]
+    if missing:
+        raise InvalidRequest(f"inputs are missing: {', '.join(missing)}")
+    id, parameters = document.get("id", ""), document.get("parameters", {})
+    if type(id) is not str or type(parameters) is not dict:
+        raise InvalidRequest("id must be a text, and parameters an object")
+    others = {name: value for name, value in document.items() if name not in names}
+    has_rows = model.signature.max_batch_size > 0
+    inputs = [_input(spec, document[spec.name], has_rows=has_rows) for spec in model.signature.inputs]
+    return Call(model, inputs, parameters={**others, **parameters}, headers=trace_of(headers)), id
+
+
+def _input(spec: TensorSpec, value: Any, *, has_rows: bool) -> Tensor:
+    shape: list[int] = []
+    first = value
+    while type(first) is list and len(shape) < 32:
+        shape.append(len(first))
+        first = first[0] if first else None
+    if not shape:
+        value, shape = [value], [1] * len(spec.shape)
+    datatype = spec.datatype or _DATATYPES.get(type(first))
+    if datatype is None:
+        raise InvalidRequest(f"input {spec.name!r}: a text, a number, true or false is expected, got {in_brief(first)}")
+    return from_json(spec.name, datatype, (1, *shape) if has_rows else tuple(shape), [value] if has_rows else value)
+
+
+def generated(model: Model, id: str, outputs: list[Tensor]) -> dict[str, Any]:
+    """Return an answer, or a part of one, in the extension's form."""
+    document = answer_document(model, id)
+    for output in outputs:
+        data = to_json_values(output)
+        values = data if isinstance(data, list) else data.tolist()
+        document[output.name] = values[0] if len(values) == 1 else values
+    return document
+
+
+async def generated_parts(call: Call, id: str) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the parts of a stream in the extension's form."""
+    async with aclosing(stream(call)) as parts:
+        async for outputs in parts:
+            yield generated(call.model, id, outputs)
+
+
+async def inferred_parts(call: Call, form: Form) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the parts of a stream, each in the form of an answer of ``infer``, without binary data."""
+    async with aclosing(stream(call)) as parts:
+        async for outputs in parts:
+            yield write_json_answer(call.model, form.id, outputs)
