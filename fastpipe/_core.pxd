@@ -49,6 +49,7 @@ cdef class Station:
     cdef readonly int max_batch                 # built; also the greatest weight of a batch
     cdef readonly bint thread_bound             # built: only worker i may hold token i
     cdef bint workers_only                      # built: no caller runs a batch here
+    cdef readonly bint streams                  # built: its backends may emit chunks, and wait for those who read them
     cdef const void* engine                     # built: whose it is; for comparing only, it may be gone
     cdef readonly int position                  # built: where it is in the engine's list
     cdef bint batches                           # built: max_batch > 1, so the rule matters
@@ -181,7 +182,8 @@ cdef class Waiter:
     cdef object request                         # as it was handed in
     cdef object owned                           # a coroutine's: the caller's dict, of which `request` is a copy
     cdef Terms terms
-    cdef object sink                            # (loop, asyncio future) of a coroutine; None: a thread parks on `word`
+    cdef object sink                            # (loop, asyncio future) of a coroutine, or its ChunkStream; None: a thread
+                                                # parks on `word`
     cdef int64_t entered_ns                     # when it was handed in
     cdef Walk walk                              # the coroutine's, once it is let in
     cdef object context                         # a coroutine's: the context variables of its task, for its walk
@@ -264,7 +266,8 @@ cdef class Walk:
     cdef bint is_part                           # of another request, which knows what to do without a result: `request` is no
                                                 # caller's dict, but one that split() has made
     cdef readonly object error                  # why it failed; written before `outcome`
-    cdef object sink                            # by sink_kind: RequestFuture, (loop, asyncio future), Gather
+    cdef object sink                            # by sink_kind: RequestFuture, (loop, asyncio future), Gather, ChunkStream. Of parts
+                                                # that a backend runs and waits for, the ChunkStream of their whole, or None
     cdef int sink_index                         # Gather: which part
     cdef uint8_t sink_kind
     cdef bint started                           # some backend has seen it
@@ -315,6 +318,8 @@ cdef class Visit:
     cdef object request                         # a dict of its own. None: the node's map makes it
     cdef int round                              # of its walk; an older one is over
     cdef uint8_t way                            # how it came: PASSED_ON, ENTERED or RESTARTED
+    cdef uint8_t has_emitted                    # GIL: chunks of this run are handed on: it must not run again
+    cdef uint8_t has_left                       # GIL: it was sent on, or failed, before the end of its batch, as another visit
     cdef int64_t size_bytes                     # of its data, while queued; 0 where nobody counts
     cdef bint is_ghost                          # queued, but its walk has ended: it holds no place
     cdef bint is_held                           # a batch that may hang has it
@@ -322,6 +327,60 @@ cdef class Visit:
     cdef list bucket                            # its entry in the station's bucket_ids while queued
     cdef Stepper stepper                        # who waits for it while a worker runs it, or None
     cdef object failure                         # what it failed with there
+
+
+@cython.final
+cdef class ChunkStream:
+    # What a backend has emitted for a request and its reader has not taken. GIL: all of it, but for `news`.
+    cdef Walk walk                              # the request; None: it has not begun, or has ended
+    cdef Waiter waiter                          # who waits for room for it, or None
+    cdef object chunks                          # a deque
+    cdef Py_ssize_t limit                       # built: so many of them, at most
+    cdef int64_t emitted                        # how many there have been
+    cdef list blocked                           # of Pause: backends that wait for room
+    cdef object error                           # what the request has failed with, until its reader has it
+    cdef bint has_ended                         # the outcome is there
+    cdef bint is_left                           # the reader has gone
+    cdef bint cannot_be_read                    # the reader closes the pipe, and waits for it
+    cdef unsigned long reader_thread            # which has read last; 0: a coroutine reads
+    cdef object reader_task                     # weak: the coroutine's
+    cdef EventCount news                        # where threads sleep that read
+    cdef object loop                            # built: a coroutine's; None: threads read
+    cdef Mailbox mailbox                        # built: that loop's
+    cdef object waiting                         # the asyncio future that the coroutine awaits, or None
+    cdef bint is_called                         # it is in the mailbox
+    cdef ChunkStream next_called                # there
+    cdef c_bool c_is_over(self) noexcept
+    cdef c_bool c_is_full(self) except *
+    cdef object c_take(self)
+    cdef void c_release(self) noexcept
+    cdef void c_walk_ended(self, Walk walk) noexcept
+    cdef void c_end(self, object error, Turn turn) noexcept
+    cdef c_bool c_tell(self, Turn turn) noexcept
+
+
+@cython.final
+cdef class Mailbox:
+    # Streams whose readers are to be told of news by their event loop. GIL.
+    cdef ChunkStream first                      # linked by next_called
+    cdef ChunkStream last
+    cdef bint is_scheduled                      # the loop is about to look
+    cdef c_bool c_call(self, object loop, Turn turn) noexcept
+
+
+@cython.final
+cdef class Pause:
+    # A backend that waits for room.
+    cdef Word word                              # parks its thread
+
+
+@cython.final
+cdef class StreamReader:
+    # The reader's end of a stream: whoever drops it leaves.
+    cdef Engine engine                          # built
+    cdef ChunkStream stream                     # built: which refers to no reader
+    cdef int c_wait(self) except -1
+    cdef object c_outcome(self, c_bool is_awaited)
 
 
 @cython.final
@@ -406,6 +465,7 @@ cdef class Turn:
     cdef bint helps                             # a caller runs batches that may hold other callers' requests
     cdef object interrupt                       # what hit the thread in the middle (a signal's exception): its call raises it
     cdef bint is_guarded                        # a watchdog looks at the batches that it runs
+    cdef int64_t guarded_ns                     # then: what is in Station.started_ns, unless the batch was given up
     cdef object abandoned                       # the backend in which it was given up as hung
     cdef bint is_workers                        # a worker's; others have no loop that could end
     cdef int why                                # its batch left: a reason, plus 1; 0: its caller runs it; or RUN_AGAIN

@@ -182,6 +182,8 @@ class Builder:
             numbers=tuple(numbers),
             **station_settings(config.settings),
         )
+        if any(backend.streams for backend in backends):
+            station.may_stream()
         # Closing finds it from now on, also if the next node cannot be built.
         self.engine.stations.append(station)
         return station
