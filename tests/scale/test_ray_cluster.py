@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -300,3 +303,52 @@ def test_a_configuration_file_of_serves_deploys_a_pipe(ray_serve: Any, tmp_path:
         assert pipe({"data": 3}) == {"data": 3, "result": 3}
     finally:
         serve.delete("words")
+
+
+def test_chunks_come_as_the_backend_makes_them(deployed: Any) -> None:
+    """Of a stream, the answer is in the caller's dict at its end; leaving early cancels the request."""
+    handle = deployed({"backend": ray_pipes.Spells})
+    pipe = RemotePipe(handle, timeout=WAIT_S)
+
+    async def spell(request: dict[str, Any], count: int) -> list[str]:
+        chunks = []
+        async with contextlib.aclosing(pipe.astream(request)) as stream:
+            async for chunk in stream:
+                chunks.append(chunk)
+                if len(chunks) == count:
+                    break
+        return chunks
+
+    request = {"data": "word"}
+    assert asyncio.run(spell(request, 5)) == ["w", "o", "r", "d"]
+    assert request == {"data": "word", "result": ["w", "o", "r", "d"]}
+    assert list(handle.options(stream=True).stream.remote({"data": "ab"})) == ["a", "b"]
+    with pytest.raises(LookupError, match="no letter '!'"):
+        asyncio.run(spell({"data": "a!"}, 5))
+    assert asyncio.run(spell({"data": "abc?"}, 2)) == ["a", "b"]
+
+    def cancelled_count() -> int:
+        (stats,) = handle.broadcast("stats").results(timeout_s=WAIT_S)
+        return int(stats["requests"]["cancelled"])
+
+    wait_until(lambda: cancelled_count() == 1, "the request of the reader who left is cancelled")
+
+
+def test_http_is_the_open_inference_protocol(deployed: Any, ray_serve: Any) -> None:
+    """Behind Serve's proxy and its route; the model has the deployment's name."""
+    handle = deployed({"read": {"backend": "Identity"}})
+    url = f"http://127.0.0.1:{ray_serve.http}/{handle.app_name}/v2"
+
+    def answer_to(path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url + path, data=data), timeout=WAIT_S) as answer:
+                return answer.status, json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    assert answer_to("/models/fastpipe")[1]["name"] == "fastpipe"
+    tensor = {"name": "data", "datatype": "FP32", "shape": [3], "data": [1.0, 2.0, 3.0]}
+    status, answer = answer_to("/models/fastpipe/infer", {"inputs": [tensor]})
+    assert (status, answer["outputs"][0]["name"], answer["outputs"][0]["data"]) == (200, "result", [1.0, 2.0, 3.0])
+    assert answer_to("/models/none/infer", {"inputs": [tensor]})[0] == 404

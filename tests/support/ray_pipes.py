@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 
-from fastpipe import Backend, DeviceLost, PerRequest, QueueFull, Request, cancelled
+from fastpipe import Backend, DeviceLost, PerRequest, QueueFull, Request, Streaming, cancelled
 from fastpipe.scale.ray import Replica
 
 
@@ -53,6 +54,19 @@ class RunsUntilCancelled(PerRequest):
     def run(self, request: Request) -> None:
         while not cancelled():
             time.sleep(0.01)
+
+
+class Spells(Streaming):
+    """Hands on letter by letter; knows no ``!``, and does not end at a ``?``."""
+
+    def run(self, request: Request) -> Iterator[str]:
+        for letter in request["data"]:
+            if letter == "!":
+                raise LookupError("no letter '!'")
+            while letter == "?":
+                yield letter
+                time.sleep(0.01)
+            yield letter
 
 
 class Runs(Backend):

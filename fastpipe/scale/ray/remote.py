@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import AsyncGenerator, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from ray import exceptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
@@ -27,7 +27,6 @@ _LOST = (
     exceptions.ObjectLostError,  # the replica has answered, and its machine went before the answer was fetched
     ReplicaUnavailableError,
 )
-_REFUSED = BackPressureError, DeploymentUnavailableError
 
 
 class RemotePipe:
@@ -84,16 +83,9 @@ class RemotePipe:
             try:
                 request.update(response.result(timeout_s=call.left_s()))
                 return request
-            except exceptions.RayTaskError as error:
-                call.raise_cause(error)
-            except _LOST as error:
-                call.raise_if_last(error, retries_left)
-            except _REFUSED as error:
-                call.raise_refusal(error)
-            except BaseException as error:  # a signal ended the waiting, or there was no time left
-                response.cancel()
-                call.raise_timeout(error)
-        raise AssertionError("the last retry returns or raises")
+            except BaseException as error:
+                call.raise_unless_retried(error, response, retries_left)
+        raise AssertionError("the last try returns or raises")
 
     def acall(
         self, request: Request, *, timeout: float | None = None, priority: float = 0, entry: str | None = None
@@ -109,16 +101,37 @@ class RemotePipe:
                 async with asyncio.timeout(call.left_s()):
                     request.update(await response)
                 return request
-            except exceptions.RayTaskError as error:
-                call.raise_cause(error)
-            except _LOST as error:
-                call.raise_if_last(error, retries_left)
-            except _REFUSED as error:
-                call.raise_refusal(error)
             except BaseException as error:
-                response.cancel()
-                call.raise_timeout(error)
-        raise AssertionError("the last retry returns or raises")
+                call.raise_unless_retried(error, response, retries_left)
+        raise AssertionError("the last try returns or raises")
+
+    def astream(
+        self, request: Request, *, timeout: float | None = None, priority: float = 0, entry: str | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """Iterate over the chunks of an answer, as ``Pipe.astream`` does; the whole is in the dict at the end.
+
+        Leaving early cancels the request. A request whose replica was lost is tried again only if no chunk has come.
+        A slow reader does not slow the backend down: Ray keeps what was not read yet. Arguments are those of a call.
+        """
+        call = _Call(self._handle, request, self._timeout if timeout is None else timeout, priority, entry)
+        return self._astream(request, call)
+
+    async def _astream(self, request: Request, call: _Call) -> AsyncGenerator[Any, None]:
+        retries_left = self._retries
+        while True:
+            response = call.send_stream()
+            try:
+                while True:
+                    async with asyncio.timeout(call.left_s()):
+                        part = await anext(response)
+                    if isinstance(part, dict):
+                        request.update(part)
+                        return
+                    retries_left = 0
+                    yield part[0]
+            except BaseException as error:
+                call.raise_unless_retried(error, response, retries_left)
+                retries_left -= 1
 
     def __repr__(self) -> str:
         return f"<fastpipe RemotePipe of {self._handle.app_name}#{self._handle.deployment_name}>"
@@ -158,29 +171,28 @@ class _Call:
         """Send it to a replica, which Serve chooses; return Serve's response."""
         return self._handle.remote(self._sent, **self._keywords)
 
+    def send_stream(self) -> Any:
+        """Send it so that its answer comes in parts."""
+        stream = self._handle.options(method_name="stream", stream=True)
+        return stream.remote(self._sent, with_answer=True, **self._keywords)
+
     def left_s(self) -> float | None:
         """Return the seconds that it may still take; None: as long as it likes."""
         return None if self._timeout is None else max(0.0, self._timeout - (time.monotonic() - self._began))
 
-    def raise_cause(self, error: exceptions.RayTaskError) -> NoReturn:
-        """Raise what the replica has raised: Ray mixes its own type in, and its text with it."""
-        raise error.cause from error
-
-    def raise_if_last(self, error: Exception, retries_left: int) -> None:
-        """Raise that the replica is lost, unless it is tried again."""
-        if retries_left == 0 or self.left_s() == 0.0:
-            raise ReplicaLost(f"the replica that had the request is gone: {type(error).__name__}") from error
-
-    def raise_refusal(self, error: Exception) -> NoReturn:
-        """Raise that Serve has not taken it."""
+    def raise_unless_retried(self, error: BaseException, response: Any, retries_left: int) -> None:
+        """Raise what an error of Ray's means; return if the request is to be sent again."""
+        if isinstance(error, exceptions.RayTaskError):
+            raise error.cause from error  # what the replica has raised: Ray mixes its own type and text in
+        if isinstance(error, _LOST):
+            if retries_left == 0 or self.left_s() == 0.0:
+                raise ReplicaLost(f"the replica that had the request is gone: {type(error).__name__}") from error
+            return
         if isinstance(error, BackPressureError):
             raise QueueFull(f"Serve has as many requests waiting as it may: {error}") from error
-        raise PipeClosed(
-            f"the deployment {self._handle.deployment_name} is not to be had: it failed to start"
-        ) from error
-
-    def raise_timeout(self, error: BaseException) -> NoReturn:
-        """Raise that there was no time left, if it is that."""
+        if isinstance(error, DeploymentUnavailableError):
+            raise PipeClosed(f"the deployment {self._handle.deployment_name} has failed to start") from error
+        response.cancel()  # it goes on there: a signal, a task or the time has ended the waiting
         if isinstance(error, TimeoutError):
             raise RequestTimeout(f"the request did not end within its {self._timeout} s") from error
         raise error

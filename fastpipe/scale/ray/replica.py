@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray import cloudpickle
+from ray import cloudpickle, serve
+from ray.serve.exceptions import RayServeException
 from starlette.requests import Request as HttpRequest
+from starlette.responses import Response as HttpResponse
 
 from fastpipe.errors import BackendError, ConfigError, PipeError, RequestTimeout
 from fastpipe.faults import text_of
@@ -21,8 +23,11 @@ from fastpipe.scale.ray.metrics import ReplicaMetrics
 if TYPE_CHECKING:
     from fastpipe.contract import Request
     from fastpipe.measures import Stats
+    from fastpipe.serve import App
 
 __all__ = ["Replica"]
+
+_END = object()
 
 LONGEST_CLOSE_S = 10.0
 """Serve calls the destructor once the replica has no requests; a backend that does not return gets this much."""
@@ -57,6 +62,7 @@ class Replica:
             importlib.import_module(module)
         self.pipe = Pipe(source if isinstance(source, Mapping) else _first_there(source))
         self._timeout = timeout
+        self._app: App | None = None
         self._metrics = ReplicaMetrics(self.pipe, metrics_period_s) if metrics_period_s else None
 
     async def __call__(
@@ -115,11 +121,58 @@ class Replica:
             if travels is error:
                 raise
             raise travels from error
-        return {key: value for key, value in request.items() if key not in sent or sent[key] is not value}
+        return _new_in(request, sent)
+
+    async def stream(
+        self,
+        request: Request,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        priority: float = 0,
+        entry: str | None = None,
+        trace: Mapping[str, str] | None = None,
+        with_answer: bool = False,
+    ) -> AsyncGenerator[Any, None]:
+        """Run one request and yield its chunks: ``handle.options(stream=True).stream.remote(request)``.
+
+        Args:
+            request: as of ``answer``.
+            timeout: as of ``answer``.
+            deadline: as of ``answer``.
+            priority: as of ``answer``.
+            entry: as of ``answer``.
+            trace: as of ``answer``.
+            with_answer: chunks come as tuples of one, and the answer as a dict behind them.
+        """
+        sent = dict(request) if isinstance(request, dict) else {}
+        try:
+            limit = self._limit(timeout, deadline)
+            chunks = self.pipe.astream(request, timeout=limit, priority=priority, entry=entry)
+            async with contextlib.aclosing(chunks):
+                with _continued(trace):  # the request starts here; no context may be held over a yield
+                    chunk = await anext(chunks, _END)
+                while chunk is not _END:
+                    yield (chunk,) if with_answer else chunk
+                    chunk = await anext(chunks, _END)
+        except Exception as error:
+            travels = _that_travels(error)
+            if travels is error:
+                raise
+            raise travels from error
+        if with_answer:
+            yield _new_in(request, sent)
 
     async def http(self, request: HttpRequest) -> Any:
-        """Answer a request over HTTP: the Open Inference Protocol. Override it for a protocol of your own."""
-        raise NotImplementedError
+        """Answer a request over HTTP by the Open Inference Protocol; the model has the deployment's name.
+
+        Override it for a protocol of your own; what it returns is answered as Serve does.
+        """
+        if self._app is None:
+            from fastpipe.serve import app
+
+            self._app = app(self.pipe, name=_deployment_name())
+        return _Handed(self._app)
 
     async def stats(self) -> Stats:
         """Return ``Pipe.stats()``; of all replicas: ``handle.broadcast("stats").results()``."""
@@ -150,6 +203,29 @@ class Replica:
         if left_s <= 0:
             raise RequestTimeout(f"the request's time was over {-left_s:.3f} s before it came to a replica")
         return left_s if limit is None else min(limit, left_s)
+
+
+class _Handed(HttpResponse):
+    """The answer to a request over HTTP: whatever an ASGI application makes of the request."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__()
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._app(scope, receive, send)
+
+
+def _new_in(request: Request, sent: Request) -> Request:
+    """Return what a pipe has written to a request."""
+    return {key: value for key, value in request.items() if key not in sent or sent[key] is not value}
+
+
+def _deployment_name() -> str:
+    try:
+        return str(serve.get_replica_context().deployment)
+    except RayServeException:  # it is used without Serve
+        return "fastpipe"
 
 
 def _first_there(paths: Sequence[str]) -> Path:
