@@ -41,7 +41,9 @@ async def events_response(documents: AsyncGenerator[dict[str, Any], None], *, hi
     return Response(200, list(EVENT_STREAM), parts=_events(first, documents, hide))
 
 
-async def _events(first: Any, documents: AsyncGenerator[dict[str, Any], None], hide: bool) -> AsyncGenerator[bytes, None]:
+async def _events(
+    first: Any, documents: AsyncGenerator[dict[str, Any], None], hide: bool
+) -> AsyncGenerator[bytes, None]:
     async with aclosing(documents):
         document = first
         try:

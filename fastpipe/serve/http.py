@@ -33,7 +33,15 @@ from fastpipe.serve.inference import read_call, write_answer
 from fastpipe.serve.openapi import openapi
 from fastpipe.serve.repository import Repository
 from fastpipe.serve.scraping import Scraping
-from fastpipe.serve.statuses import InvalidRequest, NotReady, NotServed, Unauthorized, UnknownModel, WrongMethod, status_of
+from fastpipe.serve.statuses import (
+    InvalidRequest,
+    NotReady,
+    NotServed,
+    Unauthorized,
+    UnknownModel,
+    WrongMethod,
+    status_of,
+)
 
 __all__ = ["Route", "Service", "Settings"]
 
@@ -224,7 +232,9 @@ class Service:
         return json_response({})
 
     async def metrics(self, route: Route, request: Request) -> Response:
-        return Response(200, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")], await self.scraping.page())
+        return Response(
+            200, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")], await self.scraping.page()
+        )
 
     async def page(self, route: Route, request: Request) -> Response:
         if not self.live_url:
@@ -243,8 +253,12 @@ class Service:
 _GET = {"GET", "HEAD"}
 _POST = {"POST"}
 
-_SHARED_MEMORY = "shared memory is not served: clients and server may be on several machines; send tensors as binary data"
-_SETTINGS = "settings of tracing and logging are not changed by clients; see fastpipe.observe.traces, and Python's logging"
+_SHARED_MEMORY = (
+    "shared memory is not served: clients and server may be on several machines; send tensors as binary data"
+)
+_SETTINGS = (
+    "settings of tracing and logging are not changed by clients; see fastpipe.observe.traces, and Python's logging"
+)
 
 _OF_SERVER: dict[str, tuple[set[str], Handler, bool]] = {
     "": (_GET, Service.server_metadata, False),

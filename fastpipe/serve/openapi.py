@@ -55,7 +55,9 @@ def _paths_of(model: Model, path: str) -> Schema:
     found: Schema = {
         path: {"get": _operation("Inputs and outputs of the model.", "ModelMetadata", 404, 503)},
         f"{path}/ready": {"get": _operation("Whether the model is ready.", "Flags", 404, 503, is_open=True)},
-        f"{path}/config": {"get": _operation("Its configuration, as Triton's clients look for it.", "Answer", 404, 503)},
+        f"{path}/config": {
+            "get": _operation("Its configuration, as Triton's clients look for it.", "Answer", 404, 503)
+        },
         f"{path}/stats": {"get": _operation("What it has counted.", "Statistics", 404, 503)},
     }
     for verb, answer in inference.items():
@@ -101,7 +103,14 @@ def _operation(
 
 def _values_of(model: Model) -> Schema:
     """Return what ``generate`` takes: a value for each input."""
-    kinds = {"BYTES": "string", "BOOL": "boolean", "FP16": "number", "BF16": "number", "FP32": "number", "FP64": "number"}
+    kinds = {
+        "BYTES": "string",
+        "BOOL": "boolean",
+        "FP16": "number",
+        "BF16": "number",
+        "FP32": "number",
+        "FP64": "number",
+    }
     properties: Schema = {}
     for spec in model.signature.inputs:
         kind: Schema = {} if spec.datatype is None else {"type": kinds.get(spec.datatype, "integer")}

@@ -352,3 +352,27 @@ def test_http_is_the_open_inference_protocol(deployed: Any, ray_serve: Any) -> N
     status, answer = answer_to("/models/fastpipe/infer", {"inputs": [tensor]})
     assert (status, answer["outputs"][0]["name"], answer["outputs"][0]["data"]) == (200, "result", [1.0, 2.0, 3.0])
     assert answer_to("/models/none/infer", {"inputs": [tensor]})[0] == 404
+
+
+@serve.deployment(ray_actor_options={"num_cpus": 0.1})
+class Front:
+    """A deployment in front of a pipe, which calls it as docs/scaling.md says."""
+
+    def __init__(self, handle: Any) -> None:
+        self.pipe = RemotePipe(handle, retries=1, timeout=WAIT_S)
+
+    async def __call__(self, http_request: Any) -> Any:
+        answer = await self.pipe.acall({"data": (await http_request.body()).decode()})
+        return answer["result"]
+
+
+def test_a_deployment_in_front_calls_the_pipe(ray_serve: Any) -> None:
+    """By a RemotePipe inside a replica: two processes are between the client and the pipe."""
+    pipe = deployment({"backend": "Identity"}, num_cpus=0.1)
+    serve.run(Front.bind(pipe), name="front", route_prefix="/front")
+    try:
+        request = urllib.request.Request(f"http://127.0.0.1:{ray_serve.http}/front", data=b"a page")
+        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+            assert answer.read() == b"a page"
+    finally:
+        serve.delete("front")

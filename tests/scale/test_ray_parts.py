@@ -242,7 +242,7 @@ def call(handle: Handle, way: str, **keywords: Any) -> tuple[dict[str, Any], Any
 
 
 def task_error(cause: Exception) -> Exception:
-    error: Exception = exceptions.RayTaskError("answer", "Traceback ...", cause).as_instanceof_cause()
+    error: Exception = exceptions.RayTaskError("answer", "a line of the replica", cause).as_instanceof_cause()
     return error
 
 
@@ -264,7 +264,12 @@ def test_errors_of_ray_are_those_of_a_pipe(way: str, outcome: Callable[[], Any],
     error = outcome()
     request, raised = call(Handle(error), way)
     assert type(raised) is kind
-    assert raised.__cause__ is error
+    if isinstance(error, exceptions.RayTaskError):
+        assert type(raised.__cause__).__name__ == "RemoteTraceback"
+        assert "a line of the replica" in str(raised.__cause__)
+        assert raised.__context__ is None  # it would hold the error: a cycle
+    else:
+        assert raised.__cause__ is error
     assert request == {"data": 3}
     assert type(pickle.loads(pickle.dumps(raised))) is kind
 
@@ -295,6 +300,26 @@ def test_a_request_whose_time_is_over_is_cancelled(way: str) -> None:
     assert [response.is_cancelled for response in handle.responses] == [True]
     ((_, keywords),) = handle.sent
     assert keywords.keys() - {"trace"} == {"deadline"}
+
+
+def test_a_remote_pipe_sends_the_trace_of_its_caller() -> None:
+    """If OpenTelemetry is in use at all."""
+    trace = pytest.importorskip("opentelemetry.trace")
+    context = trace.SpanContext(0xAF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, True, trace.TraceFlags(1))
+    handle = Handle({"result": 9})
+    with trace.use_span(trace.NonRecordingSpan(context)):
+        call(handle, "call")
+    ((_, keywords),) = handle.sent
+    header = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    assert keywords == {"trace": {"traceparent": header}}
+
+
+def test_a_replica_warns_if_its_pipe_holds_more_than_was_read(caplog: pytest.LogCaptureFixture) -> None:
+    """Serve would send it too few for a full batch, and nobody would see why."""
+    for capacity, warnings in ((8, 0), (7, 1)):
+        Replica({"backend": "Identity", "max": 8}, metrics_period_s=0, capacity=capacity).pipe.close()
+        assert len(caplog.records) == warnings
+    assert "pass max_ongoing_requests=16" in caplog.text
 
 
 def test_a_remote_pipe_says_what_is_wrong_with_it() -> None:

@@ -69,10 +69,15 @@ def deployment(
         MissingExtra: Ray is not installed, or a library that a backend needs.
         TypeError, ValueError: what Serve refuses.
     """
+    capacity = None
     if max_ongoing_requests is None:
         for module in imports:
             importlib.import_module(module)
-        max_ongoing_requests = _ongoing_of(load(source, {}, add_mistakes_of_the_graph))
+        config = load(source, {}, add_mistakes_of_the_graph)
+        capacity = _capacity_of(config)
+        max_ongoing_requests = TIMES_CAPACITY * capacity
+        if config.max_in_flight is not None:  # what the pipe would not let in waits better where others can have it
+            max_ongoing_requests = min(max_ongoing_requests, config.max_in_flight)
     if autoscaling_config is None:
         options["num_replicas"] = 1 if num_replicas is None else num_replicas
     else:
@@ -87,7 +92,9 @@ def deployment(
         **options,
     )
     found = dict(source) if isinstance(source, Mapping) else [str(source), str(Path(source).absolute())]
-    return deployed.bind(found, imports=tuple(imports), timeout=timeout, metrics_period_s=metrics_period_s)
+    return deployed.bind(
+        found, imports=tuple(imports), timeout=timeout, metrics_period_s=metrics_period_s, capacity=capacity
+    )
 
 
 def application(arguments: Mapping[str, Any]) -> serve.Application:
@@ -115,8 +122,8 @@ def application(arguments: Mapping[str, Any]) -> serve.Application:
     return deployment(keywords.pop("pipeline"), **keywords)
 
 
-def _ongoing_of(config: PipeConfig) -> int:
-    """Return how many requests a replica is sent at once, as far as a description says what its backends take."""
+def _capacity_of(config: PipeConfig) -> int:
+    """Return what ``Pipe.capacity`` will be, as far as a description says what its backends take."""
     capacity = 0
     for node in config.nodes:
         if node.plan is None or is_sub_graph(node.plan):
@@ -124,9 +131,7 @@ def _ongoing_of(config: PipeConfig) -> int:
         sizes = (getattr(step.backend, "max_batch", None) for step in node.plan.steps())
         own = max((size for size in sizes if isinstance(size, int)), default=1)
         capacity += node.instance_num * (node.max or own)
-    ongoing = TIMES_CAPACITY * max(capacity, 1)
-    # What the pipe would not let in waits better in front of it, where another replica can have it.
-    return ongoing if config.max_in_flight is None else min(ongoing, config.max_in_flight)
+    return max(capacity, 1)
 
 
 def _with_policy(config: Mapping[str, Any] | AutoscalingConfig) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ __all__ = ["ReplicaMetrics"]
 
 Tags = dict[str, str]
 
+_log = logging.getLogger("fastpipe")
+
 
 class ReplicaMetrics:
     """Tells Ray every few seconds what a pipe has counted; Serve adds application, deployment and replica.
@@ -53,7 +56,10 @@ class ReplicaMetrics:
 
     async def _tell_forever(self, period_s: float) -> None:
         while True:
-            self.tell()
+            try:
+                await asyncio.to_thread(self.tell)  # some milliseconds, where there are many nodes
+            except Exception:
+                _log.warning("Ray could not be told what the pipe has counted", exc_info=True)
             await asyncio.sleep(period_s)
 
     def tell(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ray import exceptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
@@ -29,14 +29,18 @@ _LOST = (
 )
 
 
+class RemoteTraceback(Exception):
+    """Where a replica's pipe has raised what this is the cause of: its text."""
+
+
 class RemotePipe:
     """Calls the replicas of a deployment: ``pipe(request)``, ``await pipe.acall(request)``.
 
         pipe = RemotePipe(serve.get_app_handle("ocr"), retries=1, timeout=2.0)
 
     As with a pipe, the answer's keys are written to the caller's dict once the request has succeeded, and errors have
-    the types that they have there, without Ray's own mixed in; Ray's error is their cause. Cancelling, and the end of a
-    ``timeout``, cancel the request in the replica.
+    the types that they have there, without Ray's own mixed in; their cause is Ray's error, or the replica's traceback.
+    Cancelling, and the end of a ``timeout``, cancel the request in the replica.
 
     Args:
         handle: what ``serve.run`` or ``serve.get_app_handle`` returns.
@@ -83,8 +87,10 @@ class RemotePipe:
             try:
                 request.update(response.result(timeout_s=call.left_s()))
                 return request
-            except BaseException as error:
-                call.raise_unless_retried(error, response, retries_left)
+            except BaseException as caught:
+                error = call.meaning_of(caught, response, retries_left)
+            if error is not None:
+                _raise(error)
         raise AssertionError("the last try returns or raises")
 
     def acall(
@@ -101,8 +107,10 @@ class RemotePipe:
                 async with asyncio.timeout(call.left_s()):
                     request.update(await response)
                 return request
-            except BaseException as error:
-                call.raise_unless_retried(error, response, retries_left)
+            except BaseException as caught:
+                error = call.meaning_of(caught, response, retries_left)
+            if error is not None:
+                _raise(error)
         raise AssertionError("the last try returns or raises")
 
     def astream(
@@ -129,9 +137,11 @@ class RemotePipe:
                         return
                     retries_left = 0
                     yield part[0]
-            except BaseException as error:
-                call.raise_unless_retried(error, response, retries_left)
-                retries_left -= 1
+            except BaseException as caught:
+                error = call.meaning_of(caught, response, retries_left)
+            if error is not None:
+                _raise(error)
+            retries_left -= 1
 
     def __repr__(self) -> str:
         return f"<fastpipe RemotePipe of {self._handle.app_name}#{self._handle.deployment_name}>"
@@ -180,19 +190,32 @@ class _Call:
         """Return the seconds that it may still take; None: as long as it likes."""
         return None if self._timeout is None else max(0.0, self._timeout - (time.monotonic() - self._began))
 
-    def raise_unless_retried(self, error: BaseException, response: Any, retries_left: int) -> None:
-        """Raise what an error of Ray's means; return if the request is to be sent again."""
-        if isinstance(error, exceptions.RayTaskError):
-            raise error.cause from error  # what the replica has raised: Ray mixes its own type and text in
-        if isinstance(error, _LOST):
-            if retries_left == 0 or self.left_s() == 0.0:
-                raise ReplicaLost(f"the replica that had the request is gone: {type(error).__name__}") from error
-            return
-        if isinstance(error, BackPressureError):
-            raise QueueFull(f"Serve has as many requests waiting as it may: {error}") from error
-        if isinstance(error, DeploymentUnavailableError):
-            raise PipeClosed(f"the deployment {self._handle.deployment_name} has failed to start") from error
+    def meaning_of(self, caught: BaseException, response: Any, retries_left: int) -> BaseException | None:
+        """Return what a caller of a pipe is to be told of an error of Ray's; None: the request is to be sent again."""
+        if isinstance(caught, exceptions.RayTaskError):  # the replica has raised: Ray mixes its own type and text in
+            return _caused(caught.cause, RemoteTraceback(str(caught)))
+        if isinstance(caught, _LOST):
+            if retries_left > 0 and self.left_s() != 0.0:
+                return None
+            return _caused(ReplicaLost(f"the replica that had the request is gone: {type(caught).__name__}"), caught)
+        if isinstance(caught, BackPressureError):
+            return _caused(QueueFull(f"Serve has as many requests waiting as it may: {caught}"), caught)
+        if isinstance(caught, DeploymentUnavailableError):
+            return _caused(PipeClosed(f"the deployment {self._handle.deployment_name} has failed to start"), caught)
         response.cancel()  # it goes on there: a signal, a task or the time has ended the waiting
-        if isinstance(error, TimeoutError):
-            raise RequestTimeout(f"the request did not end within its {self._timeout} s") from error
+        if isinstance(caught, TimeoutError):
+            return _caused(RequestTimeout(f"the request did not end within its {self._timeout} s"), caught)
+        return caught
+
+
+def _caused(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+def _raise(error: BaseException) -> NoReturn:
+    """Raise an error where Ray's is not its context: that holds it, and the cycle would keep the request."""
+    try:
         raise error
+    finally:
+        del error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Replica"]
 
+_log = logging.getLogger("fastpipe")
 _END = object()
 
 LONGEST_CLOSE_S = 10.0
@@ -48,6 +50,7 @@ class Replica:
         imports: modules that are imported before, because they register backends.
         timeout: seconds for a request that says nothing itself.
         metrics_period_s: how often Ray is told what the pipe has counted; 0: never.
+        capacity: what ``max_ongoing_requests`` was made from; a warning says if the pipe holds more.
     """
 
     def __init__(
@@ -57,10 +60,19 @@ class Replica:
         imports: Sequence[str] = (),
         timeout: float | None = None,
         metrics_period_s: float = 5.0,
+        capacity: int | None = None,
     ) -> None:
         for module in imports:
             importlib.import_module(module)
         self.pipe = Pipe(source if isinstance(source, Mapping) else _first_there(source))
+        if capacity is not None and self.pipe.capacity > capacity:
+            _log.warning(
+                "the pipe holds %d requests in full batches, and its description says %d: batches will be smaller than "
+                "they could be; pass max_ongoing_requests=%d to deployment()",
+                self.pipe.capacity,
+                capacity,
+                2 * self.pipe.capacity,
+            )
         self._timeout = timeout
         self._app: App | None = None
         self._metrics = ReplicaMetrics(self.pipe, metrics_period_s) if metrics_period_s else None
