@@ -7,9 +7,10 @@ request runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["DATATYPES", "NOT_WRITTEN", "Announced", "Interface"]
+__all__ = ["DATATYPES", "IMAGE_FILE", "NOT_WRITTEN", "Announced", "Interface", "announced_array"]
 
 DATATYPES = (
     *("BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
@@ -37,6 +38,33 @@ class Announced:
     key: str
     text: bool = False
     labels: tuple[str, ...] = ()
+
+
+_DATATYPE_OF = {
+    **{f"{sign}int{bits}": f"{sign}int{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"FP{bits}" for bits in (16, 32, 64)},
+    "bfloat16": "BF16",
+    "bool": "BOOL",
+}
+
+
+def announced_array(name: str, dtype: str, shape: Sequence[object], key: str) -> tuple[Announced, ...] | None:
+    """Return an only input or output that is an array; None: the protocol has no datatype for its dtype.
+
+    Args:
+        name: as the model calls it.
+        dtype: NumPy's name for it.
+        shape: of one sample; what is no int there is any size.
+        key: of the request's dict.
+    """
+    datatype = _DATATYPE_OF.get(dtype)
+    if datatype is None:
+        return None
+    return (Announced(name, datatype, tuple(size if isinstance(size, int) else -1 for size in shape), key),)
+
+
+IMAGE_FILE = (Announced("data", "BYTES", (1,), "data"),)
+"""What decoders take: the content of a file."""
 
 
 @dataclass(frozen=True)

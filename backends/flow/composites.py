@@ -83,6 +83,8 @@ class _Composer(Container):
         self.max_batch = largest
         self.thread_bound = any(child.backend.thread_bound for child in children)
         self.keeps_input = all(child.backend.keeps_input for child in children)
+        first = children[0].backend
+        self.announced_inputs, self.announced_outputs = first.announced_inputs, first.announced_outputs
         self._without: dict[int, str] = {}  # by id of a request without a result: which child gave none
         single = self._first[1] if largest >= 1 else None
         runners = [ChildRunner(child, gets_whole_batches=True) for child in children]

@@ -67,7 +67,8 @@ class Sequential(Container):
         self._without: dict[int, str] = {}
         self.thread_bound = any(child.backend.thread_bound for child in children)
         self.max_batch = common_size([child.backend.max_batch for child in children])
-        first = children[0].backend
+        first, last = children[0].backend, children[-1].backend
+        self.announced_inputs, self.announced_outputs = first.announced_inputs, last.announced_outputs
         if first.bucket is not None:
             self.bucket = first.bucket
         if first.weigh is not None:

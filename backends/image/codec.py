@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fastpipe.announcing import IMAGE_FILE
 from fastpipe.contract import PerRequest, Request
 from fastpipe.errors import DecodeError, KernelError
 
@@ -62,6 +63,7 @@ class DecodeMat(PerRequest):
     """
 
     keeps_input = True
+    announced_inputs = IMAGE_FILE
 
     def __init__(self, *, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         self.max_pixels = max_pixels

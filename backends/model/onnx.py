@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import onnxruntime
 
+from fastpipe.announcing import announced_array
 from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
@@ -151,7 +152,11 @@ class OnnxTensor(ModelBackend):
                 halves = json.loads(self._session.get_modelmeta().custom_metadata_map[HALF_INPUTS])
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
-            self._take(self._inputs, profiles)
+            self._take(self._inputs, profiles, specs)
+            if len(outputs) == 1 and self._has_rows and postprocessor in ("split", "cpu"):
+                output = outputs[0]
+                dtype = _dtype("output", output).name
+                self.announced_outputs = announced_array(output.name, dtype, output.shape[1:], "result")
             if warm_up:
                 self._warm_up(specs, profiles)
             if self._has_rows and rows is None:

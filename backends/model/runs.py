@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
+from fastpipe.announcing import announced_array
 from fastpipe.contract import Backend, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
 from .reader import RequestReader, Sample, UnfitError
-from .shapes import Profile
+from .shapes import InputSpec, Profile
 
 __all__ = ["Group", "ModelBackend", "run_in_groups"]
 
@@ -21,8 +22,10 @@ class ModelBackend(Backend):
 
     _name: str
 
-    def _take(self, inputs: RequestReader, profiles: Sequence[Profile]) -> None:
+    def _take(self, inputs: RequestReader, profiles: Sequence[Profile], specs: Sequence[InputSpec] = ()) -> None:
         self._reader = inputs
+        if len(specs) == 1:
+            self.announced_inputs = announced_array(specs[0].name, specs[0].dtype.name, specs[0].shape[1:], "data")
         self.max_batch = inputs.max_batch
         # Where no run ever has two rows, no output needs to have rows.
         self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)

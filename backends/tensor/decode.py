@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastpipe.announcing import IMAGE_FILE
 from fastpipe.contract import Between, Request, raise_failed
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import ConfigError, DecodeError, MissingExtra
@@ -109,6 +110,7 @@ class DecodeTensor(OnGpu):
     """
 
     keeps_input = True
+    announced_inputs = IMAGE_FILE
     offers_forms = (Pixels,)
 
     def __init__(

@@ -84,7 +84,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     _add_debug(commands, is_given="debug" in given[:1])
     _add_replay(commands, is_given="replay" in given[:1])
     for name, what in _TOOLS.items():
-        _add_tool(commands, name, what, is_given=name in given[:1])
+        _add_tool(commands, name, what, given)
     return parser
 
 
@@ -167,6 +167,10 @@ _TOOLS = {
         "look at this machine",
         "Say what there is of CPUs, libraries, GPUs and caches, and what would make a pipe slow here.",
     ),
+    "serve": (
+        "serve pipes over HTTP and gRPC",
+        "Serve pipes by the Open Inference Protocol v2, over HTTP and gRPC, until a signal ends it.",
+    ),
     "live": ("watch a running pipe", "Show what the pipe of a running service does, node by node, each second."),
 }
 """Commands with a module of their own, which has ``add_arguments`` and ``run``: their help, and description."""
@@ -174,12 +178,12 @@ _TOOLS = {
 _NEED_NO_PIPE = ("doctor", "live")
 
 
-def _add_tool(commands: _Commands, name: str, what: tuple[str, str], *, is_given: bool) -> None:
+def _add_tool(commands: _Commands, name: str, what: tuple[str, str], given: Sequence[str]) -> None:
     tool = commands.add_parser(name, help=what[0], description=what[1])
-    if is_given:
+    if name in given[:1]:
         module = importlib.import_module(f"fastpipe.cli.{name}")
         module.add_arguments(tool)
-        tool.set_defaults(run=module.run, runs_own_code=lambda options: name not in _NEED_NO_PIPE)
+        tool.set_defaults(run=module.run, given=given[1:], runs_own_code=lambda options: name not in _NEED_NO_PIPE)
 
 
 class _Version(argparse.Action):

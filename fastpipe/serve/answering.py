@@ -27,7 +27,7 @@ from fastpipe.serve.tensors import Array, Tensor
 if TYPE_CHECKING:
     from fastpipe.serve.repository import Model
 
-__all__ = ["Call", "WantedOutput", "answer", "stream"]
+__all__ = ["Call", "WantedOutput", "answer", "stream", "trace"]
 
 MICROSECONDS = 1_000_000
 LONGEST_TIMEOUT_S = 1_000_000_000.0
@@ -78,7 +78,7 @@ async def answer(call: Call) -> list[Tensor]:
     try:
         requests = call.model.signature.to_requests(call.inputs)
         names, terms = _names(call), _terms(call.parameters)
-        with _trace(call.headers):
+        with trace(call.headers):
             if len(requests) == 1:
                 await call.model.pipe.acall(requests[0], **terms)
             else:
@@ -115,7 +115,7 @@ async def stream(call: Call) -> AsyncGenerator[list[Tensor], None]:
         wanted = _names(call)
         pipe: Any = call.model.pipe
         async with aclosing(pipe.astream(requests[0], **_terms(call.parameters))) as parts:
-            with _trace(call.headers):  # not around a yield: whoever closes this generator may be another task
+            with trace(call.headers):  # not around a yield: whoever closes this generator may be another task
                 part = await anext(parts, _END)
             is_empty = part is _END
             while part is not _END:
@@ -192,7 +192,7 @@ def _number(parameters: Mapping[str, Any], name: str) -> float:
     return value
 
 
-def _trace(headers: Mapping[str, str]) -> AbstractContextManager[None]:
+def trace(headers: Mapping[str, str]) -> AbstractContextManager[None]:
     """Return the context in which the pipe's calls belong to the trace of the client, if it has sent one."""
     if not headers:
         return nullcontext()

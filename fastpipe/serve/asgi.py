@@ -12,16 +12,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from fastpipe.pipe import Pipe
-from fastpipe.serve.exchange import Headers, Response
-from fastpipe.serve.http import Route, Service, Settings
+from fastpipe.serve.exchange import Chunks, Headers, Response
+from fastpipe.serve.http import Service, Settings
 from fastpipe.serve.repository import Repository, Source
 from fastpipe.serve.signature import Signature
-from fastpipe.serve.statuses import InvalidRequest, RequestTooLarge, SlowClient, TooBusy
+from fastpipe.serve.statuses import InvalidRequest, RequestTooLarge, SlowClient
 
-__all__ = ["App", "app"]
+__all__ = ["App", "Watch", "app"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -29,7 +29,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 WATCHED_AFTER_S = 0.01
-"""A client that leaves is noticed from then on; to watch for it sooner would cost quick requests more than they save."""
+"""A client that leaves is noticed from then on: to watch quick requests would cost more than it saves."""
 
 
 def app(
@@ -67,7 +67,6 @@ class App:
         self.service = service
         self._is_open = False
         self._opening: asyncio.Lock | None = None
-        self._buffered_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -138,16 +137,17 @@ class App:
             chunks: list[bytes] = []
             if scope["method"] == "POST":
                 chunks, held = await self._body(headers, receive)
-                self._buffered_bytes += held
         except _Gone:
             return
         except Exception as error:
             await _send(send, scope, service.failed(error), ends=True)
             return
         try:
-            await _Exchange(service, route, headers, chunks).run(scope, receive, send)
+            with Watch(receive):
+                response = await service.answer(route, headers, chunks)
+                await _send(send, scope, response)
         finally:
-            self._buffered_bytes -= held
+            service.budget.give(held)
 
     async def _body(self, headers: Headers, receive: Receive) -> tuple[list[bytes], int]:
         """Return the body of a request, as it came, and its size.
@@ -159,83 +159,86 @@ class App:
         declared = headers.get(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > limits.body_bytes:
             raise RequestTooLarge(f"the body has {int(declared)} bytes; at most {limits.body_bytes} are taken")
-        chunks: list[bytes] = []
-        size, has_more = 0, True
+        budget, chunks, size, has_more = self.service.budget, Chunks(), 0, True
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         try:
-            async with asyncio.timeout(limits.body_s):
+            async with asyncio.timeout_at(began_s + limits.body_s) as timeout:
                 while has_more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _Gone
                     chunk, has_more = message.get("body", b""), message.get("more_body", False)
-                    size += len(chunk)
+                    budget.take(len(chunk))
+                    size = chunks.add(chunk)
                     if size > limits.body_bytes:
                         raise RequestTooLarge(f"the body has more than {limits.body_bytes} bytes")
-                    if self._buffered_bytes + size > limits.buffered_bytes:
-                        raise TooBusy("the server holds as many bytes of requests as it may")
-                    if chunk:
-                        chunks.append(chunk)
-        except TimeoutError:
-            raise SlowClient(f"the body was not there within {limits.body_s:g} s") from None
-        if declared is not None and declared.isdigit() and int(declared) != size:
-            raise InvalidRequest(f"Content-Length is {int(declared)}, and the body has {size} bytes")
-        return chunks, size
+                    if has_more:
+                        timeout.reschedule(began_s + limits.body_time_s(size))
+            if declared is not None and declared.isdigit() and int(declared) != size:
+                raise InvalidRequest(f"Content-Length is {int(declared)}, and the body has {size} bytes")
+        except BaseException as error:
+            budget.give(size)
+            if isinstance(error, TimeoutError):
+                raise SlowClient(f"the body was not there within {limits.body_time_s(size):g} s") from None
+            raise
+        return chunks.taken(), size
 
 
 class _Gone(Exception):
     """The client left while it sent its body."""
 
 
-class _Exchange:
-    """One request and its answer, with an eye on whether the client is still there."""
+class Watch:
+    """Within a ``with`` statement, the task is cancelled if the client leaves; the block then ends there, quietly.
 
-    def __init__(self, service: Service, route: Route, headers: Headers, chunks: list[bytes]) -> None:
-        self.service = service
-        self.route = route
-        self.headers = headers
-        self.chunks = chunks
+    ``is_gone`` says so afterwards. The request's body has to have been read.
+    """
+
+    def __init__(self, receive: Receive) -> None:
         self.is_gone = False
-        self.watcher: asyncio.Task[None] | None = None
+        self._receive = receive
+        self._watcher: asyncio.Task[None] | None = None
 
-    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        loop = asyncio.get_running_loop()
+    def __enter__(self) -> Self:
         own = asyncio.current_task()
         if own is None:  # not by an ASGI server
             raise RuntimeError("an ASGI application runs in a task")
-        watch = loop.call_later(WATCHED_AFTER_S, self._watch, loop, own, receive)
-        try:
-            response = await self.service.answer(self.route, self.headers, self.chunks)
-            self.chunks = []
-            await _send(send, scope, response)
-        except asyncio.CancelledError:
-            if not self.is_gone:
-                raise
-            own.uncancel()  # it was the watcher who cancelled: the request ends here, without an answer
-        finally:
-            watch.cancel()
-            if self.watcher is not None:
-                self.watcher.cancel()
+        self._own = own
+        self._later = asyncio.get_running_loop().call_later(WATCHED_AFTER_S, self._begin)
+        return self
 
-    def _watch(self, loop: asyncio.AbstractEventLoop, own: asyncio.Task[Any], receive: Receive) -> None:
-        self.watcher = loop.create_task(self._until_gone(own, receive))
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._later.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if not self.is_gone or kind is None or not issubclass(kind, asyncio.CancelledError):
+            return False
+        return self._own.uncancel() == 0  # nobody else has cancelled it
 
-    async def _until_gone(self, own: asyncio.Task[Any], receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
+    def _begin(self) -> None:
+        self._watcher = self._own.get_loop().create_task(self._until_gone())
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
             pass
         self.is_gone = True
-        own.cancel()
+        self._own.cancel()
 
 
 async def _send(send: Send, scope: Scope, response: Response, *, ends: bool = False) -> None:
     """Send an answer; ``ends``: its request was not read to the end, so that the connection is of no more use."""
     headers = response.headers
+    body = response.joined()
     if response.parts is None:
-        headers = [*headers, (b"content-length", b"%d" % len(response.body))]
+        headers = [*headers, (b"content-length", b"%d" % len(body))]
     if ends and scope.get("http_version", "1.1").startswith("1"):
         headers = [*headers, (b"connection", b"close")]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     if response.parts is None:
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else response.body})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
         return
     try:
         async for part in response.parts:

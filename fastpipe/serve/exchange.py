@@ -8,20 +8,22 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastpipe.errors import in_brief
 from fastpipe.serve import json_text
-from fastpipe.serve.statuses import RETRY_AFTER_S, InvalidRequest, RequestTooLarge, message_of, status_of
+from fastpipe.serve.statuses import RETRY_AFTER_S, InvalidRequest, RequestTooLarge, TooBusy, message_of, status_of
 
 __all__ = [
     "GZIP_OR_DEFLATE",
     "JSON",
     "OCTETS",
     "Body",
+    "Budget",
+    "Chunks",
     "Headers",
     "Limits",
     "Response",
@@ -42,6 +44,8 @@ OCTETS = (b"content-type", b"application/octet-stream")
 HEAD_LENGTH = b"inference-header-content-length"
 _AWAY_FROM_THE_LOOP_BYTES = 1 << 18
 """From so many bytes on, compression is a thread's: it takes longer than others should wait, and needs no GIL."""
+_PIECE_BYTES = 1 << 22
+SMALL_BYTES, MOST_SMALL = 4096, 256
 _LEAST_COMPRESSED_BYTES = 1 << 10
 _LEVEL = 1  # of zlib: numbers hardly get smaller with more
 _WINDOW = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
@@ -56,13 +60,19 @@ class Limits:
         body_bytes: of a request, also when it is decompressed.
         json_bytes: of the JSON in it, which becomes many times as much in memory; larger tensors go as binary data.
         buffered_bytes: of the bodies of all requests that are there; one more is refused with 503.
-        body_s: within so long a body has to be there.
+        body_s: within so long a body has to be there; one that comes faster than ``least_bytes_per_s``, later.
+        least_bytes_per_s: see there.
     """
 
     body_bytes: int = 256 << 20
     json_bytes: int = 32 << 20
     buffered_bytes: int = 1 << 30
-    body_s: float = 60.0
+    body_s: float = 20.0
+    least_bytes_per_s: int = 1 << 16
+
+    def body_time_s(self, size_bytes: int) -> float:
+        """Return within which time so much of a body has to be there, and more of it come."""
+        return self.body_s + size_bytes / self.least_bytes_per_s
 
 
 class Body(NamedTuple):
@@ -80,15 +90,69 @@ class Response:
     status: int
     headers: HeaderList
     body: bytes = b""
+    tail: Sequence[memoryview] = ()
+    """What comes behind it: large tensors, which are not copied."""
     parts: AsyncGenerator[bytes, None] | None = None
 
+    def joined(self) -> bytes:
+        """Return the whole body as one."""
+        return b"".join((self.body, *self.tail)) if self.tail else self.body
 
-@dataclass
-class Buffered:
-    """How many bytes of bodies the server holds; on the loop's thread only."""
 
-    size_bytes: int = 0
-    limits: Limits = field(default_factory=Limits)
+class Budget:
+    """How many bytes of bodies the server holds, and how many it may. For one event loop's thread."""
+
+    __slots__ = ("limit_bytes", "used_bytes")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Count bytes that are held from now on.
+
+        Raises:
+            TooBusy: they are too many; they are not counted.
+        """
+        if self.used_bytes + size_bytes > self.limit_bytes:
+            raise TooBusy("the server holds as many bytes of requests as it may")
+        self.used_bytes += size_bytes
+
+    def give(self, size_bytes: int) -> None:
+        """Count bytes no more."""
+        self.used_bytes -= size_bytes
+
+
+class Chunks:
+    """A body as it comes. Many small pieces are put together, or each byte of a body could cost forty."""
+
+    __slots__ = ("_chunks", "_small", "size_bytes")
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._chunks: list[bytes] = []
+        self._small: list[bytes] = []
+
+    def add(self, chunk: bytes) -> int:
+        """Add a piece, and return how many bytes there are."""
+        self.size_bytes += len(chunk)
+        if len(chunk) < SMALL_BYTES:
+            self._small.append(chunk)
+            if len(self._small) < MOST_SMALL:
+                return self.size_bytes
+        if self._small:
+            self._chunks.append(b"".join(self._small))
+            self._small.clear()
+        if len(chunk) >= SMALL_BYTES:
+            self._chunks.append(chunk)
+        return self.size_bytes
+
+    def taken(self) -> list[bytes]:
+        """Return the pieces, which are from now on the caller's alone; their size is still known here."""
+        if self._small:
+            self._chunks.append(self._small[0] if len(self._small) == 1 else b"".join(self._small))
+        chunks, self._chunks, self._small = self._chunks, [], []
+        return chunks
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -144,7 +208,7 @@ def split_body(chunks: Sequence[bytes], length: int | None, limits: Limits) -> B
         raise InvalidRequest(f"Inference-Header-Content-Length is {length}, and the body has {size} bytes")
     _check_json_size(length, limits)
     head: list[bytes] = []
-    tail = memoryview(np.empty(size - length, np.uint8)).cast("B") if size > length else memoryview(b"")
+    tail = np.empty(size - length, np.uint8).data if size > length else memoryview(b"")
     missing, position = length, 0
     for chunk in chunks:
         if missing >= len(chunk):
@@ -167,35 +231,46 @@ def _check_json_size(size: int, limits: Limits) -> None:
         )
 
 
-async def decompressed(body: bytes, headers: Headers, limits: Limits) -> bytes:
-    """Return a body as it was before its ``Content-Encoding``: gzip, deflate (zlib), or none.
+async def decompressed(body: bytes, headers: Headers, limits: Limits, budget: Budget) -> list[bytes]:
+    """Return a body, in pieces, as it was before its ``Content-Encoding``: gzip, deflate (zlib), or none.
+
+    What it becomes is taken from the budget piece by piece; the caller gives back as many bytes as are returned, and
+    nothing if this raises.
 
     Raises:
         InvalidRequest: it is damaged, or encoded otherwise.
         RequestTooLarge: it would be larger than bodies may be.
+        TooBusy: it is more than the server has room for.
     """
     encoding = headers[b"content-encoding"].strip().lower()
-    if encoding in (b"", b"identity"):
-        return body
     window = _WINDOW.get(encoding)
     if window is None:
         raise InvalidRequest(f"Content-Encoding must be gzip or deflate, got {_shown(encoding)}")
-    if len(body) < _AWAY_FROM_THE_LOOP_BYTES >> 4:  # it may become a thousand times as large, but no more
-        return _inflated(body, window, limits)
-    return await asyncio.to_thread(_inflated, body, window, limits)
-
-
-def _inflated(body: bytes, window: int, limits: Limits) -> bytes:
     inflater = zlib.decompressobj(window)
+    pieces: list[bytes] = []
+    size = 0
     try:
-        found = inflater.decompress(body, limits.body_bytes + 1)
-    except zlib.error as error:
-        raise InvalidRequest(f"the body is not what its Content-Encoding says: {error}") from None
-    if len(found) > limits.body_bytes:
-        raise RequestTooLarge(f"the body has more than {limits.body_bytes} bytes when it is decompressed")
-    if not inflater.eof or inflater.unused_data:
-        raise InvalidRequest("the compressed body is cut short, or goes on behind its end")
-    return found
+        while not inflater.eof:
+            if len(body) < _AWAY_FROM_THE_LOOP_BYTES and not size:
+                piece = inflater.decompress(body, _PIECE_BYTES)
+            else:
+                piece = await asyncio.to_thread(inflater.decompress, body, _PIECE_BYTES)
+            body = inflater.unconsumed_tail
+            if not piece and not body:
+                break
+            budget.take(len(piece))
+            size += len(piece)
+            pieces.append(piece)
+            if size > limits.body_bytes:
+                raise RequestTooLarge(f"the body has more than {limits.body_bytes} bytes when it is decompressed")
+        if not inflater.eof or inflater.unused_data:
+            raise InvalidRequest("the compressed body is cut short, or goes on behind its end")
+    except BaseException as error:
+        budget.give(size)
+        if isinstance(error, zlib.error):
+            raise InvalidRequest(f"the body is not what its Content-Encoding says: {error}") from None
+        raise
+    return pieces
 
 
 async def compressed(response: Response, accepted: bytes) -> Response:
@@ -205,7 +280,7 @@ async def compressed(response: Response, accepted: bytes) -> Response:
     libraries do that by themselves. Binary tensors stay as they are for it: to compress 10 MB takes longer than to send
     them.
     """
-    if response.parts is not None or len(response.body) < _LEAST_COMPRESSED_BYTES:
+    if response.parts is not None or (len(response.body) < _LEAST_COMPRESSED_BYTES and not response.tail):
         return response
     names = [name.strip().lower() for name in accepted.split(b",")]
     is_asked = len(names) == 1
@@ -214,10 +289,11 @@ async def compressed(response: Response, accepted: bytes) -> Response:
     encoding = next((name for name in names if name in _WINDOW), None)
     if encoding is None:
         return response
-    if len(response.body) < _AWAY_FROM_THE_LOOP_BYTES:
-        body = _deflated(response.body, _WINDOW[encoding])
+    whole = response.joined()
+    if len(whole) < _AWAY_FROM_THE_LOOP_BYTES:
+        body = _deflated(whole, _WINDOW[encoding])
     else:
-        body = await asyncio.to_thread(_deflated, response.body, _WINDOW[encoding])
+        body = await asyncio.to_thread(_deflated, whole, _WINDOW[encoding])
     headers = [*response.headers, (b"content-encoding", encoding), (b"vary", b"accept-encoding")]
     return Response(response.status, headers, body)
 

@@ -13,13 +13,14 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from hmac import compare_digest
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fastpipe.errors import in_brief
 from fastpipe.serve import json_text
 from fastpipe.serve.answering import answer
 from fastpipe.serve.events import events_response
 from fastpipe.serve.exchange import (
+    Budget,
     Headers,
     Limits,
     Response,
@@ -105,6 +106,8 @@ class Service:
         self.repository = repository
         self.settings = settings or Settings()
         self.limits = self.settings.limits
+        self.budget = Budget(self.limits.buffered_bytes)
+        """Of the bodies of all requests that are there; whoever reads them counts."""
         self.live_url = ""
         """Of the live page, if there is one."""
         directory, shows_process = self.settings.metrics_directory, self.settings.shows_process
@@ -137,16 +140,25 @@ class Service:
     async def answer(self, route: Route, headers: Headers, chunks: list[bytes]) -> Response:
         """Return the answer to a request, whose body is in ``chunks``; an error is one, too."""
         try:
-            if b"content-encoding" in headers and chunks:
-                chunks = [await decompressed(b"".join(chunks), headers, self.limits)]
+            if b"content-encoding" in headers and chunks and headers[b"content-encoding"].lower() != b"identity":
+                return await self._answer_encoded(route, headers, b"".join(chunks))
             response = await route.handler(self, route, Request(headers, chunks))
             accepted = headers.get(b"accept-encoding")
             return response if accepted is None else await compressed(response, accepted)
         except Exception as error:
             return self.failed(error)
 
+    async def _answer_encoded(self, route: Route, headers: Headers, body: bytes) -> Response:
+        pieces = await decompressed(body, headers, self.limits, self.budget)
+        held = sum(map(len, pieces))
+        try:
+            own = {name: value for name, value in headers.items() if name != b"content-encoding"}
+            return await self.answer(route, own, pieces)
+        finally:
+            self.budget.give(held)
+
     def failed(self, error: Exception) -> Response:
-        """Return the answer for an error, and log it if it is the server's, with its traceback, at most once a second."""
+        """Return the answer for an error; the server's own are logged, each kind at most once a second."""
         if status_of(error).http == 500:
             kind = type(error).__name__
             now_s = time.monotonic()

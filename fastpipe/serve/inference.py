@@ -26,6 +26,8 @@ from fastpipe.serve.tensors import Tensor, checked_shape, dtype_of, from_json, f
 __all__ = ["Form", "answer_document", "is_raw", "read_call", "trace_of", "write_answer", "write_json_answer"]
 
 MOST_TENSORS = 1024
+JOINED_BYTES = 1 << 16
+"""Smaller answers are put together; larger ones are not copied."""
 LONGEST_ID = 4096
 MOST_CLASSES = 1 << 20
 _TRACES = tuple(name.encode() for name in TRACE_HEADERS)
@@ -219,7 +221,10 @@ def write_answer(model: Model, form: Form, outputs: list[Tensor]) -> Response:
     head = json_text.dumps(document)
     if not raws:
         return Response(200, [JSON], head)
-    return Response(200, [OCTETS, (HEAD_LENGTH, b"%d" % len(head))], b"".join((head, *raws)))
+    headers = [OCTETS, (HEAD_LENGTH, b"%d" % len(head))]
+    if sum(map(len, raws)) < JOINED_BYTES:
+        return Response(200, headers, b"".join((head, *raws)))
+    return Response(200, headers, head, [memoryview(raw) for raw in raws])
 
 
 def write_json_answer(model: Model, id: str, outputs: list[Tensor]) -> dict[str, Any]:

@@ -55,9 +55,7 @@ def _paths_of(model: Model, path: str) -> Schema:
     found: Schema = {
         path: {"get": _operation("Inputs and outputs of the model.", "ModelMetadata", 404, 503)},
         f"{path}/ready": {"get": _operation("Whether the model is ready.", "Flags", 404, 503, is_open=True)},
-        f"{path}/config": {
-            "get": _operation("Its configuration, as Triton's clients look for it.", "Answer", 404, 503)
-        },
+        f"{path}/config": {"get": _operation("Its configuration, in Triton's form.", "Answer", 404, 503)},
         f"{path}/stats": {"get": _operation("What it has counted.", "Statistics", 404, 503)},
     }
     for verb, answer in inference.items():

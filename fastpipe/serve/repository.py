@@ -16,6 +16,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -145,8 +146,15 @@ class Repository:
         self._entries.setdefault(name, {})[version] = _Entry(name, version, source, signature)
 
     @classmethod
-    def of_folder(cls, folder: str | Path, *, control: bool = False) -> Repository:
+    def of_folder(
+        cls, folder: str | Path, *, control: bool = False, build: Callable[[Path], Pipe] = Pipe
+    ) -> Repository:
         """Return the models of a folder: NAME.toml, NAME/pipeline.toml or NAME/VERSION/pipeline.toml.
+
+        Args:
+            folder: which; it is looked through once.
+            control: whether clients may load and unload.
+            build: makes a pipe of a file.
 
         Raises:
             ConfigError: it has none, or is no folder.
@@ -156,7 +164,7 @@ class Repository:
         for path in sorted([*folder.glob("*.toml"), *folder.glob(f"*/{FILE}"), *folder.glob(f"*/*/{FILE}")]):
             inner = path.relative_to(folder).parts
             name = inner[0].removesuffix(".toml") if len(inner) == 1 else inner[0]
-            models.setdefault(name, {})[inner[1] if len(inner) == 3 else FIRST] = path
+            models.setdefault(name, {})[inner[1] if len(inner) == 3 else FIRST] = partial(build, path)
         if not models:
             raise ConfigError(
                 f"{str(folder)!r} has no models: NAME.toml, NAME/{FILE} or NAME/VERSION/{FILE} are looked for"

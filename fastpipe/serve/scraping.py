@@ -50,9 +50,9 @@ class Scraping:
             MissingExtra: prometheus-client is not installed.
         """
         if self._collector is None:
-            from fastpipe.observe.metrics import PrometheusCollector
-
             import prometheus_client
+
+            from fastpipe.observe.metrics import PrometheusCollector
 
             self._collector = PrometheusCollector(directory=self._directory)
             own = prometheus_client.CollectorRegistry()

@@ -34,6 +34,7 @@ __all__ = [
     "STATUSES",
     "AnswerNotServed",
     "ClientGone",
+    "HeadersTooLarge",
     "InvalidRequest",
     "NotReady",
     "NotServed",
@@ -78,6 +79,10 @@ class NotServed(ServeError):
 
 class RequestTooLarge(ServeError):
     """A body, or what it is when decompressed, or the JSON in it, is larger than the server takes."""
+
+
+class HeadersTooLarge(ServeError):
+    """The first line and the headers of a request are larger than the server takes."""
 
 
 class TooBusy(ServeError):
@@ -132,6 +137,7 @@ STATUSES: dict[type[BaseException], Status] = {
     SlowClient: Status(408, "DEADLINE_EXCEEDED"),
     RequestTooLarge: Status(413, "RESOURCE_EXHAUSTED"),
     QueueFull: Status(429, "RESOURCE_EXHAUSTED", retry_after=True),
+    HeadersTooLarge: Status(431, "RESOURCE_EXHAUSTED"),
     ClientGone: Status(499, "CANCELLED"),
     AnswerNotServed: _INTERNAL,
     BackendError: _INTERNAL,

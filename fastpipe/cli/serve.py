@@ -1,0 +1,216 @@
+"""``fastpipe serve``: pipes behind the Open Inference Protocol, over HTTP and gRPC, until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastpipe.cli.loading import pipe_named, pipe_of_file
+from fastpipe.cli.terminal import complain, escaped_line, say
+from fastpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastpipe.serve.repository import Repository
+    from fastpipe.serve.server import Plan, Server
+
+__all__ = ["add_arguments", "run"]
+
+TOKEN_VARIABLE = "FASTPIPE_SERVE_TOKEN"
+NONE = "none"
+LIVE_ANYWHERE = 0
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``fastpipe serve`` takes."""
+    parser.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="*",
+        help="a TOML file, NAME=FILE, or a folder of NAME.toml, NAME/pipeline.toml or NAME/VERSION/pipeline.toml",
+    )
+    parser.add_argument("--pipe", metavar="NAME=MODULE:ATTRIBUTE", action="append", default=[], help="a pipe from code")
+    parser.add_argument(
+        "--http", metavar="ADDRESS", default="127.0.0.1:8000", help="host:port or unix:PATH (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--grpc",
+        metavar="ADDRESS",
+        default="127.0.0.1:8001",
+        help="the same for gRPC, or 'none' (default: %(default)s)",
+    )
+    parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes, each with its own pipes")
+    parser.add_argument("--control", action="store_true", help="clients may load and unload models")
+    parser.add_argument(
+        "--live", metavar="PORT", nargs="?", type=int, const=LIVE_ANYWHERE, help="have the live page, too, at this port"
+    )
+    parser.add_argument(
+        "--token", help=f"whoever asks has to have it; better in the variable {TOKEN_VARIABLE}, which `ps` hides"
+    )
+    parser.add_argument("--hide-errors", action="store_true", help="clients are not told why a backend has failed")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max-body", metavar="SIZE", type=size_bytes, default="256MiB", help="of a request")
+    limits.add_argument("--max-json", metavar="SIZE", type=size_bytes, default="32MiB", help="of the JSON in it")
+    limits.add_argument("--max-buffered", metavar="SIZE", type=size_bytes, default="1GiB", help="of all bodies at once")
+    limits.add_argument("--max-connections", metavar="N", type=int, default=4096, help="of HTTP")
+    limits.add_argument(
+        "--keep-alive", metavar="SECONDS", type=float, default=75.0, help="for connections on which nothing comes"
+    )
+    ends = parser.add_argument_group("at SIGTERM")
+    ends.add_argument("--delay", metavar="SECONDS", type=float, default=0.0, help="go on, but say 'not ready'")
+    ends.add_argument("--grace", metavar="SECONDS", type=float, default=30.0, help="for requests that have begun")
+    parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)  # of the parent, for its workers
+    parser.add_argument("--ready", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--metrics-directory", help=argparse.SUPPRESS)
+    parser.set_defaults(fail=parser.error)
+
+
+def size_bytes(text: str) -> int:
+    """Return how many bytes ``"256MB"`` or ``"1GiB"`` are."""
+    found = re.fullmatch(r"(\d+)\s*([KMG]?I?B?)", text.upper())
+    unit = "" if found is None else found[2] if found[2] in _UNITS else f"{found[2]}B"
+    if found is None or unit not in _UNITS or int(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"a size is such as 256MB or 1GiB, got {text!r}")
+    return int(found[1]) * _UNITS[unit]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve; 0 if a signal ended it, 1 if it could not start."""
+    if not arguments.models and not arguments.pipe:
+        arguments.fail("a model is needed: a TOML file, a folder of them, or --pipe NAME=MODULE:ATTRIBUTE")
+    if arguments.workers < 1:
+        arguments.fail(f"--workers: at least 1, got {arguments.workers}")
+    if arguments.workers > 1 and arguments.grpc.endswith(":0"):
+        arguments.fail("--grpc: several processes need a port that is said, not any that is free")
+    if arguments.workers > 1 and arguments.live is not None:
+        arguments.fail("--live needs one process: each of several would have a page of its own")
+    if not logging.getLogger().handlers:
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    from fastpipe.serve.server import bind
+
+    repository = _repository(arguments)  # mistakes in names show before a port is taken
+    if arguments.socket is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
+        listeners = [socket.socket(fileno=arguments.socket)]
+    else:
+        listeners = bind(arguments.http, arguments.workers)
+    try:
+        if len(listeners) > 1:
+            return _run_workers(arguments, listeners)
+        _run_here(arguments, repository, listeners[0])
+    finally:
+        for listener in listeners:
+            listener.close()
+    return 0
+
+
+def _repository(arguments: argparse.Namespace) -> Repository:
+    from fastpipe.serve.repository import Repository, Source
+
+    folders = [given for given in arguments.models if Path(given).is_dir()]
+    if folders:
+        if len(arguments.models) > 1 or arguments.pipe:
+            raise ConfigError("a folder of models stands alone: put the others into it")
+        return Repository.of_folder(folders[0], control=arguments.control, build=pipe_of_file)
+    models: dict[str, Source] = {}
+    for given in arguments.models:
+        name, equals, path = given.partition("=")
+        path = path if equals else given
+        if not Path(path).is_file():
+            raise ConfigError(f"there is no file {path!r}")
+        _add(models, name if equals else Path(path).stem, partial(pipe_of_file, Path(path)))
+    for given in arguments.pipe:
+        name, equals, where = given.partition("=")
+        if not equals:
+            raise ConfigError(f"--pipe is written NAME=MODULE:ATTRIBUTE, got {given!r}")
+        _add(models, name, partial(pipe_named, where))
+    return Repository(models, control=arguments.control)
+
+
+def _add(models: dict, name: str, source: object) -> None:  # type: ignore[type-arg]
+    if name in models:
+        raise ConfigError(f"two models are called {name!r}: write NAME=FILE")
+    models[name] = source
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    from fastpipe.serve.connection import Bounds
+    from fastpipe.serve.exchange import Limits
+    from fastpipe.serve.http import Settings
+    from fastpipe.serve.server import Plan
+
+    settings = Settings(
+        limits=Limits(arguments.max_body, min(arguments.max_json, arguments.max_body), arguments.max_buffered),
+        token=arguments.token or os.environ.get(TOKEN_VARIABLE) or None,
+        hide_errors=arguments.hide_errors,
+        shows_process=True,
+        metrics_directory=arguments.metrics_directory,
+    )
+    return Plan(
+        settings=settings,
+        bounds=Bounds(connections=arguments.max_connections, idle_s=arguments.keep_alive),
+        grpc=None if arguments.grpc == NONE else arguments.grpc,
+        shares_ports=arguments.workers > 1,
+        delay_s=arguments.delay,
+        grace_s=arguments.grace,
+        live_port=arguments.live,
+    )
+
+
+def _run_here(arguments: argparse.Namespace, repository: Repository, listener: socket.socket) -> None:
+    from fastpipe.serve.server import serve
+    from fastpipe.serve.workers import say_ready
+
+    def on_ready(server: Server) -> None:
+        if arguments.ready is not None:
+            say_ready(arguments.ready)
+            return
+        names = [model.name for model in server.app.service.repository.models()]
+        _say_where(arguments, listener, server.grpc_address, names)
+        if server.app.service.live_url:
+            say((f"live page: {server.app.service.live_url}", ""))
+
+    serve(repository, [listener], _plan(arguments), on_ready)
+
+
+def _say_where(arguments: argparse.Namespace, listener: socket.socket, grpc_address: str, names: Sequence[str]) -> None:
+    host, port = listener.getsockname()[:2] if listener.family != socket.AF_UNIX else ("", 0)
+    url = arguments.http if not port else f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    also = f" and grpc://{grpc_address}" if grpc_address else ""
+    say((escaped_line(f"{url}{also} serves {', '.join(names)}"), ""))
+
+
+def _run_workers(arguments: argparse.Namespace, listeners: Sequence[socket.socket]) -> int:
+    from fastpipe.serve.workers import Workers
+
+    own: list[str] = []
+    folder = None
+    try:
+        import prometheus_client  # noqa: F401  # a directory is of use only to it
+    except ImportError:
+        complain("fastpipe serve: without prometheus-client, /metrics is not served")
+    else:
+        folder = tempfile.mkdtemp(prefix="fastpipe-serve-")
+        own += ["--metrics-directory", folder]
+    grpc_address = "" if arguments.grpc == NONE else arguments.grpc
+    names = [*arguments.models, *arguments.pipe]
+    command = [sys.executable, "-m", "fastpipe", "serve", *arguments.given, *own]
+    sockets = [listener.fileno() for listener in listeners]
+    workers = Workers(command, sockets, lambda: _say_where(arguments, listeners[0], grpc_address, names))
+    try:
+        return workers.run()
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)

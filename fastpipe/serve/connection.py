@@ -1,0 +1,472 @@
+"""HTTP/1.1 connections of ``fastpipe serve``: httptools parses, a Service answers, and nothing grows without a limit.
+
+uvicorn runs the server, and takes this instead of its own protocol, which has no limit for headers and none for the
+time that they take, copies a body three times, and makes of each request the dicts and coroutines of ASGI.
+
+Guarantees: requests of a connection are answered in order, each once. An answer leaves with its head in one write, if
+it is not large. Of what a client has sent, no more is kept than ``Bounds`` and ``Limits`` say. A client that leaves
+cancels what it waits for.
+
+All of it runs on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+
+from fastpipe.serve.exchange import Chunks, Response
+from fastpipe.serve.http import Route, Service
+from fastpipe.serve.statuses import (
+    HeadersTooLarge,
+    InvalidRequest,
+    NotReady,
+    RequestTooLarge,
+    SlowClient,
+    TooBusy,
+)
+
+__all__ = ["Bounds", "Connection", "Connections"]
+
+MOST_CACHED_URLS = 1024
+LONGEST_CACHED_URL = 256
+JOINED_BYTES = 1 << 16
+"""Smaller answers are copied behind their heads, so that both leave in one system call."""
+SWEEP_S = 1.0
+LINGERS_S = 2.0
+"""So long a refused client may go on sending, until it has read why."""
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus}
+_CLOSE = b"connection: close\r\n"
+
+# What a connection is doing, as far as its time is limited.
+IDLE, HEAD, BODY, RUNNING = range(4)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What connections may cost.
+
+    Args:
+        connections: how many there may be; for one more, an idle one is closed, or else it is refused with 503.
+        head_bytes: of a request's first line and headers.
+        head_s: within so long they have to be there.
+        idle_s: a connection on which nothing comes is closed.
+        write_s: so is one whose client takes nothing of its answer for so long.
+        pipelined: how many requests a client may send ahead.
+    """
+
+    connections: int = 4096
+    head_bytes: int = 1 << 16
+    head_s: float = 10.0
+    idle_s: float = 75.0
+    write_s: float = 60.0
+    pipelined: int = 64
+
+
+class Connections:
+    """All connections of a server: what they share, and who looks at their times, once a second."""
+
+    def __init__(self, service: Service, bounds: Bounds | None = None) -> None:
+        self.service = service
+        self.bounds = bounds or Bounds()
+        self.all: set[Connection] = set()
+        self.routes: dict[tuple[bytes, bytes], Route] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._head: tuple[Any, bytes] = (None, b"")
+
+    def factory(
+        self, config: Any, server_state: Any, app_state: Any, _loop: asyncio.AbstractEventLoop | None = None
+    ) -> Connection:
+        """Return a protocol for a new connection; uvicorn calls it, with these names."""
+        return Connection(self, server_state, _loop or asyncio.get_running_loop())
+
+    def welcome(self, connection: Connection) -> bool:
+        """Add a connection; return whether there was room, perhaps made by closing an idle one."""
+        if len(self.all) >= self.bounds.connections:
+            idle = next((each for each in self.all if each.is_idle()), None)
+            if idle is None:
+                return False
+            self.all.discard(idle)
+            idle.transport.abort()
+        self.all.add(connection)
+        if self._sweep is None:
+            self._sweep = connection.loop.call_later(SWEEP_S, self._look, connection.loop)
+        return True
+
+    def common_head(self, server_state: Any) -> bytes:
+        """Return the headers that all answers have, such as the date, as they are written."""
+        listed, written = self._head
+        if listed is not server_state.default_headers:  # uvicorn makes them anew each second
+            listed = server_state.default_headers
+            written = b"".join(b"%b: %b\r\n" % pair for pair in listed)
+            self._head = (listed, written)
+        return written
+
+    def route(self, method: bytes, url: bytes) -> Route:
+        """Return what answers at a URL.
+
+        Raises:
+            UnknownModel, WrongMethod, InvalidRequest: nothing does.
+        """
+        found = self.routes.get((method, url))
+        if found is None:
+            try:
+                path = unquote(httptools.parse_url(url).path.decode("ascii"), errors="strict")
+            except (httptools.HttpParserError, UnicodeDecodeError, AttributeError):
+                raise InvalidRequest("the address of the request cannot be read") from None
+            found = self.service.route(method.decode("ascii", "replace"), path)
+            if len(url) <= LONGEST_CACHED_URL:
+                if len(self.routes) >= MOST_CACHED_URLS:
+                    self.routes.clear()
+                self.routes[method, url] = found
+        return found
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        for connection in list(self.all):
+            connection.look(self.bounds)
+        self._sweep = loop.call_later(SWEEP_S, self._look, loop) if self.all else None
+
+
+class _Incoming:
+    """A request, as far as it has come."""
+
+    __slots__ = ("chunks", "error", "headers", "is_1_0", "is_head", "keeps_alive", "route", "url")
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: dict[bytes, bytes] = {}
+        self.chunks = Chunks()
+        self.route: Route | None = None
+        self.error: Exception | None = None
+        """Why it is refused."""
+        self.keeps_alive = True
+        self.is_1_0 = False
+        self.is_head = False
+
+
+class Connection(asyncio.Protocol):
+    """One connection. ``phase``, and how long it has been so, is what ``look`` judges."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, shared: Connections, server_state: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.shared = shared
+        self.service = shared.service
+        self.server_state = server_state
+        self.loop = loop
+        self.parser = httptools.HttpRequestParser(self)
+        self.phase = IDLE
+        self.changes = 0
+        self._seen = (0, 0)  # of `changes` and the bytes that are still to be written, when it was looked at last
+        self._age_s = 0.0
+        self._head_bytes = 0
+        self._incoming: _Incoming | None = None
+        self._queue: deque[_Incoming] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._is_last = False
+        """The request that is being answered is the connection's last one."""
+        self._is_deaf = False
+        """Whatever else comes is not looked at."""
+        self._lingers = False
+        """The client is still sending what was refused."""
+        self._is_shut = False
+        """The server ends."""
+        self._is_gone = False
+        self._writable: asyncio.Future[None] | None = None
+
+    # ---- what asyncio, and uvicorn, call -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]  # a stream's
+        if not self.shared.welcome(self):
+            self._write(self.service.failed(TooBusy("the server has as many connections as it takes")), None)
+            transport.close()
+            return
+        self.server_state.connections.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._is_gone = True
+        self.shared.all.discard(self)
+        self.server_state.connections.discard(self)
+        self._drop(self._incoming)
+        self._incoming = None
+        while self._queue:
+            self._drop(self._queue.popleft())
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        if self._task is not None:
+            self._task.cancel()
+
+    def eof_received(self) -> bool:
+        return False  # a client that has closed its side is gone; the transport closes itself
+
+    def pause_writing(self) -> None:
+        self._writable = self.loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    def shutdown(self) -> None:
+        """Close once all that has begun is answered; uvicorn calls it when the server ends."""
+        self._is_shut = True
+        if self._task is None and self._incoming is None:
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
+        if self.phase <= HEAD:
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._is_deaf = True  # what follows is no HTTP/1.1; the request itself is answered
+        except httptools.HttpParserError as error:
+            self._refuse(InvalidRequest(f"this is no HTTP request: {error}"))
+            return
+        if self.phase == HEAD and self._head_bytes > self.shared.bounds.head_bytes:
+            self._refuse(HeadersTooLarge(f"the headers have more than {self.shared.bounds.head_bytes} bytes"))
+
+    # ---- what the parser calls ---------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._is_deaf:
+            return
+        self._incoming = _Incoming()
+        self.phase = HEAD
+        self.changes += 1
+
+    def on_url(self, url: bytes) -> None:
+        if self._incoming is not None:
+            self._incoming.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        incoming = self._incoming
+        if incoming is None:
+            return
+        if self.phase == BODY:  # trailers, which nobody reads
+            self._head_bytes += len(name) + len(value)
+            if self._head_bytes > self.shared.bounds.head_bytes:
+                self._refuse(HeadersTooLarge("the trailers are too large"))
+            return
+        incoming.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        incoming = self._incoming
+        if incoming is None:
+            return
+        self._head_bytes = 0
+        self.phase = BODY
+        self.changes += 1
+        headers = incoming.headers
+        method = self.parser.get_method()
+        incoming.keeps_alive = self.parser.should_keep_alive() and not self.parser.should_upgrade()
+        incoming.is_1_0 = self.parser.get_http_version() == "1.0"
+        incoming.is_head = method == b"HEAD"
+        try:
+            incoming.route = self.shared.route(method, incoming.url)
+            self.service.check_token(incoming.route, headers)
+            declared = headers.get(b"content-length")
+            if declared is not None and int(declared) > self.service.limits.body_bytes:
+                most = self.service.limits.body_bytes
+                raise RequestTooLarge(f"the body has {int(declared)} bytes; at most {most} are taken")
+        except Exception as error:
+            if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
+                self._refuse(error)  # its body is not read
+            else:
+                incoming.error = error
+            return
+        if b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and self._task is None:
+            self.transport.write(CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        incoming = self._incoming
+        if incoming is None:
+            return
+        try:
+            self.service.budget.take(len(body))
+            if incoming.chunks.add(body) > self.service.limits.body_bytes:
+                raise RequestTooLarge(f"the body has more than {self.service.limits.body_bytes} bytes")
+        except Exception as error:
+            self._refuse(error)
+
+    def on_message_complete(self) -> None:
+        incoming, self._incoming = self._incoming, None
+        if incoming is None:
+            return
+        self.phase = RUNNING
+        self.changes += 1
+        self._queue_up(incoming)
+
+    # ---- requests ----------------------------------------------------------------------------------------------
+
+    def _queue_up(self, incoming: _Incoming) -> None:
+        if self._task is None:
+            self._start(incoming)
+            return
+        self._queue.append(incoming)
+        self.transport.pause_reading()
+        if len(self._queue) > self.shared.bounds.pipelined:
+            self.transport.abort()
+
+    def _refuse(self, error: Exception) -> None:
+        """Answer what is not read to its end with an error; the connection ends with that."""
+        incoming = self._incoming or _Incoming()
+        self._incoming = None
+        self._drop(incoming)
+        incoming.keeps_alive = False
+        incoming.error = error
+        self._is_deaf = self._lingers = True
+        self.phase = RUNNING
+        self.changes += 1
+        self._queue_up(incoming)
+
+    def _drop(self, incoming: _Incoming | None) -> None:
+        """Let go of a request's body."""
+        if incoming is not None:
+            self.service.budget.give(incoming.chunks.size_bytes)
+            incoming.chunks = Chunks()
+
+    def _start(self, incoming: _Incoming) -> None:
+        self._is_last = not incoming.keeps_alive
+        self._task = self.loop.create_task(self._run(incoming))
+        self.server_state.tasks.add(self._task)
+
+    async def _run(self, incoming: _Incoming) -> None:
+        task = self._task
+        try:
+            if incoming.error is not None or incoming.route is None:
+                response = self.service.failed(incoming.error or InvalidRequest("the request cannot be read"))
+            else:
+                response = await self.service.answer(incoming.route, incoming.headers, incoming.chunks.taken())
+            if response.parts is None:
+                self._write(response, incoming)
+            else:
+                await self._write_parts(response, incoming)
+        except asyncio.CancelledError:
+            if not self._is_gone:  # the server ends, and waits no longer
+                self._is_last = True
+                self._write(self.service.failed(NotReady("the server has shut down")), incoming)
+                raise
+        except Exception:
+            logging.getLogger("fastpipe.serve").exception("an answer could not be written")
+            self.transport.abort()
+        finally:
+            self._drop(incoming)
+            self.server_state.tasks.discard(task)
+            self._ended()
+
+    def _ended(self) -> None:
+        """Go on with what the client has sent ahead, or wait for its next request."""
+        self._task = None
+        self.server_state.total_requests += 1
+        if self._is_gone:
+            return
+        if self._is_last:
+            self._close()
+        elif self._queue:
+            self._start(self._queue.popleft())
+        elif self._is_shut and self._incoming is None:
+            self.transport.close()
+        else:
+            self.changes += 1
+            if self._incoming is None:
+                self.phase = IDLE
+            self.transport.resume_reading()
+
+    def _close(self) -> None:
+        """Close; but first let a client that goes on sending read why, which a reset would take from it."""
+        self._is_deaf = True
+        if self._lingers and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.transport.resume_reading()
+            self.loop.call_later(LINGERS_S, self.transport.close)
+        else:
+            self.transport.close()
+
+    # ---- answers -----------------------------------------------------------------------------------------------
+
+    def _head(self, response: Response, is_closing: bool) -> list[bytes]:
+        head = [_STATUS_LINES.get(response.status) or b"HTTP/1.1 %d -\r\n" % response.status]
+        head.append(self.shared.common_head(self.server_state))
+        for name, value in response.headers:
+            head += (name, b": ", value, b"\r\n")
+        if is_closing:
+            head.append(_CLOSE)
+        return head
+
+    def _write(self, response: Response, incoming: _Incoming | None) -> None:
+        head = self._head(response, incoming is None or self._is_last or (self._is_shut and not self._queue))
+        size = len(response.body) + sum(map(len, response.tail))
+        head.append(b"content-length: %d\r\n\r\n" % size)
+        if incoming is not None and incoming.is_head:
+            self.transport.write(b"".join(head))
+            return
+        head.append(response.body)
+        if size <= JOINED_BYTES:
+            self.transport.write(b"".join((*head, *response.tail)))
+            return
+        if response.tail:
+            self.transport.write(b"".join(head))
+        else:
+            self.transport.write(b"".join(head[:-1]))
+            self.transport.write(response.body)
+        for raw in response.tail:
+            self.transport.write(raw)
+
+    async def _write_parts(self, response: Response, incoming: _Incoming) -> None:
+        parts = response.parts
+        if parts is None:
+            return
+        is_chunked = not incoming.is_1_0
+        self._is_last = self._is_last or not is_chunked
+        head = self._head(response, self._is_last or (self._is_shut and not self._queue))
+        head.append(b"transfer-encoding: chunked\r\n\r\n" if is_chunked else b"\r\n")
+        try:
+            self.transport.write(b"".join(head))
+            async for part in parts:
+                self.transport.write(b"%x\r\n%b\r\n" % (len(part), part) if is_chunked else part)
+                if self._writable is not None:
+                    await self._writable
+        finally:
+            await parts.aclose()
+        if is_chunked:
+            self.transport.write(b"0\r\n\r\n")
+
+    # ---- times -------------------------------------------------------------------------------------------------
+
+    def is_idle(self) -> bool:
+        """Whether it would cost no request to close it."""
+        return self.phase <= HEAD and self._task is None
+
+    def look(self, bounds: Bounds) -> None:
+        """Close the connection if its client has been too slow; called once a second."""
+        to_write = self.transport.get_write_buffer_size()
+        seen = (self.changes, to_write)
+        if seen != self._seen:
+            self._seen, self._age_s = seen, 0.0
+            return
+        self._age_s += SWEEP_S
+        if to_write:
+            if self._age_s > bounds.write_s:
+                self.transport.abort()
+        elif self.phase == IDLE:
+            if self._age_s > bounds.idle_s or (self.changes == 0 and self._age_s > bounds.head_s):
+                self.transport.close()
+        elif self.phase == HEAD:
+            if self._age_s > bounds.head_s:
+                self._refuse(SlowClient(f"the headers were not there within {bounds.head_s:g} s"))
+        elif self.phase == BODY and self._incoming is not None:
+            allowed_s = self.service.limits.body_time_s(self._incoming.chunks.size_bytes)
+            if self._age_s > allowed_s:
+                self._refuse(SlowClient(f"the body was not there within {allowed_s:g} s"))

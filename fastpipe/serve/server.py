@@ -1,0 +1,310 @@
+"""The server of ``fastpipe serve``: one process, one event loop, HTTP and gRPC beside each other.
+
+    parent (only with workers) ── binds, starts, replaces ──► server: pipes are built, then ports are open, then ready
+
+At SIGTERM or SIGINT it is not ready from then on; after ``delay_s`` it takes no more connections; what was begun is
+answered, within ``grace_s``; then the pipes are closed. A second signal ends it without waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fastpipe.errors import ConfigError, MissingExtra, PipeError
+from fastpipe.serve.asgi import App
+from fastpipe.serve.connection import Bounds, Connections
+from fastpipe.serve.http import Service, Settings
+from fastpipe.serve.repository import Repository
+
+try:
+    import uvicorn
+except ImportError as missing:
+    raise MissingExtra("fastpipe serve", "serve", missing) from missing
+
+__all__ = ["Plan", "Server", "bind", "is_loopback", "serve"]
+
+BACKLOG = 2048
+RESERVED_FILES = 128
+"""File descriptors that are not connections: models, logs, the pipes' own."""
+UNIX = "unix:"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to serve.
+
+    Args:
+        settings: of requests and answers.
+        bounds: of connections.
+        grpc: the address for gRPC; None: no gRPC.
+        shares_ports: other processes serve at the same addresses.
+        delay_s: between being not ready and taking no more connections, for balancers that look now and then.
+        grace_s: for what was begun.
+        live_port: of the live page of the first model; None: none.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    bounds: Bounds = field(default_factory=Bounds)
+    grpc: str | None = None
+    shares_ports: bool = False
+    delay_s: float = 0.0
+    grace_s: float = 30.0
+    live_port: int | None = None
+
+
+def serve(
+    repository: Repository, listeners: Sequence[socket.socket], plan: Plan, on_ready: Callable[[Server], None]
+) -> None:
+    """Serve until a signal says that it is enough. For the main thread.
+
+    Args:
+        repository: opened here, and closed.
+        listeners: bound sockets for HTTP, see ``bind``; closed at the end.
+        plan: how.
+        on_ready: called once, on the event loop, when requests are taken.
+
+    Raises:
+        Exception: what building a pipe raises.
+        PipeError: the address for gRPC is in use.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(repository, listeners, plan, on_ready))
+
+
+async def _serve(
+    repository: Repository, listeners: Sequence[socket.socket], plan: Plan, on_ready: Callable[[Server], None]
+) -> None:
+    app = App(Service(repository, plan.settings))
+    server: Server | None = None
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(lambda: app.aclose(server.left_s() if server is not None else 0.0))
+        await app.open()
+        if plan.live_port is not None:
+            stack.enter_context(_live_page(app, plan.live_port))
+        grpc_server, grpc_address = None, ""
+        if plan.grpc is not None:
+            grpc_server, grpc_address = await _start_grpc(repository, plan)
+            stack.push_async_callback(grpc_server.stop, 0.0)
+        server = Server(app, plan, grpc_server, grpc_address, on_ready)
+        await server.serve(list(listeners))
+
+
+def _live_page(app: App, port: int) -> Any:
+    from fastpipe.observe import live
+
+    model = app.service.repository.models()[0]
+    page = live(model.pipe, port=port, name=model.name)
+    app.service.live_url = page.url
+    return page
+
+
+async def _start_grpc(repository: Repository, plan: Plan) -> tuple[Any, str]:
+    from importlib import import_module
+
+    module = import_module("fastpipe.serve.grpc_server")
+    limits = plan.settings.limits
+    server = module.GrpcServer(
+        repository,
+        plan.grpc,
+        max_message_bytes=limits.body_bytes,
+        buffered_bytes=limits.buffered_bytes,
+        hides_reasons=plan.settings.hide_errors,
+        shares_port=plan.shares_ports,
+    )
+    port = await server.start()
+    host = str(plan.grpc).rpartition(":")[0]
+    return server, str(plan.grpc) if str(plan.grpc).startswith(UNIX) else f"{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends as the head of this module says. ``app`` has the models."""
+
+    def __init__(
+        self, app: App, plan: Plan, grpc_server: Any, grpc_address: str, on_ready: Callable[[Server], None]
+    ) -> None:
+        connections = Connections(app.service, _bounds_within_files(plan.bounds))
+        config = uvicorn.Config(
+            app,
+            http=connections.factory,  # type: ignore[arg-type]  # it is called as a class would be
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            interface="asgi3",
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=max(1, round(plan.grace_s)),
+        )
+        super().__init__(config)
+        self.app = app
+        self.grpc_address = grpc_address
+        """Where gRPC is served; empty: it is not."""
+        self._plan = plan
+        self._grpc_server = grpc_server
+        self._on_ready = on_ready
+        self._ends_at_s: float | None = None
+
+    def left_s(self) -> float:
+        """Return how much of the grace is left."""
+        if self.force_exit or self._ends_at_s is None:
+            return 0.0
+        return max(0.0, self._ends_at_s + self._plan.grace_s - time.monotonic())
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready(self)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not uvicorn's, which sends the signal to this process again once all is over.
+        self.stop()
+
+    def stop(self) -> None:
+        """Begin to end, as a signal does; the second time, end without waiting. From any thread."""
+        if self._ends_at_s is None:
+            self.app.service.repository.is_draining = True
+            self._ends_at_s = time.monotonic() + self._plan.delay_s
+        else:
+            self.force_exit = True
+            self._ends_at_s = min(self._ends_at_s, time.monotonic())
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._ends_at_s is not None and time.monotonic() >= self._ends_at_s:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._grpc_server is None:
+            await super().shutdown(sockets)
+        else:
+            await asyncio.gather(super().shutdown(sockets), self._grpc_server.stop(self.left_s()))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _bounds_within_files(bounds: Bounds) -> Bounds:
+    """Let the process have as many files as it may, and no more connections than those allow."""
+    import resource
+    from dataclasses import replace
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = bounds.connections + RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return bounds
+    return replace(bounds, connections=max(1, soft - RESERVED_FILES))
+
+
+# ---- addresses -------------------------------------------------------------------------------------------------
+
+
+def bind(address: str, count: int = 1) -> list[socket.socket]:
+    """Return sockets bound to ``host:port``, ``[v6]:port`` or ``unix:PATH``; they do not listen yet.
+
+    Args:
+        address: port 0 is any that is free.
+        count: of several, each is for a process of its own, and the kernel deals connections out to them; of a path all
+            are the same.
+
+    Raises:
+        ConfigError: the address is none.
+        PipeError: it is in use, or none of this machine.
+    """
+    if address.startswith(UNIX):
+        first = _bind_unix(address.removeprefix(UNIX))
+        return [first, *(first.dup() for _ in range(count - 1))]
+    host, port = parsed(address)
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # The first one alone: among those that share a port, that of another server would not be noticed.
+        listeners = [_bound(family, kind, where, shares=False)]
+        if count > 1:
+            where = listeners.pop().getsockname()
+            listeners = [_bound(family, kind, where, shares=True) for _ in range(count)]
+    except (OSError, UnicodeError) as error:
+        raise PipeError(f"cannot listen at {address}: {error}") from error
+    if not is_loopback(address):
+        logging.getLogger("fastpipe.serve").warning(
+            "%s can be reached from other machines: whoever reaches it may use the models, and see what they count, "
+            "unless a token, or a proxy in front, asks who it is",
+            address,
+        )
+    return listeners
+
+
+def _bound(family: int, kind: int, where: Any, *, shares: bool) -> socket.socket:
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shares:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(where)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _bind_unix(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        if Path(path).is_socket():
+            _remove_if_dead(path)
+        listener.bind(path)
+    except OSError as error:
+        listener.close()
+        raise PipeError(f"cannot listen at {UNIX}{path}: {error}") from error
+    return listener
+
+
+def _remove_if_dead(path: str) -> None:
+    """Remove the socket of a server that is gone; leave one alone that answers."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink(missing_ok=True)
+
+
+def parsed(address: str) -> tuple[str, int]:
+    """Return host and port of an address.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ConfigError(f"an address is host:port, or unix:PATH, got {address!r}")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if address.startswith(UNIX):
+        return True
+    host, _ = parsed(address)
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
