@@ -45,8 +45,8 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     watching    what is done when time is over, or a batch does not end
     stepping    one request node by node, for ``eager`` and the debugger
     serving     what a worker does
-    running     a batch in an instance; what its failure means for each request
     streams     chunks of answers: how a backend emits them, and how they are read
+    running     a batch in an instance; what its failure means for each request
     admission   how a request gets in: checks, a place in line, its walk
     queueing    what is ready goes to its station's queue
     routing     which way a request takes: filters, joins, maps, sub-graphs, restarts
@@ -326,13 +326,14 @@ cdef class Engine:
         cdef Stepper outer = <Stepper>self.steppers.get(PyThread_get_thread_ident()) if self.steppers else None
         cdef int start = 0
         cdef list own
+        cdef Progress progress = None
         if self.gave_up:                                                # closing goes on with what has begun; this not
             raise PipeClosed("the pipe was closed before the request ended")
         if is_in_company():
             turn.is_elsewhere = True
         if turn.is_elsewhere or self.tracer is not None:
             give_contexts(walks, splits, requests)
-        give_streams(walks, splits, requests)
+        progress = give_streams(walks, splits, requests)
         for walk in walks:                                              # no code of users may run in here
             walk.is_part = True
             self.accepted += 1
@@ -356,6 +357,8 @@ cdef class Engine:
                     while not wait_inside(self, walk, now_ns() + CALL_LOOP_SLICE_NS):
                         if cancelled():                         # nobody waits for the whole any more
                             cancel_all(self, walks)
+                        if progress is not None:
+                            progress.c_look()
                     if walk.error is not None and not keeps_failures:
                         cancel_all(self, own)
                 answers.append([walk.request if walk.error is None else walk.error for walk in own])
@@ -366,6 +369,9 @@ cdef class Engine:
             settle(self, turn)
             turn.wake()
             raise
+        finally:
+            if progress is not None:
+                progress.c_look()
         return answers
 
     # ---- life --------------------------------------------------------------------------------------------------
@@ -538,8 +544,8 @@ cdef str _name_of_rule(object decide):
 include "engine/watching.pxi"
 include "engine/stepping.pxi"
 include "engine/serving.pxi"
-include "engine/running.pxi"
 include "engine/streams.pxi"
+include "engine/running.pxi"
 include "engine/admission.pxi"
 include "engine/queueing.pxi"
 include "engine/routing.pxi"

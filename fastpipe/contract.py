@@ -117,7 +117,7 @@ class Backend:
     """
 
     streams: bool = False
-    """True: ``forward`` may call ``fastpipe.emit``; its node then runs on its workers only. See ``fastpipe.Streaming``."""
+    """True: ``forward`` may call ``fastpipe.emit``; its node then runs on its workers only. See ``Streaming``."""
 
     place: Hashable = None
     """Where the instance is, ``"cuda:1"``; set it in the constructor. None: everywhere.

@@ -55,7 +55,8 @@ class Streaming(Backend):
     that ``run`` has set under ``"result"``; else what it has returned; else what ``whole`` makes of all chunks.
 
     Batches of any size are taken: the generators take turns, a chunk each; one whose reader is slow is passed over
-    meanwhile, and a request whose generator has ended does not wait for the others. Each runs in the context of its own request (``contextvars``).
+    meanwhile, and a request whose generator has ended does not wait for the others. Each runs in the context of its own
+    request (``contextvars``).
 
     A node of such backends runs on its workers only, and a batch that has emitted is never run again.
     """
@@ -204,7 +205,9 @@ def _take_turns(answers: dict[int, _Answer], failed: dict[int, BaseException]) -
         kept: list[BaseException] | None = None
         try:
             outcome = answer.take_turn()
-        except Exception as error:
+        except BaseException as error:  # its own, whatever its kind: forward() runs on a worker, where no Ctrl-C comes
+            if answer.emitter is None and not isinstance(error, Exception):
+                raise  # called by hand
             outcome = _ENDS
             kept = [error]
         if outcome is _WAITS:

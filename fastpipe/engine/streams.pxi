@@ -292,9 +292,12 @@ cdef int leave_streams(Engine engine, object task) noexcept:
     return 0
 
 
-cdef int give_streams(list walks, list splits, list requests) except -1:
-    """Have parts, which a backend runs for the requests of its batch, emit into the streams of those whose parts they are."""
-    cdef Walk walk
+cdef Progress give_streams(list walks, list splits, list requests):
+    """Have parts, which a backend runs for the requests of its batch, emit into the streams of those whose parts they are.
+
+    None: nobody reads any of them.
+    """
+    cdef Progress progress = None
     cdef Visit visit
     cdef ChunkStream stream
     cdef Py_ssize_t start = 0
@@ -303,9 +306,38 @@ cdef int give_streams(list walks, list splits, list requests) except -1:
         stream = None if visit is None else _stream_of(visit)
         if stream is not None:
             for walk in walks[start:start + len(parts)]:
-                walk.sink = stream
+                (<Walk>walk).sink = stream
+            if progress is None:
+                progress = Progress.__new__(Progress)
+                progress.visits = []
+                progress.emitted = []
+            progress.visits.append(visit)
+            progress.emitted.append(stream.emitted)
         start += len(parts)
-    return 0
+    return progress
+
+
+@cython.final
+cdef class Progress:
+    """Whether parts, which the batch of a backend waits for, have emitted or wait for a reader."""
+
+    cdef int c_look(self) except -1:
+        """If they have, that batch is alive, too; and must not run again."""
+        cdef Visit visit
+        cdef ChunkStream stream
+        cdef Py_ssize_t index
+        for index in range(len(self.visits)):
+            visit = <Visit>self.visits[index]
+            stream = _stream_of(visit)
+            if stream is None:
+                continue
+            if stream.emitted != self.emitted[index]:
+                visit.has_emitted = True
+            elif not stream.blocked:
+                continue
+            self.emitted[index] = stream.emitted
+            _keep(visit, _guard_of(visit), now_ns())
+        return 0
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
@@ -332,6 +364,8 @@ cdef class StreamReader:
     def __next__(self):
         """Wait for the next chunk. Serves signals: what a handler raises cancels the request."""
         cdef ChunkStream stream = self.stream
+        if stream is None:                                      # nobody's: only the pipe makes one that has a stream
+            raise StopIteration
         check_process(self.engine)
         try:
             while not stream.chunks and not stream.has_ended:
@@ -344,6 +378,7 @@ cdef class StreamReader:
             self.c_outcome(False)
             raise StopIteration
         stream.reader_thread = PyThread_get_thread_ident()
+        stream.cannot_be_read = False
         return stream.c_take()
 
     def __enter__(self):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastpipe import _core
 from fastpipe.announcing import Interface
@@ -14,7 +14,7 @@ from fastpipe.config.graph import Graph
 from fastpipe.config.keys import station_settings
 from fastpipe.config.plan import StepPlan
 from fastpipe.config.sub_graphs import is_sub_graph
-from fastpipe.contract import Backend, SubGraph
+from fastpipe.contract import Backend, Container, SubGraph
 from fastpipe.errors import ConfigError, Mistake
 from fastpipe.filters import run, swap
 from fastpipe.instances.one import build_backend, connect, thread_name
@@ -183,6 +183,8 @@ class Builder:
             **station_settings(config.settings),
         )
         if any(backend.streams for backend in backends):
+            if isinstance(first, Container):
+                _check_streams_alone(station)
             station.may_stream()
         # Closing finds it from now on, also if the next node cannot be built.
         self.engine.stations.append(station)
@@ -234,7 +236,11 @@ class Builder:
             return
         for twin in (node,) if node.twins is None else node.twins:
             for instance in twin.instances:
-                connect(self.engine, self.configs, instance.backend)
+                is_connected = connect(self.engine, self.configs, instance.backend)
+                # Its parts may emit. It waits for them, and so for those who read.
+                if is_connected and any(station.streams for station in self.engine.stations):
+                    _check_streams_alone(cast("_core.Station", twin.station))
+                    cast("_core.Station", twin.station).may_stream()
 
     def _upstream(self, index: int, station: _core.Station) -> tuple[_core.Station, ...]:
         """Return the stations whose requests may still come to one: not those from places that have another."""
@@ -269,6 +275,20 @@ def _max_batch(config: NodeConfig, backend: Backend) -> int:
     if config.max is not None and backend.max_batch is not None:
         return min(config.max, backend.max_batch)
     return config.max or backend.max_batch or 1
+
+
+def _check_streams_alone(station: _core.Station) -> None:
+    """Refuse batches whose requests would all wait until the last of them has been read.
+
+    Raises:
+        ConfigError: where a step of a container streams, and it takes several requests at once.
+    """
+    if station.max_batch > 1:
+        text = (
+            f"a step of it streams: it takes one request at a time, and max is {station.max_batch}. Say max = 1, or "
+            "make the step a node of its own: that takes batches"
+        )
+        raise ConfigError(Mistake(text, station.name))
 
 
 def _filter_kind(chosen: Any) -> str:

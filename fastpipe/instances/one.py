@@ -36,13 +36,15 @@ def build_backend(plan: StepPlan, node: str, index: int, place: Hashable = None)
     return backend
 
 
-def connect(engine: _core.Engine, configs: tuple[NodeConfig, ...], backend: Backend) -> None:
-    """Tell the Jumps and MapReduces that are steps of a backend where their parts enter."""
+def connect(engine: _core.Engine, configs: tuple[NodeConfig, ...], backend: Backend) -> bool:
+    """Tell the Jumps and MapReduces that are steps of a backend where their parts enter; True if there are some."""
     index_of = {config.name: index for index, config in enumerate(configs)}
     weak_engine = weakref.ref(engine)  # the backend must not keep its own pipe alive
-    for sub_graph in _sub_graphs_in(backend):
+    sub_graphs = list(_sub_graphs_in(backend))
+    for sub_graph in sub_graphs:
         sub_graph.ignored_keys = engine.ignored_keys
         sub_graph.connect(_PartsRunner(weak_engine, engine._entry_at(index_of[entry_of_object(sub_graph)])))
+    return bool(sub_graphs)
 
 
 class _PartsRunner:
