@@ -63,7 +63,8 @@ def ray_serve() -> Iterator[Ports]:
         )
         yield ports
     finally:
-        serve.shutdown()
+        if ray.is_initialized():  # else shutting down would begin with a cluster of its own
+            serve.shutdown()
         ray.shutdown()
         cluster.shutdown()
         for name, value in before.items():

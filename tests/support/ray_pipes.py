@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 
-from fastpipe import Backend, DeviceLost, PerRequest, QueueFull, Request, Streaming, cancelled
+from fastpipe import DeviceLost, PerRequest, QueueFull, Request, Streaming, cancelled
 from fastpipe.scale.ray import Replica
 
 
@@ -69,19 +69,19 @@ class Spells(Streaming):
             yield letter
 
 
-class Runs(Backend):
-    """Appends a line to a file for each request, then takes its time."""
+class Runs(PerRequest):
+    """Writes down what runs in which process, and waits until there is a file."""
 
-    def __init__(self, *, file: str, sleep_s: float = 0.0) -> None:
+    def __init__(self, *, file: str, gate: str) -> None:
         self.file = file
-        self.sleep_s = sleep_s
+        self.gate = Path(gate)
 
-    def forward(self, batch: list[Request]) -> None:
+    def run(self, request: Request) -> None:
         with Path(self.file).open("a") as file:
-            file.write("".join(f"{request['data']}\n" for request in batch))
-        time.sleep(self.sleep_s)
-        for request in batch:
-            request["result"] = request["data"]
+            file.write(f"{request['data']} {os.getpid()}\n")
+        while not self.gate.exists():
+            time.sleep(0.01)
+        request["result"] = request["data"]
 
 
 class Words(Replica):
