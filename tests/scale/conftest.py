@@ -38,10 +38,12 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def ray_serve() -> Iterator[Ports]:
+def ray_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
     """Serve on a cluster of two nodes, each a raylet with its workers on this machine."""
     pytest.importorskip("ray.serve", reason="ray[serve] is not installed here")
     before = {name: os.environ.get(name) for name in QUICK}
+    folder = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("ray"))  # Ray's workers import from where it was started: not the source tree
     os.environ.update(QUICK)
     import ray
     from ray import serve
@@ -61,8 +63,10 @@ def ray_serve() -> Iterator[Ports]:
                 port=ports.grpc, grpc_servicer_functions=["ray_pipes.add_WordsServicer_to_server"]
             ),
         )
+        os.chdir(folder)
         yield ports
     finally:
+        os.chdir(folder)
         if ray.is_initialized():  # else shutting down would begin with a cluster of its own
             serve.shutdown()
         ray.shutdown()

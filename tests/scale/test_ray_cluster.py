@@ -62,7 +62,7 @@ def deployed(ray_serve: Any) -> Iterator[Callable[..., Any]]:
 
     yield run
     for name in names:
-        serve.delete(name)
+        serve.delete(name, _blocking=False)
 
 
 def test_an_answer_has_what_is_new_and_arrays_are_not_copied(deployed: Any) -> None:
