@@ -1,4 +1,4 @@
-"""What can be checked of examples/ray/rayservice.yaml without Kubernetes.
+"""What can be checked of examples/kuberay/rayservice.yaml without Kubernetes.
 
 Serve's own schema reads ``serveConfigV2``; it accepts keys that it does not know, which is why they are compared here.
 The pod templates are validated as pods. That leaves KubeRay's own keys (``rayClusterConfig``, ``workerGroupSpecs``),
@@ -21,7 +21,7 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from fastpipe.scale.ray import application, deployment
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "ray" / "rayservice.yaml"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "kuberay" / "rayservice.yaml"
 
 pytestmark = pytest.mark.filterwarnings("default")
 
