@@ -10,6 +10,7 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
     cli                 the command ``fastpipe``
     serve               the Open Inference Protocol over HTTP and gRPC, and pipes in web applications
     batched_function    ``@batched``: a pipe around a plain function
+    scale               replicas on other machines: Ray Serve
     observe             what a pipe does, for people and for monitoring: metrics, traces, timelines, the live page
     pipe, _maps, _streams      Pipe: what a service calls, watches and closes; map and amap; stream and astream
     debug               one request node by node; records of requests
@@ -58,6 +59,7 @@ from fastpipe.errors import (
     PipeClosed,
     PipeError,
     QueueFull,
+    ReplicaLost,
     RequestTimeout,
     RestartLimit,
     UnknownNode,
@@ -96,6 +98,7 @@ __all__ = [
     "PipeClosed",
     "PipeError",
     "QueueFull",
+    "ReplicaLost",
     "Request",
     "RequestStats",
     "RequestTimeout",

@@ -29,6 +29,7 @@ __all__ = [
     "PipeClosed",
     "PipeError",
     "QueueFull",
+    "ReplicaLost",
     "RequestTimeout",
     "RestartLimit",
     "UnknownNode",
@@ -166,6 +167,10 @@ class RestartLimit(PipeError):
 
 class PipeClosed(PipeError):
     """The pipe was closed before the request ended, or before it was made."""
+
+
+class ReplicaLost(PipeError):
+    """The process, or the machine, that had the request is gone. It may have run; nobody else has got its answer."""
 
 
 class ForkedPipe(PipeError):

@@ -64,6 +64,8 @@ class Pipe(StreamingCalls):
     """
 
     _keeper: Keeper
+    capacity: int
+    """How many requests all instances of all nodes hold at once, in full batches; ``map`` takes twice that ahead."""
 
     def __init__(self, source: str | Path | Mapping[str, Any] | None = None, /, **keywords: Any) -> None:
         if hasattr(self, "_configs"):
@@ -100,7 +102,7 @@ class Pipe(StreamingCalls):
             self._close_stations()
             self._instances.close_what_was_built(error)
             raise
-        self._capacity = builder.capacity
+        self.capacity = builder.capacity
         self.interface = builder.interface(config.interface)
         """What goes in and comes out, for servers: what the key ``serve`` says, else the backends at both ends."""
         process.open_pipes.add(self)
@@ -203,7 +205,7 @@ class Pipe(StreamingCalls):
 
         Args:
             requests: may be endless: only ``look_ahead`` requests are taken ahead of the one to be yielded next.
-            look_ahead: default twice what all instances of all nodes can hold.
+            look_ahead: default twice ``capacity``.
             return_exceptions: yield a failed request's exception instead of raising it; its
                 ``failed_request`` is the request. Also if the request was not let in (it is no dict, there was no room
                 within its time). What is raised ends the iteration, and cancels the requests taken ahead: without
@@ -213,7 +215,7 @@ class Pipe(StreamingCalls):
             priority: as of a call.
             entry: as of a call.
         """
-        window = window_of(look_ahead, self._capacity * 2)
+        window = window_of(look_ahead, self.capacity * 2)
         self._terms(timeout, priority)  # what is wrong with them is said now
         # No function of Python's: a signal could raise behind its call, and nobody would cancel what was started.
         start = partial(self._start, timeout=timeout, priority=priority, name=entry, is_patient=True)
@@ -262,7 +264,7 @@ class Pipe(StreamingCalls):
         Whoever leaves the loop early cancels what was taken ahead, and a request that was being awaited: with
         ``aclosing``, before the block ends; without, as soon as the event loop gets to it.
         """
-        window = window_of(look_ahead, self._capacity * 2)
+        window = window_of(look_ahead, self.capacity * 2)
         self._terms(timeout, priority)  # what is wrong with them is said now
 
         def call(request: Request) -> Coroutine[Any, Any, Request]:
@@ -323,8 +325,7 @@ class Pipe(StreamingCalls):
 
         ``healthy`` is False once the pipe is closed, or a node has lost its device (``fastpipe.DeviceLost``), or all of
         its instances to ``hang_timeout``: then every request that comes there fails at once, and only a new process, as
-        a rule, can do better. Also while a node lacks some instances. ``problems`` has a sentence for each reason.
-        Cheap; from any thread.
+        a rule, can do better. Also while a node lacks some instances. ``problems`` has all reasons. Cheap; thread-safe.
         """
         if self._is_forked():
             return {"healthy": False, "problems": ["the pipe was built before os.fork()"]}
@@ -338,8 +339,7 @@ class Pipe(StreamingCalls):
             with pipe.debug({"data": 3}) as debugger:
                 print(debugger.step())
 
-        Without ``request``, ``debugger.start(request)`` gives it one. ``entry``: as of a call. See
-        :mod:`fastpipe.debug.debugger`.
+        Without ``request``, ``debugger.start(request)`` gives it one. ``entry``: as of a call. More: ``Debugger``.
         """
         from fastpipe.debug.debugger import Debugger
 
@@ -401,7 +401,7 @@ class Pipe(StreamingCalls):
 
             with pipe.timeline("run.pftrace"): ...
 
-        For https://ui.perfetto.dev, which draws it in the browser. What it costs, and raises: ``Timeline``.
+        For https://ui.perfetto.dev, which draws it. What it costs, and raises: ``Timeline``.
         """
         from fastpipe.observe.timeline import Timeline
 

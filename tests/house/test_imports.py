@@ -16,7 +16,7 @@ INSTALLED_AS = {"fastpipe": "fastpipe", "kernels": "fastpipe.kernels", "backends
 
 OPTIONAL = {
     *("PIL", "cryptography", "cupy", "cv2", "matplotlib", "modelopt", "numba", "nvidia", "onnx", "onnxruntime"),
-    *("opentelemetry", "optuna", "prometheus_client", "resvg_py", "rich", "simplejpeg", "skimage", "tensorrt"),
+    *("opentelemetry", "optuna", "prometheus_client", "ray", "resvg_py", "rich", "simplejpeg", "skimage", "tensorrt"),
     *("tensorrt_rtx", "tomlkit", "torch"),
 }
 
@@ -25,6 +25,7 @@ FLOORS = [
     ["fastpipe.__main__"],
     ["fastpipe.cli"],
     ["fastpipe"],
+    ["fastpipe.scale"],
     ["fastpipe.serve"],
     ["fastpipe.batched_function", "fastpipe.observe"],
     ["fastpipe.pipe"],
