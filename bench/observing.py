@@ -31,7 +31,7 @@ from common import Numbers, Spread, Window, closed_loop
 CLIENTS = (1, 10, 64)
 SCRAPE_EVERY_S = 1.0
 TRACED_SHARE = 0.01
-DEMO_ROUNDS = 15
+DEMO_ROUNDS = 7
 
 # What is looked with, and the least ratio to the other build (or, for the timeline, to the same build without it).
 GOALS = {"nothing": 0.97, "metrics and traces": 0.93, "timeline": 0.5}
