@@ -8,6 +8,7 @@ Nodes are linked into a graph; each has many instances and batches dynamically. 
 The house has floors, and an import goes down only (``tests/house/test_imports.py`` has the list). From the top:
 
     cli                 the command ``fastpipe``
+    serve               the Open Inference Protocol over HTTP and gRPC, and pipes in web applications
     batched_function    ``@batched``: a pipe around a plain function
     observe             what a pipe does, for people and for monitoring: metrics, traces, timelines, the live page
     pipe, _maps         Pipe: what a service calls, watches and closes; map and amap
@@ -22,7 +23,7 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
     functions           a function as a backend
     snapshots, cpus, forks, faults     batches as they came, CPUs, locks after a fork, kinds of trouble
     contract            how to write a backend
-    filters, results, summaries, errors, redaction      what everybody uses
+    filters, results, summaries, errors, redaction, announcing      what everybody uses
 """
 
 from importlib.util import find_spec as _find_spec

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
+FINE = 0
 TOKEN_VARIABLE = "FASTPIPE_SERVE_TOKEN"
 NONE = "none"
 LIVE_ANYWHERE = 0
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ends.add_argument("--delay", metavar="SECONDS", type=float, default=0.0, help="go on, but say 'not ready'")
     ends.add_argument("--grace", metavar="SECONDS", type=float, default=30.0, help="for requests that have begun")
     parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)  # of the parent, for its workers
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--ready", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--metrics-directory", help=argparse.SUPPRESS)
     parser.set_defaults(fail=parser.error)
@@ -108,12 +110,15 @@ def run(arguments: argparse.Namespace) -> int:
         listeners = bind(arguments.http, arguments.workers)
     try:
         if len(listeners) > 1:
-            return _run_workers(arguments, listeners)
-        _run_here(arguments, repository, listeners[0])
+            return _run_workers(arguments, listeners, repository.names())
+        if _run_here(arguments, repository, listeners[0]):
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(FINE)  # at its end, Python would wait for backends that do not return
     finally:
         for listener in listeners:
             listener.close()
-    return 0
+    return FINE
 
 
 def _repository(arguments: argparse.Namespace) -> Repository:
@@ -146,9 +151,9 @@ def _add(models: dict, name: str, source: object) -> None:  # type: ignore[type-
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    from fastpipe.serve.connection import Bounds
     from fastpipe.serve.exchange import Limits
     from fastpipe.serve.http import Settings
+    from fastpipe.serve.incoming import Bounds
     from fastpipe.serve.server import Plan
 
     settings = Settings(
@@ -166,10 +171,12 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         delay_s=arguments.delay,
         grace_s=arguments.grace,
         live_port=arguments.live,
+        parent=arguments.parent,
     )
 
 
-def _run_here(arguments: argparse.Namespace, repository: Repository, listener: socket.socket) -> None:
+def _run_here(arguments: argparse.Namespace, repository: Repository, listener: socket.socket) -> bool:
+    """Serve in this process; return whether it is to end without waiting for anything."""
     from fastpipe.serve.server import serve
     from fastpipe.serve.workers import say_ready
 
@@ -177,12 +184,11 @@ def _run_here(arguments: argparse.Namespace, repository: Repository, listener: s
         if arguments.ready is not None:
             say_ready(arguments.ready)
             return
-        names = [model.name for model in server.app.service.repository.models()]
-        _say_where(arguments, listener, server.grpc_address, names)
+        _say_where(arguments, listener, server.grpc_address, repository.names())
         if server.app.service.live_url:
             say((f"live page: {server.app.service.live_url}", ""))
 
-    serve(repository, [listener], _plan(arguments), on_ready)
+    return serve(repository, [listener], _plan(arguments), on_ready)
 
 
 def _say_where(arguments: argparse.Namespace, listener: socket.socket, grpc_address: str, names: Sequence[str]) -> None:
@@ -192,7 +198,7 @@ def _say_where(arguments: argparse.Namespace, listener: socket.socket, grpc_addr
     say((escaped_line(f"{url}{also} serves {', '.join(names)}"), ""))
 
 
-def _run_workers(arguments: argparse.Namespace, listeners: Sequence[socket.socket]) -> int:
+def _run_workers(arguments: argparse.Namespace, listeners: Sequence[socket.socket], names: Sequence[str]) -> int:
     from fastpipe.serve.workers import Workers
 
     own: list[str] = []
@@ -205,7 +211,6 @@ def _run_workers(arguments: argparse.Namespace, listeners: Sequence[socket.socke
         folder = tempfile.mkdtemp(prefix="fastpipe-serve-")
         own += ["--metrics-directory", folder]
     grpc_address = "" if arguments.grpc == NONE else arguments.grpc
-    names = [*arguments.models, *arguments.pipe]
     command = [sys.executable, "-m", "fastpipe", "serve", *arguments.given, *own]
     sockets = [listener.fileno() for listener in listeners]
     workers = Workers(command, sockets, lambda: _say_where(arguments, listeners[0], grpc_address, names))

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fastpipe.serve.exchange import Chunks, Headers, Response
+from fastpipe.serve.exchange import Buffer, Chunks, Headers, Response
 from fastpipe.serve.http import Service, Settings
 from fastpipe.serve.repository import Repository, Source
 from fastpipe.serve.signature import Signature
@@ -134,7 +134,7 @@ class App:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             route = service.route(scope["method"], path)
             service.check_token(route, headers)
-            chunks: list[bytes] = []
+            chunks: list[Buffer] = []
             if scope["method"] == "POST":
                 chunks, held = await self._body(headers, receive)
         except _Gone:
@@ -149,7 +149,7 @@ class App:
         finally:
             service.budget.give(held)
 
-    async def _body(self, headers: Headers, receive: Receive) -> tuple[list[bytes], int]:
+    async def _body(self, headers: Headers, receive: Receive) -> tuple[list[Buffer], int]:
         """Return the body of a request, as it came, and its size.
 
         Raises:

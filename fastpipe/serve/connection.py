@@ -16,14 +16,15 @@ import asyncio
 import http
 import logging
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 import httptools
 
-from fastpipe.serve.exchange import Chunks, Response
+from fastpipe.serve.exchange import Chunks, Response, head_length
 from fastpipe.serve.http import Route, Service
+from fastpipe.serve.incoming import Bounds, Incoming
+from fastpipe.serve.large_bodies import LEAST_BYTES, BodyReader, aligned_memory
 from fastpipe.serve.statuses import (
     HeadersTooLarge,
     InvalidRequest,
@@ -33,13 +34,12 @@ from fastpipe.serve.statuses import (
     TooBusy,
 )
 
-__all__ = ["Bounds", "Connection", "Connections"]
+__all__ = ["Connection", "Connections"]
 
 MOST_CACHED_URLS = 1024
 LONGEST_CACHED_URL = 256
 JOINED_BYTES = 1 << 16
 """Smaller answers are copied behind their heads, so that both leave in one system call."""
-SWEEP_S = 1.0
 LINGERS_S = 2.0
 """So long a refused client may go on sending, until it has read why."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -50,29 +50,8 @@ _CLOSE = b"connection: close\r\n"
 IDLE, HEAD, BODY, RUNNING = range(4)
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What connections may cost.
-
-    Args:
-        connections: how many there may be; for one more, an idle one is closed, or else it is refused with 503.
-        head_bytes: of a request's first line and headers.
-        head_s: within so long they have to be there.
-        idle_s: a connection on which nothing comes is closed.
-        write_s: so is one whose client takes nothing of its answer for so long.
-        pipelined: how many requests a client may send ahead.
-    """
-
-    connections: int = 4096
-    head_bytes: int = 1 << 16
-    head_s: float = 10.0
-    idle_s: float = 75.0
-    write_s: float = 60.0
-    pipelined: int = 64
-
-
 class Connections:
-    """All connections of a server: what they share, and who looks at their times, once a second."""
+    """All connections of a server: what they share, and who looks at their times."""
 
     def __init__(self, service: Service, bounds: Bounds | None = None) -> None:
         self.service = service
@@ -98,7 +77,7 @@ class Connections:
             idle.transport.abort()
         self.all.add(connection)
         if self._sweep is None:
-            self._sweep = connection.loop.call_later(SWEEP_S, self._look, connection.loop)
+            self._sweep = connection.loop.call_later(self.bounds.look_s, self._look, connection.loop)
         return True
 
     def common_head(self, server_state: Any) -> bytes:
@@ -132,24 +111,7 @@ class Connections:
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         for connection in list(self.all):
             connection.look(self.bounds)
-        self._sweep = loop.call_later(SWEEP_S, self._look, loop) if self.all else None
-
-
-class _Incoming:
-    """A request, as far as it has come."""
-
-    __slots__ = ("chunks", "error", "headers", "is_1_0", "is_head", "keeps_alive", "route", "url")
-
-    def __init__(self) -> None:
-        self.url = b""
-        self.headers: dict[bytes, bytes] = {}
-        self.chunks = Chunks()
-        self.route: Route | None = None
-        self.error: Exception | None = None
-        """Why it is refused."""
-        self.keeps_alive = True
-        self.is_1_0 = False
-        self.is_head = False
+        self._sweep = loop.call_later(self.bounds.look_s, self._look, loop) if self.all else None
 
 
 class Connection(asyncio.Protocol):
@@ -168,8 +130,8 @@ class Connection(asyncio.Protocol):
         self._seen = (0, 0)  # of `changes` and the bytes that are still to be written, when it was looked at last
         self._age_s = 0.0
         self._head_bytes = 0
-        self._incoming: _Incoming | None = None
-        self._queue: deque[_Incoming] = deque()
+        self._incoming: Incoming | None = None
+        self._queue: deque[Incoming] = deque()
         self._task: asyncio.Task[None] | None = None
         self._is_last = False
         """The request that is being answered is the connection's last one."""
@@ -236,13 +198,15 @@ class Connection(asyncio.Protocol):
             return
         if self.phase == HEAD and self._head_bytes > self.shared.bounds.head_bytes:
             self._refuse(HeadersTooLarge(f"the headers have more than {self.shared.bounds.head_bytes} bytes"))
+        elif self.phase == BODY and self._incoming is not None and self._incoming.large_bytes:
+            self._receive_large(self._incoming)
 
     # ---- what the parser calls ---------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         if self._is_deaf:
             return
-        self._incoming = _Incoming()
+        self._incoming = Incoming()
         self.phase = HEAD
         self.changes += 1
 
@@ -285,6 +249,8 @@ class Connection(asyncio.Protocol):
             if declared is not None and int(declared) > self.service.limits.body_bytes:
                 most = self.service.limits.body_bytes
                 raise RequestTooLarge(f"the body has {int(declared)} bytes; at most {most} are taken")
+            if declared is not None and int(declared) >= LEAST_BYTES:
+                incoming.large_bytes = int(declared)
         except Exception as error:
             if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
                 self._refuse(error)  # its body is not read
@@ -313,9 +279,45 @@ class Connection(asyncio.Protocol):
         self.changes += 1
         self._queue_up(incoming)
 
+    def _receive_large(self, incoming: Incoming) -> None:
+        """Hand the transport to who receives the rest of a body, past the parser."""
+        there = incoming.chunks.taken()
+        try:
+            length = head_length(incoming.headers) or 0
+            memory = aligned_memory(min(length, incoming.large_bytes), incoming.large_bytes)
+        except Exception as error:
+            self._refuse(error)
+            return
+        position = 0
+        for chunk in there:
+            memory[position : position + len(chunk)] = chunk
+            position += len(chunk)
+        incoming.large_bytes = 0
+
+        def received(size: int) -> bool:
+            if self._incoming is not incoming:  # it was too slow, and is refused
+                self.transport.set_protocol(self)
+                return False
+            try:
+                self.service.budget.take(size)
+            except TooBusy as error:
+                self.transport.set_protocol(self)
+                self._refuse(error)
+                return False
+            incoming.chunks.size_bytes += size
+            return True
+
+        def complete(body: memoryview) -> None:
+            self.transport.set_protocol(self)
+            self.parser = httptools.HttpRequestParser(self)  # the former one waits for the body
+            incoming.chunks.whole = body
+            self.on_message_complete()
+
+        self.transport.set_protocol(BodyReader(memory, position, received, complete, self))
+
     # ---- requests ----------------------------------------------------------------------------------------------
 
-    def _queue_up(self, incoming: _Incoming) -> None:
+    def _queue_up(self, incoming: Incoming) -> None:
         if self._task is None:
             self._start(incoming)
             return
@@ -326,7 +328,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, error: Exception) -> None:
         """Answer what is not read to its end with an error; the connection ends with that."""
-        incoming = self._incoming or _Incoming()
+        incoming = self._incoming or Incoming()
         self._incoming = None
         self._drop(incoming)
         incoming.keeps_alive = False
@@ -336,18 +338,18 @@ class Connection(asyncio.Protocol):
         self.changes += 1
         self._queue_up(incoming)
 
-    def _drop(self, incoming: _Incoming | None) -> None:
+    def _drop(self, incoming: Incoming | None) -> None:
         """Let go of a request's body."""
         if incoming is not None:
             self.service.budget.give(incoming.chunks.size_bytes)
             incoming.chunks = Chunks()
 
-    def _start(self, incoming: _Incoming) -> None:
+    def _start(self, incoming: Incoming) -> None:
         self._is_last = not incoming.keeps_alive
         self._task = self.loop.create_task(self._run(incoming))
         self.server_state.tasks.add(self._task)
 
-    async def _run(self, incoming: _Incoming) -> None:
+    async def _run(self, incoming: Incoming) -> None:
         task = self._task
         try:
             if incoming.error is not None or incoming.route is None:
@@ -410,7 +412,7 @@ class Connection(asyncio.Protocol):
             head.append(_CLOSE)
         return head
 
-    def _write(self, response: Response, incoming: _Incoming | None) -> None:
+    def _write(self, response: Response, incoming: Incoming | None) -> None:
         head = self._head(response, incoming is None or self._is_last or (self._is_shut and not self._queue))
         size = len(response.body) + sum(map(len, response.tail))
         head.append(b"content-length: %d\r\n\r\n" % size)
@@ -429,7 +431,7 @@ class Connection(asyncio.Protocol):
         for raw in response.tail:
             self.transport.write(raw)
 
-    async def _write_parts(self, response: Response, incoming: _Incoming) -> None:
+    async def _write_parts(self, response: Response, incoming: Incoming) -> None:
         parts = response.parts
         if parts is None:
             return
@@ -455,13 +457,13 @@ class Connection(asyncio.Protocol):
         return self.phase <= HEAD and self._task is None
 
     def look(self, bounds: Bounds) -> None:
-        """Close the connection if its client has been too slow; called once a second."""
+        """Close the connection if its client has been too slow; called now and then."""
         to_write = self.transport.get_write_buffer_size()
         seen = (self.changes, to_write)
         if seen != self._seen:
             self._seen, self._age_s = seen, 0.0
             return
-        self._age_s += SWEEP_S
+        self._age_s += bounds.look_s
         if to_write:
             if self._age_s > bounds.write_s:
                 self.transport.abort()

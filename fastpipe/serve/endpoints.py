@@ -91,7 +91,7 @@ async def _given(request: Request, max_body_bytes: int) -> Any:
         if chunks.add(chunk) > max_body_bytes:
             raise RequestTooLarge(f"the body has more than {max_body_bytes} bytes")
     taken = chunks.taken()
-    body = taken[0] if len(taken) == 1 else b"".join(taken)
+    body = taken[0] if len(taken) == 1 and isinstance(taken[0], bytes) else b"".join(taken)
     if kind == "application/json":
         return json_text.loads(body)
     if kind.startswith("text/"):

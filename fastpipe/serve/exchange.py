@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,7 @@ __all__ = [
     "OCTETS",
     "Body",
     "Budget",
+    "Buffer",
     "Chunks",
     "Failures",
     "Headers",
@@ -37,6 +38,7 @@ __all__ = [
     "split_body",
 ]
 
+Buffer: TypeAlias = bytes | memoryview
 Headers = Mapping[bytes, bytes]
 """Names in lower case."""
 HeaderList = list[tuple[bytes, bytes]]
@@ -81,7 +83,7 @@ class Limits:
 class Body(NamedTuple):
     """A request's body: the JSON in front, and binary data behind it."""
 
-    head: bytes
+    head: Buffer
     tail: memoryview
     """Writable, and as aligned as memory of its own is."""
 
@@ -129,10 +131,12 @@ class Budget:
 class Chunks:
     """A body as it comes. Many small pieces are put together, or each byte of a body could cost forty."""
 
-    __slots__ = ("_chunks", "_small", "size_bytes")
+    __slots__ = ("_chunks", "_small", "size_bytes", "whole")
 
     def __init__(self) -> None:
         self.size_bytes = 0
+        self.whole: memoryview | None = None
+        """The body in one piece, in memory that nobody else has; what was added is then not looked at."""
         self._chunks: list[bytes] = []
         self._small: list[bytes] = []
 
@@ -150,11 +154,15 @@ class Chunks:
             self._chunks.append(chunk)
         return self.size_bytes
 
-    def taken(self) -> list[bytes]:
+    def taken(self) -> list[Buffer]:
         """Return the pieces, which are from now on the caller's alone; their size is still known here."""
+        if self.whole is not None:
+            whole, self.whole = self.whole, None
+            return [whole]
         if self._small:
             self._chunks.append(self._small[0] if len(self._small) == 1 else b"".join(self._small))
-        chunks, self._chunks, self._small = self._chunks, [], []
+        chunks: list[Buffer] = [*self._chunks]
+        self._chunks, self._small = [], []
         return chunks
 
 
@@ -215,8 +223,8 @@ def head_length(headers: Headers) -> int | None:
     return int(given)
 
 
-def split_body(chunks: Sequence[bytes], length: int | None, limits: Limits) -> Body:
-    """Return a body as it is used; of binary data this is the one copy that is made.
+def split_body(chunks: Sequence[Buffer], length: int | None, limits: Limits) -> Body:
+    """Return a body as it is used; of binary data in several pieces, or in one that is ``bytes``, a copy.
 
     Args:
         chunks: what came, in order.
@@ -234,7 +242,9 @@ def split_body(chunks: Sequence[bytes], length: int | None, limits: Limits) -> B
     if length > size:
         raise InvalidRequest(f"Inference-Header-Content-Length is {length}, and the body has {size} bytes")
     _check_json_size(length, limits)
-    head: list[bytes] = []
+    if len(chunks) == 1 and isinstance(chunks[0], memoryview):
+        return Body(chunks[0][:length], chunks[0][length:])
+    head: list[Buffer] = []
     tail = np.empty(size - length, np.uint8).data if size > length else memoryview(b"")
     missing, position = length, 0
     for chunk in chunks:

@@ -16,7 +16,7 @@ from typing import Any
 from fastpipe.errors import in_brief
 from fastpipe.serve import json_text
 from fastpipe.serve.answering import Call, stream
-from fastpipe.serve.exchange import Headers
+from fastpipe.serve.exchange import Buffer, Headers
 from fastpipe.serve.inference import Form, answer_document, trace_of, write_json_answer
 from fastpipe.serve.repository import Model
 from fastpipe.serve.signature import TensorSpec
@@ -28,7 +28,7 @@ __all__ = ["generated", "generated_parts", "inferred_parts", "read_generate"]
 _DATATYPES = {bool: "BOOL", int: "INT64", float: "FP64", str: "BYTES"}
 
 
-def read_generate(model: Model, headers: Headers, text: bytes) -> tuple[Call, str]:
+def read_generate(model: Model, headers: Headers, text: Buffer) -> tuple[Call, str]:
     """Return what a request asks for, and its id.
 
     Raises:

@@ -19,6 +19,7 @@ from fastpipe.serve.answering import answer
 from fastpipe.serve.events import events_response
 from fastpipe.serve.exchange import (
     Budget,
+    Buffer,
     Failures,
     Headers,
     Limits,
@@ -80,7 +81,7 @@ class Request(NamedTuple):
     """What has come."""
 
     headers: Headers
-    chunks: list[bytes]
+    chunks: list[Buffer]
 
 
 Handler = Callable[["Service", "Route", Request], Awaitable[Response]]
@@ -140,7 +141,7 @@ class Service:
         if self._token is not None and not compare_digest(given, self._token):
             raise Unauthorized("Authorization: Bearer TOKEN is missing, or wrong")
 
-    async def answer(self, route: Route, headers: Headers, chunks: list[bytes]) -> Response:
+    async def answer(self, route: Route, headers: Headers, chunks: list[Buffer]) -> Response:
         """Return the answer to a request, whose body is in ``chunks``; an error is one, too."""
         try:
             if b"content-encoding" in headers and chunks and headers[b"content-encoding"].lower() != b"identity":
@@ -156,7 +157,7 @@ class Service:
         held = sum(map(len, pieces))
         try:
             own = {name: value for name, value in headers.items() if name != b"content-encoding"}
-            return await self.answer(route, own, pieces)
+            return await self.answer(route, own, list(pieces))
         finally:
             self.budget.give(held)
 
@@ -182,7 +183,7 @@ class Service:
         call, id = read_generate(model, request.headers, self._json(request))
         return await events_response(generated_parts(call, id), hide=self.settings.hide_errors)
 
-    def _json(self, request: Request) -> bytes:
+    def _json(self, request: Request) -> Buffer:
         return split_body(request.chunks, None, self.limits).head
 
     async def metadata(self, route: Route, request: Request) -> Response:
@@ -203,9 +204,9 @@ class Service:
     # ---- the server --------------------------------------------------------------------------------------------
 
     async def server_metadata(self, route: Route, request: Request) -> Response:
-        import fastpipe
+        from importlib.metadata import version
 
-        return json_response({"name": "fastpipe", "version": fastpipe.__version__, "extensions": EXTENSIONS})
+        return json_response({"name": "fastpipe", "version": version("fastpipe-engine"), "extensions": EXTENSIONS})
 
     async def live(self, route: Route, request: Request) -> Response:
         return json_response({"live": True})
@@ -217,14 +218,14 @@ class Service:
 
     async def index(self, route: Route, request: Request) -> Response:
         text = self._json(request)
-        wanted = json_text.loads(text) if text.strip() else {}
+        wanted = json_text.loads(text) if bytes(text).strip() else {}
         if type(wanted) is not dict or type(wanted.get("ready", False)) is not bool:
             raise InvalidRequest('the request must be a JSON object; "ready" in it is true or false')
         return json_response(self.repository.index(only_ready=wanted.get("ready", False)))
 
     async def load(self, route: Route, request: Request) -> Response:
         text = self._json(request)
-        wanted = json_text.loads(text) if text.strip() else {}
+        wanted = json_text.loads(text) if bytes(text).strip() else {}
         if type(wanted) is not dict or wanted.get("parameters"):
             raise NotServed("a model is loaded as its file says: config and files in the request are not taken")
         await self.repository.load(route.name)

@@ -17,7 +17,18 @@ import numpy as np
 from fastpipe.errors import in_brief
 from fastpipe.serve import json_text
 from fastpipe.serve.answering import NOTHING, TRACE_HEADERS, Call, WantedOutput
-from fastpipe.serve.exchange import HEAD_LENGTH, JSON, OCTETS, Body, Headers, Limits, Response, head_length, split_body
+from fastpipe.serve.exchange import (
+    HEAD_LENGTH,
+    JSON,
+    OCTETS,
+    Body,
+    Buffer,
+    Headers,
+    Limits,
+    Response,
+    head_length,
+    split_body,
+)
 from fastpipe.serve.repository import Model
 from fastpipe.serve.signature import Signature, TensorSpec
 from fastpipe.serve.statuses import InvalidRequest, NotServed
@@ -69,7 +80,7 @@ def is_raw(headers: Headers, first: bytes) -> bool:
     return kind.startswith(b"application/octet-stream") and not first.lstrip(b" \t\r\n").startswith(b"{")
 
 
-def read_call(model: Model, headers: Headers, chunks: list[bytes], limits: Limits) -> tuple[Call, Form]:
+def read_call(model: Model, headers: Headers, chunks: list[Buffer], limits: Limits) -> tuple[Call, Form]:
     """Return what a request asks for.
 
     Raises:
@@ -77,7 +88,7 @@ def read_call(model: Model, headers: Headers, chunks: list[bytes], limits: Limit
         RequestTooLarge: it has more JSON than the server takes.
         NotServed: it wants what this server does not have, such as shared memory.
     """
-    if is_raw(headers, chunks[0][:64] if chunks else b""):
+    if is_raw(headers, bytes(chunks[0][:64]) if chunks else b""):
         tensor = _raw_input(model.signature, chunks, headers)
         return Call(model, [tensor], headers=trace_of(headers)), Form(is_binary=HEAD_LENGTH in headers)
     body = split_body(chunks, head_length(headers), limits)
@@ -91,7 +102,7 @@ def read_call(model: Model, headers: Headers, chunks: list[bytes], limits: Limit
     return Call(model, inputs, wanted, parameters, trace_of(headers)), form
 
 
-def _raw_input(signature: Signature, chunks: list[bytes], headers: Headers) -> Tensor:
+def _raw_input(signature: Signature, chunks: list[Buffer], headers: Headers) -> Tensor:
     """Return a body that is the one input: an element of BYTES, or numbers, whose number says the open size."""
     if len(signature.inputs) != 1:
         raise InvalidRequest(f"the body cannot be the input: there are {len(signature.inputs)} inputs, not 1")
@@ -99,7 +110,7 @@ def _raw_input(signature: Signature, chunks: list[bytes], headers: Headers) -> T
     rows = (1,) if signature.max_batch_size else ()
     if spec.datatype in (None, "BYTES"):
         element: Any = np.empty(1, object)
-        element[0] = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        element[0] = chunks[0] if len(chunks) == 1 and isinstance(chunks[0], bytes) else b"".join(chunks)
         shape = (1,) * len(spec.shape)
         return Tensor(spec.name, "BYTES", element.reshape(rows + shape))
     raw = split_body(chunks, 0, Limits(json_bytes=0)).tail

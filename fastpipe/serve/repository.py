@@ -193,6 +193,10 @@ class Repository:
         entry = versions[version] if version else max(versions.values(), key=lambda each: int(each.version))
         raise NotReady(f"model {name!r}, version {entry.version}: {entry.reason or 'not loaded'}")
 
+    def names(self) -> list[str]:
+        """Return the names of all models, loaded or not."""
+        return list(self._entries)
+
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model that are loaded, the oldest first."""
         loaded = [version for version, entry in self._entries.get(name, {}).items() if entry.model is not None]

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +23,9 @@ from typing import Any
 
 from fastpipe.errors import ConfigError, MissingExtra, PipeError
 from fastpipe.serve.asgi import App
-from fastpipe.serve.connection import Bounds, Connections
+from fastpipe.serve.connection import Connections
 from fastpipe.serve.http import Service, Settings
+from fastpipe.serve.incoming import Bounds
 from fastpipe.serve.repository import Repository
 
 try:
@@ -53,6 +55,7 @@ class Plan:
         delay_s: between being not ready and taking no more connections, for balancers that look now and then.
         grace_s: for what was begun.
         live_port: of the live page of the first model; None: none.
+        parent: the process that has started this one as a worker: it ends when that is gone. None: nobody.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -62,12 +65,13 @@ class Plan:
     delay_s: float = 0.0
     grace_s: float = 30.0
     live_port: int | None = None
+    parent: int | None = None
 
 
 def serve(
     repository: Repository, listeners: Sequence[socket.socket], plan: Plan, on_ready: Callable[[Server], None]
-) -> None:
-    """Serve until a signal says that it is enough. For the main thread.
+) -> bool:
+    """Serve until a signal says that it is enough; return whether a second one said that it is not to wait.
 
     Args:
         repository: opened here, and closed.
@@ -80,12 +84,12 @@ def serve(
         PipeError: the address for gRPC is in use.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(repository, listeners, plan, on_ready))
+        return runner.run(_serve(repository, listeners, plan, on_ready))
 
 
 async def _serve(
     repository: Repository, listeners: Sequence[socket.socket], plan: Plan, on_ready: Callable[[Server], None]
-) -> None:
+) -> bool:
     app = App(Service(repository, plan.settings))
     server: Server | None = None
     async with contextlib.AsyncExitStack() as stack:
@@ -99,6 +103,7 @@ async def _serve(
             stack.push_async_callback(grpc_server.stop, 0.0)
         server = Server(app, plan, grpc_server, grpc_address, on_ready)
         await server.serve(list(listeners))
+    return server.force_exit
 
 
 def _live_page(app: App, port: int) -> Any:
@@ -173,6 +178,8 @@ class Server(uvicorn.Server):
             self._ends_at_s = min(self._ends_at_s, time.monotonic())
 
     async def on_tick(self, counter: int) -> bool:
+        if self._plan.parent is not None and os.getppid() != self._plan.parent and self._ends_at_s is None:
+            self.stop()
         if self._ends_at_s is not None and time.monotonic() >= self._ends_at_s:
             self.should_exit = True
         return await super().on_tick(counter)

@@ -6,6 +6,7 @@ next one. The parent runs no event loop and no pipe: it waits for signals.
 
     a worker dies              another one takes its place; one that keeps dying, later and later
     a worker cannot start      at first: all end, and so does the parent; later: as if it had died
+    the parent is killed       all end, as by SIGTERM
     SIGTERM, SIGINT            is handed on; the parent ends when all have; a second one kills them
     SIGHUP                     one after the other is replaced, each when its successor is ready
 """
@@ -55,7 +56,7 @@ class Workers:
     """The parent.
 
     Args:
-        command: of a worker; ``--socket FD --ready FD`` is added.
+        command: of a worker; ``--socket FD --ready FD --parent PID`` is added.
         sockets: one for each worker: its descriptor.
         on_ready: called once, when all are ready.
     """
@@ -97,7 +98,8 @@ class Workers:
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         inherited = [self.sockets[number], writing]
-        command = [*self.command, "--socket", str(inherited[0]), "--ready", str(writing)]
+        own = ["--socket", str(inherited[0]), "--ready", str(writing), "--parent", str(os.getpid())]
+        command = [*self.command, *own]
         try:
             process = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,39 @@ def test_thumbnails_name_what_is_no_image_and_go_on(tmp_path: Path) -> None:
     assert made.size == (96, 96)
     assert made.getpixel((48, 48)) == (255, 0, 0)
     assert made.getpixel((48, 2)) == (255, 255, 255)
+
+
+def test_the_web_service_answers_its_own_route_and_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipe is built with the application, and closed with it; a picture comes back small by either way."""
+    for needed in ("cv2", "fastapi", "httpx", "orjson", "PIL"):
+        pytest.importorskip(needed)
+    import asyncio
+    import io
+
+    import httpx
+    from PIL import Image
+
+    monkeypatch.syspath_prepend(str(EXAMPLES / "fastapi_service"))
+    service = importlib.import_module("service")
+    photo = io.BytesIO()
+    Image.new("RGB", (300, 200), (255, 0, 0)).save(photo, "jpeg")
+    headers = {"content-type": "image/jpeg"}
+
+    async def main() -> None:
+        async with (
+            service.main.router.lifespan_context(service.main),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app=service.main), base_url="http://x") as client,
+        ):
+            made = await client.post("/thumbnail", content=photo.getvalue(), headers=headers)
+            assert made.headers["content-type"] == "image/jpeg"
+            assert Image.open(io.BytesIO(made.content)).size == (96, 96)
+            bad = await client.post("/thumbnail", content=b"no picture", headers=headers)
+            assert (bad.status_code, list(bad.json())) == (400, ["error"])
+            metadata = (await client.get("/v2/models/thumbnails")).json()
+            assert metadata["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1, 1]}]
+            raw = {"inference-header-content-length": "0"}
+            answer = await client.post("/v2/models/thumbnails/infer", content=photo.getvalue(), headers=raw)
+            length = int(answer.headers["inference-header-content-length"])
+            assert Image.open(io.BytesIO(answer.content[length + 4 :])).size == (96, 96)
+
+    asyncio.run(main())

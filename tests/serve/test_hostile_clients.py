@@ -17,9 +17,9 @@ from helpers import WAIT_S, Gate, until
 from served import Served, serving
 
 from fastpipe import Pipe
-from fastpipe.serve.connection import Bounds
 from fastpipe.serve.exchange import Limits
 from fastpipe.serve.http import Settings
+from fastpipe.serve.incoming import Bounds
 from fastpipe.serve.server import Plan
 
 MODEL = "/v2/models/m/infer"
@@ -36,8 +36,8 @@ def request(body: bytes = GOOD, *headers: bytes, length: int | None = None, in_p
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     """A server with small limits."""
-    settings = Settings(limits=Limits(body_bytes=1 << 20, json_bytes=1 << 18, buffered_bytes=4 << 20, body_s=0.5))
-    bounds = Bounds(connections=50, head_bytes=8192, head_s=0.5, idle_s=1.0, write_s=1.0, pipelined=16)
+    settings = Settings(limits=Limits(body_bytes=1 << 20, json_bytes=1 << 18, buffered_bytes=4 << 20, body_s=0.3))
+    bounds = Bounds(connections=50, head_bytes=8192, head_s=0.3, idle_s=0.5, write_s=0.5, pipelined=16, look_s=0.1)
     with serving({"m": lambda: Pipe(backend="Identity", max=8)}, Plan(settings=settings, bounds=bounds)) as own:
         yield own
 
@@ -70,19 +70,18 @@ def all_of(connection: socket.socket) -> bytes:
 
 
 def answer_on(connection: socket.socket) -> tuple[int, bytes]:
-    """Return status and body of one answer."""
+    """Return status and body of one answer, and leave what follows it."""
     got = b""
-    while b"\r\n\r\n" not in got:
-        part = connection.recv(1 << 16)
+    while not got.endswith(b"\r\n\r\n"):
+        part = connection.recv(1)
         if not part:
             return 0, b""
         got += part
-    head, _, body = got.partition(b"\r\n\r\n")
-    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-    length = int(lengths[0].partition(b":")[2])
+    lengths = [line for line in got.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    length, body = int(lengths[0].partition(b":")[2]), b""
     while len(body) < length:
-        body += connection.recv(1 << 16)
-    return int(head.split(b" ")[1]), body
+        body += connection.recv(length - len(body))
+    return int(got.split(b" ")[1]), body
 
 
 def ask(served: Served, sent: bytes) -> tuple[int, bytes]:
@@ -140,7 +139,7 @@ def test_a_client_that_does_not_read(served: Served) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         for _ in range(60):  # until the kernel's buffers are full, too
             try:
-                connection.settimeout(0.5)
+                connection.settimeout(0.2)
                 connection.sendall(request(body))
             except (TimeoutError, ConnectionError):
                 break
@@ -258,12 +257,33 @@ def test_what_is_no_request(served: Served, sent: bytes) -> None:
         assert json.loads(body)["error"]
 
 
-@pytest.mark.parametrize("left", [20, len(GOOD)])
-def test_a_body_cut_short(served: Served, left: int) -> None:
-    """A client that leaves in the middle leaves nothing behind."""
+@pytest.mark.parametrize("size", [100, 500_000])
+def test_a_body_cut_short(served: Served, size: int) -> None:
+    """A client that leaves in the middle leaves nothing behind; one that goes silent is told."""
     with connected(served) as connection:
-        connection.sendall(request(GOOD * 2, length=2 * len(GOOD))[:-left])
+        connection.sendall(request(bytes(size))[:-20])
+        until(lambda: served.service.budget.used_bytes == size - 20)
     until(lambda: served.service.budget.used_bytes == 0)
+    with connected(served) as connection:
+        connection.sendall(request(bytes(size))[:-20])
+        connection.settimeout(WAIT_S)
+        assert answer_on(connection)[0] == 408
+        try:
+            for _ in range(100):
+                connection.sendall(bytes(100_000))
+        except OSError:
+            pass
+
+
+def test_a_large_body_and_what_follows_it(served: Served) -> None:
+    """It is received past the parser, which reads the next request."""
+    large = request(b"x" * 700_000, b"inference-header-content-length: 0")
+    with connected(served) as connection:
+        connection.sendall(large + request() + large + request())
+        for is_large in (True, False, True, False):
+            status, body = answer_on(connection)
+            assert status == 200
+            assert body.endswith(b"x" * 700_000 if is_large else b'"data":[7]}]}')
 
 
 def test_an_upgrade_is_answered_and_not_made(served: Served) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +180,36 @@ def test_large_tensors(served: Served) -> None:
     with triton.InferenceServerClient(served.address, network_timeout=WAIT_S, connection_timeout=WAIT_S) as client:
         back = client.infer("echo", [tensor_for(triton, array)]).as_numpy("result")
     assert np.array_equal(back, array)
+
+
+def test_a_large_tensor_is_not_copied(served: Served) -> None:
+    """10 MB in and out: the memory that is received into is all that the server takes."""
+    pytest.importorskip("uvloop", reason="the standard library's loop copies what it cannot write at once")
+    size = 10_000_000
+    entry = {"name": "data", "datatype": "UINT8", "shape": [size], "parameters": {"binary_data_size": size}}
+    head = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
+    sent = b"".join(
+        [
+            b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: x\r\nconnection: close\r\n",
+            b"inference-header-content-length: %d\r\n" % len(head),
+            b"content-length: %d\r\n\r\n" % (len(head) + size),
+            head,
+            bytes(range(250)) * (size // 250),
+        ]
+    )
+    got = memoryview(bytearray(size + 10_000))
+    position = 0
+    with socket.create_connection(("127.0.0.1", served.port), WAIT_S) as connection:
+        tracemalloc.start()
+        try:
+            connection.sendall(sent)
+            while count := connection.recv_into(got[position:]):
+                position += count
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert bytes(got[position - size : position]) == sent[-size:]
+    assert peak_bytes < 1.1 * size
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])

@@ -58,6 +58,6 @@ def test_the_documentation_has_the_table(repository_root: Path) -> None:
     documented = {}
     for line in table:
         http, grpc, retry, names = (cell.strip() for cell in line.strip("|").split("|")[:4])
-        for name in re.findall(r"`(\w+)`", names):
+        for name in re.findall(r"`([A-Z]\w+)`", names):
             documented[name] = (int(http), grpc.strip("`"), retry == "yes")
     assert documented == {kind.__name__: tuple(status) for kind, status in STATUSES.items()}

@@ -1,0 +1,342 @@
+"""``fastpipe serve``: starts, says where, answers, and ends as a service should; with workers, too."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the extra serve is not installed here")
+pytest.importorskip("orjson", reason="the extra serve is not installed here")
+
+from helpers import WAIT_S, until
+
+from fastpipe import PipeError
+from fastpipe.cli.main import main
+from fastpipe.cli.serve import size_bytes
+from fastpipe.serve.server import bind, is_loopback
+
+ECHO = '[node]\nbackend = "Identity"\nmax = 8\n'
+SLOW = '[node]\nbackend = "Sleep"\n"Sleep::time" = 700\n'
+START_S = 3 * WAIT_S
+"""For processes that are started: the machine may be busy."""
+
+
+class Command:
+    """A running ``fastpipe serve``."""
+
+    def __init__(self, folder: Path, *arguments: str, http: str = "127.0.0.1:0") -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "fastpipe", "serve", "--grpc", "none", "--http", http, *arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.errors: list[str] = []
+        self._reader = threading.Thread(target=lambda: self.errors.extend(self.process.stderr or ()))
+        self._reader.start()
+        self.said = (self.process.stdout.readline() if self.process.stdout is not None else "").strip()
+        found = re.search(r"http://[^:]+:(\d+)", self.said)
+        self.port = int(found[1]) if found else 0
+
+    def get(self, path: str) -> int:
+        with self.connected() as connection:
+            connection.request("GET", path)
+            return connection.getresponse().status
+
+    def infer(self, model: str) -> tuple[int, Any]:
+        body = {"inputs": [{"name": "data", "datatype": "INT32", "shape": [1], "data": [7]}]}
+        with self.connected() as connection:
+            connection.request("POST", f"/v2/models/{model}/infer", json.dumps(body))
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+
+    def connected(self) -> contextlib.closing[http.client.HTTPConnection]:
+        return contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_S))
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end; return the status, and what was written to stderr."""
+        status = self.process.wait(START_S)
+        self._reader.join(WAIT_S)
+        return status, "".join(self.errors)
+
+
+@contextlib.contextmanager
+def command(folder: Path, *arguments: str, **more: Any) -> Iterator[Command]:
+    running = Command(folder, *arguments, **more)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.terminate()
+        running.end()
+        if running.process.stdout is not None:
+            running.process.stdout.close()
+        if running.process.stderr is not None:
+            running.process.stderr.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "echo.toml").write_text(ECHO)
+    (tmp_path / "slow.toml").write_text(SLOW)
+    return tmp_path
+
+
+def test_sigterm_with_requests_in_flight(folder: Path) -> None:
+    """It says where it is; at SIGTERM it is not ready at once, answers what has begun, and ends with 0."""
+    with command(folder, "echo.toml", "s=slow.toml", "--delay", "0.4") as running:
+        assert running.said == f"http://127.0.0.1:{running.port} serves echo, s"
+        assert running.get("/v2/health/ready") == 200
+        assert running.infer("echo")[0] == 200
+        answers: list[Any] = []
+        asking = [threading.Thread(target=lambda: answers.append(running.infer("s"))) for _ in range(3)]
+        for each in asking:
+            each.start()
+        until(lambda: _in_flight(running) >= 3)
+        running.process.send_signal(signal.SIGTERM)
+        until(lambda: running.get("/v2/health/ready") == 503)
+        assert running.get("/v2/health/live") == 200
+        for each in asking:
+            each.join(START_S)
+        assert [status for status, _ in answers] == [200] * 3
+        status, errors = running.end()
+        assert status == 0, errors
+        assert "Traceback" not in errors
+
+
+def _in_flight(running: Command) -> int:
+    pytest.importorskip("prometheus_client")
+    with running.connected() as connection:
+        connection.request("GET", "/metrics")
+        page = connection.getresponse().read().decode()
+    found = re.search(r'fastpipe_in_flight\{pipe="s"\} (\d+)', page)
+    return int(found[1]) if found else 0
+
+
+def test_a_second_signal_does_not_wait(folder: Path) -> None:
+    """What is in flight is cut off; the end is there before its answer would be."""
+    (folder / "slow.toml").write_text('[node]\nbackend = "Sleep"\n"Sleep::time" = 20000\nhang_timeout = 0.5\n')
+    with command(folder, "slow.toml") as running, running.connected() as connection:
+        body = {"inputs": [{"name": "data", "datatype": "INT32", "shape": [1], "data": [7]}]}
+        connection.request("POST", "/v2/models/slow/infer", json.dumps(body))
+        time.sleep(0.1)
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.end()[0] == 0
+
+
+def test_workers_share_a_port_and_are_replaced(folder: Path) -> None:
+    """Two processes answer; one that is killed is replaced; both end with the parent."""
+    pytest.importorskip("prometheus_client")
+    with command(folder, "echo.toml", "--workers", "2") as running:
+        until(lambda: len(_workers(running)) == 2)
+        first = _workers(running)
+        os.kill(next(iter(first)), signal.SIGKILL)
+        until(lambda: len(_workers(running)) == 2 and _workers(running) != first)
+        assert running.infer("echo")[0] == 200
+        workers = _workers(running)
+        running.process.send_signal(signal.SIGTERM)
+        status, errors = running.end()
+        assert status == 0, errors
+        assert "died (status -9); it is replaced" in errors
+        assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_workers_end_with_their_parent(folder: Path) -> None:
+    """Also when nobody could tell them."""
+    pytest.importorskip("prometheus_client")
+    with command(folder, "echo.toml", "--workers", "2") as running:
+        assert running.said == f"http://127.0.0.1:{running.port} serves echo"
+        until(lambda: len(_workers(running)) == 2)
+        workers = _workers(running)
+        running.process.kill()
+        until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+
+
+def _workers(running: Command) -> set[int]:
+    """Return the processes whose pipes are in the metrics of any."""
+    try:
+        with running.connected() as connection:
+            connection.request("GET", "/metrics")
+            page = connection.getresponse().read().decode()
+    except OSError:  # the one that was asked is gone
+        return set()
+    return {int(pid) for pid in re.findall(r'fastpipe_healthy\{pid="(\d+)",pipe="echo"\} 1', page)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["bad.toml"], "no backend is named 'Identiti'; did you mean 'Identity'"),
+        (["none.toml"], "there is no file 'none.toml'"),
+        (["echo.toml", "--http", "127.0.0.1:http"], "an address is host:port"),
+        (["e=echo.toml", "e=echo.toml"], "two models are called 'e'"),
+        (["--pipe", "os:getcwd"], "--pipe is written NAME=MODULE:ATTRIBUTE"),
+        ([".", "echo.toml"], "a folder of models stands alone"),
+    ],
+)
+def test_what_cannot_start(
+    arguments: list[str],
+    says: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A mistake is said as ``fastpipe check`` says it, one of the address in words; the status is 1."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (folder / "bad.toml").write_text('[node]\nbackend = "Identiti"\n')
+    assert main(["serve", "--http", "127.0.0.1:0", "--grpc", "none", *arguments]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_workers_that_cannot_start(folder: Path) -> None:
+    """They end all, and so does the parent."""
+    (folder / "bad.toml").write_text('[node]\nbackend = "Identiti"\n')
+    with command(folder, "bad.toml", "--workers", "2") as running:
+        status, errors = running.end()
+        assert status == 1
+        assert "could not start (status 1): the server ends" in errors
+
+
+def test_an_address_in_use() -> None:
+    """It is found before anything is built; also by a server of several processes."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for count in (1, 2):
+            with pytest.raises(PipeError, match=f"cannot listen at {address}: .*in use"):
+                bind(address, count)
+
+
+def test_a_unix_socket(folder: Path) -> None:
+    """A server that is gone leaves its path to the next one; one that lives keeps it."""
+    address = f"unix:{folder / 'socket'}"
+    for _ in range(2):
+        with command(folder, "echo.toml", http=address) as running:
+            assert running.said == f"{address} serves echo"
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(folder / "socket"))
+                connection.sendall(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
+                assert connection.recv(100).startswith(b"HTTP/1.1 200")
+            with pytest.raises(PipeError, match="cannot listen"):
+                bind(address)
+            running.process.kill()
+
+
+def test_pipes_from_code(folder: Path) -> None:
+    """``--pipe`` names a pipe, a configuration, or a function of a module beside which the command runs."""
+    (folder / "own.py").write_text(
+        "import fastpipe\n\n@fastpipe.backend\ndef double(data):\n    return data * 2\n\n"
+        "nodes = {'a': {'backend': double}}\n"
+    )
+    with command(folder, "--pipe", "m=own:nodes") as running:
+        assert running.infer("m")[1]["outputs"][0]["data"] == [14]
+
+
+def test_gunicorn_preload(folder: Path) -> None:
+    """The application is made before the fork, and its pipe after it, in each worker."""
+    pytest.importorskip("gunicorn")
+    (folder / "service.py").write_text("import fastpipe.serve\n\napp = fastpipe.serve.app('echo.toml')\n")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    worker = "uvicorn_worker.UvicornWorker" if _has_module("uvicorn_worker") else "uvicorn.workers.UvicornWorker"
+    running = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "--preload",
+            "-w",
+            "2",
+            "-k",
+            worker,
+            "-b",
+            f"127.0.0.1:{port}",
+            "service:app",
+        ],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until(lambda: _answers(port, running))
+    finally:
+        running.terminate()
+        _, errors = running.communicate(timeout=START_S)
+    assert running.returncode == 0, errors
+    assert "Traceback" not in errors
+
+
+def _has_module(name: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
+
+
+def _answers(port: int, running: Any) -> bool:
+    assert running.poll() is None, running.stderr.read()
+    try:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S)) as connection:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+# ---- arguments ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1", 1), ("10KB", 10_000), ("2M", 2_000_000), ("256MiB", 256 << 20), ("1GiB", 1 << 30)]
+)
+def test_sizes(text: str, size: int) -> None:
+    """In bytes, thousands or 1024s."""
+    assert size_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["x.toml", "--max-body", "big"],
+        ["x.toml", "--max-body", "0"],
+        ["x.toml", "--workers", "0"],
+        ["x.toml", "--workers", "2", "--live"],
+        ["x.toml", "--workers", "2", "--grpc", "127.0.0.1:0"],
+    ],
+)
+def test_arguments_that_are_wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The command itself was wrong: status 2."""
+    with pytest.raises(SystemExit) as leaving:
+        main(["serve", *arguments])
+    assert leaving.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_an_address_that_others_reach_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """There is nobody at the door unless there is a token."""
+    assert is_loopback("127.0.0.1:1")
+    assert is_loopback("[::1]:1")
+    assert is_loopback("localhost:1")
+    assert is_loopback("unix:/x")
+    assert not is_loopback("example.invalid:1")
+    (listener,) = bind("0.0.0.0:0")
+    listener.close()
+    assert "can be reached from other machines" in caplog.text
