@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastpipe.errors import in_brief
 from fastpipe.serve.answering import NOTHING, TRACE_HEADERS, Call, WantedOutput
 from fastpipe.serve.grpc_messages import DecodeError, inference
-from fastpipe.serve.grpc_wire import RAW_OUTPUT, REQUEST_ID, cut, field
+from fastpipe.serve.grpc_wire import RAW_OUTPUT, REQUEST_ID, cut, field_head
 from fastpipe.serve.statuses import InvalidRequest, NotServed
 from fastpipe.serve.tensors import Tensor, checked_shape, dtype_of, from_json, from_raw, to_raw
 
@@ -72,8 +72,8 @@ class _Head(NamedTuple):
     inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     """Name, datatype and shape of each."""
     wanted: tuple[WantedOutput, ...] | None
-    message: Any
-    """The ``ModelInferRequest``, which may have typed contents."""
+    contents: tuple[Any, ...] | None
+    """The typed contents of each input; None: none has any."""
 
 
 def parsed(name: str, body: bytes) -> Any:
@@ -117,7 +117,11 @@ def asked_of(
     if remaining_s is not None:
         parameters = _shortened(parameters, remaining_s)
     tensors = _raw(head, raw) if raw else _typed(head)
-    headers = {key: str(value) for key, value in metadata if key in TRACE_HEADERS}
+    headers = NOTHING
+    for key, _ in metadata:
+        if key in TRACE_HEADERS:
+            headers = {name: str(value) for name, value in metadata if name in TRACE_HEADERS}
+            break
     return Asked(Call(model, tensors, head.wanted, parameters, headers), id)
 
 
@@ -131,7 +135,9 @@ def _head_of(body: bytes) -> _Head:
         inputs.append((each.name, each.datatype, checked_shape(each.name, list(each.shape))))
     wanted = tuple(map(_wanted, request.outputs)) if request.outputs else None
     parameters = parameters_of(request.parameters) if request.parameters else NOTHING
-    return _Head(request.model_name, request.model_version, parameters, tuple(inputs), wanted, request)
+    has_contents = any(each.HasField("contents") for each in request.inputs)
+    contents = tuple(each.contents for each in request.inputs) if has_contents else None
+    return _Head(request.model_name, request.model_version, parameters, tuple(inputs), wanted, contents)
 
 
 _kept_head_of = lru_cache(MOST_KEPT)(_head_of)
@@ -180,15 +186,17 @@ def _raw(head: _Head, raw: Sequence[memoryview]) -> list[Tensor]:
             f"raw_input_contents must have an element for each of the {len(head.inputs)} inputs, or none; it has "
             f"{len(raw)}"
         )
-    for each in head.message.inputs:
-        if each.HasField("contents"):
-            raise InvalidRequest(f"input {in_brief(each.name)} has both contents and raw_input_contents")
-    return [from_raw(*each, content) for each, content in zip(head.inputs, raw, strict=True)]
+    if head.contents is not None:
+        raise InvalidRequest("inputs have both contents and raw_input_contents")
+    return [
+        from_raw(name, datatype, shape, content)
+        for (name, datatype, shape), content in zip(head.inputs, raw, strict=True)
+    ]
 
 
 def _typed(head: _Head) -> list[Tensor]:
-    pairs = zip(head.inputs, head.message.inputs, strict=True)
-    return [_of_contents(name, datatype, shape, each.contents) for (name, datatype, shape), each in pairs]
+    contents = head.contents or [inference()["InferTensorContents"]()] * len(head.inputs)
+    return [_of_contents(*described, each) for described, each in zip(head.inputs, contents, strict=True)]
 
 
 def _of_contents(name: str, datatype: str, shape: tuple[int, ...], contents: Any) -> Tensor:
@@ -243,9 +251,10 @@ def answer_pieces(asked: Asked, outputs: Sequence[Tensor], *, is_final: bool | N
     described = tuple([(tensor.name, tensor.datatype, tensor.array.shape) for tensor in outputs])
     pieces: Pieces = [_answer_head(model.name, model.version, described, is_final)]
     if asked.id:
-        pieces += field(REQUEST_ID, [asked.id])
+        pieces += (field_head(REQUEST_ID, len(asked.id)), asked.id)
     for tensor in outputs:
-        pieces += field(RAW_OUTPUT, [to_raw(tensor)])
+        raw = to_raw(tensor)
+        pieces += (field_head(RAW_OUTPUT, len(raw)), raw)
     return pieces
 
 

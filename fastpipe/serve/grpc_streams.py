@@ -19,7 +19,7 @@ from fastpipe.serve.answering import answer, stream
 from fastpipe.serve.grpc_calls import FINAL, Asked, Pieces, answer_pieces, asked_of, id_of
 from fastpipe.serve.grpc_desk import Desk
 from fastpipe.serve.grpc_messages import inference
-from fastpipe.serve.grpc_wire import ANSWER_IN_STREAM, REQUEST_ID, field
+from fastpipe.serve.grpc_wire import ANSWER_IN_STREAM, REQUEST_ID, field_head
 from fastpipe.serve.statuses import NotReady, Unauthorized
 
 try:
@@ -109,7 +109,7 @@ class _Stream:
         metadata = self._context.invocation_metadata()
         asked = asked_of(body, self._desk.repository.model, self._context.time_remaining(), metadata)
         if not asked.call.model.is_streaming:
-            return field(ANSWER_IN_STREAM, answer_pieces(asked, await answer(asked.call), is_final=True))
+            return _in_stream(answer_pieces(asked, await answer(asked.call), is_final=True))
         answered.set_result(None)  # what comes behind it need not wait for its end
         await self._write_parts(asked)
         return None
@@ -118,9 +118,9 @@ class _Stream:
         waits_for_end = asked.call.parameters.get(ASKS_FOR_EMPTY_FINAL) is True
         async with aclosing(stream(asked.call)) as parts:
             async for outputs in parts:
-                await self._write(field(ANSWER_IN_STREAM, answer_pieces(asked, outputs, is_final=False)))
+                await self._write(_in_stream(answer_pieces(asked, outputs, is_final=False)))
         if waits_for_end:
-            await self._write(field(ANSWER_IN_STREAM, answer_pieces(asked, [], is_final=True)))
+            await self._write(_in_stream(answer_pieces(asked, [], is_final=True)))
 
     async def _write(self, pieces: Pieces) -> None:
         message = b"".join(pieces)
@@ -131,4 +131,10 @@ class _Stream:
         """Return an answer that says what went wrong, with the request's id, if it has one that can be read."""
         response = inference()["ModelStreamInferResponse"](error_message=self._desk.words_of(error))
         response.infer_response.parameters[FINAL].bool_param = True
-        return [response.SerializeToString(), *field(ANSWER_IN_STREAM, field(REQUEST_ID, [id_of(body)]))]
+        id = id_of(body)
+        return [response.SerializeToString(), *_in_stream([field_head(REQUEST_ID, len(id)), id])]
+
+
+def _in_stream(answer: Pieces) -> Pieces:
+    """Return a ``ModelStreamInferResponse`` around a ``ModelInferResponse``."""
+    return [field_head(ANSWER_IN_STREAM, sum(map(len, answer))), *answer]

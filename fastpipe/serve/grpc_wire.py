@@ -9,10 +9,10 @@ request before, and need not be read again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
-__all__ = ["ANSWER_IN_STREAM", "RAW_OUTPUT", "REQUEST_ID", "Cut", "cut", "field"]
+__all__ = ["ANSWER_IN_STREAM", "RAW_OUTPUT", "REQUEST_ID", "Cut", "cut", "field_head"]
 
 WITH_LENGTH = 2
 """The kind of field that says its length first: bytes, texts, messages."""
@@ -28,6 +28,7 @@ ANSWER_IN_STREAM = 2 << 3 | WITH_LENGTH
 
 MOST_LENGTH_BYTES = 5
 """Of a length; no message of gRPC is longer than 4 GiB."""
+MOST_HEADS = 256
 
 
 class Cut(NamedTuple):
@@ -48,55 +49,61 @@ def cut(body: bytes) -> Cut | None:
         None: the body has something at its outermost level that no ``ModelInferRequest`` of the protocol has, or is
         damaged: protobuf shall read all of it, or say what is wrong.
     """
-    size = len(body)
     view = memoryview(body)
     raw: list[memoryview] = []
-    kept: list[memoryview] = []
+    kept: list[bytes] = []
     id = b""
     kept_from = at = 0
-    while at < size:
-        begin, tag = at, body[at]
-        if tag & 7 != WITH_LENGTH or tag > 0x7F:
-            return None
-        at += 1
-        length = shift = 0
-        while True:
-            if at >= size or shift >= 7 * MOST_LENGTH_BYTES:
+    size = len(body)
+    try:
+        while at < size:
+            begin, tag, length = at, body[at], body[at + 1]
+            if tag & 7 != WITH_LENGTH or tag > 0x7F:
                 return None
-            byte = body[at]
-            at += 1
-            length |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                break
-            shift += 7
-        end = at + length
-        if end > size:
-            return None
-        if tag in (RAW_INPUT, REQUEST_ID):
+            at += 2
+            if length > 0x7F:
+                length, at = _long_length(body, at - 1)
+            at += length
             if tag == RAW_INPUT:
-                raw.append(view[at:end])
+                raw.append(view[at - length : at])
+            elif tag == REQUEST_ID:
+                id = body[at - length : at]  # of several, protobuf takes the last
             else:
-                id = body[at:end]  # of several, protobuf takes the last
+                continue
             if begin > kept_from:
-                kept.append(view[kept_from:begin])
-            kept_from = end
-        at = end
+                kept.append(body[kept_from:begin])
+            kept_from = at
+    except IndexError:
+        return None
+    if at != size:
+        return None
     if kept_from < size:
-        kept.append(view[kept_from:])
-    return Cut(b"".join(kept), id, raw)
+        kept.append(body[kept_from:])
+    return Cut(kept[0] if len(kept) == 1 else b"".join(kept), id, raw)
 
 
-def field(tag: int, content: Iterable[bytes | memoryview]) -> list[bytes | memoryview]:
-    """Return the pieces of a field of bytes: its head, and ``content``, which is not copied."""
-    pieces = list(content)
-    length = sum(map(_size_bytes, pieces))
+def _long_length(body: bytes, at: int) -> tuple[int, int]:
+    """Return a length of several bytes that begins there, and where it ends.
+
+    Raises:
+        IndexError: it does not end.
+    """
+    length = 0
+    for shift in range(0, 7 * MOST_LENGTH_BYTES, 7):
+        byte = body[at]
+        at += 1
+        length |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return length, at
+    raise IndexError(at)
+
+
+@lru_cache(MOST_HEADS)
+def field_head(tag: int, length: int) -> bytes:
+    """Return what stands in front of a field's content of so many bytes."""
     head = bytearray((tag,))
     while length > 0x7F:
         head.append(length & 0x7F | 0x80)
         length >>= 7
     head.append(length)
-    return [bytes(head), *pieces]
-
-
-def _size_bytes(piece: bytes | memoryview) -> int:
-    return piece.nbytes if isinstance(piece, memoryview) else len(piece)
+    return bytes(head)
