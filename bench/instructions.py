@@ -1,4 +1,4 @@
-"""How many instructions does an echo cost, and how many more with limits? Counted by Valgrind: no clock, no noise.
+"""How many instructions does an echo cost, with limits, and with a cache? Counted by Valgrind: no clock, no noise.
 
 python bench/instructions.py                    a table
 python bench/instructions.py --beside FOLDER    and the same for another build of the package, in FOLDER
@@ -27,13 +27,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 REQUESTS = 1000
 
-# What the pipe is told, and whether the call has a priority.
-CASES: dict[str, tuple[dict[str, float], bool]] = {
-    "plain": ({}, False),
-    "max_queue": ({"max_queue": 100}, False),
-    "request_timeout": ({"request_timeout": 10}, False),
-    "priority": ({}, True),
-    "all three": ({"max_queue": 100, "request_timeout": 10}, True),
+# What the pipe is told, whether the call has a priority, and how many bytes are its data; 0: it is a number.
+CASES: dict[str, tuple[dict[str, float], bool, int]] = {
+    "plain": ({}, False, 0),
+    "max_queue": ({"max_queue": 100}, False, 0),
+    "request_timeout": ({"request_timeout": 10}, False, 0),
+    "priority": ({}, True, 0),
+    "all three": ({"max_queue": 100, "request_timeout": 10}, True, 0),
+    "cache hit": ({"cache": 1_000_000}, False, 0),
+    "cache hit, 1 KB": ({"cache": 1_000_000}, False, 1024),
 }
 
 # Valgrind writes down what it has counted whenever getppid is called: before the requests of a case, and after.
@@ -46,22 +48,23 @@ class Echo(fastpipe.Backend):
         for request in batch:
             request["result"] = request["data"]
 
-def call(pipe, count):
+def call(pipe, data, count):
     for _ in range(count):
-        pipe({"data": 1})
+        pipe({"data": data})
 
-def call_with_priority(pipe, count):
+def call_with_priority(pipe, data, count):
     for _ in range(count):
-        pipe({"data": 1}, priority=1)
+        pipe({"data": data}, priority=1)
 
 cases, count = json.loads(sys.argv[1])
 gc.disable()
-for keys, has_priority in cases:
+for keys, has_priority, size_bytes in cases:
     calls = call_with_priority if has_priority else call
+    data = bytes(size_bytes) if size_bytes else 1
     with fastpipe.Pipe(backend=Echo, **keys) as pipe:
-        calls(pipe, 100)
+        calls(pipe, data, 100)
         os.getppid()
-        calls(pipe, count)
+        calls(pipe, data, count)
         os.getppid()
 """
 

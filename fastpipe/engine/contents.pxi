@@ -1,7 +1,7 @@
 # Contents: a key that two requests share exactly if they contain the same.
 #
-# Guarantees   Equal keys, equal contents, as far as BLAKE2b with a secret key of 256 bits goes: nobody outside can look for two
-#              contents with one digest. Types count: 1, 1.0 and True differ, as do -0.0 and 0.0; a NaN is itself. The order of a
+# Guarantees   Equal keys, equal contents: of what is short exactly, else as far as BLAKE2b with a secret key of 256 bits goes, so
+#              that nobody outside can look for two contents with one digest. Types count: 1, 1.0 and True differ, as do -0.0 and 0.0; a NaN is itself. The order of a
 #              request's own keys does not count, that of a dict in it does.
 # Assumes      The GIL, which hashing many bytes lets go. May raise what a value raises when it is looked at.
 
@@ -17,7 +17,8 @@ cdef extern from "Python.h":
 
 cdef enum:
     _DIGEST_BYTES = 32
-    _LARGE_BYTES = 2048                          # what is as large is not copied on its way to the hash
+    _LARGE_BYTES = 2048                          # a value of so many bytes is not copied on its way to the hash
+    _SHORT_BYTES = 2048                          # what has no more is its own key: hashing it well would take ten times as long
     _MOST_LEVELS = 64                            # of lists in lists; what is deeper has no key
 
 
@@ -51,11 +52,11 @@ cdef class _Content:
         return 0
 
     cdef bytes c_key(self):
-        """The words themselves if they are shorter than a digest, else that."""
-        if self.hasher is None and self.words.size() < _DIGEST_BYTES:
+        """The words themselves if they are short, else a digest, which begins as no word does."""
+        if self.hasher is None and self.words.size() <= _SHORT_BYTES:
             return <bytes>self.words
         self.c_hash_words()
-        return self.hasher.digest()
+        return b"\0" + <bytes>self.hasher.digest()
 
 
 cdef _Content content_of(object request, object choice, object template):

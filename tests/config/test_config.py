@@ -869,3 +869,37 @@ def test_values_that_do_not_fit_say_what_would(value: Any, annotation: Any, mess
     with pytest.raises(BadValue) as caught:
         coerce(value, annotation)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("written", "size_bytes"),
+    [
+        *((256, 256), ("256", 256), ("256B", 256), ("256MB", 256_000_000), ("1.5 gb", 1_500_000_000), (" 2KiB ", 2048)),
+        *(("1GiB", 1 << 30), ("3TB", 3 * 10**12), ("1tib", 1 << 40), (None, None)),
+    ],
+)
+def test_the_size_of_a_cache_may_have_a_unit(written: Any, size_bytes: int | None) -> None:
+    """Of a thousand or of 1024."""
+    (node,) = load({"backend": Plain, "cache": written}, {}).nodes
+    assert node.settings["cache"] == size_bytes
+
+
+@pytest.mark.parametrize("written", ["lots", "", "-1MB", "1 M B", "1e6", 0, -1, True, 1.5, "5EB", [1], "1iB", "0.1B"])
+def test_what_is_no_size_of_a_cache_is_refused(written: Any) -> None:
+    """The error says what is one."""
+    with pytest.raises(ConfigError, match=r"node 'main': cache: .*(\"256MB\"|from 1 byte)"):
+        load({"backend": Plain, "cache": written}, {})
+
+
+@pytest.mark.parametrize("key", [{"cache_ttl": 5}, {"cache_key": "data"}])
+def test_keys_of_a_cache_need_one(key: dict[str, Any]) -> None:
+    """Else they would be without effect."""
+    with pytest.raises(ConfigError, match=f"node 'main': {next(iter(key))}: there is no cache"):
+        load({"backend": Plain, **key}, {})
+
+
+@pytest.mark.parametrize("wrong", [{"cache_ttl": 0}, {"cache_ttl": "soon"}, {"cache_key": 5}, {"cache_key": [""]}])
+def test_keys_of_a_cache_are_checked(wrong: dict[str, Any]) -> None:
+    """As all others."""
+    with pytest.raises(ConfigError, match=f"node 'main': {next(iter(wrong))}: must be"):
+        load({"backend": Plain, "cache": "1MB", **wrong}, {})

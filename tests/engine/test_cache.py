@@ -76,10 +76,10 @@ def test_a_hit_does_not_queue_and_takes_no_instance() -> None:
 def test_what_was_not_used_for_longest_makes_room() -> None:
     """And the budget is never exceeded."""
     backend = Counts()
-    with Pipe(backend=backend, cache="10KB") as pipe:
+    with Pipe(backend=backend, cache="15KB") as pipe:
         for data in ("a", "b", "c", "a", "d", "e"):
             answer(pipe, data * 2000)
-            assert counts(pipe)["bytes"] <= 10_000
+            assert counts(pipe)["bytes"] <= 15_000
         assert counts(pipe)["entries"] == 3
         ran = len(backend.ran)
         for data in ("a", "d", "e"):
@@ -238,6 +238,24 @@ def test_a_function_that_fails_to_choose_fails_its_request() -> None:
             answer(pipe, 1)
         assert "node 'main'" in "".join(raised.value.__notes__)
         assert answer(pipe, 1, id=1) == answer(pipe, 2, id=1) == [1, 1]
+
+
+def test_stats_of_an_interval_count_what_was_in_it() -> None:
+    """But for what is kept now."""
+    with Pipe(backend=Counts, cache="1MB") as pipe:
+        answer(pipe, 1)
+        before = pipe.stats()
+        answer(pipe, 1)
+        answer(pipe, object())
+        cache = pipe.stats(since=before)["nodes"]["main"]["cache"]
+        assert {name: cache[name] for name in ("hits", "misses", "bypassed", "entries")} == {  # type: ignore[literal-required]
+            "hits": 1,
+            "misses": 0,
+            "bypassed": 1,
+            "entries": 1,
+        }
+    with Pipe(backend=Counts) as pipe:
+        assert "cache" not in pipe.stats()["nodes"]["main"]
 
 
 # ---- in a graph -----------------------------------------------------------------------------------------------------

@@ -206,6 +206,11 @@ def list_with_limit() -> None:
     call_list(Pipe(backend=Bound, max_queue=3, batching_timeout=1), [1, 2, 3, 4, 5, 6])
 
 
+@way
+def list_cached() -> None:
+    call_list(Pipe(backend=Double, cache="1MB", batching_timeout=1), [8, 8, 1, 9, 8, 9])
+
+
 def wait_for(futures: list[Any]) -> None:
     """Wait until all have ended, with as little as can be done: no generator, which CPython 3.13.0 makes unsafely."""
     end_s = time.monotonic() + HANG_S
@@ -276,6 +281,11 @@ def submit_guarded() -> None:
 @way
 def submit_buckets() -> None:
     submit(Pipe(backend=Double, bucket="data", max_queue=100), [1, 1, 2])
+
+
+@way
+def submit_cached() -> None:
+    submit(Pipe(backend=Double, cache=2000, batching_timeout=1), [8, 8, 9, 8, 1])
 
 
 @way
