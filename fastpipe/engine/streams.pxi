@@ -7,7 +7,6 @@
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from libcpp.atomic cimport memory_order_seq_cst
 
 from fastpipe.engine.parking cimport FOREVER, Frame, enter_frame, innermost_frame, leave_frame, now_ns, word_wait
 
