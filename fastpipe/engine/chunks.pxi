@@ -5,7 +5,6 @@
 # Assumes      The GIL. An event loop is told of news once until it has looked: one callback for all of its streams.
 
 cimport cython
-from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acquire
 
 from fastpipe.engine.parking cimport events_notify, futex_wake, kernel_now_ns, word_set

@@ -287,8 +287,13 @@ cdef tuple _without_emitted(Engine engine, Station station, Instance instance, l
     cdef Visit visit
     cdef int index
     cdef int count = len(alive)
-    cdef list others = [index for index in range(count)
-                        if not ((<Visit>alive[index]).has_emitted or (<Visit>alive[index]).has_left)]
+    cdef list others = []
+    cdef list before_them = []
+    for index in range(count):
+        visit = <Visit>alive[index]
+        if not (visit.has_emitted or visit.has_left):
+            others.append(visit)
+            before_them.append(before[index])
     if len(others) == count:
         return alive, before
     for visit in alive:
@@ -297,7 +302,7 @@ cdef tuple _without_emitted(Engine engine, Station station, Instance instance, l
             add_note(own, "fastpipe: it was not run again alone, as parts of its answer had been handed on")
             station.requests_failed += 1
             fail_visit(engine, visit, with_batch(own, visit, station.numbers[instance.index], count), turn)
-    return [alive[index] for index in others], [before[index] for index in others]
+    return others, before_them
 
 
 cdef int _put_back(Engine engine, list alive, list before, str refusal, object interrupt, Turn turn) except -1:

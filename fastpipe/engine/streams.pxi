@@ -7,7 +7,6 @@
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from libcpp.atomic cimport memory_order_seq_cst
 
 from fastpipe.engine.parking cimport FOREVER, Frame, enter_frame, innermost_frame, leave_frame, now_ns, word_wait
 
@@ -119,7 +118,11 @@ def wait_for_room(requests) -> None:
 
     That is so as well once nobody waits for one of them any more.
     """
-    cdef list visits = [_visit_for(request, "wait_for_room") for request in requests]
+    cdef list visits = list(requests)
+    cdef Py_ssize_t index
+    # In its own list: where a comprehension has no memory, Cython 3.3.1 lets go of what it was to append once too often.
+    for index in range(len(visits)):
+        visits[index] = _visit_for(visits[index], "wait_for_room")
     if visits:
         _wait_for_room(visits)
 
@@ -224,9 +227,9 @@ cdef int _wait_for_room(list visits) except -1:
     guard = _guard_of(visit)
     if not _keep(visit, guard, ON_HOLD):
         return 0
-    for stream in streams:
-        stream.blocked.append(pause)
     try:
+        for stream in streams:
+            stream.blocked.append(pause)
         _park(engine, pause, streams)
     finally:
         for stream in streams:

@@ -256,6 +256,7 @@ def test_a_signal_interrupts_a_reader_that_waits() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_the_child_of_a_fork_reads_no_stream_of_its_parent() -> None:
     """It is told so; and leaving harms nobody."""
     with Pipe(backend=Script) as pipe:
