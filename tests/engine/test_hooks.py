@@ -400,7 +400,7 @@ def test_every_point_is_reached() -> None:
     reached: set[str] = set()
     for point in _core._HOOKS:
         _core._hook(point, lambda point=point: reached.add(point))  # type: ignore[misc]
-    with Pipe(backend=Slow, hang_timeout=0.3) as pipe:
+    with Pipe(backend=Slow, hang_timeout=0.3, cache="1MB", cache_key=id) as pipe:
         pipe({"data": 1})
         with pytest.raises(Exception, match="did not return"):
             pipe({"data": "slow"})
