@@ -452,7 +452,7 @@ def test_a_leader_that_has_left_holds_its_place_while_it_is_followed() -> None:
 
 
 def test_a_leader_that_left_alone_is_wanted_again() -> None:
-    """It is still queued when an equal request comes, which follows it: it holds a place again, and no more than one."""
+    """It is still queued when an equal request comes, which follows it: it holds a place again, and one only."""
     gate = Gate()
     with Pipe(backend=gate, cache="1MB", max=1, max_queue=1, when_full="reject") as pipe:
         for number in (0, 10):
