@@ -1,8 +1,8 @@
 # Contents: a key that two requests share exactly if they contain the same.
 #
 # Guarantees   Equal keys, equal contents: of what is short exactly, else as far as BLAKE2b with a secret key of 256 bits goes, so
-#              that nobody outside can look for two contents with one digest. Types count: 1, 1.0 and True differ, as do -0.0 and 0.0; a NaN is itself. The order of a
-#              request's own keys does not count, that of a dict in it does.
+#              that nobody outside can look for two contents with one digest. Types count: 1, 1.0 and True differ, as do -0.0 and
+#              0.0; a NaN is itself. The order of a request's own keys does not count, that of a dict in it does.
 # Assumes      The GIL, which hashing many bytes lets go. May raise what a value raises when it is looked at.
 
 cimport cython

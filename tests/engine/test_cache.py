@@ -248,7 +248,7 @@ def test_stats_of_an_interval_count_what_was_in_it() -> None:
         answer(pipe, 1)
         answer(pipe, object())
         cache = pipe.stats(since=before)["nodes"]["main"]["cache"]
-        assert {name: cache[name] for name in ("hits", "misses", "bypassed", "entries")} == {  # type: ignore[literal-required]
+        assert {name: cache[name] for name in ("hits", "misses", "bypassed", "entries")} == {
             "hits": 1,
             "misses": 0,
             "bypassed": 1,

@@ -452,17 +452,22 @@ def test_a_leader_that_has_left_holds_its_place_while_it_is_followed() -> None:
 
 
 def test_a_leader_that_left_alone_is_wanted_again() -> None:
-    """It is still queued when an equal request comes, which follows it."""
+    """It is still queued when an equal request comes, which follows it: it holds a place again, and one only."""
     gate = Gate()
-    with Pipe(backend=gate, cache="1MB", max=1, max_queue=2, when_full="reject") as pipe:
-        busy = pipe.submit({"data": 0})
-        assert gate.inside.wait(WAIT_S)
-        assert pipe.submit({"data": 1}).cancel()
-        follower = pipe.submit({"data": 1})
-        gate.opened.set()
-        assert [each.result(WAIT_S)["result"] for each in (busy, follower)] == [0, 1]
-        assert gate.batches == [[0], [1]]
-        assert counts(pipe)["coalesced"] == 1
+    with Pipe(backend=gate, cache="1MB", max=1, max_queue=1, when_full="reject") as pipe:
+        for number in (0, 10):
+            gate.opened.clear()
+            gate.inside.clear()
+            busy = pipe.submit({"data": number})
+            assert gate.inside.wait(WAIT_S)
+            assert pipe.submit({"data": number + 1}).cancel()
+            follower = pipe.submit({"data": number + 1})
+            with pytest.raises(QueueFull):
+                pipe.submit({"data": number + 2})
+            gate.opened.set()
+            assert [each.result(WAIT_S)["result"] for each in (busy, follower)] == [number, number + 1]
+        assert gate.batches == [[0], [1], [10], [11]]
+        assert counts(pipe)["coalesced"] == 2
 
 
 def test_those_who_follow_what_is_shed_are_shed() -> None:

@@ -397,10 +397,11 @@ def test_every_point_is_reached() -> None:
                 time.sleep(0.6)
             super().forward(batch)
 
+    numbers = itertools.count()  # by which no two requests are equal
     reached: set[str] = set()
     for point in _core._HOOKS:
         _core._hook(point, lambda point=point: reached.add(point))  # type: ignore[misc]
-    with Pipe(backend=Slow, hang_timeout=0.3) as pipe:
+    with Pipe(backend=Slow, hang_timeout=0.3, cache="1MB", cache_key=lambda _: next(numbers)) as pipe:
         pipe({"data": 1})
         with pytest.raises(Exception, match="did not return"):
             pipe({"data": "slow"})
