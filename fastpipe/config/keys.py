@@ -63,6 +63,8 @@ class Key:
     """A backend's constructor gets what was written, too, if it takes a parameter of that name."""
     is_divided: bool = False
     """``&`` in it separates the values of several backends."""
+    is_switched: bool = False
+    """``Pipe.swap`` may change it while the pipe serves."""
 
     def value(self, written: Mapping[str, Any]) -> Any:
         """Return the value, given all that is written.
@@ -169,6 +171,7 @@ NODE_KEYS = _table(
         "What the node does: a name, the notation such as S[A,B], or package.module:Name.",
         form=_TEXT,
         is_read_with_backend=True,
+        is_switched=True,
     ),
     Key(
         "instance_num",
@@ -179,6 +182,7 @@ NODE_KEYS = _table(
         is_read_with_backend=True,
         is_passed_on=True,
         is_divided=True,
+        is_switched=True,
     ),
     Key(
         "max",
@@ -191,6 +195,7 @@ NODE_KEYS = _table(
         is_read_with_backend=True,
         is_passed_on=True,
         is_divided=True,
+        is_switched=True,
     ),
     Key(
         "min",
@@ -202,6 +207,7 @@ NODE_KEYS = _table(
         is_read_with_backend=True,
         is_passed_on=True,
         is_divided=True,
+        is_switched=True,
     ),
     Key(
         "batching_timeout",
@@ -212,8 +218,17 @@ NODE_KEYS = _table(
         unit=" ms",
         station="timeout_ms",
         is_passed_on=True,
+        is_switched=True,
     ),
-    Key("batching", "The rule that forms batches.", Literal[_RULES], "adaptive", read=_rule, station="rule"),
+    Key(
+        "batching",
+        "The rule that forms batches.",
+        Literal[_RULES],
+        "adaptive",
+        read=_rule,
+        station="rule",
+        is_switched=True,
+    ),
     Key(
         "preferred_batch_sizes",
         "Batch sizes for the rule preferred.",
@@ -224,6 +239,7 @@ NODE_KEYS = _table(
         read=_sizes,
         check=_check_preferred,
         station="preferred",
+        is_switched=True,
     ),
     Key(
         "next",
@@ -278,6 +294,7 @@ NODE_KEYS = _table(
         read=_bucket,
         form={"type": "string", "minLength": 1},
         field="bucket",
+        is_switched=True,
     ),
     Key(
         "max_queue",

@@ -42,6 +42,9 @@ cdef enum:                  # Station.life
     DRAINING = 1            # no new requests: nobody waits for company
     CLOSING = 2             # workers leave when nothing is queued
 
+cdef enum:                  # beside a rule's actions
+    LEAVE = 4               # the instance, or the worker, serves no longer
+
 cdef int64_t NOTIFY_ME = 0x7fffffffffffffff      # Watchdog.until_ns: whenever a batch begins
 cdef int64_t GIVEN_UP = -1                       # Station.started_ns: the watchdog has decided
 
@@ -114,11 +117,12 @@ cdef enum:                  # the points at which a test may step in, see _hook
     AT_EXPIRE = 15
     AT_CLOSE = 16
     AT_HANG = 17
+    AT_SWITCH = 18
 
 _GREENLET_ADVICE = ("Call the pipe from real threads (gevent: gevent.get_hub().threadpool.apply(pipe, (request,)); eventlet: "
                     "eventlet.tpool.execute(pipe, request)), or do not switch greenlets inside a backend")
 _HOOKS = ("admit", "admitted", "push", "pushed", "take", "taken", "sleep", "forward", "return", "end", "ended", "wake", "release",
-          "park", "cancel", "expire", "close", "hang")
+          "park", "cancel", "expire", "close", "hang", "switch")
 _FAILURES = ("error", "timeout", "queue full", "closed", "hung", "worker died", "device lost", "no result")
 _WHEN_FULL = {"block": BLOCK, "reject": REJECT, "shed_oldest": SHED_OLDEST}
 _RULES = {"adaptive": RULE_ADAPTIVE, "timeout": RULE_TIMEOUT, "greedy": RULE_GREEDY, "preferred": RULE_PREFERRED}

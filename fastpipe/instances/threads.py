@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastpipe._core import Latch, Station, ThreadLife, ThreadStart
@@ -19,7 +20,7 @@ from fastpipe.errors import PipeError
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["Worker", "check_threads", "run_on_thread", "serve_and_close", "serve_shared", "serve_thread_bound"]
+__all__ = ["Slot", "Worker", "check_threads", "run_on_thread", "serve_and_close", "serve_shared", "serve_thread_bound"]
 
 # A worker that has died is set to work again at once, or, if it dies again and again, after a pause up to this long.
 LONGEST_PAUSE_S = 0.1
@@ -58,8 +59,33 @@ class _Thread(threading.Thread):
         return start
 
 
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """An instance as its station knows it: its token, and how many others had that before."""
+
+    station: Station
+    index: int
+    life: int
+
+    @classmethod
+    def now(cls, station: Station, index: int) -> Slot:
+        """Return the one that has a token now."""
+        return cls(station, index, station.life_of(index))
+
+    def is_retired(self, station: Station) -> bool:
+        """Whether it has served that station, and does no longer."""
+        return self.station is station and station.is_retired(self.index, self.life)
+
+    def retire(self, timeout_s: float) -> bool | None:
+        """See ``Station.retire``."""
+        return self.station.retire(self.index, self.life, timeout_s)
+
+
 class Worker:
     """A thread of a pipe, for whoever waits for its end."""
+
+    served: Slot | None = None
+    """The instance with which it leaves; None: it serves none."""
 
     def __init__(self, name: str, body: Callable[..., Any], *arguments: Any) -> None:
         self._is_over = Latch()
