@@ -54,7 +54,8 @@ cdef int switch_stations(Engine engine, tuple switches, object made_of) except -
     for switch in switches:
         _change_nodes(engine, switch)
         switch.station.version += 1
-        switch.station.switches += 1
+        if switch.station.front is None:                        # once for a node
+            switch.station.switches += 1
         switch.station.lost = None
     if is_hooked(AT_SWITCH):
         act_at_in(AT_SWITCH, None)

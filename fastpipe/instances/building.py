@@ -207,7 +207,8 @@ class Builder:
             return
         for twin in (node,) if node.twins is None else node.twins:
             for instance in twin.instances:
-                connect(self.engine, self.configs, instance.backend)
+                if instance is not None:
+                    connect(self.engine, self.configs, instance.backend)
 
     def _upstream(self, index: int, station: _core.Station) -> tuple[_core.Station, ...]:
         """Return the stations whose requests may still come to one: not those from places that have another."""

@@ -118,11 +118,13 @@ class Keeper:
         said = f"its worker met {type(error).__name__}: {text_of(error)}; it is set to work again"
         self._say("worker_died", station, index, said)
 
-    def could_not_replace(self, station: _core.Station, index: int, error: BaseException) -> None:
-        """A replacement could not be built."""
+    def could_not_replace(
+        self, station: _core.Station, index: int, thread: threading.Thread, error: BaseException
+    ) -> None:
+        """A replacement could not be built, which ``thread`` was to do."""
         why = f"its backend could not be built again: {type(error).__name__}: {text_of(error)}"
         with self._changed:
-            if not self._is_awaited(station, index):
+            if not self._is_awaited(station, index, thread):
                 return
             self._why[station] = why
             self._absent[station][index] = None
@@ -137,7 +139,7 @@ class Keeper:
         """
         instance = _core.Instance(backend, index)
         with self._changed:
-            if not self._is_awaited(station, index):
+            if not self._is_awaited(station, index, threading.current_thread()):
                 return False
             worker = cast("Worker", self._absent[station].pop(index))
             for node in engine.nodes:
@@ -214,10 +216,10 @@ class Keeper:
             if instance is not None and index not in absent and not _is_retired(station, index)
         ]
 
-    def _is_awaited(self, station: _core.Station, index: int) -> bool:
-        """Whether this thread is the one that is to build what is missing."""
+    def _is_awaited(self, station: _core.Station, index: int, thread: threading.Thread) -> bool:
+        """Whether an instance is missing, and that thread is the one that is to build it again."""
         worker = self._absent[station].get(index)
-        return worker is not None and worker.thread is threading.current_thread()
+        return worker is not None and worker.thread is thread
 
     def _has_none(self, station: _core.Station) -> bool:
         return len(self._absent[station]) == station.instance_count
@@ -236,7 +238,7 @@ class Keeper:
             try:
                 worker.start()
             except (PipeError, RuntimeError) as error:  # there can be no more threads
-                self.could_not_replace(station, index, error)
+                self.could_not_replace(station, index, worker.thread, error)
         self._lose(station, self._why.get(station, "all of them hung, and are not replaced any more"))
 
     def _lose(self, station: _core.Station, why: str, *, also_if_being_built: bool = False) -> None:
@@ -316,7 +318,7 @@ def _rebuild(keeper_ref: weakref.ref[Keeper], station: _core.Station, index: int
     try:
         backend = keeper.build(engine, station, index)
     except BaseException as error:
-        keeper.could_not_replace(station, index, error)
+        keeper.could_not_replace(station, index, threading.current_thread(), error)
         return
     if station.is_closed:
         close_all([backend])

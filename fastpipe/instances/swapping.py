@@ -286,8 +286,8 @@ class Swapper:
     def _say_done(self, change: _Change, retired: int, took_s: float) -> None:
         warm = warm_ups_in(change.built[0].backend) if change.built else []
         text = (
-            f"it serves with other instances, after {took_s:.3f} s: {len(change.built)} built, {retired} closed; warmed "
-            f"up: {', '.join(warm) or 'nothing'}"
+            f"it serves with other instances, after {took_s:.3f} s: {len(change.built)} built, {retired} closed; "
+            f"warmed up: {', '.join(warm) or 'nothing'}"
         )
         fields = {"seconds": took_s, "built": len(change.built), "closed": retired, "warmed_up": warm}
         self._say(change.config.name, "switched", text, fields, is_warning=False)

@@ -145,8 +145,9 @@ def _write_events(log: EventLog, file: FileIO, homes: list[tuple[str, int]]) -> 
 
 
 def _head(pipe: Engine, log: EventLog, homes: list[tuple[str, int]]) -> bytes:
-    """Return the packets of all rows that there are from the start; to ``homes`` add, by station, the names and parents of
-    those of its instances.
+    """Return the packets of all rows that there are from the start.
+
+    ``homes`` gets, by station, what the rows of its instances are called, and where they are.
     """
     rows = [
         row(log.requests_track, "Requests", rank=0),
