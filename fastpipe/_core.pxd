@@ -51,6 +51,9 @@ cdef class Station:
     cdef public int in_service                  # GIL: how many of them; the others hung and are being built again
     cdef readonly int max_batch                 # both; also the greatest weight of a batch
     cdef readonly bint thread_bound             # both: only worker i may hold token i
+    cdef int32_t era                            # both: how often all instances were swapped
+    cdef int32_t sharing                        # mutex: workers of this era that run in any instance
+    cdef int32_t sharing_wanted                 # mutex: how many there are to be: if they are more, who sees it leaves
     cdef bint workers_only                      # both: no caller runs a batch here
     cdef int64_t version                        # GIL: how often a switch has changed what is asked of a request
     cdef readonly int64_t switches              # GIL: how often its instances were swapped, or others added or taken away
@@ -244,6 +247,7 @@ cdef class Switch:
     cdef bint thread_bound
     cdef bint has_buckets
     cdef Rule rule
+    cdef bint replaces_all                      # `retired` are all that there are, and their workers leave with them
     cdef bint asks_again                        # what waits is to be weighed, and given its bucket, once more
 
 
@@ -440,6 +444,7 @@ cdef class Turn:
     cdef bint is_guarded                        # a watchdog looks at the batches that it runs
     cdef object abandoned                       # the backend in which it was given up as hung
     cdef bint is_workers                        # a worker's; others have no loop that could end
+    cdef int worker                             # then: which one, as try_take knows it
     cdef int why                                # its batch left: a reason, plus 1; 0: its caller runs it; or RUN_AGAIN
     cdef int64_t shown                          # the `serial` of the log of events in which its batch has begun; 0: in none
     cdef int64_t thread                         # then: its ident

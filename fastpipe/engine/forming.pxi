@@ -194,8 +194,8 @@ cdef void take_oldest(Station station, Batch* batch) noexcept nogil:
 cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict) noexcept nogil:
     """Form a batch if the rule says so; True if ``batch`` holds one, and a token.
 
-    ``worker``: which one asks; where instances are bound to threads, it gets its own token and no other. -1: a caller. A token
-    that ``batch`` holds already is kept. The verdict is LEAVE if that, or the worker's own, is retired.
+    ``worker``: who asks: CALLER, SHARING (see words), or the token of the instance that is bound to it, which is the only one it gets. A
+    token that ``batch`` holds already is kept. The verdict is LEAVE if that, or who asks, serves no longer.
     """
     cdef Load load
     cdef int64_t bucket
@@ -252,10 +252,20 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
 
 
 cdef c_bool _is_to_leave(Station station, int instance, int worker) noexcept nogil:
-    """True if a worker, or the token that it holds, is retired, or a caller has no business here any more. Mutex held."""
+    """True if a worker, or the token that it holds, serves no longer, or a caller has no business here any more. Mutex held."""
     if instance >= 0 and token_is_retired(&station.tokens, instance):
         return True
-    return station.workers_only if worker < 0 else token_is_retired(&station.tokens, worker)
+    if worker == CALLER:
+        return station.workers_only
+    if worker >= 0:
+        return token_is_retired(&station.tokens, worker)
+    if worker != SHARING - station.era:                         # those who came with the instances that serve now stay
+        return True
+    if station.sharing <= station.sharing_wanted:
+        return False
+    if instance < 0:                                            # else it comes back without a token
+        station.sharing -= 1
+    return True
 
 
 cdef void top_up(Station station, Batch* batch) noexcept nogil:

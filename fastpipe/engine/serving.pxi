@@ -21,6 +21,7 @@ cdef object serve_until_closed(Station station, int worker):
     cdef PyObject* turn_pointer = <PyObject*>turn
     turn.is_workers = True
     turn.is_elsewhere = True
+    turn.worker = worker
     with nogil:
         want_precise_timers()
         while _wait_for_batch(station, &batch, worker, turn_pointer):
@@ -41,10 +42,10 @@ cdef int help_out(Station station, Walk last, Turn turn) noexcept:
     turn.helps = True
     while turn.interrupt is None and last.word.load(memory_order_acquire) != SET:
         batch.instance = -1
-        if not try_take(station, &batch, -1, &verdict):
+        if not try_take(station, &batch, CALLER, &verdict):
             return 0
         station.run_by_caller += batch.taken.count
-        _serve_hold(station, &batch, -1, turn)
+        _serve_hold(station, &batch, CALLER, turn)
         turn.wake()
     turn.helps = False
     return 0
@@ -140,7 +141,7 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
         visits = _list_taken(batch, turn)
         if engine.called_first is not None:
             start_called_beside(engine, station, turn)
-        if visits and not _run_guarded(station, visits, batch.instance, worker >= 0, turn):
+        if visits and not _run_guarded(station, visits, batch.instance, worker != CALLER, turn):
             return                                              # E8: all of it is the watchdog's
         if engine.steppers:
             send_back(visits, turn)
@@ -166,7 +167,7 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
     station.c_release_token(batch.instance)
     batch.instance = -1
     if turn.settled_first != NULL or engine.called_first is not None:
-        if worker >= 0:
+        if worker != CALLER:
             frame = enter_frame(<void*>engine, True, current_greenlet())
             settle(engine, turn)
             leave_frame(frame)

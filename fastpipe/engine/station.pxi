@@ -40,6 +40,7 @@ cdef class Station:
         self.in_service = instance_count
         self.hang_ns = <int64_t>(hang_timeout_s * 1e9)
         self.c_set_kind(max_batch, thread_bound)
+        self.sharing_wanted = 0 if thread_bound else instance_count
         self.held = [None] * instance_count
         self.lives = [0] * instance_count
         rules = Rule(rule, preferred, timeout_ms)
@@ -229,8 +230,21 @@ cdef class Station:
         self.wanted.fetch_add(1, memory_order_seq_cst)          # from now on, a release wakes all: the queue may be empty
         events_notify(&self.workers, 0x7fffffff)
 
+    def add_sharing(self):
+        """Count a worker that is about to serve in any instance; return how ``serve`` will know it."""
+        self.desk.lock()
+        self.sharing += 1
+        self.desk.unlock()
+        return SHARING - self.era
+
+    def next_sharing(self, bint replaces_all):
+        """The same of one that a switch will count."""
+        return SHARING - self.era - (1 if replaces_all else 0)
+
     def serve(self, int worker):
-        """Work until the station is closed and empty, or this worker's token is retired; return None. The body of a worker thread.
+        """Work until the station is closed and empty, or does not need the worker; return None. The body of a worker thread.
+
+        ``worker``: the token of the instance that is bound to this thread, or what ``add_sharing`` has returned.
 
         Returns the backend in which the worker was given up as hung, if it was: another has its place, and it must not
         serve any more. Raises what ended the worker otherwise: it may serve again. What it held has failed.

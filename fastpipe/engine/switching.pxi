@@ -25,7 +25,8 @@ cdef class Switch:
     """What a station is to become, all at once; see Engine._switch."""
 
     def __init__(self, Station station not None, *, tuple opened, tuple retired, object backend, str backend_name, object bucket,
-                 int max_batch, bint thread_bound, Rule rule not None, bint asks_again):
+                 int max_batch, bint thread_bound, Rule rule not None, bint replaces_all,
+                 bint asks_again):
         """``backend``: one of those that will serve, which is asked about requests. ``bucket``: the node's own, or None."""
         self.station = station
         self.opened = opened
@@ -39,6 +40,7 @@ cdef class Switch:
         self.thread_bound = thread_bound
         self.has_buckets = self.bucket is not None
         self.rule = rule
+        self.replaces_all = replaces_all
         self.asks_again = asks_again
 
 
@@ -72,7 +74,11 @@ cdef int switch_stations(Engine engine, tuple switches, object made_of) except -
 
 
 cdef void _retire_tokens(Switch switch) noexcept:
-    """Take the old instances out of service, and have the station be what it is for the new."""
+    """Take the old instances out of service, and have the station be what it is for the new.
+
+    Each new one that any thread runs comes with a worker. Old workers leave with the old instances; if these are only fewer,
+    as many leave as are too many, whichever they are.
+    """
     cdef Station station = switch.station
     cdef int token
     cdef object rule_object = station.rule_object               # held, as its place is taken
@@ -82,6 +88,12 @@ cdef void _retire_tokens(Switch switch) noexcept:
     station.instance_count += <int>len(switch.opened) - <int>len(switch.retired)
     station.c_set_kind(switch.max_batch, switch.thread_bound)
     station.has_buckets = switch.has_buckets
+    if switch.replaces_all:
+        station.era += 1
+        station.sharing = 0
+    if not switch.thread_bound:
+        station.sharing += <int>len(switch.opened)
+    station.sharing_wanted = 0 if switch.thread_bound else station.instance_count
     rule_object = take_rule(station, switch.rule)
     station.desk.unlock()
     station.rule_object = rule_object
@@ -118,7 +130,7 @@ cdef void _open_tokens(Switch switch) noexcept:
     for instance in switch.opened:
         if token_hold(&station.tokens, instance.index):         # else the pipe has closed while users' code ran
             station.c_release_token(instance.index)
-    events_notify(&station.workers, 0x7fffffff)                 # old workers leave; others collect by another rule
+    events_notify(&station.workers, 0x7fffffff)                 # some workers leave; others collect by another rule
 
 
 cdef int _ask_all_again(Engine engine, Station station, Turn turn) noexcept:

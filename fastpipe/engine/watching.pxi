@@ -107,6 +107,10 @@ cdef int _try_to_give_up(Station station, int index) except -1:
         station.c_release_token(index)                          # for the last time
     else:
         token_keep(&station.tokens, index)                      # for the instance that is built again
+    if lost.worker == SHARING - station.era:
+        station.desk.lock()                                     # E7: a holder of the GIL may wait for it
+        station.sharing -= 1
+        station.desk.unlock()
     events_notify(&station.workers, 0x7fffffff)                 # for retire()
     station.hung += 1
     lost.abandoned = instance.backend

@@ -45,6 +45,10 @@ cdef enum:                  # Station.life
 cdef enum:                  # beside a rule's actions
     LEAVE = 4               # the instance, or the worker, serves no longer
 
+cdef enum:                  # who asks for a batch, beside a worker that is bound to an instance, which is known by its token
+    CALLER = -1
+    SHARING = -2            # a worker that runs in any instance; of a later era: less by that
+
 cdef int64_t NOTIFY_ME = 0x7fffffffffffffff      # Watchdog.until_ns: whenever a batch begins
 cdef int64_t GIVEN_UP = -1                       # Station.started_ns: the watchdog has decided
 

@@ -23,7 +23,7 @@ from fastpipe.instances.threads import Slot, Worker, WorkersKeeper, serve_shared
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["Builder", "ThreadBound", "by_place", "max_batch_of", "start_shared"]
+__all__ = ["Builder", "ThreadBound", "max_batch_of"]
 
 
 class Builder:
@@ -120,7 +120,9 @@ class Builder:
             if station.thread_bound:
                 self.waiting[config.name][number].serve(station, index)
             else:
-                start_shared(self.owned, station, index, self.keeper)
+                name = thread_name(config.name, number)
+                worker = station.add_sharing()
+                self.owned.start(Worker(name, serve_shared, station, index, worker, self.keeper))
             station.open_instance(index)
 
     def _build_on_threads(self, config: NodeConfig, plan: StepPlan) -> None:
@@ -135,7 +137,7 @@ class Builder:
     def _open_stations(self, config: NodeConfig, backends: list[Backend], *, thread_bound: bool) -> list[_core.Station]:
         """Open a station for each place at which some of a node's instances are."""
         stations = []
-        for numbers in by_place(config.name, backends):
+        for numbers in _by_place(config.name, backends):
             those = [backends[number] for number in numbers]
             station = self._open_station(config, those, numbers, thread_bound=thread_bound)
             stations.append(station)
@@ -255,14 +257,7 @@ class ThreadBound:
             self._desk.set_result(None)
 
 
-def start_shared(owned: Instances, station: _core.Station, index: int, keeper: WorkersKeeper) -> None:
-    """Start a thread that serves a station until that closes, or the instance with that token serves no longer."""
-    worker = Worker(thread_name(station.name, station.numbers[index]), serve_shared, station, index, keeper)
-    worker.served = Slot.now(station, index)
-    owned.start(worker)
-
-
-def by_place(node: str, backends: list[Backend]) -> list[list[int]]:
+def _by_place(node: str, backends: list[Backend]) -> list[list[int]]:
     """Return the numbers of the instances at each place, in the order of the first at each."""
     numbers: dict[Hashable, list[int]] = {}
     for number, backend in enumerate(backends):

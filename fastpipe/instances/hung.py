@@ -132,23 +132,27 @@ class Keeper:
         self._say("not_replaced", station, index, why)
         self._lose(station, why)
 
-    def put_in_service(self, engine: _core.Engine, station: _core.Station, index: int, backend: Backend) -> bool:
+    def put_in_service(self, engine: _core.Engine, station: _core.Station, index: int, backend: Backend) -> int | None:
         """A replacement is built: have it run, and wait for its worker from now on when closing.
 
-        False: it comes too late, as the node has been given other instances meanwhile.
+        Returns how ``Station.serve`` knows that worker. None: it comes too late, as the node has been given other
+        instances meanwhile.
         """
         instance = _core.Instance(backend, index)
         with self._changed:
             if not self._is_awaited(station, index, threading.current_thread()):
-                return False
+                return None
             worker = cast("Worker", self._absent[station].pop(index))
             for node in engine.nodes:
                 for twin in (node,) if node.twins is None else node.twins:
                     if twin.station is station:
                         twin.instances[index] = instance
-            worker.served = Slot.now(station, index)
             self._instances.workers.append(worker)
-            if not station.thread_bound:
+            if station.thread_bound:
+                worker.served = Slot.now(station, index)
+                number = index
+            else:
+                number = station.add_sharing()
                 self._instances.own(backend, station, index)
             station.replaced += 1
             self._why.pop(station, None)
@@ -157,7 +161,7 @@ class Keeper:
                 station.recover()
             self._changed.notify_all()
         self._say("replaced", station, index, "it is built again, and in service")
-        return True
+        return number
 
     def missing(self, station: _core.Station) -> frozenset[int]:
         """Return the tokens of instances that hung, and are not in service again yet."""
@@ -314,7 +318,6 @@ def _rebuild(keeper_ref: weakref.ref[Keeper], station: _core.Station, index: int
     engine = None if keeper is None else keeper._engine()
     if keeper is None or engine is None:
         return
-    is_bound = station.thread_bound  # if that is changed, this comes too late
     try:
         backend = keeper.build(engine, station, index)
     except BaseException as error:
@@ -323,15 +326,16 @@ def _rebuild(keeper_ref: weakref.ref[Keeper], station: _core.Station, index: int
     if station.is_closed:
         close_all([backend])
         return
-    if not keeper.put_in_service(engine, station, index, backend):
+    number = keeper.put_in_service(engine, station, index, backend)
+    if number is None:
         close_all([backend])
         return
     station.open_instance(index)
     del keeper, engine  # while it serves, it keeps no pipe alive
-    if is_bound:
+    if number >= 0:
         serve_and_close(station, index, backend, WeakKeeper(keeper_ref))
         return
-    serve_shared(station, index, WeakKeeper(keeper_ref))
+    serve_shared(station, index, number, WeakKeeper(keeper_ref))
     keeper = keeper_ref()
     if keeper is not None and station.is_closed:
         # close() may have looked for backends before this one was there. This thread must not wait for an instance that

@@ -52,15 +52,15 @@ class Instances:
         self.workers.append(worker)
 
     def join_retired(self, station: _core.Station) -> None:
-        """Wait until the threads of instances that serve a station no longer have left."""
+        """Wait for the ends of threads whose instances serve a station no longer; forget all that have ended."""
         for worker in list(self.workers):
             if worker.served is not None and worker.served.is_retired(station):
                 worker.join(None)
-                if worker in self.workers:
-                    self.workers.remove(worker)
+            if worker.is_over and worker in self.workers:
+                self.workers.remove(worker)
 
     def uses(self, station: _core.Station, index: int) -> bool:
-        """Whether a backend is to be closed, or a thread awaited, that had or has that token."""
+        """Whether a backend is to be closed, or a thread awaited that is bound to one, which had or has that token."""
         backends = [owned.slot for owned in list(self._backends.values())]
         return any(
             slot is not None and slot.station is station and slot.index == index

@@ -21,13 +21,15 @@ from fastpipe.config.sub_graphs import is_sub_graph, jumps_of
 from fastpipe.contract import Backend, close_all
 from fastpipe.errors import AT_KEY, ConfigError, Mistake, PipeError, UnknownNode, nearest
 from fastpipe.faults import text_of
-from fastpipe.instances.building import ThreadBound, max_batch_of, start_shared
+from fastpipe.instances.building import ThreadBound, max_batch_of
 from fastpipe.instances.logbook import Line, Logbook
 from fastpipe.instances.one import build_backend, connect, thread_name, warm_ups_in
 from fastpipe.instances.owned import Instances, time_to_close
-from fastpipe.instances.threads import Worker, WorkersKeeper
+from fastpipe.instances.threads import Worker, WorkersKeeper, serve_once_open
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from fastpipe.config.described import NodeConfig, PipeConfig
     from fastpipe.config.plan import StepPlan
     from fastpipe.instances.hung import Keeper
@@ -66,6 +68,8 @@ class _Change:
     built: list[_Built] = field(default_factory=list)
     kept: list[tuple[_core.Station, int]] = field(default_factory=list)
     """Tokens for what is built."""
+    gate: Future[bool] | None = None
+    """Where threads wait that are to run in any instance."""
 
 
 class Swapper:
@@ -111,13 +115,16 @@ class Swapper:
             try:
                 retired = self._switch(engine, change, stations)
             except BaseException as error:
-                if engine._made_of is not change.made_of:
+                if engine._made_of is change.made_of:  # it is made: a signal has come in the middle
+                    self._start_to_drain(engine, stations)
+                else:
                     self._undo(change, error)
                     self._say(node, "not_switched", f"it goes on as it was: {type(error).__name__}: {text_of(error)}")
                 raise
+            draining = self._start_to_drain(engine, stations)
             for looker in (*self._lookers, *(() if engine.recorder is None else (engine.recorder,))):
                 looker.note_change(change.made_of)
-            self._drain(engine, stations, limit_s)
+            self._drain(draining, node, limit_s)
         self._say_done(change, retired, time.monotonic() - began_s)
 
     # ---- until the switch --------------------------------------------------------------------------------------
@@ -135,7 +142,12 @@ class Swapper:
         places = _places(serving, count) if change.is_rebuilt else _places_for_more(serving, count)
         self._build(engine, change, places, may_move=change.is_rebuilt and len(stations) == 1)
         switches = [self._prepared(engine, change, station, retired[station]) for station in stations]
-        self._keeper.switch(engine, tuple(switches), change.made_of)
+        self._start_sharing(change)
+        try:
+            self._keeper.switch(engine, tuple(switches), change.made_of)
+        finally:
+            if change.gate is not None and engine._made_of is change.made_of:
+                change.gate.set_result(True)
         return sum(map(len, retired.values()))
 
     def _surplus(self, serving: Mapping[_core.Station, list[int]], count: int) -> dict[_core.Station, list[int]]:
@@ -206,7 +218,6 @@ class Swapper:
         for built, token in zip(own, tokens, strict=True):
             if built.bound is None:
                 self._instances.own(built.backend, station, token)
-                start_shared(self._instances, station, token, self._workers_keeper)
             else:
                 built.bound.serve(station, token)
         settings = station_settings(change.config.settings)
@@ -220,11 +231,27 @@ class Swapper:
             max_batch=max_batch,
             thread_bound=change.plan.thread_bound,
             rule=_core.Rule(settings["rule"], settings["preferred"], settings["timeout_ms"]),
+            replaces_all=change.is_rebuilt,
             asks_again=change.asks_again or max_batch != station.max_batch,
         )
 
+    def _start_sharing(self, change: _Change) -> None:
+        """Start a thread for each instance that any thread runs; they serve once these do."""
+        from concurrent.futures import Future  # here, as importing it takes longer than all of fastpipe
+
+        if change.plan.thread_bound:
+            return
+        change.gate = Future()
+        for station, token in change.kept:
+            name = thread_name(station.name, station.numbers[token])
+            number = station.next_sharing(change.is_rebuilt)
+            work = serve_once_open, change.gate, station, token, number, self._workers_keeper
+            self._instances.start(Worker(name, *work))
+
     def _undo(self, change: _Change, error: BaseException) -> None:
         """Close what was built in vain, because of ``error``."""
+        if change.gate is not None:
+            change.gate.set_result(False)
         for station, token in change.kept:
             station.retire(token, station.life_of(token), 0.0)
         try:
@@ -241,25 +268,31 @@ class Swapper:
 
     # ---- after the switch --------------------------------------------------------------------------------------
 
-    def _drain(self, engine: _core.Engine, stations: list[_core.Station], limit_s: float | None) -> None:
+    def _start_to_drain(
+        self, engine: _core.Engine, stations: list[_core.Station]
+    ) -> tuple[Worker, list[BaseException]]:
+        """Have a thread close the old instances, whether or not the caller waits; the list gets what that raises."""
+        raised: list[BaseException] = []
+        lists = {station: _instances_of(engine, station) for station in stations}
+        worker = Worker("fastpipe swap", self._close_retired, lists, raised)
+        try:
+            self._instances.start(worker)
+        except (PipeError, RuntimeError):  # there can be no more threads
+            self._close_retired(lists, raised)
+        return worker, raised
+
+    def _drain(self, draining: tuple[Worker, list[BaseException]], node: str, limit_s: float | None) -> None:
         """Wait until the old instances are closed.
 
         Raises:
             TimeoutError: not within the limit.
             Exception: what closing them raised.
         """
-        raised: list[BaseException] = []
-        lists = {station: _instances_of(engine, station) for station in stations}
-        worker = Worker("fastpipe swap", self._close_retired, lists, raised)  # which goes on if this is interrupted
-        try:
-            self._instances.start(worker)
-        except (PipeError, RuntimeError):  # there can be no more threads
-            self._close_retired(lists, raised)
+        worker, raised = draining
         worker.join(limit_s)
         if not worker.is_over:
-            name = stations[0].name
             raise TimeoutError(
-                f"node {name!r} serves with other instances, but batches of old ones still run after {limit_s:g} s: "
+                f"node {node!r} serves with other instances, but batches of old ones still run after {limit_s:g} s: "
                 "these are closed when they return"
             )
         if worker in self._instances.workers:
