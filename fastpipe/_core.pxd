@@ -6,6 +6,7 @@
 #   mutex      read and written only under the station's mutex (held for well under a microsecond, never while taking the GIL)
 #   atomic     anybody; the comment names the partner
 #   built      written while the pipe is built, read-only afterwards
+#   both       written only under the mutex by who holds the GIL, too; read under either of the two
 
 cimport cython
 from cpython.ref cimport PyObject
@@ -31,6 +32,8 @@ cdef class Instance:
     cdef readonly object backend                # built
     cdef object forward                         # built: its bound method
     cdef readonly int index                     # of its token
+    cdef bint retry_alone                       # built: a batch that fails is run again one by one
+    cdef bint keeps_input                       # built: a batch changes no value that it is handed
 
 
 @cython.final
@@ -38,28 +41,33 @@ cdef class Station:
     # One node's front desk, or that of its instances at one place: queue, tokens and batching. Knows no backend and no
     # pipe, so that a worker which sleeps here keeps neither alive.
     cdef readonly str name                      # built
-    cdef readonly object place                  # built: where its instances are; None: everywhere
-    cdef readonly tuple numbers                 # built: by token, which of the node's instances it is
+    cdef readonly object place                  # GIL: where its instances are; None: everywhere
+    cdef readonly tuple numbers                 # GIL: by token, which of the node's instances it is
     cdef Station front                          # built: of a node at several places the first one's, whose limits and room
                                                 # are the node's; None: this one
     cdef vector[PyObject*] others               # built: at the front, the other places'. Not owned: who asks holds the engine
     cdef int next_twin                          # GIL: at the front, where the look for the least work begins
-    cdef readonly int instance_count            # built
+    cdef readonly int instance_count            # both: tokens that are not retired
     cdef public int in_service                  # GIL: how many of them; the others hung and are being built again
-    cdef readonly int max_batch                 # built; also the greatest weight of a batch
-    cdef readonly bint thread_bound             # built: only worker i may hold token i
-    cdef bint workers_only                      # built: no caller runs a batch here
-    cdef readonly bint streams                  # built: its backends may emit chunks, and wait for those who read them
+    cdef readonly int max_batch                 # both; also the greatest weight of a batch
+    cdef readonly bint thread_bound             # both: only worker i may hold token i
+    cdef int32_t era                            # both: how often all instances were swapped
+    cdef int32_t sharing                        # mutex: workers of this era that run in any instance
+    cdef int32_t sharing_wanted                 # mutex: how many there are to be: if they are more, who sees it leaves
+    cdef bint workers_only                      # both: no caller runs a batch here
+    cdef readonly bint streams                  # both: its backends may emit chunks, and wait for those who read them
+    cdef int64_t version                        # GIL: how often a switch has changed what is asked of a request
+    cdef readonly int64_t switches              # GIL: how often its instances were swapped, or others added or taken away
     cdef const void* engine                     # built: whose it is; for comparing only, it may be gone
     cdef readonly int position                  # built: where it is in the engine's list
-    cdef bint batches                           # built: max_batch > 1, so the rule matters
-    cdef int rule                               # built: one of the RULE_ constants
-    cdef object rule_object                     # built: a user's rule, or None
-    cdef vector[int32_t] preferred              # built: ascending
-    cdef int64_t timeout_ns                     # built
+    cdef bint batches                           # both: max_batch > 1, so the rule matters
+    cdef int rule                               # both: one of the RULE_ constants
+    cdef object rule_object                     # GIL: a user's rule, or None
+    cdef vector[int32_t] preferred              # both: ascending
+    cdef int64_t timeout_ns                     # both
     cdef readonly tuple upstream                # built: stations whose requests may still come here
     cdef vector[PyObject*] upstream_stations    # built: the same, for nogil code; kept alive by `upstream`
-    cdef bint has_buckets                       # built
+    cdef bint has_buckets                       # both
     cdef dict bucket_ids                        # GIL: bucket -> [number, queued requests that have it, bucket]
     cdef int64_t next_bucket_id                 # GIL
 
@@ -67,7 +75,7 @@ cdef class Station:
     cdef atomic[int32_t] queued                 # atomic: tickets pushed and not taken; raised before the push. Pairs with
                                                 # `tokens.idle`: push raises queued then reads idle, release raises idle then reads queued
     cdef atomic[int32_t] running                # atomic: requests inside an instance, until they are pushed on or ended
-    cdef Tokens tokens                          # anybody
+    cdef Tokens tokens                          # anybody; where they are: both
     cdef EventCount workers                     # where workers sleep
     cdef atomic[uint8_t] has_weights            # atomic: some request weighed other than 1, so counts say little
     cdef atomic[int32_t] collecting             # atomic: workers that sleep until a deadline, collecting a batch
@@ -87,15 +95,17 @@ cdef class Station:
     cdef int32_t ghosts                         # GIL: queued visits whose walks have ended: they hold no place
     cdef int64_t hang_ns                        # built: how long a batch may run; 0: however long
     cdef Watchdog watchdog                      # built: who looks; None if nobody does
-    cdef atomic[int64_t]* started_ns            # atomic: by instance, when the batch in it began; 0: none. Whoever changes
-                                                # it from that value, the worker or the watchdog, decides: it hung or not
-    cdef list held                              # GIL: by instance, (visits, turn, instance, thread) while a batch may hang
-    cdef list lives                             # GIL: by instance, how often one was given up in its place
+    cdef atomic[int64_t]* started_ns            # atomic: by token, when the batch in that instance began; 0: none. Whoever
+                                                # changes it from that value, the worker or the watchdog, decides: it hung
+                                                # or not. Where they are: both
+    cdef Watched* watched                       # the watchdog's thread's, under the mutex: by token, what it has seen. Where: both
+    cdef list held                              # GIL: by token, (visits, turn, instance, thread) while a batch may hang
+    cdef list lives                             # GIL: by token, how many instances have had it before
     cdef readonly int64_t hung                  # GIL: batches that did
     cdef readonly int64_t given_up_after_ns     # the watchdog's: how long the last of them had run
     cdef readonly int64_t deaths                # GIL: workers that ended, and were set to work again
-    cdef atomic[int32_t] wanted                 # atomic: threads that wait for a token, not for requests (steppers). Pairs
-                                                # with `tokens.idle`: they raise it and then try, release raises that and then reads
+    cdef atomic[int32_t] wanted                 # atomic: threads that wait for a token, not for requests; more once it closes.
+                                                # Pairs with `tokens`: they raise it and then try, release does its part and then reads
 
     cdef mutex desk                             # guards what says "mutex"
     cdef Ranked staged                          # mutex: popped from the inbox, in order, not yet taken
@@ -106,7 +116,7 @@ cdef class Station:
     cdef atomic[int64_t] latest_answer_ns
     cdef atomic[int64_t] usual_gap_ns
     cdef atomic[int32_t] owed                   # callers just answered who have not come back yet
-    cdef Costs cost_alone                       # of batches that ran while the other instances were idle
+    cdef Costs cost_alone                       # of batches that ran while the other instances were idle. Where: both
     cdef Costs cost_shared                      # the same while others were busy
 
     # Counters for stats(). GIL, but for gil_acquires (each worker counts under the GIL as well).
@@ -126,11 +136,11 @@ cdef class Station:
     cdef public bint is_noticed                 # the log will look at these two, and need not be told
 
     # What is measured; see measuring.pxi. All GIL.
-    cdef int64_t* tallies                       # built: the buckets of the four histograms
-    cdef readonly int64_t tallies_bytes         # built: of memory
+    cdef int64_t* tallies                       # the buckets of the four histograms
+    cdef readonly int64_t tallies_bytes         # of memory
     cdef Histogram queue_ns                     # of each visit that has run, how long it was queued; 0: never
     cdef Histogram run_ns                       # of each batch, the time in the backend
-    cdef Histogram sizes                        # of each batch; not kept where there are batches of one only
+    cdef Histogram sizes                        # of each batch; not kept where there were batches of one only
     cdef Histogram weights                      # the same
     cdef int64_t[8] failed_by                   # visits that have failed here, by reason
     cdef int64_t cancelled                      # visits whose walk was cancelled, found so here
@@ -140,7 +150,9 @@ cdef class Station:
     cdef int64_t refused                        # at the front: requests that were not let in because of this queue
     cdef public int64_t replaced                # instances that hung and were built again
 
-    cdef int c_make_histograms(self) except -1
+    cdef int c_make_histograms(self, int64_t most) except -1
+    cdef int c_add_tokens(self, int32_t count) except -1
+    cdef void c_set_kind(self, int max_batch, bint thread_bound) noexcept nogil
     cdef void c_release_token(self, int index) noexcept nogil
     cdef void c_push(self, Ticket* ticket) noexcept nogil
     cdef void c_notify(self) noexcept nogil
@@ -204,14 +216,12 @@ cdef class Waiter:
 
 @cython.final
 cdef class Node:
-    # A node of the compiled graph. Built; read-only afterwards.
+    # A node of the compiled graph. Built; read-only afterwards, but for what a switch changes.
     cdef readonly str name
     cdef readonly int index
     cdef readonly Station station               # None for a sub-graph node
-    cdef readonly list instances                # of Instance; shared by logical nodes
-    cdef str backend_name
-    cdef bint retry_alone
-    cdef bint keeps_input                       # a batch changes no value that it is handed
+    cdef readonly list instances                # GIL: of Instance, by token; shared by logical nodes
+    cdef str backend_name                       # GIL
     cdef int filter_kind                        # FILTER_DEFAULT, FILTER_RUN, FILTER_SWAP or FILTER_CALL
     cdef object filter
     cdef tuple sources                          # the map: ((source index, source name, ((key there, key here), ...), names context), ...)
@@ -221,13 +231,40 @@ cdef class Node:
     cdef ResultCache cache                      # the answers that it has given, or None
     cdef bint is_plain                          # it has neither: what may run there is ready
     cdef readonly Entry jump                    # where its parts enter
-    cdef object bucket                          # None, a key (str) or a callable
-    cdef object weigh                           # None or a callable
-    cdef bint reads_request_size
+    cdef object bucket                          # GIL: None, a key (str) or a callable
+    cdef object weigh                           # GIL: None or a callable
     cdef readonly tuple twins                   # of Node: itself at each place, if its instances are at several; else None. Its own
                                                 # station is then the first place's
     cdef dict twin_at                           # place -> Node
-    cdef object place_of                        # None or a callable
+    cdef object place_of                        # GIL: None or a callable
+
+
+@cython.final
+cdef class Switch:
+    # What a station is to become, all at once. Built.
+    cdef readonly Station station
+    cdef tuple opened                           # of Instance: those that begin to serve
+    cdef tuple retired                          # of int: the tokens of those that serve no longer
+    cdef object backend_name
+    cdef object bucket                          # for the node, as `weigh` and `place_of`
+    cdef object weigh
+    cdef object place_of
+    cdef object place
+    cdef int max_batch
+    cdef bint thread_bound
+    cdef bint has_buckets
+    cdef Rule rule
+    cdef bint replaces_all                      # `retired` are all that there are, and their workers leave with them
+    cdef bint asks_again                        # what waits is to be weighed, and given its bucket, once more
+
+
+@cython.final
+cdef class Rule:
+    # When a batch leaves, as it was configured. Built.
+    cdef int kind                               # one of the RULE_ constants
+    cdef object decide                          # a user's, or None
+    cdef vector[int32_t] preferred              # ascending
+    cdef int64_t timeout_ns
 
 
 @cython.final
@@ -381,7 +418,6 @@ cdef class Watchdog:
     cdef list stations                          # built
     cdef vector[PyObject*] stations_seen        # built: the same, for nogil code
     cdef bint aborts                            # built: end the process instead
-    cdef vector[Watched] watched                # its thread's: by station and instance, what it has seen there
     cdef int64_t asked_ns                       # its thread's: when it meant to look next, at the latest
     cdef EventCount changed                     # where the thread sleeps
     cdef atomic[int64_t] until_ns               # atomic: until when it sleeps. Workers store `started_ns` and then read
@@ -424,6 +460,7 @@ cdef class Turn:
     cdef int64_t guarded_ns                     # then: what is in Station.started_ns, unless the batch was given up
     cdef object abandoned                       # the backend in which it was given up as hung
     cdef bint is_workers                        # a worker's; others have no loop that could end
+    cdef int worker                             # then: which one, as try_take knows it
     cdef int why                                # its batch left: a reason, plus 1; 0: its caller runs it; or RUN_AGAIN
     cdef int64_t shown                          # the `serial` of the log of events in which its batch has begun; 0: in none
     cdef int64_t thread                         # then: its ident
@@ -450,6 +487,7 @@ cdef class Stepper:
     cdef int c_run_on_worker(self, Visit visit) except -1
     cdef int64_t c_slice_end(self) noexcept
     cdef c_bool c_is_over(self, Visit visit) except *
+    cdef int c_instance(self, Visit visit) except -2
     cdef int c_token(self, Visit visit) except -2
 
 
@@ -479,6 +517,7 @@ cdef class Engine:
     cdef public object recorder                 # who is told of requests that begin and end, or None
     cdef public Slowest slowest                 # GIL: or None, while nobody looks
     cdef public object _keeper                  # built: who starts threads and replaces what hangs; _Keeper in the .pyi
+    cdef public object _made_of                # GIL: what was configured; a switch puts what is now in its place
     cdef list waits_inside                      # GIL: (awaited, stations, visits) of backends that call their own pipe: they
                                                 # wait for a walk, or for room at a station
     cdef dict steppers                          # GIL: thread -> the stepper that runs a backend there

@@ -44,6 +44,7 @@ Chapters, from the top. Each is a text that is included below, one module with t
 direct one. Each opens with its contract. A name with an underscore is its chapter's own. The types, with who owns which
 field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the rules, the tokens, the costs) is in engine/*.pxd.
 
+    switching   from one batch to the next, a node runs in other instances
     watching    what is done when time is over, or a batch does not end
     stepping    one request node by node, for ``eager`` and the debugger
     serving     what a worker does
@@ -137,6 +138,23 @@ cdef class Engine:
         self.names_leaf = graph.has_several_leaves
         self.stations = stations
         self.only_entry = entry_at(self, self.node_named[self.root_names[0]]) if len(self.root_names) == 1 else None
+
+    def _switch(self, tuple switches, object made_of):
+        """Have nodes serve with other instances, all from one moment on; ``made_of`` is what is configured now.
+
+        Raises PipeClosed: nothing has changed. Whatever else is raised hit this thread in the middle, and all is done.
+        """
+        switch_stations(self, switches, made_of)
+
+    def _check_may_switch(self):
+        """Raise what a caller of swap() is to see before anything is built."""
+        check_process(self)
+        check_may_wait(self)
+        if self._is_inside():
+            raise PipeError("swap() and resize() wait for the batches that run in the old instances, and this is called from inside "
+                            "one of the pipe's own backends: call it from another thread, and do not wait for that in here")
+        if self.closing:
+            raise PipeClosed("the pipe is closed")
 
     def _entry_at(self, int index):
         """Where requests enter at the node of that index."""
@@ -578,6 +596,7 @@ cdef str _name_of_rule(object decide):
     return type(getattr(decide, "__self__", decide)).__name__
 
 
+include "engine/switching.pxi"
 include "engine/watching.pxi"
 include "engine/stepping.pxi"
 include "engine/serving.pxi"

@@ -55,6 +55,8 @@ class InstanceStats(TypedDict):
     """Those that hang and are not replaced, or not yet."""
     replaced: int
     """How many have been, since the pipe was built."""
+    switches: int
+    """How often others took their place, by ``swap`` or ``resize``, since the pipe was built."""
 
 
 class CacheStats(TypedDict):

@@ -18,7 +18,6 @@ from fastpipe._maps import amap_in_order, map_in_order, window_of
 from fastpipe._streams import StreamingCalls, as_given
 from fastpipe.config.reading import load
 from fastpipe.config.sub_graphs import jumps_of
-from fastpipe.config.values import own_copy
 from fastpipe.config.wiring import add_mistakes_of_the_graph, compile_graph
 from fastpipe.contract import Request
 from fastpipe.errors import PipeError
@@ -26,6 +25,7 @@ from fastpipe.instances.building import Builder
 from fastpipe.instances.hung import Keeper, WeakKeeper
 from fastpipe.instances.logbook import Logbook
 from fastpipe.instances.owned import LEAST_JOIN_S, Instances, time_to_close
+from fastpipe.instances.swapping import Swappable, Swapper
 from fastpipe.instances.threads import Worker, check_threads, run_on_thread
 from fastpipe.measures import Stats, between, stats_of
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Pipe"]
 
 
-class Pipe(StreamingCalls):
+class Pipe(Swappable, StreamingCalls):
     """A graph of nodes as one thread-safe function: ``pipe(request)``.
 
     A request is a dict: input under ``"data"``, output under ``"result"``, anything else under its own key. It is
@@ -64,24 +64,19 @@ class Pipe(StreamingCalls):
     """
 
     _keeper: Keeper
-    capacity: int
-    """How many requests all instances of all nodes hold at once, in full batches; ``map`` takes twice that ahead."""
 
     def __init__(self, source: str | Path | Mapping[str, Any] | None = None, /, **keywords: Any) -> None:
-        if hasattr(self, "_configs"):
+        if hasattr(self, "_logbook"):
             raise PipeError(f"{self!r} is built already; its threads would be left behind: make another Pipe")
         self._logbook, self._instances = Logbook(), Instances()
         config = load(source, keywords, add_mistakes_of_the_graph)
-        configs = config.nodes
-        graph = compile_graph(configs, jumps_of(configs))
+        self._compiled = compile_graph(config.nodes, jumps_of(config.nodes))
         check_threads()
         process.set_up()
-        self._written = own_copy(source if source is None or isinstance(source, str | Path) else dict(source)), keywords
         self._id = os.urandom(8).hex()
-        self._configs = configs
-        self._compiled = graph
+        self._made_of = config
         self._debuggers: weakref.WeakSet[Debugger] = weakref.WeakSet()
-        self._keeper = Keeper(self, configs, self._instances, self._logbook)
+        self._keeper = Keeper(self, self._instances, self._logbook)
         # Reentrant: closing runs user code (backends, callbacks, signal handlers), which may close.
         self._close_lock = threading.RLock()
         if config.request_timeout_s is not None:
@@ -93,7 +88,9 @@ class Pipe(StreamingCalls):
             self._let_go()
         process.living_pipes.add(self)
         keeper = WeakKeeper(weakref.ref(self._keeper))
-        builder = Builder(self, self._instances, keeper, configs, graph, aborts_when_hung=config.when_hung == "abort")
+        aborts = config.when_hung == "abort"
+        builder = Builder(self, self._instances, keeper, config.nodes, self._compiled, aborts_when_hung=aborts)
+        self._swapper = Swapper(self._instances, self._keeper, keeper, self._logbook, self._debuggers)
         try:
             builder.build()
         except BaseException as error:
@@ -102,7 +99,6 @@ class Pipe(StreamingCalls):
             self._close_stations()
             self._instances.close_what_was_built(error)
             raise
-        self.capacity = builder.capacity
         self.interface = builder.interface(config.interface)
         """What goes in and comes out, for servers: what the key ``serve`` says, else the backends at both ends."""
         process.open_pipes.add(self)
@@ -274,7 +270,7 @@ class Pipe(StreamingCalls):
 
     def __repr__(self) -> str:
         state = "closed" if self.closing else f"{self.in_flight} in flight"
-        names = ", ".join(config.name for config in self._configs if not config.is_hidden)
+        names = ", ".join(config.name for config in self._made_of.nodes if not config.is_hidden)
         return f"<fastpipe.Pipe of {names}: {state}>"
 
     # ---- watching ----------------------------------------------------------------------------------------------
@@ -316,7 +312,7 @@ class Pipe(StreamingCalls):
         from fastpipe.show.picture import Picture
 
         largest = {station.name: station.max_batch for station in reversed(self.stations)}  # at its first place
-        picture = Picture(self._configs, self._compiled, largest)
+        picture = Picture(self._made_of.nodes, self._compiled, largest)
         numbers = self.stats() if stats is True else stats
         return picture.with_numbers(lines_of(numbers, is_interval=numbers is stats)) if numbers else picture
 
@@ -343,7 +339,7 @@ class Pipe(StreamingCalls):
         """
         from fastpipe.debug.debugger import Debugger
 
-        debugger = Debugger(self, self._configs, self._description().secrets(), request, entry=entry)
+        debugger = Debugger(self, self._made_of.nodes, self._description().secrets(), request, entry=entry)
         self._debuggers.add(debugger)
         return debugger
 
@@ -411,7 +407,12 @@ class Pipe(StreamingCalls):
         """Return what it was made from."""
         from fastpipe.debug.description import Description
 
-        return Description(*self._written, self._configs)
+        return Description.of(self._made_of)
+
+    @property
+    def capacity(self) -> int:
+        """How many requests all instances of all nodes hold, in full batches; ``map`` takes twice that ahead."""
+        return sum(station.instance_count * station.max_batch for station in self.stations)
 
     # ---- life --------------------------------------------------------------------------------------------------
 

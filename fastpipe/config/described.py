@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fastpipe.announcing import NOT_WRITTEN, Interface
@@ -11,7 +12,35 @@ from fastpipe.config.keys import NODE_KEYS, PIPE_KEYS, default_settings
 from fastpipe.config.maps import MapEntry
 from fastpipe.config.plan import StepPlan
 
-__all__ = ["NodeConfig", "PipeConfig"]
+__all__ = ["NodeConfig", "PipeConfig", "Written"]
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What a pipe is made from, as it was written, and what was changed since."""
+
+    source: str | Path | Mapping[str, Any] | None
+    keywords: Mapping[str, Any]
+    tables: Mapping[str, Any]
+    """What the source says."""
+    base_directory: Path | None
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By node: keys that win over all else."""
+
+    def changed(self, node: str, keys: Mapping[str, Any]) -> Written:
+        """Return the same with keys of a node changed."""
+        changes = {**self.changes, node: {**self.changes.get(node, {}), **keys}}
+        return Written(self.source, self.keywords, self.tables, self.base_directory, changes)
+
+    def keywords_now(self) -> dict[str, Any]:
+        """Return the keywords with which the source means what it means with the changes."""
+        keywords = dict(self.keywords)
+        for node, keys in self.changes.items():
+            if isinstance(self.tables.get(node, keywords.get(node)), Mapping):
+                keywords[node] = {**keywords.get(node, {}), **keys}
+            else:  # the only node, whose keys stand beside the tables
+                keywords.update(keys)
+        return keywords
 
 
 @dataclass(frozen=True)
@@ -59,6 +88,7 @@ class PipeConfig:
     """All nodes, in the order they were written."""
 
     nodes: tuple[NodeConfig, ...]
+    written: Written
     request_timeout_s: float | None = None
     """How long a request may take that says nothing itself."""
     max_in_flight: int | None = None

@@ -70,6 +70,8 @@ class Key:
     """A backend's constructor gets what was written, too, if it takes a parameter of that name."""
     is_divided: bool = False
     """``&`` in it separates the values of several backends."""
+    is_switched: bool = False
+    """``Pipe.swap`` may change it while the pipe serves."""
 
     def value(self, written: Mapping[str, Any]) -> Any:
         """Return the value, given all that is written.
@@ -201,6 +203,7 @@ NODE_KEYS = _table(
         "What the node does: a name, the notation such as S[A,B], or package.module:Name.",
         form=_TEXT,
         is_read_with_backend=True,
+        is_switched=True,
     ),
     Key(
         "instance_num",
@@ -211,6 +214,7 @@ NODE_KEYS = _table(
         is_read_with_backend=True,
         is_passed_on=True,
         is_divided=True,
+        is_switched=True,
     ),
     Key(
         "max",
@@ -223,6 +227,7 @@ NODE_KEYS = _table(
         is_read_with_backend=True,
         is_passed_on=True,
         is_divided=True,
+        is_switched=True,
     ),
     Key(
         "min",
@@ -234,6 +239,7 @@ NODE_KEYS = _table(
         is_read_with_backend=True,
         is_passed_on=True,
         is_divided=True,
+        is_switched=True,
     ),
     Key(
         "batching_timeout",
@@ -244,8 +250,17 @@ NODE_KEYS = _table(
         unit=" ms",
         station="timeout_ms",
         is_passed_on=True,
+        is_switched=True,
     ),
-    Key("batching", "The rule that forms batches.", Literal[_RULES], "adaptive", read=_rule, station="rule"),
+    Key(
+        "batching",
+        "The rule that forms batches.",
+        Literal[_RULES],
+        "adaptive",
+        read=_rule,
+        station="rule",
+        is_switched=True,
+    ),
     Key(
         "preferred_batch_sizes",
         "Batch sizes for the rule preferred.",
@@ -256,6 +271,7 @@ NODE_KEYS = _table(
         read=_sizes,
         check=_check_preferred,
         station="preferred",
+        is_switched=True,
     ),
     Key(
         "next",
@@ -310,6 +326,7 @@ NODE_KEYS = _table(
         read=_bucket,
         form={"type": "string", "minLength": 1},
         field="bucket",
+        is_switched=True,
     ),
     Key(
         "max_queue",

@@ -60,7 +60,8 @@ class NodeReader:
         self.taken_defaults: set[str] = set(NODE_KEYS)
         self.users: dict[int, str] = {}  # id of a Backend object given as such -> the node that uses it
 
-    def read(self) -> tuple[NodeConfig, ...]:
+    def read(self, changes: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> tuple[NodeConfig, ...]:
+        """Return the nodes; ``changes``: by node, keys that win over what is written."""
         if self._is_one_node():
             self.tables = {ONE_NODE_NAME: {**self.defaults, **self.tables}}
             self.defaults = {}
@@ -73,6 +74,8 @@ class NodeReader:
             what = "there is no node: give backend=... or a table per node, such as {'decode': {'backend': ...}}"
             self.problems.add_general("configuration", what + (hint or odd))
             return ()
+        for name, keys in changes.items():
+            self.tables[name] = {**self.tables[name], **keys}
         # Real nodes first: a logical one is judged by what the node it shares takes.
         configs: dict[str, NodeConfig | None] = dict.fromkeys(self.tables)
         for name, table in self.tables.items():

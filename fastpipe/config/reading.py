@@ -15,14 +15,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastpipe.config.described import NodeConfig, PipeConfig
+from fastpipe.config.described import NodeConfig, PipeConfig, Written
 from fastpipe.config.keys import PIPE_KEYS, default_settings
 from fastpipe.config.nodes import NodeReader
 from fastpipe.config.problems import Problems, shown_part
 from fastpipe.config.values import BadValue, own_copy
 from fastpipe.errors import ConfigError
 
-__all__ = ["BYTE_ORDER_MARK", "examine", "load", "read_toml"]
+__all__ = ["BYTE_ORDER_MARK", "examine", "load", "load_changed", "read_toml"]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # with which some editors begin a file
 _MOST_LEVELS = 64
@@ -58,8 +58,10 @@ def load(
         ConfigError: with all mistakes.
         MissingExtra: if nothing is wrong but an optional library that is not installed.
     """
-    written, base_directory = _read(source)
-    config, problems, remarks = examine(written, keywords, base_directory)
+    tables, base_directory = _read(source)
+    own_source = source if source is None or isinstance(source, str | Path) else own_copy(dict(source))
+    written = Written(own_source, keywords, own_copy(dict(tables)), base_directory)
+    config, problems, remarks = _examine(written)
     if problems.mistakes and add_more is not None:
         add_more(config.nodes, problems)
     problems.raise_if_any()
@@ -68,19 +70,34 @@ def load(
     return config
 
 
+def load_changed(config: PipeConfig, node: str, changes: Mapping[str, Any]) -> PipeConfig:
+    """Read and check a configuration again with some keys of a node changed; the file is not read again.
+
+    Raises:
+        ConfigError, MissingExtra: as of ``load``.
+    """
+    changed, problems, _ = _examine(config.written.changed(node, own_copy(dict(changes))))
+    problems.raise_if_any()
+    return changed
+
+
 def examine(
-    written: Mapping[str, Any], keywords: Mapping[str, Any], base_directory: Path | None
+    tables: Mapping[str, Any], keywords: Mapping[str, Any], base_directory: Path | None
 ) -> tuple[PipeConfig, Problems, list[str]]:
     """Return the description as far as it can be read, what is wrong with it, and what else is to be said."""
+    return _examine(Written(tables, keywords, tables, base_directory))
+
+
+def _examine(written: Written) -> tuple[PipeConfig, Problems, list[str]]:
     problems = Problems()
-    defaults, tables = _flattened(written, problems)
-    more_defaults, more_tables = _flattened(keywords, problems)
+    defaults, tables = _flattened(written.tables, problems)
+    more_defaults, more_tables = _flattened(written.keywords, problems)
     defaults.update(more_defaults)
     for name, table in more_tables.items():
         tables[name] = {**tables.get(name, {}), **table}
     of_the_pipe = _of_the_pipe(defaults, problems)
-    reader = NodeReader(defaults, tables, base_directory, problems)
-    return PipeConfig(reader.read(), **of_the_pipe), problems, reader.warnings
+    reader = NodeReader(defaults, tables, written.base_directory, problems)
+    return PipeConfig(reader.read(written.changes), written, **of_the_pipe), problems, reader.warnings
 
 
 def _of_the_pipe(defaults: dict[str, Any], problems: Problems) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fastpipe.contract import Request
+from fastpipe.debug.description import Description
 from fastpipe.debug.observer import Event, Observer, own_event, summaries_of
 from fastpipe.debug.steps import Arrival, Breakpoint, Condition, History, NodeRun, Stop, request_rows
 from fastpipe.errors import PipeError, UnknownNode, nearest
@@ -29,7 +30,7 @@ from fastpipe.summaries import Summary
 
 if TYPE_CHECKING:
     from fastpipe._core import Engine, Stepper
-    from fastpipe.config.described import NodeConfig
+    from fastpipe.config.described import NodeConfig, PipeConfig
     from fastpipe.config.maps import MapEntry
     from fastpipe.redaction import Secrets
 
@@ -72,6 +73,12 @@ class Debugger(Shown):
         self._restarts: dict[tuple[int, ...], str] = {}
         self._ran: dict[tuple[int, ...], set[str]] = {}  # by part, the nodes that have run since it entered
         self._thread_id = threading.get_ident()
+
+    def note_change(self, made_of: PipeConfig) -> None:
+        """The pipe is made of something else now, in which there may be other secrets."""
+        description = Description.of(made_of)
+        self._configuration_secrets = description.secrets(self._configuration_secrets)
+        self._secrets = description.secrets(self._secrets)
 
     # ---- the request -------------------------------------------------------------------------------------------
 

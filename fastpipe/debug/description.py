@@ -15,7 +15,7 @@ from fastpipe.redaction import Secrets, own_copy_without
 from fastpipe.summaries import summarize
 
 if TYPE_CHECKING:
-    from fastpipe.config.described import NodeConfig
+    from fastpipe.config.described import NodeConfig, PipeConfig
 
 __all__ = ["Description", "sha256_of"]
 
@@ -28,10 +28,16 @@ class Description:
     keywords: Mapping[str, Any]
     configs: Sequence[NodeConfig]
 
-    def secrets(self) -> Secrets:
-        """Return what nobody should see of it: as it was written, and as the backends get it."""
+    @classmethod
+    def of(cls, made_of: PipeConfig) -> Description:
+        """Return the description of a pipe that was made of this."""
+        return cls(made_of.written.source, made_of.written.keywords_now(), made_of.nodes)
+
+    def secrets(self, known: Secrets | None = None) -> Secrets:
+        """Return what nobody should see of it, as it was written and as the backends get it, with what is ``known``."""
         plans = [config.plan for config in self.configs if config.plan is not None]
-        return Secrets(self.source, self.keywords, *(step.parameters for plan in plans for step in plan.steps()))
+        parameters = (step.parameters for plan in plans for step in plan.steps())
+        return (Secrets() if known is None else known).and_of(self.source, self.keywords, *parameters)
 
     def manifest(self) -> dict[str, Any]:
         """Return what a record says of it, without secrets; it can be written as JSON."""

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fastpipe.contract import Request
 from fastpipe.debug import record_files
+from fastpipe.debug.description import Description
 from fastpipe.errors import PipeClosed, PipeError
 from fastpipe.faults import node_of, text_of
 from fastpipe.instances.logbook import Line, Logbook
@@ -36,7 +37,7 @@ from fastpipe.summaries import summarize, type_name
 
 if TYPE_CHECKING:
     from fastpipe._core import Engine
-    from fastpipe.debug.description import Description
+    from fastpipe.config.described import PipeConfig
 
 __all__ = ["Recording"]
 
@@ -94,6 +95,12 @@ class Recording:
         self._end_of_thread = weakref.finalize(self, self._writer.queue.put, None)
         self._end_of_thread.atexit = False  # what is in flight then is still recorded, until its pipe is closed
         engine.recorder = self
+
+    def note_change(self, made_of: PipeConfig) -> None:
+        """The pipe is made of something else now: what is written from now on says so."""
+        description = Description.of(made_of)
+        self._writer.manifest = description.manifest()
+        self._writer.secrets = description.secrets(self._writer.secrets)
 
     # ---- what the engine calls ---------------------------------------------------------------------------------
 

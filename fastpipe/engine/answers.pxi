@@ -20,6 +20,20 @@ cdef enum:
 
 
 @cython.final
+cdef class Renewal:
+    """See ResultCache.clear."""
+
+
+cdef Renewal renewal_of(ResultCache cache):
+    """Return what a cache can be emptied with."""
+    cdef Renewal renewal = Renewal.__new__(Renewal)
+    renewal.cache = cache
+    renewal.answers = OrderedDict()
+    renewal.flights = {}
+    return renewal
+
+
+@cython.final
 cdef class ResultCache:
     """The answers of one node, by what it was asked. See ``cached.pxi`` for who owns what."""
 
@@ -35,12 +49,16 @@ cdef class ResultCache:
 
     def clear(self):
         """Keep nothing of what was asked so far: neither what is there nor what is on its way, which still is whose it is."""
+        cdef Renewal renewal = renewal_of(self)
+        self.c_renew(renewal)
+        return len(renewal.answers)                             # they are dropped when all is in order
+
+    cdef void c_renew(self, Renewal renewal) noexcept:
+        """The same without asking for memory; what there was goes with the renewal."""
         self.generation += 1
-        dropped = self.answers, self.flights                    # until all is in order
-        self.answers = OrderedDict()
-        self.flights = {}
+        self.answers, renewal.answers = renewal.answers, self.answers
+        self.flights, renewal.flights = renewal.flights, self.flights
         self.size_bytes = 0
-        return len(dropped[0])
 
     @property
     def flight_count(self):

@@ -25,6 +25,13 @@ cdef class Flight:
     cdef bint has_landed                        # nobody can follow any more
 
 
+cdef class Renewal:
+    # What a cache is to be made empty with, made beforehand, as no memory may be asked for then; what it had, from then on.
+    cdef ResultCache cache
+    cdef object answers
+    cdef dict flights
+
+
 @cython.final
 cdef class ResultCache:
     # A node's answers by what it was asked, and who waits for one that is on its way. Knows no engine and no backend.
@@ -40,4 +47,5 @@ cdef class ResultCache:
     cdef readonly int64_t size_bytes            # GIL: of `answers`
     cdef readonly int64_t hits, misses, coalesced, bypassed     # GIL: of each request that looked, one
     cdef readonly int64_t not_kept, evicted, expired            # GIL: answers
+    cdef void c_renew(self, Renewal renewal) noexcept
     cdef object c_content(self, object request)

@@ -74,6 +74,25 @@ cdef class Clock:
         events_notify(&self.changed, 0x7fffffff)
 
 
+cdef int _look_at(PyObject* station, int64_t now, int64_t asked, int64_t* until) noexcept nogil:
+    """The token of an instance whose batch is late, and given up (E8); else -1, and when to look again, if not earlier. Mutex held."""
+    cdef int64_t hang_ns = (<Station>station).hang_ns
+    cdef int64_t started, late_at
+    cdef int k
+    for k in range((<Station>station).tokens.count):
+        started = (<Station>station).started_ns[k].load(memory_order_seq_cst)
+        if started <= 0:
+            continue
+        late_at = late_at_ns(&(<Station>station).watched[k], started, hang_ns, now, asked)
+        if late_at > now:
+            until[0] = min(until[0], min(late_at, now + hang_ns // LOOKS))
+        elif (<Station>station).started_ns[k].compare_exchange_strong(started, GIVEN_UP, memory_order_seq_cst,
+                                                                      memory_order_seq_cst):
+            (<Station>station).given_up_after_ns = now - started
+            return k
+    return -1
+
+
 @cython.final
 cdef class Watchdog:
     """Gives up batches that run for longer than their node's ``hang_timeout``. Knows no pipe: its thread keeps none alive.
@@ -88,7 +107,6 @@ cdef class Watchdog:
         self.asked_ns = NOTIFY_ME
         for station in stations:
             self.stations_seen.push_back(<PyObject*>station)
-            self.watched.resize(self.watched.size() + <size_t>(<Station>station).instance_count)
 
     cdef void c_tell(self, int64_t until) noexcept nogil:
         """A batch has begun that is to be looked at by then."""
@@ -99,28 +117,16 @@ cdef class Watchdog:
         """True if a batch is late: where, and it is decided (E8). Else, when to look again."""
         cdef int64_t now = now_ns()
         cdef int64_t asked = self.asked_ns if frozen_ns.load(memory_order_relaxed) == 0 else -1
-        cdef int64_t started, late_at, hang_ns
         cdef size_t i
-        cdef size_t seen = 0
-        cdef int k
         until[0] = NOTIFY_ME
         for i in range(self.stations_seen.size()):
             station[0] = self.stations_seen[i]
-            hang_ns = (<Station>station[0]).hang_ns
-            for k in range((<Station>station[0]).instance_count):
-                seen += 1
-                started = (<Station>station[0]).started_ns[k].load(memory_order_seq_cst)
-                if started <= 0:
-                    continue
-                late_at = late_at_ns(&self.watched[seen - 1], started, hang_ns, now, asked)
-                if late_at > now:
-                    until[0] = min(until[0], min(late_at, now + hang_ns // LOOKS))
-                elif (<Station>station[0]).started_ns[k].compare_exchange_strong(started, GIVEN_UP, memory_order_seq_cst,
-                                                                                 memory_order_seq_cst):
-                    (<Station>station[0]).given_up_after_ns = now - started
-                    index[0] = k
-                    self.asked_ns = now                         # the next look is at once
-                    return True
+            (<Station>station[0]).desk.lock()                   # "both": its instances may be switched
+            index[0] = _look_at(station[0], now, asked, until)
+            (<Station>station[0]).desk.unlock()
+            if index[0] >= 0:
+                self.asked_ns = now                             # the next look is at once
+                return True
         self.asked_ns = until[0]
         return False
 

@@ -1,6 +1,7 @@
 # The compiled graph: nodes, the ways in and out of them, the backends' instances.
 #
-# Guarantees   Built once, by a Pipe, and read-only afterwards, but for the tables of exits, which fill as requests pass (GIL).
+# Guarantees   Built once, by a Pipe, and read-only afterwards, but for the tables of exits, which fill as requests pass, and what
+#              a node's instances are asked, which is always asked of those that serve (GIL).
 
 cimport cython
 
@@ -45,27 +46,26 @@ cdef class Instance:
         self.backend = backend
         self.forward = backend.forward
         self.index = index
+        self.retry_alone = backend.retry_alone
+        self.keeps_input = backend.keeps_input
 
 
 @cython.final
 cdef class Node:
     """A node of the compiled graph."""
 
-    def __init__(self, str name, int index, Station station, list instances, str backend_name, *, bint retry_alone,
-                 bint keeps_input, object filter, str filter_kind, object bucket, object weigh, object subgraph, object sources,
-                 int parent_count, int restart_limit):
+    def __init__(self, str name, int index, Station station, list instances, str backend_name, *, object filter,
+                 str filter_kind, object bucket, object weigh, object subgraph, object sources, int parent_count,
+                 int restart_limit):
         self.name = name
         self.index = index
         self.station = station
         self.instances = instances
         self.backend_name = backend_name
-        self.retry_alone = retry_alone
-        self.keeps_input = keeps_input
         self.filter = filter
         self.filter_kind = {"default": FILTER_DEFAULT, "run": FILTER_RUN, "swap": FILTER_SWAP, "call": FILTER_CALL}[filter_kind]
         self.bucket = bucket
         self.weigh = weigh
-        self.reads_request_size = station is not None and station.batches and weigh is None
         self.subgraph = subgraph
         self.cache = None if station is None else station.cache
         self.is_plain = subgraph is None and self.cache is None

@@ -156,3 +156,17 @@ def _place_in_batch(request):
     if visit is None:
         return False, None
     return True, _copy_of_context(visit, <list>innermost_batch(current_greenlet())) if is_in_company() else None
+
+
+cdef double weight_alone(Visit visit, Turn turn) except? -1:
+    """The same of one that does not go through the queue, with the errors that it would meet on the way through it."""
+    cdef Station station = visit.node.station
+    cdef double weight
+    cdef int64_t version
+    while True:
+        version = station.version
+        weight = weight_of(visit, turn)
+        if isinstance(visit.node.bucket, str):
+            hash(bucket_of(visit, turn))
+        if station.version == version:                          # else users' code has run, and others are to be asked now
+            return weight

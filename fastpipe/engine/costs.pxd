@@ -24,6 +24,22 @@ cdef inline c_bool costs_init(Costs* costs, int32_t max_batch) noexcept nogil:
     return costs.by_size != NULL
 
 
+cdef inline c_bool costs_grow(Costs* costs, int32_t max_batch) noexcept nogil:
+    """Have an entry for each size up to that, with what was measured; False: there is no memory. Nobody reads or notes meanwhile."""
+    cdef Costs longer
+    cdef int32_t size
+    if min(max_batch, MOST_SIZES) < costs.length:
+        return True
+    if not costs_init(&longer, max_batch):
+        return False
+    for size in range(costs.length):
+        longer.by_size[size].store(costs.by_size[size].load(memory_order_relaxed), memory_order_relaxed)
+    free(costs.by_size)
+    costs.by_size = longer.by_size
+    costs.length = longer.length
+    return True
+
+
 cdef inline void costs_free(Costs* costs) noexcept nogil:
     free(costs.by_size)
 

@@ -33,7 +33,7 @@ from fastpipe.engine.perfetto cimport (
 
 cdef enum:                  # why EventLog.c_serve has returned
     IS_DONE = 0
-    HAS_MET_A_THREAD = 1    # that has no row yet, or a stream
+    HAS_MET_A_STRANGER = 1  # a thread, an instance or a stream, that has no row yet
     CANNOT_WRITE = 2
 
 # The rows: a thread's is its ident, an address, and larger than these; smaller numbers are the makers of the file's.
@@ -86,6 +86,9 @@ cdef class EventLog:
         for reason in _FAILURES:
             _put_text(self, &self.outcomes, "failed: " + reason)
         self.queue_lengths.assign(len(engine.stations), -1)
+        for position, station in enumerate(engine.stations):
+            for number in sorted(station.numbers_in_service()):
+                self.rows.push_back(_row_of(position, number))
         _numbers += 1
         self.serial = _numbers
 
@@ -120,21 +123,26 @@ cdef class EventLog:
             return False
         return self.c_note_stream(FIRST_STREAM + number, (<Station>frame.station).position, begun_ns, ended_ns)
 
-    def serve(self, int descriptor, describe):
-        """Write events to a file until ``stop``; the body of a thread. ``describe(track)``: the bytes that give a thread, whose
-        ident it is, its row, or a stream.
+    def serve(self, int descriptor, describe_track, describe_instance):
+        """Write events to a file until ``stop``; the body of a thread. Ends early where the file cannot be written to;
+        ``error_number`` then says why.
 
-        Ends early where the file cannot be written to; ``error_number`` then says why.
+        ``describe_track(track)``, of a thread, whose ident it is, or of a stream; ``describe_instance(position, number)``: the
+        bytes that give one its row.
         """
         cdef bytes description
         cdef int why
         while True:
             with nogil:
                 why = self.c_serve(descriptor)
-            if why != HAS_MET_A_THREAD:
+            if why != HAS_MET_A_STRANGER:
                 return
-            description = describe(self.stranger)
-            self.threads.insert(lower_bound(self.threads.begin(), self.threads.end(), self.stranger), self.stranger)
+            if FIRST_INSTANCE <= self.stranger < FIRST_INSTANCE + <int64_t>self.names.size() * MOST_INSTANCES:
+                description = describe_instance((self.stranger - FIRST_INSTANCE) // MOST_INSTANCES,
+                                                (self.stranger - FIRST_INSTANCE) % MOST_INSTANCES)
+            else:
+                description = describe_track(self.stranger)
+            self.rows.insert(lower_bound(self.rows.begin(), self.rows.end(), self.stranger), self.stranger)
             if <size_t>len(description) < BUFFER_BYTES - (self.at - self.buffer):
                 memcpy(self.at, <const char*>description, len(description))
                 self.at += len(description)
@@ -253,7 +261,7 @@ cdef class EventLog:
             if self.stranger != 0 or not _flush(self, descriptor) or is_empty and stops:
                 events_leave(&self.changed)
                 if self.stranger != 0:
-                    return HAS_MET_A_THREAD
+                    return HAS_MET_A_STRANGER
                 return CANNOT_WRITE if self.error_number != 0 else IS_DONE
             if is_empty:
                 events_sleep(&self.changed, epoch, kernel_now_ns() + LOOK_EVERY_NS)
@@ -295,7 +303,7 @@ cdef c_bool _flush(EventLog log, int descriptor) noexcept nogil:
 
 
 cdef c_bool _encode_all(EventLog log) noexcept nogil:
-    """Put events into the buffer; True if all are, False if it is full, or a thread has no row."""
+    """Put events into the buffer; True if all are, False if it is full, or a thread or an instance has no row."""
     cdef int64_t index = log.taken.load(memory_order_relaxed)
     cdef int64_t end = log.written.load(memory_order_acquire)
     cdef Event* event
@@ -304,14 +312,23 @@ cdef c_bool _encode_all(EventLog log) noexcept nogil:
         event = &log.ring[index & (log.capacity - 1)]
         if log.at > log.buffer + BUFFER_BYTES // 2:             # the other half has room for the largest of all
             return False
-        if ((event.kind == BATCH_BEGAN or event.kind == STREAM_RAN)
-                and not binary_search(log.threads.begin(), log.threads.end(), event.thread)):
-            log.stranger = event.thread
+        if event.kind == STREAM_RAN and not _knows(log, event.thread):
+            return False
+        if event.kind == BATCH_BEGAN and not (_knows(log, event.thread)
+                                              and _knows(log, _row_of(event.station, event.instance))):
             return False
         _encode(log, event, index)
         index += 1 + (event.count if event.kind == BATCH_BEGAN else 0)
         log.taken.store(index, memory_order_release)            # pairs with the acquire in _has_room: it was read before
     return True
+
+
+cdef c_bool _knows(EventLog log, int64_t row) noexcept nogil:
+    """True if the file knows a row; else it is the stranger."""
+    if binary_search(log.rows.begin(), log.rows.end(), row):
+        return True
+    log.stranger = row
+    return False
 
 
 cdef int _put_text(EventLog log, vector[Text]* texts, str given) except -1:

@@ -14,7 +14,7 @@ from fastpipe.engine.parking cimport now_ns
 from fastpipe.engine.ranking cimport (
     Cursor, cursor_begin, cursor_move, cursor_pass, next_of, ranked_append, ranked_insert, taken_init,
 )
-from fastpipe.engine.tokens cimport token_try, tokens_take
+from fastpipe.engine.tokens cimport token_is_retired, token_try, tokens_take
 
 from fastpipe.errors import BackendError
 
@@ -194,7 +194,8 @@ cdef void take_oldest(Station station, Batch* batch) noexcept nogil:
 cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict) noexcept nogil:
     """Form a batch if the rule says so; True if ``batch`` holds one, and a token.
 
-    ``worker``: only that instance's token (thread_bound), or -1 for any. A token that ``batch`` holds already is kept.
+    ``worker``: who asks: CALLER, SHARING (see words), or the token of the instance that is bound to it, which is the only one it gets. A
+    token that ``batch`` holds already is kept. The verdict is LEAVE if that, or who asks, serves no longer.
     """
     cdef Load load
     cdef int64_t bucket
@@ -216,9 +217,11 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
         station.desk.lock()
     else:
         verdict[0] = decide_by_rule(station, &load)
+    if _is_to_leave(station, batch.instance, worker):
+        verdict.action = LEAVE
     if verdict.action == DISPATCH:
         if not has_token:
-            if worker >= 0:
+            if station.thread_bound:
                 batch.instance = worker if token_try(&station.tokens, worker) else -1
             else:
                 batch.instance = tokens_take(&station.tokens)
@@ -248,13 +251,31 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
     return took
 
 
+cdef c_bool _is_to_leave(Station station, int instance, int worker) noexcept nogil:
+    """True if a worker, or the token that it holds, serves no longer, or a caller has no business here any more. Mutex held."""
+    if instance >= 0 and token_is_retired(&station.tokens, instance):
+        return True
+    if worker == CALLER:
+        return station.workers_only
+    if worker >= 0:
+        return token_is_retired(&station.tokens, worker)
+    if worker != SHARING - station.era:                         # those who came with the instances that serve now stay
+        return True
+    if station.sharing <= station.sharing_wanted:
+        return False
+    if instance < 0:                                            # else it comes back without a token
+        station.sharing -= 1
+    return True
+
+
 cdef void top_up(Station station, Batch* batch) noexcept nogil:
     """Add what has arrived since the batch was formed: taking the GIL may have lasted milliseconds."""
     if station.queued.load(memory_order_relaxed) == 0:
         return
     station.desk.lock()
     drain_inbox(station)
-    take_staged(station, batch, batch.bucket, station.max_batch)
+    if not token_is_retired(&station.tokens, batch.instance):   # else what arrives is not for that instance
+        take_staged(station, batch, batch.bucket, station.max_batch)
     station.desk.unlock()
 
 
@@ -288,7 +309,8 @@ cdef Verdict _ask_rule_object(PyObject* station_pointer, const Load* load) noexc
     verdict.reason = RULE
     verdict.size = load.queued
     verdict.until_ns = load.oldest_ns + load.timeout_ns
-    if verdict.until_ns <= load.now_ns or station.life.load(memory_order_relaxed) != OPEN_FOR_ALL:
+    if (verdict.until_ns <= load.now_ns or station.life.load(memory_order_relaxed) != OPEN_FOR_ALL
+            or station.rule_object is None):                    # another rule has just taken its place
         return verdict
     try:
         answer = enter_user_code(station.engine, station.rule_object, _load_as_dict(load))

@@ -25,8 +25,8 @@ cdef class EventLog:
     cdef vector[Text] whys, outcomes            # built: by Turn.why; by how a request ends
     cdef uint8_t* buffer                        # its thread's, as all that follows
     cdef uint8_t* at                            # up to where it is filled
-    cdef vector[int64_t] threads                # that have rows, ascending
-    cdef int64_t stranger                       # one that has none; 0: none was met
+    cdef vector[int64_t] rows                   # of threads and instances, ascending: those that the file knows
+    cdef int64_t stranger                       # one that it does not; 0: none was met
     cdef int32_t lanes_known                    # that have rows
     cdef vector[int32_t] queue_lengths          # by station, as last written
     cdef readonly int error_number              # why it could not write, once it has ended

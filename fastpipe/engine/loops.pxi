@@ -8,6 +8,7 @@ from libcpp.atomic cimport memory_order_seq_cst
 
 from fastpipe.engine.parking cimport Frame, innermost_frame, is_another_inside, now_ns
 from fastpipe.engine.ranking cimport next_of
+from fastpipe.engine.tokens cimport tokens_leaving
 
 from fastpipe.errors import CallLoop
 
@@ -65,7 +66,7 @@ cdef object find_call_loop(Engine engine, tuple wait):
     while changed:
         changed = False
         for station in list(nodes):
-            if sum([each is station for _, stations, _ in waits for each in stations]) < station.instance_count:
+            if sum([each is station for _, stations, _ in waits for each in stations]) < _count_instances(station):
                 nodes.remove(station)
                 changed = True
         for other in list(waits):
@@ -85,6 +86,11 @@ cdef object find_call_loop(Engine engine, tuple wait):
         what = f"room for a call of its own pipe at node {station.name!r}"
     return CallLoop(f"a backend waits for {what}; but all instances of {held} wait for such calls: "
                     "give the node more instances, or use a graph, or MapReduce")
+
+
+cdef int32_t _count_instances(Station station) noexcept:
+    """How many there are, with those that are retired and still in a batch."""
+    return station.instance_count + tokens_leaving(&station.tokens)
 
 
 cdef c_bool _holds(Station station, Walk walk):

@@ -108,7 +108,7 @@ cdef inline void note_batch(Station station, list visits, int32_t count, int64_t
     station.batches_run += 1
     station.requests_run += count
     histogram_add(&station.run_ns, run_ns)
-    if not station.batches:
+    if station.sizes.bucket_count == 0:
         return
     histogram_add(&station.sizes, count)
     if station.has_weights.load(memory_order_relaxed):
@@ -265,7 +265,7 @@ cdef dict _measures_of(Station station):
                              if station.reasons[i].load(memory_order_relaxed)},
         "queue_s": _tally(&station.queue_ns, 1e9),
         "run_s": _tally(&station.run_ns, 1e9),
-        "batch_sizes": _tally(&station.sizes, 1.0) if station.batches else sizes,
+        "batch_sizes": _tally(&station.sizes, 1.0) if station.sizes.bucket_count else sizes,
         "weights": _tally(&station.weights, WEIGHT_ONE) if station.has_weights.load(memory_order_relaxed) else None,
         "failures": failures_by_reason(station.failed_by),
         "without_result": station.without_result,
@@ -274,7 +274,7 @@ cdef dict _measures_of(Station station):
         "cancelled": station.cancelled,
         "dropped": station.dropped,
         "instances": {"count": station.instance_count, "in_service": station.in_service, "hung": absent,
-                      "replaced": station.replaced},
+                      "replaced": station.replaced, "switches": station.switches},
         "max": station.max_batch,
         "cache": cache_counts(station.cache),
     }

@@ -13,7 +13,7 @@ from fastpipe.engine.parking cimport is_hooked, now_ns
 cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
     """Put a visit into its station's queue."""
     cdef Station station
-    cdef list entry
+    cdef int64_t version
     if visit.node.twins is not None and not choose_twin(engine, visit, turn):
         return 0
     station = visit.node.station
@@ -25,17 +25,8 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
             act_at(AT_PUSH)
         keep_context(visit.walk)
         visit.ticket.visit = <PyObject*>visit
-        visit.ticket.weight = weight_of(visit, turn) if station.batches else 1.0
-        visit.ticket.bucket = 0
-        if visit.node.bucket is not None and station.batches:
-            key = bucket_of(visit, turn)
-            station.next_bucket_id += 1
-            entry = <list>station.bucket_ids.setdefault(key, [station.next_bucket_id, 0, key])
-            entry[1] += 1
-            visit.bucket = entry
-            visit.ticket.bucket = entry[0]
-        if visit.ticket.weight != 1.0:
-            station.wake_at.store(0, memory_order_seq_cst)
+        version = station.version
+        ask_for_queue(visit, station, turn)
     except BaseException as error:
         fail_visit(engine, visit, with_place(error, visit.node), turn)
         return 0
@@ -46,6 +37,15 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
     if station.c_is_limited() and not _make_room(engine, visit, turn):
         release_bucket(visit)
         return 0
+    while station.version != version:                           # others serve now than those that were asked
+        version = station.version
+        release_bucket(visit)
+        try:
+            ask_for_queue(visit, station, turn)
+        except BaseException as error:
+            fail_visit(engine, visit, with_place(error, visit.node), turn)
+            leave_queue(visit, station)
+            return 0
     visit.ticket.arrival_ns = now_ns()
     visit.ticket.rank_ns = visit.ticket.arrival_ns + visit.walk.priority_ns
     if visit.walk.priority_ns != 0:
@@ -69,6 +69,23 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
     if notify:
         station.c_notify()
     return 1
+
+
+cdef int ask_for_queue(Visit visit, Station station, Turn turn) except -1:
+    """Ask what a visit weighs, and what its bucket is; its ticket knows it from now on."""
+    cdef list entry
+    visit.ticket.weight = weight_of(visit, turn) if station.batches else 1.0
+    visit.ticket.bucket = 0
+    if visit.node.bucket is not None and station.batches:
+        key = bucket_of(visit, turn)
+        station.next_bucket_id += 1
+        entry = <list>station.bucket_ids.setdefault(key, [station.next_bucket_id, 0, key])
+        entry[1] += 1
+        visit.bucket = entry
+        visit.ticket.bucket = entry[0]
+    if visit.ticket.weight != 1.0:
+        station.wake_at.store(0, memory_order_seq_cst)
+    return 0
 
 
 cdef c_bool _make_room(Engine engine, Visit visit, Turn turn) noexcept:

@@ -7,6 +7,7 @@ from libcpp.atomic cimport memory_order_relaxed
 
 from fastpipe.engine.costs cimport cost_note
 from fastpipe.engine.parking cimport is_hooked, kernel_now_ns, unless_frozen
+from fastpipe.engine.tokens cimport token_is_retired
 
 from fastpipe.errors import ItemErrors
 from fastpipe.faults import is_device_lost, is_out_of_memory
@@ -77,8 +78,8 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
         return 0
     visit = <Visit>alive[0]
     batch = [(<Visit>each).request for each in alive]
-    if (count > 1 and visit.node.retry_alone) or (turn.helps and has_others(alive, turn)):
-        if visit.node.keeps_input:
+    if (count > 1 and instance.retry_alone) or (turn.helps and has_others(alive, turn)):
+        if instance.keeps_input:
             before = []
             for request in batch:
                 before.append(PyDict_Copy(<dict>request))
@@ -198,15 +199,14 @@ cdef int _file_failures(Engine engine, Station station, Instance instance, list 
         # Ctrl-C hit a caller while it ran what may not be all its own.
         return _put_back(engine, alive, before, refusal, error, turn)
     if is_device_lost(error, instance.backend):
-        is_first = station.lost is None
-        station.lost = error
+        is_first = _is_first_loss(station, instance, error)
         for visit in alive:
             station.requests_failed += 1
             fail_visit(engine, visit, with_batch(lost_error(visit, error), visit, number, count), turn)
         return tell_of_loss(station, instance.index, engine, turn) if is_first else 0
-    if count > 1 and before is not None and (<Visit>alive[0]).node.retry_alone:
+    if count > 1 and before is not None and instance.retry_alone:
         return _run_again(engine, station, instance, alive, before, error, turn)
-    if count > 1 and refusal is not None and (<Visit>alive[0]).node.retry_alone:
+    if count > 1 and refusal is not None and instance.retry_alone:
         add_note(error, f"fastpipe: the batch was not run again one by one: {refusal}")
     # _run_claimed holds it, and nobody else does, as a rule. A backend that keeps it may raise it again, for others.
     if Py_REFCNT(error) == 1 and count == 1:
@@ -224,6 +224,15 @@ cdef int _file_failures(Engine engine, Station station, Instance instance, list 
     return 0
 
 
+cdef c_bool _is_first_loss(Station station, Instance instance, object error) noexcept:
+    """A batch has lost its device, and the node with it, unless others have taken the instance's place; True if that is news."""
+    cdef c_bool is_first = station.lost is None
+    if token_is_retired(&station.tokens, instance.index):
+        return False
+    station.lost = error
+    return is_first
+
+
 cdef int _file_item_errors(Engine engine, Station station, Instance instance, list alive, list batch, object error, Turn turn) except -1:
     """The same of ItemErrors, which says which requests have failed, and how."""
     cdef Visit visit
@@ -231,11 +240,12 @@ cdef int _file_item_errors(Engine engine, Station station, Instance instance, li
     cdef int number = station.numbers[instance.index]
     cdef int count = len(alive)
     cdef object lost = None
-    cdef c_bool is_first = station.lost is None
+    cdef c_bool is_first = False
     cdef dict errors = checked_item_errors(error, batch, alive)
     for each in errors.values():                                # a container's, whose child has said so
         if is_device_lost(each, instance.backend):
-            station.lost = lost = each
+            lost = each
+            is_first = _is_first_loss(station, instance, lost)
             break
     each = None
     for index in range(count):
@@ -254,7 +264,7 @@ cdef int _file_item_errors(Engine engine, Station station, Instance instance, li
             fail_visit(engine, visit, with_batch(own, visit, number, count), turn)
         else:
             send_on(engine, visit, turn)
-    return tell_of_loss(station, instance.index, engine, turn) if lost is not None and is_first else 0
+    return tell_of_loss(station, instance.index, engine, turn) if is_first else 0
 
 
 cdef int _run_again(Engine engine, Station station, Instance instance, list alive, list before, object error, Turn turn) except -1:
@@ -349,9 +359,7 @@ cdef int run_ready(Engine engine, Turn turn) noexcept:
         weight = 1.0
         try:
             if station.batches:
-                weight = weight_of(visit, turn)
-                if isinstance(visit.node.bucket, str):
-                    hash(bucket_of(visit, turn))                      # the same errors as on the way through the queue
+                weight = weight_alone(visit, turn)
             visits = [visit]                                    # before the token is taken: there may be no memory
         except BaseException as error:
             fail_visit(engine, visit, with_place(error, visit.node), turn)

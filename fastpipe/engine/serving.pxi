@@ -21,6 +21,7 @@ cdef object serve_until_closed(Station station, int worker):
     cdef PyObject* turn_pointer = <PyObject*>turn
     turn.is_workers = True
     turn.is_elsewhere = True
+    turn.worker = worker
     with nogil:
         want_precise_timers()
         while _wait_for_batch(station, &batch, worker, turn_pointer):
@@ -41,20 +42,19 @@ cdef int help_out(Station station, Walk last, Turn turn) noexcept:
     turn.helps = True
     while turn.interrupt is None and last.word.load(memory_order_acquire) != SET:
         batch.instance = -1
-        if not try_take(station, &batch, -1, &verdict):
+        if not try_take(station, &batch, CALLER, &verdict):
             return 0
         station.run_by_caller += batch.taken.count
-        _serve_hold(station, &batch, -1, turn)
+        _serve_hold(station, &batch, CALLER, turn)
         turn.wake()
     turn.helps = False
     return 0
 
 
 cdef c_bool _wait_for_batch(Station station, Batch* batch, int worker, PyObject* turn) noexcept nogil:
-    """Wait for a batch and a token; False: the station is closed and empty, or a hook has ended the worker."""
+    """Wait for a batch and a token; False: the station is closed and empty, the worker is to leave, or a hook has ended it."""
     cdef Verdict verdict
     cdef uint32_t epoch
-    cdef int only = worker if station.thread_bound else -1
     # Callers that were just answered are often about to come back. One yield lets them run, and saves a sleep and a
     # wake-up: 1.4 times the requests of one client, where every request is handed over.
     cdef c_bool may_yield = True
@@ -65,11 +65,15 @@ cdef c_bool _wait_for_batch(Station station, Batch* batch, int worker, PyObject*
             events_leave(&station.workers)
             station.c_notify()                                  # a wake-up that was another worker's may have come here
             return False
-        if try_take(station, batch, only, &verdict):
+        if try_take(station, batch, worker, &verdict):
             events_leave(&station.workers)
             if station.queued.load(memory_order_seq_cst) > 0:
                 station.c_notify()                              # there may be enough for another instance
             return True
+        if verdict.action == LEAVE:
+            events_leave(&station.workers)
+            station.c_notify()                                  # as above
+            return False
         if station.life.load(memory_order_seq_cst) == CLOSING and station.queued.load(memory_order_seq_cst) == 0:
             events_leave(&station.workers)
             return False
@@ -128,7 +132,6 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
     cdef Engine engine
     cdef int32_t count
     cdef Verdict verdict
-    cdef int only = worker if station.thread_bound else -1
     while True:
         if batch.may_grow:
             top_up(station, batch)
@@ -138,7 +141,7 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
         visits = _list_taken(batch, turn)
         if engine.called_first is not None:
             start_called_beside(engine, station, turn)
-        if visits and not _run_guarded(station, visits, batch.instance, worker >= 0, turn):
+        if visits and not _run_guarded(station, visits, batch.instance, worker != CALLER, turn):
             return                                              # E8: all of it is the watchdog's
         if engine.steppers:
             send_back(visits, turn)
@@ -157,14 +160,14 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
             turn.wake()
         if turn.interrupt is not None or turn.death is not None or (is_long and turn.settled_first != NULL):
             break                                               # callbacks run with no token and no batch held
-        if station.queued.load(memory_order_relaxed) == 0 or not try_take(station, batch, only, &verdict):
+        if station.queued.load(memory_order_relaxed) == 0 or not try_take(station, batch, worker, &verdict):
             break
     if is_hooked(AT_RELEASE):
         act_at_in(AT_RELEASE, turn)
     station.c_release_token(batch.instance)
     batch.instance = -1
     if turn.settled_first != NULL or engine.called_first is not None:
-        if worker >= 0:
+        if worker != CALLER:
             frame = enter_frame(<void*>engine, True, current_greenlet())
             settle(engine, turn)
             leave_frame(frame)

@@ -7,14 +7,17 @@ cimport cython
 from libc.stdlib cimport calloc, free
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
-from fastpipe.engine.costs cimport cost_of, costs_free, costs_init
+from fastpipe.engine.costs cimport cost_of, costs_free, costs_grow, costs_init
+from fastpipe.engine.hanging cimport Watched
 from fastpipe.engine.histogram cimport (
     SIZE_SHIFT, TIME_BUCKETS, TIME_SHIFT, WEIGHT_ONE, WEIGHT_SHIFT, Histogram, bucket_index,
 )
 from fastpipe.engine.inbox cimport inbox_init, inbox_push
 from fastpipe.engine.parking cimport FOREVER, atomic_thread_fence, events_notify, now_ns
 from fastpipe.engine.ranking cimport ranked_init
-from fastpipe.engine.tokens cimport token_release, token_try, tokens_free, tokens_init
+from fastpipe.engine.tokens cimport (
+    LEFT, token_hold, token_is_retired, token_keep, token_release, token_retire, tokens_free, tokens_grow, tokens_init,
+)
 
 from fastpipe.errors import QueueFull
 
@@ -35,22 +38,13 @@ cdef class Station:
         self.numbers = tuple(range(instance_count)) if numbers is None else numbers
         self.instance_count = instance_count
         self.in_service = instance_count
-        self.max_batch = max_batch
-        self.batches = max_batch > 1
-        self.thread_bound = thread_bound
         self.hang_ns = <int64_t>(hang_timeout_s * 1e9)
-        self.workers_only = thread_bound or self.hang_ns > 0
+        self.c_set_kind(max_batch, thread_bound)
+        self.sharing_wanted = 0 if thread_bound else instance_count
         self.held = [None] * instance_count
         self.lives = [0] * instance_count
-        if isinstance(rule, str):
-            self.rule = _RULES[rule]
-        else:
-            self.rule = RULE_OBJECT
-            self.rule_object = rule.decide
-        if preferred is not None:  # sorted(preferred or ()) crashes Cython 3.3.0
-            for size in sorted(preferred):
-                self.preferred.push_back(size)
-        self.timeout_ns = <int64_t>(timeout_ms * 1e6)
+        rules = Rule(rule, preferred, timeout_ms)
+        self.rule_object = take_rule(self, rules)
         self.has_buckets = has_buckets
         self.bucket_ids = {}
         self.upstream = ()
@@ -62,11 +56,12 @@ cdef class Station:
         inbox_init(&self.inbox)
         ranked_init(&self.staged)
         self.started_ns = <atomic[int64_t]*>calloc(instance_count, sizeof(atomic[int64_t]))
+        self.watched = <Watched*>calloc(instance_count, sizeof(Watched))
         if not (tokens_init(&self.tokens, instance_count) and costs_init(&self.cost_alone, max_batch)
-                and costs_init(&self.cost_shared, max_batch) and self.started_ns != NULL):
+                and costs_init(&self.cost_shared, max_batch) and self.started_ns != NULL and self.watched != NULL):
             raise MemoryError
         if name is not None:
-            self.c_make_histograms()
+            self.c_make_histograms(max_batch)
         self.usual_gap_ns.store(FIRST_GAP_NS, memory_order_relaxed)
 
     def __dealloc__(self):
@@ -74,23 +69,112 @@ cdef class Station:
         costs_free(&self.cost_alone)
         costs_free(&self.cost_shared)
         free(self.started_ns)
+        free(self.watched)
         free(self.tallies)
 
-    cdef int c_make_histograms(self) except -1:
-        """Have room for all that will be measured."""
-        cdef int64_t most = self.max_batch
-        cdef int32_t sizes = bucket_index(most, SIZE_SHIFT) + 1 if self.batches else 0
-        cdef int32_t weights = bucket_index(most * WEIGHT_ONE, WEIGHT_SHIFT) + 1 if self.batches else 0
+    cdef void c_set_kind(self, int max_batch, bint thread_bound) noexcept nogil:
+        """Say how large batches are, and whether each instance has its thread. Both held."""
+        self.max_batch = max_batch
+        self.batches = max_batch > 1
+        self.thread_bound = thread_bound
+        self.workers_only = thread_bound or self.hang_ns > 0 or self.streams
+
+    cdef int c_make_histograms(self, int64_t most) except -1:
+        """Have room for all that will be measured, of batches of up to ``most``; what has been measured is kept."""
+        cdef int32_t sizes = bucket_index(most, SIZE_SHIFT) + 1 if most > 1 else 0
+        cdef int32_t weights = bucket_index(most * WEIGHT_ONE, WEIGHT_SHIFT) + 1 if most > 1 else 0
         cdef size_t count = 2 * TIME_BUCKETS + sizes + weights
-        self.tallies_bytes = count * sizeof(int64_t)
-        self.tallies = <int64_t*>calloc(count, sizeof(int64_t))
-        if self.tallies == NULL:
+        cdef int64_t* before = self.tallies
+        cdef int64_t* tallies
+        if before != NULL and sizes <= self.sizes.bucket_count:
+            return 0
+        tallies = <int64_t*>calloc(count, sizeof(int64_t))
+        if tallies == NULL:
             raise MemoryError
-        self.queue_ns = Histogram(self.tallies, TIME_BUCKETS, TIME_SHIFT, 0, 0)
-        self.run_ns = Histogram(self.tallies + TIME_BUCKETS, TIME_BUCKETS, TIME_SHIFT, 0, 0)
-        self.sizes = Histogram(self.tallies + 2 * TIME_BUCKETS, sizes, SIZE_SHIFT, 0, 0)
-        self.weights = Histogram(self.tallies + 2 * TIME_BUCKETS + sizes, weights, WEIGHT_SHIFT, 0, 0)
+        self.tallies_bytes = count * sizeof(int64_t)
+        self.tallies = tallies
+        move_histogram(&self.queue_ns, tallies, TIME_BUCKETS, TIME_SHIFT)
+        move_histogram(&self.run_ns, tallies + TIME_BUCKETS, TIME_BUCKETS, TIME_SHIFT)
+        if sizes > 0 and self.sizes.bucket_count == 0:          # until now, all were batches of one
+            self.sizes = Histogram(tallies + 2 * TIME_BUCKETS, 0, SIZE_SHIFT, self.requests_run, min(self.batches_run, 1))
+            self.sizes.counts[0] = self.batches_run
+            self.weights = Histogram(tallies + 2 * TIME_BUCKETS + sizes, 0, WEIGHT_SHIFT, self.requests_run * WEIGHT_ONE,
+                                     min(self.batches_run, 1) * WEIGHT_ONE)
+            self.weights.counts[bucket_index(WEIGHT_ONE, WEIGHT_SHIFT)] = self.batches_run
+        move_histogram(&self.sizes, tallies + 2 * TIME_BUCKETS, sizes, SIZE_SHIFT)
+        move_histogram(&self.weights, tallies + 2 * TIME_BUCKETS + sizes, weights, WEIGHT_SHIFT)
+        free(before)
         return 0
+
+    cdef int c_add_tokens(self, int32_t count) except -1:
+        """Have so many tokens in all, of which the new ones are kept for instances to come."""
+        cdef size_t size = count
+        cdef atomic[uint8_t]* states = <atomic[uint8_t]*>calloc(size, sizeof(atomic[uint8_t]))
+        cdef atomic[int64_t]* started_ns = <atomic[int64_t]*>calloc(size, sizeof(atomic[int64_t]))
+        cdef Watched* watched = <Watched*>calloc(size, sizeof(Watched))
+        cdef int32_t index
+        if states == NULL or started_ns == NULL or watched == NULL:
+            free(states)
+            free(started_ns)
+            free(watched)
+            raise MemoryError
+        self.desk.lock()                                        # and the GIL
+        for index in range(self.tokens.count):
+            started_ns[index].store(self.started_ns[index].load(memory_order_seq_cst), memory_order_seq_cst)
+            watched[index] = self.watched[index]
+        states = tokens_grow(&self.tokens, count, states)
+        started_ns, self.started_ns = self.started_ns, started_ns
+        watched, self.watched = self.watched, watched
+        self.desk.unlock()
+        free(states)
+        free(started_ns)
+        free(watched)
+        return 0
+
+    def make_room(self, tuple numbers, tuple vacant, int max_batch):
+        """Have tokens for instances to come, which will have these numbers; return them. Engine._switch opens them.
+
+        Nobody takes them until then, and what batches of ``max_batch`` cost can be noted. ``vacant``: tokens that have left
+        and are nobody's any more, to be used again. Raises MemoryError: nothing has changed.
+        """
+        cdef int32_t before = self.tokens.count
+        cdef int32_t count = before + max(len(numbers) - len(vacant), 0)
+        cdef tuple tokens = (*vacant, *range(before, count))[:len(numbers)]
+        cdef list all_numbers = [*self.numbers, *[0] * (count - before)]
+        cdef list lives = [*self.lives, *[0] * (count - before)]
+        cdef list held = [*self.held, *[None] * (count - before)]
+        cdef c_bool is_larger
+        for token, number in zip(tokens, numbers):
+            all_numbers[token] = number
+        made = tuple(all_numbers)
+        self.c_make_histograms(max_batch)
+        self.desk.lock()
+        is_larger = costs_grow(&self.cost_alone, max_batch) and costs_grow(&self.cost_shared, max_batch)
+        self.desk.unlock()
+        if not is_larger:
+            raise MemoryError
+        if count > before:
+            self.c_add_tokens(count)
+        self.numbers = made
+        self.held = held
+        for token in tokens:
+            lives[token] = lives[token] + 1
+            token_keep(&self.tokens, token)
+        self.lives = lives
+        return tokens
+
+    def numbers_in_service(self):
+        """The numbers of the instances that serve, or should."""
+        cdef int token
+        return [self.numbers[token] for token in range(self.tokens.count) if not token_is_retired(&self.tokens, token)]
+
+    def has_left(self, int index):
+        """True if an instance serves no longer, and nobody is in it."""
+        return self.tokens.states[index].load(memory_order_seq_cst) == LEFT
+
+    def is_retired(self, int index, int life):
+        """True once that life's instance serves no longer: it may still run a batch."""
+        return self.lives[index] != life or token_is_retired(&self.tokens, index)
 
     def set_upstream(self, tuple stations):
         """Say which stations' requests may still come here; called once, while building."""
@@ -118,8 +202,9 @@ cdef class Station:
         self.workers_only = True
 
     def open_instance(self, int index):
-        """Make an instance available: its backend is built."""
-        self.c_release_token(index)
+        """Make an instance available: its backend is built. Not if it was retired meanwhile."""
+        if token_hold(&self.tokens, index):
+            self.c_release_token(index)
 
     def drain(self):
         """No new requests are coming: let batches leave without waiting for company."""
@@ -134,19 +219,40 @@ cdef class Station:
         """Take an instance out of service for good, once its batch is done; False if that lasts longer. Serves signals.
 
         None if the backend with that ``life`` was given up, before or while this waits: its token is another's, or nobody's.
-        Only after close(): whoever releases a token then tells those who wait here. Negative ``timeout_s``: no limit.
+        Negative ``timeout_s``: no limit.
         """
         cdef int64_t deadline = FOREVER if timeout_s < 0 else now_ns() + <int64_t>(timeout_s * 1e9)
-        cdef int outcome = wait_for(&self.workers, _has_retired, (self, index, life), deadline)
+        cdef int outcome
+        cdef tuple instance = (self, index, life)
+        self.wanted.fetch_add(1, memory_order_seq_cst)
+        try:
+            outcome = wait_for(&self.workers, _has_retired, instance, deadline)
+        finally:
+            self.wanted.fetch_sub(1, memory_order_seq_cst)
+        events_notify(&self.workers, 0x7fffffff)                # its worker leaves, too
         return None if outcome == ANOTHER_LIFE else outcome == RETIRED
 
     def close(self):
         """Let the workers leave once nothing is queued."""
         self.life.store(CLOSING, memory_order_seq_cst)
+        self.wanted.fetch_add(1, memory_order_seq_cst)          # from now on, a release wakes all: the queue may be empty
         events_notify(&self.workers, 0x7fffffff)
 
+    def add_sharing(self):
+        """Count a worker that is about to serve in any instance; return how ``serve`` will know it."""
+        self.desk.lock()
+        self.sharing += 1
+        self.desk.unlock()
+        return SHARING - self.era
+
+    def next_sharing(self, bint replaces_all):
+        """The same of one that a switch will count."""
+        return SHARING - self.era - (1 if replaces_all else 0)
+
     def serve(self, int worker):
-        """Work until the station is closed and empty; return None. The body of a worker thread.
+        """Work until the station is closed and empty, or does not need the worker; return None. The body of a worker thread.
+
+        ``worker``: the token of the instance that is bound to this thread, or what ``add_sharing`` has returned.
 
         Returns the backend in which the worker was given up as hung, if it was: another has its place, and it must not
         serve any more. Raises what ended the worker otherwise: it may serve again. What it held has failed.
@@ -188,8 +294,8 @@ cdef class Station:
         token_release(&self.tokens, index)                      # E4: then look at the queue
         if self.queued.load(memory_order_seq_cst) > 0:
             events_notify(&self.workers, 1)
-        if self.life.load(memory_order_seq_cst) == CLOSING or self.wanted.load(memory_order_seq_cst) > 0:
-            events_notify(&self.workers, 0x7fffffff)            # for retire() and steppers
+        if self.wanted.load(memory_order_seq_cst) > 0:
+            events_notify(&self.workers, 0x7fffffff)            # for retire() and steppers; for workers, once it closes
 
     # ---- arrivals ----------------------------------------------------------------------------------------------
 
@@ -246,7 +352,41 @@ cdef int _has_retired(object instance) except -1:
     cdef int index = (<tuple>instance)[1]
     if station.lives[index] != (<tuple>instance)[2]:
         return ANOTHER_LIFE
-    return RETIRED if token_try(&station.tokens, index) else 0
+    return RETIRED if token_retire(&station.tokens, index) else 0
+
+
+@cython.final
+cdef class Rule:
+    """When a batch leaves, as it was configured."""
+
+    def __init__(self, object rule, object preferred, double timeout_ms):
+        if isinstance(rule, str):
+            self.kind = _RULES[rule]
+        else:
+            self.kind = RULE_OBJECT
+            self.decide = rule.decide
+        if preferred is not None:  # sorted(preferred or ()) crashes Cython 3.3.0
+            for size in sorted(preferred):
+                self.preferred.push_back(size)
+        self.timeout_ns = <int64_t>(timeout_ms * 1e6)
+
+
+cdef object take_rule(Station station, Rule rule):
+    """Have batches leave by a rule; return what is to be its ``rule_object``. Both held."""
+    station.rule = rule.kind
+    station.preferred.swap(rule.preferred)
+    station.timeout_ns = rule.timeout_ns
+    return rule.decide
+
+
+cdef inline void move_histogram(Histogram* histogram, int64_t* counts, int32_t bucket_count, int32_t shift) noexcept:
+    """Have a histogram count in more memory, which is all zeros where it was not counting yet."""
+    cdef int32_t bucket
+    for bucket in range(histogram.bucket_count):
+        counts[bucket] = histogram.counts[bucket]
+    histogram.counts = counts
+    histogram.bucket_count = bucket_count
+    histogram.shift = shift
 
 
 cdef str at_place(Station station):

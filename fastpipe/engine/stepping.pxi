@@ -8,7 +8,13 @@ from fastpipe.engine.tokens cimport tokens_take
 
 cdef enum:
     HAS_ENDED = 1
-    FIRST_TOKEN = 2
+    IS_FOR_WORKERS = 2
+    FIRST_TOKEN = 3
+
+cdef enum:                  # beside tokens
+    NO_TOKEN = -1           # it needs none
+    NOT_HERE = -3           # only workers run in the node's instances
+    HAS_FAILED = -4         # what is asked of a visit could not be answered
 
 
 @cython.final
@@ -94,28 +100,21 @@ cdef class Stepper:
         if visit.node.twins is not None and not choose_twin(engine, visit, self.turn):
             return 0
         station = visit.node.station
-        if station.thread_bound:
-            started = now_ns()
+        index = self.c_instance(visit)
+        started = now_ns()
+        if index == HAS_FAILED:
+            return 0
+        if index == NOT_HERE:
             visit.stepper = self                                # what becomes of it is left with the visit, not acted upon
             self.c_run_on_worker(visit)
             visit.stepper = None
+        elif index == NO_TOKEN:                                 # nobody waits for it any more, or the node is lost
+            if station.lost is not None:
+                fail_visit(engine, visit, lost_error(visit, station.lost), self.turn)
+            else:
+                note_dropped(visit)
+            return 0
         else:
-            if station.batches:
-                try:                                            # as a queue would: one that is too heavy fails
-                    weight_of(visit, self.turn)
-                    if isinstance(visit.node.bucket, str):
-                        hash(bucket_of(visit, self.turn))
-                except BaseException as error:
-                    fail_visit(engine, visit, with_place(error, visit.node), self.turn)
-                    return 0
-            index = self.c_token(visit)
-            if index < 0:                                       # nobody waits for it any more, or the node is lost
-                if station.lost is not None:
-                    fail_visit(engine, visit, lost_error(visit, station.lost), self.turn)
-                else:
-                    note_dropped(visit)
-                return 0
-            started = now_ns()
             _run_here(self, visit, index)
         failure = visit.failure
         visit.failure = None
@@ -156,8 +155,28 @@ cdef class Stepper:
             expire_walk(self.engine, self.walk, self.turn)
         return is_dead(visit)
 
+    cdef int c_instance(self, Visit visit) except -2:
+        """Ask of a visit what a queue would, wait for a free instance, and take its token; or say why not. Serves signals."""
+        cdef Station station = visit.node.station
+        cdef int64_t version
+        cdef int index
+        while not station.thread_bound:
+            version = station.version
+            if station.batches:
+                try:                                            # one that is too heavy fails
+                    weight_alone(visit, self.turn)
+                except BaseException as error:
+                    fail_visit(self.engine, visit, with_place(error, visit.node), self.turn)
+                    return HAS_FAILED
+            index = self.c_token(visit)
+            if index == NO_TOKEN or (index != NOT_HERE and station.version == version):
+                return index
+            if index != NOT_HERE:                               # other instances serve now, which have not been asked
+                station.c_release_token(index)
+        return NOT_HERE
+
     cdef int c_token(self, Visit visit) except -2:
-        """Wait for a free instance and take its token; -1: the visit is dead. Serves signals."""
+        """Wait for a free instance and take its token. Serves signals."""
         cdef Station station = visit.node.station
         cdef Engine engine = self.engine
         cdef int outcome = 0
@@ -170,7 +189,7 @@ cdef class Stepper:
             while True:
                 outcome = wait_for(&station.workers, _has_token, (self, visit), self.c_slice_end())
                 if outcome != 0:
-                    return -1 if outcome == HAS_ENDED else outcome - FIRST_TOKEN
+                    return NO_TOKEN if outcome == HAS_ENDED else NOT_HERE if outcome == IS_FOR_WORKERS else outcome - FIRST_TOKEN
                 error = None if wait is None else find_call_loop(engine, wait)
                 if error is not None:
                     raise error
@@ -184,10 +203,13 @@ cdef class Stepper:
 
 
 cdef int _has_token(object waiting) except -1:
-    """FIRST_TOKEN and the number of an instance whose token was taken; HAS_ENDED if the visit needs none; 0: it waits."""
+    """FIRST_TOKEN and the number of a token that was taken; HAS_ENDED: the visit needs none; IS_FOR_WORKERS; 0: it waits."""
     cdef Stepper stepper = (<tuple>waiting)[0]
     cdef Visit visit = (<tuple>waiting)[1]
-    cdef int index = tokens_take(&visit.node.station.tokens)
+    cdef int index
+    if visit.node.station.thread_bound:
+        return IS_FOR_WORKERS
+    index = tokens_take(&visit.node.station.tokens)
     if index >= 0:
         return FIRST_TOKEN + index
     return HAS_ENDED if visit.node.station.lost is not None or stepper.c_is_over(visit) else 0

@@ -16,7 +16,9 @@ from fastpipe.engine.ranking cimport (
     Cursor, Ranked, Taken, cursor_begin, cursor_move, cursor_pass, next_of, ranked_append, ranked_init, ranked_insert, taken_init,
     taken_pop,
 )
-from fastpipe.engine.tokens cimport Tokens, token_release, token_try, tokens_free, tokens_init, tokens_take
+from fastpipe.engine.tokens cimport (
+    Tokens, token_hold, token_keep, token_release, token_retire, token_try, tokens_free, tokens_init, tokens_take,
+)
 
 cdef extern from *:
     """
@@ -281,6 +283,7 @@ cdef class LoneTokens:
             raise MemoryError
         self.uses.resize(count)
         for index in range(count):
+            token_hold(&self.tokens, index)
             token_release(&self.tokens, index)
 
     def __dealloc__(self):
@@ -304,6 +307,15 @@ cdef class LoneTokens:
 
     def release(self, int index):
         token_release(&self.tokens, index)
+
+    def retire(self, int index):
+        return token_retire(&self.tokens, index)
+
+    def keep(self, int index):
+        token_keep(&self.tokens, index)
+
+    def hold(self, int index):
+        return token_hold(&self.tokens, index)
 
     def use(self, int rounds):
         """Take and release one so many times without the GIL; how often there was one."""

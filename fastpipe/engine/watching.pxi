@@ -9,6 +9,8 @@ from fastpipe.engine.parking cimport (
     kernel_now_ns, leave_frame, now_ns, want_precise_timers,
 )
 
+from fastpipe.engine.tokens cimport token_is_retired, token_keep
+
 from heapq import heappop
 
 
@@ -101,6 +103,14 @@ cdef int _try_to_give_up(Station station, int index) except -1:
     engine = (<Visit>visits[0]).walk.engine
     station.lives[index] += 1
     station.held[index] = None                                  # decided: from here on nothing may fail
+    if token_is_retired(&station.tokens, index):
+        station.c_release_token(index)                          # for the last time
+    else:
+        token_keep(&station.tokens, index)                      # for the instance that is built again
+    if lost.worker == SHARING - station.era:
+        station.desk.lock()                                     # E7: a holder of the GIL may wait for it
+        station.sharing -= 1
+        station.desk.unlock()
     events_notify(&station.workers, 0x7fffffff)                 # for retire()
     station.hung += 1
     lost.abandoned = instance.backend

@@ -43,6 +43,13 @@ cdef enum:                  # Station.life
     DRAINING = 1            # no new requests: nobody waits for company
     CLOSING = 2             # workers leave when nothing is queued
 
+cdef enum:                  # beside a rule's actions
+    LEAVE = 4               # the instance, or the worker, serves no longer
+
+cdef enum:                  # who asks for a batch, beside a worker that is bound to an instance, which is known by its token
+    CALLER = -1
+    SHARING = -2            # a worker that runs in any instance; of a later era: less by that
+
 cdef int64_t NOTIFY_ME = 0x7fffffffffffffff      # Watchdog.until_ns: whenever a batch begins
 cdef int64_t GIVEN_UP = -1                       # Station.started_ns: the watchdog has decided
 cdef int64_t ON_HOLD = -2                        # Station.started_ns: the batch waits for those who read what it emits
@@ -117,11 +124,12 @@ cdef enum:                  # the points at which a test may step in, see _hook
     AT_CLOSE = 16
     AT_HANG = 17
     AT_LAND = 18
+    AT_SWITCH = 19
 
 _GREENLET_ADVICE = ("Call the pipe from real threads (gevent: gevent.get_hub().threadpool.apply(pipe, (request,)); eventlet: "
                     "eventlet.tpool.execute(pipe, request)), or do not switch greenlets inside a backend")
 _HOOKS = ("admit", "admitted", "push", "pushed", "take", "taken", "sleep", "forward", "return", "end", "ended", "wake", "release",
-          "park", "cancel", "expire", "close", "hang", "land")
+          "park", "cancel", "expire", "close", "hang", "land", "switch")
 _FAILURES = ("error", "timeout", "queue full", "closed", "hung", "worker died", "device lost", "no result")
 _WHEN_FULL = {"block": BLOCK, "reject": REJECT, "shed_oldest": SHED_OLDEST}
 _RULES = {"adaptive": RULE_ADAPTIVE, "timeout": RULE_TIMEOUT, "greedy": RULE_GREEDY, "preferred": RULE_PREFERRED}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
 from fastpipe import _core
@@ -19,12 +19,12 @@ from fastpipe.errors import ConfigError, Mistake
 from fastpipe.filters import run, swap
 from fastpipe.instances.one import build_backend, connect, thread_name
 from fastpipe.instances.owned import Instances
-from fastpipe.instances.threads import Worker, WorkersKeeper, serve_shared, serve_thread_bound
+from fastpipe.instances.threads import Slot, Worker, WorkersKeeper, serve_shared, serve_thread_bound
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["Builder"]
+__all__ = ["Builder", "ThreadBound", "check_streams_alone", "max_batch_of"]
 
 
 class Builder:
@@ -46,21 +46,19 @@ class Builder:
         self.aborts_when_hung = aborts_when_hung
         self.configs = configs
         self.graph = graph
-        self.capacity = 0
         # By node: one for each place at which its instances are, mostly one.
         self.stations: dict[str, list[_core.Station]] = {}
         self.instances: dict[_core.Station, list[_core.Instance]] = {}
         self.backends: dict[str, Backend] = {}  # the first instance of each node: sizes, buckets, splits
         # Threads that have built their instance, by node, in order: each waits for its station and token.
-        self.waiting: dict[str, list[Future[tuple[_core.Station, int] | None]]] = {}
+        self.waiting: dict[str, list[ThreadBound]] = {}
 
     def build(self) -> None:
         try:
             self._build_all()
         finally:  # a thread that still waits for its station has none to serve
-            for desk in itertools.chain(*self.waiting.values()):
-                if not desk.done():
-                    desk.set_result(None)
+            for bound in itertools.chain(*self.waiting.values()):
+                bound.dismiss()
 
     def _build_all(self) -> None:
         for config in self.configs:
@@ -131,26 +129,20 @@ class Builder:
     def _open_instances(self, config: NodeConfig, station: _core.Station) -> None:
         for index, number in enumerate(station.numbers):
             if station.thread_bound:
-                self.waiting[config.name][number].set_result((station, index))
+                self.waiting[config.name][number].serve(station, index)
             else:
                 name = thread_name(config.name, number)
-                self.owned.start(Worker(name, serve_shared, station, index, self.keeper))
+                worker = station.add_sharing()
+                self.owned.start(Worker(name, serve_shared, station, index, worker, self.keeper))
             station.open_instance(index)
 
     def _build_on_threads(self, config: NodeConfig, plan: StepPlan) -> None:
         """Build each instance on the thread that will run it, and let the thread wait for its station."""
-        from concurrent.futures import Future  # here, as importing it takes longer than all of fastpipe
-
         backends: list[Backend] = []
-        desks = self.waiting[config.name] = []
+        bound = self.waiting[config.name] = []
         for index in range(config.instance_num):
-            built: Future[Backend] = Future()
-            desk: Future[tuple[_core.Station, int] | None] = Future()
-            desks.append(desk)
-            build = functools.partial(build_backend, plan, config.name, index)
-            name = thread_name(config.name, index)
-            self.owned.start(Worker(name, serve_thread_bound, build, built, desk, self.keeper))
-            backends.append(built.result())
+            bound.append(ThreadBound(functools.partial(build_backend, plan, config.name, index), self.keeper))
+            backends.append(bound[-1].build(thread_name(config.name, index), self.owned))
         self._open_stations(config, backends, thread_bound=True)
 
     def _open_stations(self, config: NodeConfig, backends: list[Backend], *, thread_bound: bool) -> list[_core.Station]:
@@ -171,12 +163,10 @@ class Builder:
         self, config: NodeConfig, backends: list[Backend], numbers: list[int], *, thread_bound: bool
     ) -> _core.Station:
         first = backends[0]
-        max_batch = _max_batch(config, first)
-        self.capacity += len(backends) * max_batch
         station = _core.Station(
             config.name,
             len(backends),
-            max_batch,
+            max_batch_of(config, first),
             thread_bound,
             has_buckets=config.bucket is not None or first.bucket is not None,
             place=first.place,
@@ -185,7 +175,7 @@ class Builder:
         )
         if any(backend.streams for backend in backends):
             if isinstance(first, Container):
-                _check_streams_alone(station)
+                check_streams_alone(station.name, station.max_batch)
             station.may_stream()
         # Closing finds it from now on, also if the next node cannot be built.
         self.engine.stations.append(station)
@@ -240,8 +230,6 @@ class Builder:
             station,
             instances,
             type(backend).__name__ if owner.plan is None else owner.plan.name,
-            retry_alone=backend.retry_alone,
-            keeps_input=backend.keeps_input,
             filter=config.filter,
             filter_kind=_filter_kind(config.filter),
             bucket=owner.bucket if owner.bucket is not None else backend.bucket,
@@ -261,10 +249,11 @@ class Builder:
             return
         for twin in (node,) if node.twins is None else node.twins:
             for instance in twin.instances:
-                connect(self.engine, self.configs, instance.backend)
+                if instance is not None:
+                    connect(self.engine, self.configs, instance.backend)
         if self._emits_behind(index):  # parts that a step sends there: it waits for them, and so for those who read
             for station in self.stations[self._physical(self.configs[index])]:
-                _check_streams_alone(station)
+                check_streams_alone(station.name, station.max_batch)
                 station.may_stream()
 
     def _emits_behind(self, index: int) -> bool:
@@ -298,6 +287,35 @@ class Builder:
         )
 
 
+class ThreadBound:
+    """An instance that is built on the thread that will run it; the thread then waits for its station."""
+
+    def __init__(self, build: Callable[[], Backend], keeper: WorkersKeeper) -> None:
+        from concurrent.futures import Future  # here, as importing it takes longer than all of fastpipe
+
+        self._built: Future[Backend] = Future()
+        self._desk: Future[tuple[_core.Station, int] | None] = Future()
+        self._work = build, self._built, self._desk, keeper
+        self._worker: Worker | None = None
+
+    def build(self, thread: str, owned: Instances) -> Backend:
+        """Start the thread, which ``owned`` awaits from now on; return what it has built, or raise what that raised."""
+        self._worker = Worker(thread, serve_thread_bound, *self._work)
+        owned.start(self._worker)
+        return self._built.result()
+
+    def serve(self, station: _core.Station, index: int) -> None:
+        """Have the thread serve with its instance."""
+        if self._worker is not None:
+            self._worker.served = Slot.now(station, index)
+        self._desk.set_result((station, index))
+
+    def dismiss(self) -> None:
+        """Have the thread close its instance, and end, unless it serves."""
+        if not self._desk.done():
+            self._desk.set_result(None)
+
+
 def _by_place(node: str, backends: list[Backend]) -> list[list[int]]:
     """Return the numbers of the instances at each place, in the order of the first at each."""
     numbers: dict[Hashable, list[int]] = {}
@@ -310,25 +328,25 @@ def _by_place(node: str, backends: list[Backend]) -> list[list[int]]:
     return list(numbers.values())
 
 
-def _max_batch(config: NodeConfig, backend: Backend) -> int:
+def max_batch_of(config: NodeConfig, backend: Backend) -> int:
     """What the node says; else what the backend says; else 1."""
     if config.max is not None and backend.max_batch is not None:
         return min(config.max, backend.max_batch)
     return config.max or backend.max_batch or 1
 
 
-def _check_streams_alone(station: _core.Station) -> None:
+def check_streams_alone(node: str, max_batch: int) -> None:
     """Refuse batches whose requests would all wait until the last of them has been read.
 
     Raises:
         ConfigError: where a step of a container streams, and it takes several requests at once.
     """
-    if station.max_batch > 1:
+    if max_batch > 1:
         text = (
-            f"a step of it streams: it takes one request at a time, and max is {station.max_batch}. Say max = 1, or "
+            f"a step of it streams: it takes one request at a time, and max is {max_batch}. Say max = 1, or "
             "make the step a node of its own: that takes batches"
         )
-        raise ConfigError(Mistake(text, station.name))
+        raise ConfigError(Mistake(text, node))
 
 
 def _filter_kind(chosen: Any) -> str:

@@ -16,10 +16,10 @@ from fastpipe.faults import text_of
 from fastpipe.instances.logbook import Line, Logbook
 from fastpipe.instances.one import build_backend, connect, thread_name
 from fastpipe.instances.owned import Instances
-from fastpipe.instances.threads import Worker, serve_and_close, serve_shared
+from fastpipe.instances.threads import Slot, Worker, serve_and_close, serve_shared
 
 if TYPE_CHECKING:
-    from fastpipe.config.described import NodeConfig
+    from fastpipe.config.described import NodeConfig, PipeConfig
     from fastpipe.config.plan import StepPlan
     from fastpipe.contract import Backend
 
@@ -37,18 +37,16 @@ class Keeper:
     the pipe or ask for its health call it.
     """
 
-    def __init__(
-        self, engine: _core.Engine, configs: tuple[NodeConfig, ...], instances: Instances, logbook: Logbook
-    ) -> None:
+    def __init__(self, engine: _core.Engine, instances: Instances, logbook: Logbook) -> None:
         self._engine = weakref.ref(engine)  # which owns this
-        self._configs = {config.name: config for config in configs}
         self._instances = instances
         self._logbook = logbook
-        # Guards the books below; never held while a backend is built. Told when an instance is in service again.
+        # Guards the books below, and what changes who serves: a replacement, a switch. Never held while a backend is
+        # built. Told when an instance is in service again.
         self._changed = threading.Condition()
         # By station, that is by node, or where its instances are at several places by node and place.
         self._stuck: Counter[_core.Station] = Counter()  # threads that hang in its backend
-        # Then by instance: who builds it anew, or None. Those that are not named are in service.
+        # Then by token: who builds the instance anew, or None. Those that are not named are in service, or retired.
         self._absent: defaultdict[_core.Station, dict[int, Worker | None]] = defaultdict(dict)
         self._why: dict[_core.Station, str] = {}  # why the last replacement could not be built
 
@@ -70,8 +68,9 @@ class Keeper:
         self._instances.disown(instance.backend)
         with self._changed:
             self._stuck[station] += 1
-            self._absent[station][index] = None
-            self._count(station)
+            if not _is_retired(station, index):
+                self._absent[station][index] = None
+                self._count(station)
         late_s = station.given_up_after_ns / 1e9
         self._say("hung", station, index, f"its backend has not returned for {late_s:.3g} s, and is given up")
         self._fill(station)
@@ -119,35 +118,68 @@ class Keeper:
         said = f"its worker met {type(error).__name__}: {text_of(error)}; it is set to work again"
         self._say("worker_died", station, index, said)
 
-    def could_not_replace(self, station: _core.Station, index: int, error: BaseException) -> None:
-        """A replacement could not be built."""
+    def could_not_replace(
+        self, station: _core.Station, index: int, thread: threading.Thread, error: BaseException
+    ) -> None:
+        """A replacement could not be built, which ``thread`` was to do."""
+        why = f"its backend could not be built again: {type(error).__name__}: {text_of(error)}"
         with self._changed:
-            self._why[station] = f"its backend could not be built again: {type(error).__name__}: {text_of(error)}"
+            if not self._is_awaited(station, index, thread):
+                return
+            self._why[station] = why
             self._absent[station][index] = None
             self._changed.notify_all()
-        why = self._why.get(station, text_of(error))
         self._say("not_replaced", station, index, why)
         self._lose(station, why)
 
-    def put_in_service(self, engine: _core.Engine, station: _core.Station, index: int, backend: Backend) -> None:
-        """A replacement is built: have it run, and wait for its worker from now on when closing."""
+    def put_in_service(self, engine: _core.Engine, station: _core.Station, index: int, backend: Backend) -> int | None:
+        """A replacement is built: have it run, and wait for its worker from now on when closing.
+
+        Returns how ``Station.serve`` knows that worker. None: it comes too late, as the node has been given other
+        instances meanwhile.
+        """
         instance = _core.Instance(backend, index)
-        for node in engine.nodes:
-            for twin in (node,) if node.twins is None else node.twins:
-                if twin.station is station:
-                    twin.instances[index] = instance
         with self._changed:
-            worker = self._absent[station].pop(index)
+            if not self._is_awaited(station, index, threading.current_thread()):
+                return None
+            worker = cast("Worker", self._absent[station].pop(index))
+            for node in engine.nodes:
+                for twin in (node,) if node.twins is None else node.twins:
+                    if twin.station is station:
+                        twin.instances[index] = instance
+            self._instances.workers.append(worker)
+            if station.thread_bound:
+                worker.served = Slot.now(station, index)
+                number = index
+            else:
+                number = station.add_sharing()
+                self._instances.own(backend, station, index)
             station.replaced += 1
             self._why.pop(station, None)
             self._count(station)
             if type(station.lost) is BackendHung:
                 station.recover()
             self._changed.notify_all()
-        self._instances.workers.append(cast("Worker", worker))
-        if not station.thread_bound:
-            self._instances.own(backend, station, index)
         self._say("replaced", station, index, "it is built again, and in service")
+        return number
+
+    def missing(self, station: _core.Station) -> frozenset[int]:
+        """Return the tokens of instances that hung, and are not in service again yet."""
+        with self._changed:
+            return frozenset(self._absent[station])
+
+    def switch(self, engine: _core.Engine, switches: tuple[_core.Switch, ...], made_of: PipeConfig) -> None:
+        """Have other instances serve, see ``Engine._switch``, and miss those no longer that serve no longer."""
+        with self._changed:
+            try:
+                engine._switch(switches, made_of)
+            finally:
+                for switch in switches:
+                    absent = self._absent[switch.station]
+                    for index in [index for index in absent if _is_retired(switch.station, index)]:
+                        del absent[index]
+                    self._count(switch.station)
+                self._changed.notify_all()
 
     def pipe_closes(self, deadline: float | None) -> None:
         """Wait for replacements without which a node cannot drain, but for no longer than a batch may run."""
@@ -165,7 +197,7 @@ class Keeper:
         engine = self._engine()
         if engine is None:
             return
-        bucket = self._configs[station.name].bucket
+        bucket = _config_of(engine, station).bucket
         for node in engine.nodes:
             if node.station is None or node.station.name != station.name:
                 continue
@@ -180,8 +212,18 @@ class Keeper:
                 node.ask(anywhere, bucket)
 
     def _serving(self, twin: _core.Node) -> list[Backend]:
-        absent = self._absent.get(cast("_core.Station", twin.station), ())
-        return [instance.backend for index, instance in enumerate(twin.instances) if index not in absent]
+        station = cast("_core.Station", twin.station)
+        absent = self._absent.get(station, ())
+        return [
+            instance.backend
+            for index, instance in enumerate(twin.instances)
+            if instance is not None and index not in absent and not _is_retired(station, index)
+        ]
+
+    def _is_awaited(self, station: _core.Station, index: int, thread: threading.Thread) -> bool:
+        """Whether an instance is missing, and that thread is the one that is to build it again."""
+        worker = self._absent[station].get(index)
+        return worker is not None and worker.thread is thread
 
     def _has_none(self, station: _core.Station) -> bool:
         return len(self._absent[station]) == station.instance_count
@@ -200,7 +242,7 @@ class Keeper:
             try:
                 worker.start()
             except (PipeError, RuntimeError) as error:  # there can be no more threads
-                self.could_not_replace(station, index, error)
+                self.could_not_replace(station, index, worker.thread, error)
         self._lose(station, self._why.get(station, "all of them hung, and are not replaced any more"))
 
     def _lose(self, station: _core.Station, why: str, *, also_if_being_built: bool = False) -> None:
@@ -228,12 +270,12 @@ class Keeper:
             ConfigError: it would be at another place.
             BaseException: whatever its constructor raises.
         """
-        plan = cast("StepPlan", self._configs[station.name].plan)  # only what has an instance can hang
+        plan = cast("StepPlan", _config_of(engine, station).plan)  # only what has an instance can hang
         backend = build_backend(plan, station.name, station.numbers[index], station.place)
         try:
             if backend.place != station.place:
                 raise ConfigError(f"it was to be at {station.place}, as the one that hung, and is at {backend.place}")
-            connect(engine, tuple(self._configs.values()), backend)
+            connect(engine, engine._made_of.nodes, backend)
         except BaseException:
             close_all([backend])
             raise
@@ -261,6 +303,15 @@ class WeakKeeper:
             keeper.worker_died(station, index, error)
 
 
+def _config_of(engine: _core.Engine, station: _core.Station) -> NodeConfig:
+    """Return what the node of a station is made of now."""
+    return next(config for config in engine._made_of.nodes if config.name == station.name)
+
+
+def _is_retired(station: _core.Station, index: int) -> bool:
+    return station.is_retired(index, station.life_of(index))
+
+
 def _rebuild(keeper_ref: weakref.ref[Keeper], station: _core.Station, index: int) -> None:
     """The life of a worker that begins by building the instance it serves."""
     keeper = keeper_ref()
@@ -270,18 +321,21 @@ def _rebuild(keeper_ref: weakref.ref[Keeper], station: _core.Station, index: int
     try:
         backend = keeper.build(engine, station, index)
     except BaseException as error:
-        keeper.could_not_replace(station, index, error)
+        keeper.could_not_replace(station, index, threading.current_thread(), error)
         return
     if station.is_closed:
         close_all([backend])
         return
-    keeper.put_in_service(engine, station, index, backend)
+    number = keeper.put_in_service(engine, station, index, backend)
+    if number is None:
+        close_all([backend])
+        return
     station.open_instance(index)
     del keeper, engine  # while it serves, it keeps no pipe alive
-    if station.thread_bound:
+    if number >= 0:
         serve_and_close(station, index, backend, WeakKeeper(keeper_ref))
         return
-    serve_shared(station, index, WeakKeeper(keeper_ref))
+    serve_shared(station, index, number, WeakKeeper(keeper_ref))
     keeper = keeper_ref()
     if keeper is not None and station.is_closed:
         # close() may have looked for backends before this one was there. This thread must not wait for an instance that

@@ -107,7 +107,7 @@ class Logbook:
             f"warmed up: {told or 'nothing'}"
         )
         fields = {"nodes": list(nodes), "seconds": took_s, "warmed_up": warm}
-        self._say_of_life(Line("built", text, fields=fields, is_warning=False))
+        self.say_of_life(Line("built", text, fields=fields, is_warning=False))
 
     def pipe_closed(self, requests: Mapping[str, int]) -> None:
         """Say, the first time, that the pipe is closed, and wait until everything is written, but not for long."""
@@ -119,12 +119,12 @@ class Logbook:
         text = f"the pipe is closed, after {lasted_s:.3f} s; requests: {counted}"
         fields = {"seconds": lasted_s, "requests": dict(requests)}
         self._news.put(None)
-        self._say_of_life(Line("closed", text, fields=fields, is_warning=False))
+        self.say_of_life(Line("closed", text, fields=fields, is_warning=False))
         worker = self._at_work.get(LOGGER)
         if worker is not None and worker.thread is not threading.current_thread():
             worker.join(LAST_WORDS_S)
 
-    def _say_of_life(self, line: Line) -> None:
+    def say_of_life(self, line: Line) -> None:
         """Have a line written that few programs want to see: for others it needs no thread."""
         import logging  # whoever has built a pipe has it; for an import of fastpipe alone it would take too long
 

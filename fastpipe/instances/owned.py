@@ -9,7 +9,7 @@ from numbers import Number
 
 from fastpipe import _core
 from fastpipe.contract import Backend, close_all
-from fastpipe.instances.threads import Worker
+from fastpipe.instances.threads import Slot, Worker
 
 __all__ = ["LEAST_JOIN_S", "Instances", "time_to_close"]
 
@@ -22,10 +22,12 @@ class _Owned:
     """A backend to be closed, and the instance that it is: it is closed once that is free."""
 
     backend: Backend
-    station: _core.Station | None
+    slot: Slot | None
     """None: it may be closed at any time."""
-    index: int
-    life: int
+
+    def is_retired(self, station: _core.Station) -> bool:
+        """Whether it has served that station, and does no longer."""
+        return self.slot is not None and self.slot.is_retired(station)
 
 
 class Instances:
@@ -48,6 +50,22 @@ class Instances:
         """Start a thread, and wait for its end when the pipe closes."""
         worker.start()
         self.workers.append(worker)
+
+    def join_retired(self, station: _core.Station) -> None:
+        """Wait for the ends of threads whose instances serve a station no longer; forget all that have ended."""
+        for worker in list(self.workers):
+            if worker.served is not None and worker.served.is_retired(station):
+                worker.join(None)
+            if worker.is_over and worker in self.workers:
+                self.workers.remove(worker)
+
+    def uses(self, station: _core.Station, index: int) -> bool:
+        """Whether a backend is to be closed, or a thread awaited that is bound to one, which had or has that token."""
+        backends = [owned.slot for owned in list(self._backends.values())]
+        return any(
+            slot is not None and slot.station is station and slot.index == index
+            for slot in (*backends, *(worker.served for worker in list(self.workers)))
+        )
 
     def start_watchdog(self, watchdog: _core.Watchdog) -> None:
         """Start the thread of the watchdog; it is stopped when all others have left."""
@@ -103,16 +121,15 @@ class Instances:
 
     def own(self, backend: Backend, station: _core.Station | None, index: int) -> None:
         """Close a backend with the pipe, once its instance is free; ``station`` None: at any time."""
-        life = 0 if station is None else station.life_of(index)
-        self._backends[id(backend)] = _Owned(backend, station, index, life)
+        self._backends[id(backend)] = _Owned(backend, None if station is None else Slot.now(station, index))
 
-    def disown(self, backend: Backend) -> None:
-        """Close it no more: whoever hangs in it does, if ever."""
-        self._backends.pop(id(backend), None)
+    def disown(self, backend: Backend) -> bool:
+        """Close it no more: who calls this does, or whoever hangs in it, if ever. False: it is closed, or soon."""
+        return self._backends.pop(id(backend), None) is not None
 
     def nothing_runs(self) -> None:
         """Have each backend closed at any time: the pipe could not be built, whether or not its instance was opened."""
-        self._backends = {key: _Owned(owned.backend, None, 0, 0) for key, owned in self._backends.items()}
+        self._backends = {key: _Owned(owned.backend, None) for key, owned in self._backends.items()}
 
     def close_what_was_built(self, error: BaseException) -> None:
         """Close all of it, as the rest could not be built, because of ``error``. The stations are closed."""
@@ -123,8 +140,12 @@ class Instances:
         except Exception as close_error:  # the reason for closing is what the user must see
             error.add_note(f"fastpipe: closing what was built raised {type(close_error).__name__}: {close_error}")
 
-    def close_backends(self, deadline: float | None) -> None:
+    def close_backends(self, deadline: float | None, retired: _core.Station | None = None) -> None:
         """Close the backends whose instances are free, or get free in time; None: however long that takes.
+
+        Args:
+            deadline: in seconds of ``time.monotonic()``.
+            retired: only those that serve this station no longer.
 
         Raises:
             Exception: what their ``close()`` raised; all others are closed nevertheless.
@@ -133,14 +154,17 @@ class Instances:
         busy: list[_Owned] = []
         try:
             for key in list(self._backends):
-                # One at a time off the books: a signal handler may close the pipe while this waits.
+                owned = self._backends.get(key)
+                if owned is None or (retired is not None and not owned.is_retired(retired)):
+                    continue
+                # One at a time off the books: another thread, or a signal handler, may close the pipe while this waits.
                 owned = self._backends.pop(key, None)
                 if owned is None:
                     continue
                 # A branch of a request that has failed may still run on its caller's thread.
                 left_s = -1.0 if deadline is None else max(deadline - time.monotonic(), 0.0)
                 busy.append(owned)
-                is_ours = True if owned.station is None else owned.station.retire(owned.index, owned.life, left_s)
+                is_ours = True if owned.slot is None else owned.slot.retire(left_s)
                 if is_ours is not False:
                     busy.pop()
                 if is_ours:  # else it was given up, and whoever hangs in it closes it, if ever

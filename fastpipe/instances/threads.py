@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastpipe._core import Latch, Station, ThreadLife, ThreadStart
@@ -19,7 +20,16 @@ from fastpipe.errors import PipeError
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["Worker", "check_threads", "run_on_thread", "serve_and_close", "serve_shared", "serve_thread_bound"]
+__all__ = [
+    "Slot",
+    "Worker",
+    "check_threads",
+    "run_on_thread",
+    "serve_and_close",
+    "serve_once_open",
+    "serve_shared",
+    "serve_thread_bound",
+]
 
 # A worker that has died is set to work again at once, or, if it dies again and again, after a pause up to this long.
 LONGEST_PAUSE_S = 0.1
@@ -58,8 +68,33 @@ class _Thread(threading.Thread):
         return start
 
 
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """An instance as its station knows it: its token, and how many others had that before."""
+
+    station: Station
+    index: int
+    life: int
+
+    @classmethod
+    def now(cls, station: Station, index: int) -> Slot:
+        """Return the one that has a token now."""
+        return cls(station, index, station.life_of(index))
+
+    def is_retired(self, station: Station) -> bool:
+        """Whether it has served that station, and does no longer."""
+        return self.station is station and station.is_retired(self.index, self.life)
+
+    def retire(self, timeout_s: float) -> bool | None:
+        """See ``Station.retire``."""
+        return self.station.retire(self.index, self.life, timeout_s)
+
+
 class Worker:
     """A thread of a pipe, for whoever waits for its end."""
+
+    served: Slot | None = None
+    """The instance that is bound to it, and with which it leaves."""
 
     def __init__(self, name: str, body: Callable[..., Any], *arguments: Any) -> None:
         self._is_over = Latch()
@@ -149,9 +184,10 @@ class WorkersKeeper(Protocol):
         """A worker has met an error of its own, and is set to work again."""
 
 
-def serve(station: Station, index: int, keeper: WorkersKeeper) -> Any:
-    """Serve a station until it closes; return the backend in which this thread was given up, or None.
+def serve(station: Station, index: int, worker: int, keeper: WorkersKeeper) -> Any:
+    """Serve a station until it needs this thread no longer; return the backend in which it was given up, or None.
 
+    ``index``: the token of the instance with which it came. ``worker``: see ``Station.serve``.
     What ends the engine's loop otherwise, a lack of memory for instance, has failed the requests that it held; it is
     told to ``threading.excepthook`` and to the keeper, and the thread goes back to work.
     """
@@ -160,7 +196,7 @@ def serve(station: Station, index: int, keeper: WorkersKeeper) -> Any:
         try:
             began_s = time.monotonic()
             try:
-                return station.serve(index)
+                return station.serve(worker)
             except BaseException as error:
                 threading.excepthook(
                     threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
@@ -173,9 +209,15 @@ def serve(station: Station, index: int, keeper: WorkersKeeper) -> Any:
             continue
 
 
-def serve_shared(station: Station, index: int, keeper: WorkersKeeper) -> None:
+def serve_once_open(gate: Future[bool], station: Station, index: int, worker: int, keeper: WorkersKeeper) -> None:
+    """The life of a worker that is there before it is needed: once the gate says that it is, it is the next one's."""
+    if gate.result():
+        serve_shared(station, index, worker, keeper)
+
+
+def serve_shared(station: Station, index: int, worker: int, keeper: WorkersKeeper) -> None:
     """The life of a worker whose backend any thread may run."""
-    hung_in = serve(station, index, keeper)
+    hung_in = serve(station, index, worker, keeper)
     if hung_in is not None:
         try:
             close_all([hung_in])  # it has come back after all, and nobody uses it any more
@@ -207,7 +249,7 @@ def serve_and_close(station: Station, index: int, backend: Backend, keeper: Work
     """Serve with a backend that was built on this thread, and close it here."""
     hung_in = None
     try:
-        hung_in = serve(station, index, keeper)
+        hung_in = serve(station, index, index, keeper)
     finally:
         try:
             backend.close()

@@ -247,6 +247,9 @@ OF_NODES = (
     Measure("fastpipe.node.hung", "counter", "{batch}", "Batches given up as hung.", _of("hung")),
     Measure("fastpipe.node.replaced", "counter", "{instance}", "Instances built again.", _of("instances", "replaced")),
     Measure(
+        "fastpipe.node.switches", "counter", "{switch}", "Swaps and resizes of the node.", _of("instances", "switches")
+    ),
+    Measure(
         "fastpipe.node.worker_deaths",
         "counter",
         "{thread}",

@@ -127,9 +127,10 @@ def _started(pipe: Engine, log: EventLog, streams: StreamRows, path: Path) -> Wo
     file = path.open("wb", buffering=0)
     worker = None
     try:
-        _write_all(file, _head(pipe, log))
+        homes: list[tuple[str, int]] = []
+        _write_all(file, _head(pipe, log, homes))
         # The thread knows neither the timeline nor the pipe, so that both can be dropped; it then ends.
-        worker = Worker("fastpipe timeline", _write_events, log, file, streams)
+        worker = Worker("fastpipe timeline", _write_events, log, file, homes, streams)
         worker.start()
     except BaseException as error:
         if worker is None or not worker.thread.is_handed_over:  # else the file is the thread's, which is told to end
@@ -140,18 +141,27 @@ def _started(pipe: Engine, log: EventLog, streams: StreamRows, path: Path) -> Wo
     return worker
 
 
-def _write_events(log: EventLog, file: FileIO, streams: StreamRows) -> None:
+def _write_events(log: EventLog, file: FileIO, homes: list[tuple[str, int]], streams: StreamRows) -> None:
     """Write until the log is stopped; the body of the thread."""
+
+    def describe_instance(position: int, number: int) -> bytes:
+        name, parent = homes[position]
+        track = log.instance_track(position, number)
+        return row(track, f"{name} #{number}", parent=parent, rank=position)
+
     with file:
-        log.serve(file.fileno(), lambda track: streams.describe(track) or _describe(track))
+        log.serve(file.fileno(), lambda track: streams.describe(track) or _describe(track), describe_instance)
         if log.dropped and not log.error_number:
             note = f"{log.dropped} events are missing: more came than could be written"
             with contextlib.suppress(OSError):
                 _write_all(file, instant(time.monotonic_ns(), _NOTES, note))
 
 
-def _head(pipe: Engine, log: EventLog) -> bytes:
-    """Return the packets of all rows that there are from the start."""
+def _head(pipe: Engine, log: EventLog, homes: list[tuple[str, int]]) -> bytes:
+    """Return the packets of all rows that there are from the start.
+
+    ``homes`` gets, by station, what the rows of its instances are called, and where they are.
+    """
     rows = [
         row(log.requests_track, "Requests", rank=0),
         row(_QUEUES, "Queues", rank=1),
@@ -171,7 +181,8 @@ def _head(pipe: Engine, log: EventLog) -> bytes:
                 rows.append(row(parent, place, parent=_INSTANCES))
         queue_track = log.queue_track(position)
         rows.append(row(queue_track, f"queued at {title}", parent=_QUEUES, rank=position, is_counter=True))
-        for number in station.numbers:
+        homes.append((station.name, parent))
+        for number in station.numbers_in_service():
             track = log.instance_track(position, number)
             rows.append(row(track, f"{station.name} #{number}", parent=parent, rank=position))
     return b"".join(rows)

@@ -409,6 +409,7 @@ def test_every_point_is_reached() -> None:
             pipe({"data": 1}, timeout=1e-6)
         pipe.submit({"data": "slow"}).cancel()
         asyncio.run(cancel_at_once(pipe))
+        pipe.swap("main")
     assert reached == set(_core._HOOKS)
 
 

@@ -378,7 +378,7 @@ def test_instances_that_hang_and_are_replaced_are_counted() -> None:
         until(lambda: pipe.stats()["nodes"]["main"]["instances"]["replaced"] == 1)
         node = pipe.stats()["nodes"]["main"]
         goes.set()
-        assert node["instances"] == {"count": 1, "in_service": 1, "hung": 0, "replaced": 1}
+        assert node["instances"] == {"count": 1, "in_service": 1, "hung": 0, "replaced": 1, "switches": 0}
         assert (node["hung"], node["failures"]) == (1, {"hung": 1})
 
 

@@ -171,7 +171,7 @@ def test_what_finds_no_room_is_counted_and_what_is_there_still_nests(tmp_path: P
         log.stop()
         with path.open("wb") as file:
             file.write(row(log.requests_track, "Requests"))
-            log.serve(file.fileno(), lambda ident: b"")
+            log.serve(file.fileno(), lambda ident: b"", lambda position, number: b"")
     errors, slices = ask(path.read_bytes(), ERRORS, "select name, min(dur) > 0 whole, count(*) c from slice group by 1")
     assert errors == []
     assert [(name, whole) for name, whole, _ in slices] == [("main", 1), ("request", 1)]

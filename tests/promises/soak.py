@@ -215,6 +215,15 @@ def leave(pipe: Pipe, ledger: Ledger, dice: random.Random) -> None:
         ledger.end(number, UNCLEAR)  # not every one was sent
 
 
+def swap(pipes: Sequence[Pipe], dice: random.Random) -> None:
+    """Give a pipe other instances, and for a moment more or fewer of them; as many as there were in the end."""
+    pipe = dice.choice(pipes)
+    pipe.swap("main")
+    pipe.resize("main", instance_num=dice.randint(1, 4))
+    pipe.resize("main", instance_num=2)
+    time.sleep(dice.uniform(0, 0.05))
+
+
 def build_and_end(ledger: Ledger, dice: random.Random) -> None:
     """Build a pipe and end it in one of the ways there are, or fail to build it."""
     way = dice.choice(["close", "close at once", "close elsewhere", "close inside", "drop", "fail", "mistake"])
@@ -452,6 +461,7 @@ class Soak:
             lambda dice: flood(self.sheds, ledgers["shed"], dice),
             lambda dice: leave(self.left, ledgers["left"], dice),
             lambda dice: build_and_end(ledgers["built"], dice),
+            lambda dice: swap((self.sheds, self.left), dice),
         ]
         if self.server is not None:
             self.server.ledger = ledgers["images"]

@@ -645,7 +645,10 @@ def callers() -> Iterator[concurrent.futures.ThreadPoolExecutor]:
 
 @BLOCKS
 def test_any_graph_answers_the_same_to_many_callers(first: int, callers: concurrent.futures.ThreadPoolExecutor) -> None:
-    """Eight callers: requests meet in batches and instances, and do not get into each other's way."""
+    """Eight callers: requests meet in batches and instances, and do not get into each other's way.
+
+    Meanwhile all nodes of every third graph are swapped, and get one more instance.
+    """
     for graph in graphs(first, 6):
         with graph.pipe() as pipe:
             seeds = [graph.rng.random() for _ in range(CALLERS)]
@@ -655,7 +658,12 @@ def test_any_graph_answers_the_same_to_many_callers(first: int, callers: concurr
                 for _ in range(2):
                     rng.choice(WAYS)(pipe, rng.sample(graph.cases, min(3, len(graph.cases))))
 
-            list(callers.map(client, seeds))
+            calling = [callers.submit(client, seed) for seed in seeds]
+            for name, node in pipe.stats()["nodes"].items() if graph.number % 3 == 0 else ():
+                pipe.swap(name)
+                pipe.resize(name, instance_num=node["instances"]["count"] + 1)
+            for each in calling:
+                each.result()
 
 
 @BLOCKS

@@ -118,6 +118,7 @@ class Machine(RuleBasedStateMachine):
         self.due: dict[int, int] = {}  # those with a time limit
         self.at: int | None = None  # what runs in `first`
         self.closed = False
+        self.swaps = 0
         self.backend = Steps()
 
     @initialize(when_full=st.sampled_from(["reject", "shed_oldest", "block", None]))
@@ -256,6 +257,29 @@ class Machine(RuleBasedStateMachine):
         assert self.pipe.stats()["requests"] == {**before, "refused": before["refused"] + refused}
         if refused:
             self.ledger.end(self.ledger.accept(), ledgers.REFUSED)
+
+    @precondition(lambda self: not self.closed)
+    @rule()
+    def swap(self) -> None:
+        """Give ``first`` another instance: it takes the next at once, while the old one ends what it has."""
+        old, number = self.backend, self.at
+        self.backend, self.at = Steps(), None
+        self.backend.thread_bound = True  # type: ignore[misc]
+        self.backend.came = old.came
+        swapping = threading.Thread(target=self.pipe.swap, args=("first",), kwargs={"backend": self.backend})
+        swapping.start()
+        self._begins()
+        while self.pipe.stats()["nodes"]["first"]["instances"]["switches"] == self.swaps:
+            time.sleep(0.0005)
+        self.swaps += 1
+        old.told = None
+        old.goes.release()
+        swapping.join(WAIT_S)
+        assert not swapping.is_alive()
+        if number in self.futures:
+            assert self.futures[number].result(WAIT_S)["result"] == -number
+            self._ended(number, ledgers.DONE)
+        self.pipe.swap("second")
 
     @precondition(lambda self: not self.closed)
     @rule(rarely=st.integers(0, 9), drains=st.booleans())
