@@ -188,7 +188,13 @@ def _run_here(arguments: argparse.Namespace, repository: Repository, listener: s
         if server.app.service.live_url:
             say((f"live page: {server.app.service.live_url}", ""))
 
-    return serve(repository, [listener], _plan(arguments), on_ready)
+    # While models are built there is nothing to wait for; and as a container's first process, one without a handler
+    # would not hear the signal at all.
+    former = signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
+    try:
+        return serve(repository, [listener], _plan(arguments), on_ready)
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _say_where(arguments: argparse.Namespace, listener: socket.socket, grpc_address: str, names: Sequence[str]) -> None:

@@ -19,8 +19,7 @@ from collections import deque
 from typing import Any
 from urllib.parse import unquote
 
-import httptools
-
+from fastpipe.errors import MissingExtra
 from fastpipe.serve.exchange import Chunks, Response, head_length
 from fastpipe.serve.http import Route, Service
 from fastpipe.serve.incoming import Bounds, Incoming
@@ -33,6 +32,11 @@ from fastpipe.serve.statuses import (
     SlowClient,
     TooBusy,
 )
+
+try:
+    import httptools
+except ImportError as missing:
+    raise MissingExtra("fastpipe serve", "serve", missing) from missing
 
 __all__ = ["Connection", "Connections"]
 

@@ -141,6 +141,15 @@ def test_a_second_signal_does_not_wait(folder: Path) -> None:
         assert running.end()[0] == 0
 
 
+def test_a_signal_while_models_are_built(folder: Path) -> None:
+    """Nothing is waited for."""
+    (folder / "own.py").write_text(
+        "import os, signal, time\n\ndef build():\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n"
+    )
+    with command(folder, "--pipe", "m=own:build") as running:
+        assert running.end()[0] == 128 + signal.SIGTERM
+
+
 def test_workers_share_a_port_and_are_replaced(folder: Path) -> None:
     """Two processes answer; one that is killed is replaced; both end with the parent."""
     pytest.importorskip("prometheus_client")

@@ -18,6 +18,7 @@ OPTIONAL = {
     *("PIL", "cryptography", "cupy", "cv2", "grpc", "matplotlib", "modelopt", "numba", "nvidia", "onnx", "onnxruntime"),
     *("opentelemetry", "optuna", "prometheus_client", "ray", "resvg_py", "rich", "simplejpeg", "skimage", "tensorrt"),
     *("tensorrt_rtx", "tomlkit", "torch"),
+    *("google", "grpc", "httptools", "ml_dtypes", "orjson", "starlette", "uvicorn", "uvloop"),
 }
 
 FLOORS = [
@@ -162,7 +163,7 @@ def test_chapters_of_the_engine_call_downwards() -> None:
     assert foreign == set(), "an underscore says that a function is its chapter's own"
 
 
-@pytest.mark.parametrize("module", ["fastpipe", "fastpipe.kernels", "fastpipe.backends"])
+@pytest.mark.parametrize("module", ["fastpipe", "fastpipe.kernels", "fastpipe.backends", "fastpipe.serve"])
 def test_importing_loads_no_optional_library_and_prints_nothing(module: str, tmp_path: Path) -> None:
     """Optional libraries are loaded by the backend that needs them, not by an import."""
     script = f"import sys, {module}; print(*sorted({OPTIONAL} & set(sys.modules)), end='')"
