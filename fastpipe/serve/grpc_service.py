@@ -132,11 +132,11 @@ class Calls:
         return {"ready": self._repository.is_ready()}
 
     async def _server_metadata(self, _: Any) -> Mapping[str, Any]:
-        import fastpipe
+        from importlib.metadata import version
 
         return {
             "name": "fastpipe",
-            "version": fastpipe.__version__,
+            "version": version("fastpipe-engine"),
             "extensions": [each for each in EXTENSIONS if each not in OF_HTTP],
         }
 
