@@ -11,7 +11,7 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
     serve               the Open Inference Protocol over HTTP and gRPC, and pipes in web applications
     batched_function    ``@batched``: a pipe around a plain function
     observe             what a pipe does, for people and for monitoring: metrics, traces, timelines, the live page
-    pipe, _maps         Pipe: what a service calls, watches and closes; map and amap
+    pipe, _maps, _streams      Pipe: what a service calls, watches and closes; map and amap; stream and astream
     debug               one request node by node; records of requests
     show                pictures of a graph, and the debugger's cards
     instances           from plans to objects of backends and their threads; what replaces one that hangs
@@ -21,6 +21,7 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
     backends, kernels   the built-in backends, and the array kernels below them
     config              from what a user wrote to checked nodes and a graph; starts nothing
     functions           a function as a backend
+    streaming           backends that answer in parts
     snapshots, cpus, forks, faults     batches as they came, CPUs, locks after a fork, kinds of trouble
     contract            how to write a backend
     filters, results, summaries, errors, redaction, announcing      what everybody uses
@@ -35,7 +36,7 @@ for _part in ("fastpipe._core", "fastpipe.backends"):
             " finds because it is the current directory, go elsewhere, or install it with 'pip install -e .'"
         )
 
-from fastpipe._core import cancelled, context_of, contexts_of_batch
+from fastpipe._core import cancelled, context_of, contexts_of_batch, emit, finish, try_emit, wait_for_room
 from fastpipe.batched_function import batched
 from fastpipe.config.notation import Sequential, Step
 from fastpipe.config.registry import register
@@ -65,6 +66,7 @@ from fastpipe.filters import Filter, Status, filter
 from fastpipe.functions import backend
 from fastpipe.measures import Distribution, InstanceStats, NodeStats, RequestStats, Stats
 from fastpipe.pipe import Pipe
+from fastpipe.streaming import Streaming
 
 __all__ = [
     "Backend",
@@ -100,6 +102,7 @@ __all__ = [
     "Stats",
     "Status",
     "Step",
+    "Streaming",
     "UnknownNode",
     "WorkerDied",
     "backend",
@@ -107,8 +110,12 @@ __all__ = [
     "cancelled",
     "context_of",
     "contexts_of_batch",
+    "emit",
     "filter",
+    "finish",
     "register",
+    "try_emit",
+    "wait_for_room",
 ]
 
 

@@ -49,6 +49,7 @@ cdef class Station:
     cdef readonly int max_batch                 # built; also the greatest weight of a batch
     cdef readonly bint thread_bound             # built: only worker i may hold token i
     cdef bint workers_only                      # built: no caller runs a batch here
+    cdef readonly bint streams                  # built: its backends may emit chunks, and wait for those who read them
     cdef const void* engine                     # built: whose it is; for comparing only, it may be gone
     cdef readonly int position                  # built: where it is in the engine's list
     cdef bint batches                           # built: max_batch > 1, so the rule matters
@@ -181,7 +182,8 @@ cdef class Waiter:
     cdef object request                         # as it was handed in
     cdef object owned                           # a coroutine's: the caller's dict, of which `request` is a copy
     cdef Terms terms
-    cdef object sink                            # (loop, asyncio future) of a coroutine; None: a thread parks on `word`
+    cdef object sink                            # (loop, asyncio future) of a coroutine, or its ChunkStream; None: a thread
+                                                # parks on `word`
     cdef int64_t entered_ns                     # when it was handed in
     cdef Walk walk                              # the coroutine's, once it is let in
     cdef object context                         # a coroutine's: the context variables of its task, for its walk
@@ -264,7 +266,8 @@ cdef class Walk:
     cdef bint is_part                           # of another request, which knows what to do without a result: `request` is no
                                                 # caller's dict, but one that split() has made
     cdef readonly object error                  # why it failed; written before `outcome`
-    cdef object sink                            # by sink_kind: RequestFuture, (loop, asyncio future), Gather
+    cdef object sink                            # by sink_kind: RequestFuture, (loop, asyncio future), Gather, ChunkStream. Of parts
+                                                # that a backend runs and waits for, the ChunkStream of their whole, or None
     cdef int sink_index                         # Gather: which part
     cdef uint8_t sink_kind
     cdef bint started                           # some backend has seen it
@@ -315,6 +318,8 @@ cdef class Visit:
     cdef object request                         # a dict of its own. None: the node's map makes it
     cdef int round                              # of its walk; an older one is over
     cdef uint8_t way                            # how it came: PASSED_ON, ENTERED or RESTARTED
+    cdef uint8_t has_emitted                    # GIL: chunks of this run are handed on: it must not run again
+    cdef uint8_t has_left                       # GIL: it was sent on, or failed, before the end of its batch, as another visit
     cdef int64_t size_bytes                     # of its data, while queued; 0 where nobody counts
     cdef bint is_ghost                          # queued, but its walk has ended: it holds no place
     cdef bint is_held                           # a batch that may hang has it
@@ -322,6 +327,9 @@ cdef class Visit:
     cdef list bucket                            # its entry in the station's bucket_ids while queued
     cdef Stepper stepper                        # who waits for it while a worker runs it, or None
     cdef object failure                         # what it failed with there
+
+
+include "engine/readers.pxi"
 
 
 @cython.final
@@ -406,6 +414,7 @@ cdef class Turn:
     cdef bint helps                             # a caller runs batches that may hold other callers' requests
     cdef object interrupt                       # what hit the thread in the middle (a signal's exception): its call raises it
     cdef bint is_guarded                        # a watchdog looks at the batches that it runs
+    cdef int64_t guarded_ns                     # then: what is in Station.started_ns, unless the batch was given up
     cdef object abandoned                       # the backend in which it was given up as hung
     cdef bint is_workers                        # a worker's; others have no loop that could end
     cdef int why                                # its batch left: a reason, plus 1; 0: its caller runs it; or RUN_AGAIN

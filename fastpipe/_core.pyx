@@ -32,6 +32,8 @@ Invariants, each held by the code that is named:
       made again; what ended it is raised where the thread can be interrupted (note_interrupt). So a function that is
       ``noexcept`` raises nothing inside either: what could is in a ``try`` that ends a walk, or goes on without it.
       The list of live walks owns them: nobody else may.
+  E10 A chunk is handed on once, before the end of its request (streams, chunks). Whoever waits for room for one holds a
+      token, but no caller's thread; whatever ends the request ends that wait (Walk.c_end, then ChunkStream.c_walk_ended).
 
 The models in proofs/ check E1, E4 and close().
 
@@ -45,12 +47,14 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     watching    what is done when time is over, or a batch does not end
     stepping    one request node by node, for ``eager`` and the debugger
     serving     what a worker does
+    streams     chunks of answers: how a backend emits them, and how they are read
     running     a batch in an instance; what its failure means for each request
     admission   how a request gets in: checks, a place in line, its walk
     queueing    what is ready goes to its station's queue
     routing     which way a request takes: filters, joins, maps, sub-graphs, restarts
     outcomes    how a walk ends, and how whoever waits gets to know
     futures     RequestFuture and asyncio, whatever ends a call in the middle
+    chunks      what was emitted and not read, and how a reader gets to know
     compiled    nodes, the ways in and out of them
     loops       backends that wait for each other's calls
     limits      leaving a queue, and the books of those that have a limit
@@ -288,6 +292,28 @@ cdef class Engine:
         """Start a request and return its walk, to be waited for. ``is_patient``: wait for room whatever ``when_full`` says."""
         return start_detached(self, request, request, SINK_CALLER, None, checked_terms(self, timeout, priority), name, is_patient)
 
+    def _start_stream(self, request, timeout, priority, name, Py_ssize_t limit):
+        """Start a request whose chunks threads read; its reader. At most ``limit`` of them wait to be read."""
+        cdef StreamReader reader = new_reader(self, limit)
+        reader.stream.reader_thread = PyThread_get_thread_ident()
+        start_detached(self, request, request, SINK_STREAM, reader.stream, checked_terms(self, timeout, priority), name, False)
+        return reader
+
+    def _start_astream(self, request, given, loop, task, Mailbox mailbox, Terms terms, name, Py_ssize_t limit):
+        """The same for a coroutine of ``loop``, in the weakly referenced ``task``; it may have to wait for room."""
+        cdef StreamReader reader = new_reader(self, limit)
+        reader.stream.loop = loop
+        reader.stream.mailbox = mailbox
+        reader.stream.reader_task = task
+        started = start_detached(self, request, given, SINK_STREAM, reader.stream, terms, name, False)
+        if type(started) is Waiter:
+            reader.stream.waiter = <Waiter>started
+        return reader
+
+    def _leave_streams(self, task):
+        """A task is about to wait for the end of all requests: it reads no stream meanwhile."""
+        leave_streams(self, task)
+
     def _terms(self, timeout, priority):
         return checked_terms(self, timeout, priority)
 
@@ -302,12 +328,14 @@ cdef class Engine:
         cdef Stepper outer = <Stepper>self.steppers.get(PyThread_get_thread_ident()) if self.steppers else None
         cdef int start = 0
         cdef list own
+        cdef Progress progress = None
         if self.gave_up:                                                # closing goes on with what has begun; this not
             raise PipeClosed("the pipe was closed before the request ended")
         if is_in_company():
             turn.is_elsewhere = True
         if turn.is_elsewhere or self.tracer is not None:
             give_contexts(walks, splits, requests)
+        progress = give_streams(walks, splits, requests)
         for walk in walks:                                              # no code of users may run in here
             walk.is_part = True
             self.accepted += 1
@@ -331,6 +359,8 @@ cdef class Engine:
                     while not wait_inside(self, walk, now_ns() + CALL_LOOP_SLICE_NS):
                         if cancelled():                         # nobody waits for the whole any more
                             cancel_all(self, walks)
+                        if progress is not None:
+                            progress.c_look()
                     if walk.error is not None and not keeps_failures:
                         cancel_all(self, own)
                 answers.append([walk.request if walk.error is None else walk.error for walk in own])
@@ -341,6 +371,9 @@ cdef class Engine:
             settle(self, turn)
             turn.wake()
             raise
+        finally:
+            if progress is not None:
+                progress.c_look()
         return answers
 
     # ---- life --------------------------------------------------------------------------------------------------
@@ -364,6 +397,7 @@ cdef class Engine:
     def _wait_drained(self, double timeout_s):
         """Wait until no request is in flight; True if so. Negative: no limit. Serves signals."""
         cdef int64_t deadline = FOREVER if timeout_s < 0 else now_ns() + <int64_t>(timeout_s * 1e9)
+        leave_streams(self, None)
         return wait_for(&self.drained, _is_drained, self, deadline) != 0
 
     def _fail_rest(self, str why):
@@ -512,12 +546,14 @@ cdef str _name_of_rule(object decide):
 include "engine/watching.pxi"
 include "engine/stepping.pxi"
 include "engine/serving.pxi"
+include "engine/streams.pxi"
 include "engine/running.pxi"
 include "engine/admission.pxi"
 include "engine/queueing.pxi"
 include "engine/routing.pxi"
 include "engine/outcomes.pxi"
 include "engine/futures.pxi"
+include "engine/chunks.pxi"
 include "engine/compiled.pxi"
 include "engine/loops.pxi"
 include "engine/limits.pxi"

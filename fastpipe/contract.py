@@ -74,6 +74,7 @@ class Backend:
         thread_bound: built, run and closed on one thread of its own.
         retry_alone: if it raises for a batch, run the requests again one by one.
         keeps_input: it changes no value that it was handed, so that none is copied for a second run.
+        streams: it may hand on parts of its answers while it makes the rest.
         place: where the instance is, ``"cuda:1"``. None: everywhere.
         takes_forms: forms of data, made by the step before, that it takes beside what others give.
         offers_forms: forms in which it can give results to the step behind.
@@ -114,6 +115,9 @@ class Backend:
     cannot be copied (an array on a GPU, an open file, an object of yours) is not run again: all of its requests fail.
     Not inherited: a subclass, whose code is another one, says it anew.
     """
+
+    streams: bool = False
+    """True: ``forward`` may call ``fastpipe.emit``; its node then runs on its workers only. See ``Streaming``."""
 
     place: Hashable = None
     """Where the instance is, ``"cuda:1"``; set it in the constructor. None: everywhere.
@@ -318,6 +322,7 @@ class Container(Backend):
             ConfigError: if they are at different places.
         """
         self.children = children
+        self.streams = self.streams or any(child.backend.streams for child in children)
         if self.is_device_alive is None:
             probes = (child.backend.is_device_alive for child in children)
             self.is_device_alive = next((probe for probe in probes if probe is not None), None)

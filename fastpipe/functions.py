@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from fastpipe.contract import Backend, PerRequest, Request
 from fastpipe.errors import ConfigError
+from fastpipe.streaming import Streaming
 
-__all__ = ["FunctionBackend", "backend", "backend_from_function"]
+__all__ = ["FunctionBackend", "StreamingFunctionBackend", "backend", "backend_from_function"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -24,6 +25,8 @@ def backend(function: Function) -> Function:
         @fastpipe.backend
         def resize(data, *, side: int = 224):
             return cv2.resize(data, (side, side))
+
+    A generator function answers in parts, which are handed on while the rest is being made: ``fastpipe.Streaming``.
 
     It stays a function: ``resize(image, side=64)`` calls it, in a test for instance. Several instances may call it at
     the same time. An exception fails that request alone.
@@ -48,6 +51,19 @@ class FunctionBackend(PerRequest):
         request["result"] = type(self).function(request["data"], **self.parameters)
 
 
+class StreamingFunctionBackend(Streaming):
+    """The same of generator functions: what they yield are parts of the answer."""
+
+    function: Callable[..., Iterator[Any]]
+
+    def __init__(self, **parameters: Any) -> None:
+        self.parameters = parameters
+
+    def run(self, request: Request) -> Iterator[Any]:
+        """Yield what the function yields for the request's data."""
+        return type(self).function(request["data"], **self.parameters)
+
+
 def backend_from_function(function: Callable[..., Any]) -> type[Backend]:
     """Return a Backend subclass around ``function``, named like it; its parameters are the keyword-only ones.
 
@@ -61,8 +77,10 @@ def backend_from_function(function: Callable[..., Any]) -> type[Backend]:
         raise ConfigError(f"{name}: an async function cannot be a backend; backends run on threads")
     parameters = _parameters_of(function, name)
 
-    def construct(self: FunctionBackend, **given: Any) -> None:
-        FunctionBackend.__init__(self, **given)
+    base = StreamingFunctionBackend if inspect.isgeneratorfunction(function) else FunctionBackend
+
+    def construct(self: FunctionBackend | StreamingFunctionBackend, **given: Any) -> None:
+        base.__init__(self, **given)  # type: ignore[arg-type]  # it is the class of self
 
     # What configurations see: the function's keyword-only parameters. __wrapped__ leads to the module in which
     # annotations written as text have their meaning.
@@ -71,7 +89,7 @@ def backend_from_function(function: Callable[..., Any]) -> type[Backend]:
     construct.__wrapped__ = function  # type: ignore[attr-defined]
     return type(
         name,
-        (FunctionBackend,),
+        (base,),
         {
             "__init__": construct,
             "__doc__": function.__doc__,

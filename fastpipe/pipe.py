@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from fastpipe import _core, process
 from fastpipe._maps import amap_in_order, map_in_order, window_of
+from fastpipe._streams import StreamingCalls, as_given
 from fastpipe.config.reading import load
 from fastpipe.config.sub_graphs import jumps_of
 from fastpipe.config.values import own_copy
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Pipe"]
 
 
-class Pipe(_core.Engine):
+class Pipe(StreamingCalls):
     """A graph of nodes as one thread-safe function: ``pipe(request)``.
 
     A request is a dict: input under ``"data"``, output under ``"result"``, anything else under its own key. It is
@@ -132,7 +133,7 @@ class Pipe(_core.Engine):
         What is changed in the dict after this has been called, even before it is awaited, is not seen by any backend.
         ``timeout``, ``priority`` and ``entry``: as of a call.
         """
-        return self._acall(request, _as_given(request), timeout, priority, entry)
+        return self._acall(request, as_given(request), timeout, priority, entry)
 
     async def _acall(
         self,
@@ -265,7 +266,7 @@ class Pipe(_core.Engine):
         self._terms(timeout, priority)  # what is wrong with them is said now
 
         def call(request: Request) -> Coroutine[Any, Any, Request]:
-            return self._acall(request, _as_given(request), timeout, priority, entry, is_patient=True)
+            return self._acall(request, as_given(request), timeout, priority, entry, is_patient=True)
 
         return amap_in_order(call, self, requests, window, return_exceptions)
 
@@ -456,8 +457,11 @@ class Pipe(_core.Engine):
         Requests whose tasks run in this loop go on meanwhile. Cancelling the task ends the waiting, not the closing,
         which goes on on a thread of its own.
         """
+        import asyncio  # a caller that has a running loop has imported it
+
         time_to_close(timeout)
         if not self._is_forked():
+            self._leave_streams(asyncio.current_task())
             await run_on_thread("fastpipe closer", self.close, timeout)
 
     async def __aenter__(self) -> Self:
@@ -493,8 +497,3 @@ class Pipe(_core.Engine):
         # Not in close(), whose frame would keep the last one, and its request, alive while it waits for that.
         for debugger in list(self._debuggers):
             debugger._pipe_closes()
-
-
-def _as_given(request: Request) -> Request:
-    """Return a copy of a request as it is now; what is no dict is refused when it is started."""
-    return dict.copy(request) if isinstance(request, dict) else request

@@ -16,6 +16,7 @@ from typing import Protocol
 from fastpipe import _core
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.forks import ProcessLock
+from fastpipe.streaming import hand_on_by
 
 __all__ = ["EXIT_DRAIN_S", "living_pipes", "open_pipes", "set_up"]
 
@@ -57,6 +58,7 @@ def set_up() -> None:
         import fastpipe._future  # noqa: F401
 
         _configure()
+        hand_on_by(_core)
         os.register_at_fork(after_in_child=_after_fork_in_child)
         # Runs after the program's own threads have been joined (they may call pipes until then); ours are daemons.
         atexit.register(_close_at_exit)

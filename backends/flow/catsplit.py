@@ -114,6 +114,10 @@ class CatSplit(Container):
         if len(children) not in (1, 3):
             raise ConfigError(f"CatSplit takes a body, or cat, body and split; got {len(children)} children")
         refuse_filters("CatSplit", children)
+        if self.streams:
+            raise ConfigError(
+                "CatSplit joins requests, and splits what comes out: none of its children may be Streaming"
+            )
         self.thread_bound = any(child.backend.thread_bound for child in children)
         self._cuts_by_rows = len(children) == 1
         if self._cuts_by_rows:

@@ -41,7 +41,8 @@ class ChildRunner:
         self.name = child.name
         self.forward = child.backend.forward
         self.max_batch = child.backend.max_batch
-        self.retry_alone = child.backend.retry_alone
+        # What has handed on chunks would hand them on twice; who has, the engine alone knows.
+        self.retry_alone = child.backend.retry_alone and not child.backend.streams
         self.keeps_input = child.backend.keeps_input
         self._explain = child.backend.why_no_result
         self.limit = None if gets_whole_batches else self.max_batch

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from fastpipe.contract import Backend, Container, PerRequest
 from fastpipe.errors import ConfigError, MissingExtra, Mistake, nearest
 from fastpipe.forks import ProcessLock
+from fastpipe.streaming import Streaming
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -187,6 +188,8 @@ def _check_methods(backend: Any, what: str) -> None:
         raise ConfigError(f"{what} has no forward(batch){nearest('forward', written)}")
     if getattr(forward, "__func__", forward) is PerRequest.forward and getattr(run, "__func__", run) is PerRequest.run:
         raise ConfigError(f"{what} has no run(request){nearest('run', written)}: a PerRequest defines it")
+    if getattr(forward, "__func__", forward) is Streaming.forward and getattr(run, "__func__", run) is Streaming.run:
+        raise ConfigError(f"{what} has no run(request){nearest('run', written)}: a Streaming defines it")
 
 
 def _other_packages() -> dict[str, EntryPoint]:

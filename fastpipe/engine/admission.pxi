@@ -83,7 +83,7 @@ cdef object start_detached(Engine engine, request, given, uint8_t sink_kind, obj
             clock.stop()
         if engine.gave_up:                                      # the pipe has closed while the thread began: nobody else stops it
             engine.clock.stop()
-    if sink_kind == SINK_ASYNCIO and (<Entry>entry).line is not None:
+    if (<Entry>entry).line is not None and (sink_kind == SINK_ASYNCIO or is_of_coroutine(sink)):
         if is_hooked(AT_ADMIT):
             act_at(AT_ADMIT)
         line = _line_at(engine, entry)
@@ -112,6 +112,8 @@ cdef int _start_admitted(Engine engine, Walk walk, Turn turn) except -1:
     try:
         if walk.sink_kind == SINK_FUTURE:
             walk.sink.walk = walk
+        elif walk.sink_kind == SINK_STREAM:
+            (<ChunkStream>walk.sink).walk = walk
         if walk.deadline_ns >= 0 and walk.sink_kind != SINK_CALLER:
             engine.clock.c_add(walk)
     except BaseException:                                       # out of memory: the walk must not stay in the books
@@ -390,8 +392,8 @@ cdef int _start_waiter(Engine engine, Waiter waiter, Turn turn) except -1:
             _check_open(engine)
         raise _refused_at(waiter.turned_away_by, waiter.size_bytes, engine)
     # If this fails, start_called gives the places back, and goes on with whom they are for then.
-    walk = _admit_now(engine, waiter.entry, waiter.request, SINK_ASYNCIO, waiter.sink, waiter.terms, waiter.entered_ns,
-                      waiter.context)
+    walk = _admit_now(engine, waiter.entry, waiter.request, SINK_STREAM if is_of_coroutine(waiter.sink) else SINK_ASYNCIO,
+                      waiter.sink, waiter.terms, waiter.entered_ns, waiter.context)
     waiter.is_booked = False
     take_places(walk, waiter.line, waiter.size_bytes)
     waiter.walk = walk
@@ -463,6 +465,8 @@ cdef int expire_waiter(Waiter waiter) except -1:
     """Refuse a request that still waits in line; see Waiter.expire."""
     if waiter.state == IN_LINE:
         error = _late_for_room(waiter.engine, waiter)
+        if is_of_coroutine(waiter.sink):
+            return tell_waiter(waiter, error, None)
         for _attempt in range(MOST_ATTEMPTS):
             try:
                 outcomes = [(waiter.sink[1], waiter.request, error)]

@@ -11,16 +11,26 @@ from fastpipe.engine.parking cimport events_notify, frozen_ns, now_ns
 from heapq import heapify, heappush
 
 
-cdef int begin_batch(Station station, int index, int64_t now) noexcept:
+cdef int begin_batch(Station station, int index, Turn turn, int64_t now) noexcept:
     """From now on the watchdog looks at what runs in an instance."""
+    turn.guarded_ns = now
     station.started_ns[index].store(now, memory_order_seq_cst)
     station.watchdog.c_tell(now + station.hang_ns // LOOKS)
     return 0
 
 
-cdef c_bool end_batch(Station station, int index, Turn turn, int64_t started) noexcept:
+cdef c_bool keep_batch(Station station, int index, Turn turn, int64_t since) noexcept:
+    """The batch is alive: its time counts from ``since``, or, ON_HOLD, not until begin_batch; False if it was given up (E8)."""
+    cdef int64_t expected = turn.guarded_ns
+    if not station.started_ns[index].compare_exchange_strong(expected, since, memory_order_seq_cst, memory_order_seq_cst):
+        return False
+    turn.guarded_ns = since
+    return True
+
+
+cdef c_bool end_batch(Station station, int index, Turn turn) noexcept:
     """The backend has returned; False if it was given up before (E8)."""
-    cdef int64_t expected = started
+    cdef int64_t expected = turn.guarded_ns
     if station.started_ns[index].compare_exchange_strong(expected, 0, memory_order_seq_cst, memory_order_seq_cst):
         return True
     turn.abandoned = (<Instance>(<tuple>station.held[index])[2]).backend if turn.abandoned is None else turn.abandoned

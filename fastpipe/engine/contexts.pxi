@@ -27,7 +27,7 @@ cdef object _copy_of_context(Visit visit, list batch):
     return PyContext_CopyCurrent() if len(batch) == 1 or root.context is None else PyContext_Copy(root.context)
 
 
-cdef Visit _find_visit(object request):
+cdef Visit find_visit(object request):
     """Which of the batch that this thread runs a request is; None: it is not one of them."""
     cdef void* batch = innermost_batch(current_greenlet())
     if batch != NULL:
@@ -50,7 +50,7 @@ cdef int give_contexts(list walks, list splits, list requests) except -1:
     cdef Visit visit
     cdef Py_ssize_t start = 0
     for parts, request in zip(splits, requests, strict=True):
-        visit = _find_visit(request)
+        visit = find_visit(request)
         root = None if visit is None else root_of(visit.walk)   # None: a backend has made dicts of its own
         for walk in walks[start:start + len(parts)]:
             if root is None or root.context is None or not is_in_company():
@@ -86,10 +86,18 @@ def context_of(request):
         PipeError: no backend runs on this thread, or its batch does not hold this very dict.
     """
     cdef void* batch = innermost_batch(current_greenlet())
-    cdef Visit visit = _find_visit(request)
+    cdef Visit visit = find_visit(request)
     if visit is not None:
         return _copy_of_context(visit, <list>batch)
     is_inside_forward = batch != NULL
     where = "this is none of the dicts in that batch" if is_inside_forward else "no backend runs on this thread"
     raise PipeError("context_of() is for a request of the batch that the calling thread runs, inside forward(), and "
                     f"{where}. Ask before work is handed to other threads, and hand them what context_of() returned")
+
+
+def _place_in_batch(request):
+    """Whether this thread runs a batch with this very dict, and a request's own context; None: that is the current one."""
+    cdef Visit visit = find_visit(request)
+    if visit is None:
+        return False, None
+    return True, _copy_of_context(visit, <list>innermost_batch(current_greenlet())) if is_in_company() else None

@@ -14,7 +14,9 @@ cdef int hand_out(Turn turn) noexcept:
             _settle_in((<tuple>walk.sink)[0], turn)
             continue
         walk = first_settled(turn)
-        if walk.error is None:
+        if walk.sink_kind == SINK_STREAM:
+            (<ChunkStream>walk.sink).c_end(walk.error, turn)
+        elif walk.error is None:
             end_future(walk.sink, _FINISHED, walk.request, None, turn)
         else:
             end_future(walk.sink, _FINISHED, None, walk.error, turn)
@@ -65,6 +67,9 @@ cdef int _settle_in(object loop, Turn turn) noexcept:
 cdef int tell_waiter(Waiter waiter, object error, Turn turn) noexcept:
     """Have the future of a coroutine whose request was not let in settled by its loop."""
     cdef int _attempt
+    if type(waiter.sink) is ChunkStream:
+        (<ChunkStream>waiter.sink).c_end(error, turn)
+        return 0
     for _attempt in range(MOST_ATTEMPTS):
         try:
             waiter.sink[0].call_soon_threadsafe(_settle_in_loop, [(waiter.sink[1], waiter.request, error)])
@@ -297,6 +302,35 @@ def _settle_in_loop(list outcomes):
                     interrupt = unexpected
     if interrupt is not None:
         raise interrupt
+
+
+cdef int deliver_news(Mailbox mailbox) except -1:
+    """Wake all who await news of a stream, in their loop's thread. What ends this in the middle is raised when all are woken."""
+    cdef ChunkStream stream
+    cdef list outcomes
+    cdef int _attempt
+    interrupt = None
+    mailbox.is_scheduled = False
+    while mailbox.first is not None:
+        stream = mailbox.first
+        mailbox.first = stream.next_called
+        stream.next_called = None
+        if mailbox.first is None:
+            mailbox.last = None
+        stream.is_called = False
+        for _attempt in range(MOST_ATTEMPTS):
+            try:
+                if stream.waiting is not None:
+                    outcomes = [(stream.waiting, None, None)]
+                    stream.waiting = None
+                    _settle_in_loop(outcomes)
+                break
+            except BaseException as error:                      # no memory for a list: again
+                if not issubclass(type(error), MemoryError):
+                    interrupt = error
+    if interrupt is not None:
+        raise interrupt
+    return 0
 
 
 cdef int _schedule(object future, list callbacks) except -1:

@@ -82,6 +82,11 @@ cdef inline c_bool has_run_here(Visit visit) noexcept:
     return visit.ticket.arrival_ns == _HAS_RUN
 
 
+cdef inline void note_gone(Visit visit) noexcept:
+    """A visit has run in a batch that goes on; the wait of it is noted with that, see note_wait."""
+    visit.ticket.arrival_ns = _HAS_RUN
+
+
 cdef inline void note_batch(Station station, list visits, int32_t count, int64_t run_ns) noexcept:
     """A batch has run."""
     cdef Visit visit

@@ -90,6 +90,8 @@ cdef int fail_walk(Engine engine, Walk walk, object error, Turn turn) noexcept:
 cdef int fail_visit(Engine engine, Visit visit, object error, Turn turn) noexcept:
     """Fail a visit's walk, unless it has gone on to another round."""
     visit.is_held = False
+    if visit.has_left:
+        return 0
     if visit.stepper is not None:
         visit.failure = error                                   # for Stepper.c_run
         return 0
@@ -148,6 +150,8 @@ cdef void _count_out(Engine engine, Walk walk) noexcept:
             visit.size_bytes = 0
     if walk.timer is not None:
         engine.clock.c_forget(walk)
+    if type(walk.sink) is ChunkStream:
+        (<ChunkStream>walk.sink).c_walk_ended(walk)
     if walk.sink_kind == SINK_GATHER:
         return
     if outcome == DONE:

@@ -16,7 +16,8 @@ from fastpipe.snapshots import CannotCopy, take
 cdef int send_on(Engine engine, Visit visit, Turn turn) noexcept:
     """Send a visit on; whatever goes wrong on the way fails its walk."""
     visit.is_held = False
-    if visit.stepper is not None:
+    visit.has_emitted = False
+    if visit.stepper is not None or visit.has_left:
         return 0
     if visit.walk.deadline_ns >= 0 and is_over_time(visit.walk, turn) and not is_dead(visit):  # here, where it is counted
         return fail_visit(engine, visit, late_error(visit.walk), turn)
@@ -92,7 +93,7 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     started = kernel_now_ns()
     begun_ns = unless_frozen(started)
     if turn.is_guarded:
-        begin_batch(station, instance.index, begun_ns)
+        begin_batch(station, instance.index, turn, begun_ns)
     if engine.events is not None:
         engine.events.c_note_batch(station, instance, alive, turn, started)
     error = _forward(engine, station, instance, batch, alive, turn)
@@ -101,7 +102,7 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     elapsed_ns = kernel_now_ns()
     ended_ns = unless_frozen(elapsed_ns)
     elapsed_ns -= started
-    if turn.is_guarded and not end_batch(station, instance.index, turn, begun_ns):
+    if turn.is_guarded and not end_batch(station, instance.index, turn):
         return 0
     if engine.events is not None:
         engine.events.c_note_end_of_batch(station, instance, turn, started + elapsed_ns)
@@ -209,6 +210,8 @@ cdef int _file_failures(Engine engine, Station station, Instance instance, list 
         traceback = traceback_for_copies(error)
         own = None
     for visit in alive:
+        if visit.has_left:
+            continue
         station.requests_failed += 1
         fail_visit(engine, visit, with_batch(copy_of(error) if own is None else own, visit, number, count), turn)
     if own is None:
@@ -235,6 +238,8 @@ cdef int _file_item_errors(Engine engine, Station station, Instance instance, li
             note_result(engine, <Visit>alive[index], instance.backend)
     for index in range(count):
         visit = <Visit>alive[index]
+        if visit.has_left:
+            continue
         if index in errors:
             station.requests_failed += 1
             own = errors[index] if lost is None else lost_error(visit, lost)
@@ -251,9 +256,11 @@ cdef int _run_again(Engine engine, Station station, Instance instance, list aliv
     """Run the requests of a batch that has failed one by one, or, if memory ran out, half of them at a time; as they were."""
     cdef Visit visit
     cdef list pieces                                            # first: what is run is not to fail for want of a list
-    cdef int half = len(alive) // 2
+    cdef int half
     cdef int index = 0
     turn.why = RUN_AGAIN
+    alive, before = _without_emitted(engine, station, instance, alive, before, error, turn)
+    half = len(alive) // 2
     if is_out_of_memory(error):
         station.halved += 1
         pieces = [alive[:half], alive[half:]]
@@ -268,6 +275,24 @@ cdef int _run_again(Engine engine, Station station, Instance instance, list aliv
             index += 1
         run_batch(engine, station, instance, <list>piece, turn)
     return 0
+
+
+cdef tuple _without_emitted(Engine engine, Station station, Instance instance, list alive, list before, object error, Turn turn):
+    """Fail those of a batch that has failed of which chunks are handed on: they would be handed on twice. Return the others."""
+    cdef Visit visit
+    cdef int index
+    cdef int count = len(alive)
+    cdef list others = [index for index in range(count)
+                        if not ((<Visit>alive[index]).has_emitted or (<Visit>alive[index]).has_left)]
+    if len(others) == count:
+        return alive, before
+    for visit in alive:
+        if visit.has_emitted and not visit.has_left:
+            own = copy_of(error)
+            add_note(own, "fastpipe: it was not run again alone, as parts of its answer had been handed on")
+            station.requests_failed += 1
+            fail_visit(engine, visit, with_batch(own, visit, station.numbers[instance.index], count), turn)
+    return [alive[index] for index in others], [before[index] for index in others]
 
 
 cdef int _put_back(Engine engine, list alive, list before, str refusal, object interrupt, Turn turn) except -1:

@@ -150,9 +150,9 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
         station.running.fetch_sub(count, memory_order_relaxed)
         visits = None
         # Answers are handed out at the end of the hold: a caller woken earlier would only queue for the GIL. But a batch
-        # that takes long, or nobody knows how long, or many short ones, must not hold them back.
+        # that takes long, or nobody knows how long, or many short ones, must not hold them back; nor those who read a stream.
         cost_ns = cost_of(&station.cost_alone, count)
-        is_long = cost_ns == 0 or cost_ns > HANDOVER_NS or kernel_now_ns() - started > LONGEST_HELD_BACK_NS
+        is_long = station.streams or cost_ns == 0 or cost_ns > HANDOVER_NS or kernel_now_ns() - started > LONGEST_HELD_BACK_NS
         if is_long:
             turn.wake()
         if turn.interrupt is not None or turn.death is not None or (is_long and turn.settled_first != NULL):

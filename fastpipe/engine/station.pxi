@@ -109,6 +109,14 @@ cdef class Station:
         """The node as in a sentence, and where, if its instances are at several places: ``node 'resize' at cuda:1``."""
         return f"node {self.name!r}{at_place(self)}"
 
+    def may_stream(self):
+        """Say that its backends may emit chunks; called once, while building.
+
+        No caller runs them: it would wait for a reader whom nobody knows, perhaps for itself.
+        """
+        self.streams = True
+        self.workers_only = True
+
     def open_instance(self, int index):
         """Make an instance available: its backend is built."""
         self.c_release_token(index)

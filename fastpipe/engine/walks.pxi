@@ -35,6 +35,11 @@ cdef inline Walk root_of(Walk walk):
     return walk
 
 
+cdef inline c_bool is_of_coroutine(object sink) noexcept:
+    """True of a stream that a coroutine reads."""
+    return type(sink) is ChunkStream and (<ChunkStream>sink).loop is not None
+
+
 cdef c_bool is_part_of(Visit visit, Walk walk) noexcept:
     """True if a visit is one of a walk, or of a part of it."""
     cdef Walk own = visit.walk
@@ -429,16 +434,33 @@ cdef c_bool has_others(list visits, Turn turn):
     return False
 
 
-def cancelled():
+cdef c_bool is_unwanted(Visit visit) noexcept:
+    """True if nobody waits for a visit in its batch any more: its walk, or that of which it is a part, has ended or is too late."""
+    cdef object sink
+    if visit.has_left or is_dead(visit) or is_late(visit):
+        return True
+    sink = root_of(visit.walk).sink
+    return type(sink) is ChunkStream and (<ChunkStream>sink).c_is_over()
+
+
+def cancelled(request=None):
     """Inside a backend: True if nobody waits for any request of the batch that it runs on this thread.
 
-    They were cancelled, have run out of time, or failed in another branch. What the batch does is then for nothing; a long
-    ``forward`` may look here from time to time and return early. False where no backend runs on this thread.
+    They were cancelled, have run out of time, or failed in another branch, or whoever read their stream has left. What the
+    batch does is then for nothing; a long ``forward`` may look here from time to time and return early. False where no
+    backend runs on this thread.
+
+    ``request``: only that one of the batch counts; False of a dict that is not in it.
     """
     cdef void* batch = innermost_batch(current_greenlet())
     if batch == NULL:
         return False
+    if request is not None:
+        for visit in <list>batch:
+            if (<Visit>visit).request is request:
+                return is_unwanted(<Visit>visit)
+        return False
     for visit in <list>batch:
-        if not is_dead(<Visit>visit) and not is_late(<Visit>visit):
+        if not is_unwanted(<Visit>visit):
             return False
     return True

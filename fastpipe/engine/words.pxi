@@ -25,6 +25,7 @@ cdef enum:
     SINK_FUTURE = 1         # RequestFuture
     SINK_ASYNCIO = 2        # (event loop, asyncio.Future)
     SINK_GATHER = 3         # a part of a sub-graph node
+    SINK_STREAM = 4         # ChunkStream
 
 cdef enum:
     FILTER_RUN = 0
@@ -44,6 +45,7 @@ cdef enum:                  # Station.life
 
 cdef int64_t NOTIFY_ME = 0x7fffffffffffffff      # Watchdog.until_ns: whenever a batch begins
 cdef int64_t GIVEN_UP = -1                       # Station.started_ns: the watchdog has decided
+cdef int64_t ON_HOLD = -2                        # Station.started_ns: the batch waits for those who read what it emits
 
 cdef enum:                  # Status in filters.py
     STATUS_RUN = 0
@@ -135,6 +137,10 @@ cdef int64_t SIGNAL_SLICE_NS = 100_000_000
 cdef int64_t FIRST_GAP_NS = 20_000
 # A backend that waits for a call of its own pipe looks this often whether it can come back at all.
 cdef int64_t CALL_LOOP_SLICE_NS = 50_000_000
+# A backend that waits for room in the stream of a coroutine looks this often whether its event loop is closed.
+cdef int64_t CLOSED_LOOP_SLICE_NS = 500_000_000
+# An event loop that has not looked at its streams for so long is asked again: asyncio drops what it has no memory to call.
+cdef int64_t LOST_CALLBACK_NS = 400_000_000
 # A Python call on the way from an outcome to its owner is made so often again if a signal, or a lack of memory, ends it.
 cdef int MOST_ATTEMPTS = 100
 # The lock of a future is waited for no longer than this: who holds it may be stopped, see _lock_future.

@@ -14,7 +14,7 @@ from fastpipe.config.graph import Graph
 from fastpipe.config.keys import station_settings
 from fastpipe.config.plan import StepPlan
 from fastpipe.config.sub_graphs import is_sub_graph
-from fastpipe.contract import Backend, SubGraph
+from fastpipe.contract import Backend, Container, SubGraph
 from fastpipe.errors import ConfigError, Mistake
 from fastpipe.filters import run, swap
 from fastpipe.instances.one import build_backend, connect, thread_name
@@ -182,6 +182,10 @@ class Builder:
             numbers=tuple(numbers),
             **station_settings(config.settings),
         )
+        if any(backend.streams for backend in backends):
+            if isinstance(first, Container):
+                _check_streams_alone(station)
+            station.may_stream()
         # Closing finds it from now on, also if the next node cannot be built.
         self.engine.stations.append(station)
         return station
@@ -233,6 +237,25 @@ class Builder:
         for twin in (node,) if node.twins is None else node.twins:
             for instance in twin.instances:
                 connect(self.engine, self.configs, instance.backend)
+        if self._emits_behind(index):  # parts that a step sends there: it waits for them, and so for those who read
+            for station in self.stations[self._physical(self.configs[index])]:
+                _check_streams_alone(station)
+                station.may_stream()
+
+    def _emits_behind(self, index: int) -> bool:
+        """Whether a node streams to which parts of a node's requests come."""
+        nodes = self.graph.nodes
+        behind, seen = list(nodes[index].jumps), set[int]()
+        while behind:
+            here = nodes[behind.pop()]
+            if here.index in seen:
+                continue
+            seen.add(here.index)
+            backend = self.backends.get(self._physical(self.configs[here.index]))
+            if backend is not None and backend.streams:
+                return True
+            behind += [*here.next, *here.jumps, *(() if here.restart is None else [here.restart])]
+        return False
 
     def _upstream(self, index: int, station: _core.Station) -> tuple[_core.Station, ...]:
         """Return the stations whose requests may still come to one: not those from places that have another."""
@@ -267,6 +290,20 @@ def _max_batch(config: NodeConfig, backend: Backend) -> int:
     if config.max is not None and backend.max_batch is not None:
         return min(config.max, backend.max_batch)
     return config.max or backend.max_batch or 1
+
+
+def _check_streams_alone(station: _core.Station) -> None:
+    """Refuse batches whose requests would all wait until the last of them has been read.
+
+    Raises:
+        ConfigError: where a step of a container streams, and it takes several requests at once.
+    """
+    if station.max_batch > 1:
+        text = (
+            f"a step of it streams: it takes one request at a time, and max is {station.max_batch}. Say max = 1, or "
+            "make the step a node of its own: that takes batches"
+        )
+        raise ConfigError(Mistake(text, station.name))
 
 
 def _filter_kind(chosen: Any) -> str:

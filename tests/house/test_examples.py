@@ -36,6 +36,17 @@ def test_three_nodes_answer_every_way_of_calling() -> None:
     assert "node 'words'" in lines["failure"]
 
 
+def test_a_stream_is_read_while_it_is_made() -> None:
+    """By a loop, by tasks, by one who leaves, and by a call that gets the whole."""
+    lines = dict(line.split(":", 1) for line in run("streaming.py").splitlines())
+    assert lines["stream"].strip() == "['A', 'pipe', 'has', 'nodes', '.']"
+    assert "'result': 'A pipe has nodes .'" in lines["then"]
+    assert lines["tasks"].strip() == "[5, 10]"
+    assert lines["enough"].strip() == "['la', 'la', 'la']"
+    assert lines["call"].strip() == "A node has instances , each with a batch ."
+    assert lines["requests"].strip() == "{'accepted': 5, 'done': 4, 'cancelled': 1}"
+
+
 def test_the_service_answers_a_hundred_connections_in_batches() -> None:
     """Requests of different connections meet in the same batches."""
     first, second = run("asyncio_service.py").splitlines()

@@ -28,7 +28,7 @@ FLOORS = [
     ["fastpipe.serve"],
     ["fastpipe.batched_function", "fastpipe.observe"],
     ["fastpipe.pipe"],
-    ["fastpipe._maps"],
+    ["fastpipe._maps", "fastpipe._streams"],
     ["fastpipe.debug", "fastpipe.observe.timeline"],
     ["fastpipe.show"],
     ["fastpipe.instances"],
@@ -40,6 +40,7 @@ FLOORS = [
     ["fastpipe.kernels"],
     ["fastpipe.config"],
     ["fastpipe.functions"],
+    ["fastpipe.streaming"],
     ["fastpipe.snapshots", "fastpipe.cpus", "fastpipe.forks"],
     ["fastpipe.faults"],
     ["fastpipe.contract"],
@@ -123,7 +124,7 @@ def test_imports_go_down() -> None:
 CLIMBS_OF_CHAPTERS = {
     # Methods that Python calls stand with their class; what they do is further up.
     *(("lines", "admission"), ("clocks", "watching"), ("station", "watching"), ("station", "serving")),
-    *(("walks", "outcomes"), ("walks", "futures"), ("walks", "loops")),
+    *(("walks", "outcomes"), ("walks", "futures"), ("walks", "loops"), ("chunks", "futures")),
     # An end has something begin: who is let in, or the whole whose last part it was.
     *(("outcomes", "admission"), ("outcomes", "routing")),
 }

@@ -416,6 +416,71 @@ def pipe_map() -> None:
     check(pipe)
 
 
+class Counts(fastpipe.Streaming):
+    """Yields the numbers below its data, and leaves twice the data."""
+
+    def run(self, request: Request) -> Iterator[int]:
+        yield from range(min(request["data"], 40))
+        request["result"] = request["data"] * 2
+
+
+@way
+def stream() -> None:
+    pipe = Pipe(backend=Counts)
+    list(pipe.stream({"data": 1}, timeout=60))
+    chunks: list[int] = []
+    request: Request = {"data": 40}
+    with suppress(MemoryError, fastpipe.WorkerDied):
+        with Failing():
+            for chunk in pipe.stream(request, buffer=2, timeout=60):
+                chunks.append(chunk)
+        assert chunks == list(range(40))
+        assert is_right(request, 40)
+    assert chunks == list(range(len(chunks)))
+    check(pipe)
+
+
+@way
+def stream_in_company() -> None:
+    pipe = Pipe(backend=Counts, max=3, batching_timeout=1)
+    list(pipe.stream({"data": 1}))
+    read: list[list[int]] = [[], [], []]
+    with suppress(MemoryError, fastpipe.WorkerDied), Failing():
+        started = [pipe.stream({"data": 40}, buffer=2) for _ in read]
+        for chunks, own in zip(started, read, strict=True):
+            own.extend(chunks)
+    assert all(own == list(range(len(own))) for own in read)
+    chunks = started = None  # type: ignore[assignment]
+    check(pipe)
+
+
+@way
+def astream() -> None:
+    pipe = Pipe(backend=Counts, max=3, batching_timeout=1)
+    read: list[list[int]] = [[], [], []]
+
+    async def read_one(own: list[int]) -> None:
+        async for chunk in pipe.astream({"data": 40}, buffer=2):
+            own.append(chunk)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        await read_one([])
+        with Failing():
+            tasks = [asyncio.create_task(read_one(own)) for own in read]
+            await asyncio.wait(tasks, timeout=HANG_S / 4)
+        for task in tasks:
+            # A task that asyncio has not woken for want of memory never ends.
+            if task.done():
+                assert isinstance(task.exception(), MemoryError | fastpipe.WorkerDied | None), task.exception()
+            task.cancel()
+
+    with suppress(MemoryError):
+        asyncio.run(main())
+    assert all(own == list(range(len(own))) for own in read)
+    check(pipe)
+
+
 @way
 def batched() -> None:
     @fastpipe.batched(max=4, timeout_ms=1)

@@ -48,6 +48,10 @@ TESTS = [
     "tests/engine/test_places.py",
     "tests/engine/test_routes.py",
     "tests/engine/test_stepper.py",
+    "tests/engine/test_streaming.py",
+    "tests/engine/test_streaming_ends.py",
+    "tests/engine/test_streaming_graphs.py",
+    "tests/engine/test_streaming_readers.py",
 ]
 
 # By the function that a report names, why it is none.

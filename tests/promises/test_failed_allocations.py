@@ -39,6 +39,9 @@ WAYS = [
     "acall_waits_for_room",
     "acall_waits_for_a_time",
     "pipe_map",
+    "stream",
+    "stream_in_company",
+    "astream",
     "batched",
 ]
 # So many of the first points, and then every so many'th: the first are the engine's own.

@@ -10,12 +10,14 @@ A failure prints the graph's number. ``FASTPIPE_GRAPHS=1 FASTPIPE_FIRST_GRAPH=47
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import itertools
 import os
 import pprint
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,6 +26,7 @@ import pytest
 from helpers import SCALE
 from ledger import check_measures
 
+import fastpipe
 from fastpipe import Backend, ItemErrors, Pipe, Request, Sequential, Status, Step
 from fastpipe.contract import site
 
@@ -121,6 +124,21 @@ class Works(Backend):
 
 
 class WorksOnItsThread(Works):
+    thread_bound = True
+
+
+class WorksAloud(Works):
+    """Emits its name and the data for each request, before it does the same."""
+
+    streams = True
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            fastpipe.emit(request, (self.name, request["data"]))
+        super().forward(batch)
+
+
+class WorksAloudOnItsThread(WorksAloud):
     thread_bound = True
 
 
@@ -336,26 +354,29 @@ def with_functions(nodes: Nodes) -> dict[str, dict[str, Any]]:
     return made
 
 
-def configuration(nodes: Nodes) -> dict[str, Any]:
-    """Return what a Pipe takes."""
+def configuration(nodes: Nodes, *, is_aloud: bool = False) -> dict[str, Any]:
+    """Return what a Pipe takes; ``is_aloud``: whatever works emits, but for what fails a batch to have it run again."""
     made: dict[str, Any] = {}
     for name, node in nodes.items():
         passed_on = ("next", "map", "filter", "restart", "restart_limit", "instance_num", "max", "batching", "bucket")
         keys = {key: node[key] for key in passed_on if key in node}
         if "steps" in node:
-            keys["backend"] = Sequential(*(_step(step, filter=step.get("filter")) for step in node["steps"]))
+            steps = (_step(step, is_aloud=is_aloud, filter=step.get("filter")) for step in node["steps"])
+            keys["backend"] = Sequential(*steps)
+            keys["max"] = 1 if is_aloud else keys["max"]
         elif "kind" in node:
-            keys["backend"] = _step(node)
+            keys["backend"] = _step(node, is_aloud=is_aloud)
         made[name] = keys
     return made
 
 
-def _step(step: Any, **filter: Any) -> Step:
+def _step(step: Any, *, is_aloud: bool, **filter: Any) -> Step:
     if step["kind"] in ("Jump", "MapReduce"):
         own = {key: step[key] for key in ("jump", "split", "merge", "on_error") if key in step}
         return Step(step["kind"], **filter, **own)
     own = {key: step[key] for key in ("kind", "times", "plus", "target", "place_count") if key in step}
-    return Step(WorksOnItsThread if "own_thread" in step else Works, **filter, **own)
+    kinds = (WorksAloud, WorksAloudOnItsThread) if is_aloud and step["kind"] != "raises" else (Works, WorksOnItsThread)
+    return Step(kinds["own_thread" in step], **filter, **own)
 
 
 # ---- calls -----------------------------------------------------------------------------------------------------------
@@ -367,6 +388,7 @@ class Case:
     def __init__(
         self, nodes: Nodes, rng: random.Random, obeyed: list[str], *, may_restart: bool, lets_go: bool
     ) -> None:
+        self.nodes = nodes
         self.request: Request = {"data": rng.randint(0, 30)}
         if rng.random() < 0.8:
             self.request["tag"] = rng.randint(0, 2)
@@ -386,6 +408,16 @@ class Case:
         self.is_admitted = not any(
             isinstance(end, interpreter.Failed) and end.kind == "UnknownNode" for end in self.ends
         )
+
+    def check_chunks(self, chunks: list[Any]) -> None:
+        """Raise AssertionError unless each node that emits has done so as often as it has run."""
+        if self.ran is None:
+            return
+        emitted = Counter(name for name, _ in chunks)
+        for name, node in self.nodes.items():
+            if node.get("kind") not in (None, "raises", "Jump", "MapReduce"):
+                ran = sum(count for visited, count in self.ran.items() if visited.partition(".")[0] == name)
+                assert emitted[name] == ran, f"{name} emitted {emitted[name]} chunks, and ran {ran} times"
 
     def check(self, request: Request, error: BaseException | None) -> None:
         """Raise AssertionError unless ``request``, as it was left, and ``error`` are one of the ends."""
@@ -466,7 +498,44 @@ def map_over(pipe: Pipe, cases: list[Case]) -> None:
             case.check(request, done if isinstance(done, BaseException) else None)
 
 
+def read_streams(pipe: Pipe, cases: list[Case]) -> None:
+    """Read each as a thread; what was emitted is what has run."""
+    for case in cases:
+        request, chunks = dict(case.request), list[Any]()
+        try:
+            chunks += pipe.stream(request, entry=case.entry, buffer=1 + len(cases) % 3)
+        except Exception as error:
+            case.check(request, error)
+        else:
+            case.check(request, None)
+            case.check_chunks(chunks)
+
+
+def read_streams_side_by_side(pipe: Pipe, cases: list[Case]) -> None:
+    """The same as coroutines, all at once."""
+
+    async def read(case: Case) -> None:
+        request, chunks = dict(case.request), list[Any]()
+        error: BaseException | None = None
+        try:
+            async for chunk in pipe.astream(request, entry=case.entry, buffer=1):
+                chunks.append(chunk)
+        except Exception as raised:
+            error = raised
+        case.check(request, error)
+        if error is None:
+            case.check_chunks(chunks)
+
+    async def read_all() -> None:
+        await asyncio.gather(*(read(case) for case in cases))
+
+    asyncio.run(asyncio.wait_for(read_all(), WAIT_S))
+
+
 WAYS = (call_alone, submit, call_list, map_over, call_eagerly, call_list_eagerly)
+
+
+WAYS_ALOUD = (read_streams, read_streams_side_by_side, call_alone, read_streams, read_streams_side_by_side, submit)
 
 
 def check_counts(pipe: Pipe, case: Case) -> None:
@@ -502,12 +571,12 @@ class Graph:
         del self.cases[case_count:]
 
     @contextlib.contextmanager
-    def pipe(self) -> Iterator[Pipe]:
+    def pipe(self, *, is_aloud: bool = False) -> Iterator[Pipe]:
         """Build it; explain what goes wrong with it."""
         try:
             keys = {"batching_timeout": 0.2, "obey_request_keys": self.obeyed}
             keys |= {"without_result": "end"} if self.lets_go else {}
-            with Pipe(configuration(self.nodes), **keys) as pipe:
+            with Pipe(configuration(self.nodes, is_aloud=is_aloud), **keys) as pipe:
                 yield pipe
             check_measures(pipe.stats())  # only now: a branch of a request that has failed may run on for a while
             counts = pipe.stats()["requests"]
@@ -562,3 +631,16 @@ def test_any_graph_answers_the_same_to_many_callers(first: int, callers: concurr
                     rng.choice(WAYS)(pipe, rng.sample(graph.cases, min(3, len(graph.cases))))
 
             list(callers.map(client, seeds))
+
+
+@BLOCKS
+def test_any_graph_hands_on_what_its_nodes_emit(first: int, callers: concurrent.futures.ThreadPoolExecutor) -> None:
+    """Read as streams, the answers are the same, and the chunks are those of what has run; also by eight readers."""
+    for graph in itertools.islice(graphs(first, 4), 0, None, 3):
+        if any("steps" in node and "bucket" in node for node in graph.literal.values()):
+            continue  # a step that emits takes one request at a time, and a node with max = 1 asks for no bucket
+        with graph.pipe(is_aloud=True) as pipe:
+            for way in WAYS_ALOUD[:4]:
+                way(pipe, graph.cases)
+            ways = random.Random(graph.number).choices(WAYS_ALOUD, k=CALLERS)
+            list(callers.map(lambda way, pipe=pipe, cases=graph.cases: way(pipe, cases), ways))

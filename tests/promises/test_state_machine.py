@@ -12,6 +12,8 @@ import concurrent.futures
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+import fastpipe
 from fastpipe import Backend, Pipe, PipeClosed, PipeError, QueueFull, Request, RequestTimeout, UnknownNode, _core
 
 ledgers = load.ledgers
@@ -42,7 +45,12 @@ settings.register_profile(
 
 
 class Steps(Backend):
-    """Runs one request, and only when it is told to; says which it has, and does with it as it is told."""
+    """Runs one request, and only when it is told to; says which it has, and does with it as it is told.
+
+    Whose request it is hears of it: a chunk when it has begun, and one before the end.
+    """
+
+    streams = True
 
     def __init__(self) -> None:
         self.has = threading.Semaphore(0)
@@ -56,14 +64,44 @@ class Steps(Backend):
         (request,) = batch
         self.running = request["data"]
         self.came.append(request["data"])
+        fastpipe.emit(request, "begun")
         self.has.release()
         if not self.free:
             assert self.goes.acquire(timeout=WAIT_S)
         self.running = None
         time.sleep(0.001)  # answers of batches that take microseconds wait for the next one
+        fastpipe.emit(request, "ends")
         if self.told is not None:
             raise self.told
         request["result"] = -request["data"]
+
+
+class Read:
+    """A request that is read as a stream, as the machine knows futures."""
+
+    def __init__(self, chunks: Iterator[Any], request: Request) -> None:
+        self.chunks, self.request = chunks, request
+        self.read: list[Any] = []
+
+    def exception(self, timeout_s: float) -> BaseException | None:
+        """Read it to its end."""
+        try:
+            self.read.extend(self.chunks)
+        except Exception as error:
+            assert self.read in ([], ["begun"], ["begun", "ends"])
+            return error
+        assert self.read == ["begun", "ends"]
+        return None
+
+    def result(self, timeout_s: float) -> Request:
+        assert self.exception(timeout_s) is None
+        return self.request
+
+    def cancel(self) -> bool:
+        """Leave: unlike a future, that ends a request which runs, too."""
+        self.chunks.close()  # type: ignore[attr-defined]
+        assert list(self.chunks) == []
+        return True
 
 
 class Machine(RuleBasedStateMachine):
@@ -72,7 +110,8 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.ledger = ledgers.Ledger(1000)
-        self.futures: dict[int, concurrent.futures.Future[Request]] = {}
+        self.futures: dict[int, concurrent.futures.Future[Request] | Read] = {}
+        self.left: set[int] = set()  # streams whose readers have gone while they ran
         self.requests: dict[int, Request] = {}
         self.now_ns = 0
         self.queued: dict[int, int] = {}  # at `first`: when it counts as having come; in order of arrival
@@ -91,12 +130,17 @@ class Machine(RuleBasedStateMachine):
 
     # ---- moves -------------------------------------------------------------------------------------------------
 
-    @rule(priority=st.integers(-3, 3), limit_ms=st.sampled_from([None, None, 50, 200, 1000]))
-    def submit(self, priority: int, limit_ms: int | None) -> None:
+    @rule(priority=st.integers(-3, 3), limit_ms=st.sampled_from([None, None, 50, 200, 1000]), is_read=st.booleans())
+    def submit(self, priority: int, limit_ms: int | None, is_read: bool) -> None:
         """Send a request to ``first``: it runs at once, waits, or is refused, as the model says."""
-        self._send(priority, limit_ms)
+        self._send(priority, limit_ms, is_read)
 
-    def _send(self, priority: int, limit_ms: int | None) -> None:
+    def _start(self, request: Request, is_read: bool, **terms: Any) -> concurrent.futures.Future[Request] | Read:
+        if is_read:
+            return Read(self.pipe.stream(request, buffer=2, **terms), request)
+        return self.pipe.submit(request, **terms)
+
+    def _send(self, priority: int, limit_ms: int | None, is_read: bool = False) -> None:
         timeout = None if limit_ms is None else limit_ms / 1000
         number = self.ledger.accept()
         request: Request = {"data": number, "node_name": "first"}
@@ -111,10 +155,10 @@ class Machine(RuleBasedStateMachine):
             refusal = QueueFull
         if refusal is not None:
             with pytest.raises(refusal):
-                self.pipe.submit(request, priority=priority, timeout=timeout)
+                self._start(request, is_read, priority=priority, timeout=timeout)
             self.ledger.end(number, ledgers.REFUSED)
             return
-        future = self.pipe.submit(request, priority=priority, timeout=timeout)
+        future = self._start(request, is_read, priority=priority, timeout=timeout)
         self.futures[number], self.requests[number] = future, request
         if is_full:
             self._sheds()
@@ -179,14 +223,15 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        """Cancel any future: certain while its request is queued, in vain once it runs."""
+        """Cancel any future: certain while its request is queued, in vain once it runs. A stream: at any time."""
         if not self.futures:
             return
         number = data.draw(st.sampled_from(sorted(self.futures)))
-        succeeds = number in self.queued
+        succeeds = number in self.queued or isinstance(self.futures[number], Read)
         assert self.futures[number].cancel() == succeeds
         if succeeds:
-            del self.queued[number]
+            if self.queued.pop(number, None) is None:
+                self.left.add(number)
             self._ended(number, ledgers.CANCELLED)
 
     @rule()
@@ -324,7 +369,10 @@ class Machine(RuleBasedStateMachine):
         assert +ends == +Counter({**stats["failures"], "cancelled": stats["requests"]["cancelled"]})
         assert stats["latency_s"]["count"] == stats["requests"]["done"] + stats["requests"]["failed"]
         for number in range(len(self.backend.came)):
-            assert self.ledger.state(self.backend.came[number]) != ledgers.CANCELLED
+            assert (
+                self.ledger.state(self.backend.came[number]) != ledgers.CANCELLED
+                or self.backend.came[number] in self.left
+            )
         assert len(set(self.backend.came)) == len(self.backend.came)
 
 

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ledger as ledgers
 from helpers import SCALE
 
-from fastpipe import Backend, BackendError, ItemErrors, Pipe, PipeClosed, QueueFull, Request, RequestTimeout, WorkerDied
+from fastpipe import (
+    Backend,
+    BackendError,
+    ItemErrors,
+    Pipe,
+    PipeClosed,
+    QueueFull,
+    Request,
+    RequestTimeout,
+    Streaming,
+    WorkerDied,
+)
 
 WAIT_S = 30.0
 MASK = (1 << 128) - 1
@@ -48,6 +60,7 @@ FAULTS: dict[str, Any] = {
 }
 OUTCOMES: dict[str, Any] = {**FAULTS, "hold": "done"}
 PLACES = "abcde"
+MOST_CHUNKS = 20
 FIRST_INSTANCES = 4  # of the node at which requests enter
 SURE = FIRST_INSTANCES + 3  # requests of be_sure_of_each_end
 
@@ -127,6 +140,24 @@ class Mixes(Backend):
             time.sleep(self.random.random() * 0.002)
 
 
+class MixesAloud(Streaming):
+    """Does what Mixes does; before that, hands on chunks that say whose they are, as many as its number says."""
+
+    max_batch = 32
+
+    def __init__(self, *, place: str, ledger: Any) -> None:
+        self.mixes = Mixes(place=place, ledger=ledger)
+
+    def run(self, request: Request) -> Iterator[tuple[int, str, int]]:
+        number = request["data"][0]
+        for index in range(number % MOST_CHUNKS):
+            yield number, self.mixes.place, index
+        try:
+            self.mixes.forward([request])
+        except ItemErrors as errors:
+            raise errors.errors[0]  # noqa: B904
+
+
 def five_nodes(ledger: Any, **more: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return a graph with a fan-out, a join, a thread-bound branch, queues with limits, one to four instances a node.
 
@@ -148,6 +179,8 @@ def five_nodes(ledger: Any, **more: dict[str, Any]) -> dict[str, dict[str, Any]]
 class Client:
     """Sends requests in all ways there are, with faults of every kind, and tells the ledger what came back."""
 
+    aloud = 0  # how many of the nodes emit
+
     def __init__(self, pipe: Pipe, ledger: Any, seed: int, share: float = 0.01) -> None:
         self.pipe = pipe
         self.ledger = ledger
@@ -164,6 +197,14 @@ class Client:
             if way == self.call:
                 size = min(size, 8)
             way(size)
+            count -= size
+
+    def run_streams(self, count: int) -> None:
+        """Send so many, most of which are read as streams."""
+        ways = [self.streams, self.task_streams, self.streams, self.task_streams, self.submit, self.call]
+        while count > 0:
+            size = min(count, self.random.randrange(1, 9))
+            self.random.choice(ways)(size)
             count -= size
 
     def request(self) -> Request:
@@ -272,6 +313,83 @@ class Client:
         answers = self.pipe.map(requests, look_ahead=self.random.randrange(1, 65), return_exceptions=True)
         for index, answer in enumerate(answers):
             self.ended(sent[index], requests[index], answer if isinstance(answer, BaseException) else None)
+
+    def check_chunks(self, sent: tuple[int, int, Any], chunks: list[Any], error: BaseException | None) -> None:
+        """Tell the ledger of a chunk that is another request's, or comes twice, or too early, or never."""
+        number = sent[0]
+        for place in PLACES:
+            own = [chunk for chunk in chunks if chunk[1] == place]
+            whole = [(number, place, index) for index in range(number % MOST_CHUNKS)]
+            is_prefix = own == whole[: len(own)]
+            if not is_prefix or (error is None and own and own != whole):
+                self.ledger.mistake(f"request {number} ended with {error!r}, and emitted {own}")
+        if error is None and len(chunks) != self.aloud * (number % MOST_CHUNKS):
+            self.ledger.mistake(f"request {number} is done, and emitted {len(chunks)} chunks")
+
+    def streams(self, size: int) -> None:
+        """Read some streams, one after the other; leave a few of them."""
+        for _ in range(min(size, 8)):
+            request = self.request()
+            sent = request["data"]
+            leaves = self.sometimes()
+            chunks: list[Any] = []
+            try:
+                with self.pipe.stream(request, buffer=self.random.randrange(1, 9), **self.limits()) as stream:
+                    for chunk in stream:
+                        chunks.append(chunk)
+                        if leaves:
+                            break
+            except BaseException as error:
+                self.check_chunks(sent, chunks, error)
+                self.raised(sent, request, error)
+            else:
+                if leaves and chunks:
+                    self.ledger.end(sent[0], ledgers.UNCLEAR)  # it may have ended at that moment
+                    continue
+                self.check_chunks(sent, chunks, None)
+                self.ended(sent, request, None)
+
+    def task_streams(self, size: int) -> None:
+        asyncio.run(self.run_task_streams(size))
+
+    async def run_task_streams(self, size: int) -> None:
+        """Read streams side by side; cancel a few of those who do."""
+        requests = [self.request() for _ in range(size)]
+        sent = [request["data"] for request in requests]
+        read: list[list[Any]] = [[] for _ in requests]
+        tasks = [
+            asyncio.create_task(self._read(request, chunks)) for request, chunks in zip(requests, read, strict=True)
+        ]
+        for task in tasks:
+            if self.sometimes():
+                await asyncio.sleep(0)
+                task.cancel()
+        await asyncio.wait(tasks, timeout=2 * WAIT_S)
+        for one, request, chunks, task in zip(sent, requests, read, tasks, strict=True):
+            if not task.done():
+                self.ledger.mistake(f"request {one[0]} has no outcome")
+            elif task.cancelled():
+                self.ledger.end(one[0], ledgers.UNCLEAR)
+            else:
+                error = task.result()
+                self.check_chunks(one, chunks, error)
+                if error is None:
+                    self.ended(one, request, None)
+                else:
+                    self.raised(one, request, error)
+
+    async def _read(self, request: Request, chunks: list[Any]) -> BaseException | None:
+        try:
+            async with contextlib.aclosing(
+                self.pipe.astream(request, buffer=self.random.randrange(1, 9), **self.limits())
+            ) as stream:
+                async for chunk in stream:
+                    chunks.append(chunk)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            return error
+        return None
 
     def tasks(self, size: int) -> None:
         asyncio.run(self.run_tasks(size))
