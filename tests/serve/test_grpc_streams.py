@@ -15,6 +15,7 @@ from helpers import WAIT_S, Gate, until
 from fastpipe import Backend, Pipe, Request, Streaming
 
 pytest.importorskip("grpc", reason="grpcio is not installed here")
+pytest.importorskip("orjson", reason="orjson is not installed here")
 pytest.importorskip("google.protobuf", reason="protobuf is not installed here")
 import grpc
 from grpc_serving import Served, served

@@ -23,6 +23,7 @@ from helpers import WAIT_S
 from fastpipe import Pipe, Request, Streaming
 
 pytest.importorskip("grpc", reason="grpcio is not installed here")
+pytest.importorskip("orjson", reason="orjson is not installed here")
 pytest.importorskip("google.protobuf", reason="protobuf is not installed here")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed here")
 from grpc_serving import served
