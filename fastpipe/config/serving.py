@@ -31,7 +31,7 @@ _TENSOR_FORM: dict[str, Any] = {
 }
 _TENSORS_FORM: dict[str, Any] = {"type": "object", "additionalProperties": _TENSOR_FORM, "minProperties": 1}
 
-SERVE_FORM: dict[str, Any] = {
+_TABLE_FORM: dict[str, Any] = {
     "type": "object",
     "properties": {
         "max_batch_size": {"type": "integer", "minimum": 0, "maximum": MOST_ROWS},
@@ -40,7 +40,8 @@ SERVE_FORM: dict[str, Any] = {
     },
     "additionalProperties": False,
 }
-"""The JSON schema of the table."""
+SERVE_FORM: dict[str, Any] = {"anyOf": [_TABLE_FORM, {"type": "object", "required": ["backend"]}]}
+"""The JSON schema of the table, or of a node that is called so."""
 
 
 def read_serve(value: Any) -> Interface:
@@ -51,7 +52,7 @@ def read_serve(value: Any) -> Interface:
     """
     if isinstance(value, Interface):
         return value
-    table = _table("a table of max_batch_size, inputs and outputs", value, SERVE_FORM["properties"])
+    table = _table("a table of max_batch_size, inputs and outputs", value, _TABLE_FORM["properties"])
     most = table.get("max_batch_size")
     if most is not None and (type(most) is not int or not 0 <= most <= MOST_ROWS):
         raise BadValue(f"a table whose max_batch_size is from 0 to {MOST_ROWS}", most)

@@ -210,8 +210,7 @@ class Repository:
         """Whether the server is: it is not shutting down, all that was to be loaded is, and all pipes are healthy."""
         if self.is_draining:
             return False
-        entries = [entry for versions in self._entries.values() for entry in versions.values()]
-        wanted = [entry for entry in entries if entry.reason != UNLOADED]
+        wanted = [entry for entry in self._all() if entry.reason != UNLOADED]
         return all(entry.model is not None and not entry.model.problems() for entry in wanted)
 
     def is_model_ready(self, name: str, version: str = "") -> bool:
@@ -229,14 +228,13 @@ class Repository:
     def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
         """Return what Triton's repository extension says: name, version, state and reason of each."""
         rows = []
-        for versions in self._entries.values():
-            for entry in versions.values():
-                problems = [] if entry.model is None else entry.model.problems()
-                is_ready = entry.model is not None and not problems
-                state = "READY" if is_ready else entry.state if entry.model is None else "UNAVAILABLE"
-                if is_ready or not only_ready:
-                    reason = "; ".join(problems) if entry.model is not None else entry.reason
-                    rows.append({"name": entry.name, "version": entry.version, "state": state, "reason": reason})
+        for entry in self._all():
+            problems = [] if entry.model is None else entry.model.problems()
+            is_ready = entry.model is not None and not problems
+            state = "READY" if is_ready else entry.state if entry.model is None else "UNAVAILABLE"
+            reason = entry.reason if entry.model is None else "; ".join(problems)
+            if is_ready or not only_ready:
+                rows.append({"name": entry.name, "version": entry.version, "state": state, "reason": reason})
         return rows
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
@@ -258,16 +256,15 @@ class Repository:
         Args:
             strict: raise what a build has raised. Otherwise the model is UNAVAILABLE, for that reason.
         """
-        for versions in self._entries.values():
-            for entry in versions.values():
-                async with entry.lock:
-                    if entry.model is not None or entry.reason == UNLOADED:
-                        continue
-                    try:
-                        await self._build(entry)
-                    except Exception:
-                        if strict:
-                            raise
+        for entry in self._all():
+            async with entry.lock:
+                if entry.model is not None or entry.reason == UNLOADED:
+                    continue
+                try:
+                    await self._build(entry)
+                except Exception:
+                    if strict:
+                        raise
 
     async def load(self, name: str, *, asked_by_client: bool = True) -> None:
         """Load a model, all its versions; of one that is loaded, build it anew, and switch once that is done.
@@ -302,15 +299,17 @@ class Repository:
         Pipes that were handed in stay open. Idempotent.
         """
         self.is_draining = True
-        for versions in self._entries.values():
-            for entry in versions.values():
-                async with entry.lock:
-                    former, entry.model = entry.model, None
-                    entry.state, entry.reason = "UNAVAILABLE", "the server is shutting down"
-                    self._let_go(entry, former, timeout)
+        for entry in self._all():
+            async with entry.lock:
+                former, entry.model = entry.model, None
+                entry.state, entry.reason = "UNAVAILABLE", "the server is shutting down"
+                self._let_go(entry, former, timeout)
         self._know()
         while self._closing:
             await asyncio.gather(*self._closing)
+
+    def _all(self) -> list[_Entry]:
+        return [entry for versions in self._entries.values() for entry in versions.values()]
 
     def _controlled(self, name: str, asked_by_client: bool) -> list[_Entry]:
         if asked_by_client and not self.control:

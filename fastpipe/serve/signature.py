@@ -251,6 +251,8 @@ def _answered(spec: TensorSpec, value: Any) -> Array:
     array = array_of(spec.name, value)
     if array is None and spec.datatype not in (None, "BYTES"):
         array = _listed(spec, value)
+    if array is None and isinstance(value, list | tuple) and value and all(isinstance(each, bytes) for each in value):
+        array = np.array([*value, None], object)[:-1]  # for which JSON has no form; with None, NumPy leaves them alone
     if array is None:
         return _one_element(spec, as_bytes(spec.name, value) if _is_text(value) else _json(spec, value))
     if array.ndim == len(spec.shape) + 1 and array.shape[0] == 1 and spec.datatype is not None:

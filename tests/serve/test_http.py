@@ -481,6 +481,15 @@ def test_metrics(client: Any) -> None:
     assert 'fastpipe_healthy{pipe="rows"} 1' in page.text
 
 
+def test_the_live_page() -> None:
+    """``/live`` leads to it; without it, there is nothing."""
+    models = {"m": lambda: Pipe(backend="Identity")}
+    with serving(models, Plan(live_port=0)) as own, httpx.Client(base_url=own.url) as client:
+        answer = client.get("/live")
+        assert answer.status_code == 307
+        assert client.get(answer.headers["location"]).status_code == 200
+
+
 def test_a_token() -> None:
     """Whoever has none may ask for health, and nothing else; errors of backends can be kept back."""
     settings = Settings(token="a-token-of-sixteen-letters", hide_errors=True)

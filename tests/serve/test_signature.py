@@ -111,6 +111,7 @@ def test_inputs_that_do_not_fit(tensors: list[Tensor], says: str) -> None:
         ("é", "BYTES", ["é".encode()]),
         ({"boxes": np.array([[1, 2]]), "n": 1}, "BYTES", [b'{"boxes":[[1,2]],"n":1}']),
         ([1, 2], "BYTES", [b"[1,2]"]),
+        ([b"\xff\0", b""], "BYTES", [b"\xff\0", b""]),
         (None, "BYTES", [b"null"]),
         (3, "INT64", 3),
         (np.array([[1, 2]], ">f4"), "FP32", [[1, 2]]),
