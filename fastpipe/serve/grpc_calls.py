@@ -6,6 +6,7 @@ behind the other fields of its message.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastpipe.errors import in_brief
 from fastpipe.serve.answering import NOTHING, TRACE_HEADERS, Call, WantedOutput
+from fastpipe.serve.exchange import Limits
 from fastpipe.serve.grpc_messages import DecodeError, inference
 from fastpipe.serve.grpc_wire import RAW_OUTPUT, REQUEST_ID, cut, field_head
-from fastpipe.serve.statuses import InvalidRequest, NotServed
-from fastpipe.serve.tensors import Tensor, checked_shape, dtype_of, from_json, from_raw, to_raw
+from fastpipe.serve.statuses import InvalidRequest, NotServed, RequestTooLarge
+from fastpipe.serve.tensors import MOST_AXES, Tensor, checked_shape, dtype_of, from_json, from_raw, to_raw
 
 if TYPE_CHECKING:
     from fastpipe.serve.repository import Model
@@ -89,29 +91,30 @@ def parsed(name: str, body: bytes) -> Any:
 
 
 def asked_of(
-    body: bytes, find: Find, remaining_s: float | None, metadata: Sequence[tuple[str, str | bytes]] = ()
+    body: bytes, find: Find, limits: Limits, remaining_s: float | None, metadata: Sequence[tuple[str, str | bytes]] = ()
 ) -> Asked:
     """Read a request.
 
     Args:
         body: a serialized ``ModelInferRequest``; the tensors are views of it.
         find: has the models.
+        limits: what is not raw may have as many bytes as JSON: it becomes as many times as large in memory.
         remaining_s: until the client's deadline; it ends the call if the parameter ``timeout`` does not do so earlier.
         metadata: of gRPC.
 
     Raises:
         InvalidRequest: it is none, or its tensors or parameters are malformed.
+        RequestTooLarge: it has too much that is not raw.
         NotServed: it refers to shared memory.
         UnknownModel, NotReady: from ``find``.
     """
-    request = cut(body)
-    if request is None:
-        head, id, raw = _taken_apart(body)
-    else:
-        head = _kept_head_of(request.head) if len(request.head) <= LARGEST_KEPT_BYTES else _head_of(request.head)
-        id, raw = request.id, request.raw
-        if not id.isascii():
-            _check_text(id)
+    head_bytes, id, raw = cut(body)
+    if len(head_bytes) > limits.json_bytes:
+        raise RequestTooLarge(
+            f"the request has {len(head_bytes)} bytes beside raw_input_contents; at most {limits.json_bytes} are "
+            "taken: send tensors as raw_input_contents"
+        )
+    head = _kept_head_of(head_bytes) if len(head_bytes) <= LARGEST_KEPT_BYTES else _head_of(head_bytes)
     model = find(head.model_name, head.model_version)
     parameters = head.parameters
     if remaining_s is not None:
@@ -132,7 +135,7 @@ def _head_of(body: bytes) -> _Head:
     for each in request.inputs:
         if each.parameters and SHARED_MEMORY in each.parameters:
             raise _no_shared_memory("input", each.name)
-        inputs.append((each.name, each.datatype, checked_shape(each.name, list(each.shape))))
+        inputs.append((each.name, each.datatype, checked_shape(each.name, each.shape[: MOST_AXES + 1])))
     wanted = tuple(map(_wanted, request.outputs)) if request.outputs else None
     parameters = parameters_of(request.parameters) if request.parameters else NOTHING
     has_contents = any(each.HasField("contents") for each in request.inputs)
@@ -141,21 +144,6 @@ def _head_of(body: bytes) -> _Head:
 
 
 _kept_head_of = lru_cache(MOST_KEPT)(_head_of)
-
-
-def _taken_apart(body: bytes) -> tuple[_Head, bytes, list[memoryview]]:
-    """Read a request that has something that the protocol does not know: as protobuf does, by copying."""
-    request = parsed("ModelInferRequest", body)
-    id, raw = request.id.encode(), [memoryview(each) for each in request.raw_input_contents]
-    request.ClearField("raw_input_contents")
-    return _head_of(request.SerializeToString()), id, raw
-
-
-def _check_text(id: bytes) -> None:
-    try:
-        id.decode()
-    except UnicodeDecodeError:
-        raise InvalidRequest("the request is no ModelInferRequest: its id is no UTF-8") from None
 
 
 def _shortened(parameters: Mapping[str, Any], remaining_s: float) -> Mapping[str, Any]:
@@ -211,7 +199,13 @@ def _of_contents(name: str, datatype: str, shape: tuple[int, ...], contents: Any
             )
     if expected is None:  # an empty tensor has no bytes either
         return from_raw(name, datatype, shape, memoryview(b""))
-    elements = list(getattr(contents, expected))
+    filled = getattr(contents, expected)
+    count = math.prod(shape)
+    if len(filled) != count:
+        raise InvalidRequest(
+            f"tensor {in_brief(name)}: shape {list(shape)} has {count} elements, {expected} has {len(filled)}"
+        )
+    elements = list(filled)
     if datatype == "BYTES":
         raw = b"".join(piece for element in elements for piece in (struct.pack("<I", len(element)), element))
         return from_raw(name, datatype, shape, memoryview(raw))
@@ -273,10 +267,7 @@ def _answer_head(
 
 def id_of(body: bytes) -> bytes:
     """Return the id of a request that could not be answered; empty if it has none that can be read."""
-    request = cut(body)
-    if request is not None and request.id.isascii():
-        return request.id
     try:
-        return bytes(inference()["ModelInferRequest"].FromString(body).id.encode())
-    except DecodeError:
+        return cut(body).id
+    except InvalidRequest:
         return b""

@@ -32,6 +32,7 @@ class Desk:
     def __init__(self, service: Service) -> None:
         self._service = service
         self.repository = service.repository
+        self.limits = service.limits
         self.budget = service.budget
         """Of the bytes of all requests that are there, by whatever they came."""
         self.stopping = asyncio.Event()

@@ -76,7 +76,7 @@ class Calls:
             desk.check(metadata)
             desk.budget.take(size_bytes)
             try:
-                asked = asked_of(body, self._repository.model, context.time_remaining(), metadata)
+                asked = asked_of(body, self._repository.model, desk.limits, context.time_remaining(), metadata)
                 return b"".join(answer_pieces(asked, await answer(asked.call)))
             finally:
                 desk.budget.give(size_bytes)

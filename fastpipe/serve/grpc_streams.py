@@ -106,8 +106,8 @@ class _Stream:
 
     async def _answer_of(self, body: bytes, answered: asyncio.Future[None]) -> Pieces | None:
         """Return a request's one answer; None: it had parts, which are written."""
-        metadata = self._context.invocation_metadata()
-        asked = asked_of(body, self._desk.repository.model, self._context.time_remaining(), metadata)
+        desk, metadata = self._desk, self._context.invocation_metadata()
+        asked = asked_of(body, desk.repository.model, desk.limits, self._context.time_remaining(), metadata)
         if not asked.call.model.is_streaming:
             return _in_stream(answer_pieces(asked, await answer(asked.call), is_final=True))
         answered.set_result(None)  # what comes behind it need not wait for its end

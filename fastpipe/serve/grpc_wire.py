@@ -12,10 +12,15 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import NamedTuple
 
+from fastpipe.serve.statuses import InvalidRequest
+
 __all__ = ["ANSWER_IN_STREAM", "RAW_OUTPUT", "REQUEST_ID", "Cut", "cut", "field_head"]
 
 WITH_LENGTH = 2
 """The kind of field that says its length first: bytes, texts, messages."""
+NUMBER = 0
+FIXED_BYTES = {1: 8, 5: 4}
+"""The size of fields of other kinds, which no request of the protocol has at its outermost level."""
 
 REQUEST_ID = 3 << 3 | WITH_LENGTH
 """The tag of ``id``, in ``ModelInferRequest`` and in ``ModelInferResponse``."""
@@ -26,8 +31,10 @@ RAW_OUTPUT = 6 << 3 | WITH_LENGTH
 ANSWER_IN_STREAM = 2 << 3 | WITH_LENGTH
 """The tag of ``ModelStreamInferResponse.infer_response``."""
 
-MOST_LENGTH_BYTES = 5
-"""Of a length; no message of gRPC is longer than 4 GiB."""
+MOST_NUMBER_BYTES = 10
+"""Of a tag, a length, a number: 64 bits."""
+MOST_FIELDS = 4096
+"""Of a request, at its outermost level; one with 500 inputs has 1000, and some."""
 MOST_HEADS = 256
 
 
@@ -37,17 +44,16 @@ class Cut(NamedTuple):
     head: bytes
     """What is left, for protobuf to read."""
     id: bytes
-    """In UTF-8, or not: nobody has looked."""
+    """In UTF-8."""
     raw: list[memoryview]
     """The raw contents, as views of the request."""
 
 
-def cut(body: bytes) -> Cut | None:
-    """Take a serialized ``ModelInferRequest`` apart.
+def cut(body: bytes) -> Cut:
+    """Take a serialized ``ModelInferRequest`` apart; fields that the protocol does not know stay in the head.
 
-    Returns:
-        None: the body has something at its outermost level that no ``ModelInferRequest`` of the protocol has, or is
-        damaged: protobuf shall read all of it, or say what is wrong.
+    Raises:
+        InvalidRequest: it is damaged, or has more fields than any request needs: each costs time and memory.
     """
     view = memoryview(body)
     raw: list[memoryview] = []
@@ -55,18 +61,22 @@ def cut(body: bytes) -> Cut | None:
     id = b""
     kept_from = at = 0
     size = len(body)
+    room = MOST_FIELDS
     try:
         while at < size:
             begin, tag, length = at, body[at], body[at + 1]
-            if tag & 7 != WITH_LENGTH or tag > 0x7F:
-                return None
+            room -= 1
             at += 2
+            if tag > 0x7F or tag & 7 != WITH_LENGTH or not room:
+                at = _behind_unknown(body, begin, room)
+                continue
             if length > 0x7F:
-                length, at = _long_length(body, at - 1)
+                length, at = _number(body, at - 1)
             at += length
             if tag == RAW_INPUT:
                 raw.append(view[at - length : at])
             elif tag == REQUEST_ID:
+                _check_text(id)
                 id = body[at - length : at]  # of several, protobuf takes the last
             else:
                 continue
@@ -74,27 +84,60 @@ def cut(body: bytes) -> Cut | None:
                 kept.append(body[kept_from:begin])
             kept_from = at
     except IndexError:
-        return None
+        at = -1
     if at != size:
-        return None
+        raise InvalidRequest("the request is no ModelInferRequest: it is damaged, or cut short")
+    _check_text(id)
     if kept_from < size:
         kept.append(body[kept_from:])
     return Cut(kept[0] if len(kept) == 1 else b"".join(kept), id, raw)
 
 
-def _long_length(body: bytes, at: int) -> tuple[int, int]:
-    """Return a length of several bytes that begins there, and where it ends.
+def _check_text(id: bytes) -> None:
+    if id.isascii():
+        return
+    try:
+        id.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest("the request is no ModelInferRequest: its id is no UTF-8") from None
+
+
+def _behind_unknown(body: bytes, at: int, room: int) -> int:
+    """Return where a field ends that the protocol does not have.
+
+    Raises:
+        IndexError: it does not end.
+        InvalidRequest: it is of a kind that has no end of its own, or there is no room for more fields.
+    """
+    if not room:
+        raise InvalidRequest(f"the request has more than {MOST_FIELDS} inputs, outputs, parameters and raw contents")
+    tag, at = _number(body, at)
+    if tag < 0x80 and body[at - 1] != tag:
+        raise InvalidRequest("the request is no ModelInferRequest: a field's number is written in too many bytes")
+    kind = tag & 7
+    if kind == WITH_LENGTH:
+        length, at = _number(body, at)
+        return at + length
+    if kind == NUMBER:
+        return _number(body, at)[1]
+    if kind not in FIXED_BYTES:
+        raise InvalidRequest(f"the request is no ModelInferRequest: it has a field of kind {kind}")
+    return at + FIXED_BYTES[kind]
+
+
+def _number(body: bytes, at: int) -> tuple[int, int]:
+    """Return a number that begins there, seven bits in each byte, and where it ends.
 
     Raises:
         IndexError: it does not end.
     """
-    length = 0
-    for shift in range(0, 7 * MOST_LENGTH_BYTES, 7):
+    number = 0
+    for shift in range(0, 7 * MOST_NUMBER_BYTES, 7):
         byte = body[at]
         at += 1
-        length |= (byte & 0x7F) << shift
+        number |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return length, at
+            return number, at
     raise IndexError(at)
 
 

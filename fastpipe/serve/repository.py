@@ -331,7 +331,8 @@ class Repository:
             raise
         former = entry.model
         statistics = Statistics() if former is None else former.statistics
-        entry.model = Model(entry.name, entry.version, pipe, signature, statistics)
+        is_streaming = any(station.streams for station in pipe.stations)
+        entry.model = Model(entry.name, entry.version, pipe, signature, statistics, is_streaming)
         entry.state, entry.reason = "READY", ""
         self._know()
         if former is not None and former.pipe is not pipe:

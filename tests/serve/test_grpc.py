@@ -11,6 +11,7 @@ from helpers import WAIT_S, until
 
 from fastpipe import Backend, Pipe, Request
 
+pytest.importorskip("orjson", reason="orjson is not installed here")
 pytest.importorskip("google.protobuf", reason="protobuf is not installed here")
 pytest.importorskip("grpc", reason="grpcio is not installed here")
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed here")

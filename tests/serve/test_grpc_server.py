@@ -14,12 +14,13 @@ from helpers import WAIT_S
 
 from fastpipe import ConfigError, Pipe, PipeError
 
+pytest.importorskip("orjson", reason="orjson is not installed here")
 pytest.importorskip("google.protobuf", reason="protobuf is not installed here")
 pytest.importorskip("grpc", reason="grpcio is not installed here")
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed here")
 import grpc
 import tritonclient.grpc as client_of
-from grpc_serving import Echo, begun, element, served, standing_still, tensor
+from grpc_serving import Echo, begun, element, refusal, served, standing_still, tensor, typed
 from tritonclient.utils import InferenceServerException
 
 from fastpipe.serve.grpc_server import GrpcServer
@@ -84,6 +85,18 @@ def test_messages_too_large_are_refused(echoing: Any) -> None:
             client.infer("m", large, **how)
         assert caught.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
     assert client.infer("m", element(b"x")).as_numpy("result").tolist() == [b"x"]
+
+
+def test_what_is_not_raw_is_bounded(echoing: Any) -> None:
+    """Elements in fields of their type, names, parameters: they become many times as large in memory."""
+    made, client = echoing(json_bytes=1000)
+    request = typed("INT8", [2000], int_contents=[1] * 2000)
+    request.model_name = "m"
+    code, words = refusal(made, request)
+    assert code == "RESOURCE_EXHAUSTED"
+    assert "at most 1000 are taken: send tensors as raw_input_contents" in words
+    raw = [tensor("data", np.ones(2000, np.int8), "INT8")]
+    assert client.infer("m", raw).as_numpy("result").sum() == 2000
 
 
 def test_messages_in_flight_are_bounded(gate: Any) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import WAIT_S, Gate, until
 
-from fastpipe import Backend, Pipe, Request
+from fastpipe import Backend, Pipe, Request, Streaming
 
 pytest.importorskip("grpc", reason="grpcio is not installed here")
+pytest.importorskip("orjson", reason="orjson is not installed here")
 pytest.importorskip("google.protobuf", reason="protobuf is not installed here")
 import grpc
 from grpc_serving import Served, served
@@ -35,22 +36,20 @@ class Echo(Backend):
             request["result"] = request["data"]
 
 
-class Parts(Pipe):
+class Parts(Streaming):
     """Hands on the numbers below its data, then fails if that is negative."""
 
     handed = 0
     left = 0
     width = 1
 
-    async def astream(self, request: Request, **_: Any) -> AsyncGenerator[Any, None]:
+    def run(self, request: Request) -> Iterator[Any]:
         try:
-            for number in range(abs(request["data"])):
+            for number in range(abs(int(request["data"]))):
                 self.handed += 1
                 yield np.full(self.width, number)
-                await asyncio.sleep(0)
             if request["data"] < 0:
                 raise ValueError("negative")
-            request["result"] = request["data"]
         finally:
             self.left += 1
 
@@ -60,16 +59,16 @@ def models() -> Iterator[tuple[Served, Any, Any]]:
     """A server of "echo"; of "gate", which stands still until it is opened; and of "parts", which streams."""
     gate = Gate()
     gate.max_batch = 1
+    parts = Parts()
     pipes = {
         "echo": Pipe({"echo": {"backend": Echo}}),
         "gate": Pipe({"gate": {"backend": gate}}),
-        "parts": Parts({"parts": {"backend": Echo}}),
+        "parts": Pipe({"parts": {"backend": parts}}),
     }
     try:
         with served(pipes) as made:
-            made.repository.model("parts").is_streaming = True
             try:
-                yield made, gate, pipes
+                yield made, gate, {**pipes, "parts": parts}
             finally:
                 gate.opened.set()
     finally:

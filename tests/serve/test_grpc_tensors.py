@@ -12,6 +12,7 @@ from helpers import WAIT_S
 
 from fastpipe import Pipe
 
+pytest.importorskip("orjson", reason="orjson is not installed here")
 pytest.importorskip("google.protobuf", reason="protobuf is not installed here")
 pytest.importorskip("grpc", reason="grpcio is not installed here")
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed here")
@@ -145,10 +146,11 @@ def test_typed_bytes_are_taken(server: Served) -> None:
         (typed("INT8", [1], int_contents=[300]), "INT8 takes -128 to 127"),
         (typed("FP32", [1], int_contents=[3]), "elements of FP32 go into fp32_contents, not into int_contents"),
         (typed("FP16", [1], fp32_contents=[3]), "elements of FP16 go into raw_input_contents"),
-        (typed("INT32", [3], int_contents=[3]), "shape [3] has 3 elements, data has 1"),
+        (typed("INT32", [3], int_contents=[3]), "shape [3] has 3 elements, int_contents has 1"),
+        (typed("INT32", [1] * 40, int_contents=[3]), "at most 32 are taken"),
         (typed("INT32", [-1], int_contents=[3]), "shape must be a list of whole numbers from 0 on"),
         (typed("COMPLEX", [1]), "datatype must be one of BOOL"),
-        (typed("BYTES", [2], bytes_contents=[b"a"]), "2 elements expected, 1 are there"),
+        (typed("BYTES", [2], bytes_contents=[b"a"]), "shape [2] has 2 elements, bytes_contents has 1"),
     ],
 )
 def test_wrong_typed_contents_are_refused_in_words(server: Served, request_: Any, words: str) -> None:
@@ -168,7 +170,7 @@ def test_wrong_raw_contents_are_refused_in_words(server: Served) -> None:
     assert "INT32 of shape [1] has 4 bytes, got 3" in refusal(server, request)[1]
     request = typed("INT32", [1], int_contents=[3])
     request.raw_input_contents.append(b"1234")
-    assert "both contents and raw_input_contents" in refusal(server, request)[1]
+    assert "inputs have both contents and raw_input_contents" in refusal(server, request)[1]
     code, details = refusal(server, b"\xff\xff\xff")
     assert code == "INVALID_ARGUMENT"
     assert "the request is no ModelInferRequest" in details

@@ -12,16 +12,18 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator, Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import WAIT_S
 
-from fastpipe import Pipe, Request
+from fastpipe import Pipe, Request, Streaming
 
 pytest.importorskip("grpc", reason="grpcio is not installed here")
+pytest.importorskip("orjson", reason="orjson is not installed here")
 pytest.importorskip("google.protobuf", reason="protobuf is not installed here")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed here")
 from grpc_serving import served
@@ -96,18 +98,17 @@ def test_loads(addresses: Mapping[str, str], tmp_path: Path, way: str, load: str
     run(addresses[protocol], protocol, tmp_path / "out.csv", *WAYS[way], *LOADS[load])
 
 
-class ThreeParts(Pipe):
+class ThreeParts(Streaming):
     """Answers three times."""
 
-    async def astream(self, request: Request, **_: Any) -> AsyncGenerator[Any, None]:
+    def run(self, request: Request) -> Iterator[Any]:
         for _ in range(3):
-            yield (await self.acall({"data": request["data"]}))["result"]
+            yield request["data"]
 
 
 def test_answers_in_parts(tmp_path: Path) -> None:
     """Of a model that says it is decoupled, perf_analyzer waits for the empty last answer."""
-    (tmp_path / "m.toml").write_text(MODEL.replace("max_batch_size = 8", "max_batch_size = 0"))
-    with ThreeParts(tmp_path / "m.toml") as pipe, served({"m": pipe}) as made:
-        made.repository.model("m").is_streaming = True
+    table = {**tomllib.loads(MODEL)["serve"], "max_batch_size": 0}
+    with Pipe({"parts": {"backend": ThreeParts}, "serve": table}) as pipe, served({"m": pipe}) as made:
         said = run(made.address, "grpc", tmp_path / "out.csv", "--streaming", "--concurrency-range", "2")
     assert "decoupled model" in said

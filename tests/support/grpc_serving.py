@@ -28,7 +28,7 @@ class Served:
 
     def __init__(self, models: Mapping[str, Any], signatures: Mapping[str, Signature], **options: Any) -> None:
         control = options.pop("control", False)
-        limits = {name: options.pop(name) for name in ("body_bytes", "buffered_bytes") if name in options}
+        limits = {name: options.pop(name) for name in ("body_bytes", "json_bytes", "buffered_bytes") if name in options}
         settings = {name: options.pop(name) for name in ("token", "hide_errors") if name in options}
         self.repository = Repository(models, signatures=signatures, control=control)
         self.service = Service(self.repository, Settings(limits=Limits(**limits), **settings))
