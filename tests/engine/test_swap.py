@@ -7,6 +7,7 @@ import gc
 import os
 import threading
 import time
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -584,7 +585,9 @@ def test_what_closing_an_old_instance_raises_is_said_once_all_is_done(world: Wor
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_the_child_of_a_fork_swaps_nothing(world: World) -> None:
     with Pipe(backend=Versioned, world=world) as pipe:
-        child = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of eventlet's, if other tests have imported it
+            child = os.fork()
         if child == 0:
             try:
                 pipe.swap("main")

@@ -48,6 +48,7 @@ TESTS = [
     "tests/engine/test_places.py",
     "tests/engine/test_routes.py",
     "tests/engine/test_stepper.py",
+    "tests/engine/test_swap.py",
 ]
 
 # By the function that a report names, why it is none.

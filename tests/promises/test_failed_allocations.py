@@ -40,6 +40,9 @@ WAYS = [
     "acall_waits_for_a_time",
     "pipe_map",
     "batched",
+    "swap",
+    "swap_bound",
+    "resize",
 ]
 # So many of the first points, and then every so many'th: the first are the engine's own.
 FIRST_POINTS = 6
