@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from fastpipe import _core
 from fastpipe.announcing import Interface
@@ -19,10 +19,7 @@ from fastpipe.errors import ConfigError, Mistake
 from fastpipe.filters import run, swap
 from fastpipe.instances.one import build_backend, connect, thread_name
 from fastpipe.instances.owned import Instances
-from fastpipe.instances.threads import Slot, Worker, WorkersKeeper, serve_shared, serve_thread_bound
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
+from fastpipe.instances.threads import Desk, Slot, Worker, WorkersKeeper, serve_shared, serve_thread_bound
 
 __all__ = ["Builder", "ThreadBound", "check_streams_alone", "max_batch_of"]
 
@@ -291,10 +288,7 @@ class ThreadBound:
     """An instance that is built on the thread that will run it; the thread then waits for its station."""
 
     def __init__(self, build: Callable[[], Backend], keeper: WorkersKeeper) -> None:
-        from concurrent.futures import Future  # here, as importing it takes longer than all of fastpipe
-
-        self._built: Future[Backend] = Future()
-        self._desk: Future[tuple[_core.Station, int] | None] = Future()
+        self._built, self._desk = Desk(), Desk()
         self._work = build, self._built, self._desk, keeper
         self._worker: Worker | None = None
 
@@ -302,18 +296,20 @@ class ThreadBound:
         """Start the thread, which ``owned`` awaits from now on; return what it has built, or raise what that raised."""
         self._worker = Worker(thread, serve_thread_bound, *self._work)
         owned.start(self._worker)
-        return self._built.result()
+        built = self._built.wait_for(self._worker)
+        if isinstance(built, BaseException):
+            raise built
+        return cast("Backend", built)
 
     def serve(self, station: _core.Station, index: int) -> None:
         """Have the thread serve with its instance."""
         if self._worker is not None:
             self._worker.served = Slot.now(station, index)
-        self._desk.set_result((station, index))
+        self._desk.tell((station, index))
 
     def dismiss(self) -> None:
         """Have the thread close its instance, and end, unless it serves."""
-        if not self._desk.done():
-            self._desk.set_result(None)
+        self._desk.tell(None)
 
 
 def _by_place(node: str, backends: list[Backend]) -> list[list[int]]:

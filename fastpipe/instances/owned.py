@@ -47,9 +47,19 @@ class Instances:
     # ---- threads -----------------------------------------------------------------------------------------------
 
     def start(self, worker: Worker) -> None:
-        """Start a thread, and wait for its end when the pipe closes."""
-        worker.start()
+        """Start a thread, and wait for its end when the pipe closes.
+
+        Raises:
+            PipeError, RuntimeError, MemoryError, KeyboardInterrupt: see ``Worker.start``; if the thread has begun all
+                the same, its end is awaited.
+        """
         self.workers.append(worker)
+        try:
+            worker.start()
+        except BaseException:
+            if worker.is_over and worker in self.workers:
+                self.workers.remove(worker)
+            raise
 
     def join_retired(self, station: _core.Station) -> None:
         """Wait for the ends of threads whose instances serve a station no longer; forget all that have ended."""
@@ -79,14 +89,10 @@ class Instances:
         Raises:
             PipeError, RuntimeError, MemoryError, KeyboardInterrupt: see ``Worker.start``; the clock was stopped.
         """
-        worker = Worker("fastpipe clock", clock.serve)
-        self.workers.append(worker)
         try:
-            worker.start()
+            self.start(Worker("fastpipe clock", clock.serve))
         except BaseException:  # a signal or no memory; its thread may have begun, and close() then waits for its end
             clock.stop()
-            if worker.is_over:
-                self.workers.remove(worker)
             raise
 
     def forget_thread(self, thread: threading.Thread) -> None:

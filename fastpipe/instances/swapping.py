@@ -6,6 +6,7 @@ then, whatever is raised leaves the node as it was.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import threading
@@ -25,11 +26,9 @@ from fastpipe.instances.building import ThreadBound, check_streams_alone, max_ba
 from fastpipe.instances.logbook import Line, Logbook
 from fastpipe.instances.one import build_backend, connect, thread_name, warm_ups_in
 from fastpipe.instances.owned import Instances, time_to_close
-from fastpipe.instances.threads import Worker, WorkersKeeper, serve_once_open
+from fastpipe.instances.threads import Desk, Worker, WorkersKeeper, serve_once_told
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from fastpipe.config.described import NodeConfig, PipeConfig
     from fastpipe.config.plan import StepPlan
     from fastpipe.instances.hung import Keeper
@@ -68,8 +67,8 @@ class _Change:
     built: list[_Built] = field(default_factory=list)
     kept: list[tuple[_core.Station, int]] = field(default_factory=list)
     """Tokens for what is built."""
-    gate: Future[bool] | None = None
-    """Where threads wait that are to run in any instance."""
+    desk: Desk = field(default_factory=Desk)
+    """Where threads wait that are to run in any instance: do they serve?"""
 
 
 class Swapper:
@@ -117,13 +116,17 @@ class Swapper:
             except BaseException as error:
                 if engine._made_of is change.made_of:  # it is made: a signal has come in the middle
                     self._start_to_drain(engine, stations)
-                else:
-                    self._undo(change, error)
-                    self._say(node, "not_switched", f"it goes on as it was: {type(error).__name__}: {text_of(error)}")
+                    raise
+                while True:
+                    try:
+                        self._undo(change, error)
+                        break
+                    except MemoryError:  # somebody may free some
+                        continue
+                self._say(node, "not_switched", f"it goes on as it was: {type(error).__name__}: {text_of(error)}")
                 raise
             draining = self._start_to_drain(engine, stations)
-            for looker in (*self._lookers, *(() if engine.recorder is None else (engine.recorder,))):
-                looker.note_change(change.made_of)
+            self._tell_lookers(engine, change.made_of)
             self._drain(draining, node, limit_s)
         self._say_done(change, retired, time.monotonic() - began_s)
 
@@ -146,8 +149,8 @@ class Swapper:
         try:
             self._keeper.switch(engine, tuple(switches), change.made_of)
         finally:
-            if change.gate is not None and engine._made_of is change.made_of:
-                change.gate.set_result(True)
+            if engine._made_of is change.made_of:
+                change.desk.tell(True)
         return sum(map(len, retired.values()))
 
     def _surplus(self, serving: Mapping[_core.Station, list[int]], count: int) -> dict[_core.Station, list[int]]:
@@ -209,8 +212,9 @@ class Swapper:
         instances = _instances_of(engine, station)
         alone = len([other for other in engine.stations if other.name == station.name]) == 1
         own = [built for built in change.built if alone or built.backend.place == station.place]
-        stays = next((token for token in _serving(station) if token not in retired), None)
-        asked = own[0].backend if stays is None else instances[stays].backend
+        gone = {*retired, *self._keeper.missing(station)}
+        stays = next((token for token in _serving(station) if token not in gone), None)
+        asked = own[0].backend if own else instances[_serving(station)[0] if stays is None else stays].backend
         max_batch = max_batch_of(change.config, asked)
         self._check_streams(change, station, asked, max_batch)
         tokens = station.make_room(tuple(built.number for built in own), self._vacant(station), max_batch)
@@ -248,28 +252,24 @@ class Swapper:
 
     def _start_sharing(self, change: _Change) -> None:
         """Start a thread for each instance that any thread runs; they serve once these do."""
-        from concurrent.futures import Future  # here, as importing it takes longer than all of fastpipe
-
         if change.plan.thread_bound:
             return
-        change.gate = Future()
         for station, token in change.kept:
             name = thread_name(station.name, station.numbers[token])
             number = station.next_sharing(change.is_rebuilt)
-            work = serve_once_open, change.gate, station, token, number, self._workers_keeper
+            work = serve_once_told, change.desk, station, token, number, self._workers_keeper
             self._instances.start(Worker(name, *work))
 
     def _undo(self, change: _Change, error: BaseException) -> None:
-        """Close what was built in vain, because of ``error``."""
-        if change.gate is not None:
-            change.gate.set_result(False)
+        """Close what was built in vain, because of ``error``; what is done already is not done again."""
+        change.desk.tell(False)
         for station, token in change.kept:
             station.retire(token, station.life_of(token), 0.0)
-        try:
-            for built in change.built:
+        for built in change.built:
+            try:
                 self._discard(built)
-        except Exception as close_error:  # the reason for closing is what the user must see
-            error.add_note(f"fastpipe: closing what was built raised {type(close_error).__name__}: {close_error}")
+            except Exception as close_error:  # the reason for closing is what the user must see
+                error.add_note(f"fastpipe: closing what was built raised {type(close_error).__name__}: {close_error}")
 
     def _discard(self, built: _Built) -> None:
         if built.bound is not None:
@@ -319,13 +319,20 @@ class Swapper:
             try:
                 self._instances.close_backends(None, station)
             except BaseException as error:
-                error.add_note(
-                    f"fastpipe: {station.title} serves with other instances; this is what closing an old one raised"
-                )
+                text = f"{station.title} serves with other instances; this is what closing an old one raised"
+                error.add_note(f"fastpipe: {text}")
                 raised.append(error)
             self._instances.join_retired(station)
             for token in self._vacant(station):
                 instances[token] = None
+
+    def _tell_lookers(self, engine: _core.Engine, made_of: PipeConfig) -> None:
+        while True:
+            with contextlib.suppress(RuntimeError):  # another thread has just added one
+                lookers = list(self._lookers)
+                break
+        for looker in (*lookers, *(() if engine.recorder is None else (engine.recorder,))):
+            looker.note_change(made_of)
 
     def _say_done(self, change: _Change, retired: int, took_s: float) -> None:
         warm = warm_ups_in(change.built[0].backend) if change.built else []

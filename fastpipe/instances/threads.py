@@ -11,28 +11,28 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from fastpipe._core import Latch, Station, ThreadLife, ThreadStart
 from fastpipe.contract import Backend, close_all
 from fastpipe.errors import PipeError
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
 __all__ = [
+    "Desk",
     "Slot",
     "Worker",
     "check_threads",
     "run_on_thread",
     "serve_and_close",
-    "serve_once_open",
+    "serve_once_told",
     "serve_shared",
     "serve_thread_bound",
 ]
 
 # A worker that has died is set to work again at once, or, if it dies again and again, after a pause up to this long.
 LONGEST_PAUSE_S = 0.1
+# Who waits for another thread looks so often whether that is still there.
+LOOK_S = 0.05
 
 
 def check_threads() -> None:
@@ -174,6 +174,44 @@ async def run_on_thread(name: str, function: Callable[..., None], *arguments: An
     await ended
 
 
+class Desk:
+    """Where one thread tells another something, once."""
+
+    def __init__(self) -> None:
+        self._is_told = Latch()
+        self._what: Any = None
+
+    def tell(self, what: Any) -> None:
+        """Say it, if nothing was said before; again, while there is no memory for that."""
+        while not self._is_told.is_set():
+            try:
+                self._what = what
+                self._is_told.set()
+            except MemoryError:
+                continue
+
+    def wait(self) -> Any:
+        """Wait until it is said, and return it."""
+        while not self._is_told.is_set():
+            try:
+                self._is_told.wait()
+            except MemoryError:
+                continue
+        return self._what
+
+    def wait_for(self, teller: Worker) -> Any:
+        """The same, unless the thread that is to say it has ended without.
+
+        Raises:
+            MemoryError: it has, as there was no memory even for that.
+        """
+        while not self._is_told.wait(LOOK_S) and not teller.is_over:
+            pass
+        if not self._is_told.is_set():
+            raise MemoryError("a thread of the pipe has ended, for want of memory")
+        return self._what
+
+
 class WorkersKeeper(Protocol):
     """Whom a worker tells what becomes of it."""
 
@@ -209,9 +247,15 @@ def serve(station: Station, index: int, worker: int, keeper: WorkersKeeper) -> A
             continue
 
 
-def serve_once_open(gate: Future[bool], station: Station, index: int, worker: int, keeper: WorkersKeeper) -> None:
-    """The life of a worker that is there before it is needed: once the gate says that it is, it is the next one's."""
-    if gate.result():
+def serve_once_told(desk: Desk, station: Station, index: int, worker: int, keeper: WorkersKeeper) -> None:
+    """The life of a worker that is there before it is needed: once it is told that it is, it is the next one's."""
+    while True:
+        try:
+            is_needed = desk.wait()
+            break
+        except MemoryError:  # for the call itself
+            continue
+    if is_needed:
         serve_shared(station, index, worker, keeper)
 
 
@@ -225,20 +269,18 @@ def serve_shared(station: Station, index: int, worker: int, keeper: WorkersKeepe
             keeper.came_back(station)
 
 
-def serve_thread_bound(
-    build: Callable[[], Backend],
-    built: Future[Backend],
-    desk: Future[tuple[Station, int] | None],
-    keeper: WorkersKeeper,
-) -> None:
-    """The life of a thread-bound instance: built, run and closed on one thread. ``desk``: its station and token."""
+def serve_thread_bound(build: Callable[[], Backend], built: Desk, desk: Desk, keeper: WorkersKeeper) -> None:
+    """The life of a thread-bound instance: built, run and closed on one thread.
+
+    ``built`` is told of the backend, or of what its constructor raised; ``desk`` tells its station and token, or None.
+    """
     try:
         backend = build()
     except BaseException as error:
-        built.set_exception(error)
+        built.tell(error)
         return
-    built.set_result(backend)
-    found = desk.result()
+    built.tell(backend)
+    found = desk.wait()
     if found is None:
         backend.close()
     else:

@@ -7,6 +7,7 @@ import gc
 import os
 import threading
 import time
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -254,7 +255,11 @@ def test_what_waits_is_weighed_and_given_its_bucket_by_who_will_run_it(world: Wo
         world.waits[1].set()
         swapping.result(WAIT_S)
         assert first.result(WAIT_S)["result"] == (1, 1)
-        assert world.batches == [(1, [1]), (2, [1, 1]), (2, [3, 1]), (2, [2, 2])]
+        assert world.batches[:2] == [(1, [1]), (2, [1, 1])]
+        assert sorted(world.batches[2:]) == [
+            (2, [2, 2]),
+            (2, [3, 1]),
+        ]  # both are full: which goes first is a matter of time
         assert pipe.stats()["nodes"]["main"]["queued"] == 0
 
 
@@ -584,7 +589,9 @@ def test_what_closing_an_old_instance_raises_is_said_once_all_is_done(world: Wor
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_the_child_of_a_fork_swaps_nothing(world: World) -> None:
     with Pipe(backend=Versioned, world=world) as pipe:
-        child = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of eventlet's, if other tests have imported it
+            child = os.fork()
         if child == 0:
             try:
                 pipe.swap("main")

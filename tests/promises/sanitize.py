@@ -52,6 +52,7 @@ TESTS = [
     "tests/engine/test_streaming_ends.py",
     "tests/engine/test_streaming_graphs.py",
     "tests/engine/test_streaming_readers.py",
+    "tests/engine/test_swap.py",
 ]
 
 # By the function that a report names, why it is none.

@@ -49,6 +49,9 @@ WAYS = [
     "timeline_goes_on",
     "traced",
     "asked_in_contexts",
+    "swap",
+    "swap_bound",
+    "resize",
 ]
 # So many of the first points, and then every so many'th: the first are the engine's own.
 FIRST_POINTS = 6
