@@ -460,7 +460,7 @@ def stream_in_company() -> None:
     pipe = Pipe(backend=Counts, max=3, batching_timeout=1)
     list(pipe.stream({"data": 1}))
     read: list[list[int]] = [[], [], []]
-    # SystemError: CPython's own, of a generator's end inside of Context.run.
+    # SystemError: at one point next() of the generator returns without an exception, and it is not known why.
     with suppress(MemoryError, SystemError, fastpipe.WorkerDied), Failing():
         started = [pipe.stream({"data": 40}, buffer=2) for _ in read]
         for chunks, own in zip(started, read, strict=True):
