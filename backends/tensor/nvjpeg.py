@@ -28,6 +28,8 @@ from fastpipe.errors import MissingExtra
 
 __all__ = ["SUCCESS", "BatchDecoder", "Library", "Picture", "load", "status_name"]
 
+MOST_DECODERS = 2
+
 LIBRARY = "libnvjpeg.so.13"
 DRIVER = "libcuda.so.1"
 
@@ -245,7 +247,6 @@ class _Engines:
 
     def __init__(self, library: Library, interpolates: bool) -> None:
         self._library = library
-        self.users = 0  # guarded by _sharing
         self.lock = threading.Lock()
         self._choosers: defaultdict[int, _Chooser] = defaultdict(_Chooser)
         self._stream, self._before, self._after = (ctypes.c_void_p() for _ in range(3))
@@ -276,30 +277,32 @@ class _Engines:
         return self._ways[0].handle
 
     def decode(self, batch: BatchDecoder, count: int, stream: int) -> int:
-        """Decode a batch: ``stream`` is waited for, and waits for its pixels. Return the status of all of it."""
-        with self.lock:
-            chooser = self._choosers[count.bit_length()] if len(self._ways) > 1 else None
-            way = self._ways[number := chooser.choose() if chooser else 0]
-            driver, mine = self._library.driver, self._stream
-            # The library may hang if a batch begins while it is still at work on the one before, in either way.
-            if driver.cuStreamQuery(mine):
-                check("cuStreamSynchronize", self._library.waiting.cuStreamSynchronize(mine))
-            way.prepare(count, batch.output)
-            check("cuEventRecord", driver.cuEventRecord(self._before, stream))
-            check("cuStreamWaitEvent", driver.cuStreamWaitEvent(mine, self._before, 0))
-            begun_ns = time.perf_counter_ns()
-            status: int = self._library.long.nvjpegDecodeBatched(
-                way.handle, way.state, batch.sources, batch.lengths, batch.destinations, mine
-            )
-            elapsed_ns = time.perf_counter_ns() - begun_ns
-            if status:
-                way.ready_for = (0, 0)
-                check("cuStreamSynchronize", self._library.waiting.cuStreamSynchronize(mine))
-            elif chooser and not batch.is_warming_up:
-                chooser.note(number, elapsed_ns / max(1, sum(batch.lengths[:count])))
-            check("cuEventRecord", driver.cuEventRecord(self._after, mine))
-            check("cuStreamWaitEvent", driver.cuStreamWaitEvent(stream, self._after, 0))
-            return status
+        """Decode a batch: ``stream`` is waited for, and waits for its pixels. Return the status of all of it.
+
+        ``lock`` is held.
+        """
+        chooser = self._choosers[count.bit_length()] if len(self._ways) > 1 else None
+        way = self._ways[number := chooser.choose() if chooser else 0]
+        driver, mine = self._library.driver, self._stream
+        # The library may hang if a batch begins while it is still at work on the one before, in either way.
+        if driver.cuStreamQuery(mine):
+            check("cuStreamSynchronize", self._library.waiting.cuStreamSynchronize(mine))
+        way.prepare(count, batch.output)
+        check("cuEventRecord", driver.cuEventRecord(self._before, stream))
+        check("cuStreamWaitEvent", driver.cuStreamWaitEvent(mine, self._before, 0))
+        begun_ns = time.perf_counter_ns()
+        status: int = self._library.long.nvjpegDecodeBatched(
+            way.handle, way.state, batch.sources, batch.lengths, batch.destinations, mine
+        )
+        elapsed_ns = time.perf_counter_ns() - begun_ns
+        if status:
+            way.ready_for = (0, 0)
+            check("cuStreamSynchronize", self._library.waiting.cuStreamSynchronize(mine))
+        elif chooser and not batch.is_warming_up:
+            chooser.note(number, elapsed_ns / max(1, sum(batch.lengths[:count])))
+        check("cuEventRecord", driver.cuEventRecord(self._after, mine))
+        check("cuStreamWaitEvent", driver.cuStreamWaitEvent(stream, self._after, 0))
+        return status
 
     def close(self) -> None:
         for way in self._ways:
@@ -316,9 +319,52 @@ class _Engines:
                 destroy(handle)
 
 
+class _Pool:
+    """The ``_Engines`` of one GPU, with one kind of upsampling: another one is made where all are taken, up to a limit.
+
+    ``users`` is guarded by ``_sharing``.
+    """
+
+    def __init__(self, library: Library, interpolates: bool) -> None:
+        self._library = library
+        self._interpolates = interpolates
+        self._all = [_Engines(library, interpolates)]
+        self._making = threading.Lock()
+        self.users = 0
+
+    @property
+    def reader(self) -> ctypes.c_void_p:
+        """The handle by which headers are read, by any thread."""
+        return self._all[0].reader
+
+    def decode(self, batch: BatchDecoder, count: int, stream: int) -> int:
+        """Decode a batch by the first that is free: see ``_Engines.decode``."""
+        engines = self._taken()
+        try:
+            return engines.decode(batch, count, stream)
+        finally:
+            engines.lock.release()
+
+    def _taken(self) -> _Engines:
+        for engines in self._all:
+            if engines.lock.acquire(blocking=False):
+                return engines
+        with self._making:
+            if len(self._all) < MOST_DECODERS:
+                self._all.append(_Engines(self._library, self._interpolates))
+        engines = self._all[-1]
+        engines.lock.acquire()
+        return engines
+
+    def close(self) -> None:
+        for engines in self._all:
+            engines.close()
+        self._all.clear()
+
+
 # Reentrant: making a decoder may collect garbage, and with it another decoder, which is closed then.
 _sharing = threading.RLock()
-_shared: dict[tuple[int, bool], _Engines] = {}
+_shared: dict[tuple[int, bool], _Pool] = {}
 
 
 # ---- a decoder -------------------------------------------------------------------------------------------------------
@@ -358,7 +404,7 @@ class BatchDecoder:
         self._widths, self._heights = (ctypes.c_int * 4)(), (ctypes.c_int * 4)()
         with _sharing:
             if self._key not in _shared:
-                _shared[self._key] = _Engines(library, fancy_upsampling)
+                _shared[self._key] = _Pool(library, fancy_upsampling)
             self._engines = _shared[self._key]
             self._engines.users += 1
             self._is_open = True
