@@ -5,8 +5,9 @@ times for each image, and a thread that wants the GIL back from one that compute
 short calls (a microsecond or two each: no image is decoded in them) keep it, and the one that decodes releases it: one
 release for a batch.
 
-**One decoder a GPU.** The JPEG engines are hardware of their own, and one decoder keeps them busy; a second one makes
-both slower. So all instances of a process share what there is for a GPU (``_Engines``), and take turns.
+**Two decoders a GPU.** The JPEG engines are hardware of their own, and one decoder nearly keeps them busy. A second one
+bridges what a thread takes to get the GIL back; more make all of them slower beside a model. So the instances of a
+process share what there is for a GPU (``_Pool``), and take turns.
 
 **Two ways to decode.** With pipelining (nvJPEG's default) a batch takes a seventh less time while the GPU is idle, and
 twenty times as long as soon as another stream has kernels queued, whatever its priority. Which of the two is quicker
@@ -28,6 +29,8 @@ from fastpipe.errors import MissingExtra
 
 __all__ = ["SUCCESS", "BatchDecoder", "Library", "Picture", "load", "status_name"]
 
+# On an H200, images/s by 1 / 2 / 4 (one run): 517x606 to tensors by map 21.8k / 28.7k / 27.8k; 1280x720 to
+# classes by map, two instances, 9.0k / 8.2k / 6.8k; lists beside a thread that computes, share 0.47 / 0.71 / 1.04.
 MOST_DECODERS = 2
 
 LIBRARY = "libnvjpeg.so.13"

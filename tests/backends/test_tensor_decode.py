@@ -168,22 +168,28 @@ def test_no_batch_begins_while_the_library_is_at_work_on_another(fake: Fake) -> 
     decoder.close()
 
 
-def test_instances_on_one_gpu_share_its_engines(fake: Fake) -> None:
-    """Two of them would be slower than one; whoever is the last gives them back."""
+def test_instances_on_one_gpu_share_two_decoders(fake: Fake) -> None:
+    """The second is made when the first is taken; whoever is the last gives them back."""
     library = fake.load()
-    first, second, other = new_decoder(library), new_decoder(library, color="bgr"), new_decoder(library, device=1)
-    assert fake.live == 2 * (2 * 2 + 3)  # two ways with handle and state, a stream and two events; of two GPUs
+    of_one = 2 * 2 + 3  # two ways with handle and state, a stream and two events
+    decoders = [new_decoder(library, color=color) for color in ("rgb", "bgr", "rgb")]
+    other = new_decoder(library, device=1)
+    assert fake.live == 2 * of_one
     images = [jpeg(30, 20)] * 4
-    with ThreadPoolExecutor(2) as pool:
+    pool = nvjpeg._shared[0, True]
+    with pool._all[0].lock:  # as if it decoded
+        np.testing.assert_array_equal(decoded(decoders[1], images)[0][3], pixels_of(images[0], 30, 20, "bgr"))
+    assert fake.live == 3 * of_one
+    with ThreadPoolExecutor(3) as executor:
         for _ in range(20):
-            of_first, of_second = pool.submit(decoded, first, images), pool.submit(decoded, second, images)
-            np.testing.assert_array_equal(of_first.result()[0][3], pixels_of(images[0], 30, 20))
-            np.testing.assert_array_equal(of_second.result()[0][3], pixels_of(images[0], 30, 20, "bgr"))
-    assert fake.most_inside == 1
-    first.close()
-    other.close()
-    assert fake.live == 2 * 2 + 3
-    second.close()
+            for future in [executor.submit(decoded, decoder, images) for decoder in decoders]:
+                assert future.result()[1] == SUCCESS
+    assert fake.most_inside <= 2
+    assert fake.live == 3 * of_one
+    for decoder in (decoders[0], other, decoders[1]):
+        decoder.close()
+    assert fake.live == 2 * of_one
+    decoders[2].close()
 
 
 def test_each_batch_goes_the_way_that_was_chosen_and_tells_what_it_cost(
