@@ -255,7 +255,8 @@ def test_what_waits_is_weighed_and_given_its_bucket_by_who_will_run_it(world: Wo
         world.waits[1].set()
         swapping.result(WAIT_S)
         assert first.result(WAIT_S)["result"] == (1, 1)
-        assert world.batches == [(1, [1]), (2, [1, 1]), (2, [3, 1]), (2, [2, 2])]
+        assert world.batches[:2] == [(1, [1]), (2, [1, 1])]
+        assert sorted(world.batches[2:]) == [(2, [2, 2]), (2, [3, 1])]  # a full one may overtake what is not overdue
         assert pipe.stats()["nodes"]["main"]["queued"] == 0
 
 
