@@ -284,7 +284,8 @@ def serve_thread_bound(build: Callable[[], Backend], built: Desk, desk: Desk, ke
     if found is None:
         backend.close()
     else:
-        serve_and_close(*found, backend, keeper)
+        station, index = found
+        serve_and_close(station, index, backend, keeper)
 
 
 def serve_and_close(station: Station, index: int, backend: Backend, keeper: WorkersKeeper) -> None:
