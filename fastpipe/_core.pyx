@@ -521,12 +521,20 @@ cdef class Engine:
                   if (<Station>station).cache is not None}
         if node is not None and node not in caches:
             raise ValueError(f"no node {in_brief(node)} has a cache{nearest(node, caches)}; those that have one are {list(caches)}")
-        return sum([cache.clear() for name, cache in caches.items() if node is None or name == node])
+        count = 0
+        for name, cache in caches.items():
+            if node is None or name == node:
+                count += cache.clear()
+        return count
 
     @property
     def tallies_bytes(self):
         """Memory of all histograms."""
-        return TIME_BUCKETS * sizeof(int64_t) + sum([(<Station>station).tallies_bytes for station in self.stations])
+        cdef Station station
+        cdef int64_t size_bytes = TIME_BUCKETS * sizeof(int64_t)
+        for station in self.stations:
+            size_bytes += station.tallies_bytes
+        return size_bytes
 
     def _measures(self):
         """What is counted, at one moment: for ``stats_of`` of measures.py."""

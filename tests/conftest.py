@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--wheel", type=Path, help="a built wheel, whose list of files is then checked")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def repository_root() -> Path:
     """The folder that holds ``fastpipe/``, ``kernels/`` and ``backends/``."""
     return ROOT

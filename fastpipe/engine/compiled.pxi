@@ -91,6 +91,13 @@ cdef class Node:
         self.jump = entry
 
 
+cdef tuple _nodes_at(tuple nodes, object indices):
+    cdef list chosen = []
+    for index in indices:
+        chosen.append(nodes[index])
+    return tuple(chosen)
+
+
 @cython.final
 cdef class Exit:
     """How a request leaves a node, or a skipped part of the graph: a graph.Exit for fast reading."""
@@ -101,7 +108,7 @@ cdef class Exit:
             self.kept.push_back(slot)
         for slot in plan.unread:
             self.unread.push_back(slot)
-        self.next = tuple([nodes[index] for index in plan.next])
+        self.next = _nodes_at(nodes, plan.next)
         self.heir = plan.heir
         self.leaves = plan.leaves
 
@@ -119,7 +126,7 @@ cdef class Entry:
             self.slots.push_back(plan.slots.get(index, -1))
         for count in plan.readers:
             self.readers.push_back(count)
-        self.leaves = tuple([nodes[index] for index in plan.leaves])
+        self.leaves = _nodes_at(nodes, plan.leaves)
         self.leaf_count = len(self.leaves)
         self.restart = None if plan.restart is None else nodes[plan.restart]
         stations = [(<Node>nodes[index]).station for index in sorted(plan.reached) if (<Node>nodes[index]).station is not None]

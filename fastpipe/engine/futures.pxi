@@ -241,7 +241,7 @@ def _tell_all(list waiters, future, str how):
                 if not issubclass(type(error), MemoryError):
                     interrupt = error
                 try:
-                    if any([each is future for each in waiter.finished_futures]):
+                    if is_among(future, waiter.finished_futures):
                         # It knows, but may still sleep. Not here: the event's lock may have been left taken.
                         start_new_thread(waiter.event.set, ())
                         break
@@ -337,6 +337,14 @@ cdef int _schedule(object future, list callbacks) except -1:
     """Have those callbacks of an asyncio future called that are not about to be: its set_result() was ended in the middle."""
     loop = future.get_loop()
     for callback, context in callbacks:
-        if not any([future in (handle._args or ()) and handle._callback is callback for handle in getattr(loop, "_ready", ())]):
+        if not _is_scheduled(loop, future, callback):
             loop.call_soon(callback, future, context=context)
     return 0
+
+
+cdef c_bool _is_scheduled(object loop, object future, object callback) except *:
+    """True if the loop is about to call that callback of a future."""
+    for handle in getattr(loop, "_ready", ()):
+        if future in (handle._args or ()) and handle._callback is callback:
+            return True
+    return False

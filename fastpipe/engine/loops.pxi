@@ -66,7 +66,7 @@ cdef object find_call_loop(Engine engine, tuple wait):
     while changed:
         changed = False
         for station in list(nodes):
-            if sum([each is station for _, stations, _ in waits for each in stations]) < _count_instances(station):
+            if _count_waits(waits, station) < _count_instances(station):
                 nodes.remove(station)
                 changed = True
         for other in list(waits):
@@ -76,7 +76,7 @@ cdef object find_call_loop(Engine engine, tuple wait):
     station = _station_awaited(wait, nodes)
     if station is None:
         return None
-    held = " and ".join([repr((<Station>each).name) + at_place(<Station>each) for each in nodes])
+    held = " and ".join(_titles(nodes))
     if is_another_inside(current_greenlet()):
         return CallLoop(f"a call waits for {station.title}, whose instances are all in calls of other greenlets of this thread, "
                         f"which cannot go on while it waits. {_GREENLET_ADVICE}")
@@ -156,5 +156,30 @@ cdef c_bool _makes_no_room(Station front, list stuck):
 
 cdef c_bool _is_run_by(object awaited, list waits, tuple but) noexcept:
     """True if one of the backends that wait, other than ``but``, runs what is awaited."""
-    return isinstance(awaited, Walk) and any([is_part_of(<Visit>visit, <Walk>awaited)
-                                              for other in waits if other is not but for visit in other[2]])
+    cdef Visit visit
+    if not isinstance(awaited, Walk):
+        return False
+    for other in waits:
+        if other is but:
+            continue
+        for visit in other[2]:
+            if is_part_of(visit, <Walk>awaited):
+                return True
+    return False
+
+
+cdef Py_ssize_t _count_waits(list waits, Station station) except -1:
+    """How many backends that wait are instances of that station."""
+    cdef Py_ssize_t count = 0
+    for _, stations, _ in waits:
+        for each in stations:
+            count += each is station
+    return count
+
+
+cdef list _titles(list stations):
+    cdef Station station
+    cdef list titles = []
+    for station in stations:
+        titles.append(repr(station.name) + at_place(station))
+    return titles

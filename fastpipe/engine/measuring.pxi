@@ -203,9 +203,11 @@ def ladder(str name):
     cdef int32_t bucket
     cdef int32_t count = TIME_BUCKETS
     shift, unit = _LADDERS[name]
-    edges = [(upper_edge(bucket, shift) / unit, (upper_edge(bucket - 1, shift) + 1 + upper_edge(bucket, shift)) / 2 / unit)
-             for bucket in range(1, count)]
-    return [(upper_edge(0, shift) / unit, 0.0 if shift else 1.0), *edges]
+    cdef list edges = [(upper_edge(0, shift) / unit, 0.0 if shift else 1.0)]
+    for bucket in range(1, count):
+        middle = (upper_edge(bucket - 1, shift) + 1 + upper_edge(bucket, shift)) / 2
+        edges.append((upper_edge(bucket, shift) / unit, middle / unit))
+    return edges
 
 
 cdef tuple _tally(const Histogram* histogram, double unit):

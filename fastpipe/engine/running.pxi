@@ -280,7 +280,9 @@ cdef int _run_again(Engine engine, Station station, Instance instance, list aliv
         station.halved += 1
         pieces = [alive[:half], alive[half:]]
     else:
-        pieces = [[visit] for visit in alive]
+        pieces = []
+        for visit in alive:
+            pieces.append([visit])
     for piece in pieces:
         if turn.abandoned is not None:                          # E8
             return 0

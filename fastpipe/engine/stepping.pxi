@@ -33,8 +33,12 @@ cdef class Stepper:
     @property
     def waiting(self):
         """What has arrived at a node whose filter has not been asked: (node, part, request), in order."""
-        return [((<Visit>visit).node.name, part_of((<Visit>visit).walk), request_of(self.engine, <Visit>visit))
-                for visit in self.turn.arrived if not is_dead(<Visit>visit)]
+        cdef Visit visit
+        cdef list found = []
+        for visit in self.turn.arrived:
+            if not is_dead(visit):
+                found.append((visit.node.name, part_of(visit.walk), request_of(self.engine, visit)))
+        return found
 
     @property
     def next(self):

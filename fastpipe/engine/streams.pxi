@@ -61,7 +61,7 @@ cdef tuple _guard_of(Visit visit):
         return None
     for index in range(len(station.held)):
         held = station.held[index]
-        if held is not None and any([each is visit for each in <list>(<tuple>held)[0]]):
+        if held is not None and is_among(visit, <list>(<tuple>held)[0]):
             return (<tuple>held)[1], index
     return None
 
@@ -120,7 +120,6 @@ def wait_for_room(requests) -> None:
     """
     cdef list visits = list(requests)
     cdef Py_ssize_t index
-    # In its own list: where a comprehension has no memory, Cython 3.3.1 lets go of what it was to append once too often.
     for index in range(len(visits)):
         visits[index] = _visit_for(visits[index], "wait_for_room")
     if visits:
@@ -147,6 +146,15 @@ def finish(backend, request) -> bool:
     return _finish(backend, request, None)
 
 
+cdef c_bool _is_whole(object backend, Node node) except *:
+    """True if it is one of the node's backends, and not a part of one."""
+    cdef Instance instance
+    for instance in node.instances:
+        if instance.backend is backend:
+            return True
+    return False
+
+
 def _finish(backend, request, list failed) -> bool:
     """The same; ``failed`` holds what the request has failed with, and is emptied: nobody else keeps that, as a rule."""
     cdef Visit visit = _visit_for(request, "finish")
@@ -155,7 +163,7 @@ def _finish(backend, request, list failed) -> bool:
     cdef Turn turn
     cdef Frame* frame = _frame_of_batch()
     cdef int count = len(<list>frame.batch)
-    if visit.stepper is not None or not any([(<Instance>each).backend is backend for each in visit.node.instances]):
+    if visit.stepper is not None or not _is_whole(backend, visit.node):
         return False
     if visit.has_left or is_dead(visit) or not _keep(visit, _guard_of(visit), now_ns()):
         return True                                             # it is filed with the batch, which may have been given up

@@ -153,7 +153,10 @@ def late_at(int64_t hang_ns, list looks):
     """When a batch counts as late after each of some looks at its instance: (when it began, when the look was meant, when it was)."""
     cdef Watched watched
     watched.started_ns = watched.since_ns = watched.pauses = 0
-    return [late_at_ns(&watched, started_ns, hang_ns, now_ns, asked_ns) for started_ns, asked_ns, now_ns in looks]
+    cdef list late_at = []
+    for started_ns, asked_ns, now_ns in looks:
+        late_at.append(late_at_ns(&watched, started_ns, hang_ns, now_ns, asked_ns))
+    return late_at
 
 
 @cython.final
@@ -174,8 +177,12 @@ cdef class CountedValues:
     @property
     def counts(self):
         """(greatest value that is too small for the bucket, greatest value of the bucket, count), of those that have some."""
-        return [(upper_edge(bucket - 1, self.histogram.shift) if bucket else 0, upper_edge(bucket, self.histogram.shift), count)
-                for bucket, count in enumerate(self.buckets) if count]
+        cdef list found = []
+        for bucket, count in enumerate(self.buckets):
+            if count:
+                below = upper_edge(bucket - 1, self.histogram.shift) if bucket else 0
+                found.append((below, upper_edge(bucket, self.histogram.shift), count))
+        return found
 
     @property
     def sum(self):
@@ -224,7 +231,10 @@ cdef class RankedTickets:
                 cursor_move(&cursor, &self.ranked, &taken)
             else:
                 cursor_pass(&cursor, &self.ranked)
-        return [taken_pop(&taken).arrival_ns for _ in range(taken.count)]
+        cdef list numbers = []
+        for _ in range(taken.count):
+            numbers.append(taken_pop(&taken).arrival_ns)
+        return numbers
 
     @property
     def numbers(self):

@@ -162,6 +162,14 @@ cdef int64_t _spin_ns = 0
 cdef unsigned long _main_thread = 0
 
 
+cdef c_bool is_among(object thing, object things) except *:
+    """True if one of them is this very object."""
+    for each in things:
+        if each is thing:
+            return True
+    return False
+
+
 def configure_process(main_thread_ident: int, spin_ns: int) -> None:
     """Tell the engine which thread serves signals, and how long a waiter spins before it sleeps."""
     global _main_thread, _spin_ns

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,15 +11,6 @@ from helpers import WAIT_S, opened
 from ledger import check_measures
 
 from fastpipe import ConfigError, NoResult, PerRequest, Pipe, Request, Sequential, Status, _core
-
-
-@pytest.fixture
-def frozen_time() -> Iterator[None]:
-    """Time stands still, but for _core._advance_time."""
-    _core._freeze_time()
-    yield
-    _core._thaw_time()
-
 
 # ---- what is kept ---------------------------------------------------------------------------------------------------
 

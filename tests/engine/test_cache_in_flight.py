@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,14 +40,6 @@ from fastpipe import (
 
 class Planted(BaseException):
     """Nothing that a backend raised."""
-
-
-@pytest.fixture
-def frozen_time() -> Iterator[None]:
-    """Time stands still, but for _core._advance_time."""
-    _core._freeze_time()
-    yield
-    _core._thaw_time()
 
 
 # ---- equal requests in flight ---------------------------------------------------------------------------------------
@@ -597,6 +589,19 @@ class Fails(Backend):
                 request["object"] = object()
 
 
+async def tasks(pipe: Pipe, own: random.Random) -> list[Any]:
+    """Four requests side by side, of which one is cancelled: each with what it got."""
+    requests = [{"data": own.randrange(4)} for _ in range(4)]
+    calls = [asyncio.create_task(pipe.acall(request, timeout=limit(own))) for request in requests]
+    await asyncio.sleep(own.random() / 1000)
+    calls[own.randrange(4)].cancel()
+    return [*zip(requests, await asyncio.gather(*calls, return_exceptions=True), strict=True)]
+
+
+def limit(own: random.Random) -> float | None:
+    return own.choice((None, None, None, 0.0005, 0.002))
+
+
 def test_equal_requests_end_once_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight clients send few contents, leave, and run out of time; workers die, and the cache is emptied."""
     monkeypatch.setattr(threading, "excepthook", lambda what: None)
@@ -608,16 +613,6 @@ def test_equal_requests_end_once_whatever_happens(monkeypatch: pytest.MonkeyPatc
     def dies() -> None:
         if chance.random() < 0.002:
             raise Planted
-
-    async def tasks(pipe: Pipe, own: random.Random) -> list[Any]:
-        requests = [{"data": own.randrange(4)} for _ in range(4)]
-        calls = [asyncio.create_task(pipe.acall(request, timeout=limit(own))) for request in requests]
-        await asyncio.sleep(own.random() / 1000)
-        calls[own.randrange(4)].cancel()
-        return [*zip(requests, await asyncio.gather(*calls, return_exceptions=True), strict=True)]
-
-    def limit(own: random.Random) -> float | None:
-        return own.choice((None, None, None, 0.0005, 0.002))
 
     def ended(request: Request, what: Any) -> None:
         if not isinstance(what, BaseException):

@@ -11,6 +11,7 @@ import textwrap
 from typing import Any
 
 import pytest
+from helpers import time_stands_still
 
 import fastpipe
 from fastpipe import Backend, CallLoop, Pipe, PipeError, Request
@@ -89,19 +90,15 @@ def test_cancelled_asks_for_the_greenlet_that_asks() -> None:
         request = {"data": "late", "switch": lambda: [main.switch(), said.append(fastpipe.cancelled())]}
         return pipe(request, timeout=1.0)
 
-    fastpipe._core._freeze_time()
-    try:
-        with Pipe(backend=Switches, instance_num=2) as pipe:
-            first, second = greenlet.greenlet(late), call(pipe, "in time", main)
+    with time_stands_still(), Pipe(backend=Switches, instance_num=2) as pipe:
+        first, second = greenlet.greenlet(late), call(pipe, "in time", main)
+        first.switch()
+        second.switch()
+        fastpipe._core._advance_time(2_000_000_000)
+        assert not fastpipe.cancelled()  # nobody's: this greenlet is in no backend
+        with pytest.raises(fastpipe.RequestTimeout):
             first.switch()
-            second.switch()
-            fastpipe._core._advance_time(2_000_000_000)
-            assert not fastpipe.cancelled()  # nobody's: this greenlet is in no backend
-            with pytest.raises(fastpipe.RequestTimeout):
-                first.switch()
-            assert second.switch() == ("in time", False)
-    finally:
-        fastpipe._core._thaw_time()
+        assert second.switch() == ("in time", False)
     assert said == [True]
 
 

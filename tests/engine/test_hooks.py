@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from helpers import until
+from helpers import time_stands_still, until
 
 from fastpipe import (
     Backend,
@@ -265,16 +265,6 @@ def test_p19_a_push_before_its_notification_is_found_by_who_releases_an_instance
             caller.shutdown()
 
 
-@contextlib.contextmanager
-def frozen_time() -> Iterator[None]:
-    """Time stands still, but for _core._advance_time."""
-    _core._freeze_time()
-    try:
-        yield
-    finally:
-        _core._thaw_time()
-
-
 # ---- cancelling and time limits against everything else ------------------------------------------------------------
 
 PLACES = ("push", "pushed", "take", "taken", "forward", "return", "end", "ended", "release")
@@ -285,7 +275,7 @@ PLACES = ("push", "pushed", "take", "taken", "forward", "return", "end", "ended"
 def test_p10_giving_up_at_any_place_ends_the_request_once(place: str, how: str) -> None:
     """Nine places, three ways: one outcome, an honest count, no backend after it, and the next request is served."""
     on_worker = place not in ("push", "pushed")
-    with Pipe(backend=Bound, max=1) as pipe, frozen_time():
+    with Pipe(backend=Bound, max=1) as pipe, time_stands_still():
         with Stop(place, thread=is_worker if on_worker else lambda name: not is_worker(name)) as stop:
             if how == "task":
                 outcome = asyncio.run(cancelled_task(pipe, stop, on_worker))

@@ -112,14 +112,6 @@ def patiently(limit_s: float) -> Iterator[float]:
         limit_s *= 10
 
 
-@pytest.fixture
-def frozen_time() -> Iterator[None]:
-    """Time stands still, but for _core._advance_time."""
-    _core._freeze_time()
-    yield
-    _core._thaw_time()
-
-
 # ---- reject ----------------------------------------------------------------------------------------------------------
 
 

@@ -24,14 +24,6 @@ from fastpipe.measures import between
 MS = 1_000_000
 
 
-@pytest.fixture
-def frozen_time() -> Iterator[None]:
-    """Time stands still, but for _core._advance_time."""
-    _core._freeze_time()
-    yield
-    _core._thaw_time()
-
-
 class Takes(Backend):
     """Takes as long as it is told, in frozen time; knows when each batch began and ended. For one instance."""
 

@@ -135,7 +135,7 @@ def test_a_reader_in_a_loop_that_is_closed_under_it_is_given_up() -> None:
         go.set()
         until(lambda: counts(pipe) == {"cancelled": 1})
         task._log_destroy_pending = False  # type: ignore[attr-defined]
-        chunks.aclose().close()
+        task.get_coro().close()
 
 
 def test_a_backend_that_is_blocked_by_a_closed_loop_goes_on() -> None:

@@ -241,7 +241,9 @@ class Weighing(Versioned):
 def test_what_waits_is_weighed_and_given_its_bucket_by_who_will_run_it(world: World) -> None:
     """What is too heavy for the new backend fails as if it came then; all else keeps its order."""
     world.waits[1] = threading.Event()
-    with Pipe(backend=Weighing, world=world, batching="greedy") as pipe, ThreadPoolExecutor(1) as executor:
+    # Until batching_timeout is over, a bucket that is full goes before the oldest request's.
+    keys = {"batching": "greedy", "batching_timeout": 60_000}
+    with Pipe(backend=Weighing, world=world, **keys) as pipe, ThreadPoolExecutor(1) as executor:
         first = pipe.submit({"data": 1})
         assert world.inside.acquire(timeout=WAIT_S)
         waiting = [pipe.submit({"data": data}) for data in (1, 2, 8, 1, 3, 1, 2)]

@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from helpers import once
 
 
-@once
-def test_cython_has_nothing_to_say_about_the_engine(repository_root: Path, tmp_path: Path) -> None:
-    """A nogil function without an exception mode takes the GIL after every call; Cython hints at that."""
+@pytest.fixture(scope="module")
+def compiled(repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The engine in C++, and what Cython said about it."""
     pytest.importorskip("Cython", reason="Cython is not installed here")
     directives = runpy.run_path(str(repository_root / "setup.py"))["COMPILER_DIRECTIVES"]
     options = [option for item in directives.items() for option in ("-X", "{}={}".format(*item))]
-    command = [sys.executable, "-m", "cython", "--cplus", *options, "-o", str(tmp_path / "_core.cpp")]
-    ran = subprocess.run(
-        [*command, "fastpipe/_core.pyx"], cwd=repository_root, capture_output=True, text=True, check=False
-    )
-    remarks = [
-        line for line in (ran.stdout + ran.stderr).splitlines() if "performance hint" in line or "warning" in line
-    ]
+    output = tmp_path_factory.mktemp("engine") / "_core.cpp"
+    command = [sys.executable, "-m", "cython", "--cplus", *options, "-o", str(output), "fastpipe/_core.pyx"]
+    ran = subprocess.run(command, cwd=repository_root, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+    return output.read_text(), ran.stdout + ran.stderr
+
+
+@once
+def test_cython_has_nothing_to_say_about_the_engine(compiled: tuple[str, str]) -> None:
+    """A nogil function without an exception mode takes the GIL after every call; Cython hints at that."""
+    _, said = compiled
+    remarks = [line for line in said.splitlines() if "performance hint" in line or "warning" in line]
     assert not remarks, "\n".join(remarks)
+
+
+@once
+def test_no_comprehension_of_the_engine_makes_what_it_appends(compiled: tuple[str, str]) -> None:
+    """Without memory, Cython lets go of such an item twice (findings/cython-comprehension-without-memory.sh)."""
+    code, _ = compiled
+    appends = re.findall(
+        r'/\* "(fastpipe/[\w/.]+)":(\d+)\n|\(__Pyx_(?:List|Set)Comp_A(?:ppend|dd)AndDecref\(__pyx', code
+    )
+    at = [f"{file}:{line}" for (file, line), (nothing, _) in pairwise(appends) if file and not nothing]
+    assert "fastpipe/_core.pyx" in code
+    assert not at, f"a loop with append, please: {at}"
 
 
 @once

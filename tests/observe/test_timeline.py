@@ -6,7 +6,6 @@ import contextlib
 import gc
 import logging
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,11 +13,13 @@ from typing import Any
 
 import pytest
 from helpers import WAIT_S, Gate, opened, until
+from interrupts import interrupted_everywhere
 from perfetto_engine import ask
 
 import fastpipe
 from fastpipe import Backend, Pipe, PipeClosed, PipeError, Request
 from fastpipe._core import EventLog
+from fastpipe.observe import timeline as timelines
 from fastpipe.observe.perfetto import row
 
 # Events that it drops because their row, or the one above it, is not described count as information.
@@ -280,14 +281,14 @@ def test_a_disk_that_is_full_ends_the_timeline_and_not_the_service() -> None:
 def test_whoever_stops_a_timeline_finds_its_file_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """1. The writer is held up. 2. Two threads stop the timeline. 3. Neither returns before the writer has ended."""
     held, inside = threading.Event(), threading.Event()
-    write_events = fastpipe.observe.timeline._write_events
+    write_events = timelines._write_events
 
     def waits(log: Any, file: Any, *more: Any) -> None:
         inside.set()
         assert held.wait(WAIT_S)
         write_events(log, file, *more)
 
-    monkeypatch.setattr(fastpipe.observe.timeline, "_write_events", waits)
+    monkeypatch.setattr(timelines, "_write_events", waits)
     path = tmp_path / "run.pftrace"
     sizes: list[int] = []
     with Pipe(backend=opened()) as pipe:
@@ -315,7 +316,7 @@ def test_a_handler_that_raises_and_calls_the_pipe_ends_no_timeline(
 ) -> None:
     """1. A small ring, whose writer is held up. 2. Events find no room. 3. The log is told by a broken handler."""
     held, told = threading.Event(), []
-    write_events = fastpipe.observe.timeline._write_events
+    write_events = timelines._write_events
 
     def waits(*arguments: Any) -> None:
         assert held.wait(WAIT_S)
@@ -328,8 +329,8 @@ def test_a_handler_that_raises_and_calls_the_pipe_ends_no_timeline(
 
     raised: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
-    monkeypatch.setattr(fastpipe.observe.timeline, "MOST_WAITING", 16)
-    monkeypatch.setattr(fastpipe.observe.timeline, "_write_events", waits)
+    monkeypatch.setattr(timelines, "MOST_WAITING", 16)
+    monkeypatch.setattr(timelines, "_write_events", waits)
     handler = Broken()
     logging.getLogger("fastpipe").addHandler(handler)
     try:
@@ -429,35 +430,11 @@ def test_a_with_block_that_a_child_of_a_fork_leaves_ends_there_and_goes_on_here(
 @pytest.mark.filterwarnings("ignore:.*FileIO:pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_while_a_timeline_begins_leaves_nothing_behind(tmp_path: Path) -> None:
     """Ctrl-C behind each instruction: the pipe can have another one, and no file stays open, nor any thread at work."""
-    watched = {fastpipe.observe.timeline.Timeline.__init__.__code__, fastpipe.observe.timeline._started.__code__}
-    left = 0
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal left
-        if frame.f_code not in watched:
-            return None
-        frame.f_trace_opcodes = True
-        left -= event == "opcode"
-        if left == 0 and event == "opcode":
-            raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
+    watched = {timelines.Timeline.__init__.__code__, timelines._started.__code__}
     with Pipe(backend=opened()) as pipe:
         open_files = len(os.listdir("/proc/self/fd"))
-        for moment in range(1, 1000):
-            left = moment
-            timeline = None
-            sys.settrace(trace)
-            try:
-                timeline = pipe.timeline(tmp_path / "run.pftrace")
-            except KeyboardInterrupt:
-                continue
-            finally:
-                sys.settrace(before)
-            break
-        assert moment > 20
-        assert timeline is not None
+        calls, timeline = interrupted_everywhere(lambda: pipe.timeline(tmp_path / "run.pftrace"), watched)
+        assert calls > 20
         timeline.stop()
         until_s = time.monotonic() + WAIT_S
         while len(os.listdir("/proc/self/fd")) > open_files and time.monotonic() < until_s:

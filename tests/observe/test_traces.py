@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import WAIT_S, Gate, opened, until
+from interrupts import interrupted_everywhere
 
 import fastpipe
 from fastpipe import Backend, Pipe, PipeClosed, PipeError, Request
@@ -473,33 +473,9 @@ def test_who_is_refused_has_no_span_and_no_latency(spans: Spans) -> None:
 def test_a_signal_while_a_trace_begins_leaves_nothing_behind(spans: Spans) -> None:
     """Ctrl-C behind each instruction: the pipe can be traced again."""
     watched = {traces.Tracing.__init__.__code__, trace_pipe.__code__}
-    left = 0
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal left
-        if frame.f_code not in watched:
-            return None
-        frame.f_trace_opcodes = True
-        left -= event == "opcode"
-        if left == 0 and event == "opcode":
-            raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
     with Pipe(backend=opened()) as pipe:
-        for moment in range(1, 1000):
-            left = moment
-            tracing = None
-            sys.settrace(trace)
-            try:
-                tracing = trace_pipe(pipe, tracer_provider=spans.provider)
-            except KeyboardInterrupt:
-                continue
-            finally:
-                sys.settrace(before)
-            break
-        assert moment > 20
-        assert tracing is not None
+        calls, tracing = interrupted_everywhere(lambda: trace_pipe(pipe, tracer_provider=spans.provider), watched)
+        assert calls > 20
         tracing.stop()
         with trace_pipe(pipe, tracer_provider=spans.provider):
             tracing.stop()  # of another: it ends nothing

@@ -6,15 +6,16 @@ A test imports it by its name: ``tests/support/`` is on the path of the tests.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
 
-from fastpipe import Backend, Pipe, Request
+from fastpipe import Backend, Pipe, Request, _core
 
 SCALE = float(os.environ.get("FASTPIPE_SCALE", "1"))
 """How much of a load is tried. CI repeats the tests in further environments, there with less than 1."""
@@ -97,6 +98,16 @@ class Named(Backend):
         for request in batch:
             request["result"] = f"{self.name}({request['data']})"
             request[self.name] = True
+
+
+@contextlib.contextmanager
+def time_stands_still() -> Iterator[None]:
+    """The engine's clock does not go on, but by _core._advance_time."""
+    _core._freeze_time()
+    try:
+        yield
+    finally:
+        _core._thaw_time()
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import itertools
 import random
 import threading
 import time
@@ -335,10 +336,8 @@ class Client:
             chunks: list[Any] = []
             try:
                 with self.pipe.stream(request, buffer=self.random.randrange(1, 9), **self.limits()) as stream:
-                    for chunk in stream:
+                    for chunk in itertools.islice(stream, 1 if leaves else None):
                         chunks.append(chunk)
-                        if leaves:
-                            break
             except BaseException as error:
                 self.check_chunks(sent, chunks, error)
                 self.raised(sent, request, error)

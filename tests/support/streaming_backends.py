@@ -93,7 +93,14 @@ class Counts(Streaming):
             yield number
 
 
-WHOLE_BATCHES: dict[str, Any] = {"batching": "timeout", "batching_timeout": 60_000.0}
+class IfFull:
+    """A rule: nothing leaves before a batch is full. (By the rule "timeout", a lone request does.)"""
+
+    def decide(self, load: dict[str, Any]) -> int:
+        return int(load["queued"]) if load["queued_weight"] >= load["max"] else 0
+
+
+WHOLE_BATCHES: dict[str, Any] = {"batching": IfFull(), "batching_timeout": 60_000.0}
 """Keys of a node whose batches leave when they are full, and never before."""
 
 
