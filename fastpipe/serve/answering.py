@@ -31,6 +31,9 @@ __all__ = ["Call", "WantedOutput", "answer", "stream", "trace"]
 
 MICROSECONDS = 1_000_000
 LONGEST_TIMEOUT_S = 1_000_000_000.0
+LONGEST_TIMEOUT_US = 1_000_000_000 * MICROSECONDS
+FARTHEST_PRIORITY = 1000
+"""What a pipe takes, on either side of 0; the protocol's priorities have no end, and those beyond are this one."""
 TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 """What belongs to a trace; the fronts put these, if they are there, into ``Call.headers``."""
 
@@ -83,9 +86,7 @@ async def answer(call: Call) -> list[Tensor]:
                 await call.model.pipe.acall(requests[0], **terms)
             else:
                 await _all_rows(call.model, requests, terms)
-        outputs = call.model.signature.to_outputs(requests, names)
-        if call.wanted is not None:
-            outputs = _classified(call, outputs)
+        outputs = _as_wanted(call, call.model.signature.to_outputs(requests, names))
     except asyncio.CancelledError:
         statistics.cancelled += 1
         raise
@@ -119,10 +120,10 @@ async def stream(call: Call) -> AsyncGenerator[list[Tensor], None]:
                 part = await anext(parts, _END)
             is_empty = part is _END
             while part is not _END:
-                yield _of_part(call, part, wanted)
+                yield _as_wanted(call, call.model.signature.parts_to_outputs(part))
                 part = await anext(parts, _END)
         if is_empty and call.model.signature.outputs[0].key in requests[0]:
-            yield call.model.signature.to_outputs(requests, wanted)
+            yield _as_wanted(call, call.model.signature.to_outputs(requests, wanted))
     except (asyncio.CancelledError, GeneratorExit):
         statistics.cancelled += 1
         raise
@@ -130,11 +131,6 @@ async def stream(call: Call) -> AsyncGenerator[list[Tensor], None]:
         statistics.failed_after(time.perf_counter_ns() - began_ns)
         raise
     statistics.answered(1, time.perf_counter_ns() - began_ns)
-
-
-def _of_part(call: Call, part: Any, wanted: Sequence[str] | None) -> list[Tensor]:
-    outputs = call.model.signature.parts_to_outputs(part)
-    return outputs if wanted is None else [output for output in outputs if output.name in wanted]
 
 
 async def _all_rows(model: Model, requests: Sequence[Request], terms: Mapping[str, Any]) -> None:
@@ -174,12 +170,12 @@ def _terms(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     terms: dict[str, Any] = {}
     timeout_us = _number(parameters, "timeout")
     if timeout_us < 0:
-        raise InvalidRequest(f"timeout is in microseconds, from 0 (none) on, got {timeout_us}")
-    if timeout_us:
-        terms["timeout"] = min(timeout_us / MICROSECONDS, LONGEST_TIMEOUT_S)
+        raise InvalidRequest(f"timeout is in microseconds, from 0 (none) on, got {in_brief(timeout_us)}")
+    if timeout_us:  # compared before it is divided: a whole number of JSON may be larger than any float
+        terms["timeout"] = timeout_us / MICROSECONDS if timeout_us < LONGEST_TIMEOUT_US else LONGEST_TIMEOUT_S
     priority = _number(parameters, "priority")
     if priority:
-        terms["priority"] = max(-1e9, min(float(priority), 1e9))
+        terms["priority"] = max(-FARTHEST_PRIORITY, min(priority, FARTHEST_PRIORITY))
     if parameters.get("sequence_id"):
         raise InvalidRequest("sequences (sequence_id) are not served: each request stands for itself")
     return terms
@@ -212,11 +208,15 @@ def _continued() -> Callable[[Mapping[str, str]], AbstractContextManager[None]] 
 # ---- classification --------------------------------------------------------------------------------------------
 
 
-def _classified(call: Call, outputs: list[Tensor]) -> list[Tensor]:
-    wanted = call.wanted or ()
+def _as_wanted(call: Call, outputs: list[Tensor]) -> list[Tensor]:
+    """Return those outputs that were asked for, as they were; a part of a stream need not have all of them."""
+    if call.wanted is None:
+        return outputs
+    classes = {each.name: each.classification for each in call.wanted}
     return [
-        _best(call, output, each.classification) if each.classification else output
-        for output, each in zip(outputs, wanted, strict=True)
+        _best(call, output, classes[output.name]) if classes[output.name] else output
+        for output in outputs
+        if output.name in classes
     ]
 
 

@@ -181,11 +181,13 @@ class Connection(asyncio.Protocol):
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         self._writable = None
+        if self._task is None and not self._is_gone and not self.transport.is_closing():
+            self._go_on()
 
     def shutdown(self) -> None:
         """Close once all that has begun is answered; uvicorn calls it when the server ends."""
         self._is_shut = True
-        if self._task is None and self._incoming is None:
+        if self._task is None and self._incoming is None and not self._queue:
             self.transport.close()
 
     def data_received(self, data: bytes) -> None:
@@ -322,7 +324,7 @@ class Connection(asyncio.Protocol):
     # ---- requests ----------------------------------------------------------------------------------------------
 
     def _queue_up(self, incoming: Incoming) -> None:
-        if self._task is None:
+        if self._task is None and self._writable is None:
             self._start(incoming)
             return
         self._queue.append(incoming)
@@ -378,14 +380,21 @@ class Connection(asyncio.Protocol):
             self._ended()
 
     def _ended(self) -> None:
-        """Go on with what the client has sent ahead, or wait for its next request."""
+        """Go on, once the client has taken its answer: who sends ahead and reads nothing is not to fill the memory."""
         self._task = None
         self.server_state.total_requests += 1
         if self._is_gone:
             return
         if self._is_last:
             self._close()
-        elif self._queue:
+        elif self._writable is None:
+            self._go_on()
+        else:
+            self.transport.pause_reading()
+
+    def _go_on(self) -> None:
+        """Go on with what the client has sent ahead, or wait for its next request."""
+        if self._queue:
             self._start(self._queue.popleft())
         elif self._is_shut and self._incoming is None:
             self.transport.close()

@@ -17,7 +17,7 @@ from fastpipe.errors import in_brief
 from fastpipe.serve import json_text
 from fastpipe.serve.answering import Call, stream
 from fastpipe.serve.exchange import Buffer, Headers
-from fastpipe.serve.inference import Form, answer_document, trace_of, write_json_answer
+from fastpipe.serve.inference import Form, answer_document, id_of, trace_of, write_json_answer
 from fastpipe.serve.repository import Model
 from fastpipe.serve.signature import TensorSpec
 from fastpipe.serve.statuses import InvalidRequest
@@ -41,9 +41,9 @@ def read_generate(model: Model, headers: Headers, text: Buffer) -> tuple[Call, s
     missing = [spec.name for spec in model.signature.inputs if spec.name not in document]
     if missing:
         raise InvalidRequest(f"inputs are missing: {', '.join(missing)}")
-    id, parameters = document.get("id", ""), document.get("parameters", {})
-    if type(id) is not str or type(parameters) is not dict:
-        raise InvalidRequest("id must be a text, and parameters an object")
+    id, parameters = id_of(document), document.get("parameters", {})
+    if type(parameters) is not dict:
+        raise InvalidRequest("parameters must be an object")
     others = {name: value for name, value in document.items() if name not in names}
     has_rows = model.signature.max_batch_size > 0
     inputs = [_input(spec, document[spec.name], has_rows=has_rows) for spec in model.signature.inputs]

@@ -34,7 +34,7 @@ from fastpipe.serve.signature import Signature, TensorSpec
 from fastpipe.serve.statuses import InvalidRequest, NotServed
 from fastpipe.serve.tensors import Tensor, checked_shape, dtype_of, from_json, from_raw, to_json_values, to_raw
 
-__all__ = ["Form", "answer_document", "is_raw", "read_call", "trace_of", "write_answer", "write_json_answer"]
+__all__ = ["Form", "answer_document", "id_of", "is_raw", "read_call", "trace_of", "write_answer", "write_json_answer"]
 
 MOST_TENSORS = 1024
 JOINED_BYTES = 1 << 16
@@ -97,7 +97,7 @@ def read_call(model: Model, headers: Headers, chunks: list[Buffer], limits: Limi
         raise InvalidRequest("the request must be a JSON object with inputs")
     parameters = _table(document, "parameters")
     inputs = _inputs(document, body)
-    form = Form(_text(document, "id"), _flag(parameters, "binary_data_output", False))
+    form = Form(id_of(document), _flag(parameters, "binary_data_output", False))
     wanted = _wanted(document, form) if "outputs" in document else None
     return Call(model, inputs, wanted, parameters, trace_of(headers)), form
 
@@ -202,6 +202,21 @@ def _text(entry: dict[str, Any], name: str) -> str:
     if type(value) is not str or len(value) > LONGEST_ID:
         raise InvalidRequest(f"{name} must be a text of at most {LONGEST_ID} characters, got {in_brief(value)}")
     return value
+
+
+def id_of(document: dict[str, Any]) -> str:
+    """Return the id of a request, which its answer has, too.
+
+    Raises:
+        InvalidRequest: it is no text, or none that can be written.
+    """
+    id = _text(document, "id")
+    if not id.isascii():
+        try:
+            id.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+            raise InvalidRequest("id is no Unicode") from None
+    return id
 
 
 def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:

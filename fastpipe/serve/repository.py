@@ -13,6 +13,7 @@ Everything but the constructors is for one event loop's thread; pipes are built,
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -132,6 +133,7 @@ class Repository:
         self._ready: dict[tuple[str, str], Model] = {}
         """What is loaded, by (name, version); by (name, "") the newest version. What ``model`` looks at."""
         self._closing: set[asyncio.Task[None]] = set()
+        self._loading: set[asyncio.Task[None]] = set()
         signatures = signatures or {}
         for name, given in models.items():
             versions = given if isinstance(given, Mapping) else {FIRST: given}
@@ -269,15 +271,30 @@ class Repository:
     async def load(self, name: str, *, asked_by_client: bool = True) -> None:
         """Load a model, all its versions; of one that is loaded, build it anew, and switch once that is done.
 
-        No request fails by it: those in flight end in the pipe that they began in.
+        No request fails by it: those in flight end in the pipe that they began in. A caller that is cancelled stops
+        waiting; the model is loaded all the same.
 
         Raises:
             UnknownModel: there is none of that name.
+            NotReady: the server is shutting down.
             NotServed: the server does not let clients do this.
             Exception: whatever building a pipe raises; what was loaded before goes on.
         """
-        for entry in self._controlled(name, asked_by_client):
+        task = asyncio.ensure_future(self._load(self._controlled(name, asked_by_client)))
+        self._loading.add(task)  # a client that leaves meanwhile does not leave a pipe behind that nobody closes
+        task.add_done_callback(self._loading.discard)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.add_done_callback(partial(_say_how_it_ended, name))
+            raise
+        task.result()
+
+    async def _load(self, entries: list[_Entry]) -> None:
+        for entry in entries:
             async with entry.lock:
+                if self.is_draining:
+                    raise NotReady("the server is shutting down")
                 await self._build(entry)
 
     async def unload(self, name: str, *, asked_by_client: bool = True) -> None:
@@ -291,7 +308,7 @@ class Repository:
                 former, entry.model = entry.model, None
                 entry.state, entry.reason = "UNAVAILABLE", UNLOADED
                 self._know()
-                self._let_go(entry, former)
+                self._let_go(entry, former and former.pipe)
 
     async def aclose(self, timeout: float | None = None) -> None:
         """Close the pipes that were built here, once what is in flight has ended; after ``timeout`` seconds that fails.
@@ -303,7 +320,7 @@ class Repository:
             async with entry.lock:
                 former, entry.model = entry.model, None
                 entry.state, entry.reason = "UNAVAILABLE", "the server is shutting down"
-                self._let_go(entry, former, timeout)
+                self._let_go(entry, former and former.pipe, timeout)
         self._know()
         while self._closing:
             await asyncio.gather(*self._closing)
@@ -324,8 +341,12 @@ class Repository:
             entry.state, entry.reason = "LOADING", "it is being built"
         try:
             pipe = await asyncio.to_thread(_built, entry.source)
-            signature = entry.signature or signature_of(pipe)
-        except Exception as error:
+            try:
+                signature = entry.signature or signature_of(pipe)
+            except BaseException:
+                self._let_go(entry, pipe)
+                raise
+        except BaseException as error:
             if entry.model is None:
                 entry.state, entry.reason = "UNAVAILABLE", f"{type(error).__name__}: {text_of(error)}"
             raise
@@ -336,7 +357,7 @@ class Repository:
         entry.state, entry.reason = "READY", ""
         self._know()
         if former is not None and former.pipe is not pipe:
-            self._let_go(entry, former)
+            self._let_go(entry, former.pipe)
 
     def _know(self) -> None:
         """Bring what ``model`` looks at up to date."""
@@ -348,15 +369,21 @@ class Repository:
                     ready[name, version] = ready[name, ""] = model
         self._ready = ready
 
-    def _let_go(self, entry: _Entry, model: Model | None, timeout: float | None = None) -> None:
-        if model is None or not entry.is_owned:
+    def _let_go(self, entry: _Entry, pipe: Pipe | None, timeout: float | None = None) -> None:
+        if pipe is None or not entry.is_owned:
             return
-        task = asyncio.ensure_future(model.pipe.aclose(timeout))
+        task = asyncio.ensure_future(pipe.aclose(timeout))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
 
 UNLOADED = "unloaded"
+
+
+def _say_how_it_ended(name: str, task: asyncio.Task[None]) -> None:
+    """Log why a model was not loaded, which whoever has asked for it has not waited for."""
+    if not task.cancelled() and task.exception() is not None:
+        logging.getLogger("fastpipe.serve").warning("model %r was not loaded", name, exc_info=task.exception())
 
 
 def _built(source: Source) -> Pipe:

@@ -177,7 +177,9 @@ def message_of(error: BaseException, *, hide: bool = False) -> str:
         hide: of an error that is neither fastpipe's nor the request's fault, say only where the reason is to be found.
     """
     if isinstance(error, PipeError):
-        return text_of(error) or type(error).__name__
-    if hide:
-        return "the model failed; the server's log has the reason"
-    return f"{type(error).__name__}: {text_of(error)}"
+        text = text_of(error) or type(error).__name__
+    elif hide:
+        text = "the model failed; the server's log has the reason"
+    else:
+        text = f"{type(error).__name__}: {text_of(error)}"
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()  # no form has half a surrogate

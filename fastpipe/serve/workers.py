@@ -72,7 +72,7 @@ class Workers:
         self._status = 0
         self._due: dict[int, float] = {}  # by number of a worker that has died: when it is started again
         self._pauses: dict[int, float] = {}
-        self._to_retire: list[_Worker] = []
+        self._to_replace: list[int] = []  # numbers of workers that are to have successors
 
     def run(self) -> int:
         """Serve until a signal ends it; return the exit status. For the main thread of a process without others."""
@@ -109,7 +109,7 @@ class Workers:
     def _signalled(self, number: int) -> None:
         if number == signal.SIGHUP:
             if not self._is_ending:
-                self._to_retire = [worker for worker in self.workers if not worker.is_retired]
+                self._to_replace = list(range(len(self.sockets)))
                 self._replace_next()
             return
         is_second = self._is_ending
@@ -118,11 +118,11 @@ class Workers:
             worker.process.send_signal(signal.SIGKILL if is_second else signal.SIGTERM)
 
     def _replace_next(self) -> None:
-        """Start the successor of the next worker that is to be replaced."""
-        while self._to_retire and self._to_retire[0] not in self.workers:
-            self._to_retire.pop(0)
-        if self._to_retire:
-            self._start(self._to_retire[0].number)
+        """Start the successor of the next worker that is to be replaced, unless one is on its way."""
+        if self._to_replace and not self._is_ending and all(worker.is_ready for worker in self.workers):
+            number = self._to_replace.pop(0)
+            self._due.pop(number, None)
+            self._start(number)
 
     def _look_for_ready(self) -> None:
         waiting = {worker.ready: worker for worker in self.workers if not worker.is_ready}
@@ -136,11 +136,11 @@ class Workers:
                 self._is_up(worker)
 
     def _is_up(self, worker: _Worker) -> None:
-        if self._to_retire and self._to_retire[0].number == worker.number:
-            old = self._to_retire.pop(0)
-            old.is_retired = True
-            old.process.terminate()
-            self._replace_next()
+        for old in self.workers:
+            if old.number == worker.number and old is not worker and not old.is_retired:
+                old.is_retired = True
+                old.process.terminate()
+        self._replace_next()
         if not self._was_ready and all(each.is_ready for each in self.workers):
             self._was_ready = True
             self.on_ready()
@@ -164,9 +164,10 @@ class Workers:
             self._status = 1
             self._signalled(signal.SIGTERM)
             return
-        if worker in self._to_retire:  # its successor is on its way
-            self._to_retire.remove(worker)
-            self._replace_next()
+        if worker.number in self._due or any(
+            each.number == worker.number for each in self.workers if not each.is_ready
+        ):
+            self.log.error("worker %d died (status %d); its successor is on its way", worker.number, status)
             return
         pause_s = 0.0
         if time.monotonic() - worker.began_s < SHORT_LIFE_S:

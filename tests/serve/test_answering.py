@@ -117,6 +117,28 @@ def test_wrong_parameters(parameters: dict[str, Any]) -> None:
         assert pipe.stats()["requests"]["accepted"] == 0
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"timeout": 10**400},
+        {"timeout": float("inf")},
+        {"priority": 10**400},
+        {"priority": float("-inf")},
+        {"priority": 2**64 - 1},
+    ],
+)
+def test_parameters_beyond_what_a_pipe_takes(parameters: dict[str, Any]) -> None:
+    """The protocol's numbers have no end: they are the farthest that there is."""
+
+    async def main() -> None:
+        (output,) = await answer(Call(model, rows(1), parameters=parameters))
+        assert output.array.tolist() == [2]
+
+    with Pipe(backend=Adds()) as pipe:
+        model = model_of(pipe)
+        run_loop(main)
+
+
 def test_priority_goes_along() -> None:
     """The lower one runs first."""
     gate = Gate()
@@ -238,6 +260,16 @@ def test_a_stream_without_parts_has_the_whole_answer() -> None:
     async def main() -> None:
         call = Call(model_of(Streaming(result="all"), Signature()), [Tensor("data", "INT64", np.array([1]))])
         assert [part[0].array.tolist() async for part in stream(call)] == [[b"all"]]
+
+    run_loop(main)
+
+
+def test_classes_of_parts() -> None:
+    """An output that is asked for as classes is that in each part."""
+
+    async def main() -> None:
+        call = Call(model_of(Streaming(np.int64(3))), rows(1), [WantedOutput("y", 1)])
+        assert [part[0].array.tolist() async for part in stream(call)] == [[[b"3:0:no"]]]
 
     run_loop(main)
 

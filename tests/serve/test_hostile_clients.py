@@ -16,7 +16,7 @@ pytest.importorskip("orjson", reason="the extra serve is not installed here")
 from helpers import WAIT_S, Gate, until
 from served import Served, serving
 
-from fastpipe import Pipe
+from fastpipe import PerRequest, Pipe, Request
 from fastpipe.serve.exchange import Limits
 from fastpipe.serve.http import Settings
 from fastpipe.serve.incoming import Bounds
@@ -78,10 +78,10 @@ def answer_on(connection: socket.socket) -> tuple[int, bytes]:
             return 0, b""
         got += part
     lengths = [line for line in got.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-    length, body = int(lengths[0].partition(b":")[2]), b""
+    length, body = int(lengths[0].partition(b":")[2]), bytearray()
     while len(body) < length:
         body += connection.recv(length - len(body))
-    return int(got.split(b" ")[1]), body
+    return int(got.split(b" ")[1]), bytes(body)
 
 
 def ask(served: Served, sent: bytes) -> tuple[int, bytes]:
@@ -144,6 +144,33 @@ def test_a_client_that_does_not_read(served: Served) -> None:
             except (TimeoutError, ConnectionError):
                 break
         until(lambda: not served.server.server_state.connections)
+
+
+def test_who_reads_nothing_is_answered_once() -> None:
+    """Requests that are sent one by one wait until the answers before them are taken: memory does not fill up."""
+    large = 16 << 20  # more than the kernel's buffers have room for
+    sizes: list[int] = []
+
+    class Large(PerRequest):
+        def run(self, request: Request) -> None:
+            sizes.append(large)
+            request["result"] = b"x" * large
+
+    with serving({"m": lambda: Pipe(backend=Large)}) as own, connected(own) as connection:
+        connection.sendall(request())
+        until(lambda: sizes)
+        (one,) = own.server.server_state.connections
+        until(lambda: one.transport.get_write_buffer_size() > 0)
+        for _ in range(2):
+            connection.sendall(request())
+            with connected(own) as other:  # the server has had its turn
+                other.sendall(b"GET /v2 HTTP/1.1\r\n\r\n")
+                assert answer_on(other)[0] == 200
+        assert len(sizes) == 1
+        for _ in range(3):
+            status, body = answer_on(connection)
+            assert (status, len(body) > large) == (200, True)
+        assert len(sizes) == 3
 
 
 # ---- large ones --------------------------------------------------------------------------------------------------
@@ -319,6 +346,15 @@ def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
     answers = got.split(b"HTTP/1.1 ")[1:]
     assert [int(answer[:3]) for answer in answers] == [200, 200, 200, 400, 200, 200, 200, 200, 200]
     assert all(f'"data":[{number}]'.encode() in answers[number] for number in (0, 1, 2, 4, 5, 6, 7))
+
+
+@pytest.mark.parametrize("verb", ["infer", "infer_stream", "generate", "generate_stream"])
+def test_an_id_that_is_no_text(served: Served, verb: str) -> None:
+    """JSON can write half of a surrogate pair, and no answer can give it back."""
+    body = GOOD[:-1] + b',"data":1,"id":"\\ud800"}'
+    status, answer = ask(served, request(body).replace(b"/infer ", b"/%b " % verb.encode()))
+    assert status == 400
+    assert json.loads(answer) == {"error": "id is no Unicode"}
 
 
 def test_too_many_pipelined_requests(served: Served) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,95 @@ def test_a_load_that_fails_leaves_what_is_there() -> None:
         assert repository.is_model_ready("m")
         await repository.aclose()
 
+    run_loop(main)
+
+
+def test_who_asks_for_a_load_and_leaves(caplog: pytest.LogCaptureFixture) -> None:
+    """The model is loaded all the same, and what it replaces is closed; a failure is logged."""
+    begun, goes_on = threading.Event(), threading.Event()
+    built: list[Pipe] = []
+
+    def build() -> Pipe:
+        begun.set()
+        assert goes_on.wait(WAIT_S)
+        if len(built) == 2:
+            raise ValueError("a third one")
+        built.append(Pipe(backend="Identity"))
+        return built[-1]
+
+    async def leave() -> None:
+        begun.clear()
+        goes_on.clear()
+        load = asyncio.ensure_future(repository.load("m"))
+        await until_set(begun)
+        load.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await load
+        goes_on.set()
+
+    async def main() -> None:
+        await leave()
+        while not repository.is_model_ready("m"):
+            await asyncio.sleep(0.001)
+        await leave()
+        while not built[0].closing:
+            await asyncio.sleep(0.001)
+        await leave()
+        await repository.aclose()
+        assert built[1].closing
+
+    repository = Repository({"m": build}, control=True)
+    with caplog.at_level(logging.WARNING, "fastpipe.serve"):
+        run_loop(main)
+    assert caplog.messages == ["model 'm' was not loaded"]
+
+
+def test_nothing_is_loaded_while_the_server_shuts_down() -> None:
+    """A load that waits its turn then is refused; one that has begun is closed with the others."""
+    begun, goes_on = threading.Event(), threading.Event()
+    built: list[Pipe] = []
+
+    def build() -> Pipe:
+        begun.set()
+        assert goes_on.wait(WAIT_S)
+        built.append(Pipe(backend="Identity"))
+        return built[-1]
+
+    async def main() -> None:
+        repository = Repository({"m": build}, control=True)
+        loads = [asyncio.ensure_future(repository.load("m")) for _ in range(2)]
+        await until_set(begun)
+        closing = asyncio.ensure_future(repository.aclose())
+        await asyncio.sleep(0)
+        goes_on.set()
+        await loads[0]
+        with pytest.raises(NotReady, match="shutting down"):
+            await loads[1]
+        await closing
+        assert [pipe.closing for pipe in built] == [True]
+
+    run_loop(main)
+
+
+def test_a_pipe_that_cannot_be_announced_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was built in vain, as when the library of a datatype is missing."""
+    built: list[Pipe] = []
+
+    def build() -> Pipe:
+        built.append(Pipe(backend="Identity"))
+        return built[-1]
+
+    def refuse(pipe: Pipe) -> None:
+        raise NotServed("no such datatype here")
+
+    async def main() -> None:
+        repository = Repository({"m": build})
+        with pytest.raises(NotServed):
+            await repository.open()
+        await repository.aclose()
+        assert [pipe.closing for pipe in built] == [True]
+
+    monkeypatch.setattr("fastpipe.serve.repository.signature_of", refuse)
     run_loop(main)
 
 

@@ -49,6 +49,7 @@ def test_messages() -> None:
     assert message_of(ValueError("bad")) == "ValueError: bad"
     assert message_of(ValueError("secret"), hide=True) == "the model failed; the server's log has the reason"
     assert message_of(DecodeError("no image"), hide=True) == "no image"
+    assert message_of(ValueError("half \ud800 of é")) == r"ValueError: half \ud800 of é"
 
 
 def test_the_documentation_has_the_table(repository_root: Path) -> None:
