@@ -520,7 +520,7 @@ cdef class Engine:
         caches = {(<Station>station).name: (<Station>station).cache for station in self.stations
                   if (<Station>station).cache is not None}
         if node is not None and node not in caches:
-            raise ValueError(f"no node {in_brief(node)} has a cache{nearest(node, caches)}; those that have one are {list(caches)}")
+            raise ValueError(f"no node {in_brief(node)} has a cache; those that have one are {list(caches)}{nearest(node, caches)}")
         count = 0
         for name, cache in caches.items():
             if node is None or name == node:

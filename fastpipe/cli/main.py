@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastpipe.cli.paths import check_output
+from fastpipe.cli.paths import check_output, writing
 from fastpipe.cli.terminal import Escaping, complain, escaped_line, put, say
-from fastpipe.errors import PipeError
+from fastpipe.errors import PipeError, nearest
 from fastpipe.faults import text_of
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser(given).parse_args(given)
+    options, unknown = _parser(given).parse_known_args(given)
+    if unknown:
+        options.command.error(_unknown(unknown, options.command))
     # A file may name backends of modules beside which the command is run, as with `python -m`. A record may not: beside
     # it may lie whatever came with it, under the name of a module that fastpipe imports.
     if options.runs_own_code(options) and os.getcwd() not in sys.path and "" not in sys.path:
@@ -71,6 +73,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     return status
 
 
+def _unknown(arguments: Sequence[str], command: argparse.ArgumentParser) -> str:
+    """Return what a command says of arguments that it does not take."""
+    known = [option for action in command._actions for option in action.option_strings]
+    near = next(filter(None, (nearest(each.partition("=")[0], known) for each in arguments)), "")
+    return f"unrecognized arguments: {' '.join(arguments)}{near}"
+
+
 def _told(error: PipeError | OSError) -> str:
     """Return what an error says: of a file, which one, and what the system says of it."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -93,6 +102,8 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     _add_replay(commands, is_given="replay" in given[:1])
     for name, what in _TOOLS.items():
         _add_tool(commands, name, what, given)
+    for command in commands.choices.values():
+        command.set_defaults(command=command)
     return parser
 
 
@@ -231,7 +242,8 @@ def _graph(options: argparse.Namespace) -> int:
     if kind == "png":
         if options.output is None:
             options.fail("a PNG needs a file: -o graph.png")
-        options.output.write_bytes(picture.png(dark=options.dark, scale=options.scale))
+        with writing(options.output):
+            options.output.write_bytes(picture.png(dark=options.dark, scale=options.scale))
         return FINE
     drawn: dict[str, Callable[[], str]] = {
         "txt": lambda: f"{picture}\n",

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path, PurePath
 from typing import Any
 
+from fastpipe.cli.paths import writing
 from fastpipe.contract import Request
 from fastpipe.faults import node_of, text_of
 from fastpipe.redaction import Secrets
@@ -130,7 +131,8 @@ class _Writer:
             return self._left_out(value)
         suffix = next((suffix for magic, suffix in _MAGIC if value.startswith(magic)), ".bin")
         file, written = self._new_file(self._folder, path, suffix)
-        file.write_bytes(value)
+        with writing(file):
+            file.write_bytes(value)
         return {"file": written, "size_bytes": len(value)}
 
     def _array(self, array: Any, value: Any, path: tuple[str, ...]) -> Any:
@@ -143,7 +145,8 @@ class _Writer:
         if self._folder is None or array.dtype.hasobject:
             return self._left_out(value)
         file, written = self._new_file(self._folder, path, ".npy")
-        np.save(file, array, allow_pickle=False)
+        with writing(file):
+            np.save(file, array, allow_pickle=False)
         return {"file": written, "dtype": str(array.dtype), "shape": list(array.shape)}
 
     def _new_file(self, folder: Path, path: tuple[str, ...], suffix: str) -> tuple[Path, str]:

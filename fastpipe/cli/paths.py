@@ -1,13 +1,19 @@
-"""Where a command writes: what is wrong with it is said before anything is built or measured, by the option's name."""
+"""Where a command writes: what is wrong with it is said before anything is built or measured, by the option's name.
+
+What shows only later, such as a full disk, is said by the file's name.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from fastpipe.errors import PipeError
 
-__all__ = ["check_folder", "check_output"]
+__all__ = ["check_folder", "check_output", "writing"]
 
 
 def check_output(option: str, path: Path | None) -> None:
@@ -42,3 +48,19 @@ def check_folder(option: str, path: Path | None) -> None:
         raise PipeError(f"{option} {path}: {there} is a file, and no folder; name another folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PipeError(f"{option} {path}: this user may not write to {there}; name another folder")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Write to a file in this block: an error of it says which file, as those of writing do not by themselves.
+
+    Raises:
+        OSError: it cannot be written, with the file's name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # NumPy's own has no number, and says how many items were written.
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error

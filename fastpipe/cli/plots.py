@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastpipe.cli.paths import check_output
+from fastpipe.cli.paths import check_output, writing
 from fastpipe.errors import MissingExtra, PipeError
 
 try:
@@ -124,7 +124,8 @@ def check_path(path: Path) -> None:
 
 def _save(figure: Figure, path: Path) -> None:
     try:
-        figure.savefig(path, dpi=150)
+        with writing(path):
+            figure.savefig(path, dpi=150)
     except ValueError as error:  # a suffix that matplotlib does not know
         raise PipeError(f"--plot {path}: {error}") from error
 

@@ -136,7 +136,7 @@ class _Prompt:
             show(text if len(text) <= MOST_PRINTED else f"{text[:MOST_PRINTED]}... ({len(text)} characters)")
         else:
             keys = [key for key in request if isinstance(key, str)]
-            show(f"the request has no key {rest!r}{nearest(rest, keys)}; its keys are {keys}")
+            show(f"the request has no key {rest!r}; its keys are {keys}{nearest(rest, keys)}")
 
     def set(self, rest: str) -> None:
         key, _, literal = rest.partition(" ")

@@ -20,7 +20,7 @@ from typing import Any, TextIO, cast
 from fastpipe.cli.data import HELP, Input, Inputs
 from fastpipe.cli.loading import pipe_of_file
 from fastpipe.cli.outputs import Outputs, failure_line
-from fastpipe.cli.paths import check_folder, check_output
+from fastpipe.cli.paths import check_folder, check_output, writing
 from fastpipe.cli.terminal import complain, escaped_line, progress_console
 from fastpipe.contract import Request
 from fastpipe.errors import PipeError
@@ -98,7 +98,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _opened(path: Path | None, mode: str, stack: contextlib.ExitStack) -> TextIO | None:
     if path is None:
         return None
-    return cast("TextIO", stack.enter_context(path.open(mode, encoding="utf-8")))
+    file = cast("TextIO", path.open(mode, encoding="utf-8"))
+    stack.callback(_close, file, path)
+    return file
+
+
+def _close(file: TextIO, path: Path) -> None:
+    with writing(path):  # what it still holds is written now
+        file.close()
 
 
 def _done_names(path: Path) -> frozenset[str]:
@@ -266,14 +273,16 @@ class _Job:
             self.done += 1
             # On a terminal nothing of a request's own may be more than text.
             is_own = self.results is not sys.stdout
-            self.results.write(json.dumps(line, ensure_ascii=not is_own, allow_nan=False) + "\n")
+            with writing(Path(self.results.name if is_own else "the standard output")):
+                self.results.write(json.dumps(line, ensure_ascii=not is_own, allow_nan=False) + "\n")
             if self.outputs.left_out_count and not self._has_told_of_values:
                 self._has_told_of_values = True
                 complain(f"{line['input']}: some values are only described in its result{self.outputs.remedy}")
             return
         self.failed += 1
         if self.failures is not None:
-            self.failures.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with writing(Path(self.failures.name)):
+                self.failures.write(json.dumps(line, ensure_ascii=False) + "\n")
         elif self.failed <= MOST_SHOWN_FAILURES:
             where = f"node {line['node']!r}: " if line["node"] else ""
             complain(escaped_line(f"{line['input']}: {where}{line['error'].rpartition('.')[2]}: {line['message']}"))

@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1:8001",
         help="the same for gRPC, or 'none' (default: %(default)s)",
     )
-    parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes, each with its own pipes")
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=1, help="processes, each with its own pipes (default: %(default)s)"
+    )
     parser.add_argument("--control", action="store_true", help="clients may load and unload models")
     parser.add_argument(
         "--live", metavar="PORT", nargs="?", type=int, const=LIVE_ANYWHERE, help="have the live page, too, at this port"
@@ -60,17 +62,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--token", help=f"whoever asks has to have it; better in the variable {TOKEN_VARIABLE}, which `ps` hides"
     )
     parser.add_argument("--hide-errors", action="store_true", help="clients are not told why a backend has failed")
-    limits = parser.add_argument_group("limits")
-    limits.add_argument("--max-body", metavar="SIZE", type=size_bytes, default="256MiB", help="of a request")
-    limits.add_argument("--max-json", metavar="SIZE", type=size_bytes, default="32MiB", help="of the JSON in it")
-    limits.add_argument("--max-buffered", metavar="SIZE", type=size_bytes, default="1GiB", help="of all bodies at once")
-    limits.add_argument("--max-connections", metavar="N", type=int, default=4096, help="of HTTP")
-    limits.add_argument(
-        "--keep-alive", metavar="SECONDS", type=float, default=75.0, help="for connections on which nothing comes"
-    )
-    ends = parser.add_argument_group("at SIGTERM")
-    ends.add_argument("--delay", metavar="SECONDS", type=float, default=0.0, help="go on, but say 'not ready'")
-    ends.add_argument("--grace", metavar="SECONDS", type=float, default=30.0, help="for requests that have begun")
+    limits, ends = parser.add_argument_group("limits"), parser.add_argument_group("at SIGTERM")
+    for name, most, what in (
+        ("body", "256MiB", "of a request"),
+        ("json", "32MiB", "of the JSON in it"),
+        ("buffered", "1GiB", "of all bodies at once"),
+    ):
+        limits.add_argument(
+            f"--max-{name}", metavar="SIZE", type=size_bytes, default=most, help=f"{what} (default: %(default)s)"
+        )
+    limits.add_argument("--max-connections", metavar="N", type=int, default=4096, help="of HTTP (default: %(default)s)")
+    for group, option, seconds, what in (
+        (limits, "--keep-alive", 75.0, "for connections on which nothing comes"),
+        (ends, "--delay", 0.0, "go on, but say 'not ready'"),
+        (ends, "--grace", 30.0, "for requests that have begun"),
+    ):
+        group.add_argument(
+            option, metavar="SECONDS", type=float, default=seconds, help=f"{what} (default: %(default)g)"
+        )
     parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)  # of the parent, for its workers
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--ready", type=int, help=argparse.SUPPRESS)
@@ -100,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    from fastpipe.serve.server import bind
+    from fastpipe.serve.server import bind, check_free
 
     repository = _repository(arguments)  # mistakes in names show before a port is taken
     if arguments.socket is not None:
@@ -109,6 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         listeners = bind(arguments.http, arguments.workers)
     try:
+        if arguments.grpc != NONE and arguments.socket is None:
+            check_free(arguments.grpc)
         if len(listeners) > 1:
             return _run_workers(arguments, listeners, repository.names())
         if _run_here(arguments, repository, listeners[0]):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from fastpipe.cli.paths import writing
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.segment import Segment
@@ -73,7 +75,8 @@ def put(text: str, path: Path | None) -> None:
     if path is None:
         say((text.removesuffix("\n"), ""))
     else:
-        path.write_text(text, encoding="utf-8")
+        with writing(path):
+            path.write_text(text, encoding="utf-8")
 
 
 def _console(*, soft_wrap: bool = False) -> Console | None:

@@ -18,7 +18,7 @@ from typing import Any
 from fastpipe.cli.bench import COST, add_load_arguments, count_of, duration_of, requests_of
 from fastpipe.cli.load import Load, Sample, Target, Window, measure
 from fastpipe.cli.loading import pipe_of_file
-from fastpipe.cli.paths import check_output
+from fastpipe.cli.paths import check_output, writing
 from fastpipe.cli.tables import Figures
 from fastpipe.cli.terminal import progress_console, say, show
 from fastpipe.cli.tuning import LEAST_BUSY, Choice, Outcome, Search, Setting, optuna_module, size_of
@@ -93,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     output = None
     if values := _changed(settings, search.start, best.choice):
         output = arguments.output or path.with_suffix(f".tuned{path.suffix}")
-        output.write_bytes(with_values(path.read_bytes(), values))
+        with writing(output):
+            output.write_bytes(with_values(path.read_bytes(), values))
     if arguments.json:
         say((json.dumps(_as_json(search, prices, best.choice, output), indent=2), ""))
     else:

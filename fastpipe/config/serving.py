@@ -12,6 +12,7 @@ from typing import Any
 
 from fastpipe.announcing import DATATYPES, Announced, Interface
 from fastpipe.config.values import BadValue
+from fastpipe.errors import nearest
 
 __all__ = ["SERVE_FORM", "read_serve"]
 
@@ -66,7 +67,7 @@ def _table(expected: str, value: Any, known: Mapping[str, Any]) -> Mapping[str, 
         raise BadValue(expected, value)
     odd = [key for key in value if key not in known]
     if odd:
-        raise BadValue(expected, odd[0])
+        raise BadValue(expected, odd[0], nearest(odd[0], known))
     return value
 
 

@@ -38,10 +38,10 @@ LISTS: dict[Any, Callable[[list[Any]], Any]] = {
 class BadValue(ValueError):
     """A value does not fit its annotation; the message is ``"must be ..., got ..."``, without the parameter's name."""
 
-    def __init__(self, expected: str, got: Any) -> None:
+    def __init__(self, expected: str, got: Any, hint: str = "") -> None:
         self.expected = expected
         self.got = got
-        super().__init__(f"must be {expected}, got {got!r}")
+        super().__init__(f"must be {expected}, got {got!r}{hint}")
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ class Debugger(Shown):
         """
         if node not in self._configs:
             raise UnknownNode(
-                f"no node is named {node!r}{nearest(node, self._configs)}; they are {list(self._configs)}"
+                f"no node is named {node!r}; they are {list(self._configs)}{nearest(node, self._configs)}"
             )
         for known in self.breakpoints:
             if known.node == node and known.when is None and when is None:

@@ -439,7 +439,7 @@ def _with_instances(made_of: PipeConfig, node: str) -> NodeConfig:
     configs = {config.name: config for config in made_of.nodes if not config.is_hidden}
     config = configs.get(node)
     if config is None:
-        raise UnknownNode(f"no node is named {node!r}{nearest(node, configs)}; they are {list(configs)}")
+        raise UnknownNode(f"no node is named {node!r}; they are {list(configs)}{nearest(node, configs)}")
     if config.shares is not None:
         raise ConfigError(Mistake(f"it shares the instances of {config.shares!r}: change those", node))
     if config.plan is not None and is_sub_graph(config.plan):

@@ -13,7 +13,7 @@ from fastpipe.serve.answering import trace
 from fastpipe.serve.asgi import Watch
 from fastpipe.serve.events import EVENT_STREAM, events_response
 from fastpipe.serve.exchange import Chunks, Failures
-from fastpipe.serve.statuses import AnswerNotServed, ClientGone, InvalidRequest, RequestTooLarge
+from fastpipe.serve.statuses import AnswerNotServed, ClientGone, InvalidRequest, NotServed, RequestTooLarge
 from fastpipe.serve.tensors import array_of
 
 try:
@@ -104,6 +104,12 @@ async def _given(request: Request, max_body_bytes: int) -> Any:
 
 async def _from_form(request: Request, max_body_bytes: int) -> Any:
     """Return the first file of a form, or else the first field; Starlette parses it, python-multipart helps."""
+    try:
+        import python_multipart  # noqa: F401  # without it, Starlette fails an assertion
+    except ImportError:
+        raise NotServed(
+            "forms are read only where python-multipart is installed: pip install python-multipart"
+        ) from None
     from starlette.datastructures import UploadFile
     from starlette.exceptions import HTTPException
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from itertools import islice
 from typing import Any
 
-from fastpipe.errors import in_brief
+from fastpipe.errors import in_brief, nearest
 from fastpipe.serve import json_text
 from fastpipe.serve.answering import Call, stream
 from fastpipe.serve.exchange import Buffer, Headers
@@ -25,6 +26,7 @@ from fastpipe.serve.tensors import Tensor, from_json, to_json_values
 
 __all__ = ["generated", "generated_parts", "inferred_parts", "read_generate"]
 
+MOST_SHOWN = 8
 _DATATYPES = {bool: "BOOL", int: "INT64", float: "FP64", str: "BYTES"}
 
 
@@ -40,7 +42,7 @@ def read_generate(model: Model, headers: Headers, text: Buffer) -> tuple[Call, s
     names = {spec.name for spec in model.signature.inputs}
     missing = [spec.name for spec in model.signature.inputs if spec.name not in document]
     if missing:
-        raise InvalidRequest(f"inputs are missing: {', '.join(missing)}")
+        raise InvalidRequest(f"inputs are missing: {', '.join(missing)}{_in_its_place(document, missing[0])}")
     id, parameters = id_of(document), document.get("parameters", {})
     if type(parameters) is not dict:
         raise InvalidRequest("parameters must be an object")
@@ -48,6 +50,12 @@ def read_generate(model: Model, headers: Headers, text: Buffer) -> tuple[Call, s
     has_rows = model.signature.max_batch_size > 0
     inputs = [_input(spec, document[spec.name], has_rows=has_rows) for spec in model.signature.inputs]
     return Call(model, inputs, parameters={**others, **parameters}, headers=trace_of(headers)), id
+
+
+def _in_its_place(document: dict[str, Any], missing: str) -> str:
+    """Return what a request has that is no input's name, and so would be a parameter."""
+    given = [in_brief(name) for name in islice(document, MOST_SHOWN)]
+    return f"; the request has {', '.join(given)}{nearest(missing, document)}" if given else ""
 
 
 def _input(spec: TensorSpec, value: Any, *, has_rows: bool) -> Tensor:

@@ -33,7 +33,7 @@ try:
 except ImportError as missing:
     raise MissingExtra("fastpipe serve", "serve", missing) from missing
 
-__all__ = ["Plan", "Server", "bind", "is_loopback", "serve"]
+__all__ = ["Plan", "Server", "bind", "check_free", "is_loopback", "serve"]
 
 BACKLOG = 2048
 RESERVED_FILES = 128
@@ -247,7 +247,8 @@ def bind(address: str, count: int = 1) -> list[socket.socket]:
         # The first one alone: among those that share a port, that of another server would not be noticed.
         listeners = [_bound(family, kind, where, shares=False)]
         if count > 1:
-            where = listeners.pop().getsockname()
+            with listeners.pop() as first:
+                where = first.getsockname()
             listeners = [_bound(family, kind, where, shares=True) for _ in range(count)]
     except (OSError, UnicodeError) as error:
         raise PipeError(f"cannot listen at {address}: {error}") from error
@@ -258,6 +259,18 @@ def bind(address: str, count: int = 1) -> list[socket.socket]:
             address,
         )
     return listeners
+
+
+def check_free(address: str) -> None:
+    """Find out now, and in plain words, what gRPC would say about an address once all models are built.
+
+    Raises:
+        ConfigError: the address is none.
+        PipeError: it is in use, or none of this machine.
+    """
+    if not address.startswith(UNIX):
+        for listener in bind(address):
+            listener.close()
 
 
 def _bound(family: int, kind: int, where: Any, *, shares: bool) -> socket.socket:

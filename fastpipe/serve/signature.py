@@ -180,7 +180,8 @@ class Signature:
 
 def _unknown(kind: str, name: str, specs: Sequence[TensorSpec]) -> str:
     known = [spec.name for spec in specs]
-    return f"no {kind} is named {in_brief(name)}{nearest(name, known)}; there are {', '.join(known)}"
+    hint = nearest(name, known) or f"; the model's are {', '.join(known)}"
+    return f"no {kind} is named {in_brief(name)}{hint}"
 
 
 # ---- one input -------------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ class Statistics:
         """Return one element of ``model_stats``."""
         stats = None if pipe is None else pipe.stats()
         queue, run, batches = _of_pipe(stats)
+        hits, misses = _of_caches(stats)
         return {
             "name": name,
             "version": version,
@@ -64,12 +65,21 @@ class Statistics:
                 "compute_input": {"count": run["count"], "ns": 0},
                 "compute_infer": run,
                 "compute_output": {"count": run["count"], "ns": 0},
-                "cache_hit": {"count": 0, "ns": 0},
-                "cache_miss": {"count": 0, "ns": 0},
+                "cache_hit": {"count": hits, "ns": 0},
+                "cache_miss": {"count": misses, "ns": 0},
             },
             "batch_stats": batches,
             "memory_usage": [],
         }
+
+
+def _of_caches(stats: Stats | None) -> tuple[int, int]:
+    """Return how many requests nodes have answered from what they keep, and how many came to it and ran, over nodes.
+
+    One that waited for an equal one is a hit, since nothing ran for it. How long the looks took is not measured.
+    """
+    caches = [node["cache"] for node in (() if stats is None else stats["nodes"].values()) if "cache" in node]
+    return sum(cache["hits"] + cache["coalesced"] for cache in caches), sum(cache["misses"] for cache in caches)
 
 
 def _of_pipe(stats: Stats | None) -> tuple[dict[str, int], dict[str, int], list[dict[str, Any]]]:

@@ -473,6 +473,7 @@ def test_a_png_goes_to_a_file(in_folder: Path, capsys: pytest.CaptureFixture[str
     [
         ([], "the following arguments are required: COMMAND"),
         (["draw"], "invalid choice: 'draw'"),
+        (["check", "pipe.toml", "--biuld"], "check: error: unrecognized arguments: --biuld; did you mean '--build'?"),
         (["check"], "the following arguments are required: FILE"),
         (["graph", "pipe.toml", "-o", "out.pdf"], "'out.pdf' ends with none of .txt, .svg, .html, .htm, .png"),
         (["graph", "pipe.toml", "--format", "pdf"], "invalid choice: 'pdf'"),

@@ -211,3 +211,22 @@ def test_data_is_read_the_same_everywhere(in_folder: Path) -> None:
     ]
     assert Inputs(["@a.bin", "7"]).count() == 2
     assert Inputs(["@-"]).count() is None
+
+
+@pytest.mark.parametrize("option", ["--out", "--failures", "--timeline"])
+def test_a_full_disk_is_said_with_the_file(in_folder: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    """Also of what is written only when the file is closed."""
+    Path("in.jsonl").write_text('1\n"no number"\n')
+    assert main(["run", "squares.toml", "--data", "@in.jsonl", "--out", "out.jsonl", option, "/dev/full"]) == 1
+    assert "fastpipe: /dev/full: No space left on device\n" in capsys.readouterr().err
+
+
+def test_an_array_that_finds_no_room_is_said_with_its_file(
+    in_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy says only how many items were written."""
+    monkeypatch.setattr(np, "save", lambda *_, **__: (_ for _ in ()).throw(OSError("2000 requested and 0 written")))
+    Path("measures.py").write_text(BACKENDS)
+    Path("measured.toml").write_text('[measured]\nbackend = "measures:measured"\n')
+    assert main(["run", "measured.toml", "--data", "x", "--out", "out.jsonl", "--out-dir", "arrays"]) == 1
+    assert ".npy: 2000 requested and 0 written" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from helpers import WAIT_S, until
 from fastpipe import PipeError
 from fastpipe.cli.main import main
 from fastpipe.cli.serve import size_bytes
-from fastpipe.serve.server import bind, is_loopback
+from fastpipe.serve.server import bind, check_free, is_loopback
 
 ECHO = '[node]\nbackend = "Identity"\nmax = 8\n'
 SLOW = '[node]\nbackend = "Sleep"\n"Sleep::time" = 700\n'
@@ -348,4 +348,22 @@ def test_an_address_that_others_reach_is_warned_of(caplog: pytest.LogCaptureFixt
     assert not is_loopback("example.invalid:1")
     (listener,) = bind("0.0.0.0:0")
     listener.close()
-    assert "can be reached from other machines" in caplog.text
+    assert "0.0.0.0:0 can be reached from other machines" in caplog.text
+    check_free("0.0.0.0:00")  # where gRPC is to be
+    assert "0.0.0.0:00 can be reached from other machines" in caplog.text
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_address_of_grpc_that_is_in_use(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, workers: str
+) -> None:
+    """It is said in one line, before a model is built."""
+    (tmp_path / "echo.toml").write_text(ECHO)
+    (other,) = bind("127.0.0.1:0")
+    with contextlib.closing(other), caplog.at_level("INFO", "fastpipe"):
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        given = ["--http", "127.0.0.1:0", "--grpc", address, "--workers", workers]
+        assert main(["serve", str(tmp_path / "echo.toml"), *given]) == 1
+    assert capfd.readouterr().err == f"fastpipe: cannot listen at {address}: [Errno 98] Address already in use\n"
+    assert "is built" not in caplog.text

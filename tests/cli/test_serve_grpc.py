@@ -150,5 +150,5 @@ def test_an_address_in_use_is_said(tmp_path: Path) -> None:
             check=False,
         )
     assert ran.returncode == 1
-    assert f"gRPC cannot listen at {address}" in ran.stderr
+    assert f"cannot listen at {address}: [Errno 98] Address already in use" in ran.stderr
     assert "Traceback" not in ran.stderr

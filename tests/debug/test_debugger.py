@@ -459,7 +459,7 @@ def test_what_a_condition_raises_is_raised_and_nothing_is_lost(chain: Pipe) -> N
 
 def test_a_breakpoint_at_no_node_is_refused(chain: Pipe) -> None:
     """With the nearest name, and all of them."""
-    nodes = r"no node is named 'B'; did you mean 'b'\?; they are \['a', 'b', 'c'\]"
+    nodes = r"no node is named 'B'; they are \['a', 'b', 'c'\]; did you mean 'b'\?"
     with chain.debug() as debugger, pytest.raises(UnknownNode, match=nodes):
         debugger.break_at("B")
 

@@ -162,6 +162,18 @@ def test_what_triton_s_client_asks_of_a_server(served: Served) -> None:
             client.update_trace_settings("echo", {"trace_level": ["OFF"]})
 
 
+def test_hits_of_a_cache_are_in_triton_s_statistics() -> None:
+    """What nodes have answered from what they keep, and what came there and ran."""
+    models = {"echo": lambda: Pipe(backend="Identity", cache="1MB")}
+    with serving(models, Plan()) as own, httpx.Client(base_url=own.url, timeout=WAIT_S) as client:
+        for _ in range(3):
+            assert client.post("/v2/models/echo/generate", json={"data": "hi"}).json()["result"] == "hi"
+        stats = client.get("/v2/models/echo/stats").json()["model_stats"][0]
+    assert stats["inference_stats"]["cache_hit"]["count"] == 2
+    assert stats["inference_stats"]["cache_miss"]["count"] == 1
+    assert stats["execution_count"] == 1
+
+
 def test_loading_by_triton_s_client() -> None:
     """Where clients may, they unload a model and load it again."""
     triton = pytest.importorskip("tritonclient.http")
@@ -459,8 +471,10 @@ def test_generate(client: Any) -> None:
         "result": "hi",
     }
     assert client.post("/v2/models/rows/generate", json={"x": [1, 2, 3]}).json()["y"] == [1, 2, 3]
+    answer = client.post("/v2/models/echo/generate", json={"text": "hi"})
+    assert (answer.status_code, answer.json()) == (400, {"error": "inputs are missing: data; the request has 'text'"})
     answer = client.post("/v2/models/rows/generate", json={"z": 1})
-    assert (answer.status_code, answer.json()) == (400, {"error": "inputs are missing: x"})
+    assert (answer.status_code, answer.json()) == (400, {"error": "inputs are missing: x; the request has 'z'"})
 
 
 def test_methods_and_heads(client: Any) -> None:

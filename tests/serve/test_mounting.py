@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,18 @@ def test_a_form_at_an_endpoint() -> None:
         assert answer.json() == ["bytes", r"b'\xff\xd8'"]
         broken = await client.post("/", content=b"no form", headers={"content-type": "multipart/form-data"})
         assert broken.status_code == 400
+
+    with_client(main)
+
+
+def test_a_form_where_nothing_reads_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client, and so whoever tries it first, is told what is missing."""
+    monkeypatch.setitem(sys.modules, "python_multipart", None)
+
+    async def main(client: Any) -> None:
+        answer = await client.post("/", files={"image": ("x.jpg", b"\xff\xd8", "image/jpeg")})
+        assert answer.status_code == 501
+        assert answer.json()["error"].endswith("pip install python-multipart")
 
     with_client(main)
 

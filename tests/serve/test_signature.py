@@ -89,6 +89,7 @@ def of_rows(count: int) -> list[Tensor]:
     [
         ([IMAGE], "inputs are missing: size"),
         ([IMAGE, SIZE, Tensor("sizes", "INT32", SIZE.array)], "no input is named 'sizes'; did you mean 'size'"),
+        ([IMAGE, SIZE, Tensor("label", "INT32", SIZE.array)], "no input is named 'label'; the model's are image, size"),
         ([IMAGE, IMAGE, SIZE], "an input is there twice"),
         ([IMAGE, Tensor("size", "INT64", np.ones((1, 2), np.int64))], "datatype must be INT32, got INT64"),
         ([IMAGE, Tensor("size", "INT32", np.ones((1, 3), np.int32))], r"shape must be \[-1, 2\], got \[1, 3\]"),
@@ -211,13 +212,16 @@ def test_a_pipe_that_says_nothing() -> None:
     ("table", "says"),
     [
         ({"max_batch_size": -1}, "max_batch_size is from 0 to"),
-        ({"input": {}}, "a table of max_batch_size, inputs and outputs, got 'input'"),
+        ({"input": {}}, "a table of max_batch_size, inputs and outputs, got 'input'; did you mean 'inputs'"),
         ({"inputs": {}}, "inputs is a table of tensors by their names"),
         ({"inputs": {"x": {"datatype": "float", "shape": []}}}, "inputs.x.datatype is one of BOOL"),
         ({"inputs": {"x": {"datatype": "FP32"}}}, "inputs.x.shape has a size for each axis"),
         ({"inputs": {"x": {"datatype": "FP32", "shape": [-2]}}}, "inputs.x.shape has a size for each axis"),
         ({"outputs": {"x": {"datatype": "FP32", "shape": [], "text": True}}}, "outputs.x.text is true or false"),
-        ({"outputs": {"x": {"datatype": "FP32", "shape": [], "keys": "a"}}}, "outputs.x has datatype, shape"),
+        (
+            {"outputs": {"x": {"datatype": "FP32", "shape": [], "keys": "a"}}},
+            "outputs.x has datatype, .*got 'keys'; did you mean 'key'",
+        ),
         ({"outputs": {"x": {"datatype": "FP32", "shape": [], "labels": [1]}}}, "outputs.x.labels is a list of names"),
     ],
 )
