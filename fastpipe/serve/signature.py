@@ -269,6 +269,8 @@ def _answered(spec: TensorSpec, value: Any) -> Array:
     dtype = array.dtype if spec.datatype is None else dtype_of(spec.datatype)
     if dtype != array.dtype and not np.can_cast(array.dtype, dtype, "same_kind"):
         raise AnswerNotServed(f"output {spec.name!r} is declared as {spec.datatype}, and the answer is {array.dtype}")
+    if dtype is array.dtype and dtype.isnative and array.flags.c_contiguous:
+        return array
     return np.ascontiguousarray(array, dtype.newbyteorder("=")).reshape(array.shape)
 
 
