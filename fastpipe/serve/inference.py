@@ -58,6 +58,10 @@ class Form:
     """By output."""
 
 
+_Described = tuple[str, str, tuple[int, ...], int]
+"""Name, datatype and shape of an output, and how many bytes it has as binary data."""
+
+
 class _Input(NamedTuple):
     """An entry of ``inputs``."""
 
@@ -267,21 +271,17 @@ def write_answer(model: Model, form: Form, outputs: list[Tensor]) -> Response:
         InvalidRequest: an output cannot be written as JSON.
     """
     binary = form.binary
-    is_binary = [form.is_binary if binary is None else binary.get(output.name, form.is_binary) for output in outputs]
-    raws = [to_raw(output) for output, is_raw in zip(outputs, is_binary, strict=True) if is_raw]
-    if raws and not form.id and len(raws) == len(outputs):
-        described = [(output.name, output.datatype, output.array.shape) for output in outputs]
-        head = _kept_head(model.name, model.version, tuple(described), tuple(map(len, raws)))
+    raws: list[bytes | memoryview] = []
+    described: list[_Described] = []
+    for output in outputs:
+        if form.is_binary if binary is None else binary.get(output.name, form.is_binary):
+            raw = to_raw(output)
+            raws.append(raw)
+            described.append((output.name, output.datatype, output.array.shape, len(raw)))
+    if len(raws) == len(outputs) and not form.id:
+        head = _kept_head(model.name, model.version, tuple(described))
     else:
-        sizes = iter(map(len, raws))
-        document = answer_document(model, form.id)
-        document["outputs"] = [
-            _binary_entry(output.name, output.datatype, output.array.shape, next(sizes))
-            if is_raw
-            else _json_entry(output)
-            for output, is_raw in zip(outputs, is_binary, strict=True)
-        ]
-        head = json_text.dumps(document)
+        head = _mixed_head(model, form, outputs, described)
     if not raws:
         return Response(200, [JSON], head)
     headers = [OCTETS, (HEAD_LENGTH, b"%d" % len(head))]
@@ -291,12 +291,18 @@ def write_answer(model: Model, form: Form, outputs: list[Tensor]) -> Response:
 
 
 @lru_cache(MOST_KEPT)
-def _kept_head(
-    name: str, version: str, outputs: tuple[tuple[str, str, tuple[int, ...]], ...], sizes: tuple[int, ...]
-) -> bytes:
+def _kept_head(name: str, version: str, outputs: tuple[_Described, ...]) -> bytes:
     """Return the JSON of an answer all of whose outputs are binary."""
-    entries = [_binary_entry(*output, size) for output, size in zip(outputs, sizes, strict=True)]
+    entries = [_binary_entry(*output) for output in outputs]
     return json_text.dumps({"model_name": name, "model_version": version, "outputs": entries})
+
+
+def _mixed_head(model: Model, form: Form, outputs: list[Tensor], binary: list[_Described]) -> bytes:
+    """Return the JSON of an answer, in which are the outputs that are not binary."""
+    entries = {output[0]: _binary_entry(*output) for output in binary}
+    document = answer_document(model, form.id)
+    document["outputs"] = [entries.get(output.name) or _json_entry(output) for output in outputs]
+    return json_text.dumps(document)
 
 
 def write_json_answer(model: Model, id: str, outputs: list[Tensor]) -> dict[str, Any]:

@@ -294,7 +294,9 @@ def array_of(name: str, value: Any) -> Array | None:
     Raises:
         AnswerNotServed: the protocol has no datatype for it.
     """
-    if isinstance(value, _OF_NUMPY):
+    if type(value) is np.ndarray:
+        array: Array = value
+    elif isinstance(value, _OF_NUMPY):
         array = np.asarray(value)
     elif isinstance(value, bool | int | float):
         array = _number(name, value)
