@@ -128,8 +128,9 @@ class Workshop:
             subprocess.run([sys.executable, str(HERE / "servers" / "by_hand.py"), str(path)], check=True)
         return path
 
-    def jpeg_pipe(self, instances: int = 1) -> Path:
-        """Return the file of the pipe that classifies."""
+    def jpeg_pipe(self) -> Path:
+        """Return the file of the pipe that classifies, with an instance of the model for each CPU."""
+        instances = len(os.sched_getaffinity(0))
         return self._written("serve-jpeg.toml", JPEG_PIPE.format(model=self.model(), instances=instances))
 
     def _written(self, name: str, text: str) -> Path:
