@@ -39,6 +39,7 @@ TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
 NOTHING: Mapping[str, Any] = {}
 _END = object()
+_NO_TRACE = nullcontext()
 
 
 @dataclass(slots=True, frozen=True)
@@ -190,10 +191,8 @@ def _number(parameters: Mapping[str, Any], name: str) -> float:
 
 def trace(headers: Mapping[str, str]) -> AbstractContextManager[None]:
     """Return the context in which the pipe's calls belong to the trace of the client, if it has sent one."""
-    if not headers:
-        return nullcontext()
-    continued = _continued()
-    return nullcontext() if continued is None else continued(headers)
+    continued = _continued() if headers else None
+    return _NO_TRACE if continued is None else continued(headers)
 
 
 @cache

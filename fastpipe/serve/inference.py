@@ -8,9 +8,10 @@ text: the body is the one input), ``classification``, ``binary_data_output``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,6 @@ from fastpipe.serve.exchange import (
     HEAD_LENGTH,
     JSON,
     OCTETS,
-    Body,
     Buffer,
     Headers,
     Limits,
@@ -41,18 +41,45 @@ JOINED_BYTES = 1 << 16
 """Smaller answers are put together; larger ones are not copied."""
 LONGEST_ID = 4096
 MOST_CLASSES = 1 << 20
+LARGEST_KEPT_BYTES = 1024
+MOST_KEPT = 256
+"""JSON in front of binary tensors, of requests and of answers: of a client's, one after the other, it is the same."""
 _TRACES = tuple(name.encode() for name in TRACE_HEADERS)
 
 
 @dataclass(slots=True)
 class Form:
-    """How a call wants its answer."""
+    """How a call wants its answer; not changed once it is read."""
 
     id: str = ""
     is_binary: bool = False
     """Of outputs that say nothing themselves."""
     binary: Mapping[str, bool] | None = None
     """By output."""
+
+
+_Described = tuple[str, str, tuple[int, ...], int]
+"""Name, datatype and shape of an output, and how many bytes it has as binary data."""
+
+
+class _Input(NamedTuple):
+    """An entry of ``inputs``."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size_bytes: int | None
+    """Of its binary data; None: the entry has ``data``."""
+    data: Any = None
+
+
+class _Document(NamedTuple):
+    """What the JSON of a request says; shared by requests that have the same."""
+
+    inputs: tuple[_Input, ...]
+    wanted: list[WantedOutput] | None
+    parameters: Mapping[str, Any]
+    form: Form
 
 
 def trace_of(headers: Headers) -> Mapping[str, str]:
@@ -92,14 +119,12 @@ def read_call(model: Model, headers: Headers, chunks: list[Buffer], limits: Limi
         tensor = _raw_input(model.signature, chunks, headers)
         return Call(model, [tensor], headers=trace_of(headers)), Form(is_binary=HEAD_LENGTH in headers)
     body = split_body(chunks, head_length(headers), limits)
-    document = json_text.loads(body.head)
-    if type(document) is not dict:
-        raise InvalidRequest("the request must be a JSON object with inputs")
-    parameters = _table(document, "parameters")
-    inputs = _inputs(document, body)
-    form = Form(id_of(document), _flag(parameters, "binary_data_output", False))
-    wanted = _wanted(document, form) if "outputs" in document else None
-    return Call(model, inputs, wanted, parameters, trace_of(headers)), form
+    if HEAD_LENGTH in headers and len(body.head) <= LARGEST_KEPT_BYTES:
+        document = _kept_document_of(bytes(body.head))
+    else:
+        document = _document_of(body.head)
+    tensors = _tensors(document.inputs, body.tail)
+    return Call(model, tensors, document.wanted, document.parameters, trace_of(headers)), document.form
 
 
 def _raw_input(signature: Signature, chunks: list[Buffer], headers: Headers) -> Tensor:
@@ -128,28 +153,53 @@ def _shape_of(spec: TensorSpec, size_bytes: int) -> tuple[int, ...]:
 # ---- the document ----------------------------------------------------------------------------------------------
 
 
-def _inputs(document: dict[str, Any], body: Body) -> list[Tensor]:
+def _document_of(text: Buffer) -> _Document:
+    """Read the JSON of a request, and check all of it but the elements of tensors."""
+    document = json_text.loads(text)
+    if type(document) is not dict:
+        raise InvalidRequest("the request must be a JSON object with inputs")
+    parameters = _table(document, "parameters")
+    inputs = _inputs(document)
+    form = Form(id_of(document), _flag(parameters, "binary_data_output", False))
+    wanted = _wanted(document, form) if "outputs" in document else None
+    return _Document(inputs, wanted, parameters, form)
+
+
+_kept_document_of = lru_cache(MOST_KEPT)(_document_of)
+
+
+def _inputs(document: dict[str, Any]) -> tuple[_Input, ...]:
     entries = document.get("inputs")
     if type(entries) is not list or not 1 <= len(entries) <= MOST_TENSORS:
         raise InvalidRequest(f"inputs must be a list of 1 to {MOST_TENSORS} tensors")
-    position, tensors = 0, []
+    inputs = []
     for entry in entries:
         if type(entry) is not dict:
             raise InvalidRequest(f"an input must be an object, got {in_brief(entry)}")
         name, datatype = _text(entry, "name"), _text(entry, "datatype")
         shape = checked_shape(name, entry.get("shape"))
-        if "data" in entry:
-            tensors.append(from_json(name, datatype, shape, entry["data"]))
+        has_data = "data" in entry
+        size = None if has_data else _binary_size(name, entry)
+        inputs.append(_Input(name, datatype, shape, size, entry["data"] if has_data else None))
+    return tuple(inputs)
+
+
+def _tensors(inputs: Sequence[_Input], tail: memoryview) -> list[Tensor]:
+    """Return the tensors of a request, whose binary data is ``tail``, one behind the other."""
+    position, tensors = 0, []
+    for name, datatype, shape, size, data in inputs:
+        if size is None:
+            tensors.append(from_json(name, datatype, shape, data))
             continue
-        end = position + _binary_size(name, entry)
-        if end > body.tail.nbytes:
+        end = position + size
+        if end > tail.nbytes:
             raise InvalidRequest(
-                f"input {in_brief(name)}: binary_data_size ends at {end}, and there are {body.tail.nbytes} bytes"
+                f"input {in_brief(name)}: binary_data_size ends at {end}, and there are {tail.nbytes} bytes"
             )
-        tensors.append(from_raw(name, datatype, shape, body.tail[position:end]))
+        tensors.append(from_raw(name, datatype, shape, tail[position:end]))
         position = end
-    if position != body.tail.nbytes:
-        raise InvalidRequest(f"{body.tail.nbytes - position} bytes of binary data belong to no input")
+    if position != tail.nbytes:
+        raise InvalidRequest(f"{tail.nbytes - position} bytes of binary data belong to no input")
     return tensors
 
 
@@ -235,22 +285,39 @@ def write_answer(model: Model, form: Form, outputs: list[Tensor]) -> Response:
     Raises:
         InvalidRequest: an output cannot be written as JSON.
     """
-    raws: list[bytes | memoryview] = []
     binary = form.binary
-    document = answer_document(model, form.id)
-    document["outputs"] = [
-        _binary_entry(output, raws)
-        if (form.is_binary if binary is None else binary.get(output.name, form.is_binary))
-        else _json_entry(output)
-        for output in outputs
-    ]
-    head = json_text.dumps(document)
+    raws: list[bytes | memoryview] = []
+    described: list[_Described] = []
+    for output in outputs:
+        if form.is_binary if binary is None else binary.get(output.name, form.is_binary):
+            raw = to_raw(output)
+            raws.append(raw)
+            described.append((output.name, output.datatype, output.array.shape, len(raw)))
+    if len(raws) == len(outputs) and not form.id:
+        head = _kept_head(model.name, model.version, tuple(described))
+    else:
+        head = _mixed_head(model, form, outputs, described)
     if not raws:
         return Response(200, [JSON], head)
     headers = [OCTETS, (HEAD_LENGTH, b"%d" % len(head))]
     if sum(map(len, raws)) < JOINED_BYTES:
         return Response(200, headers, b"".join((head, *raws)))
     return Response(200, headers, head, [memoryview(raw) for raw in raws])
+
+
+@lru_cache(MOST_KEPT)
+def _kept_head(name: str, version: str, outputs: tuple[_Described, ...]) -> bytes:
+    """Return the JSON of an answer all of whose outputs are binary."""
+    entries = [_binary_entry(*output) for output in outputs]
+    return json_text.dumps({"model_name": name, "model_version": version, "outputs": entries})
+
+
+def _mixed_head(model: Model, form: Form, outputs: list[Tensor], binary: list[_Described]) -> bytes:
+    """Return the JSON of an answer, in which are the outputs that are not binary."""
+    entries = {output[0]: _binary_entry(*output) for output in binary}
+    document = answer_document(model, form.id)
+    document["outputs"] = [entries.get(output.name) or _json_entry(output) for output in outputs]
+    return json_text.dumps(document)
 
 
 def write_json_answer(model: Model, id: str, outputs: list[Tensor]) -> dict[str, Any]:
@@ -272,15 +339,8 @@ def answer_document(model: Model, id: str) -> dict[str, Any]:
     return document
 
 
-def _binary_entry(output: Tensor, raws: list[bytes | memoryview]) -> dict[str, Any]:
-    raw = to_raw(output)
-    raws.append(raw)
-    return {
-        "name": output.name,
-        "datatype": output.datatype,
-        "shape": output.array.shape,
-        "parameters": {"binary_data_size": len(raw)},
-    }
+def _binary_entry(name: str, datatype: str, shape: tuple[int, ...], size_bytes: int) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size_bytes}}
 
 
 def _json_entry(output: Tensor) -> dict[str, Any]:

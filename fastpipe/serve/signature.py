@@ -159,13 +159,13 @@ class Signature:
         return [self._output(first, [{first.key: part}])]
 
     def _output(self, spec: TensorSpec, answers: Sequence[Request]) -> Tensor:
-        try:
-            values = [answer[spec.key] for answer in answers]
-        except KeyError:
-            raise AnswerNotServed(
-                f"output {spec.name!r}: the answer has no key {spec.key!r}; it has {keys_in_brief(answers[0])}"
-            ) from None
-        arrays = [_answered(spec, value) for value in values]
+        arrays = []
+        for answer in answers:
+            if spec.key not in answer:
+                raise AnswerNotServed(
+                    f"output {spec.name!r}: the answer has no key {spec.key!r}; it has {keys_in_brief(answer)}"
+                )
+            arrays.append(_answered(spec, answer[spec.key]))
         if self.max_batch_size == 0:
             array = arrays[0]
         elif len(arrays) == 1:
@@ -270,6 +270,8 @@ def _answered(spec: TensorSpec, value: Any) -> Array:
     dtype = array.dtype if spec.datatype is None else dtype_of(spec.datatype)
     if dtype != array.dtype and not np.can_cast(array.dtype, dtype, "same_kind"):
         raise AnswerNotServed(f"output {spec.name!r} is declared as {spec.datatype}, and the answer is {array.dtype}")
+    if dtype is array.dtype and dtype.isnative and array.flags.c_contiguous:
+        return array
     return np.ascontiguousarray(array, dtype.newbyteorder("=")).reshape(array.shape)
 
 

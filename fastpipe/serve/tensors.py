@@ -64,6 +64,10 @@ _NUMBERS: dict[str, npt.DTypeLike] = {
 }
 _DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(kind) for name, kind in _NUMBERS.items()}
 _NAME_OF: dict[np.dtype[Any], str] = {dtype: name for name, dtype in _DTYPES.items()}
+_NAME_OF_CHAR: dict[str, str] = {dtype.char: name for name, dtype in _DTYPES.items()}
+"""For most arrays: NumPy computes the hash of a dtype each time, for thousands of instructions."""
+_OF_NUMPY = (np.ndarray, np.generic)
+"""Not ``|``, which would make a type of both at each call."""
 
 
 @dataclass(slots=True)
@@ -112,6 +116,9 @@ def _bfloat16() -> np.dtype[Any]:
 
 def datatype_of(dtype: np.dtype[Any]) -> str | None:
     """Return the datatype of an array's dtype, in either byte order; None: the protocol has none for it."""
+    found = _NAME_OF_CHAR.get(dtype.char) if dtype.isnative else None
+    if found is not None:
+        return found
     found = _NAME_OF.get(dtype)
     if found is None and not dtype.isnative:
         found = _NAME_OF.get(dtype.newbyteorder("="))
@@ -287,7 +294,9 @@ def array_of(name: str, value: Any) -> Array | None:
     Raises:
         AnswerNotServed: the protocol has no datatype for it.
     """
-    if isinstance(value, np.ndarray | np.generic):
+    if type(value) is np.ndarray:
+        array: Array = value
+    elif isinstance(value, _OF_NUMPY):
         array = np.asarray(value)
     elif isinstance(value, bool | int | float):
         array = _number(name, value)

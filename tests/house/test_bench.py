@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -188,6 +189,63 @@ def test_a_case_that_does_not_exist_is_answered_with_those_that_do(tmp_path: Pat
     ran = run_peers(tmp_path, "--case", "nonsense")
     assert ran.returncode == 2
     assert "batches under load" in ran.stderr
+
+
+# ---- servers -----------------------------------------------------------------------------------------------------
+
+WRK_SAID = """\
+    50%    2.50ms
+    99%   15.30ms
+  {odd}
+  1000 requests in 1.00s, 1.36MB read
+Requests/sec:    998.50
+"""
+
+
+def test_what_wrk_prints_is_read_and_a_run_with_failed_requests_is_none(bench: Any) -> None:
+    """Its units are in the text; the CPU time is that of one request."""
+    load = bench("serve_load")
+    numbers = load.numbers_of_wrk(WRK_SAID.format(odd=""), cpu_s=0.1)
+    assert numbers == {"requests_per_s": 998.5, "p50_us": 2500, "p99_us": 15300, "cpu_us": pytest.approx(100)}
+    for odd in ("Non-2xx or 3xx responses: 3", "Socket errors: connect 0, read 1, write 0, timeout 0"):
+        with pytest.raises(bench("common").WrongAnswer):
+            load.numbers_of_wrk(WRK_SAID.format(odd=odd), cpu_s=0.1)
+
+
+def test_servers_are_compared_window_by_window_with_the_best_settings_of_a_peer(bench: Any) -> None:
+    """A goal is at least a ratio of requests/s, or at most one of latencies; who was not there is named."""
+    serve = bench("serve")
+
+    def windows(*rates: float) -> dict[int, list[dict[str, float]]]:
+        return {8: [{"requests_per_s": rate, "p99_us": 1e6 / rate, "cpu_us": 1.0} for rate in rates]}
+
+    shown = {serve.OURS: windows(30, 60), "peer, 1 x 4": windows(10, 20), "peer, 2 x 1": windows(20, 40)}
+    goals = (
+        serve.Goal("peer", 8, 1.4),
+        serve.Goal("peer", 8, 1.6),
+        serve.Goal("peer", 8, 0.7, "p99_us"),
+        serve.Goal("absent", 8, 2.0),
+    )
+    rows = serve.tell(serve.Case("a case", (8,), {}, goals), shown)
+    assert "x peer, 2 x 1 | 1.50 (1.50 to 1.50) | yes" in rows[0]
+    assert "**no**" in rows[1]
+    assert rows[2].endswith("yes |")
+    assert "not measured" in rows[3]
+
+
+@once
+def test_a_server_is_started_told_and_ended(tmp_path: Path) -> None:
+    """10 MB go in and come out, and are copied once at most on each way."""
+    for module in ("uvicorn", "httptools", "orjson"):
+        pytest.importorskip(module, reason="the extra serve is not installed here")
+    command = [sys.executable, "-P", str(BENCH / "serve.py"), "--quick", "--case", "copies"]
+    environment = {**os.environ, "PYTHONPATH": str(BENCH)}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(r"10 MB in and out, HTTP .* \| yes \|$", ran.stdout, re.MULTILINE), ran.stdout
+
+
+# ---- GPUs --------------------------------------------------------------------------------------------------------
 
 
 def test_the_table_of_the_gpu_says_what_was_reached(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
