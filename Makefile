@@ -22,7 +22,7 @@ CORE = $(VENV)/bin/python setup.py --quiet build_ext --inplace
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo         read the text of a page with three models in one pipe; ARGS=\"FILE...\" for your own pages"
+	@echo "make demo         read the text of a page with three models; ARGS=\"FILE...\" for your pages, ARGS=--serve as a service"
 	@echo "make test         run the tests; ARGS=\"-k NAME\" for some of them"
 	@echo "make check        lint, types and tests: what CI runs"
 	@echo "make wheel        sdist, wheel and a CycloneDX bill of materials, in dist/"
@@ -119,7 +119,7 @@ $(VENV)/machine-checked: setup.py
 # Why rapidocr-onnxruntime comes without its dependencies: see the extra "demo" in pyproject.toml.
 $(VENV)/demo-installed: $(VENV)/machine-checked pyproject.toml setup.py
 	$(PIP) "setuptools>=77" "cython>=3.1"
-	$(PIP) --no-build-isolation --editable ".[demo]"
+	$(PIP) --no-build-isolation --editable ".[demo,serve]"
 	$(PIP) --no-deps rapidocr-onnxruntime==1.4.4
 	@touch $@
 

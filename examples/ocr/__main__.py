@@ -1,4 +1,4 @@
-"""The command line of the demo: ``python examples/ocr [PATH ...]``."""
+"""The command line of the demo: ``python examples/ocr [PATH ...]``, or ``python examples/ocr --serve``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastpipe.errors import MissingExtra
+from fastpipe.errors import MissingExtra, PipeError
 
 if not __package__:  # run as a folder: it is the package ``ocr``, not a heap of modules
     here = Path(__file__).resolve().parent
@@ -23,14 +23,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         try:
-            from ocr import command
+            if options.serve:
+                from ocr import service
+            else:
+                from ocr import command
         except ModuleNotFoundError as error:
             raise MissingExtra("the demo", "demo", error) from error
-        command.run(options)
+        if options.serve:
+            service.serve(options.http, options.grpc, options.instances)
+        else:
+            command.run(options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (DemoError, ImportError, OSError) as error:
+    except (DemoError, ImportError, OSError, PipeError) as error:
         print(f"ocr: {error}", file=sys.stderr)
         return 1
     return 0
@@ -39,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python examples/ocr",
-        description="Read the text on pages with three models in one pipe, and compare with a plain loop.",
+        description="Read the text on pages with three models in one pipe, and compare with a plain loop; or serve it.",
     )
     parser.add_argument("paths", metavar="PATH", nargs="*", type=Path, help="image files; without any, sample pages")
     parser.add_argument("--pages", type=_at_least_one, default=12, help="how many sample pages (default: %(default)s)")
@@ -51,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference", action="store_true", help="also read the pages with rapidocr_onnxruntime itself, and compare"
     )
+    service = parser.add_argument_group("as a service")
+    service.add_argument("--serve", action="store_true", help="a page to drop pictures on, and the same for programs")
+    service.add_argument("--http", metavar="ADDRESS", default="127.0.0.1:8000", help="(default: %(default)s)")
+    service.add_argument("--grpc", metavar="ADDRESS", default="127.0.0.1:8001", help="or 'none' (default: %(default)s)")
     return parser
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "DetectionOutput",
     "DirectionInput",
     "DirectionOutput",
+    "NoImage",
     "PageText",
     "RecognitionInput",
     "RecognitionOutput",
@@ -47,6 +48,13 @@ def configuration(instance_num: int | None = None) -> dict[str, Any]:
         if isinstance(node, dict) and "model" in node:
             node["model"] = models.model_path(node["model"])
     return nodes
+
+
+class NoImage(Backend):
+    """What the decoder gave no result for -> an error that says so."""
+
+    def forward(self, batch: list[Request]) -> None:
+        raise steps.UnreadablePage("it is no JPEG, PNG, WebP or BMP picture, or only a part of one")
 
 
 class DetectionInput(Backend):

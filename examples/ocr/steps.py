@@ -22,6 +22,7 @@ import numpy as np
 import pyclipper
 from numpy.typing import NDArray
 
+from fastpipe.errors import DecodeError
 from fastpipe.kernels import cpu
 from ocr import DemoError
 
@@ -77,8 +78,8 @@ LINES_OF_ONE_WIDTH = 6
 LOWEST_SCORE = 0.5  # what is read with less confidence is no text
 
 
-class UnreadablePage(DemoError):
-    """Something is no image, or none that could be a page; the message says why."""
+class UnreadablePage(DemoError, DecodeError):
+    """Something is no image, or none that could be a page; the message says why. To a client it is status 400."""
 
 
 @dataclass(frozen=True)
