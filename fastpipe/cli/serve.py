@@ -104,6 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.fail(f"--workers: at least 1, got {arguments.workers}")
     if arguments.workers > 1 and arguments.grpc.endswith(":0"):
         arguments.fail("--grpc: several processes need a port that is said, not any that is free")
+    if arguments.http == arguments.grpc and not arguments.http.endswith(":0"):
+        arguments.fail(f"--grpc: HTTP is at {arguments.http} already: give it another port, or 'none'")
     if arguments.workers > 1 and arguments.live is not None:
         arguments.fail("--live needs one process: each of several would have a page of its own")
     if not logging.getLogger().handlers:
