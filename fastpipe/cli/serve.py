@@ -56,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--control", action="store_true", help="clients may load and unload models")
     parser.add_argument(
-        "--live", metavar="PORT", nargs="?", type=int, const=LIVE_ANYWHERE, help="have the live page, too, at this port"
+        "--live",
+        metavar="PORT",
+        nargs="?",
+        type=port,
+        const=LIVE_ANYWHERE,
+        help="have the live page, too, at this port",
     )
     parser.add_argument(
         "--token", help=f"whoever asks has to have it; better in the variable {TOKEN_VARIABLE}, which `ps` hides"
@@ -85,6 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ready", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--metrics-directory", help=argparse.SUPPRESS)
     parser.set_defaults(fail=parser.error)
+
+
+def port(text: str) -> int:
+    """Return the number of a port; a model behind ``--live`` is taken for one."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"a port is a number up to 65535, got {text!r}; models go before --live")
+    return int(text)
 
 
 def size_bytes(text: str) -> int:
