@@ -63,4 +63,5 @@ def writing(path: Path) -> Iterator[None]:
         if error.filename is not None:
             raise
         # NumPy's own has no number, and says how many items were written.
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+        said = error.strerror or f"{error}; the disk may be full"
+        raise OSError(error.errno or errno.EIO, said, str(path)) from error

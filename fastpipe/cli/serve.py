@@ -56,7 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--control", action="store_true", help="clients may load and unload models")
     parser.add_argument(
-        "--live", metavar="PORT", nargs="?", type=int, const=LIVE_ANYWHERE, help="have the live page, too, at this port"
+        "--live",
+        metavar="PORT",
+        nargs="?",
+        type=port,
+        const=LIVE_ANYWHERE,
+        help="have the live page, too, at this port",
     )
     parser.add_argument(
         "--token", help=f"whoever asks has to have it; better in the variable {TOKEN_VARIABLE}, which `ps` hides"
@@ -87,6 +92,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(fail=parser.error)
 
 
+def port(text: str) -> int:
+    """Return the number of a port; a model behind ``--live`` is taken for one."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"a port is a number up to 65535, got {text!r}; models go before --live")
+    return int(text)
+
+
 def size_bytes(text: str) -> int:
     """Return how many bytes ``"256MB"`` or ``"1GiB"`` are."""
     found = re.fullmatch(r"(\d+)\s*([KMG]?I?B?)", text.upper())
@@ -104,6 +116,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.fail(f"--workers: at least 1, got {arguments.workers}")
     if arguments.workers > 1 and arguments.grpc.endswith(":0"):
         arguments.fail("--grpc: several processes need a port that is said, not any that is free")
+    if arguments.http == arguments.grpc and not arguments.http.endswith(":0"):
+        arguments.fail(f"--grpc: HTTP is at {arguments.http} already: give it another port, or 'none'")
     if arguments.workers > 1 and arguments.live is not None:
         arguments.fail("--live needs one process: each of several would have a page of its own")
     if not logging.getLogger().handlers:

@@ -229,4 +229,4 @@ def test_an_array_that_finds_no_room_is_said_with_its_file(
     Path("measures.py").write_text(BACKENDS)
     Path("measured.toml").write_text('[measured]\nbackend = "measures:measured"\n')
     assert main(["run", "measured.toml", "--data", "x", "--out", "out.jsonl", "--out-dir", "arrays"]) == 1
-    assert ".npy: 2000 requested and 0 written" in capsys.readouterr().err
+    assert ".npy: 2000 requested and 0 written; the disk may be full" in capsys.readouterr().err

@@ -329,6 +329,9 @@ def test_sizes(text: str, size: int) -> None:
         ["x.toml", "--workers", "0"],
         ["x.toml", "--workers", "2", "--live"],
         ["x.toml", "--workers", "2", "--grpc", "127.0.0.1:0"],
+        ["x.toml", "--http", "127.0.0.1:8001"],
+        ["--live", "x.toml"],
+        ["x.toml", "--live", "70000"],
     ],
 )
 def test_arguments_that_are_wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
