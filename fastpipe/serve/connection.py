@@ -13,7 +13,6 @@ All of it runs on the event loop's thread.
 from __future__ import annotations
 
 import asyncio
-import http
 import logging
 from collections import deque
 from typing import Any
@@ -21,6 +20,7 @@ from urllib.parse import unquote
 
 from fastpipe.errors import MissingExtra
 from fastpipe.serve.exchange import Chunks, Response, head_length
+from fastpipe.serve.heads import head_of, head_without_upgrade
 from fastpipe.serve.http import Route, Service
 from fastpipe.serve.incoming import Bounds, Incoming
 from fastpipe.serve.large_bodies import LEAST_BYTES, BodyReader, aligned_memory
@@ -47,8 +47,6 @@ JOINED_BYTES = 1 << 16
 LINGERS_S = 2.0
 """So long a refused client may go on sending, until it has read why."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus}
-_CLOSE = b"connection: close\r\n"
 
 # What a connection is doing, as far as its time is limited.
 IDLE, HEAD, BODY, RUNNING = range(4)
@@ -135,6 +133,7 @@ class Connection(asyncio.Protocol):
         self._age_s = 0.0
         self._head_bytes = 0
         self._incoming: Incoming | None = None
+        self._upgrading: Incoming | None = None
         self._queue: deque[Incoming] = deque()
         self._task: asyncio.Task[None] | None = None
         self._is_last = False
@@ -197,8 +196,9 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._is_deaf = True  # what follows is no HTTP/1.1; the request itself is answered
+        except httptools.HttpParserUpgrade as upgrade:
+            self._stay_with_http(data[upgrade.args[0] :])
+            return
         except httptools.HttpParserError as error:
             self._refuse(InvalidRequest(f"this is no HTTP request: {error}"))
             return
@@ -206,6 +206,17 @@ class Connection(asyncio.Protocol):
             self._refuse(HeadersTooLarge(f"the headers have more than {self.shared.bounds.head_bytes} bytes"))
         elif self.phase == BODY and self._incoming is not None and self._incoming.large_bytes:
             self._receive_large(self._incoming)
+
+    def _stay_with_http(self, rest: bytes) -> None:
+        """Answer a request as if it had not asked for another protocol: the parser has passed its body over."""
+        incoming, self._upgrading = self._upgrading, None
+        if incoming is None:
+            self._is_deaf = True  # behind a CONNECT, what follows is no HTTP
+            return
+        head = head_without_upgrade(self.parser.get_method(), incoming.url, incoming.headers)
+        self.parser = httptools.HttpRequestParser(self)
+        self._head_bytes = 0
+        self.data_received(head + rest)
 
     # ---- what the parser calls ---------------------------------------------------------------------------------
 
@@ -241,10 +252,13 @@ class Connection(asyncio.Protocol):
             if size > self.shared.bounds.head_bytes:
                 self._refuse(HeadersTooLarge(f"the headers have more than {self.shared.bounds.head_bytes} bytes"))
                 return
+        method = self.parser.get_method()
+        if self.parser.should_upgrade() and method != b"CONNECT":
+            self._incoming, self._upgrading = None, incoming
+            return
         self._head_bytes = 0
         self.phase = BODY
         self.changes += 1
-        method = self.parser.get_method()
         incoming.keeps_alive = self.parser.should_keep_alive() and not self.parser.should_upgrade()
         incoming.is_1_0 = self.parser.get_http_version() == "1.0"
         incoming.is_head = method == b"HEAD"
@@ -416,17 +430,9 @@ class Connection(asyncio.Protocol):
 
     # ---- answers -----------------------------------------------------------------------------------------------
 
-    def _head(self, response: Response, is_closing: bool) -> list[bytes]:
-        head = [_STATUS_LINES.get(response.status) or b"HTTP/1.1 %d -\r\n" % response.status]
-        head.append(self.shared.common_head(self.server_state))
-        for name, value in response.headers:
-            head += (name, b": ", value, b"\r\n")
-        if is_closing:
-            head.append(_CLOSE)
-        return head
-
     def _write(self, response: Response, incoming: Incoming | None) -> None:
-        head = self._head(response, incoming is None or self._is_last or (self._is_shut and not self._queue))
+        is_last = incoming is None or self._is_last or (self._is_shut and not self._queue)
+        head = head_of(response, self.shared.common_head(self.server_state), is_last=is_last)
         size = len(response.body) + sum(map(len, response.tail))
         head.append(b"content-length: %d\r\n\r\n" % size)
         if incoming is not None and incoming.is_head:
@@ -450,7 +456,8 @@ class Connection(asyncio.Protocol):
             return
         is_chunked = not incoming.is_1_0
         self._is_last = self._is_last or not is_chunked
-        head = self._head(response, self._is_last or (self._is_shut and not self._queue))
+        is_last = self._is_last or (self._is_shut and not self._queue)
+        head = head_of(response, self.shared.common_head(self.server_state), is_last=is_last)
         head.append(b"transfer-encoding: chunked\r\n\r\n" if is_chunked else b"\r\n")
         try:
             self.transport.write(b"".join(head))

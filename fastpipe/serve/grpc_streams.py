@@ -53,6 +53,8 @@ class Streams:
         except Unauthorized as error:
             await self._desk.refuse(context, error)
         await _Stream(self._desk, context).run()
+        if context.cancelled():
+            raise asyncio.CancelledError
         if self._desk.stopping.is_set():
             await self._desk.refuse(context, NotReady("the server is shutting down"))
 
@@ -125,7 +127,10 @@ class _Stream:
     async def _write(self, pieces: Pieces) -> None:
         message = b"".join(pieces)
         async with self._writing:
-            await self._context.write(message)
+            try:
+                await self._context.write(message)
+            except grpc.aio.InternalError as error:  # the client is gone: gRPC is about to cancel this anyhow
+                raise asyncio.CancelledError from error
 
     def _failure(self, body: bytes, error: Exception) -> Pieces:
         """Return an answer that says what went wrong, with the request's id, if it has one that can be read."""

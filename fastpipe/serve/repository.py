@@ -308,7 +308,7 @@ class Repository:
                 former, entry.model = entry.model, None
                 entry.state, entry.reason = "UNAVAILABLE", UNLOADED
                 self._know()
-                self._let_go(entry, former and former.pipe)
+                self._let_go(entry, None if former is None else former.pipe)
 
     async def aclose(self, timeout: float | None = None) -> None:
         """Close the pipes that were built here, once what is in flight has ended; after ``timeout`` seconds that fails.
@@ -320,7 +320,7 @@ class Repository:
             async with entry.lock:
                 former, entry.model = entry.model, None
                 entry.state, entry.reason = "UNAVAILABLE", "the server is shutting down"
-                self._let_go(entry, former and former.pipe, timeout)
+                self._let_go(entry, None if former is None else former.pipe, timeout)
         self._know()
         while self._closing:
             await asyncio.gather(*self._closing)

@@ -21,6 +21,7 @@ import grpc
 from grpc_serving import Served, served
 
 from fastpipe.serve import grpc_streams
+from fastpipe.serve.grpc_desk import Desk
 from fastpipe.serve.grpc_messages import inference
 
 
@@ -331,3 +332,42 @@ def test_streams_of_many_threads_get_their_own_answers(models: Any) -> None:
     for thread in threads:
         thread.join(WAIT_S)
     assert wrong == []
+
+
+class _Gone:
+    """Stands for a call whose client has gone between its request and the answer, as gRPC tells it."""
+
+    def __init__(self, *bodies: bytes) -> None:
+        self.bodies = list(bodies)
+
+    async def read(self) -> Any:
+        return self.bodies.pop(0) if self.bodies else grpc.aio.EOF
+
+    async def write(self, message: bytes) -> None:
+        raise grpc.aio.InternalError("it cannot be written")
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def time_remaining(self) -> None:
+        return None
+
+    def cancelled(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", ["echo", "parts"])
+def test_a_client_that_is_gone_is_no_error(models: tuple[Served, Any, Any], name: str) -> None:
+    """Its stream is cancelled: the log is not for it, and nothing is written behind what could not be."""
+    made, _, _ = models
+    message = inference()["ModelInferRequest"](model_name=name)
+    tensor = message.inputs.add(name="data", datatype="INT64", shape=[])
+    tensor.contents.int64_contents.append(3)
+    body = message.SerializeToString()
+
+    async def main() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await grpc_streams.Streams(Desk(made.service)).serve(None, _Gone(body, body))
+        assert made.service.budget.used_bytes == 0
+
+    made.run(main())

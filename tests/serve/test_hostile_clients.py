@@ -323,6 +323,20 @@ def test_an_upgrade_is_answered_and_not_made(served: Served) -> None:
         assert answer_on(connection)[0] == 200
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_a_body_behind_an_upgrade(served: Served, in_pieces: bool) -> None:
+    """It is read like any other, however it comes; so is the next request."""
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD) if in_pieces else GOOD
+    asked = request(body, b"connection: upgrade", b"upgrade: h2c", in_pieces=in_pieces)
+    with connected(served) as connection:
+        for cut in (0, len(asked) - len(body), len(asked) - 5):
+            connection.sendall(asked[:cut])
+            time.sleep(0.01)
+            connection.sendall(asked[cut:])
+            status, answer = answer_on(connection)
+            assert (status, json.loads(answer)["outputs"][0]["data"]) == (200, [7])
+
+
 def test_expect_100_continue(served: Served) -> None:
     """A client that asks first is told to go on, or is refused at once."""
     with connected(served) as connection:
