@@ -247,7 +247,8 @@ def bind(address: str, count: int = 1) -> list[socket.socket]:
         # The first one alone: among those that share a port, that of another server would not be noticed.
         listeners = [_bound(family, kind, where, shares=False)]
         if count > 1:
-            where = listeners.pop().getsockname()
+            with listeners.pop() as first:
+                where = first.getsockname()
             listeners = [_bound(family, kind, where, shares=True) for _ in range(count)]
     except (OSError, UnicodeError) as error:
         raise PipeError(f"cannot listen at {address}: {error}") from error
