@@ -135,6 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.grpc != NONE and arguments.socket is None:
             check_free(arguments.grpc)
         if len(listeners) > 1:
+            _check_grpc_is_free(arguments.grpc)
             return _run_workers(arguments, listeners, repository.names())
         if _run_here(arguments, repository, listeners[0]):
             logging.shutdown()
@@ -144,6 +145,15 @@ def run(arguments: argparse.Namespace) -> int:
         for listener in listeners:
             listener.close()
     return FINE
+
+
+def _check_grpc_is_free(address: str) -> None:
+    """Raise PipeError if another server has the address: workers, who share it, would share it with that one, too."""
+    from fastpipe.serve.server import UNIX, bind
+
+    if address != NONE and not address.startswith(UNIX):
+        for listener in bind(address):
+            listener.close()
 
 
 def _repository(arguments: argparse.Namespace) -> Repository:

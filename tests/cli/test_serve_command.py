@@ -233,6 +233,17 @@ def test_an_address_in_use() -> None:
                 bind(address, count)
 
 
+def test_an_address_for_grpc_in_use(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Workers would share it with who has it, if that one shares it: neither would get all of its calls."""
+    monkeypatch.chdir(folder)
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert main(["serve", "echo.toml", "--http", "127.0.0.1:0", "--grpc", address, "--workers", "2"]) == 1
+    assert f"cannot listen at {address}" in capsys.readouterr().err
+
+
 def test_a_unix_socket(folder: Path) -> None:
     """A server that is gone leaves its path to the next one; one that lives keeps it."""
     address = f"unix:{folder / 'socket'}"
