@@ -105,7 +105,8 @@ cdef class Station:
     cdef readonly int64_t given_up_after_ns     # the watchdog's: how long the last of them had run
     cdef readonly int64_t deaths                # GIL: workers that ended, and were set to work again
     cdef atomic[int32_t] wanted                 # atomic: threads that wait for a token, not for requests; more once it closes.
-                                                # Pairs with `tokens`: they raise it and then try, release does its part and then reads
+                                                # Pairs with `tokens`: they raise it and then try, release does its part and then
+                                                # reads. They sleep where workers do: c_notify reads it, lest they get a worker's wake-up
 
     cdef mutex desk                             # guards what says "mutex"
     cdef Ranked staged                          # mutex: popped from the inbox, in order, not yet taken

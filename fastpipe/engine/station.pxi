@@ -310,7 +310,8 @@ cdef class Station:
         if (self.collecting.load(memory_order_seq_cst) > 0
                 and self.queued.load(memory_order_seq_cst) < self.wake_at.load(memory_order_seq_cst)):
             return                                              # a worker collects, and will look at its deadline
-        events_notify(&self.workers, 1)
+        # Where others sleep as well, who wait for a token (`wanted`), the one that is woken may be theirs.
+        events_notify(&self.workers, 1 if self.wanted.load(memory_order_seq_cst) == 0 else 0x7fffffff)
 
     cdef void c_note_arrival(self, int64_t now) noexcept nogil:
         """Learn from a request that came, and forgive one caller who was expected back."""
