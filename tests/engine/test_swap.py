@@ -464,7 +464,9 @@ def test_what_cannot_be_is_refused_in_words(node: str, keys: dict[str, Any], mes
 
 def test_an_unknown_node_is_named_with_its_nearest() -> None:
     with Pipe({"detect": {"backend": "Identity"}}) as pipe:
-        with pytest.raises(UnknownNode, match=r"no node is named 'detct'; did you mean 'detect'\?"):
+        with pytest.raises(
+            UnknownNode, match=r"no node is named 'detct'; they are \['detect'\]; did you mean 'detect'\?"
+        ):
             pipe.swap("detct")
         with pytest.raises(TypeError, match=r"resize\(\) needs instance_num, max, or both"):
             pipe.resize("detect")
