@@ -33,6 +33,7 @@ LIBRARIES = (
     *("numpy", "numba", "opencv-python-headless", "opencv-python", "simplejpeg", "Pillow", "onnx", "onnxruntime"),
     *("onnxruntime-gpu", "torch", "cupy-cuda13x", "cupy-cuda12x", "nvidia-nvjpeg", "tensorrt-cu13"),
     *("cryptography", "rich", "tree-sitter", "matplotlib", "optuna"),
+    *("uvicorn", "starlette", "orjson", "grpcio", "protobuf", "prometheus-client", "opentelemetry-sdk", "ray"),
 )
 GPU_LIBRARIES = {"torch", "cupy-cuda13x", "cupy-cuda12x", "onnxruntime-gpu", "tensorrt-cu13"}
 GPU_QUERY = ("name", "driver_version", "memory.total", "memory.used", "compute_cap")

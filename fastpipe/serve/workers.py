@@ -19,12 +19,14 @@ import select
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 __all__ = ["Workers", "say_ready"]
 
-SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+OWN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = {*OWN_SIGNALS, signal.SIGCHLD}
 LOOK_S = 0.5
 SHORT_LIFE_S = 10.0
 """A worker that dies sooner has a fault of its own, which its successor will have, too."""
@@ -36,6 +38,10 @@ def say_ready(descriptor: int) -> None:
     """Tell the parent that this worker takes requests."""
     os.write(descriptor, READY)
     os.close(descriptor)
+
+
+ENDED_WHILE_BUILDING = 128 + signal.SIGTERM
+"""The status of a worker to which the signal has come before it served."""
 
 
 @dataclass(eq=False)
@@ -75,8 +81,12 @@ class Workers:
         self._to_replace: list[int] = []  # numbers of workers that are to have successors
 
     def run(self) -> int:
-        """Serve until a signal ends it; return the exit status. For the main thread of a process without others."""
+        """Serve until a signal ends it; return the exit status. For the main thread."""
         former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        # While this thread does not wait, the kernel gives a signal to another one, such as NumPy's, which blocks none:
+        # without a handler it would end the process.
+        heard: deque[int] = deque()
+        handlers = {number: signal.signal(number, lambda got, _: heard.append(got)) for number in OWN_SIGNALS}
         try:
             for number in range(len(self.sockets)):
                 self._start(number)
@@ -84,6 +94,8 @@ class Workers:
                 found = signal.sigtimedwait(SIGNALS, LOOK_S)
                 if found is not None and found.si_signo != signal.SIGCHLD:
                     self._signalled(found.si_signo)
+                while heard:
+                    self._signalled(heard.popleft())
                 self._look_for_ready()
                 self._look_for_dead()
                 self._start_what_is_due()
@@ -91,6 +103,8 @@ class Workers:
             for worker in self.workers:
                 worker.process.kill()
                 worker.process.wait()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
         return self._status
 
@@ -114,6 +128,7 @@ class Workers:
             return
         is_second = self._is_ending
         self._is_ending = True
+        self._to_retire.clear()  # a successor that was started now would not hear the signal
         for worker in self.workers:
             worker.process.send_signal(signal.SIGKILL if is_second else signal.SIGTERM)
 
@@ -156,7 +171,12 @@ class Workers:
 
     def _died(self, worker: _Worker, status: int) -> None:
         if self._is_ending or worker.is_retired:
-            if status and self._is_ending:
+            # One that was still building pipes ends by the signal itself.
+            if (
+                status
+                and self._is_ending
+                and (worker.is_ready or status not in (-signal.SIGTERM, ENDED_WHILE_BUILDING))
+            ):
                 self._status = 1
             return
         if not self._was_ready:

@@ -381,3 +381,30 @@ def test_an_address_of_grpc_that_is_in_use(
         assert main(["serve", str(tmp_path / "echo.toml"), *given]) == 1
     assert capfd.readouterr().err == f"fastpipe: cannot listen at {address}: [Errno 98] Address already in use\n"
     assert "is built" not in caplog.text
+
+
+BUILDS_FOR_EVER = """
+import time
+from pathlib import Path
+
+import fastpipe
+
+
+def pipe():
+    while Path("replace").exists():
+        Path("building").touch()
+        time.sleep(0.01)
+    return fastpipe.Pipe(backend="Identity")
+"""
+
+
+def test_sigterm_while_workers_are_replaced(tmp_path: Path) -> None:
+    """The successor, which builds its pipes, ends as well; nobody is started any more; and all was well."""
+    (tmp_path / "building_module.py").write_text(BUILDS_FOR_EVER)
+    with command(tmp_path, "--pipe", "m=building_module:pipe", "--workers", "2") as running:
+        (tmp_path / "replace").touch()
+        running.process.send_signal(signal.SIGHUP)
+        until((tmp_path / "building").exists)
+        running.process.send_signal(signal.SIGTERM)
+        status, errors = running.end()
+    assert status == 0, errors

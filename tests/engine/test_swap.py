@@ -468,7 +468,9 @@ def test_what_cannot_be_is_refused_in_words(node: str, keys: dict[str, Any], mes
 
 def test_an_unknown_node_is_named_with_its_nearest() -> None:
     with Pipe({"detect": {"backend": "Identity"}}) as pipe:
-        with pytest.raises(UnknownNode, match=r"no node is named 'detects'; did you mean 'detect'\?"):
+        with pytest.raises(
+            UnknownNode, match=r"no node is named 'detects'; they are \['detect'\]; did you mean 'detect'\?"
+        ):
             pipe.swap("detects")
         with pytest.raises(TypeError, match=r"resize\(\) needs instance_num, max, or both"):
             pipe.resize("detect")
