@@ -57,7 +57,7 @@ class Instances:
         try:
             worker.start()
         except BaseException:
-            if worker.is_over and worker in self.workers:
+            if not worker.has_begun and worker in self.workers:  # also if it was raised before anything was tried
                 self.workers.remove(worker)
             raise
 
@@ -80,8 +80,13 @@ class Instances:
     def start_watchdog(self, watchdog: _core.Watchdog) -> None:
         """Start the thread of the watchdog; it is stopped when all others have left."""
         self._watchdog = watchdog
-        self._watchdog_worker = Worker("fastpipe watchdog", watchdog.serve)
-        self._watchdog_worker.start()
+        worker = self._watchdog_worker = Worker("fastpipe watchdog", watchdog.serve)
+        try:
+            worker.start()
+        except BaseException:
+            if not worker.has_begun:
+                self._watchdog_worker = None
+            raise
 
     def start_clock(self, clock: _core.Clock) -> None:
         """Start the thread of a clock.

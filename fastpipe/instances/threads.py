@@ -130,6 +130,11 @@ class Worker:
         return self._is_over.is_set()
 
     @property
+    def has_begun(self) -> bool:
+        """True once its thread runs, or is about to; False as well of one that could not be started."""
+        return self.thread.is_handed_over and not self.is_over
+
+    @property
     def is_left_behind(self) -> bool:
         """True while its thread runs, and another waits for its end in vain."""
         return not self._is_over.is_set() and self.thread is not threading.current_thread()
