@@ -15,9 +15,9 @@ from fastpipe.config.plan import StepPlan
 __all__ = ["NodeConfig", "PipeConfig", "Written"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Written:
-    """What a pipe is made from, as it was written, and what was changed since."""
+    """What a pipe is made from, as it was written, and what was changed since; it may have secrets."""
 
     source: str | Path | Mapping[str, Any] | None
     keywords: Mapping[str, Any]
@@ -88,7 +88,7 @@ class PipeConfig:
     """All nodes, in the order they were written."""
 
     nodes: tuple[NodeConfig, ...]
-    written: Written
+    written: Written = field(repr=False)
     request_timeout_s: float | None = None
     """How long a request may take that says nothing itself."""
     max_in_flight: int | None = None

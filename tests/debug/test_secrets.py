@@ -6,11 +6,13 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 
+from fastpipe import Backend, Pipe, Request
 from fastpipe.config.reading import load
 from fastpipe.errors import ConfigError
 from fastpipe.redaction import Secrets, is_secret_pair, lines_without, own_copy_without, secret_texts
@@ -148,3 +150,29 @@ def test_a_header_in_a_configuration_is_left_out() -> None:
     kept = own_copy_without(written, left_out)
     assert kept == {"a": {"backend": "Pow", "headers": [["Authorization"], ["Accept", "x"]]}}
     assert left_out == ["['a']['headers'][0][1]"]
+
+
+def test_what_a_swap_brings_is_as_secret_as_what_was_there(tmp_path: Path) -> None:
+    """In what describes the pipe, in its errors, in its log's lines and in its records."""
+
+    class Asks(Backend):
+        def __init__(self, *, api_key: str = "none", count: int = 1) -> None:
+            self.given = api_key, count
+
+        def forward(self, batch: list[Request]) -> None:
+            for request in batch:
+                request["result"] = request["data"]
+
+    secret = "a-secret-of-a-service"
+    with Pipe(backend=Asks) as pipe:
+        pipe.swap("main", api_key=secret)
+        texts = [repr(pipe), repr(pipe._made_of), str(pipe.graph()), pipe.graph().svg()]
+        for keys in ({"api_key": [secret]}, {"api_key": secret, "count": "many"}):
+            with pytest.raises(ConfigError) as caught:
+                pipe.swap("main", keys)
+            texts.append(str(caught.value))
+        with pipe.record(tmp_path):
+            pipe({"data": 1})
+        texts += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(texts) > 6
+    assert [text for text in texts if secret in text] == []

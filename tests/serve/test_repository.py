@@ -284,6 +284,7 @@ def test_a_pipe_that_was_handed_in_stays_open() -> None:
         run_loop(main)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # eventlet, where a test has imported it, warns of it
 def test_a_pipe_from_before_a_fork_is_refused_in_words() -> None:
     """The child is told to have it built there."""
     with Pipe(backend="Identity") as pipe:
