@@ -128,7 +128,7 @@ class Workers:
             return
         is_second = self._is_ending
         self._is_ending = True
-        self._to_retire.clear()  # a successor that was started now would not hear the signal
+        self._to_replace.clear()  # a successor that was started now would not hear the signal
         for worker in self.workers:
             worker.process.send_signal(signal.SIGKILL if is_second else signal.SIGTERM)
 

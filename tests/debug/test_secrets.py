@@ -171,7 +171,7 @@ def test_what_a_swap_brings_is_as_secret_as_what_was_there(tmp_path: Path) -> No
             with pytest.raises(ConfigError) as caught:
                 pipe.swap("main", keys)
             texts.append(str(caught.value))
-        with pipe.record(tmp_path):
+        with pipe.record(tmp_path, sample=1.0):
             pipe({"data": 1})
         texts += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
     assert len(texts) > 6
