@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -403,7 +404,9 @@ def test_a_timeline_keeps_no_pipe_alive(tmp_path: Path) -> None:
     pipe = Pipe(backend=opened())
     timeline = pipe.timeline(tmp_path / "run.pftrace")
     pipe.close()
+    gone = weakref.ref(pipe)
     del pipe
+    until(lambda: gc.collect() >= 0 and gone() is None)
     timeline.stop()
 
 
