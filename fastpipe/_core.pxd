@@ -17,6 +17,7 @@ from libcpp.mutex cimport mutex
 from libcpp.vector cimport vector
 
 from fastpipe.engine.batching cimport Load, Verdict
+from fastpipe.engine.chain cimport Chain
 from fastpipe.engine.costs cimport Costs
 from fastpipe.engine.hanging cimport Watched
 from fastpipe.engine.histogram cimport Histogram
@@ -316,6 +317,7 @@ cdef class Walk:
     cdef bint started                           # some backend has seen it
     cdef atomic[uint8_t] outcome                # atomic: RUNNING -> DONE | FAILED | CANCELLED; the CAS that succeeds files it
     cdef Word word                              # parks the caller; set after `outcome`
+    cdef Chain* chain                           # in which its caller is woken; written before `word` is SET, then the caller's. Or NULL
     cdef int leaves_left                        # GIL
     cdef int restarts                           # GIL: its rounds
     cdef dict entered_again                     # GIL: node index -> how often; None before the first time
@@ -404,7 +406,8 @@ cdef class Turn:
     cdef PyObject* settled_first                # ended walks with a future to settle, linked by Walk.settled_after; owned
     cdef PyObject* settled_last
     cdef int64_t ended_ns                       # when the batch ended whose answers are handed on; 0: none are
-    cdef vector[Word*] wakes                    # sleeping callers to wake once the GIL is free
+    cdef vector[Word*] wakes                    # sleepers to wake once the GIL is free
+    cdef Chain* chain                           # callers to wake then, one after the other; owned until it is started. NULL: none
     cdef bint helps                             # a caller runs batches that may hold other callers' requests
     cdef object interrupt                       # what hit the thread in the middle (a signal's exception): its call raises it
     cdef bint is_guarded                        # a watchdog looks at the batches that it runs
@@ -421,7 +424,9 @@ cdef class Turn:
     cdef PyObject* stepper                      # whose turn it is, if it takes one step at a time; it owns the turn
     cdef object observer                        # the stepper's, or None
     cdef void wake(self) noexcept nogil
+    cdef c_bool c_has_sleepers(self) noexcept
     cdef void c_will_wake(self, Word* word) noexcept
+    cdef void c_answer(self, Walk walk) noexcept
     cdef void c_will_settle(self, Walk walk) noexcept
     cdef int c_raise_interrupt(self) except -1
     cdef void c_report_interrupt(self) noexcept

@@ -24,6 +24,10 @@ __all__ = ["EXIT_DRAIN_S", "living_pipes", "open_pipes", "set_up"]
 EXIT_DRAIN_S = 5.0
 # Waiting threads spin for so long before they sleep, where there are cores to spare for it.
 SPIN_NS = 2_000
+# Of callers whose answers are there, so many are on their way to the GIL at once, where there are cores for it. One of them
+# may keep the others spinning for so long until it is back, if callers mostly are by then.
+MOST_AWAKE = 4
+LONGEST_LEASE_NS = 50_000
 
 
 class _Closable(Protocol):
@@ -69,7 +73,10 @@ def set_up() -> None:
 def _configure() -> None:
     main = threading.main_thread().ident
     # On one or two cores a spinning waiter occupies the core on which what it waits for would run.
-    _core.configure_process(0 if main is None else main, SPIN_NS if usable_cpu_count() > 2 else 0)
+    cpu_count = usable_cpu_count()
+    is_roomy = cpu_count > 2
+    depth = min(MOST_AWAKE, max(2, cpu_count // 2))
+    _core.configure_process(0 if main is None else main, SPIN_NS if is_roomy else 0, depth, LONGEST_LEASE_NS if is_roomy else 0)
 
 
 def _after_fork_in_child() -> None:

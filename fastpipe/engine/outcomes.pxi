@@ -214,8 +214,7 @@ cdef int _deliver(Engine engine, Walk walk, Turn turn) noexcept:
         act_at_in(AT_ENDED, turn)
     if walk.sink_kind != SINK_CALLER:
         turn.c_will_settle(walk)
-    if word_set(&walk.word):
-        turn.c_will_wake(&walk.word)
+    turn.c_answer(walk)
     return 0
 
 

@@ -370,7 +370,7 @@ cdef int run_ready(Engine engine, Turn turn) noexcept:
         if index < 0:
             enqueue(engine, visit, turn, True)
             continue
-        if turn.wakes.size() != 0:
+        if turn.c_has_sleepers():
             turn.wake()
         if visit.walk.has_room:
             leave_room(visit.walk)

@@ -6,6 +6,7 @@
 
 from cpython.exc cimport PyErr_CheckSignals
 
+from fastpipe.engine.chain cimport Chain, chain_leave, enter_gate, leave_gate
 from fastpipe.engine.parking cimport events_leave, events_prepare, events_sleep, is_settling, kernel_now_ns, now_ns, word_wait
 
 from fastpipe.errors import ForkedPipe, PipeError
@@ -40,6 +41,30 @@ cdef inline int64_t first_slice(int64_t deadline_ns) noexcept nogil:
         return deadline_ns
     slice_end = now_ns() + SIGNAL_SLICE_NS
     return slice_end if deadline_ns < 0 or slice_end < deadline_ns else deadline_ns
+
+
+cdef void leave_chain(Walk walk) noexcept nogil:
+    """Whoever waited for a walk has seen its end: another one of its chain may be woken."""
+    cdef Chain* chain = walk.chain
+    walk.chain = NULL
+    chain_leave(chain)
+
+
+cdef int wait_for_answer(Walk walk, int64_t deadline_ns) except -1:
+    """What wait_for_word does, for a walk's own word; its caller is back in the engine, and wakes the next when it goes."""
+    cdef int why
+    while True:
+        with nogil:
+            leave_gate()
+            why = word_wait(&walk.word, first_slice(deadline_ns), _spin_ns)
+            if why == 0 and walk.chain != NULL:
+                enter_gate(_longest_lease_ns)
+                leave_chain(walk)
+        if why == 0:
+            return 1
+        PyErr_CheckSignals()
+        if deadline_ns >= 0 and now_ns() >= deadline_ns:
+            return 0
 
 
 cdef int wait_for_word(Word* word, int64_t deadline_ns) except -1:

@@ -7,10 +7,12 @@ cimport cython
 from cpython.contextvars cimport PyContext_Copy, PyContext_Enter, PyContext_Exit
 from cpython.dict cimport PyDict_CheckExact, PyDict_Copy, PyDict_GetItem, PyDict_Next, PyDict_Size, PyDict_Update
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire
+from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire, memory_order_relaxed
 
+from fastpipe.engine.chain cimport Chain, chain_join, chain_new, chain_start
 from fastpipe.engine.parking cimport (
-    FOREVER, SET, Frame, enter_frame, futex_wake, innermost_batch, is_hooked, leave_frame, note_sleeper, now_ns,
+    FOREVER, PARKED, SET, Frame, enter_frame, futex_wake, innermost_batch, is_hooked, leave_frame, note_sleeper, now_ns,
+    word_set,
 )
 
 
@@ -111,6 +113,10 @@ cdef int take_out(list items, object item) noexcept:
 cdef class Walk:
     """One admitted request on its way; ``map`` and ``acall`` keep it as a handle."""
 
+    def __dealloc__(self):
+        if self.chain != NULL:                                  # its caller has given up waiting
+            leave_chain(self)
+
     cdef c_bool c_end(self, uint8_t outcome) noexcept:
         """Claim the one right to end this walk (E1)."""
         cdef uint8_t running = RUNNING
@@ -119,10 +125,12 @@ cdef class Walk:
     cdef int c_wait(self, int64_t deadline_ns) except -1:
         """Park until the walk has ended: 1; or until the deadline: 0. Serves signals."""
         if self.word.load(memory_order_acquire) == SET:
+            if self.chain != NULL:
+                leave_chain(self)
             return 1
         if is_hooked(AT_PARK):
             act_at(AT_PARK)
-        return wait_for_word(&self.word, deadline_ns)
+        return wait_for_answer(self, deadline_ns)
 
     cdef PyObject* c_enter_context(self, Turn turn) except? NULL:
         """Have this thread, which is about to run user code for the request alone, be in its context; what c_leave_context is given.
@@ -217,11 +225,26 @@ cdef class Turn:
     def __dealloc__(self):
         while self.settled_first != NULL:                       # none is left, as a rule
             first_settled(self)
+        if self.c_has_sleepers():
+            self.wake()
 
     cdef void c_will_wake(self, Word* word) noexcept:
         """Have a sleeping caller woken once the GIL is free."""
         if not note_sleeper(self.wakes, word):
             futex_wake(word, 1)
+
+    cdef void c_answer(self, Walk walk) noexcept:
+        """Tell a walk's caller that it has ended. One who sleeps is woken once the GIL is free, in a chain with others."""
+        if walk.word.load(memory_order_relaxed) == PARKED:      # nobody else changes that
+            if self.chain == NULL:
+                self.chain = chain_new()
+            if self.chain != NULL and chain_join(self.chain, &walk.word):
+                walk.chain = self.chain
+        if word_set(&walk.word) and walk.chain == NULL:
+            self.c_will_wake(&walk.word)
+
+    cdef c_bool c_has_sleepers(self) noexcept:
+        return self.chain != NULL or self.wakes.size() != 0
 
     cdef void c_will_settle(self, Walk walk) noexcept:
         """Have a future told of the end of its walk by settle."""
@@ -249,8 +272,12 @@ cdef class Turn:
 
     cdef void wake(self) noexcept nogil:
         cdef size_t i
-        if is_hooked(AT_WAKE) and self.wakes.size() != 0:
+        cdef Chain* chain = self.chain
+        if is_hooked(AT_WAKE) and (chain != NULL or self.wakes.size() != 0):
             act_without_gil(AT_WAKE, <PyObject*>self)
+        if chain != NULL:
+            self.chain = NULL
+            chain_start(chain, _wake_depth)
         for i in range(self.wakes.size()):
             futex_wake(self.wakes[i], 1)
         self.wakes.clear()

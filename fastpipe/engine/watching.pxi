@@ -123,6 +123,7 @@ cdef int _try_to_give_up(Station station, int index) except -1:
     turn.arrived, lost.arrived = lost.arrived, turn.arrived
     turn.ready, lost.ready = lost.ready, turn.ready
     turn.wakes.swap(lost.wakes)
+    turn.chain, lost.chain = lost.chain, turn.chain
     count = len(visits)
     station.running.fetch_sub(count, memory_order_relaxed)
     frame = enter_frame(<void*>engine, True, current_greenlet())

@@ -159,6 +159,8 @@ cdef int64_t PRIORITY_NS = 100_000_000
 
 cdef uint32_t _generation = 0           # raised in the child of a fork
 cdef int64_t _spin_ns = 0
+cdef int32_t _wake_depth = 1
+cdef int64_t _longest_lease_ns = 0
 cdef unsigned long _main_thread = 0
 
 
@@ -170,11 +172,17 @@ cdef c_bool is_among(object thing, object things) except *:
     return False
 
 
-def configure_process(main_thread_ident: int, spin_ns: int) -> None:
-    """Tell the engine which thread serves signals, and how long a waiter spins before it sleeps."""
-    global _main_thread, _spin_ns
+def configure_process(main_thread_ident: int, spin_ns: int, wake_depth: int, longest_lease_ns: int) -> None:
+    """Tell the engine which thread serves signals, how long a waiter spins before it sleeps, and how callers are woken.
+
+    ``wake_depth``: how many callers whose answers are there are on their way to the GIL at once; ``longest_lease_ns``: how
+    long one of them may keep the others spinning, 0 where they should not.
+    """
+    global _main_thread, _spin_ns, _wake_depth, _longest_lease_ns
     _main_thread = main_thread_ident
     _spin_ns = spin_ns
+    _wake_depth = wake_depth
+    _longest_lease_ns = longest_lease_ns
 
 
 def note_fork_in_child() -> None:
