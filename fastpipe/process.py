@@ -27,7 +27,7 @@ SPIN_NS = 2_000
 # Of callers whose answers are there, so many are on their way to the GIL at once, where there are cores for it. One of them
 # may keep the others spinning for so long until it is back, if callers mostly are by then.
 MOST_AWAKE = 4
-LONGEST_LEASE_NS = 50_000
+LONGEST_LEASE_NS = 100_000
 
 
 class _Closable(Protocol):
@@ -75,8 +75,12 @@ def _configure() -> None:
     # On one or two cores a spinning waiter occupies the core on which what it waits for would run.
     cpu_count = usable_cpu_count()
     is_roomy = cpu_count > 2
-    depth = min(MOST_AWAKE, max(2, cpu_count // 2))
-    _core.configure_process(0 if main is None else main, SPIN_NS if is_roomy else 0, depth, LONGEST_LEASE_NS if is_roomy else 0)
+    _core.configure_process(
+        0 if main is None else main,
+        spin_ns=SPIN_NS if is_roomy else 0,
+        wake_depth=min(MOST_AWAKE, max(1, cpu_count // 2)),
+        longest_lease_ns=LONGEST_LEASE_NS if is_roomy else 0,
+    )
 
 
 def _after_fork_in_child() -> None:

@@ -1,23 +1,21 @@
 # Chains: callers who sleep and whose answers are there are woken in a chain, as each of them needs the GIL before it can go on.
 #
-#     worker ─ start ─► the first few ─ leave, each ─► one further ─► ...        (without the GIL, all of it)
+#     worker ─ start ─► the first few ─ leave, each, once it has the GIL ─► one further ─► ...
 #
 # If all were woken at once, all but one would queue for the GIL: then every release of it wakes one more thread, the slow way,
-# and nobody runs meanwhile. So only ``depth`` of them are awake at a time.
+# and nobody runs meanwhile. So only ``depth`` of them are awake at a time, and the next one wakes up while one runs.
 #
-# A sleeper's word is SET before it joins, so whoever wakes up, however late or early, finds its answer. Each member leaves once:
-# whoever waits, on the way to the GIL; or whoever drops the walk of one that has given up waiting.
+# A sleeper's word is SET before start, so whoever wakes up, however late or early, finds its answer. Each member leaves once:
+# when it has seen the end of its walk; or, if it has given up waiting, when its walk is dropped. Nobody depends on its coming
+# back to the pipe.
 #
 # No lost wake-up  Each leave gives one credit, start gives ``depth`` >= 1 of them, and credit i wakes sleeper i. Leaves before start
 #                  count, too: their credits are used by start. If sleeper j slept for ever, no more than j credits were given; so
-#                  all of those before it were woken, and have left or will, and that are ``depth`` credits too many.
+#                  all of those before it were woken, and have left or will, which is ``depth`` credits more.
 #                  proofs/chain.pml checks it.
 #
 # The gate         Of those who are awake, one at a time goes on to the GIL, where cores are free for the others to spin: see
-#                  gate.hpp. Nobody depends on anybody's coming back.
-#
-# Measured beside "all at once", and beside "each wakes the next when it comes back to wait", which is as fast but depends on
-# its coming back: docs/design.md.
+#                  gate.hpp.
 
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free, realloc
@@ -28,6 +26,7 @@ from fastpipe.engine.parking cimport Word, futex_wake
 
 cdef extern from "engine/gate.hpp" namespace "fastpipe" nogil:
     void enter_gate(int64_t longest_lease_ns) noexcept
+    void note_gil_taken(int64_t longest_lease_ns) noexcept
     void leave_gate() noexcept
 
 cdef enum:
@@ -58,7 +57,7 @@ cdef inline void chain_let_go(Chain* chain) noexcept nogil:
 
 
 cdef inline c_bool chain_join(Chain* chain, Word* word) noexcept nogil:
-    """Add a sleeper to a chain that has not started; False: no memory. Its word is to be SET only afterwards."""
+    """Add a sleeper to a chain that has not started; False: no memory. Its word is to be SET only after that."""
     cdef void* grown
     cdef int32_t room
     if chain.count == chain.room:
