@@ -24,8 +24,8 @@ __all__ = ["EXIT_DRAIN_S", "living_pipes", "open_pipes", "set_up"]
 EXIT_DRAIN_S = 5.0
 # Waiting threads spin for so long before they sleep, where there are cores to spare for it.
 SPIN_NS = 2_000
-# Of callers whose answers are there, so many are on their way to the GIL at once, where there are cores for it. One of them
-# may keep the others spinning for so long until it is back, if callers mostly are by then.
+# Of callers whose answers are there, so many are on their way to the GIL at once, where there are cores for it. One of
+# them may keep the others spinning for so long until it is back, if callers mostly are by then.
 MOST_AWAKE = 4
 LONGEST_LEASE_NS = 100_000
 

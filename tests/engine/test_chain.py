@@ -1,0 +1,128 @@
+"""Callers whose answers are there wake each other, one after the other: none is forgotten, whatever the others do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from helpers import SCALE, WAIT_S, Gate, time_stands_still, until
+
+from fastpipe import Backend, Pipe, Request, _core, process
+
+CALLERS = 8
+
+
+@pytest.fixture(params=[(1, 0), (1, 100_000), (4, 100_000)], ids=["two cores", "one awake", "many cores"])
+def chained(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have callers woken as on a machine with few cores, or with many, whatever this one has."""
+    process.set_up()
+    depth, lease_ns = request.param
+    _core.configure_process(threading.main_thread().ident or 0, 0, depth, lease_ns)
+    yield
+    process._configure()
+
+
+class Callers:
+    """Threads that call a pipe once, and then are elsewhere: none comes back before all have their answers."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe = pipe
+        self.answers: list[int] = []
+        self.may_end = threading.Event()
+        self.threads: list[threading.Thread] = []
+
+    def call(self, number: int, timeout: float | None = None) -> None:
+        def run() -> None:
+            self.answers.append(self.pipe({"data": number}, timeout=timeout)["result"])
+            assert self.may_end.wait(WAIT_S)
+
+        self.threads.append(threading.Thread(target=run))
+        self.threads[-1].start()
+        until(lambda: self.pipe.stats()["nodes"]["main"]["queued"] == len(self.threads))
+
+    def end(self) -> None:
+        self.may_end.set()
+        for thread in self.threads:
+            thread.join(WAIT_S)
+
+
+@pytest.mark.usefixtures("chained")
+def test_callers_who_do_not_come_back_hold_up_nobody() -> None:
+    gate = Gate()
+    with Pipe(backend=gate) as pipe:
+        first = pipe.submit({"data": -1})
+        assert gate.inside.wait(WAIT_S)
+        callers = Callers(pipe)
+        for number in range(CALLERS):
+            callers.call(number)
+        gate.opened.set()
+        until(lambda: len(callers.answers) == CALLERS)
+        callers.end()
+        assert sorted(callers.answers) == list(range(CALLERS))
+        assert gate.batches == [[-1], list(range(CALLERS))]
+        assert first.result(WAIT_S)["result"] == -1
+
+
+@pytest.mark.usefixtures("chained")
+@pytest.mark.parametrize("early", [1, 3, CALLERS - 1])
+def test_callers_who_wake_up_by_themselves_before_the_others_are_woken(early: int) -> None:
+    """Their time is over between answer and wake-up: they have the answer, and the others are woken all the same."""
+    gate = Gate()
+    with time_stands_still(), Pipe(backend=gate) as pipe:
+        pipe.submit({"data": -1})
+        assert gate.inside.wait(WAIT_S)
+        callers = Callers(pipe)
+        for number in range(CALLERS):
+            callers.call(number, timeout=60.0 if number < early else None)
+        left_early = []
+
+        def before_the_wake_up() -> None:
+            if len(gate.batches) == 2 and not left_early:
+                _core._advance_time(100 * 10**9)
+                until(lambda: len(callers.answers) == early)
+                left_early.append(len(callers.answers))
+
+        _core._hook("wake", before_the_wake_up)
+        try:
+            gate.opened.set()
+            until(lambda: len(callers.answers) == CALLERS)
+        finally:
+            _core._hook("wake", None)
+        callers.end()
+        assert left_early == [early]
+        assert sorted(callers.answers) == list(range(CALLERS))
+
+
+class Echo(Backend):
+    """On a thread of its own, so that callers sleep."""
+
+    thread_bound = True
+    max_batch = 16
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            request["result"] = request["data"]
+
+
+@pytest.mark.usefixtures("chained")
+def test_many_callers_that_come_back_at_once_or_later_or_never() -> None:
+    rounds = max(20, int(200 * SCALE))
+    with Pipe(backend=Echo) as pipe:
+        wrong: list[tuple[int, int]] = []
+
+        def calls(number: int) -> None:
+            for turn in range(rounds if number % 4 else number % 3):
+                if number % 4 == 1:
+                    threading.Event().wait(0.0005)  # elsewhere, and without the GIL
+                if pipe({"data": (number, turn)})["result"] != (number, turn):
+                    wrong.append((number, turn))
+
+        threads = [threading.Thread(target=calls, args=(number,)) for number in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert not any(thread.is_alive() for thread in threads)
+        assert wrong == []
+        assert pipe.stats()["requests"]["done"] == 18 * rounds + sum(number % 3 for number in range(0, 24, 4))
