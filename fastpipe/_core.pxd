@@ -375,6 +375,7 @@ cdef class Visit:
 
 
 include "engine/readers.pxi"
+include "engine/handed_out.pxi"
 include "engine/timers.pxi"
 
 

@@ -126,7 +126,7 @@ cdef c_bool _begin_walk(Engine engine, Walk walk, Turn turn) noexcept:
     if walk.started or walk.sink_kind != SINK_FUTURE:
         return True
     walk.started = True
-    if start_future(walk.sink, turn):
+    if start_future(<FutureCore>walk.sink, turn):
         return True
     cancel_walk(engine, walk)
     return False

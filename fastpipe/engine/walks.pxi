@@ -172,7 +172,7 @@ cdef class Walk:
         """Give the request up; True if it had not ended. A backend never sees it if it is still queued."""
         return cancel_walk(self.engine, self) == 1
 
-    def cancel_future(self, future):
+    def cancel_future(self, FutureCore future not None):
         """The same for a request's future, if no backend has begun with it; True if the future is cancelled."""
         cdef Turn turn = Turn.__new__(Turn)
         if not self.started:

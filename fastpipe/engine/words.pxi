@@ -86,6 +86,13 @@ cdef str _RESULT = "result"
 cdef str _ANSWERED_BY = "answered_by"           # of a graph with several leaves: the name of the one that did
 cdef tuple _STEERING_KEYS = ("restart", "request_size")     # by which a dict tells the engine what to do with it
 
+# What concurrent.futures.Future keeps in ``_state``.
+cdef str _PENDING = "PENDING"
+cdef str _RUNNING = "RUNNING"
+cdef str _CANCELLED = "CANCELLED"
+cdef str _NOTIFIED = "CANCELLED_AND_NOTIFIED"
+cdef str _FINISHED = "FINISHED"
+
 cdef enum:                  # a worker, after a batch
     GOES_ON = 0
     DIES = 1
