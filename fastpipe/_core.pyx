@@ -302,9 +302,11 @@ cdef class Engine:
         raise_errors(errors, len(entries))
         return requests
 
-    def _submit(self, request, FutureCore future not None, timeout, priority, name=None):
-        """Start a request whose outcome goes to a ``RequestFuture``."""
-        return start_detached(self, request, request, SINK_FUTURE, future, checked_terms(self, timeout, priority), name, False)
+    def _submit(self, request, timeout, priority, name=None):
+        """Start a request and return the ``RequestFuture`` of its outcome."""
+        future = <FutureCore?>_future_class()
+        start_detached(self, request, request, SINK_FUTURE, future, checked_terms(self, timeout, priority), name, False)
+        return future
 
     def _start_async(self, request, loop, future, Terms terms, name=None, given=None, bint is_patient=False):
         """Start a request whose outcome goes to an ``asyncio.Future`` of ``loop``: its walk, or who waits for room for it.

@@ -97,7 +97,7 @@ cdef int fail_visit(Engine engine, Visit visit, object error, Turn turn) noexcep
     if visit.has_left:
         return 0
     if visit.stepper is not None:
-        visit.failure = error                                   # for Stepper.c_run
+        visit.stepper.failure = error                           # for Stepper.c_run
         return 0
     if visit.flight != NULL:
         return fail_flight(engine, visit, error, turn)

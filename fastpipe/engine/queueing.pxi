@@ -60,6 +60,8 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
             note_dropped(visit)
         leave_queue(visit, station)
         return 0
+    if station.queued.load(memory_order_relaxed) >= WHOLE_UP_TO and visit.stepper is None:
+        pack(visit)
     Py_INCREF(visit)                                            # E2: owned by the ticket until popped
     station.c_push(&visit.ticket)
     if engine.events is not None:

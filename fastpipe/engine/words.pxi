@@ -1,6 +1,6 @@
 # Words: the states, kinds and constants that all chapters share, and what the engine knows of its process.
 #
-# Owners   _generation, _spin_ns, _main_thread: GIL; written once a process, but for _generation, which a fork raises.
+# Owners   _generation, _spin_ns, _main_thread, _future_class: GIL; written once a process, but for _generation, which a fork raises.
 
 from cpython.ref cimport Py_INCREF
 
@@ -161,12 +161,15 @@ cdef int64_t LOST_CALLBACK_NS = 400_000_000
 cdef int MOST_ATTEMPTS = 100
 # The lock of a future is waited for no longer than this: who holds it may be stopped, see _lock_future.
 cdef double LONGEST_HELD_S = 0.05
+# Of so many queued requests the dicts are kept, as making one again costs half a microsecond: behind them memory counts.
+cdef int32_t WHOLE_UP_TO = 64
 # A request of priority p counts as having arrived p times this later: it is overtaken by that much, and never starves.
 cdef int64_t PRIORITY_NS = 100_000_000
 
 cdef uint32_t _generation = 0           # raised in the child of a fork
 cdef int64_t _spin_ns = 0
 cdef unsigned long _main_thread = 0
+cdef object _future_class = None
 
 
 cdef c_bool is_among(object thing, object things) except *:
@@ -182,6 +185,12 @@ def configure_process(main_thread_ident: int, spin_ns: int) -> None:
     global _main_thread, _spin_ns
     _main_thread = main_thread_ident
     _spin_ns = spin_ns
+
+
+def configure_futures(future_class: type) -> None:
+    """Tell the engine what submit() returns: a class that has FutureCore and the standard library's Future as its bases."""
+    global _future_class
+    _future_class = future_class
 
 
 def note_fork_in_child() -> None:
