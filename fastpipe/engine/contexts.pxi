@@ -8,13 +8,16 @@
 #              Nobody else ever gets hold of a walk's context, so that is_context_entered says whether it can be entered. (They
 #              share no_variables, which is never entered.)
 
-from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent
+from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent, PyContext_New
 from cpython.dict cimport PyDict_GetItem
 from libcpp.atomic cimport memory_order_relaxed
 
 from fastpipe.engine.parking cimport innermost_batch
 
 from fastpipe.errors import PipeError, keys_in_brief, nearest
+
+# The context of all requests whose callers have set no variable. Nobody enters it.
+cdef object no_variables = PyContext_New()
 
 
 cdef inline int keep_context(Walk walk) except -1:

@@ -4,7 +4,7 @@
 # Assumes      The GIL, but for what is atomic.
 
 cimport cython
-from cpython.contextvars cimport PyContext_Copy, PyContext_Enter, PyContext_Exit, PyContext_New
+from cpython.contextvars cimport PyContext_Copy, PyContext_Enter, PyContext_Exit
 from cpython.dict cimport PyDict_CheckExact, PyDict_Copy, PyDict_GetItem, PyDict_Next, PyDict_Size, PyDict_Update
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire
@@ -12,10 +12,6 @@ from libcpp.atomic cimport memory_order_acq_rel, memory_order_acquire
 from fastpipe.engine.parking cimport (
     FOREVER, SET, Frame, enter_frame, futex_wake, innermost_batch, is_hooked, leave_frame, note_sleeper, now_ns,
 )
-
-# The context of all requests whose callers have set no variable. Nobody enters it.
-cdef object no_variables = PyContext_New()
-
 
 cdef inline c_bool is_late(Visit visit) noexcept:
     return visit.walk.deadline_ns >= 0 and now_ns() >= visit.walk.deadline_ns
@@ -344,7 +340,7 @@ cdef dict own_request(Walk walk):
     cdef dict own = PyDict_Copy(walk.request if walk.given is None else walk.given)
     if "result" in own:
         del own["result"]                                       # left over from an earlier call with the same dict
-    if not _has_only_data(own):
+    if not has_only_data(own):
         for key in walk.engine.ignored_keys:
             own.pop(key, None)
         if walk.engine.names_leaf:
@@ -354,26 +350,7 @@ cdef dict own_request(Walk walk):
     return own
 
 
-cdef inline void pack(Visit visit) noexcept:
-    """Keep of the dict of a visit that is queued its value alone, if it has nothing but ``data`` and nobody else has it.
-
-    It is a third of what a request takes that waits. Frees nothing else, so that no destructor runs. unpack makes it again.
-    """
-    cdef object request = visit.request
-    if _has_only_data(<dict>request) and Py_REFCNT(request) == 2:  # ``request`` here, and the visit
-        visit.request = <object>PyDict_GetItem(request, _DATA)
-        visit.is_packed = True
-
-
-cdef inline int unpack(Visit visit) except -1:
-    """Make the dict of a visit again that is taken out of its queue."""
-    if visit.is_packed:
-        visit.request = {_DATA: visit.request}
-        visit.is_packed = False
-    return 0
-
-
-cdef c_bool _has_only_data(dict request) noexcept:
+cdef c_bool has_only_data(dict request) noexcept:
     """True if there is no other key: nothing then has to be kept in order to tell what was there from what was set."""
     cdef PyObject* key
     cdef PyObject* value
