@@ -123,7 +123,12 @@ def main() -> None:
     setup(
         packages=[*find_packages(include=["fastpipe", "fastpipe.*"]), "fastpipe.kernels", "fastpipe.backends", *rooms],
         package_dir={"fastpipe.kernels": "kernels", "fastpipe.backends": "backends"},
-        package_data={"fastpipe": ["py.typed", "*.pyi"], "fastpipe.kernels": ["*.cu"], "fastpipe.observe": ["*.html"]},
+        package_data={
+            "fastpipe": ["py.typed", "*.pyi"],
+            "fastpipe.engine": ["*.pyi"],
+            "fastpipe.kernels": ["*.cu"],
+            "fastpipe.observe": ["*.html"],
+        },
         exclude_package_data={"": ["*.pyx", "*.pxd", "*.pxi", "*.hpp"]},
         ext_modules=cythonize(
             [core],

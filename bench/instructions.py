@@ -1,4 +1,4 @@
-"""How many instructions does an echo cost, with limits, and with a cache? Counted by Valgrind: no clock, no noise.
+"""How many instructions does an echo cost, with limits, with a cache, and submit()? Valgrind counts: no clock.
 
 python bench/instructions.py                    a table
 python bench/instructions.py --beside FOLDER    and the same for another build of the package, in FOLDER
@@ -27,26 +27,33 @@ ROOT = Path(__file__).resolve().parent.parent
 
 REQUESTS = 1000
 
-# What the pipe is told, whether the call has a priority, and how many bytes are its data; 0: it is a number.
-CASES: dict[str, tuple[dict[str, float], bool, int]] = {
-    "plain": ({}, False, 0),
-    "max_queue": ({"max_queue": 100}, False, 0),
-    "request_timeout": ({"request_timeout": 10}, False, 0),
-    "priority": ({}, True, 0),
-    "all three": ({"max_queue": 100, "request_timeout": 10}, True, 0),
-    "cache hit": ({"cache": 1_000_000}, False, 0),
-    "cache hit, 1 KB": ({"cache": 1_000_000}, False, 1024),
+# What the pipe is told, how it is called (see CALLS), and how many bytes are the request's data; 0: it is a number.
+CASES: dict[str, tuple[dict[str, float], str, int]] = {
+    "plain": ({}, "call", 0),
+    "max_queue": ({"max_queue": 100}, "call", 0),
+    "request_timeout": ({"request_timeout": 10}, "call", 0),
+    "priority": ({}, "call_with_priority", 0),
+    "all three": ({"max_queue": 100, "request_timeout": 10}, "call_with_priority", 0),
+    "cache hit": ({"cache": 1_000_000}, "call", 0),
+    "cache hit, 1 KB": ({"cache": 1_000_000}, "call", 1024),
+    "submit": ({}, "submit", 0),
 }
 
 # Valgrind writes down what it has counted whenever getppid is called: before the requests of a case, and after.
 CALLS = """
-import gc, json, os, sys
+import gc, json, os, sys, threading
 import fastpipe
 
 class Echo(fastpipe.Backend):
     def forward(self, batch):
         for request in batch:
             request["result"] = request["data"]
+
+class Gate(Echo):
+    def forward(self, batch):
+        inside.set()
+        opened.wait()
+        super().forward(batch)
 
 def call(pipe, data, count):
     for _ in range(count):
@@ -56,16 +63,24 @@ def call_with_priority(pipe, data, count):
     for _ in range(count):
         pipe({"data": data}, priority=1)
 
+def submit(pipe, data, count):  # it is queued: nothing runs but the caller
+    for _ in range(count):
+        futures.append(pipe.submit({"data": data}))
+
 cases, count = json.loads(sys.argv[1])
 gc.disable()
-for keys, has_priority, size_bytes in cases:
-    calls = call_with_priority if has_priority else call
+for keys, way, size_bytes in cases:
+    inside, opened, futures = threading.Event(), threading.Event(), []
+    calls = {"call": call, "call_with_priority": call_with_priority, "submit": submit}[way]
     data = bytes(size_bytes) if size_bytes else 1
-    with fastpipe.Pipe(backend=Echo, **keys) as pipe:
+    with fastpipe.Pipe(backend=Gate if way == "submit" else Echo, **keys) as pipe:
         calls(pipe, data, 100)
+        if way == "submit":
+            inside.wait()
         os.getppid()
         calls(pipe, data, count)
         os.getppid()
+        opened.set()
 """
 
 

@@ -299,7 +299,7 @@ cdef class Entry:
 
 @cython.final
 cdef class Walk:
-    # One admitted request on its way through the graph.
+    # One admitted request on its way through the graph. Tens of thousands may wait at once, hence the order of the small fields.
     cdef Engine engine
     cdef Entry entry                            # GIL: where it entered, or entered again
     cdef Station home                           # where it was admitted: its caller may come back there; or None. Of a node with
@@ -307,43 +307,41 @@ cdef class Walk:
     cdef object request                         # the caller's dict; written once, by the finish that succeeds
     cdef dict given                             # the same as it was handed in; None if it had nothing but `data`
     cdef dict restored                          # GIL: of its values, those that were put back for a second run; or None
-    cdef bint is_part                           # of another request, which knows what to do without a result: `request` is no
-                                                # caller's dict, but one that split() has made
     cdef readonly object error                  # why it failed; written before `outcome`
     cdef object sink                            # by sink_kind: RequestFuture, (loop, asyncio future), Gather, ChunkStream. Of parts
                                                 # that a backend runs and waits for, the ChunkStream of their whole, or None
-    cdef int sink_index                         # Gather: which part
     cdef uint8_t sink_kind
-    cdef bint started                           # some backend has seen it
     cdef atomic[uint8_t] outcome                # atomic: RUNNING -> DONE | FAILED | CANCELLED; the CAS that succeeds files it
+    cdef c_bool is_part                         # of another request, which knows what to do without a result: `request` is no
+                                                # caller's dict, but one that split() has made
+    cdef c_bool started                         # some backend has seen it
+    cdef c_bool has_room                        # it holds a place in the queue of `home`, booked at its front
+    cdef c_bool is_counted                      # it holds a place in the engine's `gate`
+    cdef c_bool is_context_entered              # GIL: some batch runs in `context`, which only one can at a time
     cdef Word word                              # parks the caller; set after `outcome`
+    cdef int sink_index                         # Gather: which part
     cdef Chain* chain                           # in which its caller is woken; written before `word` is SET, then the caller's. Or NULL
     cdef int leaves_left                        # GIL
     cdef int restarts                           # GIL: its rounds
+    cdef int32_t lane                           # GIL: in a log of events
+    cdef float timeout_s                        # for the error's message, which has six digits of it
     cdef dict entered_again                     # GIL: node index -> how often; None before the first time
-    cdef vector[int32_t] pending                # GIL
-    cdef vector[int32_t] readers                # GIL: by slot, how many will still read it
-    cdef list answers                           # GIL: dicts that a map or the answer needs later, by slot
-    cdef vector[uint8_t] has_run                # GIL: by slot, whether its node has run, or was skipped
+    cdef Branches branches                      # GIL: None where branches neither meet nor are read
     cdef int64_t entered_ns                     # when it was handed in
     cdef int64_t deadline_ns                    # when it fails if it has not ended; FOREVER
-    cdef double timeout_s                       # for the error's message
     cdef int64_t priority_ns                    # how much later it counts as having arrived, in every queue
     cdef list timer                             # GIL: the clock's, if it has one
-    cdef bint has_room                          # it holds a place in the queue of `home`, booked at its front
-    cdef int64_t room_bytes                     # of that place
-    cdef bint is_counted                        # it holds a place in the engine's `gate`
+    cdef int64_t room_bytes                     # of the place in the queue of `home`
     cdef list queued                            # GIL: its visits in queues that have a limit; or None
     cdef tuple without                          # GIL: who left it without a result, if somebody did; see Visit.without
     cdef PyObject* lister                       # the turn of its caller's call, for comparing only; NULL: that has returned
     cdef object recorded                        # what the recorder wants to have back at the end, or None
     cdef object context                         # GIL: its caller's context variables, for batches on other threads; a part's are
-                                                # its whole's. None: it has not been queued, and runs where they are at hand
-    cdef bint is_context_entered                # GIL: some batch runs in `context`, which only one can at a time
+                                                # its whole's. no_variables: it had none, until a batch runs in one of its own.
+                                                # None: it has not been queued, and runs where they are at hand
     cdef object span                            # GIL: what the tracer knows it by, until it ends; None: it is not followed
     cdef Tracer tracer                          # GIL: whose that is
     cdef int64_t number                         # GIL: in a log of events; 0, or below its `serial`: not in it
-    cdef int32_t lane                           # GIL: there
     cdef list stops                             # GIL: where it has been, for Engine.slowest; None: nobody looked when it came
     cdef PyObject* older                        # GIL: neighbours in the engine's list of live walks, which owns the walks in it
     cdef PyObject* newer
@@ -355,28 +353,38 @@ cdef class Walk:
 
 
 @cython.final
+cdef class Branches:
+    # What a walk keeps of a graph whose branches meet, or are read later. All GIL.
+    cdef vector[int32_t] pending                # by node index: parents that must arrive first; empty without joins
+    cdef vector[int32_t] readers                # by slot, how many will still read it
+    cdef list answers                           # dicts that a map or the answer needs later, by slot
+    cdef vector[uint8_t] has_run                # by slot, whether its node has run, or was skipped
+
+
+@cython.final
 cdef class Visit:
     # A walk's turn at a node. In one place at a time: a queue, a batch, a turn's ready list, or a gather.
     cdef Ticket ticket
     cdef Walk walk
     cdef Node node                              # once one is chosen, its twin
-    cdef object request                         # a dict of its own. None: the node's map makes it
+    cdef object request                         # a dict of its own. None: the node's map makes it. is_packed: its only value
     cdef int round                              # of its walk; an older one is over
     cdef uint8_t way                            # how it came: PASSED_ON, ENTERED or RESTARTED
-    cdef uint8_t has_emitted                    # GIL: chunks of this run are handed on: it must not run again
-    cdef uint8_t has_left                       # GIL: it was sent on, or failed, before the end of its batch, as another visit
+    cdef c_bool has_emitted                     # GIL: chunks of this run are handed on: it must not run again
+    cdef c_bool has_left                        # GIL: it was sent on, or failed, before the end of its batch, as another visit
+    cdef c_bool is_ghost                        # queued, but its walk has ended: it holds no place
+    cdef c_bool is_held                         # a batch that may hang has it
+    cdef c_bool is_packed                       # GIL: queued behind many, and its dict, which had nothing but `data`, is not there
     cdef int64_t size_bytes                     # of its data, while queued; 0 where nobody counts
-    cdef bint is_ghost                          # queued, but its walk has ended: it holds no place
-    cdef bint is_held                           # a batch that may hang has it
     cdef tuple without                          # (node, part of its backend, node that counts it) that last left it without a
                                                 # result, or None. Of parts the third is the one inside the sub-graph
     cdef list bucket                            # its entry in the station's bucket_ids while queued
     cdef Stepper stepper                        # who waits for it while a worker runs it, or None
-    cdef object failure                         # what it failed with there
     cdef PyObject* flight                       # the Flight that it leads, which its cache owns; or NULL
 
 
 include "engine/readers.pxi"
+include "engine/handed_out.pxi"
 include "engine/timers.pxi"
 
 
@@ -439,6 +447,7 @@ cdef class Stepper:
     cdef Walk walk
     cdef Turn turn
     cdef Word returned                          # parks the thread while a worker runs a thread-bound node
+    cdef object failure                         # what the visit that runs has failed with, or None
     cdef int c_run(self, Visit visit) except -1
     cdef int c_run_on_worker(self, Visit visit) except -1
     cdef int64_t c_slice_end(self) noexcept

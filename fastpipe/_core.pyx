@@ -56,6 +56,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     routing     which way a request takes: filters, joins, maps, sub-graphs, restarts
     outcomes    how a walk ends, and how whoever waits gets to know
     futures     RequestFuture and asyncio, whatever ends a call in the middle
+    handles     what submit() hands out: a future whose lock is made when somebody asks for it
     chunks      what was emitted and not read, and how a reader gets to know
     compiled    nodes, the ways in and out of them
     loops       backends that wait for each other's calls
@@ -301,9 +302,11 @@ cdef class Engine:
         raise_errors(errors, len(entries))
         return requests
 
-    def _submit(self, request, future, timeout, priority, name=None):
-        """Start a request whose outcome goes to a ``RequestFuture``."""
-        return start_detached(self, request, request, SINK_FUTURE, future, checked_terms(self, timeout, priority), name, False)
+    def _submit(self, request, timeout, priority, name=None):
+        """Start a request and return the ``RequestFuture`` of its outcome."""
+        future = <FutureCore?>_future_class()
+        start_detached(self, request, request, SINK_FUTURE, future, checked_terms(self, timeout, priority), name, False)
+        return future
 
     def _start_async(self, request, loop, future, Terms terms, name=None, given=None, bint is_patient=False):
         """Start a request whose outcome goes to an ``asyncio.Future`` of ``loop``: its walk, or who waits for room for it.
@@ -616,6 +619,7 @@ include "engine/queueing.pxi"
 include "engine/routing.pxi"
 include "engine/outcomes.pxi"
 include "engine/futures.pxi"
+include "engine/handles.pxi"
 include "engine/chunks.pxi"
 include "engine/compiled.pxi"
 include "engine/loops.pxi"

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future
 from operator import attrgetter
 
-from fastpipe._core import Walk
+from fastpipe._core import FutureCore
 from fastpipe.contract import Request
 
 __all__ = ["RequestFuture"]
@@ -23,23 +23,13 @@ class _Condition(threading.Condition):
     __exit__ = property(attrgetter("_lock.__exit__"))
 
 
-class RequestFuture(Future[Request]):
+class RequestFuture(FutureCore, Future[Request]):
     """A future that tells the pipe when it is cancelled: a queued request then leaves its queue at once.
 
-    The engine gives it its outcome (``_core._end_future``), not set_result() or set_exception().
+    The engine gives it its outcome (``_core.end_future``), not set_result() or set_exception(). Thread-safe, like any.
     """
 
-    walk: Walk | None = None
-    """The engine's; None once the request has ended."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._condition = _Condition()
-
-    def cancel(self) -> bool:
-        """Cancel the request, if no backend has begun with it, and it has not failed meanwhile."""
-        walk = self.walk
-        return super().cancel() if walk is None else walk.cancel_future(self)
+    new_condition = _Condition
 
     def callback_failed(self, error: BaseException) -> None:
         """Say what a callback of this future raised where the standard library does."""

@@ -117,11 +117,7 @@ class Pipe(Swappable, StreamingCalls):
         a node's queue is full, and ``when_full`` is "block", it waits for room.
         ``timeout``, ``priority`` and ``entry``: as in a call.
         """
-        from fastpipe._future import RequestFuture  # loaded by process.set_up
-
-        future = RequestFuture()
-        self._submit(request, future, timeout, priority, entry)
-        return future
+        return self._submit(request, timeout, priority, entry)
 
     def acall(
         self, request: Request, *, timeout: float | None = None, priority: float = 0, entry: str | None = None

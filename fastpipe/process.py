@@ -59,8 +59,9 @@ def set_up() -> None:
         # first is needed, there may be no file descriptor left to open a module with.
         import traceback  # noqa: F401
 
-        import fastpipe._future  # noqa: F401
+        from fastpipe._future import RequestFuture
 
+        _core.configure_futures(RequestFuture)
         _configure()
         hand_on_by(_core)
         os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -113,7 +113,7 @@ cdef int _start_admitted(Engine engine, Walk walk, Turn turn) except -1:
     """Send a request on its way for which no thread waits, or none on this thread."""
     try:
         if walk.sink_kind == SINK_FUTURE:
-            walk.sink.walk = walk
+            (<FutureCore>walk.sink).walk = walk
         elif walk.sink_kind == SINK_STREAM:
             (<ChunkStream>walk.sink).walk = walk
         if walk.deadline_ns >= 0 and walk.sink_kind != SINK_CALLER:

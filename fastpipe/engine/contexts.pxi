@@ -5,9 +5,10 @@
 #              (context_of). One context serves a request from node to node. What a backend sets is seen by no other request,
 #              but for what it sets in company, or on its caller's thread: there it is called like any function.
 # Assumes      The GIL. Whoever queues a walk for the first time is on its caller's thread, or has given it a context before.
-#              Nobody else ever gets hold of a walk's context, so that is_context_entered says whether it can be entered.
+#              Nobody else ever gets hold of a walk's context, so that is_context_entered says whether it can be entered. (They
+#              share no_variables, which is never entered.)
 
-from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent
+from cpython.contextvars cimport PyContext_Copy, PyContext_CopyCurrent, PyContext_New
 from cpython.dict cimport PyDict_GetItem
 from libcpp.atomic cimport memory_order_relaxed
 
@@ -15,12 +16,17 @@ from fastpipe.engine.parking cimport innermost_batch
 
 from fastpipe.errors import PipeError, keys_in_brief, nearest
 
+# The context of all requests whose callers have set no variable. Nobody enters it.
+cdef object no_variables = PyContext_New()
+
 
 cdef inline int keep_context(Walk walk) except -1:
     """Keep the context variables of this thread for a walk that is about to be queued, if it has none."""
     cdef Walk root = root_of(walk)
+    cdef object context
     if root.context is None:
-        root.context = PyContext_CopyCurrent()
+        context = PyContext_CopyCurrent()
+        root.context = context if len(context) != 0 else no_variables
     return 0
 
 

@@ -17,9 +17,9 @@ cdef int hand_out(Turn turn) noexcept:
         if walk.sink_kind == SINK_STREAM:
             (<ChunkStream>walk.sink).c_end(walk.error, turn)
         elif walk.error is None:
-            end_future(walk.sink, _FINISHED, walk.request, None, turn)
+            end_future(<FutureCore>walk.sink, _FINISHED, walk.request, None, turn)
         else:
-            end_future(walk.sink, _FINISHED, None, walk.error, turn)
+            end_future(<FutureCore>walk.sink, _FINISHED, None, walk.error, turn)
         walk.sink = None                                        # breaks the cycle future -> callback -> walk -> future
     return 0
 
@@ -81,16 +81,8 @@ cdef int tell_waiter(Waiter waiter, object error, Turn turn) noexcept:
     return 0
 
 
-# What concurrent.futures.Future keeps in ``_state``.
-cdef str _PENDING = "PENDING"
-cdef str _RUNNING = "RUNNING"
-cdef str _CANCELLED = "CANCELLED"
-cdef str _NOTIFIED = "CANCELLED_AND_NOTIFIED"
-cdef str _FINISHED = "FINISHED"
-
-
-cdef c_bool _lock_future(object future, Turn turn, c_bool* is_held=NULL) noexcept:
-    """Take the lock of a future; False if that fails again and again. Its own ``with`` is not safe from signals.
+cdef c_bool _lock_future(object condition, Turn turn, c_bool* is_held=NULL) noexcept:
+    """Take the lock of a future that has one; False if that fails again and again. Its own ``with`` is not safe from signals.
 
     With ``is_held``, False as well, and that is True, if it is not to be had for long. Whoever has it holds it for moments;
     but a signal's handler may stop that thread between two lines of ``result()``, and then call the pipe: it would wait
@@ -100,8 +92,8 @@ cdef c_bool _lock_future(object future, Turn turn, c_bool* is_held=NULL) noexcep
     for _attempt in range(MOST_ATTEMPTS):
         try:                                                    # the lock's own method, not written in Python
             if is_held == NULL:
-                future._condition.acquire()
-            elif not future._condition.acquire(False) and not future._condition.acquire(True, LONGEST_HELD_S):
+                condition.acquire()
+            elif not condition.acquire(False) and not condition.acquire(True, LONGEST_HELD_S):
                 is_held[0] = True
                 return False
             return True
@@ -110,11 +102,11 @@ cdef c_bool _lock_future(object future, Turn turn, c_bool* is_held=NULL) noexcep
     return False
 
 
-cdef int _unlock_future(object future, Turn turn) noexcept:
+cdef int _unlock_future(object condition, Turn turn) noexcept:
     cdef int _attempt
     for _attempt in range(MOST_ATTEMPTS):
         try:
-            future._condition.release()
+            condition.release()
             return 0
         except RuntimeError:                                    # it has been released
             return 0
@@ -123,93 +115,81 @@ cdef int _unlock_future(object future, Turn turn) noexcept:
     return 0
 
 
-cdef c_bool start_future(object future, Turn turn) noexcept:
+cdef c_bool start_future(FutureCore future, Turn turn) noexcept:
     """Tell a future that its request starts, or ends; False if its owner has cancelled it."""
     cdef c_bool is_held = False                                 # then without: no line of Python comes in between
-    cdef c_bool is_locked = _lock_future(future, turn, &is_held)
-    cdef c_bool is_wanted = True
-    cdef int _attempt
-    for _attempt in range(MOST_ATTEMPTS):
-        try:
-            state = future._state
-            if state == _PENDING:
-                future._state = _RUNNING
-            else:
-                is_wanted = state == _RUNNING
-            break
-        except BaseException as error:
-            note_interrupt(turn, error)
+    cdef object condition = future.condition
+    cdef c_bool is_locked = condition is not None and _lock_future(condition, turn, &is_held)
+    cdef c_bool is_wanted = future.state == _PENDING or future.state == _RUNNING
+    if is_wanted:
+        future.state = _RUNNING
     if is_locked:
-        _unlock_future(future, turn)
+        _unlock_future(condition, turn)
     if not is_wanted:
         end_future(future, _CANCELLED, None, None, turn)        # those who wait for it are to know
     return is_wanted
 
 
-cdef int end_future(object future, str state, object request, object error, Turn turn, c_bool is_patient=False) noexcept:
+cdef int end_future(FutureCore future, str state, object request, object error, Turn turn, c_bool is_patient=False) noexcept:
     """Give a RequestFuture its outcome and tell everybody, as its set_result(), set_exception() or cancel() would.
 
     Those are written in Python: a signal between two of their lines leaves a future pending for ever, or one that has an
     outcome of which nobody was told. Here only what others have written is Python, and it is called again (E9).
     """
     cdef c_bool is_held = False
-    cdef c_bool is_locked = _lock_future(future, turn) if is_patient else _lock_future(future, turn, &is_held)
-    cdef list waiters = None
-    cdef list callbacks = None
+    cdef object condition = future.condition                    # none: there is none before the state is what it is to be
+    cdef c_bool is_locked = condition is not None and _lock_future(condition, turn, <c_bool*>NULL if is_patient else &is_held)
+    cdef str before
     cdef str how = None
-    cdef int _attempt
     if is_held:
         try:
             start_new_thread(_end_held_future, (future, state, request, error))
             return 0
         except BaseException as unexpected:                     # no thread, no memory: then this one waits
             note_interrupt(turn, unexpected)
-        is_locked = _lock_future(future, turn)
-    for _attempt in range(MOST_ATTEMPTS):
-        try:
-            future.walk = None                                  # whoever keeps the future keeps no pipe alive
-            before = future._state
-            if before == _CANCELLED or (state == _CANCELLED and (before == _PENDING or before == _RUNNING)):
-                how = "add_cancelled"
-                future._state = _NOTIFIED
-            elif before == _PENDING or before == _RUNNING:
-                how = "add_result" if error is None else "add_exception"
-                future._result = request
-                future._exception = error
-                future._state = _FINISHED
-            break
-        except BaseException as unexpected:
-            note_interrupt(turn, unexpected)
-    if how is None:                                             # somebody else has ended it
-        if is_locked:
-            _unlock_future(future, turn)
-        return 0
-    for _attempt in range(MOST_ATTEMPTS):
-        try:
-            future._condition.notify_all()
-            waiters = future._waiters
-            callbacks = future._done_callbacks
-            break
-        except BaseException as unexpected:
-            note_interrupt(turn, unexpected)
-    if waiters:
-        _tell_waiters(future, waiters, how, turn)
+        is_locked = _lock_future(condition, turn)
+    before = future.state
+    if before == _CANCELLED or (state == _CANCELLED and (before == _PENDING or before == _RUNNING)):
+        how = "add_cancelled"
+        future.state = _NOTIFIED
+    elif before == _PENDING or before == _RUNNING:
+        how = "add_result" if error is None else "add_exception"
+        future.request = request
+        future.error = error
+        future.state = _FINISHED
+    future.walk = None                                          # whoever keeps the future keeps no pipe alive
+    if how is not None and condition is not None:
+        _notify_all(condition, turn)
+    if how is not None and future.waiters:
+        _tell_waiters(future, future.waiters, how, turn)
     if is_locked:
-        _unlock_future(future, turn)
-    if callbacks and before != _CANCELLED:                      # cancel() has called them
-        for callback in callbacks:
+        _unlock_future(condition, turn)
+    if how is not None and future.callbacks and before != _CANCELLED:  # else: somebody else has ended it, or called them
+        for callback in future.callbacks:
             _call_back(callback, future, turn)
     return 0
 
 
-def _end_held_future(future, str state, request, error):
+cdef int _notify_all(object condition, Turn turn) noexcept:
+    """Wake the threads that wait in result() or exception()."""
+    cdef int _attempt
+    for _attempt in range(MOST_ATTEMPTS):
+        try:
+            condition.notify_all()
+            return 0
+        except BaseException as error:
+            note_interrupt(turn, error)
+    return 0
+
+
+def _end_held_future(FutureCore future, str state, request, error):
     """The body of a thread that waits for the lock of a future, so that no thread of a pipe has to."""
     cdef Turn turn = Turn.__new__(Turn)
     end_future(future, state, request, error, turn, True)
     turn.c_report_interrupt()
 
 
-cdef int _tell_waiters(object future, list waiters, str how, Turn turn) noexcept:
+cdef int _tell_waiters(FutureCore future, list waiters, str how, Turn turn) noexcept:
     """Tell wait() and as_completed() of concurrent.futures that a future has ended."""
     cdef int _attempt
     # A signal in the middle could leave a lock of theirs taken, and the main thread is where signals go: so another does it.
@@ -250,7 +230,7 @@ def _tell_all(list waiters, future, str how):
     return interrupt
 
 
-cdef int _call_back(object callback, object future, Turn turn) noexcept:
+cdef int _call_back(object callback, FutureCore future, Turn turn) noexcept:
     """Call what a user has attached to a future; again, if it was ended before its first line."""
     cdef int _attempt
     for _attempt in range(MOST_ATTEMPTS):
@@ -271,7 +251,7 @@ cdef int _call_back(object callback, object future, Turn turn) noexcept:
     return 0
 
 
-cdef int _log_failed_callback(object future, object error) noexcept:
+cdef int _log_failed_callback(FutureCore future, object error) noexcept:
     try:
         future.callback_failed(error)
     except BaseException as unexpected:

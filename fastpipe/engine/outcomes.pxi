@@ -97,7 +97,7 @@ cdef int fail_visit(Engine engine, Visit visit, object error, Turn turn) noexcep
     if visit.has_left:
         return 0
     if visit.stepper is not None:
-        visit.failure = error                                   # for Stepper.c_run
+        visit.stepper.failure = error                           # for Stepper.c_run
         return 0
     if visit.flight != NULL:
         return fail_flight(engine, visit, error, turn)
@@ -126,7 +126,7 @@ cdef c_bool _begin_walk(Engine engine, Walk walk, Turn turn) noexcept:
     if walk.started or walk.sink_kind != SINK_FUTURE:
         return True
     walk.started = True
-    if start_future(walk.sink, turn):
+    if start_future(<FutureCore>walk.sink, turn):
         return True
     cancel_walk(engine, walk)
     return False

@@ -3,6 +3,7 @@
 # Guarantees   E2: a queued visit is owned by its ticket. E4: raise ``queued``, push, notify.
 # Assumes      The GIL. Whatever is wrong with a visit fails its walk; nothing is raised.
 
+from cpython.dict cimport PyDict_GetItem
 from cpython.ref cimport Py_INCREF
 from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 
@@ -60,6 +61,8 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
             note_dropped(visit)
         leave_queue(visit, station)
         return 0
+    if station.queued.load(memory_order_relaxed) >= WHOLE_UP_TO and visit.stepper is None:
+        _pack(visit)
     Py_INCREF(visit)                                            # E2: owned by the ticket until popped
     station.c_push(&visit.ticket)
     if engine.events is not None:
@@ -69,6 +72,25 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
     if notify:
         station.c_notify()
     return 1
+
+
+cdef inline void _pack(Visit visit) noexcept:
+    """Keep of the dict of a visit that is queued its value alone, if it has nothing but ``data`` and nobody else has it.
+
+    It is a third of what a request takes that waits. Frees nothing else, so that no destructor runs. unpack makes it again.
+    """
+    cdef object request = visit.request
+    if has_only_data(<dict>request) and Py_REFCNT(request) == 2:  # ``request`` here, and the visit
+        visit.request = <object>PyDict_GetItem(request, _DATA)
+        visit.is_packed = True
+
+
+cdef inline int unpack(Visit visit) except -1:
+    """Make the dict of a visit again that is taken out of its queue."""
+    if visit.is_packed:
+        visit.request = {_DATA: visit.request}
+        visit.is_packed = False
+    return 0
 
 
 cdef int ask_for_queue(Visit visit, Station station, Turn turn) except -1:

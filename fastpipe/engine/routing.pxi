@@ -125,6 +125,7 @@ cdef int ask_filters(Engine engine, Turn turn) noexcept:
 cdef int advance(Engine engine, Visit visit, Exit exit, c_bool has_run, Turn turn) except -1:
     """Send the request on from a node that has run, or from what was skipped. Raises what fails the walk."""
     cdef Walk walk = visit.walk
+    cdef Branches branches = walk.branches                      # there, where the exit keeps a dict, or lets go of one
     cdef Node following
     cdef dict answer = visit.request
     cdef Visit onward = visit
@@ -134,11 +135,11 @@ cdef int advance(Engine engine, Visit visit, Exit exit, c_bool has_run, Turn tur
     if is_dead(visit):
         return note_dropped(visit) if has_run else 0
     for slot in exit.kept:
-        if walk.readers[slot] > 0:
-            walk.answers[slot] = answer
-            walk.has_run[slot] = has_run
+        if branches.readers[slot] > 0:
+            branches.answers[slot] = answer
+            branches.has_run[slot] = has_run
     for slot in exit.unread:
-        forget_slot(walk, slot)
+        forget_slot(branches, slot)
     if exit.leaves > 0:
         if has_run and without is not None and without[0] is visit.node and (walk.without is None or walk.without[1] == ""):
             walk.without = without                              # a leaf has run, and has none; what was let go excuses no other
@@ -147,9 +148,9 @@ cdef int advance(Engine engine, Visit visit, Exit exit, c_bool has_run, Turn tur
             return _leave_graph(engine, walk, answer, turn)
     for following in exit.next:
         place += 1
-        if walk.pending.size() != 0 and following.parent_count > 1:
-            walk.pending[following.index] -= 1
-            if walk.pending[following.index] > 0:
+        if following.parent_count > 1 and branches is not None and branches.pending.size() != 0:
+            branches.pending[following.index] -= 1
+            if branches.pending[following.index] > 0:
                 continue
         if onward is None:
             onward = Visit.__new__(Visit)
@@ -181,8 +182,8 @@ cdef dict _mapped_request(Engine engine, Node node, Walk walk):
         source = None
         for index in indices:                                   # of several the first that has run; one also if it was skipped
             slot = walk.entry.slots[<int>index]
-            if slot >= 0 and (walk.has_run[slot] or len(indices) == 1):
-                source = <dict>walk.answers[slot]
+            if slot >= 0 and (walk.branches.has_run[slot] or len(indices) == 1):
+                source = <dict>walk.branches.answers[slot]
                 break
         if source is None:
             which = "which did not run" if len(indices) == 1 else "of which none ran"
@@ -198,7 +199,7 @@ cdef dict _mapped_request(Engine engine, Node node, Walk walk):
         for index in indices:
             slot = walk.entry.slots[<int>index]
             if slot >= 0:                                       # else it cannot be reached from where the request entered
-                forget_slot(walk, slot)
+                forget_slot(walk.branches, slot)
     return request
 
 
@@ -212,13 +213,13 @@ cdef int _leave_graph(Engine engine, Walk walk, dict answer, Turn turn) except -
         answer = {}
         for leaf in entry.leaves:
             slot = entry.slots[leaf.index]
-            if walk.has_run[slot]:
-                if "result" in walk.answers[slot] or "result" not in answer:
+            if walk.branches.has_run[slot]:
+                if "result" in walk.branches.answers[slot] or "result" not in answer:
                     name = leaf.name                            # of those that ran the last with a result, if one has any
-                answer.update(walk.answers[slot])
+                answer.update(walk.branches.answers[slot])
         if name is None and entry.restart is not None:          # none has run: it goes round as it is
             for leaf in entry.leaves:
-                answer.update(walk.answers[entry.slots[leaf.index]])
+                answer.update(walk.branches.answers[entry.slots[leaf.index]])
     if walk.without is not None:
         _check_result(engine, walk, answer)
     if entry.restart is not None and "restart" not in answer:

@@ -149,7 +149,7 @@ cdef list _claim_all(Engine engine, list visits, Turn turn):
         visit = <Visit>visits[index]
         is_wanted = False
         try:
-            is_wanted = claim(engine, visit, turn)
+            is_wanted = claim(engine, visit, turn) and unpack(visit) == 0
         except BaseException as error:
             fail_visit(engine, visit, error, turn)
         if not is_wanted and alive is None:

@@ -104,6 +104,7 @@ cdef class Stepper:
         if visit.node.twins is not None and not choose_twin(engine, visit, self.turn):
             return 0
         station = visit.node.station
+        self.failure = None
         index = self.c_instance(visit)
         started = now_ns()
         if index == HAS_FAILED:
@@ -120,8 +121,8 @@ cdef class Stepper:
             return 0
         else:
             _run_here(self, visit, index)
-        failure = visit.failure
-        visit.failure = None
+        failure = self.failure
+        self.failure = None
         if failure is None and self.c_is_over(visit):           # a part whose time is over has not run, and the whole ends
             if has_run_here(visit):
                 note_dropped(visit)

@@ -174,6 +174,7 @@ cdef int _ask_again(Engine engine, Station station, Ticket* ticket, Turn turn) n
         problem = None
         release_bucket(visit)
         try:
+            unpack(visit)
             ask_for_queue(visit, station, turn)
             break
         except Exception as error:

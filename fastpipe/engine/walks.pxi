@@ -15,7 +15,6 @@ from fastpipe.engine.parking cimport (
     word_set,
 )
 
-
 cdef inline c_bool is_late(Visit visit) noexcept:
     return visit.walk.deadline_ns >= 0 and now_ns() >= visit.walk.deadline_ns
 
@@ -144,6 +143,8 @@ cdef class Walk:
         # A context can be entered once at a time, and another branch, or part, of the request runs in it: a hung one, perhaps.
         if self.is_context_entered:
             context = PyContext_Copy(context)
+        elif context is no_variables:
+            context = self.context = PyContext_Copy(context)    # its own from now on
         PyContext_Enter(context)
         if context is self.context:
             self.is_context_entered = True
@@ -180,7 +181,7 @@ cdef class Walk:
         """Give the request up; True if it had not ended. A backend never sees it if it is still queued."""
         return cancel_walk(self.engine, self) == 1
 
-    def cancel_future(self, future):
+    def cancel_future(self, FutureCore future not None):
         """The same for a request's future, if no backend has begun with it; True if the future is cancelled."""
         cdef Turn turn = Turn.__new__(Turn)
         if not self.started:
@@ -194,6 +195,11 @@ cdef class Walk:
     @property
     def finished(self):
         return self.outcome.load(memory_order_acquire) != RUNNING
+
+
+@cython.final
+cdef class Branches:
+    """Where the branches of a walk meet, and what they leave to be read."""
 
 
 @cython.final
@@ -333,23 +339,24 @@ cdef inline void hand_in(Walk walk, object request, object given) noexcept:
 cdef int start_round(Walk walk) except -1:
     """Set out from ``walk.entry``: nothing has arrived anywhere, and no dict is kept."""
     cdef Entry entry = walk.entry
+    cdef Branches branches = None
     walk.leaves_left = entry.leaf_count
-    walk.pending = entry.pending
-    walk.readers = entry.readers
-    if entry.readers.size() != 0:
-        walk.has_run.assign(entry.readers.size(), 0)
-        walk.answers = [None] * <Py_ssize_t>entry.readers.size()
-    else:
-        walk.answers = None
+    if entry.readers.size() != 0 or entry.pending.size() != 0:
+        branches = Branches.__new__(Branches)
+        branches.pending = entry.pending
+        branches.readers = entry.readers
+        branches.has_run.assign(entry.readers.size(), 0)
+        branches.answers = [None] * <Py_ssize_t>entry.readers.size()
+    walk.branches = branches
     walk.without = None
     return 0
 
 
-cdef inline void forget_slot(Walk walk, int32_t slot) noexcept:
+cdef inline void forget_slot(Branches branches, int32_t slot) noexcept:
     """One reader less: the last one lets go of the dict."""
-    walk.readers[slot] -= 1
-    if walk.readers[slot] == 0:
-        walk.answers[slot] = None
+    branches.readers[slot] -= 1
+    if branches.readers[slot] == 0:
+        branches.answers[slot] = None
 
 
 cdef dict own_request(Walk walk):
@@ -360,7 +367,7 @@ cdef dict own_request(Walk walk):
     cdef dict own = PyDict_Copy(walk.request if walk.given is None else walk.given)
     if "result" in own:
         del own["result"]                                       # left over from an earlier call with the same dict
-    if not _has_only_data(own):
+    if not has_only_data(own):
         for key in walk.engine.ignored_keys:
             own.pop(key, None)
         if walk.engine.names_leaf:
@@ -370,7 +377,7 @@ cdef dict own_request(Walk walk):
     return own
 
 
-cdef c_bool _has_only_data(dict request) noexcept:
+cdef c_bool has_only_data(dict request) noexcept:
     """True if there is no other key: nothing then has to be kept in order to tell what was there from what was set."""
     cdef PyObject* key
     cdef PyObject* value

@@ -1,6 +1,6 @@
 # Words: the states, kinds and constants that all chapters share, and what the engine knows of its process.
 #
-# Owners   _generation, _spin_ns, _main_thread: GIL; written once a process, but for _generation, which a fork raises.
+# Owners   _generation, _spin_ns, _main_thread, _future_class: GIL; written once a process, but for _generation, which a fork raises.
 
 from cpython.ref cimport Py_INCREF
 
@@ -86,6 +86,13 @@ cdef str _RESULT = "result"
 cdef str _ANSWERED_BY = "answered_by"           # of a graph with several leaves: the name of the one that did
 cdef tuple _STEERING_KEYS = ("restart", "request_size")     # by which a dict tells the engine what to do with it
 
+# What concurrent.futures.Future keeps in ``_state``.
+cdef str _PENDING = "PENDING"
+cdef str _RUNNING = "RUNNING"
+cdef str _CANCELLED = "CANCELLED"
+cdef str _NOTIFIED = "CANCELLED_AND_NOTIFIED"
+cdef str _FINISHED = "FINISHED"
+
 cdef enum:                  # a worker, after a batch
     GOES_ON = 0
     DIES = 1
@@ -154,6 +161,8 @@ cdef int64_t LOST_CALLBACK_NS = 400_000_000
 cdef int MOST_ATTEMPTS = 100
 # The lock of a future is waited for no longer than this: who holds it may be stopped, see _lock_future.
 cdef double LONGEST_HELD_S = 0.05
+# Of so many queued requests the dicts are kept, as making one again costs half a microsecond: behind them memory counts.
+cdef int32_t WHOLE_UP_TO = 64
 # A request of priority p counts as having arrived p times this later: it is overtaken by that much, and never starves.
 cdef int64_t PRIORITY_NS = 100_000_000
 
@@ -162,6 +171,7 @@ cdef int64_t _spin_ns = 0
 cdef int32_t _wake_depth = 1
 cdef int64_t _longest_lease_ns = 0
 cdef unsigned long _main_thread = 0
+cdef object _future_class = None
 
 
 cdef c_bool is_among(object thing, object things) except *:
@@ -183,6 +193,12 @@ def configure_process(main_thread_ident: int, spin_ns: int, wake_depth: int, lon
     _spin_ns = spin_ns
     _wake_depth = wake_depth
     _longest_lease_ns = longest_lease_ns
+
+
+def configure_futures(future_class: type) -> None:
+    """Tell the engine what submit() returns: a class that has FutureCore and the standard library's Future as its bases."""
+    global _future_class
+    _future_class = future_class
 
 
 def note_fork_in_child() -> None:

@@ -315,6 +315,39 @@ def submit_expires() -> None:
     check(pipe)
 
 
+@way
+def submit_behind_many() -> None:
+    """Behind 64 others a request is queued without its dict, which is made again when it runs."""
+
+    class Held(Double):
+        def forward(self, batch: list[Request]) -> None:
+            if batch[0]["data"] == 100:
+                begun.set()
+                gate.acquire(timeout=HANG_S)
+            super().forward(batch)
+
+    begun, gate = threading.Event(), threading.Lock()  # to open a lock needs no memory
+    gate.acquire()
+    pipe = Pipe(backend=Held, batching="greedy")
+    futures: list[Any] = [pipe.submit({"data": 100})]
+    begun.wait(HANG_S)
+    futures += [pipe.submit({"data": number}) for number in range(101, 165)]
+    futures += [None] * 4
+    with suppress(MemoryError, RuntimeError), Failing():
+        try:
+            for index in range(65, 69):
+                futures[index] = pipe.submit({"data": 100 + index})
+        finally:
+            gate.release()
+        wait_for([future for future in futures if future is not None])
+    for number, future in enumerate(futures, 100):
+        if future is not None and future.exception(HANG_S) is None:
+            assert is_right(future.result(), number)
+        elif future is not None:
+            assert isinstance(future.exception(), MemoryError | fastpipe.WorkerDied), future.exception()
+    check(pipe)
+
+
 def acall(pipe: Pipe, data: list[Any]) -> None:
     async def main() -> None:
         await pipe.acall({"data": 1})

@@ -35,6 +35,7 @@ WAYS = [
     "submit_buckets",
     "submit_cached",
     "submit_expires",
+    "submit_behind_many",
     "acall_one",
     "acall_starts_the_clock",
     "acall_failing",
