@@ -77,7 +77,7 @@ FASTPIPE_PART_OF_LOOP void swap_channels(
     const uint8_t* __restrict pixels, ptrdiff_t count, uint8_t* __restrict out) noexcept {
     typedef uint8_t Bytes __attribute__((vector_size(16)));
     ptrdiff_t at = 0;
-    for (; count - at > 5; at += 5) {
+    for (; at < count - 5; at += 5) {
         Bytes bytes;
         std::memcpy(&bytes, pixels + 3 * at, sizeof bytes);
 #ifdef __clang__
