@@ -15,7 +15,7 @@ SCALE ?= 50
 
 # --no-warn-conflicts: rapidocr-onnxruntime misses opencv-python, which opencv-python-headless stands in for.
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
-# Compiles the engine if its sources changed, or FASTPIPE_DEBUG did; otherwise this takes a second.
+# Compiles engine and kernels if their sources changed, or FASTPIPE_DEBUG did; otherwise this takes a second.
 CORE = $(VENV)/bin/python setup.py --quiet build_ext --inplace
 
 .PHONY: help demo test lint check wheel model promises overload sanitize soak storm fuzz bench bench-peers clean
@@ -49,7 +49,7 @@ test: $(VENV)/dev-installed
 lint: $(VENV)/dev-installed
 	@$(TOOLS)/ruff check .
 	@$(TOOLS)/ruff format --check .
-	@PATH="$(TOOLS):$$PATH" cython-lint fastpipe  # it calls pycodestyle by name
+	@PATH="$(TOOLS):$$PATH" cython-lint fastpipe kernels  # it calls pycodestyle by name
 	@$(TOOLS)/codespell
 
 check: lint test  # the types are checked by tests/house/test_typing.py
@@ -103,7 +103,7 @@ bench-peers: $(VENV)/peers-installed
 	@$(VENV)/bin/python bench/peers.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fastpipe/*.so
+	rm -rf $(VENV) build dist *.egg-info fastpipe/*.so kernels/*.so
 
 # Each stamp says: this was installed, from a pyproject.toml as old as the stamp.
 

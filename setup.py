@@ -1,4 +1,4 @@
-"""Build fastpipe: one extension module, and two folders of the repository's root installed inside the package.
+"""Build fastpipe: two extension modules, and two folders of the repository's root installed inside the package.
 
 Everything that is not code to run lives in ``pyproject.toml``. The top of this file needs nothing but Python, so that
 the Makefile can ask :func:`missing_on_this_machine` before anything is installed.
@@ -119,6 +119,18 @@ def main() -> None:
         extra_compile_args=["-std=c++17", *flags, *hardening],
         extra_link_args=[*sanitize, *hardened_links],
     )
+    # -O3: at -O2 the loops are not vectorised. -ffp-contract=off: no product and sum become one operation with one
+    # rounding, which some CPUs have: results are to be the same bits everywhere.
+    for_loops = [*(["-DFASTPIPE_ONE_FORM"] if SANITIZE else []), *([] if DEBUG or SANITIZE else ["-O3"])]
+    loops = Extension(
+        "fastpipe.kernels._loops",
+        ["kernels/_loops.pyx"],
+        language="c++",
+        include_dirs=["kernels"],
+        depends=["kernels/loops.hpp", "setup.py", mode_file()],
+        extra_compile_args=["-std=c++17", *flags, *hardening, "-ffp-contract=off", *for_loops],
+        extra_link_args=[*sanitize, *hardened_links],
+    )
     rooms = [f"fastpipe.backends.{package}" for package in find_packages("backends")]
     setup(
         packages=[*find_packages(include=["fastpipe", "fastpipe.*"]), "fastpipe.kernels", "fastpipe.backends", *rooms],
@@ -126,12 +138,12 @@ def main() -> None:
         package_data={
             "fastpipe": ["py.typed", "*.pyi"],
             "fastpipe.engine": ["*.pyi"],
-            "fastpipe.kernels": ["*.cu"],
+            "fastpipe.kernels": ["*.cu", "*.pyi"],
             "fastpipe.observe": ["*.html"],
         },
         exclude_package_data={"": ["*.pyx", "*.pxd", "*.pxi", "*.hpp"]},
         ext_modules=cythonize(
-            [core],
+            [core, loops],
             build_dir=str(BUILD / ("cython-debug" if DEBUG else "cython")),
             compiler_directives=COMPILER_DIRECTIVES,
         ),

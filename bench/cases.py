@@ -62,6 +62,7 @@ FIGURES = {
     "p99_us": Figure("p99", "us"),
     "mean_batch": Figure("mean batch", is_better_if_higher=True),
     "import_ms": Figure("import", "ms"),
+    "start_ms": Figure("start", "ms"),
     "optional_libraries": Figure("optional libraries"),
     "bytes_each": Figure("memory each", "B"),
     "growth_kib": Figure("growth of resident memory", "KiB"),
@@ -376,6 +377,21 @@ def _busy(folder: Path | None) -> list[Case]:
     ]
 
 
+def _start(what: str, other: str, who: str, picture: Callable[[], bytes]) -> Case:
+    return Case(
+        name=f"start {what}",
+        question="How long does a new process take from its beginning to its first answer?",
+        clients=(1,),
+        contestants={
+            OURS: functools.partial(special.Start, f"{what} through a pipe", picture),
+            who: functools.partial(special.Start, other, picture),
+        },
+        figures=("start_ms",),
+        goals=(Goal(1, "start_ms", 2_000),),
+        load="process",
+    )
+
+
 def _process() -> list[Case]:
     return [
         Case(
@@ -387,6 +403,8 @@ def _process() -> list[Case]:
             goals=(Goal(1, "import_ms", 100), Goal(1, "optional_libraries", 0)),
             load="process",
         ),
+        _start("jpeg", "jpeg by hand", OPENCV, functools.partial(images.jpeg, "517x606", None)),
+        _start("page", "page by rapidocr", REFERENCE, special.one_line),
         Case(
             name="memory of the queued",
             question="How much memory do 10,000 waiting requests take, each, beyond their dicts?",

@@ -28,7 +28,7 @@ from worker import Crashed, Skipped, Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
-LIBRARIES = ("fastpipe-engine", "numpy", "omniback", "opencv-python-headless", "simplejpeg", "onnxruntime", "numba")
+LIBRARIES = ("fastpipe-engine", "numpy", "omniback", "opencv-python-headless", "simplejpeg", "onnxruntime")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What no closed loop of threads shows: asyncio beside a busy thread, memory, the time of an import, pages of text."""
+"""What no closed loop shows: asyncio beside a busy thread, memory, the time of an import and a start, pages of text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))  # for the pages of text
+sys.path.append(EXAMPLES := str(Path(__file__).resolve().parents[1] / "examples"))  # for the pages of text
 from common import BusyThread, Numbers, Window, WrongAnswer, rss_bytes
 from contestants import Contestant, Fastpipe, Node, Trial
 
@@ -30,6 +30,7 @@ __all__ = [
     "QueuedInExecutor",
     "QueuedInMap",
     "QueuedInSubmit",
+    "Start",
     "asyncio_by_hand",
     "asyncio_over_threads",
     "asyncio_through_pipe",
@@ -239,7 +240,7 @@ class Growth(Trial):
 # ---- import --------------------------------------------------------------------------------------------------------
 
 OPTIONAL_LIBRARIES = (
-    "PIL", "cupy", "cv2", "numba", "onnx", "onnxruntime", "rich", "simplejpeg", "skimage", "tensorrt", "torch",
+    "PIL", "cupy", "cv2", "onnx", "onnxruntime", "rich", "simplejpeg", "skimage", "tensorrt", "torch",
 )  # fmt: skip
 
 _IMPORT = """
@@ -270,6 +271,79 @@ class Import(Trial):
             raise ModuleNotFoundError(last.removeprefix("ModuleNotFoundError: "))
         took_ms, loaded = json.loads(ran.stdout)
         return took_ms, loaded
+
+
+# ---- start ---------------------------------------------------------------------------------------------------------
+
+
+# Each reads a picture from its standard input, and writes a line when it has the answer.
+STARTS = {
+    "jpeg through a pipe": """
+import sys, fastpipe
+pipe = fastpipe.Pipe(backend="S[DecodeMat,ResizeMat,NormalizeMat]", resize_h=224, resize_w=224, color="rgb")
+assert pipe({"data": sys.stdin.buffer.read()})["result"].shape == (3, 224, 224)
+""",
+    "jpeg by hand": """
+import sys, cv2, numpy
+image = cv2.imdecode(numpy.frombuffer(sys.stdin.buffer.read(), numpy.uint8), cv2.IMREAD_COLOR)
+image = cv2.cvtColor(cv2.resize(image, (224, 224)), cv2.COLOR_BGR2RGB)
+numpy.ascontiguousarray(image.transpose(2, 0, 1), dtype=numpy.float32)
+""",
+    "page through a pipe": f"""
+import sys
+sys.path.append({EXAMPLES!r})
+import fastpipe
+from ocr import command, pipeline
+assert command.pipe_reader(fastpipe.Pipe(pipeline.configuration()))(sys.stdin.buffer.read())
+""",
+    "page by rapidocr": f"""
+import sys
+sys.path.append({EXAMPLES!r})
+from ocr import command
+assert command.reference_reader()(sys.stdin.buffer.read())
+""",
+}
+
+
+class Start(Trial):
+    """How long a new process takes until it has its first answer, from the interpreter's beginning on.
+
+    Args:
+        name: in ``STARTS``.
+        picture: makes the picture that is asked about.
+    """
+
+    def __init__(self, name: str, picture: Callable[[], bytes]) -> None:
+        self._code = f"{STARTS[name]}\nprint('answered', flush=True)\nimport os\nos._exit(0)"
+        self._picture = picture()
+        self._start_ms()  # fills the disk cache, and says if something is missing
+
+    def run(self, clients: int, window: Window) -> Numbers:
+        """Measure one start."""
+        return {"start_ms": self._start_ms()}
+
+    def _start_ms(self) -> float:
+        start_s = time.perf_counter()
+        command = [sys.executable, "-c", self._code]
+        ran = subprocess.run(command, input=self._picture, capture_output=True, check=False)
+        took_ms = (time.perf_counter() - start_s) * 1e3
+        if ran.returncode or b"answered" not in ran.stdout:
+            last = ran.stderr.decode(errors="replace").strip().splitlines()[-1]
+            if last.startswith("ModuleNotFoundError: "):
+                raise ModuleNotFoundError(last.removeprefix("ModuleNotFoundError: "))
+            raise WrongAnswer(last)
+        return took_ms
+
+
+def one_line() -> bytes:
+    """Return a page with a line of text, so that each of the models is asked."""
+    import cv2
+    import numpy as np
+
+    page = np.full((120, 480, 3), 255, np.uint8)
+    cv2.putText(page, "The first page", (30, 75), cv2.FONT_HERSHEY_SIMPLEX, 1.5, (0, 0, 0), 3)
+    encoded: bytes = cv2.imencode(".png", page)[1].tobytes()
+    return encoded
 
 
 # ---- pages of text -------------------------------------------------------------------------------------------------

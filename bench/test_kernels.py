@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-cpu = pytest.importorskip("fastpipe.kernels.cpu")
-reference = pytest.importorskip("fastpipe.kernels.reference")
+from fastpipe.kernels import cpu, reference
+
 cv2 = pytest.importorskip("cv2")
-pytest.importorskip("numba")
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 COUNT = 8

@@ -73,7 +73,8 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     station     tokens, the queue's ends, what was learned
     contexts    the caller's context variables, on other threads
     traces      which requests a tracer follows, and what it is told
-    walks       walks, visits, turns, and their dicts
+    walks       walks, visits, and their dicts
+    turns       what a hold of the GIL has produced
     threads     how one starts and ends, even without memory
     waiting     who may wait, and how, as signals are to be served meanwhile
     testing     hooks, frozen time
@@ -637,6 +638,7 @@ include "engine/station.pxi"
 include "engine/contexts.pxi"
 include "engine/traces.pxi"
 include "engine/walks.pxi"
+include "engine/turns.pxi"
 include "engine/threads.pxi"
 include "engine/waiting.pxi"
 include "engine/testing.pxi"

@@ -58,10 +58,7 @@ def check_conversion(image: Array, source: str, target: str, out: Array | None) 
     _check_color("source", source)
     _check_color("target", target)
     _check_pixels("image", image, source)
-    out = _check_out(out, image.shape[:2] + ((3,) if CHANNELS[target] == 3 else ()), np.dtype(np.uint8))
-    if np.may_share_memory(image, out):
-        raise KernelError("out: expected memory of its own, got some that the image shares")
-    return out
+    return _check_apart(image, out, image.shape[:2] + ((3,) if CHANNELS[target] == 3 else ()))
 
 
 def check_resize(image: Array, height: int, width: int, out: Array | None) -> Array:
@@ -72,10 +69,7 @@ def check_resize(image: Array, height: int, width: int, out: Array | None) -> Ar
             raise KernelError(f"image: expected a {what} of at least 1, got shape {image.shape}")
         if not isinstance(new_side, int | np.integer) or new_side < 1:
             raise KernelError(f"{what}: expected a whole number of at least 1, got {new_side!r}")
-    out = _check_out(out, (height, width, 3), np.dtype(np.uint8))
-    if np.may_share_memory(image, out):
-        raise KernelError("out: expected memory of its own, got some that the image shares")
-    return out
+    return _check_apart(image, out, (height, width, 3))
 
 
 def check_normalization(
@@ -174,6 +168,15 @@ def _per_channel(what: str, value: Any, channels: int) -> Array:
     per_channel = np.array(np.broadcast_to(numbers, channels))
     per_channel.flags.writeable = False  # shared by all who ask
     return per_channel
+
+
+def _check_apart(image: Array, out: Array | None, shape: tuple[int, ...]) -> Array:
+    is_callers = out is not None
+    out = _check_out(out, shape, np.dtype(np.uint8))
+    # Not asked of an array made here: NumPy releases the GIL for it, which cpu.GIL_KEPT_BELOW_PIXELS is to avoid.
+    if is_callers and np.may_share_memory(image, out):
+        raise KernelError("out: expected memory of its own, got some that the image shares")
+    return out
 
 
 def _check_out(out: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -30,7 +30,6 @@ class CvtColorMat(PerRequest):
 
     def __init__(self, *, color: Literal["rgb", "bgr"]) -> None:
         self.color: Literal["rgb", "bgr"] = color
-        cpu.prepare()
 
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self, channels=3)
@@ -72,7 +71,6 @@ class NormalizeMat(Backend):
         self.mean = mean
         self.std = std
         self.dtype = dtype
-        cpu.prepare()
         sizes = {1} if color == "gray" else {1, 3}
         problems = [
             f"NormalizeMat: {name} must have {' or '.join(map(str, sorted(sizes)))} numbers, got {value}"

@@ -82,7 +82,6 @@ class ResizeMat(Sized):
 
     def _agrees_with_opencv(self) -> bool:
         """Say whether the substitute is one: builds of OpenCV for other processors may round differently."""
-        cpu.prepare()
         rng = np.random.default_rng(0)
         resize_h, resize_w = self.size
         for height, width in ((181, 243), (resize_h, 3 * resize_w), (2 * resize_h, 2 * resize_w)):

@@ -13,7 +13,6 @@ from typing import Any
 import cv2
 
 from fastpipe import Backend
-from fastpipe.kernels import cpu
 from ocr import models, steps
 
 __all__ = [
@@ -59,9 +58,6 @@ class NoImage(Backend):
 
 class DetectionInput(Backend):
     """An image -> what the detector takes; the page it is made of is kept as ``page``, its shape as ``shape``."""
-
-    def __init__(self) -> None:
-        cpu.prepare()
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:

@@ -1,7 +1,7 @@
 """``fastpipe doctor``: what there is on this machine that a pipe runs on, and what would make it slow.
 
-It changes nothing, starts no pipe, and asks no other machine. Of optional libraries it imports OpenCV and Numba, whose
-builds and caches it looks at.
+It changes nothing, starts no pipe, and asks no other machine. Of optional libraries it imports OpenCV, whose build
+it looks at.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fastpipe.summaries import in_units
 __all__ = ["add_arguments", "examined", "run", "version_line"]
 
 LIBRARIES = (
-    *("numpy", "numba", "opencv-python-headless", "opencv-python", "simplejpeg", "Pillow", "onnx", "onnxruntime"),
+    *("numpy", "opencv-python-headless", "opencv-python", "simplejpeg", "Pillow", "onnx", "onnxruntime"),
     *("onnxruntime-gpu", "torch", "cupy-cuda13x", "cupy-cuda12x", "nvidia-nvjpeg", "tensorrt-cu13"),
     *("cryptography", "rich", "tree-sitter", "matplotlib", "optuna"),
     *("uvicorn", "starlette", "orjson", "grpcio", "protobuf", "prometheus-client", "opentelemetry-sdk", "ray"),
@@ -147,12 +147,6 @@ def _cpus() -> Findings:
 def _libraries() -> Findings:
     section: dict[str, Any] = {name: version for name in LIBRARIES if (version := _version(name)) is not None}
     remarks = [*_remarks_on_vector_units(section), *_remarks_on_jpeg(section)]
-    if "numba" not in section:
-        remarks.append(
-            "Numba is not installed (extra cpu): the kernels of the CPU are plain NumPy, several times slower"
-        )
-    elif os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
-        remarks.append("NUMBA_DISABLE_JIT is set: the kernels of the CPU are plain NumPy, several times slower")
     if {"opencv-python", "opencv-python-headless"} <= section.keys():
         remarks.append("opencv-python and opencv-python-headless overwrite each other: uninstall both, install one")
     return section, remarks
@@ -218,23 +212,7 @@ def _caches() -> Findings:
     remarks = []
     if not section["TensorRT engines"]["writable"] and _version("tensorrt-cu13"):
         remarks.append(f"{default_folder()} cannot be written to: TensorRT builds its engines anew in every process")
-    if _version("numba") is not None:
-        folder = _numba_folder()
-        section["kernels (Numba)"] = None if folder is None else _folder(Path(folder), (".nbi", ".nbc"))
-        if folder is None:
-            remarks.append("Numba has no folder for compiled kernels: each process compiles them; set NUMBA_CACHE_DIR")
-        elif not section["kernels (Numba)"]["writable"]:
-            remarks.append(f"{folder} cannot be written to: kernels that are not there are compiled in each process")
     return section, remarks
-
-
-def _numba_folder() -> str | None:
-    """Return where Numba keeps the machine code of fastpipe's kernels, as it has decided itself."""
-    loops = _imported("fastpipe.kernels._loops")
-    if loops is None:
-        return None
-    folders = {found.stats.cache_path for found in vars(loops).values() if hasattr(found, "stats")}
-    return next(filter(None, folders), None)
 
 
 _SECTIONS: Mapping[str, Callable[[], Findings]] = {

@@ -43,7 +43,6 @@ def test_what_is_there_is_shown_and_is_json(capsys: pytest.CaptureFixture[str]) 
     [
         ("FASTPIPE_TEST_HOOKS", "1", "lets tests stop the engine"),
         ("JSIMD_FORCENONE", "1", "keeps libjpeg-turbo from vector units"),
-        ("NUMBA_DISABLE_JIT", "1", "plain NumPy"),
     ],
 )
 def test_an_environment_that_makes_things_slow_is_remarked(

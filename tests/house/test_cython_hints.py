@@ -1,4 +1,4 @@
-"""Cython's own remarks about the engine are errors."""
+"""Cython's own remarks about engine and kernels are errors."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ import pytest
 from helpers import once
 
 
-@pytest.fixture(scope="module")
-def compiled(repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The engine in C++, and what Cython said about it."""
+@pytest.fixture(scope="module", params=["fastpipe/_core.pyx", "kernels/_loops.pyx"])
+def compiled(
+    request: pytest.FixtureRequest, repository_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str]:
+    """A module in C++, and what Cython said about it."""
     pytest.importorskip("Cython", reason="Cython is not installed here")
     directives = runpy.run_path(str(repository_root / "setup.py"))["COMPILER_DIRECTIVES"]
     options = [option for item in directives.items() for option in ("-X", "{}={}".format(*item))]
-    output = tmp_path_factory.mktemp("engine") / "_core.cpp"
-    command = [sys.executable, "-m", "cython", "--cplus", *options, "-o", str(output), "fastpipe/_core.pyx"]
+    output = tmp_path_factory.mktemp("compiled") / "module.cpp"
+    command = [sys.executable, "-m", "cython", "--cplus", *options, "-o", str(output), request.param]
     ran = subprocess.run(command, cwd=repository_root, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     return output.read_text(), ran.stdout + ran.stderr
 
 
 @once
-def test_cython_has_nothing_to_say_about_the_engine(compiled: tuple[str, str]) -> None:
+def test_cython_has_nothing_to_say_about_our_modules(compiled: tuple[str, str]) -> None:
     """A nogil function without an exception mode takes the GIL after every call; Cython hints at that."""
     _, said = compiled
     remarks = [line for line in said.splitlines() if "performance hint" in line or "warning" in line]
@@ -35,14 +37,14 @@ def test_cython_has_nothing_to_say_about_the_engine(compiled: tuple[str, str]) -
 
 
 @once
-def test_no_comprehension_of_the_engine_makes_what_it_appends(compiled: tuple[str, str]) -> None:
+def test_no_comprehension_makes_what_it_appends(compiled: tuple[str, str]) -> None:
     """Without memory, Cython lets go of such an item twice (findings/cython-comprehension-without-memory.sh)."""
     code, _ = compiled
     appends = re.findall(
-        r'/\* "(fastpipe/[\w/.]+)":(\d+)\n|\(__Pyx_(?:List|Set)Comp_A(?:ppend|dd)AndDecref\(__pyx', code
+        r'/\* "((?:fastpipe|kernels)/[\w/.]+)":(\d+)\n|\(__Pyx_(?:List|Set)Comp_A(?:ppend|dd)AndDecref\(__pyx', code
     )
     at = [f"{file}:{line}" for (file, line), (nothing, _) in pairwise(appends) if file and not nothing]
-    assert "fastpipe/_core.pyx" in code
+    assert re.search(r'"(fastpipe/_core|kernels/_loops)\.pyx":', code)
     assert not at, f"a loop with append, please: {at}"
 
 

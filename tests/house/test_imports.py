@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INSTALLED_AS = {"fastpipe": "fastpipe", "kernels": "fastpipe.kernels", "backends": "fastpipe.backends"}
 
 OPTIONAL = {
-    *("PIL", "cryptography", "cupy", "cv2", "grpc", "matplotlib", "modelopt", "numba", "nvidia", "onnx", "onnxruntime"),
+    *("PIL", "cryptography", "cupy", "cv2", "grpc", "matplotlib", "modelopt", "nvidia", "onnx", "onnxruntime"),
     *("opentelemetry", "optuna", "prometheus_client", "ray", "resvg_py", "rich", "simplejpeg", "skimage", "tensorrt"),
     *("tensorrt_rtx", "tomlkit", "torch"),
     *("google", "grpc", "httptools", "ml_dtypes", "orjson", "starlette", "uvicorn", "uvloop"),

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import WAIT_S
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpipe.errors import KernelError, MissingExtra
+from fastpipe.errors import KernelError
 from fastpipe.kernels import cpu, reference
-
-pytest.importorskip("numba", reason="fastpipe.kernels.cpu needs Numba")
 
 COLORS = ["bgr", "rgb", "gray"]
 MEAN = [123.675, 116.28, 103.53]
@@ -305,7 +304,7 @@ def test_an_output_that_shares_the_images_memory_is_refused(kernels: ModuleType)
         kernels.convert_color(pixels, "bgr", "rgb", out=pixels)
 
 
-# ---- threads, imports, the cache on disk -----------------------------------------------------------------------------
+# ---- threads, the GIL, imports ---------------------------------------------------------------------------------------
 
 
 def test_kernels_are_reentrant() -> None:
@@ -330,105 +329,60 @@ def test_kernels_are_reentrant() -> None:
     assert not wrong
 
 
-def run_python(script: str, *, cwd: Path, **environment: str) -> str:
-    """Run a script in a new interpreter, elsewhere, and return what it printed."""
-    ran = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (ran.returncode, ran.stderr) == (0, "")
-    return ran.stdout.strip()
+def ran_beside(call: Callable[[], object], *, calls: int) -> bool:
+    """Say whether another thread, which only waits for the GIL, got it while this one was in one of some calls."""
+    may_run, has_run = threading.Lock(), []
+    may_run.acquire()
+
+    def wait_for_turn() -> None:
+        with may_run:
+            has_run.append(True)
+
+    thread = threading.Thread(target=wait_for_turn)
+    thread.start()
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(WAIT_S)  # nobody has to give up the GIL; this thread does so only where a call does
+    try:
+        may_run.release()
+        for _ in range(calls):
+            call()
+            if has_run:
+                break
+        return bool(has_run)
+    finally:
+        sys.setswitchinterval(interval_s)
+        thread.join()
 
 
-def test_numba_is_imported_by_the_first_call_only(tmp_path: Path) -> None:
-    """Importing the kernels, and using the reference, costs no Numba."""
+def test_the_gil_is_kept_for_few_pixels_and_released_for_many() -> None:
+    """Each kernel, on both sides of the limit, which counts the pixels of the result."""
+    few, many = image(200, 200), image(300, 300)
+    for pixels in (few, many):
+        kernels: list[Callable[[], object]] = [
+            partial(cpu.convert_color, pixels, "bgr", "rgb"),
+            partial(cpu.resize, few, *pixels.shape[:2]),
+            partial(cpu.normalize, pixels),
+        ]
+        is_released = pixels is many
+        for kernel in kernels:
+            kernel()  # what is made once has been made
+            assert ran_beside(kernel, calls=100_000 if is_released else 50) is is_released
+
+
+def test_the_kernels_of_the_cpu_load_nothing_but_numpy(tmp_path: Path) -> None:
+    """When they are imported, and when they compute."""
     script = """
 import sys
 import numpy
-from fastpipe.kernels import cpu, reference
-reference.normalize(numpy.zeros((2, 2, 3), numpy.uint8))
-before = "numba" in sys.modules
-cpu.normalize(numpy.zeros((2, 2, 3), numpy.uint8))
-print(before, "numba" in sys.modules)
-"""
-    assert run_python(script, cwd=tmp_path) == "False True"
-
-
-def test_without_numba_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first call says what to install; the reference still works."""
-    monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "fastpipe.kernels._loops", raising=False)
-    monkeypatch.delattr(sys.modules["fastpipe.kernels"], "_loops", raising=False)
-    cpu._loops.cache_clear()
-    with pytest.raises(MissingExtra, match=r"fastpipe.kernels.cpu needs numba: pip install 'fastpipe-engine\[cpu\]'"):
-        cpu.normalize(PIXELS)
-    assert reference.normalize(PIXELS).shape == (3, 4, 5)
-
-
-def test_where_numba_must_not_compile_the_reference_works(tmp_path: Path) -> None:
-    """NUMBA_DISABLE_JIT: kernels and the backends that use them give the same bits as ever."""
-    script = """
-import numpy, fastpipe
-from fastpipe.kernels import cpu, reference
-def refuse(*_, **__):
-    raise AssertionError("the loops were called")
-loops = __import__("fastpipe.kernels._loops", fromlist=["convert"])
-for name in loops.__all__:
-    if callable(getattr(loops, name)):
-        setattr(loops, name, refuse)
-cpu.prepare()
-one = numpy.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=numpy.uint8)
-two = numpy.stack([one, one[::-1]])
-out = numpy.empty((3, 9, 7), numpy.float16)
-same = [
-    cpu.convert_color(one, "bgr", "gray").tolist() == reference.convert_color(one, "bgr", "gray").tolist(),
-    cpu.resize(one, 5, 4).tolist() == reference.resize(one, 5, 4).tolist(),
-    cpu.normalize(one, mean=3, out=out) is out,
-    *(cpu.normalize(x, mean=[1, 2, 3], std=2).tolist() == reference.normalize(x, mean=[1, 2, 3], std=2).tolist()
-      for x in (one, two, [one], two[:0])),
-]
-for node in ({"backend": "CvtColorMat", "color": "rgb"}, {"backend": "NormalizeMat", "std": 2.0},
-             {"backend": "ResizeMat", "resize_h": 5, "resize_w": 4}):
-    with fastpipe.Pipe(node) as pipe:
-        same.append(pipe({"data": one})["result"].shape in ((9, 7, 3), (3, 9, 7), (5, 4, 3)))
-print(set(same))
-"""
-    pytest.importorskip("cv2", reason="the image backends need OpenCV")
-    assert run_python(script, cwd=tmp_path, NUMBA_DISABLE_JIT="1") == "{True}"
-
-
-# fastpipe.kernels alone, at a place of its own: what a read-only installation looks like (whoever runs the tests may
-# be root, for whom no folder is read-only, so that a file stands where the folder would have to be made).
-COPY = """
-import importlib.machinery, sys, types
-import numpy
-package = types.ModuleType("fastpipe")
-package.__path__ = ["fastpipe"]
-sys.modules["fastpipe"] = package
+before = set(sys.modules)
 from fastpipe.kernels import cpu
-pixels = numpy.arange(12, dtype=numpy.uint8).reshape(2, 2, 3)
-print(cpu.convert_color(pixels, "bgr", "rgb").tolist() == pixels[..., ::-1].tolist())
+pixels = numpy.zeros((4, 4, 3), numpy.uint8)
+cpu.convert_color(pixels, "bgr", "gray")
+cpu.normalize(pixels, dtype="float16")
+cpu.resize(pixels, 3, 3)
+loaded = {name.split(".")[0] for name in set(sys.modules) - before}
+print(sorted(name for name in loaded - {"fastpipe", "numpy", *sys.stdlib_module_names} if "cython" not in name))
 """
-
-
-@pytest.mark.parametrize("has_home", [True, False], ids=["user cache", "no cache"])
-def test_machine_code_is_kept_where_it_can_be(tmp_path: Path, repository_root: Path, has_home: bool) -> None:
-    """Beside the source is read-only: then the user's cache folder, and if that is too, nowhere, without an error."""
-    kernels = tmp_path / "fastpipe" / "kernels"
-    kernels.mkdir(parents=True)
-    for source in (repository_root / "kernels").glob("*.py"):
-        shutil.copy(source, kernels)
-    shutil.copy(repository_root / "fastpipe" / "errors.py", tmp_path / "fastpipe")
-    (kernels / "__pycache__").write_text("no folder")
-    home = tmp_path / "home"
-    if has_home:
-        home.mkdir()
-    else:
-        home.write_text("no folder")
-    environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "NUMBA_CACHE_DIR": ""}
-    assert run_python(COPY, cwd=tmp_path, **environment) == "True"
-    assert bool(list(home.rglob("*.nbi"))) == has_home
+    command = [sys.executable, "-P", "-c", script]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[]\n", "")
