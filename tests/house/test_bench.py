@@ -96,7 +96,7 @@ def test_a_ratio_pairs_windows_that_stood_side_by_side(bench: Any) -> None:
     assert (spread.median, spread.least, spread.greatest) == (3, 3, 3)
 
 
-@pytest.mark.parametrize("name", ["1280x720", "517x606", "640x640"])
+@pytest.mark.parametrize("name", ["1280x720", "4000x3000", "517x606", "640x640"])
 def test_the_sample_pictures_have_the_sizes_they_are_named_after(bench: Any, name: str) -> None:
     """They are made of scikit-image's."""
     cv2 = pytest.importorskip("cv2")
