@@ -106,6 +106,14 @@ def test_the_sample_pictures_have_the_sizes_they_are_named_after(bench: Any, nam
     assert f"{image.shape[1]}x{image.shape[0]}" == name
 
 
+def test_a_window_is_long_enough_for_the_largest_picture(bench: Any) -> None:
+    """In a short run, too: a request takes a tenth of a second there."""
+    short = bench("common").Window(warm_up_s=0.15, measured_s=0.3)
+    cases = bench("cases").all_cases()
+    lengths = {name: cases[name].window(short).measured_s for name in ("jpeg 1280x720", "jpeg 4000x3000")}
+    assert lengths == {"jpeg 1280x720": 0.3, "jpeg 4000x3000": 1.0}
+
+
 # ---- judging -----------------------------------------------------------------------------------------------------
 
 
