@@ -39,6 +39,7 @@ WHOLE = 8  # eighths
 # Of fewer pixels a side, two scales may give one size, by which simplejpeg is told the scale.
 SHORTEST_SCALED_SIDE = 8
 
+FIRST_LYING_ORIENTATION = 5  # of EXIF's numbers; from here on height and width are exchanged
 # From how a picture is stored to how it is seen, by EXIF's number.
 _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     2: partial(cv2.flip, flipCode=1),
@@ -49,9 +50,6 @@ _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
     8: partial(cv2.rotate, rotateCode=cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-
-
-FIRST_LYING_ORIENTATION = 5  # from here on height and width are exchanged
 
 
 class DecodeMat(PerRequest):

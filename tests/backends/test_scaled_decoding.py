@@ -149,6 +149,31 @@ def test_both_decoders_agree_on_small_pictures() -> None:
             assert one.shape[1] >= min(least[1], width)
 
 
+@simplejpeg_or_opencv
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+def test_a_damaged_picture_is_what_opencv_makes_of_it(
+    progressive: bool, has_simplejpeg: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Or no result, or DecodeError for a size that became too large; never a crash."""
+    content = encoded(61, 83, progressive=progressive)
+    backend = scaling(Sees(10, 10), has_simplejpeg=has_simplejpeg, max_pixels=1_000_000)
+    rng = np.random.default_rng(0)
+    scales = set()
+    for number in range(100):
+        damaged = bytearray(content)
+        for place in rng.integers(0, len(content) if number % 2 else 600, 2):
+            damaged[place] ^= 1 << int(rng.integers(8))
+        try:
+            seen = run(backend, damaged).get("result")
+        except (DecodeError, fastpipe.ItemErrors):
+            continue
+        if isinstance(seen, ScaledImage):
+            scales.add(seen.scale)
+            np.testing.assert_array_equal(seen.pixels, reduced(bytes(damaged), round(1 / seen.scale)))
+    capfd.readouterr()
+    assert 1 / 4 in scales
+
+
 @pytest.mark.parametrize(("kind", "mode"), [("png", "RGB"), ("webp", "RGB"), ("bmp", "RGB"), ("jpeg", "CMYK")])
 def test_what_cannot_be_scaled_is_decoded_whole(kind: str, mode: str) -> None:
     content = encoded(64, 96, kind, mode)
