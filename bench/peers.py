@@ -113,6 +113,7 @@ def _measured(
         outcomes[contestant].windows.setdefault(clients, []).append(numbers)
 
     repeats = min(repeats, case.most_repeats or repeats)
+    window = case.window(window)
     try:
         for contestant in case.contestants:
             with _noted(contestant, outcomes, workers):

@@ -78,6 +78,7 @@ class Backend:
         place: where the instance is, ``"cuda:1"``. None: everywhere.
         takes_forms: forms of data, made by the step before, that it takes beside what others give.
         offers_forms: forms in which it can give results to the step behind.
+        unmet: what it needs of the steps around it and has not found.
         warmed_up: what the constructor has run, for the log.
         announced_inputs: what its requests have, for a server.
         announced_outputs: what they have when they leave it.
@@ -89,7 +90,7 @@ class Backend:
         is_device_alive(self): asked after an error of its device's library, whether that still answers.
         why_no_result(self, request): which part of it left a request without a result.
         surround(self): the context within which the whole Sequential runs that it is a step of.
-        hand_on(self, form): told that the next step takes one of the forms that it offers.
+        hand_on(self, form, taker): told that the next step takes one of the forms that it offers.
     """
 
     max_batch: int | None = None
@@ -147,6 +148,12 @@ class Backend:
     """The forms in which ``forward`` can give its results, the best first; see ``takes_forms``. Not inherited, either.
 
     Which of them it has to give, if any, ``hand_on`` is told.
+    """
+
+    unmet: str | None = None
+    """What an instance needs of the steps around it, in words; the pipe is not built while one says so. None: nothing.
+
+    Set in the constructor, and cleared by ``hand_on``, or by the container that sees to it.
     """
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -215,9 +222,9 @@ class Backend:
     surround: Callable[[], AbstractContextManager[Any]] | None = None
     """``def surround(self)``: a step of a Sequential has all of it run within this context, for every batch."""
 
-    hand_on: Callable[[type], None] | None = None
-    """``def hand_on(self, form)``: told, while a Sequential is built, that the next step takes this one of
-    ``offers_forms``. From then on each result may be an object of that class."""
+    hand_on: Callable[[type, Backend], None] | None = None
+    """``def hand_on(self, form, taker)``: told, while a Sequential is built, that the next step, ``taker``, takes this
+    one of ``offers_forms``. From then on each result may be an object of that class."""
 
 
 class PerRequest(Backend):

@@ -168,7 +168,7 @@ class _Step(ChildRunner):
         if self.filter is None and giver.hand_on is not None:
             self.form = next((form for form in giver.offers_forms if form in taken), None)
             if self.form is not None:
-                giver.hand_on(self.form)
+                giver.hand_on(self.form, self._backend)
 
     def handed(self, requests: list[Request]) -> _Handed:
         """Return the requests whose result the step before gives in the agreed form, each with its data until now."""

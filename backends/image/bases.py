@@ -28,6 +28,10 @@ class Sized(PerRequest):
         self.size = (resize_h, resize_w)
         self.max_pixels = max_pixels
 
+    def least_size(self, request: Request, height: int, width: int) -> tuple[int, int]:
+        """Return how high and wide an image of ``height`` x ``width`` has to be, at least, when it comes here."""
+        return self.size
+
 
 class PillowResize(Sized):
     """Base: images get their size from Pillow."""
@@ -41,10 +45,16 @@ class PillowResize(Sized):
         self._image = PIL.Image
         self._version = int(PIL.__version__.partition(".")[0])
 
-    def resized(self, pixels: Pixels) -> Pixels:
-        """Return pixels of one or three channels at the wanted size; perhaps read-only."""
+    def resized(self, pixels: Pixels, extent: tuple[float, float] | None = None) -> Pixels:
+        """Return pixels of one or three channels at the wanted size; perhaps read-only.
+
+        Args:
+            pixels: of the image.
+            extent: how many of its rows and columns are resized; None: all.
+        """
         image = self._image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
-        resized = image.resize(self.size[::-1], self._image.Resampling.BILINEAR)
+        box = None if extent is None else (0, 0, extent[1], extent[0])
+        resized = image.resize(self.size[::-1], self._image.Resampling.BILINEAR, box)
         return np.asarray(resized).reshape(*self.size, *pixels.shape[2:])
 
 

@@ -22,7 +22,7 @@ from fastpipe.summaries import summarize
 
 from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, fits, numbers_of
 from .bases import PillowResize, Sized, box_within, fitted, padded_size, side_of
-from .requests import LARGEST_SIDE, Pixels, Side, pixels_of
+from .requests import LARGEST_SIDE, Pixels, ScaledImage, Side, extent_of, pixels_of, source_size_of
 
 __all__ = [
     "AlignMat",
@@ -60,6 +60,7 @@ class ResizeMat(Sized):
     """
 
     keeps_input = True
+    takes_forms = (ScaledImage,)
 
     def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
@@ -68,8 +69,9 @@ class ResizeMat(Sized):
 
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self)
-        if not self._has_substitute or pixels.shape[2:] != (3,):
-            request["result"] = _resized(self, pixels, *self.size)
+        extent = extent_of(request, pixels)
+        if not self._has_substitute or pixels.shape[2:] != (3,) or extent != pixels.shape[:2]:
+            request["result"] = _resized(self, pixels, *self.size, extent)
             return
         started_s = monotonic()
         if started_s < self._use_substitute_until_s:
@@ -105,13 +107,21 @@ class DynamicResizeMat(PerRequest):
     """
 
     keeps_input = True
+    takes_forms = (ScaledImage,)
 
     def __init__(self, *, max_pixels: MaxPixels = MOST_PIXELS) -> None:
         self.max_pixels = max_pixels
 
     def run(self, request: Request) -> None:
-        height, width = (side_of(self, key, request[key], 1) for key in ("resize_h", "resize_w"))
-        request["result"] = _resized(self, pixels_of(request, self), height, width)
+        pixels = pixels_of(request, self)
+        request["result"] = _resized(self, pixels, *self._size_of(request), extent_of(request, pixels))
+
+    def least_size(self, request: Request, height: int, width: int) -> tuple[int, int]:
+        """Return the size that the request wants; raise as ``run`` does if it says none."""
+        return self._size_of(request)
+
+    def _size_of(self, request: Request) -> tuple[int, int]:
+        return side_of(self, "resize_h", request["resize_h"], 1), side_of(self, "resize_w", request["resize_w"], 1)
 
 
 class PillowResizeMat(PillowResize):
@@ -129,12 +139,14 @@ class PillowResizeMat(PillowResize):
     """
 
     keeps_input = True
+    takes_forms = (ScaledImage,)
 
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self)
         if pixels.ndim == 3 and pixels.shape[2] not in (1, 3):
             raise KernelError(f"PillowResizeMat: expected 1 or 3 channels, got shape {pixels.shape}")
-        request["result"] = np.array(self.resized(pixels))  # a copy, which can be written to
+        resized = self.resized(pixels, extent_of(request, pixels))
+        request["result"] = np.array(resized)  # a copy, which can be written to
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,8 @@ class ResizePadMat(PerRequest):
     """Pixels resized to fit into ``max_h`` x ``max_w``, ratio kept, and padded to that size at the right and bottom.
 
     The side that limits becomes exactly its maximum; the other is rounded to the nearest whole number (halves up), at
-    least 1. What is smaller is enlarged. Sets ``inverse_trans``, an InverseTransform back to this step's input.
+    least 1. What is smaller is enlarged. Sets ``inverse_trans``, an InverseTransform back to this step's input; where
+    ``DecodeMat`` has made that smaller, back to the whole image.
 
     Args:
         max_h: height of the result; ``resize_h`` is another name for it.
@@ -168,6 +181,7 @@ class ResizePadMat(PerRequest):
     """
 
     keeps_input = True
+    takes_forms: tuple[type, ...] = (ScaledImage,)
 
     def __init__(
         self,
@@ -195,11 +209,11 @@ class ResizePadMat(PerRequest):
             raise KernelError(
                 f"{type(self).__name__}: expected {len(self.pad_value)} channels, as pad_value has, got {channels}"
             )
-        height, width = pixels.shape[:2]
+        height, width = source_size_of(request, pixels)
         new_height, new_width = fitted(height, width, self.max_h, self.max_w)
         top, left = self.offsets(self.max_h - new_height, self.max_w - new_width)
         check_pixels(self, self.max_h, self.max_w, channels, self.max_pixels)
-        resized = _resized(self, pixels, new_height, new_width)
+        resized = _resized(self, pixels, new_height, new_width, extent_of(request, pixels))
         padded = cv2.copyMakeBorder(
             resized,
             top,
@@ -212,6 +226,10 @@ class ResizePadMat(PerRequest):
         request["result"] = padded.reshape(padded.shape[:2] + pixels.shape[2:])
         request["inverse_trans"] = InverseTransform(width / new_width, height / new_height, left, top)
 
+    def least_size(self, request: Request, height: int, width: int) -> tuple[int, int]:
+        """Return the size of an image of ``height`` x ``width`` within the padding."""
+        return fitted(height, width, self.max_h, self.max_w)
+
     def offsets(self, spare_height: int, spare_width: int) -> tuple[int, int]:
         """Return how much of the padding is above and to the left."""
         return 0, 0
@@ -221,6 +239,7 @@ class LetterBoxMat(ResizePadMat):
     """``ResizePadMat`` with the image in the middle; of an odd padding, the larger half is at the right or bottom."""
 
     keeps_input = True
+    takes_forms = (ScaledImage,)
 
     def offsets(self, spare_height: int, spare_width: int) -> tuple[int, int]:
         return spare_height // 2, spare_width // 2
@@ -343,9 +362,20 @@ def _channels(pixels: Pixels) -> int:
     return pixels.shape[2] if pixels.ndim == 3 else 1
 
 
-def _resized(backend: Sized | DynamicResizeMat | ResizePadMat, pixels: Pixels, height: int, width: int) -> Pixels:
+def _resized(
+    backend: Sized | DynamicResizeMat | ResizePadMat,
+    pixels: Pixels,
+    height: int,
+    width: int,
+    extent: tuple[float, float] | None = None,
+) -> Pixels:
     check_pixels(backend, height, width, _channels(pixels), backend.max_pixels)
-    resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    if extent is None or extent == pixels.shape[:2]:
+        resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    else:  # only by factors can OpenCV be told of a part of a pixel; what it makes of the rest may be one row too many
+        factor_y, factor_x = height / extent[0], width / extent[1]
+        larger = cv2.resize(pixels, None, fx=factor_x, fy=factor_y, interpolation=cv2.INTER_LINEAR)
+        resized = np.ascontiguousarray(larger[:height, :width])
     return resized.reshape(height, width, *pixels.shape[2:])  # OpenCV drops an axis of one channel
 
 

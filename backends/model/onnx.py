@@ -4,7 +4,7 @@
 
 How a request travels: ``reader`` checks its data against the model and gathers requests of equal shape into one
 array per input, ONNX Runtime runs, ``postprocessors`` turns the rows of the outputs into results. ``shapes``
-reads ``max`` and ``min``; ``onnx_graph`` changes the graph for ``mean``, ``std`` and ``precision``.
+reads ``max`` and ``min``; ``onnx_graph`` changes the graph for ``mean``, ``std``, ``fuse`` and ``precision``.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ class OnnxTensor(ModelBackend):
             the values, on the scale of the data (0 to 255 for pixels). One number, or one for each channel. Data may
             then be uint8; the conversion to float comes first.
         std: the same; divides. None zero.
+        fuse: put operators together that ONNX Runtime leaves apart: a hard swish in four operators, and scalars beside
+            convolutions, as Paddle writes them. Values change by rounding. Other models stay as they are.
         postprocessor: ``split`` (the rows, as above), ``cpu`` (the same here), ``SoftmaxCpu`` (softmax over the classes
             of each output of shape (batch, classes)), ``SoftmaxMax`` (``[class, probability]``, two floats),
             ``SoftmaxArgMax`` (the class, also as ``request["class"]``, with the probability as ``request["score"]``),
@@ -108,8 +110,8 @@ class OnnxTensor(ModelBackend):
 
     Raises:
         ConfigError: if the file is missing or no model, its key is missing or wrong, or the parameters do not fit it.
-        MissingExtra: if ``mean``, ``std`` or ``precision`` ask for a changed graph and the package onnx is missing, or
-            the model is encrypted and cryptography is.
+        MissingExtra: if ``mean``, ``std``, ``fuse`` or ``precision`` ask for a changed graph and the package onnx is
+            missing, or the model is encrypted and cryptography is.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class OnnxTensor(ModelBackend):
         precision: Literal["fp32", "fp16"] = "fp32",
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        fuse: bool = False,
         postprocessor: str | Callable[..., Any] = "split",
         rows: Literal["batch"] | None = None,
         threads: Annotated[int, Between(1, 4096)] | None = None,
@@ -133,8 +136,8 @@ class OnnxTensor(ModelBackend):
         try:
             source = open_model(model, model_key).model
             is_normalized = mean is not None or std is not None
-            if is_normalized or precision == "fp16":
-                source = prepare(source, half=precision == "fp16", mean=mean, std=std)
+            if is_normalized or fuse or precision == "fp16":
+                source = prepare(source, half=precision == "fp16", mean=mean, std=std, fuses=fuse)
             self._session = _open_session(source, (threads or usable_cpu_count()) // instance_num, providers)
             inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
             specs = [_input_spec(value, RAW_SUFFIX if is_normalized else "") for value in inputs]

@@ -1,4 +1,4 @@
-"""Changes to an ONNX graph before it is run: half precision, and the normalisation of images put in front."""
+"""Changes to an ONNX graph before it is run: half precision, fusions, and the normalisation of images put in front."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fastpipe.errors import ConfigError, MissingExtra
 
 from ..ranges import check_levels
 from .onnx_files import weights_beside
+from .onnx_fusions import fuse
 
 if TYPE_CHECKING:
     import onnx
@@ -42,6 +43,7 @@ def prepare(
     half: bool,
     mean: list[float] | None,
     std: list[float] | None,
+    fuses: bool = False,
     choose_float32: Callable[[list[str]], list[str]] | None = None,
 ) -> bytes:
     """Return the model with the changes, as the bytes of an ONNX file.
@@ -53,6 +55,7 @@ def prepare(
             rounded on its way to them.
         mean: subtracted from every image input: one number, or one for each channel.
         std: then divides it; the same form, none zero.
+        fuses: put together what ONNX Runtime does not; see ``onnx_fusions``.
         choose_float32: gets the names of all nodes and returns those that ``half`` leaves alone; without it, none.
 
     Raises:
@@ -64,13 +67,13 @@ def prepare(
     try:
         import onnx  # noqa: F401
     except ImportError as error:
-        raise MissingExtra("OnnxTensor with mean, std or precision='fp16'", "cpu", error) from error
+        raise MissingExtra("OnnxTensor with mean, std, fuse or precision='fp16'", "cpu", error) from error
     try:
-        return _changed(model, half, mean, std, choose_float32 or (lambda names: []))
+        return _changed(model, half, mean, std, fuses, choose_float32 or (lambda names: []))
     except (ConfigError, MissingExtra):
         raise
     except Exception as error:  # whatever protobuf, onnx and the converter make of a bad file
-        raise ConfigError(f"its graph cannot be changed for mean, std or precision: {error}") from error
+        raise ConfigError(f"its graph cannot be changed for mean, std, fuse or precision: {error}") from error
 
 
 def _check_normalization(mean: list[float] | None, std: list[float] | None) -> None:
@@ -85,14 +88,21 @@ def _changed(
     half: bool,
     mean: list[float] | None,
     std: list[float] | None,
+    fuses: bool,
     choose_float32: Callable[[list[str]], list[str]],
 ) -> bytes:
     import onnx
 
     if half:
-        loaded = _halved(_folded(model), choose_float32)
+        loaded = _folded(model)
+    elif isinstance(model, bytes):
+        loaded = onnx.load_from_string(model)
     else:
-        loaded = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)
+        loaded = onnx.load(model)
+    if fuses:
+        fuse(loaded)
+    if half:
+        loaded = _halved(loaded, choose_float32)
     if mean is not None or std is not None:
         # After the conversion, so that the normalisation is in the input's own precision.
         _normalize_images(loaded, mean, std)
@@ -101,7 +111,9 @@ def _changed(
     try:
         changed: bytes = loaded.SerializeToString()
     except ValueError as error:
-        raise ConfigError(f"with mean, std or precision='fp16' a model must be smaller than 2 GB: {error}") from error
+        raise ConfigError(
+            f"with mean, std, fuse or precision='fp16' a model must be smaller than 2 GB: {error}"
+        ) from error
     return changed
 
 

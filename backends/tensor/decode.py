@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from fastpipe.announcing import IMAGE_FILE
-from fastpipe.contract import Between, Request, raise_failed
+from fastpipe.contract import Backend, Between, Request, raise_failed
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import ConfigError, DecodeError, MissingExtra
 
@@ -179,7 +179,7 @@ class DecodeTensor(OnGpu):
                 hand_over(made)
         raise_failed(errors, batch)
 
-    def hand_on(self, form: type) -> None:
+    def hand_on(self, form: type, taker: Backend) -> None:
         """Give pixels instead of tensors.
 
         Raises:

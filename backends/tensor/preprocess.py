@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from fastpipe.contract import Between, Request, raise_failed, run_each
+from fastpipe.contract import Backend, Between, Request, raise_failed, run_each
 from fastpipe.errors import ConfigError, KernelError
 from fastpipe.kernels import cuda
 from fastpipe.kernels._arguments import check_levels
@@ -138,7 +138,7 @@ class ResizeNormalizeTensor(OnGpu):
                     hand_over(made)
         raise_failed(failed, batch)
 
-    def hand_on(self, form: type) -> None:
+    def hand_on(self, form: type, taker: Backend) -> None:
         """Give the results of a batch as rows of one tensor."""
         self._gives_rows = True
 

@@ -1,4 +1,4 @@
-"""The loop the pipe is compared with: one page after the other, the same models, the same steps, no pipe."""
+"""The loop the pipe is compared with: one page after the other, the same steps, the models as published, no pipe."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from fastpipe import _core
 from fastpipe.config.described import NodeConfig
 from fastpipe.config.plan import StepPlan
 from fastpipe.config.sub_graphs import entry_of_object
-from fastpipe.contract import Backend, Request, Site, SubGraph, building
+from fastpipe.contract import Backend, Request, Site, SubGraph, building, close_all
 from fastpipe.errors import ConfigError, PipeClosed
 
 __all__ = ["build_backend", "connect", "thread_name", "warm_ups_in"]
@@ -29,6 +29,11 @@ def build_backend(plan: StepPlan, node: str, index: int, place: Hashable = None)
             backend = plan.build()
         if not callable(getattr(backend, "forward", None)):
             raise ConfigError(f"{type(backend).__name__} has no forward(batch)")
+        if unmet := _unmet_in(backend):
+            try:
+                close_all([backend])
+            finally:  # an error of close() becomes the context of the one that the user has to see
+                raise ConfigError(*unmet)
     except BaseException as error:
         with contextlib.suppress(Exception):
             error.add_note(f"fastpipe: while building node {node!r}, backend {plan.name}, instance {index}")
@@ -67,6 +72,14 @@ def warm_ups_in(backend: Backend) -> list[str]:
     own = getattr(backend, "warmed_up", None)
     return [str(own)] * (own is not None) + [
         said for child in getattr(backend, "children", ()) for said in warm_ups_in(child.backend)
+    ]
+
+
+def _unmet_in(backend: Backend) -> list[str]:
+    """Return what parts of an instance need of their neighbours and have not found."""
+    own = getattr(backend, "unmet", None)
+    return [str(own)] * (own is not None) + [
+        said for child in getattr(backend, "children", ()) for said in _unmet_in(child.backend)
     ]
 
 

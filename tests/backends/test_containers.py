@@ -396,8 +396,9 @@ class Gives(Backend):
     def __init__(self) -> None:
         self.told: list[type] = []
 
-    def hand_on(self, form: type) -> None:
+    def hand_on(self, form: type, taker: Backend) -> None:
         self.told.append(form)
+        self.taker = taker
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
@@ -434,6 +435,7 @@ def test_two_steps_may_agree_on_a_form_of_data_that_nobody_else_sees(data: list[
     gives, takes = Gives(), Takes()
     backend = Sequential([Child("A", gives), Child("B", takes)])
     assert gives.told == [Squares]
+    assert gives.taker is takes
     batch = requests(*data)
     try:
         backend.forward(batch)

@@ -678,7 +678,7 @@ def test_a_missing_onnx_package_is_named_only_where_it_is_needed(monkeypatch):
     model = convolution_model()
     monkeypatch.setitem(sys.modules, "onnx", None)
     OnnxTensor(model=model)
-    with pytest.raises(MissingExtra, match=r"mean, std or precision.*fastpipe-engine\[cpu\]"):
+    with pytest.raises(MissingExtra, match=r"mean, std, fuse or precision.*fastpipe-engine\[cpu\]"):
         OnnxTensor(model=model, precision="fp16")
 
 

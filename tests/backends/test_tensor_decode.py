@@ -471,7 +471,7 @@ def test_where_only_the_next_step_sees_it_no_tensor_is_made(
 
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(alloc=allocate)))
     made = backend()
-    made.hand_on(Pixels)
+    made.hand_on(Pixels, fastpipe.Backend())
     images = [jpeg(6, 4, orientation=orientation), jpeg(5, 7), jpeg(200, 3)]
     requests, errors = run(made, images)
     assert not errors
@@ -498,7 +498,7 @@ def test_what_the_cpu_decodes_is_handed_on_in_the_same_way(
     cv2 = pytest.importorskip("cv2")
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
     made = backend()
-    made.hand_on(Pixels)
+    made.hand_on(Pixels, fastpipe.Backend())
     pixels = picture(12, 9)
     png = cv2.imencode(".png", pixels)[1].tobytes()
     (request,), errors = run(made, [png])

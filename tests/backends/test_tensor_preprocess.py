@@ -130,7 +130,7 @@ def test_a_step_that_takes_rows_gets_the_batch_as_one_tensor(build: Callable[...
     backend, other = build(), build()
     assert backend.offers_forms == TorchTensor.takes_forms == (Row,)
     assert build(array="cupy").offers_forms == ()
-    backend.hand_on(Row)
+    backend.hand_on(Row, fastpipe.Backend())
     tensors = [tensor_of(picture(20, 30)), tensor_of(picture(5, 60))]
     requests: list[dict[str, Any]] = [{"data": tensor} for tensor in tensors]
     expected: list[dict[str, Any]] = [{"data": tensor} for tensor in tensors]
@@ -160,7 +160,7 @@ def test_pixels_and_rows_go_through_a_sequential_that_nobody_sees_inside_of(
 
         offers_forms = (Pixels,)
 
-        def hand_on(self, form: type) -> None:
+        def hand_on(self, form: type, taker: fastpipe.Backend) -> None:
             assert form is Pixels
 
         def forward(self, batch: list[fastpipe.Request]) -> None:

@@ -96,7 +96,7 @@ def test_a_ratio_pairs_windows_that_stood_side_by_side(bench: Any) -> None:
     assert (spread.median, spread.least, spread.greatest) == (3, 3, 3)
 
 
-@pytest.mark.parametrize("name", ["1280x720", "517x606", "640x640"])
+@pytest.mark.parametrize("name", ["1280x720", "4000x3000", "517x606", "640x640"])
 def test_the_sample_pictures_have_the_sizes_they_are_named_after(bench: Any, name: str) -> None:
     """They are made of scikit-image's."""
     cv2 = pytest.importorskip("cv2")
@@ -104,6 +104,14 @@ def test_the_sample_pictures_have_the_sizes_they_are_named_after(bench: Any, nam
     pytest.importorskip("skimage")
     image = cv2.imdecode(numpy.frombuffer(bench("images").jpeg(name, None), numpy.uint8), cv2.IMREAD_COLOR)
     assert f"{image.shape[1]}x{image.shape[0]}" == name
+
+
+def test_a_window_is_long_enough_for_the_largest_picture(bench: Any) -> None:
+    """In a short run, too: a request takes a tenth of a second there."""
+    short = bench("common").Window(warm_up_s=0.15, measured_s=0.3)
+    cases = bench("cases").all_cases()
+    lengths = {name: cases[name].window(short).measured_s for name in ("jpeg 1280x720", "jpeg 4000x3000")}
+    assert lengths == {"jpeg 1280x720": 0.3, "jpeg 4000x3000": 1.0}
 
 
 # ---- judging -----------------------------------------------------------------------------------------------------
