@@ -30,9 +30,10 @@ from contestants import (
     counted,
 )
 
-__all__ = ["FIGURES", "OURS", "Case", "Figure", "Goal", "all_cases"]
+__all__ = ["BEFORE", "FIGURES", "OURS", "Case", "Figure", "Goal", "all_cases"]
 
 OURS = "fastpipe"
+BEFORE = "fastpipe before"
 OMNIBACK = "omniback"
 EXECUTOR = "executor"
 QUEUE = "queue"
@@ -114,10 +115,20 @@ class Case:
     """What ``clients`` counts."""
     least_window_s: float = 0.0
     """A window is measured at least so long: a request may take a tenth of a second."""
+    goals_over_before: tuple[tuple[int, str, float], ...] = ()
+    """Clients, figure and limit of goals that are ratios to the build before (commit a4bee9b)."""
 
     def window(self, wanted: Window) -> Window:
         """Return how long a window of this case is."""
         return replace(wanted, measured_s=max(wanted.measured_s, self.least_window_s))
+
+    def beside_before(self) -> Case:
+        """Return the case with another build of fastpipe as a contestant, and the goals that are ratios to that one."""
+        if OURS not in self.contestants:
+            return self
+        contestants = {OURS: self.contestants[OURS], BEFORE: self.contestants[OURS]} | dict(self.contestants)
+        goals = [Goal(clients, figure, limit, over=BEFORE) for clients, figure, limit in self.goals_over_before]
+        return replace(self, contestants=contestants, goals=(*self.goals, *goals))
 
 
 # ---- work ----------------------------------------------------------------------------------------------------------
@@ -126,6 +137,16 @@ class Case:
 def sleep_5_ms(_: int) -> None:
     """Wait as long as a small model would compute, with the GIL released."""
     time.sleep(0.005)
+
+
+def sleep_3_ms(_: int) -> None:
+    """Wait as long as a model on a GPU would compute, whatever the size of the batch."""
+    time.sleep(0.003)
+
+
+def ideal_of_batches(instances: int, _: int) -> float:
+    """Return requests/s of full batches of 64 that follow each other without a pause."""
+    return instances * 64 / 0.003
 
 
 def batch_cost_s(size: float) -> float:
@@ -266,6 +287,12 @@ def _hand_over() -> list[Case]:
                 Goal(10, "requests_per_s", 5, over=OMNIBACK),
                 Goal(64, "requests_per_s", 30, over=OMNIBACK),
             ),
+            goals_over_before=(
+                (1, "requests_per_s", 1.0),
+                (10, "requests_per_s", 1.0),
+                (64, "requests_per_s", 1.6),
+                (64, "p99_us", 1.0),
+            ),
         ),
     ]
 
@@ -278,6 +305,18 @@ def _batching() -> list[Case]:
     one_device = Node(1, LARGEST_BATCH, work=sleep_by_size)
     shares = {1: 0.95, 4: 0.80, 8: 0.85, 16: 0.92, 32: 0.96, 64: 0.96}
     return [
+        *(
+            Case(
+                name=f"woken together, {instances}",
+                question=f"How soon are {clients} callers back whom batches of 64, 3 ms each, answer at once?",
+                clients=(clients,),
+                contestants=_in_batches(Node(instances, 64, work=sleep_3_ms)),
+                figures=("share", "requests_per_s", "p50_us", "p99_us", "mean_batch"),
+                ideal_per_s=functools.partial(ideal_of_batches, instances),
+                goals_over_before=((clients, "requests_per_s", 1.4), (clients, "p99_us", 1.0)),
+            )
+            for instances, clients in ((1, 64), (2, 128))
+        ),
         Case(
             name="no needless waiting",
             question="Does a batch of at most 4 wait, up to 10 ms, where waiting for other requests does not pay?",

@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="short windows, two of each, few pages")
     parser.add_argument("--seconds", type=float, help="how long a window is measured (1, quick: 0.3)")
     parser.add_argument("--repeats", type=int, help="windows of each contestant under each load (5, quick: 2)")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="FOLDER", help="another build of fastpipe, to be measured in turns"
+    )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="JPEG files to take instead of the samples")
     parser.add_argument("--pages", type=int, help="how many pages of text are read (40, quick: 6)")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench", metavar="FOLDER")
@@ -49,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("docs/benchmarks.md shows all cases of one run: --docs goes without --case")
     page_count = options.pages or (6 if options.quick else 40)
     every_case = all_cases(options.images, page_count)
+    if options.baseline is not None:
+        if not (options.baseline / "fastpipe" / "_core.pyi").is_file():
+            parser.error(f"--baseline: there is no built fastpipe in {options.baseline}: see bench/README.md")
+        every_case = {name: case.beside_before() for name, case in every_case.items()}
     cases = _chosen(parser, every_case, options.case)
     if options.list:
         print("\n".join(case.name for case in cases))
@@ -61,7 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         window = Window(warm_up_s=min(0.3, seconds / 2), measured_s=seconds)
         results = Results(_about(window, repeats))
         options.output.mkdir(parents=True, exist_ok=True)
-        settings = {"images": options.images and str(options.images.resolve()), "pages": page_count}
+        settings = {
+            "images": options.images and str(options.images.resolve()),
+            "pages": page_count,
+            "baseline": options.baseline and str(options.baseline.resolve()),
+        }
         with (options.output / "peers.log").open("w") as log:
             for case in cases:
                 results.outcomes[case.name] = _measured(case, window, repeats, settings, log)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from cases import all_cases
+from cases import BEFORE, OURS, all_cases
 from common import Numbers, Window
 
 __all__ = ["Crashed", "Skipped", "Worker"]
@@ -36,7 +36,8 @@ class Worker:
     Args:
         case: its name.
         contestant: likewise.
-        options: ``images`` (a folder or None) and ``pages``, as ``all_cases`` takes them.
+        options: ``images`` (a folder or None) and ``pages``, as ``all_cases`` takes them; ``baseline``, the folder of
+            the fastpipe that ``BEFORE`` is, or None.
         log: where what the contestant prints goes.
 
     Raises:
@@ -45,8 +46,12 @@ class Worker:
     """
 
     def __init__(self, case: str, contestant: str, options: Mapping[str, Any], log: IO[str]) -> None:
+        environment = dict(os.environ)
+        if contestant == BEFORE:
+            contestant, environment["PYTHONPATH"] = OURS, str(options["baseline"])
         self._process = subprocess.Popen(
             [sys.executable, __file__, case, contestant, json.dumps(options)],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -88,6 +93,14 @@ class Worker:
         return reply
 
 
+def check_baseline(folder: str) -> None:
+    """Raise RuntimeError if it is not the fastpipe of that folder that is measured here."""
+    import fastpipe
+
+    if not Path(fastpipe.__file__).is_relative_to(folder):
+        raise RuntimeError(f"fastpipe is that of {fastpipe.__file__}, not that of {folder}")
+
+
 def main() -> None:
     """Be the contestant."""
     # What a contestant prints, also from C, goes to standard error; only replies go where the parent reads.
@@ -102,6 +115,8 @@ def main() -> None:
     chosen = json.loads(options)
     folder = chosen["images"]
     try:
+        if chosen["baseline"] is not None and os.environ.get("PYTHONPATH") == chosen["baseline"]:
+            check_baseline(chosen["baseline"])
         trial = all_cases(folder and Path(folder), chosen["pages"])[case].contestants[contestant]()
         trial.verify()
         reply(ready=True)
