@@ -320,6 +320,7 @@ cdef class Walk:
     cdef c_bool is_context_entered              # GIL: some batch runs in `context`, which only one can at a time
     cdef Word word                              # parks the caller; set after `outcome`
     cdef int sink_index                         # Gather: which part
+    cdef int32_t place                          # in `chain`
     cdef Chain* chain                           # in which its caller is woken; written before `word` is SET, then the caller's. Or NULL
     cdef int leaves_left                        # GIL
     cdef int restarts                           # GIL: its rounds

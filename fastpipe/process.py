@@ -24,9 +24,7 @@ __all__ = ["EXIT_DRAIN_S", "living_pipes", "open_pipes", "set_up"]
 EXIT_DRAIN_S = 5.0
 # Waiting threads spin for so long before they sleep, where there are cores to spare for it.
 SPIN_NS = 2_000
-# Of callers whose answers are there, so many are on their way to the GIL at once, where there are cores for it. One of
-# them may keep the others spinning for so long until it is back, if callers mostly are by then.
-MOST_AWAKE = 4
+# A caller that has been woken may keep the next ones spinning for so long, where there are cores to spare.
 LONGEST_LEASE_NS = 100_000
 
 
@@ -74,12 +72,10 @@ def set_up() -> None:
 def _configure() -> None:
     main = threading.main_thread().ident
     # On one or two cores a spinning waiter occupies the core on which what it waits for would run.
-    cpu_count = usable_cpu_count()
-    is_roomy = cpu_count > 2
+    is_roomy = usable_cpu_count() > 2
     _core.configure_process(
         0 if main is None else main,
         spin_ns=SPIN_NS if is_roomy else 0,
-        wake_depth=min(MOST_AWAKE, max(1, cpu_count // 2)),
         longest_lease_ns=LONGEST_LEASE_NS if is_roomy else 0,
     )
 

@@ -36,9 +36,13 @@ inline futex_wake(who)
     asleep[who] = false
 }
 
-/* chain_leave: `credit` is the one that it gives. */
+/* chain_leave: `credit` is the first of the one or two that it gives. */
 inline leave(me)
 {
+    if                                                          /* chain_awake: it was woken soon, or slowly */
+    :: given = 1
+    :: given = 2
+    fi;
     atomic {
         assert(is_member[me] && !is_freed);
         is_member[me] = false;
@@ -49,20 +53,20 @@ inline leave(me)
         fi;
 #ifdef BUG_EARLY_LEAVE_GIVES_NOTHING
         if
-        :: started -> credits++
+        :: started -> credits = credits + given
         :: else
         fi
 #else
-        credits++
+        credits = credits + given
 #endif
     };
 #ifdef BUG_LETS_GO_FIRST
     chain_let_go();
 #endif
-    if
-    :: credit < count -> atomic { assert(!is_freed); futex_wake(sleepers[credit]) }
-    :: else
-    fi;
+    do
+    :: given > 0 && credit < count -> atomic { assert(!is_freed); futex_wake(sleepers[credit]) }; credit++; given--
+    :: else -> break
+    od;
 #ifndef BUG_LETS_GO_FIRST
     chain_let_go()
 #endif
@@ -70,7 +74,7 @@ inline leave(me)
 
 proctype Sleeper(byte me)
 {
-    byte credit;
+    byte credit, given;
     bool why;
 again:
     atomic {                                                    /* futex_wait */

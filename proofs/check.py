@@ -72,7 +72,7 @@ RUNS = [
     Run("outcome", "ENDS=3 SIGNALS=3 STRAY=2", "3 ends, 3 signals, 2 stray wake-ups"),
     Run("outcome", "LIVENESS", "the caller goes"),
     Run("chain", "", "3 callers sleep, 2 waits end by themselves", small=True),
-    Run("chain", "SLEEPERS=4 SIGNALS=1", "4 callers, of whom one leaves early"),
+    Run("chain", "SLEEPERS=4 SIGNALS=0", "4 callers, none of whom leaves early"),
     Run("chain", "DEPTH=2", "two on their way at once"),
     Run("close", "CALLERS=2", "2 callers", small=True),
     Run("close", "SUBMITTERS=1 NODES=2", "requests of two nodes"),

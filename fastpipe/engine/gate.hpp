@@ -1,11 +1,13 @@
-// The gate to the GIL: of the callers that have just been woken, one at a time goes on to take the GIL, and the others spin
-// in front of it, without the GIL. A thread that meets a GIL which is held sleeps, and is woken by the slow way.
+// How callers whose answers are there get to the GIL: how many of them are to be awake at once, and the gate in front of it.
 //
-// Guarantees   Nobody waits for a thread that does not come back: whoever goes through has a lease of some microseconds, and
-//              ends it early by waiting for the pipe again. A thread stands here for LONGEST_LEASES leases at most.
-// Learned      How long callers have the GIL between two calls (hold_ns, smoothed). Where that is longer than a lease may be,
-//              nobody spins. What they wait for the GIL does not count: where many do, the gate is what helps.
-// Memory       All relaxed: the gate guards no data. A stale value costs somebody a spin, or a place in the GIL's own queue.
+// Depth        As many as are woken while one of them has the GIL: how long a wake-up takes, divided by how long a caller has
+//              the GIL between two calls. Both are measured, all the time. Where cores are taken by others, a wake-up takes
+//              long, and all are woken at once: then the scheduler sees all who could run.
+// The gate     Of those who are awake, one at a time goes on to take the GIL, and the others spin in front of it, without the
+//              GIL, where there are cores for that: a thread that meets a GIL which is held sleeps, and is woken by the slow way.
+//              Nobody waits for a thread that does not come back: whoever goes through has a lease of some microseconds, and ends
+//              it early by waiting for a pipe again. Where callers have the GIL for longer than a lease, nobody spins.
+// Memory       All relaxed: it guards no data. A stale value costs somebody a spin, or a place in the GIL's own queue.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -15,14 +17,29 @@
 
 namespace fastpipe {
 
-constexpr int64_t LONGEST_LEASES = 4;
+constexpr int64_t LONGEST_LEASES = 4;       // somebody stands at the gate
 constexpr int64_t LEASE_MARGIN_NS = 2000;
+constexpr int64_t MOST_AT_GATE = 8;         // if more are awake, cores are scarce
+constexpr int64_t LONGEST_NOTED_NS = 1000000;
 
+// Smoothed over some sixteen callers.
+inline std::atomic<int64_t> hold_ns{5000};  // from having the GIL to waiting again; what they wait for it does not count
+inline std::atomic<int64_t> wake_ns{5000};  // from a wake-up to being awake
 inline std::atomic<int64_t> gate_closed_until_ns{0};
-inline std::atomic<int64_t> hold_ns{5000};
+
+inline void note_time(std::atomic<int64_t>& mean, int64_t taken_ns) noexcept {
+    int64_t known = mean.load(std::memory_order_relaxed);
+    mean.store(known + (std::min(taken_ns, LONGEST_NOTED_NS) - known) / 16, std::memory_order_relaxed);
+}
+
+// How many are to be on their way to the GIL at once; at least one.
+inline int64_t wake_depth() noexcept {
+    int64_t hold = std::max<int64_t>(hold_ns.load(std::memory_order_relaxed), 500);
+    return std::max<int64_t>(1, (wake_ns.load(std::memory_order_relaxed) + hold / 2) / hold);
+}
 
 struct Passage {
-    int64_t gil_ns;    // when this thread had the GIL, once it was through; 0: it has come back
+    int64_t gil_ns;    // when this thread had the GIL, after it was woken; 0: it has come back since
     int64_t until_ns;  // its lease; 0: it has none
 };
 inline Passage& passage() noexcept {
@@ -30,14 +47,11 @@ inline Passage& passage() noexcept {
     return here;
 }
 
-// This thread has come back to wait for a pipe, and has let go of the GIL.
+// This thread is about to wait for a pipe, and has let go of the GIL.
 inline void leave_gate() noexcept {
     Passage& here = passage();
     if (here.gil_ns == 0) return;
-    constexpr int64_t LONGEST_NOTED_NS = 1000000;
-    int64_t held = std::min(kernel_now_ns() - here.gil_ns, LONGEST_NOTED_NS);
-    int64_t known = hold_ns.load(std::memory_order_relaxed);
-    hold_ns.store(known + (held - known) / 16, std::memory_order_relaxed);
+    note_time(hold_ns, kernel_now_ns() - here.gil_ns);
     if (here.until_ns != 0) {
         int64_t mine = here.until_ns;
         gate_closed_until_ns.compare_exchange_strong(mine, 0, std::memory_order_relaxed);
@@ -47,9 +61,8 @@ inline void leave_gate() noexcept {
 
 // Wait for a turn to take the GIL, spinning. longest_lease_ns: 0 where there are no cores to spin on.
 inline void enter_gate(int64_t longest_lease_ns) noexcept {
-    if (longest_lease_ns == 0) return;
     const int64_t lease = 2 * hold_ns.load(std::memory_order_relaxed) + LEASE_MARGIN_NS;
-    if (lease > longest_lease_ns) return;
+    if (lease > longest_lease_ns || wake_depth() > MOST_AT_GATE) return;
     int64_t now = kernel_now_ns();
     const int64_t give_up_ns = now + LONGEST_LEASES * longest_lease_ns;
     for (; now < give_up_ns; now = kernel_now_ns()) {
@@ -63,9 +76,7 @@ inline void enter_gate(int64_t longest_lease_ns) noexcept {
     }
 }
 
-// This thread, which was at the gate, has the GIL.
-inline void note_gil_taken(int64_t longest_lease_ns) noexcept {
-    if (longest_lease_ns != 0) passage().gil_ns = kernel_now_ns();
-}
+// This thread, which was woken, has the GIL.
+inline void note_gil_taken() noexcept { passage().gil_ns = kernel_now_ns(); }
 
 }  // namespace fastpipe

@@ -36,8 +36,10 @@ cdef class Turn:
         if walk.word.load(memory_order_relaxed) == PARKED:      # nobody else changes that
             if self.chain == NULL:
                 self.chain = chain_new()
-            if self.chain != NULL and chain_join(self.chain, &walk.word):
-                walk.chain = self.chain
+            if self.chain != NULL:
+                walk.place = chain_join(self.chain, &walk.word)
+                if walk.place >= 0:
+                    walk.chain = self.chain
         if word_set(&walk.word) and walk.chain == NULL:
             self.c_will_wake(&walk.word)
 
@@ -75,7 +77,7 @@ cdef class Turn:
             act_without_gil(AT_WAKE, <PyObject*>self)
         if chain != NULL:
             self.chain = NULL
-            chain_start(chain, _wake_depth)
+            chain_start(chain)
         for i in range(self.wakes.size()):
             futex_wake(self.wakes[i], 1)
         self.wakes.clear()

@@ -112,7 +112,7 @@ cdef class Walk:
 
     def __dealloc__(self):
         if self.chain != NULL:                                  # its caller has given up waiting
-            leave_chain(self)
+            leave_chain(self, 1)
 
     cdef c_bool c_end(self, uint8_t outcome) noexcept:
         """Claim the one right to end this walk (E1)."""
@@ -123,7 +123,7 @@ cdef class Walk:
         """Park until the walk has ended: 1; or until the deadline: 0. Serves signals."""
         if self.word.load(memory_order_acquire) == SET:
             if self.chain != NULL:
-                leave_chain(self)
+                leave_chain(self, 1)
             return 1
         if is_hooked(AT_PARK):
             act_at(AT_PARK)

@@ -168,7 +168,6 @@ cdef int64_t PRIORITY_NS = 100_000_000
 
 cdef uint32_t _generation = 0           # raised in the child of a fork
 cdef int64_t _spin_ns = 0
-cdef int32_t _wake_depth = 1
 cdef int64_t _longest_lease_ns = 0
 cdef unsigned long _main_thread = 0
 cdef object _future_class = None
@@ -182,16 +181,14 @@ cdef c_bool is_among(object thing, object things) except *:
     return False
 
 
-def configure_process(main_thread_ident: int, spin_ns: int, wake_depth: int, longest_lease_ns: int) -> None:
-    """Tell the engine which thread serves signals, how long a waiter spins before it sleeps, and how callers are woken.
+def configure_process(main_thread_ident: int, spin_ns: int, longest_lease_ns: int) -> None:
+    """Tell the engine which thread serves signals, how long a waiter spins before it sleeps.
 
-    ``wake_depth``: how many callers whose answers are there are on their way to the GIL at once; ``longest_lease_ns``: how
-    long one of them may keep the others spinning, 0 where they should not.
+    ``longest_lease_ns``: how long a caller that has been woken may keep the next ones spinning; 0 where none should.
     """
-    global _main_thread, _spin_ns, _wake_depth, _longest_lease_ns
+    global _main_thread, _spin_ns, _longest_lease_ns
     _main_thread = main_thread_ident
     _spin_ns = spin_ns
-    _wake_depth = wake_depth
     _longest_lease_ns = longest_lease_ns
 
 
