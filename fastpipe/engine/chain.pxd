@@ -3,7 +3,8 @@
 #     worker ─ start ─► the first few ─ leave, each, once it has the GIL ─► one further ─► ...
 #
 # If all were woken at once, all but one would queue for the GIL: then every release of it wakes one more thread, the slow way,
-# and nobody runs meanwhile. So a few are awake at a time (gate.hpp says how many), and the next wakes up while one runs.
+# and nobody runs meanwhile. So a few are awake at a time (gate.hpp says how many), and the next wakes up while one runs. Where
+# there are no more than MOST_AT_ONCE, all are woken at once: whoever has the GIL has no time to lose with wake-ups then.
 #
 # A sleeper's word is SET before start, so whoever wakes up, however late or early, finds its answer. Each member leaves once:
 # when it has seen the end of its walk; or, if it has given up waiting, when its walk is dropped. Nobody depends on its coming
@@ -31,6 +32,7 @@ cdef extern from "engine/gate.hpp" namespace "fastpipe" nogil:
 cdef enum:
     FIRST_ROOM = 16
     STARTED = 0x40000000                    # in ``credits``
+    MOST_AT_ONCE = 16
     SLOW_WAKE_NS = 200000
 
 
@@ -89,7 +91,7 @@ cdef inline void chain_wake(Chain* chain, int64_t begin, int64_t end) noexcept n
 
 cdef inline void chain_start(Chain* chain) noexcept nogil:
     """Wake the first few of those who are still there. The chain is no longer the caller's."""
-    cdef int64_t depth = wake_depth()
+    cdef int64_t depth = wake_depth() if chain.count > MOST_AT_ONCE else MOST_AT_ONCE
     cdef int64_t left = chain.credits.fetch_add(STARTED + depth, memory_order_acq_rel)     # its members see all sleepers
     chain_wake(chain, 0, left + depth)
     chain_let_go(chain)

@@ -5,6 +5,7 @@
 from libcpp.atomic cimport memory_order_acquire, memory_order_relaxed, memory_order_seq_cst
 
 from fastpipe.engine.batching cimport WAIT_UNTIL
+from fastpipe.engine.chain cimport MOST_AT_ONCE
 from fastpipe.engine.costs cimport cost_of
 from fastpipe.engine.parking cimport (
     FOREVER, SET, Frame, enter_frame, events_leave, events_prepare, events_sleep, is_hooked, kernel_now_ns, leave_frame,
@@ -136,6 +137,8 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
         if batch.may_grow:
             top_up(station, batch)
         count = batch.taken.count
+        if count + station.queued.load(memory_order_relaxed) > MOST_AT_ONCE:
+            turn.is_crowded = True
         turn.why = batch.reason + 1
         engine = (<Visit>batch.taken.first.visit).walk.engine
         visits = _list_taken(batch, turn)

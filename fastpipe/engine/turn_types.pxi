@@ -9,6 +9,7 @@ cdef class Turn:
     cdef PyObject* settled_last
     cdef int64_t ended_ns                       # when the batch ended whose answers are handed on; 0: none are
     cdef vector[Word*] wakes                    # sleepers to wake once the GIL is free
+    cdef c_bool is_crowded                      # so many may have to be woken that they are to be in a chain
     cdef Chain* chain                           # callers to wake then, one after the other; owned until it is started. NULL: none
     cdef bint helps                             # a caller runs batches that may hold other callers' requests
     cdef object interrupt                       # what hit the thread in the middle (a signal's exception): its call raises it

@@ -32,8 +32,8 @@ cdef class Turn:
             futex_wake(word, 1)
 
     cdef void c_answer(self, Walk walk) noexcept:
-        """Tell a walk's caller that it has ended. One who sleeps is woken once the GIL is free, in a chain with others."""
-        if walk.word.load(memory_order_relaxed) == PARKED:      # nobody else changes that
+        """Tell a walk's caller that it has ended. One who sleeps is woken once the GIL is free; of many, in a chain."""
+        if self.is_crowded and walk.word.load(memory_order_relaxed) == PARKED:      # nobody else changes that
             if self.chain == NULL:
                 self.chain = chain_new()
             if self.chain != NULL:
@@ -75,6 +75,7 @@ cdef class Turn:
         cdef Chain* chain = self.chain
         if is_hooked(AT_WAKE) and (chain != NULL or self.wakes.size() != 0):
             act_without_gil(AT_WAKE, <PyObject*>self)
+        self.is_crowded = False
         if chain != NULL:
             self.chain = NULL
             chain_start(chain)

@@ -10,7 +10,7 @@ from helpers import SCALE, WAIT_S, Gate, time_stands_still, until
 
 from fastpipe import Backend, Pipe, Request, _core, process
 
-CALLERS = 8
+CALLERS = 24  # more than are woken at once
 
 
 @pytest.fixture(params=[0, 100_000], ids=["few cores", "many cores"])
@@ -20,6 +20,12 @@ def chained(request: pytest.FixtureRequest) -> Iterator[None]:
     _core.configure_process(threading.main_thread().ident or 0, 0, request.param)
     yield
     process._configure()
+
+
+class Wide(Gate):
+    """Takes all of them at once: a full batch waits for nobody."""
+
+    max_batch = CALLERS
 
 
 class Callers:
@@ -48,7 +54,7 @@ class Callers:
 
 @pytest.mark.usefixtures("chained")
 def test_callers_who_do_not_come_back_hold_up_nobody() -> None:
-    gate = Gate()
+    gate = Wide()
     with Pipe(backend=gate) as pipe:
         first = pipe.submit({"data": -1})
         assert gate.inside.wait(WAIT_S)
@@ -67,7 +73,7 @@ def test_callers_who_do_not_come_back_hold_up_nobody() -> None:
 @pytest.mark.parametrize("early", [1, 3, CALLERS - 1])
 def test_callers_who_wake_up_by_themselves_before_the_others_are_woken(early: int) -> None:
     """Their time is over between answer and wake-up: they have the answer, and the others are woken all the same."""
-    gate = Gate()
+    gate = Wide()
     with time_stands_still(), Pipe(backend=gate) as pipe:
         pipe.submit({"data": -1})
         assert gate.inside.wait(WAIT_S)
@@ -97,7 +103,7 @@ class Echo(Backend):
     """On a thread of its own, so that callers sleep."""
 
     thread_bound = True
-    max_batch = 16
+    max_batch = 48
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
@@ -117,11 +123,11 @@ def test_many_callers_that_come_back_at_once_or_later_or_never() -> None:
                 if pipe({"data": (number, turn)})["result"] != (number, turn):
                     wrong.append((number, turn))
 
-        threads = [threading.Thread(target=calls, args=(number,)) for number in range(24)]
+        threads = [threading.Thread(target=calls, args=(number,)) for number in range(48)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(WAIT_S)
         assert not any(thread.is_alive() for thread in threads)
         assert wrong == []
-        assert pipe.stats()["requests"]["done"] == 18 * rounds + sum(number % 3 for number in range(0, 24, 4))
+        assert pipe.stats()["requests"]["done"] == 36 * rounds + sum(number % 3 for number in range(0, 48, 4))
