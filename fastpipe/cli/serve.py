@@ -114,6 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.fail("a model is needed: a TOML file, a folder of them, or --pipe NAME=MODULE:ATTRIBUTE")
     if arguments.workers < 1:
         arguments.fail(f"--workers: at least 1, got {arguments.workers}")
+    if arguments.workers > 1 and arguments.grpc.startswith("unix:"):
+        arguments.fail("--grpc: of several processes, only one can have a path: give it host:port")
     if arguments.workers > 1 and arguments.grpc.endswith(":0"):
         arguments.fail("--grpc: several processes need a port that is said, not any that is free")
     if arguments.http == arguments.grpc and not arguments.http.endswith(":0"):
@@ -123,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    from fastpipe.serve.server import bind, check_free
+    from fastpipe.serve.addresses import bind, check_free
 
     repository = _repository(arguments)  # mistakes in names show before a port is taken
     if arguments.socket is not None:
@@ -149,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_grpc_is_free(address: str) -> None:
     """Raise PipeError if another server has the address: workers, who share it, would share it with that one, too."""
-    from fastpipe.serve.server import UNIX, bind
+    from fastpipe.serve.addresses import UNIX, bind
 
     if address != NONE and not address.startswith(UNIX):
         for listener in bind(address):
@@ -225,7 +227,11 @@ def _run_here(arguments: argparse.Namespace, repository: Repository, listener: s
 
     # While models are built there is nothing to wait for; and as a container's first process, one without a handler
     # would not hear the signal at all.
-    former = signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
+    def end(number: int, frame: object) -> None:
+        listener.close()
+        os._exit(128 + number)
+
+    former = signal.signal(signal.SIGTERM, end)
     try:
         return serve(repository, [listener], _plan(arguments), on_ready)
     finally:

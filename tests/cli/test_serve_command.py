@@ -27,7 +27,7 @@ from helpers import WAIT_S, until
 from fastpipe import PipeError
 from fastpipe.cli.main import main
 from fastpipe.cli.serve import size_bytes
-from fastpipe.serve.server import bind, check_free, is_loopback
+from fastpipe.serve.addresses import bind, check_free, is_loopback
 
 ECHO = '[node]\nbackend = "Identity"\nmax = 8\n'
 SLOW = '[node]\nbackend = "Sleep"\n"Sleep::time" = 700\n'
@@ -244,19 +244,104 @@ def test_an_address_for_grpc_in_use(
     assert f"cannot listen at {address}" in capsys.readouterr().err
 
 
-def test_a_unix_socket(folder: Path) -> None:
-    """A server that is gone leaves its path to the next one; one that lives keeps it."""
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_unix_socket(folder: Path, workers: str) -> None:
+    """A server that was killed leaves its path to the next one; one that lives keeps it, and removes it at its end."""
     address = f"unix:{folder / 'socket'}"
-    for _ in range(2):
-        with command(folder, "echo.toml", http=address) as running:
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        with command(folder, "echo.toml", "--workers", workers, http=address) as running:
             assert running.said == f"{address} serves echo"
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(str(folder / "socket"))
                 connection.sendall(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
                 assert connection.recv(100).startswith(b"HTTP/1.1 200")
-            with pytest.raises(PipeError, match="cannot listen"):
+            with pytest.raises(PipeError, match="another server has it"):
                 bind(address)
-            running.process.kill()
+            running.process.send_signal(end)
+            status, errors = running.end()
+            assert (folder / "socket").is_socket() == (end == signal.SIGKILL)
+        if end == signal.SIGKILL and workers == "2":  # they end as by SIGTERM, once they see it
+            until(lambda: not _listens(folder / "socket"))
+    assert status == 0, errors
+    assert not list(folder.glob("socket*"))
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def test_a_unix_socket_goes_when_a_signal_comes_while_models_are_built(folder: Path) -> None:
+    """There is no server yet that could do it."""
+    (folder / "own.py").write_text(
+        "import os, signal, time\nfrom pathlib import Path\n\ndef build():\n    assert Path('socket').is_socket()\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n"
+    )
+    with command(folder, "--pipe", "m=own:build", http="unix:socket") as running:
+        assert running.end()[0] == 128 + signal.SIGTERM
+    assert not list(folder.glob("socket*"))
+
+
+def test_the_path_of_a_server_that_does_not_listen_yet(tmp_path: Path) -> None:
+    """It is held from the start, so that nobody takes it while models are built; and by one only."""
+    path = tmp_path / "socket"
+    for _ in range(2):
+        listeners = bind(f"unix:{path}", 2)
+        for second in (bind, check_free):
+            with pytest.raises(PipeError, match=f"cannot listen at unix:{path}: another server has it"):
+                second(f"unix:{path}")
+        assert path.is_socket()
+        for listener in listeners:
+            listener.close()
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_another_program_has(tmp_path: Path) -> None:
+    """One that listens keeps it, although it takes no connections; a file that is no socket stays; no trace is left."""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as waiting:
+        other.bind(str(path))
+        other.listen(0)
+        waiting.connect(str(path))  # more than there is room for
+        with pytest.raises(PipeError, match=f"cannot listen at unix:{path}: another server listens there"):
+            bind(f"unix:{path}")
+        assert [each.name for each in tmp_path.iterdir()] == ["socket"]
+    path.unlink()
+    path.write_text("precious")
+    with pytest.raises(PipeError, match="something is there that is no socket"):
+        bind(f"unix:{path}")
+    assert path.read_text() == "precious"
+    with pytest.raises(PipeError, match=r"cannot listen at unix:.*: No such file or directory"):
+        bind(f"unix:{tmp_path / 'folder' / 'socket'}")
+    with pytest.raises(PipeError, match=r"cannot listen at unix:.*: .*path too long"):
+        bind(f"unix:{tmp_path / ('s' * 120)}")
+    assert [each.name for each in tmp_path.iterdir()] == ["socket"]
+
+
+def test_only_the_own_socket_is_removed(tmp_path: Path) -> None:
+    """Not what somebody has put in its place meanwhile."""
+    path = tmp_path / "socket"
+    (listener,) = bind(f"unix:{path}")
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        listener.close()
+        assert path.is_socket()
+
+
+def test_a_child_that_closes_its_copy_leaves_the_path_alone(tmp_path: Path) -> None:
+    """After a fork the socket is in both, and the parent's."""
+    path = tmp_path / "socket"
+    (listener,) = bind(f"unix:{path}")
+    child = os.fork()
+    if child == 0:
+        listener.close()
+        os._exit(0)
+    assert os.waitpid(child, 0) == (child, 0)
+    assert path.is_socket()
+    with pytest.raises(PipeError, match="another server has it"):
+        bind(f"unix:{path}")
+    listener.close()
 
 
 def test_pipes_from_code(folder: Path) -> None:
@@ -340,6 +425,7 @@ def test_sizes(text: str, size: int) -> None:
         ["x.toml", "--workers", "0"],
         ["x.toml", "--workers", "2", "--live"],
         ["x.toml", "--workers", "2", "--grpc", "127.0.0.1:0"],
+        ["x.toml", "--workers", "2", "--grpc", "unix:socket"],
         ["x.toml", "--http", "127.0.0.1:8001"],
         ["--live", "x.toml"],
         ["x.toml", "--live", "70000"],
