@@ -101,8 +101,8 @@ def is_right(request: Request, data: Any) -> bool:
 def but_for_what_cpython_loses() -> Iterator[None]:
     """Take CPython's SystemError for the MemoryError that it should have been.
 
-    Where there is no memory for the frame object of a caller, as a frame is left by an exception, CPython 3.11 to 3.13 lets
-    go of both exceptions: ``findings/cpython-exception-without-memory.sh`` shows it without fastpipe.
+    Where there is no memory for the frame object of a caller, as a frame is left by an exception, CPython 3.11 to 3.13
+    lets go of both exceptions: ``findings/cpython-exception-without-memory.sh`` shows it without fastpipe.
     """
     try:
         yield
