@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -128,10 +128,12 @@ class Server(uvicorn.Server):
     def __init__(
         self, app: App, plan: Plan, grpc_server: Any, grpc_address: str, on_ready: Callable[[Server], None]
     ) -> None:
-        connections = Connections(app.service, _bounds_within_files(plan.bounds))
+        bounds = _bounds_within_files(plan.bounds)
+        bounds = replace(bounds, farewell_s=min(bounds.farewell_s, plan.grace_s))
+        self._connections = Connections(app.service, bounds)
         config = uvicorn.Config(
             app,
-            http=connections.factory,  # type: ignore[arg-type]  # it is called as a class would be
+            http=self._connections.factory,  # type: ignore[arg-type]  # it is called as a class would be
             ws="none",
             lifespan="off",
             log_config=None,
@@ -182,6 +184,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._connections.is_ending = True
         if self._grpc_server is None:
             await super().shutdown(sockets)
         else:
@@ -208,7 +211,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def _bounds_within_files(bounds: Bounds) -> Bounds:
     """Let the process have as many files as it may, and no more connections than those allow."""
     import resource
-    from dataclasses import replace
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = bounds.connections + RESERVED_FILES

@@ -167,6 +167,82 @@ def test_workers_share_a_port_and_are_replaced(folder: Path) -> None:
         assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
+class Load:
+    """Clients that ask as fast as they can; every other one opens a connection for each request."""
+
+    def __init__(self, running: Command, count: int = 6) -> None:
+        self.running = running
+        self.answered = [0] * count
+        self.failures: dict[int, list[Exception]] = {number: [] for number in range(count)}
+        self.wrong: list[Any] = []
+        self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(count)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(START_S)
+        assert not any(thread.is_alive() for thread in self._threads)
+
+    def goes_on(self) -> None:
+        """Wait until each client has been answered again."""
+        before = list(self.answered)
+        until(lambda: all(now > then for now, then in zip(self.answered, before, strict=True)))
+
+    def _ask(self, number: int) -> None:
+        body = json.dumps({"inputs": [{"name": "data", "datatype": "INT32", "shape": [1], "data": [number]}]})
+        connection = http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=START_S)
+        while not self._is_over.is_set():
+            try:
+                connection.request("POST", "/v2/models/echo/infer", body)
+                response = connection.getresponse()
+                answer = response.status, json.loads(response.read())["outputs"][0]["data"]
+                if answer != (200, [number]):
+                    self.wrong.append(answer)
+                self.answered[number] += 1
+                if number % 2:
+                    connection.close()
+            except (OSError, http.client.HTTPException) as error:
+                self.failures[number].append(error)
+                connection.close()
+        connection.close()
+
+
+def test_no_request_fails_while_workers_are_replaced(folder: Path) -> None:
+    """Nor does one that comes on a kept connection as its worker ends: its answer tells the client to close that."""
+    with command(folder, "echo.toml", "--workers", "2") as running, Load(running) as load:
+        first = _children(running)
+        assert len(first) == 2
+        load.goes_on()
+        running.process.send_signal(signal.SIGHUP)
+        until(lambda: len(_children(running)) == 2 and first.isdisjoint(_children(running)))
+        load.goes_on()
+    assert load.wrong == []
+    assert not any(load.failures.values()), load.failures
+
+
+def test_a_worker_that_is_killed_takes_only_its_own_requests_along(folder: Path) -> None:
+    """Each client loses one at most, and is answered by the other worker, or by the successor."""
+    with command(folder, "echo.toml", "--workers", "2") as running, Load(running) as load:
+        load.goes_on()
+        victim = min(_children(running))
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: len(_children(running) - {victim}) == 2)
+        load.goes_on()
+    assert load.wrong == []
+    assert all(len(failures) <= 1 for failures in load.failures.values()), load.failures
+
+
+def _children(running: Command) -> set[int]:
+    pid = running.process.pid
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 def test_workers_end_with_their_parent(folder: Path) -> None:
     """Also when nobody could tell them."""
     pytest.importorskip("prometheus_client")
