@@ -132,9 +132,7 @@ PLANTED = [
     Run("swap", "CALLERS=1 BUG_RETIRE_BY_STORE", "a token is retired by a load and a store"),
     Run("swap", "BUG_RELEASE_IS_SILENT", "release does not tell who waits for the old instance"),
     Run("swap", "BUG_NOTIFY_ONE", "a request wakes one thread: who waits for the old instance"),
-    Run(
-        "swap", "CALLERS=1 BUG_WANTED_FIRST", "it looks who waits for that, and wakes one, while another begins to wait"
-    ),
+    Run("swap", "CALLERS=1 BUG_WANTED_FIRST", "a request looks who waits for that, then wakes one thread"),
     Run(
         "swap",
         "CALLERS=1 BUG_SWITCH_IS_SILENT BUG_LEAVES_WITH_A_WAKE_UP",

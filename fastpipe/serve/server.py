@@ -22,6 +22,7 @@ from fastpipe.errors import MissingExtra
 from fastpipe.serve.addresses import UNIX
 from fastpipe.serve.asgi import App
 from fastpipe.serve.connection import Connections
+from fastpipe.serve.encryption import Encryption
 from fastpipe.serve.http import Service, Settings
 from fastpipe.serve.incoming import Bounds
 from fastpipe.serve.repository import Repository
@@ -52,6 +53,7 @@ class Plan:
         delay_s: between being not ready and taking no more connections, for balancers that look now and then.
         grace_s: for what was begun.
         live_port: of the live page of the first model; None: none.
+        encryption: of HTTP and gRPC; None: none.
         parent: the process that has started this one as a worker: it ends when that is gone. None: nobody.
     """
 
@@ -62,6 +64,7 @@ class Plan:
     delay_s: float = 0.0
     grace_s: float = 30.0
     live_port: int | None = None
+    encryption: Encryption | None = None
     parent: int | None = None
 
 
@@ -116,7 +119,10 @@ async def _start_grpc(service: Service, plan: Plan) -> tuple[Any, str]:
     from importlib import import_module
 
     module = import_module("fastpipe.serve.grpc_server")
-    server = module.GrpcServer(service, plan.grpc, shares_port=plan.shares_ports)
+    credentials = None
+    if plan.encryption is not None:
+        credentials = import_module("grpc").ssl_server_credentials([plan.encryption.pem()])
+    server = module.GrpcServer(service, plan.grpc, shares_port=plan.shares_ports, credentials=credentials)
     port = await server.start()
     host = str(plan.grpc).rpartition(":")[0]
     return server, str(plan.grpc) if str(plan.grpc).startswith(UNIX) else f"{host}:{port}"
@@ -143,6 +149,8 @@ class Server(uvicorn.Server):
             interface="asgi3",
             backlog=BACKLOG,
             timeout_graceful_shutdown=max(1, round(plan.grace_s)),
+            ssl_certfile=None if plan.encryption is None else plan.encryption.certificate,
+            ssl_keyfile=None if plan.encryption is None else plan.encryption.key,
         )
         super().__init__(config)
         self.app = app
