@@ -72,6 +72,8 @@ MOST_NAMES = 1000
 # So alike are a word and its misspelling: twice the letters they share, by all letters of both.
 NEAR = 0.6
 AT_KEY = 0
+Part = int | str | tuple[str | int, ...] | None
+"""Where in a key's value a mistake is; see :class:`Mistake`."""
 
 
 class Mistake(str):
@@ -81,22 +83,23 @@ class Mistake(str):
         text: what is wrong; or a Mistake, which is copied. The sentence is made of it, once, here.
         node: the name of the node; None: the mistake is not one node's.
         key: of the node, as it is written, or would be; None: the mistake is not one key's.
-        part: of the key's value: the column (1 is the first), or a word of it. ``AT_KEY``: it is the key itself that is
-            wrong, and the text names it. None: the value as a whole.
+        part: of the key's value: the column (1 is the first), or a word of it; of a table the keys that lead to what is
+            wrong. ``AT_KEY``, also as the last of these: it is the key itself that is wrong, and the text names it.
+            None: the value as a whole.
         sentence: for what is not said in that order.
     """
 
     text: str
     node: str | None
     key: str | None
-    part: int | str | None
+    part: Part
 
     def __new__(
         cls,
         text: str,
         node: str | None = None,
         key: str | None = None,
-        part: int | str | None = None,
+        part: Part = None,
         *,
         sentence: str | None = None,
     ) -> Self:
@@ -111,7 +114,10 @@ class Mistake(str):
         return made
 
 
-def _shown_key(key: str | None, part: int | str | None) -> str:
+def _shown_key(key: str | None, part: Part) -> str:
+    if isinstance(part, tuple):
+        keys = part[:-2] if part[-1:] == (AT_KEY,) else part
+        return ".".join(str(each) for each in (key, *keys) if each is not None) + ": "
     shown = "" if key is None or part == AT_KEY else f"{key}: "
     return f"{shown}column {part}: " if isinstance(part, int) and part != AT_KEY else shown
 

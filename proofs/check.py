@@ -84,6 +84,16 @@ RUNS = [
     Run("close", "SUBMITTERS=1 TIMEOUT HANG", "the same, a batch never returns"),
     Run("close", "CLOSERS=2 CANCEL", "two threads close"),
     Run("close", "CLOSERS=2 TIMEOUT", "two threads close, with a timeout"),
+    Run("stream", "LEAVES ENDS", "2 chunks may wait, the reader may leave, the request may be ended", small=True),
+    Run("stream", "IDLES ENDS", "the reader may come no more: the end of the request lets the backend go"),
+    Run("stream", "CHUNKS=5 LIMIT=3 LEAVES ENDS", "the same, 3 of 5 chunks may wait"),
+    Run("stream", "LIMIT=1", "each chunk waits for the reader, who reads all"),
+    Run("flight", "", "3 equal requests: one runs"),
+    Run("flight", "CANCELS FAILS", "they leave, and what runs fails", small=True),
+    Run("flight", "CANCELS FAILS CLEARS", "the same, and the cache is emptied"),
+    Run("swap", "REQUESTS=1", "a request is submitted", small=True),
+    Run("swap", "", "2 requests are submitted"),
+    Run("swap", "CALLERS=1", "one of the 2 runs on its caller"),
 ]
 
 PLANTED = [
@@ -117,6 +127,24 @@ PLANTED = [
     Run("close", "SUBMITTERS=1 CANCEL BUG_RELEASE_IS_SILENT", "release tells nobody while closing"),
     Run("close", "SUBMITTERS=1 NODES=2 TIMEOUT BUG_QUEUE_DEAD", "what has ended is queued"),
     Run("close", "SUBMITTERS=1 TIMEOUT CANCEL DEAD_STAY_QUEUED", "what was cancelled stays in the queue"),
+    Run("stream", "BUG_PARK_BY_STORE", "who waits for room overlooks that it was set", small=True),
+    Run("stream", "BUG_BLOCKED_LATE", "who waits for room is listed after the GIL was free"),
+    Run("stream", "CHUNKS=5 LIMIT=3 BUG_ONLY_AT_HALF", "a reader wakes at exactly half"),
+    Run("stream", "IDLES ENDS BUG_END_IS_SILENT", "the end of a request wakes no backend"),
+    Run("flight", "CANCELS BUG_FOLLOWERS_DO_NOT_COUNT", "a leader that has left is dropped", small=True),
+    Run("flight", "CANCELS BUG_DROPPED_IS_FOLLOWED", "what was dropped may still be followed"),
+    Run("flight", "CLEARS BUG_CLEAR_KEEPS", "what began before the cache was emptied is kept"),
+    Run("flight", "FAILS BUG_ERROR_IS_THE_LEADERS", "an error goes to the leader only"),
+    Run("swap", "BUG_CLOSES_AT_ONCE", "the old instance is closed while it runs", small=True),
+    Run("swap", "CALLERS=1 BUG_RETIRE_BY_STORE", "a token is retired by a load and a store"),
+    Run("swap", "BUG_RELEASE_IS_SILENT", "release does not tell who waits for the old instance"),
+    Run("swap", "BUG_NOTIFY_ONE", "a request wakes one thread: who waits for the old instance"),
+    Run("swap", "CALLERS=1 BUG_WANTED_FIRST", "a request looks who waits for that, then wakes one thread"),
+    Run(
+        "swap",
+        "CALLERS=1 BUG_SWITCH_IS_SILENT BUG_LEAVES_WITH_A_WAKE_UP",
+        "old workers are not told, and leave with the wake-up for a request",
+    ),
 ]
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import fastpipe
+from fastpipe.serve.addresses import bind
 from fastpipe.serve.repository import Repository
-from fastpipe.serve.server import Plan, bind, serve
+from fastpipe.serve.server import Plan, serve
 
 
 def told(pipe: fastpipe.Pipe) -> None:

@@ -19,8 +19,8 @@ import fastpipe.serve
 from fastpipe import Pipe
 from fastpipe.errors import MissingExtra
 from fastpipe.observe import live
+from fastpipe.serve.addresses import bind
 from fastpipe.serve.grpc_server import GrpcServer
-from fastpipe.serve.server import bind
 from ocr import pages, pipeline
 
 try:

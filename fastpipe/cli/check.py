@@ -190,6 +190,8 @@ def _syntax_error(message: str, lines: Sequence[str]) -> Finding:
 def _finding(mistake: Mistake, written: dict[str, Any], places: Places | None) -> Finding:
     """Say where a mistake is: at its value or a part of it, else at its key, else at its node's header."""
     path = () if places is None else _path(mistake, written, places)
+    if places is not None and isinstance(mistake.part, tuple):
+        path = _path_inside(path, mistake.part, places)
     if places is None or path not in places.spots:
         return Finding(mistake)
     spot, text = places.spots[path], str(mistake)
@@ -197,11 +199,12 @@ def _finding(mistake: Mistake, written: dict[str, Any], places: Places | None) -
     if path[: len(inside)] != inside:
         text = f"defaults: {text.removeprefix(f'node {mistake.node!r}: ')}"
     start, end = spot.key
-    if spot.value is not None and mistake.key is not None and mistake.part != AT_KEY:
+    is_at_key = mistake.part == AT_KEY or (isinstance(mistake.part, tuple) and mistake.part[-1:] == (AT_KEY,))
+    if spot.value is not None and mistake.key is not None and not is_at_key:
         start, end = spot.value
         if isinstance(mistake.part, str):
             start, end = places.word_in(mistake.part, start, end) or spot.value
-        elif mistake.part is not None:
+        elif isinstance(mistake.part, int):
             start = min(character_at(places.source, start, end, mistake.part - 1), end)
             end = start + 1
             text = text.replace(f"column {mistake.part}: ", "", 1)  # it is the file's column that is shown
@@ -230,6 +233,16 @@ def _path(mistake: Mistake, written: dict[str, Any], places: Places) -> tuple[st
         if names:
             return (*table, key if key in names else names[0])
     return inside
+
+
+def _path_inside(path: tuple[str, ...], keys: tuple[str | int, ...], places: Places) -> tuple[str, ...]:
+    """Follow the keys that lead to a mistake in a table, as far as they are written."""
+    for key in keys:
+        inner = (*path, str(key))
+        if inner not in places.spots:
+            break
+        path = inner
+    return path
 
 
 def _table(node: str | None, written: dict[str, Any]) -> tuple[str, ...]:

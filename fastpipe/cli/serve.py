@@ -21,6 +21,7 @@ from fastpipe.cli.terminal import complain, escaped_line, say
 from fastpipe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fastpipe.serve.encryption import Encryption
     from fastpipe.serve.repository import Repository
     from fastpipe.serve.server import Plan, Server
 
@@ -65,6 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--token", help=f"whoever asks has to have it; better in the variable {TOKEN_VARIABLE}, which `ps` hides"
+    )
+    parser.add_argument(
+        "--tls-certificate", metavar="FILE", type=Path, help="serve HTTP and gRPC with TLS; PEM, with its chain"
+    )
+    parser.add_argument(
+        "--tls-key", metavar="FILE", type=Path, help="the certificate's private key, if it is in a file of its own"
     )
     parser.add_argument("--hide-errors", action="store_true", help="clients are not told why a backend has failed")
     limits, ends = parser.add_argument_group("limits"), parser.add_argument_group("at SIGTERM")
@@ -114,18 +121,25 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.fail("a model is needed: a TOML file, a folder of them, or --pipe NAME=MODULE:ATTRIBUTE")
     if arguments.workers < 1:
         arguments.fail(f"--workers: at least 1, got {arguments.workers}")
+    if arguments.workers > 1 and arguments.grpc.startswith("unix:"):
+        arguments.fail("--grpc: of several processes, only one can have a path: give it host:port")
     if arguments.workers > 1 and arguments.grpc.endswith(":0"):
         arguments.fail("--grpc: several processes need a port that is said, not any that is free")
     if arguments.http == arguments.grpc and not arguments.http.endswith(":0"):
         arguments.fail(f"--grpc: HTTP is at {arguments.http} already: give it another port, or 'none'")
     if arguments.workers > 1 and arguments.live is not None:
         arguments.fail("--live needs one process: each of several would have a page of its own")
+    if arguments.tls_key is not None and arguments.tls_certificate is None:
+        arguments.fail("--tls-key: the certificate is needed, too: --tls-certificate FILE")
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    from fastpipe.serve.server import bind, check_free
+    from fastpipe.serve.addresses import bind, check_free
 
     repository = _repository(arguments)  # mistakes in names show before a port is taken
+    encryption = _encryption(arguments)
+    if encryption is not None:
+        encryption.check()
     if arguments.socket is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
         listeners = [socket.socket(fileno=arguments.socket)]
@@ -149,7 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_grpc_is_free(address: str) -> None:
     """Raise PipeError if another server has the address: workers, who share it, would share it with that one, too."""
-    from fastpipe.serve.server import UNIX, bind
+    from fastpipe.serve.addresses import UNIX, bind
 
     if address != NONE and not address.startswith(UNIX):
         for listener in bind(address):
@@ -185,6 +199,13 @@ def _add(models: dict, name: str, source: object) -> None:  # type: ignore[type-
     models[name] = source
 
 
+def _encryption(arguments: argparse.Namespace) -> Encryption | None:
+    from fastpipe.serve.encryption import Encryption
+
+    certificate = arguments.tls_certificate
+    return None if certificate is None else Encryption(certificate, arguments.tls_key)
+
+
 def _plan(arguments: argparse.Namespace) -> Plan:
     from fastpipe.serve.exchange import Limits
     from fastpipe.serve.http import Settings
@@ -206,6 +227,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         delay_s=arguments.delay,
         grace_s=arguments.grace,
         live_port=arguments.live,
+        encryption=_encryption(arguments),
         parent=arguments.parent,
     )
 
@@ -225,7 +247,11 @@ def _run_here(arguments: argparse.Namespace, repository: Repository, listener: s
 
     # While models are built there is nothing to wait for; and as a container's first process, one without a handler
     # would not hear the signal at all.
-    former = signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
+    def end(number: int, frame: object) -> None:
+        listener.close()
+        os._exit(128 + number)
+
+    former = signal.signal(signal.SIGTERM, end)
     try:
         return serve(repository, [listener], _plan(arguments), on_ready)
     finally:
@@ -234,7 +260,8 @@ def _run_here(arguments: argparse.Namespace, repository: Repository, listener: s
 
 def _say_where(arguments: argparse.Namespace, listener: socket.socket, grpc_address: str, names: Sequence[str]) -> None:
     host, port = listener.getsockname()[:2] if listener.family != socket.AF_UNIX else ("", 0)
-    url = arguments.http if not port else f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if arguments.tls_certificate is None else "https"
+    url = arguments.http if not port else f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     also = f" and grpc://{grpc_address}" if grpc_address else ""
     say((escaped_line(f"{url}{also} serves {', '.join(names)}"), ""))
 

@@ -112,6 +112,8 @@ def _pairs(parent: Any, inside: tuple[str, ...], source: bytes) -> Iterator[tupl
             key, value = [child for child in node.named_children if child.type != "comment"]
             path = (*inside, *_key_path(source[key.start_byte : key.end_byte]))
             yield path, Spot((key.start_byte, key.end_byte), (value.start_byte, value.end_byte))
+            for depth in range(len(path) - 1, len(inside), -1):  # a.b = 1 is where a is, too
+                yield path[:depth], Spot((key.start_byte, key.end_byte), None)
             if value.type == "inline_table":
                 yield from _pairs(value, path, source)
 

@@ -62,6 +62,8 @@ class NodeReader:
 
     def read(self, changes: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> tuple[NodeConfig, ...]:
         """Return the nodes; ``changes``: by node, keys that win over what is written."""
+        self.defaults = self._with_text_keys(None, self.defaults)
+        self.tables = {name: self._with_text_keys(name, table) for name, table in self.tables.items()}
         if self._is_one_node():
             self.tables = {ONE_NODE_NAME: {**self.defaults, **self.tables}}
             self.defaults = {}
@@ -75,7 +77,7 @@ class NodeReader:
             self.problems.add_general("configuration", what + (hint or odd))
             return ()
         for name, keys in changes.items():
-            self.tables[name] = {**self.tables[name], **keys}
+            self.tables[name] = {**self.tables[name], **self._with_text_keys(name, keys)}
         # Real nodes first: a logical one is judged by what the node it shares takes.
         configs: dict[str, NodeConfig | None] = dict.fromkeys(self.tables)
         for name, table in self.tables.items():
@@ -87,6 +89,17 @@ class NodeReader:
         self._check_defaults()
         nodes = [config for config in configs.values() if config is not None]
         return (*nodes, *self._hidden(nodes))
+
+    def _with_text_keys(self, node: str | None, table: Mapping[Any, Any]) -> dict[str, Any]:
+        """Return a table without keys that are no text, which are noted; ``node`` None: of the defaults."""
+        for key in table:
+            if not isinstance(key, str):
+                text = f"keys are text, got {key!r}"
+                if node is None:
+                    self.problems.add_general("defaults", text)
+                else:
+                    self.problems.add(node, None, text)
+        return {key: value for key, value in table.items() if isinstance(key, str)}
 
     def _hidden(self, nodes: Sequence[NodeConfig]) -> list[NodeConfig]:
         """Return the logical nodes by which proxies enter."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastpipe.config.values import BadValue
-from fastpipe.errors import AT_KEY, ConfigError, MissingExtra, Mistake
+from fastpipe.errors import AT_KEY, ConfigError, MissingExtra, Mistake, Part
 
 __all__ = ["NO_BACKEND", "Problems", "shown_part"]
 
@@ -22,7 +22,7 @@ class Problems:
         """Note a mistake that has been made elsewhere."""
         self.mistakes.setdefault(mistake)
 
-    def add(self, node: str, key: str | None, text: str, part: int | str | None = None) -> None:
+    def add(self, node: str, key: str | None, text: str, part: Part = None) -> None:
         """Note what is wrong with a node, or with one of its keys; see :class:`fastpipe.errors.Mistake`."""
         self.note(Mistake(text, node, key, part))
 
@@ -30,7 +30,7 @@ class Problems:
         """Note a value that does not fit."""
         self.add(node, key, str(problem), shown_part(problem))
 
-    def add_general(self, where: str, text: str, key: str | None = None, part: int | str | None = AT_KEY) -> None:
+    def add_general(self, where: str, text: str, key: str | None = None, part: Part = AT_KEY) -> None:
         """Note what is not one node's; ``where`` is ``"configuration"`` or ``"defaults"``."""
         self.note(Mistake(text, None, key, part, sentence=f"{where}: {Mistake(text, None, key, part)}"))
 

@@ -112,6 +112,10 @@ def _of_the_pipe(defaults: dict[str, Any], problems: Problems) -> dict[str, Any]
         except BadValue as problem:
             problems.add_general("configuration", str(problem), name, shown_part(problem))
             continue
+        except ConfigError as error:
+            for mistake in error.problems:
+                problems.add_general("configuration", mistake.text, name, mistake.part)
+            continue
         (settings if key.field is None else fields)[key.field or name] = value
     return {**fields, "settings": settings}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastpipe.announcing import DATATYPES, Announced, Interface
 from fastpipe.config.values import BadValue
-from fastpipe.errors import nearest
+from fastpipe.errors import AT_KEY, ConfigError, Mistake, nearest
 
 __all__ = ["SERVE_FORM", "read_serve"]
 
@@ -49,50 +49,83 @@ def read_serve(value: Any) -> Interface:
     """Return what the table says.
 
     Raises:
-        BadValue: it is no table, or has what nobody knows, or a value is wrong; the message says where.
+        BadValue: it is no table.
+        ConfigError: with all mistakes in it; ``part`` of each has the keys that lead there.
     """
     if isinstance(value, Interface):
         return value
-    table = _table("a table of max_batch_size, inputs and outputs", value, _TABLE_FORM["properties"])
-    most = table.get("max_batch_size")
-    if most is not None and (type(most) is not int or not 0 <= most <= MOST_ROWS):
-        raise BadValue(f"a table whose max_batch_size is from 0 to {MOST_ROWS}", most)
-    inputs = _announced("inputs", table["inputs"], "data") if "inputs" in table else None
-    outputs = _announced("outputs", table["outputs"], "result") if "outputs" in table else None
-    return Interface(inputs, outputs, most)
-
-
-def _table(expected: str, value: Any, known: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise BadValue(expected, value)
-    odd = [key for key in value if key not in known]
-    if odd:
-        raise BadValue(expected, odd[0], nearest(odd[0], known))
-    return value
+        raise BadValue("a table of max_batch_size, inputs and outputs", value)
+    reader = _Reader()
+    interface = reader.interface(value)
+    if reader.mistakes:
+        raise ConfigError(*reader.mistakes)
+    return interface
 
 
-def _announced(kind: str, value: Any, only_key: str) -> tuple[Announced, ...]:
-    """Return inputs or outputs; the key of an only one is ``data``, or ``result``, and else its name."""
-    if not isinstance(value, Mapping) or not value or not all(isinstance(name, str) and name for name in value):
-        raise BadValue(f"a table in which {kind} is a table of tensors by their names", value)
-    keys = [only_key] if len(value) == 1 else list(value)
-    pairs = zip(value.items(), keys, strict=True)
-    return tuple(_tensor(f"{kind}.{name}", name, each, key) for (name, each), key in pairs)
+class _Reader:
+    """Reads the table as far as that is possible, and notes what is wrong with it."""
 
+    def __init__(self) -> None:
+        self.mistakes: list[Mistake] = []
 
-def _tensor(where: str, name: str, value: Any, key: str) -> Announced:
-    known = _TENSOR_FORM["properties"]
-    table = _table(f"a table in which {where} has {', '.join(known)}", value, known)
-    datatype, shape, key = table.get("datatype"), table.get("shape"), table.get("key", key)
-    if datatype not in DATATYPES:
-        raise BadValue(f"a table in which {where}.datatype is one of {', '.join(DATATYPES)}", datatype)
-    if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= -1 for size in shape):
-        raise BadValue(f"a table in which {where}.shape has a size for each axis of one request, -1 for any", shape)
-    if not isinstance(key, str) or not key:
-        raise BadValue(f"a table in which {where}.key is a key of requests", key)
-    text, labels = table.get("text", False), table.get("labels", ())
-    if type(text) is not bool or (text and datatype != "BYTES"):
-        raise BadValue(f"a table in which {where}.text is true or false, and true only of BYTES", text)
-    if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
-        raise BadValue(f"a table in which {where}.labels is a list of names", labels)
-    return Announced(name, datatype, tuple(shape), key, text, tuple(labels))
+    def interface(self, table: Mapping[str, Any]) -> Interface:
+        self._look_for_odd_keys((), table, _TABLE_FORM["properties"])
+        most = table.get("max_batch_size")
+        if most is not None and (type(most) is not int or not 0 <= most <= MOST_ROWS):
+            self._note(("max_batch_size",), BadValue(f"a whole number from 0 to {MOST_ROWS}", most))
+        inputs = self._tensors("inputs", table["inputs"], "data") if "inputs" in table else None
+        outputs = self._tensors("outputs", table["outputs"], "result") if "outputs" in table else None
+        owners: dict[str, str] = {}
+        for each in inputs or ():
+            if owners.setdefault(each.key, each.name) != each.name:
+                text = f"{each.key!r} is the key of {owners[each.key]!r} already: one would overwrite the other"
+                self._note(("inputs", each.name, "key"), text)
+        return Interface(inputs, outputs, most)
+
+    def _note(self, path: tuple[str | int, ...], problem: BadValue | str) -> None:
+        self.mistakes.append(Mistake(str(problem), part=path))
+
+    def _look_for_odd_keys(self, path: tuple[str, ...], table: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+        for key in table:
+            if not isinstance(key, str):
+                self._note(path, f"keys are text, got {key!r}")
+            elif key not in known:
+                self._note((*path, key, AT_KEY), f"{key!r} is none of {', '.join(known)}{nearest(key, known)}")
+
+    def _tensors(self, kind: str, value: Any, only_key: str) -> tuple[Announced, ...]:
+        """Return inputs or outputs; the key of an only one is ``data``, or ``result``, and else its name."""
+        if not isinstance(value, Mapping) or not value:
+            self._note((kind,), BadValue("a table of tensors by their names", value))
+            return ()
+        odd = [name for name in value if not isinstance(name, str) or not name]
+        for name in odd:
+            self._note((kind,), f"names of tensors are text, got {name!r}")
+        keys = {name: only_key if len(value) == 1 else name for name in value if name not in odd}
+        return tuple(self._tensor((kind, name), value[name], key) for name, key in keys.items())
+
+    def _tensor(self, path: tuple[str, str], value: Any, key: str) -> Announced:
+        known = _TENSOR_FORM["properties"]
+        if not isinstance(value, Mapping):
+            self._note(path, BadValue(f"a table of {', '.join(known)}", value))
+            return Announced(path[1], "BYTES", (), key)
+        self._look_for_odd_keys(path, value, known)
+        for name in _TENSOR_FORM["required"]:
+            if name not in value:
+                self._note(path, f"it has no {name}")
+        datatype, shape, key = value.get("datatype", "BYTES"), value.get("shape", ()), value.get("key", key)
+        if datatype not in DATATYPES:
+            self._note((*path, "datatype"), BadValue(f"one of {', '.join(DATATYPES)}", datatype))
+        if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= -1 for size in shape):
+            self._note((*path, "shape"), BadValue("a list: the size of each axis of one request, -1 for any", shape))
+            shape = ()
+        if not isinstance(key, str) or not key:
+            self._note((*path, "key"), BadValue("a key of requests", key))
+            key = path[1]
+        text, labels = value.get("text", False), value.get("labels", ())
+        if type(text) is not bool or (text and datatype != "BYTES"):
+            self._note((*path, "text"), BadValue("true or false, and true only of BYTES", text))
+        if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
+            self._note((*path, "labels"), BadValue("a list of names", labels))
+            labels = ()
+        return Announced(path[1], datatype, tuple(shape), key, text, tuple(labels))

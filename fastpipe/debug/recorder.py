@@ -31,6 +31,7 @@ from fastpipe.debug.description import Description
 from fastpipe.errors import PipeClosed, PipeError
 from fastpipe.faults import node_of, text_of
 from fastpipe.instances.logbook import Line, Logbook
+from fastpipe.instances.owned import time_to_close
 from fastpipe.instances.threads import Worker
 from fastpipe.redaction import LEFT_OUT, Secrets, looks_secret
 from fastpipe.summaries import summarize, type_name
@@ -162,14 +163,18 @@ class Recording:
         """Record no further request, and wait until all that have ended are written. Requests in flight are not kept.
 
         Args:
-            timeout: wait no longer than so many seconds; what is left is still written.
+            timeout: wait no longer than so many seconds; what is left is still written. None: however long.
+
+        Raises:
+            TypeError, ValueError: ``timeout`` is no number; nothing is stopped.
 
         Idempotent. The pipe goes on.
         """
+        limit_s = time_to_close(timeout)
         # The pipe keeps this as its recorder, as requests in flight have tokens of it; begin() says no from now on.
         self._is_stopped = True
         self._end_of_thread()
-        self._thread.join(timeout)
+        self._thread.join(limit_s)
 
     def __enter__(self) -> Self:
         return self

@@ -229,7 +229,7 @@ cdef class Station:
             outcome = wait_for(&self.workers, _has_retired, instance, deadline)
         finally:
             self.wanted.fetch_sub(1, memory_order_seq_cst)
-        events_notify(&self.workers, 0x7fffffff)                # its worker leaves, too
+            events_notify(&self.workers, 0x7fffffff)            # its worker leaves, too; and a wake-up may have come here
         return None if outcome == ANOTHER_LIFE else outcome == RETIRED
 
     def close(self):
@@ -310,8 +310,11 @@ cdef class Station:
         if (self.collecting.load(memory_order_seq_cst) > 0
                 and self.queued.load(memory_order_seq_cst) < self.wake_at.load(memory_order_seq_cst)):
             return                                              # a worker collects, and will look at its deadline
-        # Where others sleep as well, who wait for a token (`wanted`), the one that is woken may be theirs.
-        events_notify(&self.workers, 1 if self.wanted.load(memory_order_seq_cst) == 0 else 0x7fffffff)
+        events_notify(&self.workers, 1)
+        # Where others sleep as well, who wait for a token, the one that was woken may be theirs: they raise `wanted` before they
+        # sleep, so it is looked at afterwards.
+        if self.wanted.load(memory_order_seq_cst) > 0:
+            events_notify(&self.workers, 0x7fffffff)
 
     cdef void c_note_arrival(self, int64_t now) noexcept nogil:
         """Learn from a request that came, and forgive one caller who was expected back."""

@@ -11,7 +11,7 @@ from fastpipe import _core
 from fastpipe.contract import Backend, close_all
 from fastpipe.instances.threads import Slot, Worker
 
-__all__ = ["LEAST_JOIN_S", "Instances", "time_to_close"]
+__all__ = ["LEAST_JOIN_S", "Instances", "time_to_close", "time_to_drain"]
 
 # Threads that were told to leave do so at once; this bounds the wait for one that hangs in a backend.
 LEAST_JOIN_S = 0.2
@@ -203,3 +203,17 @@ def time_to_close(timeout: float | None) -> float | None:
     if timeout != timeout:
         raise ValueError("timeout must be a number of seconds, or None for no limit; got nan")
     return None if timeout >= threading.TIMEOUT_MAX else float(timeout)
+
+
+def time_to_drain(timeout: float | None) -> float | None:
+    """Return the seconds that swap() waits for old instances, or None for no limit.
+
+    Less than nothing is refused here, and only here: close() must close, also if the caller's deadline has passed.
+
+    Raises:
+        TypeError, ValueError: it is no number, or less than nothing.
+    """
+    limit_s = time_to_close(timeout)
+    if limit_s is not None and limit_s < 0:
+        raise ValueError(f"timeout must be at least 0 seconds, or None for no limit; got {timeout!r}")
+    return limit_s

@@ -25,7 +25,7 @@ from fastpipe.faults import text_of
 from fastpipe.instances.building import ThreadBound, check_streams_alone, max_batch_of
 from fastpipe.instances.logbook import Line, Logbook
 from fastpipe.instances.one import build_backend, connect, thread_name, warm_ups_in
-from fastpipe.instances.owned import Instances, time_to_close
+from fastpipe.instances.owned import Instances, time_to_drain
 from fastpipe.instances.threads import Desk, Worker, WorkersKeeper, serve_once_told
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Swapper:
             timeout: seconds for batches that run in old instances.
             rebuilds: False: instances stay that would be built from the same parameters.
         """
-        limit_s = time_to_close(timeout)
+        limit_s = time_to_drain(timeout)
         engine._check_may_switch()
         with self._lock:
             engine._check_may_switch()
@@ -378,6 +378,7 @@ class Swappable(_core.Engine):
         Raises:
             ConfigError, MissingExtra: as of the constructor; or what is asked for cannot be while the pipe serves.
             UnknownNode: no node has that name.
+            TypeError, ValueError: ``keys`` is no mapping, or ``timeout`` no number of seconds, at least 0.
             Exception: what a backend's constructor raised. Up to here, nothing has changed.
             TimeoutError, Exception: the node is swapped; but batches of old instances run for longer than ``timeout``,
                 or this is what closing one raised.
@@ -386,6 +387,8 @@ class Swappable(_core.Engine):
 
         Thread-safe: one change after the other.
         """
+        if keys is not None and not isinstance(keys, Mapping):
+            raise TypeError(f"keys must be a mapping of keys of the node to values, got {keys!r}")
         self._swapper.change(self, node, {**(keys or {}), **keywords}, timeout, rebuilds=True)
 
     def resize(
@@ -437,7 +440,7 @@ def _planned(made_of: PipeConfig, node: str, keys: Mapping[str, Any], *, rebuild
 
 def _with_instances(made_of: PipeConfig, node: str) -> NodeConfig:
     configs = {config.name: config for config in made_of.nodes if not config.is_hidden}
-    config = configs.get(node)
+    config = configs.get(node) if isinstance(node, str) else None
     if config is None:
         raise UnknownNode(f"no node is named {node!r}; they are {list(configs)}{nearest(node, configs)}")
     if config.shares is not None:

@@ -16,14 +16,14 @@ import asyncio
 import logging
 from collections import deque
 from typing import Any
-from urllib.parse import unquote
 
 from fastpipe.errors import MissingExtra
 from fastpipe.serve.exchange import Chunks, Response, head_length
 from fastpipe.serve.heads import head_of, head_without_upgrade
-from fastpipe.serve.http import Route, Service
+from fastpipe.serve.http import Service
 from fastpipe.serve.incoming import Bounds, Incoming
 from fastpipe.serve.large_bodies import LEAST_BYTES, BodyReader, aligned_memory
+from fastpipe.serve.routes import Routes
 from fastpipe.serve.statuses import (
     HeadersTooLarge,
     InvalidRequest,
@@ -40,8 +40,6 @@ except ImportError as missing:
 
 __all__ = ["Connection", "Connections"]
 
-MOST_CACHED_URLS = 1024
-LONGEST_CACHED_URL = 256
 JOINED_BYTES = 1 << 16
 """Smaller answers are copied behind their heads, so that both leave in one system call."""
 LINGERS_S = 2.0
@@ -59,7 +57,9 @@ class Connections:
         self.service = service
         self.bounds = bounds or Bounds()
         self.all: set[Connection] = set()
-        self.routes: dict[tuple[bytes, bytes], Route] = {}
+        self.routes = Routes(service)
+        self.is_ending = False
+        """The server takes no more connections, but for those that are on their way."""
         self._sweep: asyncio.TimerHandle | None = None
         self._head: tuple[Any, bytes] = (None, b"")
 
@@ -90,25 +90,6 @@ class Connections:
             written = b"".join(b"%b: %b\r\n" % pair for pair in listed)
             self._head = (listed, written)
         return written
-
-    def route(self, method: bytes, url: bytes) -> Route:
-        """Return what answers at a URL.
-
-        Raises:
-            UnknownModel, WrongMethod, InvalidRequest: nothing does.
-        """
-        found = self.routes.get((method, url))
-        if found is None:
-            try:
-                path = unquote(httptools.parse_url(url).path.decode("ascii"), errors="strict")
-            except (httptools.HttpParserError, UnicodeDecodeError, AttributeError):
-                raise InvalidRequest("the address of the request cannot be read") from None
-            found = self.service.route(method.decode("ascii", "replace"), path)
-            if len(url) <= LONGEST_CACHED_URL:
-                if len(self.routes) >= MOST_CACHED_URLS:
-                    self.routes.clear()
-                self.routes[method, url] = found
-        return found
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         for connection in list(self.all):
@@ -156,6 +137,8 @@ class Connection(asyncio.Protocol):
             transport.close()
             return
         self.server_state.connections.add(self)
+        if self.shared.is_ending:  # it was taken before, and uvicorn has not known it when it told the others
+            self.shutdown()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_gone = True
@@ -184,8 +167,15 @@ class Connection(asyncio.Protocol):
             self._go_on()
 
     def shutdown(self) -> None:
-        """Close once all that has begun is answered; uvicorn calls it when the server ends."""
+        """Close once all that has begun is answered; uvicorn calls it when the server ends.
+
+        A client that keeps its connection may be about to send the next request, or has done so: it would get a reset
+        for an answer. So it has a moment for that one, and is then told to close.
+        """
         self._is_shut = True
+        self.loop.call_later(self.shared.bounds.farewell_s, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
         if self._task is None and self._incoming is None and not self._queue:
             self.transport.close()
 
@@ -263,7 +253,7 @@ class Connection(asyncio.Protocol):
         incoming.is_1_0 = self.parser.get_http_version() == "1.0"
         incoming.is_head = method == b"HEAD"
         try:
-            incoming.route = self.shared.route(method, incoming.url)
+            incoming.route = self.shared.routes.find(method, incoming.url)
             self.service.check_token(incoming.route, headers)
             declared = headers.get(b"content-length")
             if declared is not None and int(declared) > self.service.limits.body_bytes:
@@ -485,7 +475,7 @@ class Connection(asyncio.Protocol):
             return
         self._age_s += bounds.look_s
         if to_write:
-            if self._age_s > bounds.write_s:
+            if self._age_s > self.service.limits.write_s:
                 self.transport.abort()
         elif self.phase == IDLE:
             if self._age_s > bounds.idle_s or (self.changes == 0 and self._age_s > bounds.head_s):

@@ -67,6 +67,7 @@ class Limits:
         buffered_bytes: of the bodies of all requests that are there; one more is refused with 503.
         body_s: within so long a body has to be there; one that comes faster than ``least_bytes_per_s``, later.
         least_bytes_per_s: see there.
+        write_s: a client that takes nothing of its answer for so long gets no more of it.
     """
 
     body_bytes: int = 256 << 20
@@ -74,6 +75,7 @@ class Limits:
     buffered_bytes: int = 1 << 30
     body_s: float = 20.0
     least_bytes_per_s: int = 1 << 16
+    write_s: float = 60.0
 
     def body_time_s(self, size_bytes: int) -> float:
         """Return within which time so much of a body has to be there, and more of it come."""
@@ -105,7 +107,10 @@ class Response:
 
 
 class Budget:
-    """How many bytes of bodies the server holds, and how many it may. For one event loop's thread."""
+    """How many bytes the server holds of bodies, and of answers in streams, and how many it may.
+
+    For one event loop's thread.
+    """
 
     __slots__ = ("limit_bytes", "used_bytes")
 
@@ -126,6 +131,18 @@ class Budget:
     def give(self, size_bytes: int) -> None:
         """Count bytes no more."""
         self.used_bytes -= size_bytes
+
+    def exchange(self, former_bytes: int, size_bytes: int) -> int:
+        """Count bytes in the place of others; return how many.
+
+        Raises:
+            TooBusy: they are too many; what was counted still is.
+        """
+        if size_bytes > former_bytes:
+            self.take(size_bytes - former_bytes)
+        else:
+            self.give(former_bytes - size_bytes)
+        return size_bytes
 
 
 class Chunks:

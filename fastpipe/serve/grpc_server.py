@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from fastpipe.errors import ConfigError, MissingExtra, PipeError
+from fastpipe.serve.addresses import UNIX, UnixPath
 from fastpipe.serve.grpc_desk import Desk
 from fastpipe.serve.grpc_health import SERVICE as HEALTH_SERVICE
 from fastpipe.serve.grpc_health import health_handlers
@@ -78,6 +79,7 @@ class GrpcServer:
             ("grpc.so_reuseport", int(shares_port)),
         ]
         self._server: Any = None
+        self._path: UnixPath | None = None
         self._desk: Desk | None = None
 
     async def start(self) -> int:
@@ -91,14 +93,21 @@ class GrpcServer:
         named = frozenset({SERVICE, HEALTH_SERVICE})
         health = health_handlers(desk.repository.is_ready, named, desk.stopping)
         server.add_generic_rpc_handlers([Calls(desk).handlers(), health])
+        if self._address.startswith(UNIX):  # gRPC would take the path away from a server that lives
+            self._path = UnixPath(self._address.removeprefix(UNIX))
         try:
             if self._credentials is None:
                 port = server.add_insecure_port(self._address)
             else:
                 port = server.add_secure_port(self._address, self._credentials)
-        except RuntimeError as error:
-            raise PipeError(f"gRPC cannot listen at {self._address}: {error}") from None
-        await server.start()
+            if self._path is not None:
+                self._path.note_bound()
+            await server.start()
+        except BaseException as error:
+            self._let_go_of_path()
+            if isinstance(error, RuntimeError):
+                raise PipeError(f"gRPC cannot listen at {self._address}: {error}") from None
+            raise
         self._server, self._desk = server, desk
         return int(port)
 
@@ -111,3 +120,8 @@ class GrpcServer:
             return
         self._desk.stopping.set()
         await self._server.stop(grace_s)
+        self._let_go_of_path()
+
+    def _let_go_of_path(self) -> None:
+        if self._path is not None:
+            self._path.close()

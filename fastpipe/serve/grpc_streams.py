@@ -5,7 +5,8 @@ requests; parts of a model that streams come as they are there, and may lie betw
 request's id, a failure too: it ends its request, not the stream.
 
 The requests in flight are bounded: beyond that nothing is read, and gRPC has the client wait. A client that reads
-slowly holds up ``write``, and with it the backend's next part.
+slowly holds up ``write``, and with it the backend's next part. Answers that wait count as requests do, and a client
+that takes none of them for ``Limits.write_s`` loses its stream.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fastpipe.serve.grpc_calls import FINAL, Asked, Pieces, answer_pieces, asked
 from fastpipe.serve.grpc_desk import Desk
 from fastpipe.serve.grpc_messages import inference
 from fastpipe.serve.grpc_wire import ANSWER_IN_STREAM, REQUEST_ID, field_head
-from fastpipe.serve.statuses import NotReady, Unauthorized
+from fastpipe.serve.statuses import NotReady, SlowClient, Unauthorized
 
 try:
     import grpc
@@ -52,11 +53,18 @@ class Streams:
             self._desk.check(context.invocation_metadata())
         except Unauthorized as error:
             await self._desk.refuse(context, error)
-        await _Stream(self._desk, context).run()
+        is_read = await _Stream(self._desk, context).run()
         if context.cancelled():
             raise asyncio.CancelledError
+        if not is_read:  # this waits until the client reads after all, or leaves
+            seconds = self._desk.limits.write_s
+            await self._desk.refuse(context, SlowClient(f"nothing of an answer was taken for {seconds:g} s"))
         if self._desk.stopping.is_set():
             await self._desk.refuse(context, NotReady("the server is shutting down"))
+
+
+class _Unread(Exception):
+    """The client takes no answers."""
 
 
 class _Stream:
@@ -67,12 +75,18 @@ class _Stream:
         # gRPC takes one message at a time.
         self._writing = asyncio.Lock()
 
-    async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            reading = tasks.create_task(self._read(tasks))
-            stopping = tasks.create_task(self._desk.stopping.wait())
-            stopping.add_done_callback(lambda _: reading.cancel())
-            reading.add_done_callback(lambda _: stopping.cancel())
+    async def run(self) -> bool:
+        """Answer until the client, or the server, has no more; False: the client takes no answers."""
+        is_read = True
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(self._read(tasks))
+                stopping = tasks.create_task(self._desk.stopping.wait())
+                stopping.add_done_callback(lambda _: reading.cancel())
+                reading.add_done_callback(lambda _: stopping.cancel())
+        except* _Unread:
+            is_read = False
+        return is_read
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
         """Start a request for each message, until the client says that it has no more."""
@@ -88,20 +102,25 @@ class _Stream:
 
     async def _answer(self, body: bytes, earlier: asyncio.Future[None] | None, answered: asyncio.Future[None]) -> None:
         """Answer a request; ``earlier`` is done when that before it is answered, and ``answered`` when this one is."""
-        held_bytes = 0
+        budget, held_bytes = self._desk.budget, 0
         try:
             try:
-                self._desk.budget.take(len(body))
-                held_bytes = len(body)
+                held_bytes = budget.exchange(held_bytes, len(body))
                 pieces = await self._answer_of(body, answered)
+                if pieces is not None:  # views of the request, or what has come of it
+                    held_bytes = budget.exchange(held_bytes, sum(map(len, pieces)))
+            except _Unread:
+                raise
             except Exception as error:
                 pieces = self._failure(body, error)
+                held_bytes = budget.exchange(held_bytes, 0)
+            del body  # an answer may wait for long, and a refused request is not counted
             if pieces is not None:
                 if earlier is not None and not answered.done():
                     await earlier
                 await self._write(pieces)
         finally:
-            self._desk.budget.give(held_bytes)
+            budget.give(held_bytes)
             if not answered.done():
                 answered.set_result(None)
             self._room.release()
@@ -125,10 +144,13 @@ class _Stream:
             await self._write(_in_stream(answer_pieces(asked, [], is_final=True)))
 
     async def _write(self, pieces: Pieces) -> None:
-        message = b"".join(pieces)
         async with self._writing:
+            message = b"".join(pieces)  # one at a time: others wait in pieces, as views of their requests
             try:
-                await self._context.write(message)
+                async with asyncio.timeout(self._desk.limits.write_s):
+                    await self._context.write(message)
+            except TimeoutError:
+                raise _Unread from None
             except grpc.aio.InternalError as error:  # the client is gone: gRPC is about to cancel this anyhow
                 raise asyncio.CancelledError from error
 

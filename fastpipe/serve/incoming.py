@@ -19,18 +19,18 @@ class Bounds:
         head_bytes: of a request's first line and headers.
         head_s: within so long they have to be there.
         idle_s: a connection on which nothing comes is closed.
-        write_s: so is one whose client takes nothing of its answer for so long.
         pipelined: how many requests a client may send ahead.
         look_s: so often it is looked who has been too slow.
+        farewell_s: when the server ends, a kept connection on which nothing runs has so long for one more request.
     """
 
     connections: int = 4096
     head_bytes: int = 1 << 16
     head_s: float = 10.0
     idle_s: float = 75.0
-    write_s: float = 60.0
     pipelined: int = 64
     look_s: float = 1.0
+    farewell_s: float = 1.0
 
 
 class Incoming:

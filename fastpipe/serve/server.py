@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
-from fastpipe.errors import ConfigError, MissingExtra, PipeError
+from fastpipe.errors import MissingExtra
+from fastpipe.serve.addresses import UNIX
 from fastpipe.serve.asgi import App
 from fastpipe.serve.connection import Connections
+from fastpipe.serve.encryption import Encryption
 from fastpipe.serve.http import Service, Settings
 from fastpipe.serve.incoming import Bounds
 from fastpipe.serve.repository import Repository
@@ -33,12 +32,11 @@ try:
 except ImportError as missing:
     raise MissingExtra("fastpipe serve", "serve", missing) from missing
 
-__all__ = ["Plan", "Server", "bind", "check_free", "is_loopback", "serve"]
+__all__ = ["Plan", "Server", "serve"]
 
 BACKLOG = 2048
 RESERVED_FILES = 128
 """File descriptors that are not connections: models, logs, the pipes' own."""
-UNIX = "unix:"
 LOOK_EVERY_S = 0.1
 """For a second signal, while gRPC stops."""
 
@@ -55,6 +53,7 @@ class Plan:
         delay_s: between being not ready and taking no more connections, for balancers that look now and then.
         grace_s: for what was begun.
         live_port: of the live page of the first model; None: none.
+        encryption: of HTTP and gRPC; None: none.
         parent: the process that has started this one as a worker: it ends when that is gone. None: nobody.
     """
 
@@ -65,6 +64,7 @@ class Plan:
     delay_s: float = 0.0
     grace_s: float = 30.0
     live_port: int | None = None
+    encryption: Encryption | None = None
     parent: int | None = None
 
 
@@ -75,7 +75,7 @@ def serve(
 
     Args:
         repository: opened here, and closed.
-        listeners: bound sockets for HTTP, see ``bind``; closed at the end.
+        listeners: bound sockets for HTTP, see ``addresses.bind``; closed at the end.
         plan: how.
         on_ready: called once, on the event loop, when requests are taken.
 
@@ -119,7 +119,10 @@ async def _start_grpc(service: Service, plan: Plan) -> tuple[Any, str]:
     from importlib import import_module
 
     module = import_module("fastpipe.serve.grpc_server")
-    server = module.GrpcServer(service, plan.grpc, shares_port=plan.shares_ports)
+    credentials = None
+    if plan.encryption is not None:
+        credentials = import_module("grpc").ssl_server_credentials([plan.encryption.pem()])
+    server = module.GrpcServer(service, plan.grpc, shares_port=plan.shares_ports, credentials=credentials)
     port = await server.start()
     host = str(plan.grpc).rpartition(":")[0]
     return server, str(plan.grpc) if str(plan.grpc).startswith(UNIX) else f"{host}:{port}"
@@ -131,10 +134,12 @@ class Server(uvicorn.Server):
     def __init__(
         self, app: App, plan: Plan, grpc_server: Any, grpc_address: str, on_ready: Callable[[Server], None]
     ) -> None:
-        connections = Connections(app.service, _bounds_within_files(plan.bounds))
+        bounds = _bounds_within_files(plan.bounds)
+        bounds = replace(bounds, farewell_s=min(bounds.farewell_s, plan.grace_s))
+        self._connections = Connections(app.service, bounds)
         config = uvicorn.Config(
             app,
-            http=connections.factory,  # type: ignore[arg-type]  # it is called as a class would be
+            http=self._connections.factory,  # type: ignore[arg-type]  # it is called as a class would be
             ws="none",
             lifespan="off",
             log_config=None,
@@ -144,6 +149,8 @@ class Server(uvicorn.Server):
             interface="asgi3",
             backlog=BACKLOG,
             timeout_graceful_shutdown=max(1, round(plan.grace_s)),
+            ssl_certfile=None if plan.encryption is None else plan.encryption.certificate,
+            ssl_keyfile=None if plan.encryption is None else plan.encryption.key,
         )
         super().__init__(config)
         self.app = app
@@ -185,6 +192,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._connections.is_ending = True
         if self._grpc_server is None:
             await super().shutdown(sockets)
         else:
@@ -211,7 +219,6 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def _bounds_within_files(bounds: Bounds) -> Bounds:
     """Let the process have as many files as it may, and no more connections than those allow."""
     import resource
-    from dataclasses import replace
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = bounds.connections + RESERVED_FILES
@@ -221,112 +228,3 @@ def _bounds_within_files(bounds: Bounds) -> Bounds:
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return bounds
     return replace(bounds, connections=max(1, soft - RESERVED_FILES))
-
-
-# ---- addresses -------------------------------------------------------------------------------------------------
-
-
-def bind(address: str, count: int = 1) -> list[socket.socket]:
-    """Return sockets bound to ``host:port``, ``[v6]:port`` or ``unix:PATH``; they do not listen yet.
-
-    Args:
-        address: port 0 is any that is free.
-        count: of several, each is for a process of its own, and the kernel deals connections out to them; of a path all
-            are the same.
-
-    Raises:
-        ConfigError: the address is none.
-        PipeError: it is in use, or none of this machine.
-    """
-    if address.startswith(UNIX):
-        first = _bind_unix(address.removeprefix(UNIX))
-        return [first, *(first.dup() for _ in range(count - 1))]
-    host, port = parsed(address)
-    try:
-        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # The first one alone: among those that share a port, that of another server would not be noticed.
-        listeners = [_bound(family, kind, where, shares=False)]
-        if count > 1:
-            with listeners.pop() as first:
-                where = first.getsockname()
-            listeners = [_bound(family, kind, where, shares=True) for _ in range(count)]
-    except (OSError, UnicodeError) as error:
-        raise PipeError(f"cannot listen at {address}: {error}") from error
-    if not is_loopback(address):
-        logging.getLogger("fastpipe.serve").warning(
-            "%s can be reached from other machines: whoever reaches it may use the models, and see what they count, "
-            "unless a token, or a proxy in front, asks who it is",
-            address,
-        )
-    return listeners
-
-
-def check_free(address: str) -> None:
-    """Find out now, and in plain words, what gRPC would say about an address once all models are built.
-
-    Raises:
-        ConfigError: the address is none.
-        PipeError: it is in use, or none of this machine.
-    """
-    if not address.startswith(UNIX):
-        for listener in bind(address):
-            listener.close()
-
-
-def _bound(family: int, kind: int, where: Any, *, shares: bool) -> socket.socket:
-    listener = socket.socket(family, kind)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shares:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(where)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _bind_unix(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        if Path(path).is_socket():
-            _remove_if_dead(path)
-        listener.bind(path)
-    except OSError as error:
-        listener.close()
-        raise PipeError(f"cannot listen at {UNIX}{path}: {error}") from error
-    return listener
-
-
-def _remove_if_dead(path: str) -> None:
-    """Remove the socket of a server that is gone; leave one alone that answers."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            Path(path).unlink(missing_ok=True)
-
-
-def parsed(address: str) -> tuple[str, int]:
-    """Return host and port of an address.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ConfigError(f"an address is host:port, or unix:PATH, got {address!r}")
-    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if address.startswith(UNIX):
-        return True
-    host, _ = parsed(address)
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False

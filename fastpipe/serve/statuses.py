@@ -99,7 +99,7 @@ class WrongMethod(ServeError):
 
 
 class SlowClient(ServeError):
-    """The client did not send its request within the time that it has for that."""
+    """The client did not send its request, or take its answers, within the time that it has for that."""
 
 
 class ClientGone(ServeError):

@@ -239,6 +239,46 @@ def test_all_mistakes_in_the_order_of_the_file(in_folder: Path, capsys: pytest.C
     assert lines[-1] == "pipe.toml: 4 mistakes, 1 warning"
 
 
+def test_all_mistakes_of_the_table_for_servers(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each at its own key, whichever way of TOML that is written; ``fastpipe serve`` says the same."""
+    pytest.importorskip("tree_sitter_toml", reason="without tree-sitter there are no places")
+    text = (
+        '[a]\nbackend = "Identity"\n'
+        "[serve]\nmax_batch_size = -1\nbatch = 3\n"
+        '[serve.inputs]\nx = { datatype = "float", labells = [], shape = [-2] }\nz.datatype = "BYTES"\n'
+        '[serve.inputs.y]\nshape = 3\nkey = "z"\n'
+        '[serve.outputs.o]\ndatatype = "FP32"\ntext = true\nshape = [1]\n'
+    )
+    status, lines = checked(text, capsys)
+    assert status == 1
+    says = [line for line in lines if line.startswith("pipe.toml:")]
+    begins = (
+        "pipe.toml:4:18: configuration: serve.max_batch_size: must be a whole number from 0 to 1048576, got -1",
+        "pipe.toml:5:1: configuration: serve: 'batch' is none of max_batch_size, inputs, outputs",
+        "pipe.toml:7:18: configuration: serve.inputs.x.datatype: must be one of BOOL, ",
+        "pipe.toml:7:27: configuration: serve.inputs.x: 'labells' is none of datatype, ",
+        "pipe.toml:7:49: configuration: serve.inputs.x.shape: must be a list: the size of each axis of one request, ",
+        "pipe.toml:8:1: configuration: serve.inputs.z: it has no shape",
+        "pipe.toml:9:2: configuration: serve.inputs.y: it has no datatype",
+        "pipe.toml:10:9: configuration: serve.inputs.y.shape: must be a list: the size of each axis of one request, ",
+        "pipe.toml:11:7: configuration: serve.inputs.y.key: 'z' is the key of 'z' already: one would overwrite",
+        "pipe.toml:14:8: configuration: serve.outputs.o.text: must be true or false, and true only of BYTES, got True",
+        "pipe.toml: 10 mistakes",
+    )
+    assert [said[: len(begin)] for said, begin in zip(says, begins, strict=True)] == list(begins)
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed here")
+    assert main(["serve", "pipe.toml", "--http", "127.0.0.1:0", "--grpc", "none"]) == 1
+    captured = capsys.readouterr()
+    assert [line for line in captured.err.splitlines() if line.startswith("pipe.toml:")] == says
+
+
+def test_a_mistake_is_where_its_table_begins(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where a node is written with dots only."""
+    pytest.importorskip("tree_sitter_toml", reason="without tree-sitter there are no places")
+    status, lines = checked('b.backend = "Pow"\na.max = 2\na.min = 1\n', capsys)
+    assert (status, lines[:2]) == (1, ["pipe.toml:2:1: node 'a': it has no backend", "    2 | a.max = 2"])
+
+
 def test_wiring_that_cannot_be_read_gives_no_further_mistakes(
     in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,71 +22,15 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed here")
 pytest.importorskip("orjson", reason="the extra serve is not installed here")
 
 from helpers import WAIT_S, until
+from serve_command import START_S, Command, command
 
 from fastpipe import PipeError
 from fastpipe.cli.main import main
 from fastpipe.cli.serve import size_bytes
-from fastpipe.serve.server import bind, check_free, is_loopback
+from fastpipe.serve.addresses import bind, check_free, is_loopback
 
 ECHO = '[node]\nbackend = "Identity"\nmax = 8\n'
 SLOW = '[node]\nbackend = "Sleep"\n"Sleep::time" = 700\n'
-START_S = 3 * WAIT_S
-"""For processes that are started: the machine may be busy."""
-
-
-class Command:
-    """A running ``fastpipe serve``."""
-
-    def __init__(self, folder: Path, *arguments: str, http: str = "127.0.0.1:0") -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fastpipe", "serve", "--grpc", "none", "--http", http, *arguments],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.errors: list[str] = []
-        self._reader = threading.Thread(target=lambda: self.errors.extend(self.process.stderr or ()))
-        self._reader.start()
-        self.said = (self.process.stdout.readline() if self.process.stdout is not None else "").strip()
-        found = re.search(r"http://[^:]+:(\d+)", self.said)
-        self.port = int(found[1]) if found else 0
-
-    def get(self, path: str) -> int:
-        with self.connected() as connection:
-            connection.request("GET", path)
-            return connection.getresponse().status
-
-    def infer(self, model: str) -> tuple[int, Any]:
-        body = {"inputs": [{"name": "data", "datatype": "INT32", "shape": [1], "data": [7]}]}
-        with self.connected() as connection:
-            connection.request("POST", f"/v2/models/{model}/infer", json.dumps(body))
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-
-    def connected(self) -> contextlib.closing[http.client.HTTPConnection]:
-        return contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_S))
-
-    def end(self) -> tuple[int, str]:
-        """Wait for the end; return the status, and what was written to stderr."""
-        status = self.process.wait(START_S)
-        self._reader.join(WAIT_S)
-        return status, "".join(self.errors)
-
-
-@contextlib.contextmanager
-def command(folder: Path, *arguments: str, **more: Any) -> Iterator[Command]:
-    running = Command(folder, *arguments, **more)
-    try:
-        yield running
-    finally:
-        if running.process.poll() is None:
-            running.process.terminate()
-        running.end()
-        if running.process.stdout is not None:
-            running.process.stdout.close()
-        if running.process.stderr is not None:
-            running.process.stderr.close()
 
 
 @pytest.fixture
@@ -167,6 +110,82 @@ def test_workers_share_a_port_and_are_replaced(folder: Path) -> None:
         assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
+class Load:
+    """Clients that ask as fast as they can; every other one opens a connection for each request."""
+
+    def __init__(self, running: Command, count: int = 6) -> None:
+        self.running = running
+        self.answered = [0] * count
+        self.failures: dict[int, list[Exception]] = {number: [] for number in range(count)}
+        self.wrong: list[Any] = []
+        self._is_over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(count)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join(START_S)
+        assert not any(thread.is_alive() for thread in self._threads)
+
+    def goes_on(self) -> None:
+        """Wait until each client has been answered again."""
+        before = list(self.answered)
+        until(lambda: all(now > then for now, then in zip(self.answered, before, strict=True)))
+
+    def _ask(self, number: int) -> None:
+        body = json.dumps({"inputs": [{"name": "data", "datatype": "INT32", "shape": [1], "data": [number]}]})
+        connection = http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=START_S)
+        while not self._is_over.is_set():
+            try:
+                connection.request("POST", "/v2/models/echo/infer", body)
+                response = connection.getresponse()
+                answer = response.status, json.loads(response.read())["outputs"][0]["data"]
+                if answer != (200, [number]):
+                    self.wrong.append(answer)
+                self.answered[number] += 1
+                if number % 2:
+                    connection.close()
+            except (OSError, http.client.HTTPException) as error:
+                self.failures[number].append(error)
+                connection.close()
+        connection.close()
+
+
+def test_no_request_fails_while_workers_are_replaced(folder: Path) -> None:
+    """Nor does one that comes on a kept connection as its worker ends: its answer tells the client to close that."""
+    with command(folder, "echo.toml", "--workers", "2") as running, Load(running) as load:
+        first = _children(running)
+        assert len(first) == 2
+        load.goes_on()
+        running.process.send_signal(signal.SIGHUP)
+        until(lambda: len(_children(running)) == 2 and first.isdisjoint(_children(running)))
+        load.goes_on()
+    assert load.wrong == []
+    assert not any(load.failures.values()), load.failures
+
+
+def test_a_worker_that_is_killed_takes_only_its_own_requests_along(folder: Path) -> None:
+    """Each client loses one at most, and is answered by the other worker, or by the successor."""
+    with command(folder, "echo.toml", "--workers", "2") as running, Load(running) as load:
+        load.goes_on()
+        victim = min(_children(running))
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: len(_children(running) - {victim}) == 2)
+        load.goes_on()
+    assert load.wrong == []
+    assert all(len(failures) <= 1 for failures in load.failures.values()), load.failures
+
+
+def _children(running: Command) -> set[int]:
+    pid = running.process.pid
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 def test_workers_end_with_their_parent(folder: Path) -> None:
     """Also when nobody could tell them."""
     pytest.importorskip("prometheus_client")
@@ -244,19 +263,104 @@ def test_an_address_for_grpc_in_use(
     assert f"cannot listen at {address}" in capsys.readouterr().err
 
 
-def test_a_unix_socket(folder: Path) -> None:
-    """A server that is gone leaves its path to the next one; one that lives keeps it."""
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_unix_socket(folder: Path, workers: str) -> None:
+    """A server that was killed leaves its path to the next one; one that lives keeps it, and removes it at its end."""
     address = f"unix:{folder / 'socket'}"
-    for _ in range(2):
-        with command(folder, "echo.toml", http=address) as running:
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        with command(folder, "echo.toml", "--workers", workers, http=address) as running:
             assert running.said == f"{address} serves echo"
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(str(folder / "socket"))
                 connection.sendall(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
                 assert connection.recv(100).startswith(b"HTTP/1.1 200")
-            with pytest.raises(PipeError, match="cannot listen"):
+            with pytest.raises(PipeError, match="another server has it"):
                 bind(address)
-            running.process.kill()
+            running.process.send_signal(end)
+            status, errors = running.end()
+            assert (folder / "socket").is_socket() == (end == signal.SIGKILL)
+        if end == signal.SIGKILL and workers == "2":  # they end as by SIGTERM, once they see it
+            until(lambda: not _listens(folder / "socket"))
+    assert status == 0, errors
+    assert not list(folder.glob("socket*"))
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def test_a_unix_socket_goes_when_a_signal_comes_while_models_are_built(folder: Path) -> None:
+    """There is no server yet that could do it."""
+    (folder / "own.py").write_text(
+        "import os, signal, time\nfrom pathlib import Path\n\ndef build():\n    assert Path('socket').is_socket()\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n"
+    )
+    with command(folder, "--pipe", "m=own:build", http="unix:socket") as running:
+        assert running.end()[0] == 128 + signal.SIGTERM
+    assert not list(folder.glob("socket*"))
+
+
+def test_the_path_of_a_server_that_does_not_listen_yet(tmp_path: Path) -> None:
+    """It is held from the start, so that nobody takes it while models are built; and by one only."""
+    path = tmp_path / "socket"
+    for _ in range(2):
+        listeners = bind(f"unix:{path}", 2)
+        for second in (bind, check_free):
+            with pytest.raises(PipeError, match=f"cannot listen at unix:{path}: another server has it"):
+                second(f"unix:{path}")
+        assert path.is_socket()
+        for listener in listeners:
+            listener.close()
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_another_program_has(tmp_path: Path) -> None:
+    """One that listens keeps it, although it takes no connections; a file that is no socket stays; no trace is left."""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as waiting:
+        other.bind(str(path))
+        other.listen(0)
+        waiting.connect(str(path))  # more than there is room for
+        with pytest.raises(PipeError, match=f"cannot listen at unix:{path}: another server listens there"):
+            bind(f"unix:{path}")
+        assert [each.name for each in tmp_path.iterdir()] == ["socket"]
+    path.unlink()
+    path.write_text("precious")
+    with pytest.raises(PipeError, match="something is there that is no socket"):
+        bind(f"unix:{path}")
+    assert path.read_text() == "precious"
+    with pytest.raises(PipeError, match=r"cannot listen at unix:.*: No such file or directory"):
+        bind(f"unix:{tmp_path / 'folder' / 'socket'}")
+    with pytest.raises(PipeError, match=r"cannot listen at unix:.*: .*path too long"):
+        bind(f"unix:{tmp_path / ('s' * 120)}")
+    assert [each.name for each in tmp_path.iterdir()] == ["socket"]
+
+
+def test_only_the_own_socket_is_removed(tmp_path: Path) -> None:
+    """Not what somebody has put in its place meanwhile."""
+    path = tmp_path / "socket"
+    (listener,) = bind(f"unix:{path}")
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        listener.close()
+        assert path.is_socket()
+
+
+def test_a_child_that_closes_its_copy_leaves_the_path_alone(tmp_path: Path) -> None:
+    """After a fork the socket is in both, and the parent's."""
+    path = tmp_path / "socket"
+    (listener,) = bind(f"unix:{path}")
+    child = os.fork()
+    if child == 0:
+        listener.close()
+        os._exit(0)
+    assert os.waitpid(child, 0) == (child, 0)
+    assert path.is_socket()
+    with pytest.raises(PipeError, match="another server has it"):
+        bind(f"unix:{path}")
+    listener.close()
 
 
 def test_pipes_from_code(folder: Path) -> None:
@@ -340,6 +444,7 @@ def test_sizes(text: str, size: int) -> None:
         ["x.toml", "--workers", "0"],
         ["x.toml", "--workers", "2", "--live"],
         ["x.toml", "--workers", "2", "--grpc", "127.0.0.1:0"],
+        ["x.toml", "--workers", "2", "--grpc", "unix:socket"],
         ["x.toml", "--http", "127.0.0.1:8001"],
         ["--live", "x.toml"],
         ["x.toml", "--live", "70000"],

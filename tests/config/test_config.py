@@ -903,3 +903,16 @@ def test_keys_of_a_cache_are_checked(wrong: dict[str, Any]) -> None:
     """As all others."""
     with pytest.raises(ConfigError, match=f"node 'main': {next(iter(wrong))}: must be"):
         load({"backend": Plain, "cache": "1MB", **wrong}, {})
+
+
+def test_keys_that_are_no_text_are_refused() -> None:
+    """In a node's table, in the defaults, and in the only node: each is named, with all else that is wrong."""
+    with pytest.raises(ConfigError) as raised:
+        load({"a": {"backend": "Identity", 1: 2, None: 3, "max": 0}, "global": {4: 5}}, {})
+    assert sorted(raised.value.problems) == [
+        "defaults: keys are text, got 4",
+        "node 'a': keys are text, got 1",
+        "node 'a': keys are text, got None",
+        raised.value.problems[-1],
+    ]
+    assert raised.value.problems[-1].startswith("node 'a': max: must be")

@@ -12,6 +12,7 @@ import pytest
 
 from fastpipe import errors
 from fastpipe.errors import (
+    AT_KEY,
     BackendHung,
     ConfigError,
     GraphError,
@@ -30,7 +31,10 @@ WITH_CONSTRUCTORS: dict[type[PipeError], Callable[[], PipeError]] = {
     ItemErrors: lambda: ItemErrors({2: ValueError("bad"), 0: KeyError("worse")}),
     BackendHung: lambda: BackendHung("it hangs", "Thread 'fastpipe main#0': ..."),
     ConfigError: lambda: ConfigError(
-        Mistake("must be at least 1", "resize", "max_h"), Mistake("no such file", None, "model", "a.onnx")
+        Mistake("must be at least 1", "resize", "max_h"),
+        Mistake("no such file", None, "model", "a.onnx"),
+        Mistake("must be text", None, "serve", ("inputs", "x", "key")),
+        Mistake("what?", None, "serve", ("x", AT_KEY)),
     ),
     GraphError: lambda: GraphError("node 'resize': next: no node is named 'modle'"),
 }
@@ -74,7 +78,12 @@ def test_what_an_error_knows_besides_its_message_survives() -> None:
         pickle.loads(pickle.dumps(WITH_CONSTRUCTORS[kind]()))
         for kind in (ConfigError, BackendHung, ItemErrors, MissingExtra)
     )
-    assert [(each.node, each.key) for each in config.problems] == [("resize", "max_h"), (None, "model")]
+    assert [(each.node, each.key, each.part) for each in config.problems] == [
+        ("resize", "max_h", None),
+        (None, "model", "a.onnx"),
+        (None, "serve", ("inputs", "x", "key")),
+        (None, "serve", ("x", AT_KEY)),
+    ]
     assert hung.stacks.startswith("Thread")
     assert [type(each) for each in items.errors.values()] == [ValueError, KeyError]
     assert (missing.name, missing.msg) == ("torch", str(missing))

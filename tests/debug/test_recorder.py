@@ -463,6 +463,17 @@ def test_the_thread_of_a_recording_begins_like_those_of_instances(tmp_path: Path
     assert recording._thread.is_over
 
 
+def test_a_recording_is_not_stopped_with_a_timeout_that_makes_no_sense(tmp_path: Path) -> None:
+    """It goes on, and stops as soon as somebody says it in a way that can be understood."""
+    with Pipe(backend="Identity") as pipe:
+        recording = pipe.record(tmp_path)
+        with pytest.raises(TypeError, match="timeout must be a number of seconds, or None for no limit; got '1'"):
+            recording.stop("1")  # type: ignore[arg-type]
+        assert not recording.is_stopped
+        recording.stop(float("inf"))
+        assert recording.is_stopped
+
+
 def test_requests_in_flight_when_recording_stops_are_not_kept(tmp_path: Path) -> None:
     """The pipe goes on, and may be recorded again, to somewhere else."""
     entered, go_on = threading.Event(), threading.Event()

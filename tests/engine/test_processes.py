@@ -201,6 +201,53 @@ assert child(forks_again) == 7
     )
 
 
+def test_a_fork_while_equal_requests_wait_for_one_that_runs() -> None:
+    """The child is refused, at each entry, and has a cache of its own in a pipe of its own; the parent's goes on."""
+    code = """
+started, go = threading.Event(), threading.Event()
+
+class Waits(fastpipe.PerRequest):
+    def run(self, request):
+        started.set()
+        assert go.wait(30)
+        request["result"] = request["data"] * 2
+
+pipe = fastpipe.Pipe(a=dict(backend="Identity", next="b"), b=dict(backend=Waits, cache="1MB"),
+                     proxy=dict(backend="Proxy", proxy="b"))
+equal = [pipe.submit({"data": 4}, entry="a") for _ in range(4)]
+assert started.wait(30)
+
+def in_the_child():
+    for refused in (
+        lambda: pipe({"data": 4}, entry="a"),
+        lambda: pipe({"data": 4}, entry="proxy", eager=True),
+        lambda: next(pipe.stream({"data": 4}, entry="b")),
+        lambda: pipe.swap("b"),
+        lambda: pipe.resize("b", instance_num=2),
+    ):
+        try:
+            refused()
+        except fastpipe.ForkedPipe:
+            continue
+        os._exit(1)
+    go.set()
+    with fastpipe.Pipe(backend=Waits, cache="1MB") as own:
+        assert [own({"data": 4})["result"] for _ in range(3)] == [8, 8, 8]
+        assert own.stats()["nodes"]["main"]["cache"]["hits"] == 2
+    assert pipe.stats()["nodes"]["b"]["cache"]["entries"] == 0
+
+assert child(in_the_child) == 7
+go.set()
+assert [each.result(30)["result"] for each in equal] == [8, 8, 8, 8]
+assert pipe({"data": 4}, entry="proxy")["result"] == 8
+counts = pipe.stats()["nodes"]["b"]["cache"]
+assert (counts["misses"], counts["hits"] + counts["coalesced"], counts["entries"]) == (1, 4, 1), counts
+assert child() == 7
+pipe.close()
+"""
+    assert run(FORK + code) == []
+
+
 def test_a_pipe_that_is_being_built_while_the_process_forks_is_not_freed_in_the_child() -> None:
     """What it has by then is the parent's."""
     assert (

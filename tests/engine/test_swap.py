@@ -456,6 +456,7 @@ GRAPH: dict[str, Any] = {
         ("b.2", {}, r"node 'b\.2': it shares the instances of 'b': change those"),
         ("c", {}, r"node 'c': it is a Jump, which has no instances of its own"),
         ("e", {"proxy": "b"}, r"where its Jumps, MapReduces and Proxies lead stays"),
+        ("a", {1: 2}, r"node 'a': keys are text, got 1"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(node: str, keys: dict[str, Any], message: str) -> None:
@@ -474,6 +475,46 @@ def test_an_unknown_node_is_named_with_its_nearest() -> None:
             pipe.swap("detects")
         with pytest.raises(TypeError, match=r"resize\(\) needs instance_num, max, or both"):
             pipe.resize("detect")
+
+
+@pytest.mark.parametrize(
+    ("timeout", "kind", "message"),
+    [
+        (-1, ValueError, "timeout must be at least 0 seconds, or None for no limit; got -1"),
+        (float("-inf"), ValueError, "timeout must be at least 0 seconds, or None for no limit; got -inf"),
+        (float("nan"), ValueError, "timeout must be a number of seconds, or None for no limit; got nan"),
+        (True, TypeError, "timeout must be a number of seconds, or None for no limit; got True"),
+        ("1", TypeError, "timeout must be a number of seconds, or None for no limit; got '1'"),
+    ],
+)
+def test_a_timeout_that_makes_no_sense_is_refused_before_anything_changes(
+    timeout: Any, kind: type[Exception], message: str
+) -> None:
+    """By swap and resize, which do wait for no time at all, or for as long as nobody lives."""
+    with Pipe(a={"backend": "Identity", "instance_num": 2}) as pipe:
+        for change in (lambda: pipe.swap("a", timeout=timeout), lambda: pipe.resize("a", max=2, timeout=timeout)):
+            with pytest.raises(kind) as raised:
+                change()
+            assert str(raised.value) == message
+        assert pipe.stats()["nodes"]["a"]["instances"]["switches"] == 0
+        pipe.swap("a", timeout=1e300)
+        pipe.resize("a", instance_num=1, timeout=float("inf"))
+        assert pipe.stats()["nodes"]["a"]["instances"]["switches"] == 2
+
+
+@pytest.mark.parametrize("node", [None, 3, ["a"], {}])
+def test_what_is_no_name_is_an_unknown_node(node: Any) -> None:
+    with Pipe(a={"backend": "Identity"}) as pipe:
+        with pytest.raises(UnknownNode) as raised:
+            pipe.swap(node)
+        assert str(raised.value) == f"no node is named {node!r}; they are ['a']"
+
+
+@pytest.mark.parametrize("keys", [[], [("max", 2)], 5, "max"])
+def test_keys_that_are_no_mapping_are_refused(keys: Any) -> None:
+    with Pipe(a={"backend": "Identity"}) as pipe, pytest.raises(TypeError) as raised:
+        pipe.swap("a", keys)
+    assert str(raised.value) == f"keys must be a mapping of keys of the node to values, got {keys!r}"
 
 
 def test_an_object_is_not_in_an_old_and_a_new_instance(world: World) -> None:

@@ -1,10 +1,13 @@
-"""What a swap does to a node's cache, and to answers in parts."""
+"""What a swap does to a node's cache, to answers in parts, and to what runs a node from elsewhere."""
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import WAIT_S, until
@@ -110,3 +113,119 @@ def test_a_node_that_answers_in_parts_may_be_swapped_for_one_that_does_not(go: t
         request = {"data": 1}
         assert list(pipe.stream(request)) == []
         assert request["result"] == 2  # type: ignore[comparison-overlap]
+
+
+# ---- run from elsewhere ------------------------------------------------------------------------------------------
+
+
+class Closable(Backend):
+    """Gives ten times the data; version 1 holds what is asked to wait. Not to be used once it is closed."""
+
+    keeps_input = True
+
+    def __init__(self, *, inside: threading.Event, go: threading.Event, version: int = 1) -> None:
+        self.inside, self.go, self.version = inside, go, version
+        self.is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            if request["data"] == "hold":
+                self.inside.set()
+                assert self.go.wait(WAIT_S)
+                request["data"] = self.version
+            assert self.is_open
+            request["result"] = request["data"] * 10
+
+
+class ClosableBound(Closable):
+    keeps_input = True
+    thread_bound = True
+
+
+def _debugged(pipe: Pipe, request: Request) -> Request:
+    with pipe.debug(request, entry="a") as debugger:
+        debugger.run()
+    return request
+
+
+WAYS: dict[str, Any] = {
+    "call": lambda pipe, request: pipe(request, entry="a"),
+    "eager": lambda pipe, request: pipe(request, entry="a", eager=True),
+    "debugger": _debugged,
+    "map": lambda pipe, request: {"result": pipe({"data": [request["data"]]}, entry="each")["result"][0]},
+    "step": lambda pipe, request: {"result": pipe({"data": [request["data"]]}, entry="deep")["result"][0]},
+    "proxy": lambda pipe, request: pipe(request, entry="proxy"),
+}
+
+
+def _pipe(backend: Any, inside: threading.Event, go: threading.Event, **keys: Any) -> Pipe:
+    return Pipe(
+        a={"backend": "Identity", "next": "node"},
+        node={"backend": backend, "inside": inside, "go": go, **keys},
+        each={"backend": "MapReduce", "jump": "a"},
+        deep={"backend": "S[Identity,MapReduce]", "jump": "a", "instance_num": 2},
+        proxy={"backend": "Proxy", "proxy": "node"},
+    )
+
+
+@pytest.mark.parametrize("keys", [{}, {"cache": "1MB"}, {"max": 4, "batching_timeout": 1}], ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_what_runs_in_an_old_instance_ends_there(
+    way: str, keys: dict[str, Any], go: threading.Event, tmp_path: Path
+) -> None:
+    """However it came there, also while it is watched: the old instance is closed after that, and no request waits."""
+    inside = threading.Event()
+    with (
+        _pipe(Closable, inside, go, **keys) as pipe,
+        ThreadPoolExecutor(2) as executor,
+        pipe.timeline(tmp_path / "run"),
+    ):
+        held = executor.submit(WAYS[way], pipe, {"data": "hold"})
+        assert inside.wait(WAIT_S)
+        swapping = executor.submit(pipe.swap, "node", version=2)
+        until(lambda: pipe.stats()["nodes"]["node"]["instances"]["switches"] == 1)
+        assert WAYS[way](pipe, {"data": 3})["result"] == 30
+        assert not swapping.done()
+        go.set()
+        assert held.result(WAIT_S)["result"] == 10
+        swapping.result(WAIT_S)
+        assert WAYS[way](pipe, {"data": "hold"})["result"] == 20
+
+
+@pytest.mark.parametrize("backend", [Closable, ClosableBound])
+@pytest.mark.parametrize("keys", [{}, {"max": 4, "batching_timeout": 1, "cache": 3000}, {"max_queue": 8}], ids=str)
+def test_parts_under_swaps(backend: type[Backend], keys: dict[str, Any], go: threading.Event) -> None:
+    """Callers of MapReduces, of all ways to call, while their node is swapped and resized: each has its own answers."""
+    wrong: list[Any] = []
+    is_over = threading.Event()
+
+    def calls(number: int) -> None:
+        draws = random.Random(number)
+        while not is_over.is_set():
+            data = [draws.randrange(50) for _ in range(draws.randrange(9))]
+            entry = draws.choice(["each", "deep"])
+            if number % 3 == 0:
+                result = pipe.submit({"data": data}, entry=entry).result(WAIT_S)["result"]
+            else:
+                result = pipe({"data": data}, entry=entry, eager=number % 3 == 1)["result"]
+            if result != [each * 10 for each in data]:
+                wrong.append((data, result))
+
+    with _pipe(backend, threading.Event(), go, instance_num=2, **keys) as pipe:
+        with ThreadPoolExecutor(3) as executor:
+            callers = [executor.submit(calls, number) for number in range(3)]
+            try:
+                for turn in range(12):
+                    pipe.swap("node", version=turn + 2, timeout=WAIT_S)
+                    pipe.resize("node", instance_num=1 + turn % 3, max=1 + turn % 4, timeout=WAIT_S)
+                    pipe.swap("deep", timeout=WAIT_S)
+            finally:
+                is_over.set()
+            for caller in callers:
+                caller.result(WAIT_S)
+        requests = pipe.stats()["requests"]
+    assert wrong == []
+    assert requests["accepted"] == requests["done"] > 0

@@ -22,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,21 @@ def _stop_failing() -> None:
 
 def is_right(request: Request, data: Any) -> bool:
     return request.get("result") == data * 2
+
+
+@contextmanager
+def but_for_what_cpython_loses() -> Iterator[None]:
+    """Take CPython's SystemError for the MemoryError that it should have been.
+
+    Where there is no memory for the frame object of a caller, as a frame is left by an exception, CPython 3.11 to 3.13
+    lets go of both exceptions: ``findings/cpython-exception-without-memory.sh`` shows it without fastpipe.
+    """
+    try:
+        yield
+    except SystemError as error:
+        if error.args != ("error return without exception set",):
+            raise
+        raise MemoryError from error
 
 
 def check(pipe: Pipe, data: int = 7) -> None:
@@ -493,8 +508,8 @@ def stream_in_company() -> None:
     pipe = Pipe(backend=Counts, max=3, batching_timeout=1)
     list(pipe.stream({"data": 1}))
     read: list[list[int]] = [[], [], []]
-    # SystemError: at one point next() of the generator returns without an exception, and it is not known why.
-    with suppress(MemoryError, SystemError, fastpipe.WorkerDied), Failing():
+    # The StopIteration of a generator is on its way at one point of each stream.
+    with suppress(MemoryError, fastpipe.WorkerDied), but_for_what_cpython_loses(), Failing():
         started = [pipe.stream({"data": 40}, buffer=2) for _ in read]
         for chunks, own in zip(started, read, strict=True):
             own.extend(chunks)

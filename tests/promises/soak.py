@@ -4,11 +4,12 @@
         [--plant memory|thread|file]
 
 In rounds: clients that call a graph of five nodes in every way, with faults, time limits, cancels and full queues
-(promise_load.py); queues that reject or shed; processes that send images, whole and damaged, over loopback and die in
-the middle; threads into which an exception is raised; pipes that are built, fail to be built, are closed from anywhere
-or dropped. After each round the ledger must be exact; then, with nobody in flight, it is counted what the process
-holds. That is judged from the middle of the run on: before, caches fill. ``--plant`` leaks something in every round,
-which must be found. The exit status is 0 if every request has its one outcome and nothing grows.
+(promise_load.py); queues that reject or shed; equal requests at a cache that is too small; processes that send
+images, whole and damaged, over loopback and die in the middle; threads into which an exception is raised; pipes that
+are built, fail to be built, are closed from anywhere or dropped. After each round the ledger must be exact; then,
+with nobody in flight, it is counted what the process holds. That is judged from the middle of the run on: before,
+caches fill. ``--plant`` leaks something in every round, which must be found. The exit status is 0 if every request
+has its one outcome and nothing grows.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from ledger import CANCELLED, DONE, ERROR, REFUSED, UNCLEAR, Ledger
 from promise_load import Client, five_nodes
 
 import fastpipe
-from fastpipe import Backend, ConfigError, Pipe, PipeClosed, QueueFull, Request, RequestTimeout
+from fastpipe import Backend, ConfigError, ItemErrors, Pipe, PipeClosed, QueueFull, Request, RequestTimeout
 
 MOST_REQUESTS_A_ROUND = 1 << 20
 ROUND_ENDS_WITHIN_S = 120.0
@@ -222,6 +223,55 @@ def swap(pipes: Sequence[Pipe], dice: random.Random) -> None:
     pipe.resize("main", instance_num=dice.randint(1, 4))
     pipe.resize("main", instance_num=2)
     time.sleep(dice.uniform(0, 0.05))
+
+
+class Named(Echo):
+    """Answers with the data and who was run for it; fails for one of ten contents."""
+
+    def forward(self, batch: list[Request]) -> None:
+        time.sleep(0.0005)
+        failed = {}
+        for index, request in enumerate(batch):
+            if request["data"][0] % 10 == 9:
+                failed[index] = Failing(request["data"])
+            else:
+                request["result"] = request["data"]
+        if failed:
+            raise ItemErrors(failed)
+
+
+class Failing(Exception):
+    """What some contents are answered with."""
+
+
+def ask_alike(pipe: Pipe, ledger: Ledger, dice: random.Random) -> None:
+    """Submit requests of which many are equal, to a node that keeps answers; cancel some, and empty the cache."""
+    futures = []
+    for _ in range(dice.randrange(1, 40)):
+        number = ledger.accept()
+        terms = {"timeout": dice.random() * 0.01 + 1e-6} if dice.random() < 0.2 else {}
+        content = (dice.randrange(30), "x" * dice.randrange(3) * 400)  # more than there is room for
+        futures.append((number, content, pipe.submit({"data": content, "number": number}, **terms)))
+    for _, _, future in futures:
+        if dice.random() < 0.2:
+            future.cancel()
+    if dice.random() < 0.1:
+        pipe.clear_cache()
+    for number, content, future in futures:
+        try:
+            error = future.exception(ROUND_ENDS_WITHIN_S)
+        except concurrent.futures.CancelledError:
+            ledger.end(number, CANCELLED)
+            continue
+        if error is None and (future.result()["result"], future.result()["number"]) != (content, number):
+            ledger.mistake(f"request {number}, {content[0]}, was answered with {future.result()}")
+        if isinstance(error, Failing) and (content[0] % 10 != 9 or error.args != (content,)):
+            ledger.mistake(f"request {number}, {content[0]}, has the error of another: {error!r}")
+        if not isinstance(error, None | Failing | RequestTimeout):
+            ledger.mistake(f"request {number} got {error!r}")
+        ledger.end(
+            number, DONE if error is None else ERROR, "timeout" if isinstance(error, RequestTimeout) else "error"
+        )
 
 
 def build_and_end(ledger: Ledger, dice: random.Random) -> None:
@@ -434,7 +484,8 @@ class Soak:
         self.rejects = Pipe(backend=Echo, slow_s=0.0005, max_queue=4, when_full="reject")
         self.sheds = Pipe(backend=Echo, slow_s=0.0005, max_queue=4, when_full="shed_oldest", instance_num=2)
         self.left = Pipe(backend=Echo, instance_num=2, request_timeout=30)
-        self.pipes = [self.five, self.rejects, self.sheds, self.left]
+        self.keeps = Pipe(backend=Named, cache=20_000, cache_key="data", cache_ttl=0.2, instance_num=2, max=4)
+        self.pipes = [self.five, self.rejects, self.sheds, self.left, self.keeps]
         self.server: Server | None = None
         try:
             import cv2  # noqa: F401
@@ -450,7 +501,7 @@ class Soak:
     def round(self, seconds: float) -> None:
         """Let everybody do his worst for so long; then check that every request has its one outcome."""
         end = time.monotonic() + seconds
-        kinds = ["five", "reject", "shed", "left", "built", *(["images"] if self.server else [])]
+        kinds = ["five", "reject", "shed", "left", "alike", "built", *(["images"] if self.server else [])]
         ledgers = {kind: Ledger(MOST_REQUESTS_A_ROUND) for kind in kinds}
         before = [pipe.stats() for pipe in self.pipes]
         self.switch.now = ledgers["five"]
@@ -461,7 +512,8 @@ class Soak:
             lambda dice: flood(self.sheds, ledgers["shed"], dice),
             lambda dice: leave(self.left, ledgers["left"], dice),
             lambda dice: build_and_end(ledgers["built"], dice),
-            lambda dice: swap((self.sheds, self.left), dice),
+            lambda dice: ask_alike(self.keeps, ledgers["alike"], dice),
+            lambda dice: swap((self.sheds, self.left, self.keeps), dice),
         ]
         if self.server is not None:
             self.server.ledger = ledgers["images"]
@@ -497,8 +549,8 @@ class Soak:
         for kind, ledger in ledgers.items():
             try:
                 counts = ledger.check()
-                if kind in ("five", "reject", "shed", "images"):
-                    index = {"five": 0, "reject": 1, "shed": 2, "images": 4}[kind]
+                index = {"five": 0, "reject": 1, "shed": 2, "alike": 4, "images": 5}.get(kind)
+                if index is not None:
                     ledger.check(self.pipes[index].stats(since=before[index]))
             except AssertionError as error:
                 self.problems.append(f"{kind}: {error}")

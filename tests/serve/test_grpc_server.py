@@ -199,6 +199,16 @@ def test_a_unix_socket_is_served(echoing: Any, tmp_path: Path) -> None:
     assert client.infer("m", element(b"x")).as_numpy("result").tolist() == [b"x"]
 
 
+def test_a_unix_socket_is_taken_from_nobody(echoing: Any, tmp_path: Path) -> None:
+    """gRPC itself would: it removes whatever socket lies there. At the end the path is free."""
+    made, client = echoing(address=f"unix:{tmp_path}/s")
+    with pytest.raises(PipeError, match=f"cannot listen at unix:{tmp_path}/s: another server has it"):
+        echoing(address=f"unix:{tmp_path}/s")
+    assert client.infer("m", element(b"x")).as_numpy("result").tolist() == [b"x"]
+    made.run(made.server.stop(0))
+    assert not list(tmp_path.iterdir())
+
+
 # ---- health ----------------------------------------------------------------------------------------------------------
 
 

@@ -284,6 +284,64 @@ def test_a_slow_reader_holds_up_the_backend(models: Any) -> None:
         until(lambda: pipes["parts"].left == 1)
 
 
+LARGE = b"x" * (1 << 20)
+"""More of these than a few fill all windows of flow control."""
+
+
+@pytest.mark.parametrize("model", ["echo", "parts"])
+def test_a_client_that_reads_nothing_loses_its_stream(model: str) -> None:
+    """After some time; meanwhile it costs no more than the limit says, and others are served. Its requests end."""
+    parts, most_bytes = Parts(), 10 << 20
+    parts.width = 100_000
+    with (
+        Pipe({"echo": {"backend": Echo}}) as echo,
+        Pipe({"parts": {"backend": parts}}) as streaming,
+        served({"echo": echo, "parts": streaming}, buffered_bytes=most_bytes, write_s=0.4) as made,
+        Stream(made) as silent,
+        Stream(made) as other,
+    ):
+        for number in range(40):
+            silent.ask(model, LARGE if model == "echo" else 10**9, str(number))
+        for _ in range(3):
+            other.ask("echo", b"x")
+            assert other.answers(1)[0].infer_response.raw_output_contents[0][4:] == b"x"
+            assert made.service.budget.used_bytes <= most_bytes
+        until(lambda: made.service.budget.used_bytes == 0)
+        until(lambda: echo.stats()["requests"]["in_flight"] + streaming.stats()["requests"]["in_flight"] == 0)
+        with pytest.raises(grpc.RpcError) as caught:
+            silent.end()
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert caught.value.details() == "nothing of an answer was taken for 0.4 s"
+
+
+class Large(Backend):
+    """Answers everything with a megabyte."""
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            request["result"] = LARGE
+
+
+def test_answers_that_wait_are_counted() -> None:
+    """Small requests may have large answers; one for which there is no room fails, in words, and the stream goes on."""
+    with (
+        Pipe({"large": {"backend": Large}}) as pipe,
+        served({"large": pipe}, buffered_bytes=5 << 20) as made,
+        Stream(made) as stream,
+    ):
+        for number in range(40):
+            stream.ask("large", b"x", str(number))
+        until(lambda: pipe.stats()["requests"]["done"] == 40)
+        answers = stream.end()
+        until(lambda: made.service.budget.used_bytes == 0)
+    assert ids(answers) == [str(number) for number in range(40)]
+    good = [each for each in answers if not each.error_message]
+    assert 4 <= len(good) < 40
+    assert all(len(each.infer_response.raw_output_contents[0]) == 4 + len(LARGE) for each in good)
+    failed = {each.error_message for each in answers if each.error_message}
+    assert failed == {"the server holds as many bytes of requests as it may"}
+
+
 def test_tritonclients_stream(models: Any) -> None:
     """Its own reading of answers, of failures, and of parts."""
     client_of = pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed here")

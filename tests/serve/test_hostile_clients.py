@@ -36,8 +36,10 @@ def request(body: bytes = GOOD, *headers: bytes, length: int | None = None, in_p
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     """A server with small limits."""
-    settings = Settings(limits=Limits(body_bytes=1 << 20, json_bytes=1 << 18, buffered_bytes=4 << 20, body_s=0.3))
-    bounds = Bounds(connections=50, head_bytes=8192, head_s=0.3, idle_s=0.5, write_s=0.5, pipelined=16, look_s=0.1)
+    settings = Settings(
+        limits=Limits(body_bytes=1 << 20, json_bytes=1 << 18, buffered_bytes=4 << 20, body_s=0.3, write_s=0.5)
+    )
+    bounds = Bounds(connections=50, head_bytes=8192, head_s=0.3, idle_s=0.5, pipelined=16, look_s=0.1)
     with serving({"m": lambda: Pipe(backend="Identity", max=8)}, Plan(settings=settings, bounds=bounds)) as own:
         yield own
 

@@ -211,24 +211,51 @@ def test_a_pipe_that_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ({"max_batch_size": -1}, "max_batch_size is from 0 to"),
-        ({"input": {}}, "a table of max_batch_size, inputs and outputs, got 'input'; did you mean 'inputs'"),
-        ({"inputs": {}}, "inputs is a table of tensors by their names"),
-        ({"inputs": {"x": {"datatype": "float", "shape": []}}}, "inputs.x.datatype is one of BOOL"),
-        ({"inputs": {"x": {"datatype": "FP32"}}}, "inputs.x.shape has a size for each axis"),
-        ({"inputs": {"x": {"datatype": "FP32", "shape": [-2]}}}, "inputs.x.shape has a size for each axis"),
-        ({"outputs": {"x": {"datatype": "FP32", "shape": [], "text": True}}}, "outputs.x.text is true or false"),
+        (3, "serve: must be a table of max_batch_size, inputs and outputs, got 3"),
+        ({"max_batch_size": True}, r"serve\.max_batch_size: must be a whole number from 0 to 1048576, got True"),
+        ({"input": {}}, r"serve: 'input' is none of max_batch_size, inputs, outputs; did you mean 'inputs'\?"),
+        ({1: {}}, "serve: keys are text, got 1"),
+        ({"inputs": {}}, r"serve\.inputs: must be a table of tensors by their names, got {}"),
+        ({"inputs": {"": {}}}, r"serve\.inputs: names of tensors are text, got ''"),
+        ({"inputs": {"x": 3}}, r"serve\.inputs\.x: must be a table of datatype, shape, .*, got 3"),
+        ({"inputs": {"x": {"shape": []}}}, r"serve\.inputs\.x: it has no datatype"),
+        ({"inputs": {"x": {"datatype": "float", "shape": []}}}, r"serve\.inputs\.x\.datatype: must be one of BOOL"),
+        ({"inputs": {"x": {"datatype": "FP32"}}}, r"serve\.inputs\.x: it has no shape"),
+        ({"inputs": {"x": {"datatype": "FP32", "shape": [-2]}}}, r"serve\.inputs\.x\.shape: must be a list: the size"),
+        ({"outputs": {"x": {"datatype": "FP32", "shape": [], "text": True}}}, r"serve\.outputs\.x\.text: must be true"),
         (
             {"outputs": {"x": {"datatype": "FP32", "shape": [], "keys": "a"}}},
-            "outputs.x has datatype, .*got 'keys'; did you mean 'key'",
+            r"serve\.outputs\.x: 'keys' is none of datatype, .*; did you mean 'key'\?",
         ),
-        ({"outputs": {"x": {"datatype": "FP32", "shape": [], "labels": [1]}}}, "outputs.x.labels is a list of names"),
+        ({"outputs": {"x": {"datatype": "FP32", "shape": [], "key": ""}}}, r"serve\.outputs\.x\.key: must be a key of"),
+        ({"outputs": {"x": {"datatype": "FP32", "shape": [], "labels": [1]}}}, r"x\.labels: must be a list of names"),
+        (
+            {"inputs": {n: {"datatype": "FP32", "shape": [], "key": "k"} for n in "xy"}},
+            r"serve\.inputs\.y\.key: 'k' is the key of 'x' already: one would overwrite the other",
+        ),
     ],
 )
-def test_mistakes_in_the_table(table: dict[str, Any], says: str) -> None:
+def test_mistakes_in_the_table(table: Any, says: str) -> None:
     """They are found with all others of the configuration, before anything is built."""
-    with pytest.raises(ConfigError, match=f"configuration: serve: must be .*{says}"):
+    with pytest.raises(ConfigError, match=f"^configuration: {says if says[:5] == 'serve' else f'.*{says}'}") as raised:
         Pipe({"a": {"backend": "Identity"}, "serve": table})
+    assert len(raised.value.problems) == 1
+
+
+def test_all_mistakes_in_the_table_at_once() -> None:
+    """With those of nodes; each knows which keys lead to it."""
+    table = {"inputs": {"x": {"datatype": "FP", "shape": 3, "kei": 1}, "y": 3}, "outputs": {}, "max_batch_size": -1}
+    with pytest.raises(ConfigError) as raised:
+        Pipe({"a": {"backend": "Identity", "max": 0}, "serve": table})
+    assert [each.part for each in raised.value.problems if each.key == "serve"] == [
+        ("max_batch_size",),
+        ("inputs", "x", "kei", 0),
+        ("inputs", "x", "datatype"),
+        ("inputs", "x", "shape"),
+        ("inputs", "y"),
+        ("outputs",),
+    ]
+    assert [each.node for each in raised.value.problems if each.key != "serve"] == ["a"]
 
 
 def test_a_node_may_be_called_serve() -> None:

@@ -22,13 +22,15 @@ from fastpipe.serve.http import Service, Settings
 from fastpipe.serve.repository import Repository
 from fastpipe.serve.signature import Signature
 
+LIMITS = ("body_bytes", "json_bytes", "buffered_bytes", "write_s")
+
 
 class Served:
     """What a test has of a running server."""
 
     def __init__(self, models: Mapping[str, Any], signatures: Mapping[str, Signature], **options: Any) -> None:
         control = options.pop("control", False)
-        limits = {name: options.pop(name) for name in ("body_bytes", "json_bytes", "buffered_bytes") if name in options}
+        limits = {name: options.pop(name) for name in LIMITS if name in options}
         settings = {name: options.pop(name) for name in ("token", "hide_errors") if name in options}
         self.repository = Repository(models, signatures=signatures, control=control)
         self.service = Service(self.repository, Settings(limits=Limits(**limits), **settings))

@@ -10,8 +10,9 @@ from typing import Any
 
 from helpers import WAIT_S
 
+from fastpipe.serve.addresses import bind
 from fastpipe.serve.repository import Repository
-from fastpipe.serve.server import Plan, Server, bind, serve
+from fastpipe.serve.server import Plan, Server, serve
 
 
 @dataclass
