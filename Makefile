@@ -49,7 +49,7 @@ test: $(VENV)/dev-installed
 lint: $(VENV)/dev-installed
 	@$(TOOLS)/ruff check .
 	@$(TOOLS)/ruff format --check .
-	@PATH="$(TOOLS):$$PATH" cython-lint fastpipe  # it calls pycodestyle by name
+	@PATH="$(TOOLS):$$PATH" cython-lint fastpipe kernels  # it calls pycodestyle by name
 	@$(TOOLS)/codespell
 
 check: lint test  # the types are checked by tests/house/test_typing.py

@@ -1,4 +1,4 @@
-"""Build fastpipe: one extension module, and two folders of the repository's root installed inside the package.
+"""Build fastpipe: two extension modules, and two folders of the repository's root installed inside the package.
 
 Everything that is not code to run lives in ``pyproject.toml``. The top of this file needs nothing but Python, so that
 the Makefile can ask :func:`missing_on_this_machine` before anything is installed.
@@ -119,14 +119,25 @@ def main() -> None:
         extra_compile_args=["-std=c++17", *flags, *hardening],
         extra_link_args=[*sanitize, *hardened_links],
     )
+    launches = Extension(
+        "fastpipe.kernels._launches",
+        ["kernels/_launches.pyx"],
+        depends=["setup.py", mode_file()],
+        extra_compile_args=[*flags, *hardening],
+        extra_link_args=[*sanitize, *hardened_links],
+    )
     rooms = [f"fastpipe.backends.{package}" for package in find_packages("backends")]
     setup(
         packages=[*find_packages(include=["fastpipe", "fastpipe.*"]), "fastpipe.kernels", "fastpipe.backends", *rooms],
         package_dir={"fastpipe.kernels": "kernels", "fastpipe.backends": "backends"},
-        package_data={"fastpipe": ["py.typed", "*.pyi"], "fastpipe.kernels": ["*.cu"], "fastpipe.observe": ["*.html"]},
+        package_data={
+            "fastpipe": ["py.typed", "*.pyi"],
+            "fastpipe.kernels": ["*.cu", "*.pyi"],
+            "fastpipe.observe": ["*.html"],
+        },
         exclude_package_data={"": ["*.pyx", "*.pxd", "*.pxi", "*.hpp"]},
         ext_modules=cythonize(
-            [core],
+            [core, launches],
             build_dir=str(BUILD / ("cython-debug" if DEBUG else "cython")),
             compiler_directives=COMPILER_DIRECTIVES,
         ),

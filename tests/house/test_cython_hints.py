@@ -13,17 +13,23 @@ import pytest
 from helpers import once
 
 
-@pytest.fixture(scope="module")
-def compiled(repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The engine in C++, and what Cython said about it."""
+def compiled_by_cython(source: str, output: Path, repository_root: Path, *more: str) -> str:
+    """Compile a source as setup.py does; return what Cython said about it."""
     pytest.importorskip("Cython", reason="Cython is not installed here")
     directives = runpy.run_path(str(repository_root / "setup.py"))["COMPILER_DIRECTIVES"]
     options = [option for item in directives.items() for option in ("-X", "{}={}".format(*item))]
-    output = tmp_path_factory.mktemp("engine") / "_core.cpp"
-    command = [sys.executable, "-m", "cython", "--cplus", *options, "-o", str(output), "fastpipe/_core.pyx"]
+    command = [sys.executable, "-m", "cython", *more, *options, "-o", str(output), source]
     ran = subprocess.run(command, cwd=repository_root, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    return output.read_text(), ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
+
+
+@pytest.fixture(scope="module")
+def compiled(repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The engine in C++, and what Cython said about it."""
+    output = tmp_path_factory.mktemp("engine") / "_core.cpp"
+    said = compiled_by_cython("fastpipe/_core.pyx", output, repository_root, "--cplus")
+    return output.read_text(), said
 
 
 @once
@@ -32,6 +38,13 @@ def test_cython_has_nothing_to_say_about_the_engine(compiled: tuple[str, str]) -
     _, said = compiled
     remarks = [line for line in said.splitlines() if "performance hint" in line or "warning" in line]
     assert not remarks, "\n".join(remarks)
+
+
+@once
+def test_cython_has_nothing_to_say_about_the_launches(repository_root: Path, tmp_path: Path) -> None:
+    """The same for what the kernels have in C."""
+    said = compiled_by_cython("kernels/_launches.pyx", tmp_path / "_launches.c", repository_root)
+    assert not [line for line in said.splitlines() if "performance hint" in line or "warning" in line], said
 
 
 @once
