@@ -131,6 +131,13 @@ def main() -> None:
         extra_compile_args=["-std=c++17", *flags, *hardening, "-ffp-contract=off", *for_loops],
         extra_link_args=[*sanitize, *hardened_links],
     )
+    launches = Extension(
+        "fastpipe.kernels._launches",
+        ["kernels/_launches.pyx"],
+        depends=["setup.py", mode_file()],
+        extra_compile_args=[*flags, *hardening],
+        extra_link_args=[*sanitize, *hardened_links],
+    )
     rooms = [f"fastpipe.backends.{package}" for package in find_packages("backends")]
     setup(
         packages=[*find_packages(include=["fastpipe", "fastpipe.*"]), "fastpipe.kernels", "fastpipe.backends", *rooms],
@@ -143,7 +150,7 @@ def main() -> None:
         },
         exclude_package_data={"": ["*.pyx", "*.pxd", "*.pxi", "*.hpp"]},
         ext_modules=cythonize(
-            [core, loops],
+            [core, loops, launches],
             build_dir=str(BUILD / ("cython-debug" if DEBUG else "cython")),
             compiler_directives=COMPILER_DIRECTIVES,
         ),

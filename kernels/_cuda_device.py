@@ -1,9 +1,9 @@
 """One GPU, as ``fastpipe.kernels.cuda`` uses it: compiled kernels, memory for tables, and launches.
 
-CuPy compiles (NVRTC, kept on disk in CuPy's folder) and allocates. Launches go to the driver directly, by ctypes, with
-arguments that lie ready; so a call gives up the GIL once, which beside a busy thread costs 5 ms to get back, or three
-times if there is a table to copy. Launching without giving it up was tried: while another thread frees memory, which
-waits for the device, a launch waits too, and all of Python with it.
+CuPy compiles (NVRTC, kept on disk in CuPy's folder) and allocates. Launches go to the driver directly, with arguments
+that lie ready; so a call gives up the GIL once, which beside a busy thread costs 5 ms to get back. Launching without
+giving it up was tried: while another thread frees memory, which waits for the device, a launch waits too, and all of
+Python with it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ import numpy as np
 
 from fastpipe.errors import MissingExtra
 
+from ._launches import Driver
+
 __all__ = ["OUTPUTS", "Device", "Slot", "device"]
 
 OUTPUTS = ("float32", "float16", "bfloat16")
 """What a result is made of; the place in this list is OUTPUT in the sources."""
 
 SOURCES = Path(__file__).resolve().parent
+# What a source needs in front of it, beside pixels.cu.
+PARTS = {"resize_opencv": ("rows",), "resize_pillow": ("rows", "windows", "products")}
 # Contraction would change the last bit of what has to be equal to a CPU's; the sources say fma where they mean it.
 OPTIONS = ("-std=c++14", "-fmad=false")
 
-# Three blocks of resize_pillow share a multiprocessor of 227 KiB, of which each block takes 1 KiB for itself.
+# Three blocks share a multiprocessor of 227 KiB at least, of which each block takes 1 KiB for itself.
 LARGEST_SHARED_BYTES = 74 * 1024
 
 CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
@@ -77,15 +81,15 @@ class Device:
         if not 0 <= number < count:
             raise RuntimeError(f"there is no GPU {number}; CUDA sees {count}")
         self.driver: Any = ctypes.CDLL("libcuda.so.1")
-        self._instant_driver: Any = ctypes.PyDLL("libcuda.so.1")  # with the GIL; for what reads a variable
         _declare(self.driver)
-        _declare(self._instant_driver)
         with cupy.cuda.Device(number):
             cupy.cuda.runtime.free(0)  # makes the context that CuPy and torch share
             context = ctypes.c_void_p()
             _check(self.driver.cuCtxGetCurrent(ctypes.byref(context)))
             properties = cupy.cuda.runtime.getDeviceProperties(number)
-        self._context: int | None = context.value
+        addresses = [ctypes.cast(getattr(self.driver, name), ctypes.c_void_p).value or 0 for name in Driver.NAMES]
+        # From compute capability 9.0 on a launch can begin before the one before has ended; pixels.cu has how.
+        self._launches = Driver(addresses, context.value or 0, int(properties["major"]) >= 9)
         self.multiprocessors: int = properties["multiProcessorCount"]
         self.shared_bytes = min(int(properties["sharedMemPerBlockOptin"]), LARGEST_SHARED_BYTES)
         self._modules: dict[tuple[str, int], Any] = {}
@@ -101,7 +105,7 @@ class Device:
                 kernel = module.get_function(name)
                 found = kernel.kernel.ptr
                 attribute = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                if name == "resize_pillow":
+                if name.startswith("resize"):
                     _check(self.driver.cuFuncSetAttribute(found, attribute, self.shared_bytes))
             self._modules[name, output] = (module, kernel)
             self._functions[name, output] = found
@@ -114,10 +118,10 @@ class Device:
     def launch(
         self,
         function: int,
-        grid: tuple[int, int],
+        grid: tuple[int, int, int],
         block: tuple[int, int],
         shared_bytes: int,
-        arguments: Any,
+        batch: int,
         stream: int,
         slot: Slot | None,
         table_bytes: int,
@@ -129,30 +133,18 @@ class Device:
             grid: blocks.
             block: threads.
             shared_bytes: of each block.
-            arguments: a ctypes array of pointers to the kernel's arguments; read before this returns.
+            batch: the address of the kernel's argument; read before this returns.
             stream: its handle; 0 is the legacy default stream.
             slot: where the table is.
             table_bytes: how much of it is to be copied.
 
         Raises:
-            RuntimeError: if the driver refuses; the message has the driver's name for why.
+            CudaError: if the driver refuses; the message has the driver's name for why.
         """
-        driver = self.driver
-        current = ctypes.c_void_p()  # not one for all: other threads ask, too
-        _check(self._instant_driver.cuCtxGetCurrent(ctypes.byref(current)))
-        is_pushed = current.value != self._context
-        if is_pushed:
-            _check(driver.cuCtxPushCurrent_v2(self._context))
-        try:
-            if slot is not None:
-                _check(driver.cuMemcpyHtoDAsync_v2(slot.device_address, slot.host_address, table_bytes, stream))
-            _check(driver.cuLaunchKernel(function, *grid, 1, *block, 1, shared_bytes, stream, arguments, None))
-            if slot is not None:
-                _check(driver.cuEventRecord(slot.event, stream))
-                slot.is_queued = True
-        finally:
-            if is_pushed:
-                _check(driver.cuCtxPopCurrent_v2(ctypes.byref(current)))
+        to, host, event = (0, 0, 0) if slot is None else (slot.device_address, slot.host_address, slot.event)
+        _check(self._launches.launch(function, grid, block, shared_bytes, batch, stream, to, host, table_bytes, event))
+        if slot is not None:
+            slot.is_queued = True
 
 
 @functools.cache
@@ -164,7 +156,8 @@ def device(number: int) -> Device:
 @functools.cache
 def source_of(name: str) -> str:
     """Return the CUDA source of a kernel."""
-    return (SOURCES / "pixels.cu").read_text() + (SOURCES / f"{name}.cu").read_text()
+    parts = ("pixels", *PARTS.get(name, ()), name)
+    return "".join((SOURCES / f"{part}.cu").read_text() for part in parts)
 
 
 def _cupy() -> Any:
@@ -177,16 +170,11 @@ def _cupy() -> Any:
 
 def _declare(library: Any) -> None:
     """Say what the driver's functions take, so that ctypes makes 64-bit addresses of Python's integers."""
-    pointer, size, unsigned, handle = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_uint64
+    pointer = ctypes.c_void_p
     signatures: dict[str, list[Callable[..., Any]]] = {
         "cuCtxGetCurrent": [pointer],
-        "cuCtxPushCurrent_v2": [pointer],
-        "cuCtxPopCurrent_v2": [pointer],
         "cuEventSynchronize": [pointer],
-        "cuEventRecord": [pointer, pointer],
         "cuFuncSetAttribute": [pointer, ctypes.c_int, ctypes.c_int],
-        "cuMemcpyHtoDAsync_v2": [handle, pointer, size, pointer],
-        "cuLaunchKernel": [pointer, *[unsigned] * 7, pointer, pointer, pointer],
     }
     for name, types in signatures.items():
         getattr(library, name).argtypes = types

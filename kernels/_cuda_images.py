@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +18,6 @@ __all__ = [
     "Images",
     "adopted",
     "checked_images",
-    "row_struct",
-    "rows_of_part",
-    "sizes_of",
     "table_of",
     "with_places",
 ]
@@ -36,18 +32,15 @@ IMAGE = np.dtype(
 )
 """A row of a table of images, ``struct Image`` of pixels.cu; the last four are the workspace's to fill in."""
 
-_ROW = "Qq4i16x"
-_NO_IMAGE = (0,) * 6
-
 
 class Images(NamedTuple):
     """Checked images of one call."""
 
     arrays: Arrays
     number: int
-    table: Any  # a list of rows, or an array of IMAGE; None: one array
+    rows: Any  # of IMAGE, in any buffer; of one array only the first
+    is_array: bool
     stride: int  # of one array, from image to image
-    first: tuple[int, ...]  # the first one's row, of one array
     kept: Any  # lives until the launch is queued
 
 
@@ -57,7 +50,8 @@ def checked_images(images: Any, source: Color, gpu: Device) -> Images:
         raise KernelError(f"source: expected 'bgr', 'rgb' or 'gray', got {source!r}")
     channels = CHANNELS[source]
     if isinstance(images, np.ndarray) and images.dtype == IMAGE:
-        return Images(_default_arrays(gpu), len(images), images, 0, _NO_IMAGE, images)
+        rows = images if images.flags.c_contiguous else images.copy()
+        return Images(_default_arrays(gpu), len(rows), rows, False, 0, rows)
     if isinstance(images, list | tuple):
         if not images:
             raise KernelError("images: expected at least one in a list, got none")
@@ -66,7 +60,7 @@ def checked_images(images: Any, source: Color, gpu: Device) -> Images:
             raise KernelError(f"images[0]: expected an array on GPU {gpu.number}, got a {type(images[0]).__name__}")
         if first is not images[0] or set(map(type, images)) != {type(first)}:
             images = [_of_library(number, image, arrays, gpu) for number, image in enumerate(images)]
-        return Images(arrays, len(images), arrays.describe(images, channels, gpu.number), 0, _NO_IMAGE, images)
+        return Images(arrays, len(images), arrays.describe(images, channels, gpu.number), False, 0, images)
     arrays, batch = arrays_of(images, gpu.cupy)
     if arrays is None or batch.ndim != 3 + (channels == 3):
         axes = "(n, height, width, 3)" if channels == 3 else "(n, height, width)"
@@ -75,7 +69,7 @@ def checked_images(images: Any, source: Color, gpu: Device) -> Images:
     if not batch.shape[0]:
         raise KernelError("images: expected at least one, got none")
     count, stride, row = arrays.describe_batch(batch, channels, gpu.number)
-    return Images(arrays, count, None, stride, row, batch)
+    return Images(arrays, count, row, True, stride, batch)
 
 
 def _of_library(number: int, image: Any, wanted: Arrays, gpu: Device) -> Any:
@@ -98,25 +92,13 @@ def adopted(out: Any, gpu: Device) -> tuple[Arrays, Any]:
     return arrays, adopted
 
 
-def sizes_of(images: Images) -> tuple[Any, Any]:
-    """Return heights and widths."""
-    if images.table is None:
-        return images.first[2:3], images.first[3:4]
-    if isinstance(images.table, list):
-        return images.table[2::6], images.table[3::6]
-    return images.table["height"].tolist(), images.table["width"].tolist()
-
-
 def table_of(images: Images) -> Array:
     """Return the rows of all images, as an array of IMAGE of the caller's own."""
-    if isinstance(images.table, np.ndarray):
-        return images.table.copy()
-    table = np.zeros(images.number, IMAGE)
-    rows = images.first if images.table is None else images.table
-    for column, name in enumerate(IMAGE.names[:6]):  # type: ignore[index]
-        table[name] = rows[column::6]
-    if images.table is None:
-        table["address"] += (np.arange(images.number) * images.stride).astype(np.uint64)
+    rows = np.frombuffer(images.rows, IMAGE)
+    if not images.is_array:
+        return rows.copy()
+    table = np.repeat(rows, images.number)
+    table["address"] += (np.arange(images.number) * images.stride).astype(np.uint64)
     return table
 
 
@@ -134,13 +116,4 @@ def with_places(images: Images, places: Any, size: tuple[int, int]) -> tuple[Ima
     table = table_of(images)
     for column, name in enumerate(("top", "left", "new_height", "new_width")):
         table[name] = wanted[:, column]
-    return images._replace(table=table, stride=0), wanted
-
-
-def rows_of_part(rows: list[int], start: int, count: int) -> list[int]:
-    return rows if len(rows) == 6 * count else rows[6 * start : 6 * (start + count)]
-
-
-@functools.lru_cache(maxsize=256)
-def row_struct(count: int) -> struct.Struct:
-    return struct.Struct("<" + _ROW * count)
+    return images._replace(rows=table, is_array=False, stride=0), wanted

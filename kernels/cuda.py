@@ -11,15 +11,16 @@ taken too, and what is returned has ``__dlpack__``. The work is queued on the ca
 The CUDA sources are the ``.cu`` files beside this one, compiled at first use, or by ``Workspace.prepare``: NVRTC takes
 about a second for each, once, as CuPy keeps what it made on disk.
 
-The table of up to 64 images is an argument of the launch; a larger one, or one with the matrices of ``warp_normalize``,
-is written into pinned memory and queued as one copy. In the steady state nothing is allocated but the result, and not
-even that if the caller gives ``out``.
+Tables of images are arguments of a launch: 64 images, or 480 that differ in nothing but where they lie. More images
+become up to four launches; still more, or the matrices of ``warp_normalize``, are written into pinned memory and queued
+as one copy. In the steady state nothing is allocated but the result, and not even that if the caller gives ``out``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import struct
 import threading
 from collections.abc import Sequence
@@ -30,46 +31,40 @@ import numpy as np
 from fastpipe.errors import KernelError
 
 from ._arguments import CHANNELS, Array, Color, check_fill, check_levels
-from ._cuda_bands import pieces_of
+from ._cuda_bands import Extent, Limits, Pieces, opencv_pieces, pillow_pieces
 from ._cuda_device import OUTPUTS, Device, Slot, device
-from ._cuda_images import (
-    IMAGE,
-    Images,
-    adopted,
-    checked_images,
-    row_struct,
-    rows_of_part,
-    sizes_of,
-    table_of,
-    with_places,
-)
+from ._cuda_images import IMAGE, Images, adopted, checked_images, table_of, with_places
 from ._device_arrays import stream_handle
+from ._launches import extent_of, write_first_row, write_rows
 from .reference import BLUE, GREEN, RED
 
 __all__ = ["IMAGE", "Color", "Filter", "Workspace", "describe", "workspace"]
 
 Filter = Literal["opencv", "pillow", "pillow13"]
 
-_BATCH = struct.Struct(
-    "<QQQq6if2i"
-)  # the beginning of struct Batch; _look makes what follows, and the table is the end
+# The beginning of struct Batch; _look makes what follows, and the table is the end.
+_BATCH = struct.Struct("<QQQq9i")
 _LOOK = struct.Struct("<9i9f4x")
 TABLE_AT = _BATCH.size + _LOOK.size
 
-# Tables of up to so many images are arguments of the launch: a copy before it takes the device 10 us.
+# Tables of up to so many images are arguments of the launch: a copy before it takes the device 10 us. Images that are
+# alike need one row and an address each.
 TABLE_ROWS = 64
+ALIKE_ROWS = (TABLE_ROWS - 1) * IMAGE.itemsize // 8
+# So many launches take less than a copy and one launch.
+MOST_LAUNCHES = 4
 
-# Images of one launch; the second coordinate of a grid ends at 65,535.
-LARGEST_LAUNCH = 32_768
+# Where the images are: enum Source of pixels.cu.
+BY_ROW, BY_STRIDE, BY_ADDRESS = range(3)
+
+# Images of one launch, and rows or columns of a result: the second and third coordinate of a grid end at 65,535.
+LARGEST_LAUNCH, LARGEST_SIDE = 32_768, 262_140
 # A slot that the device still reads from is waited for; so many calls may be queued before that.
 SLOTS = 8
 
-# The tile of normalize, resize_opencv and warp, in their sources' words: 256 threads x GROUP pixels; COLUMNS x
-# THREAD_ROWS * ROWS; COLUMNS x THREAD_ROWS.
-THREADS = 256
-TILE_COLUMNS, TILE_ROWS, RESIZED_PER_THREAD = 32, 8, 4
-
-_NO_PIECES = (0, 0, 0.0, 0, 0)  # see _cuda_bands
+# The pieces of normalize and warp, in their sources' words: THREADS x GROUP pixels, or more; COLUMNS x THREAD_ROWS.
+THREADS, MOST_GROUPS = 128, 4
+TILE_COLUMNS, TILE_ROWS = 32, 8
 
 
 class Workspace:
@@ -90,13 +85,14 @@ class Workspace:
 
     def __init__(self, device: int | Device = 0, *, slots: int = SLOTS, max_batch: int = 64) -> None:
         self._device = _device(device) if isinstance(device, int) else device
+        self._limits = Limits(self._device.multiprocessors, self._device.shared_bytes)
         self._lock = threading.Lock()
         self._slot_bytes = max(max_batch, 1) * (IMAGE.itemsize + 72)
         self._slots = [self._device.slot(self._slot_bytes) for _ in range(max(slots, 2))]
         self._next = 0
         self._batch = ctypes.create_string_buffer(TABLE_AT + TABLE_ROWS * IMAGE.itemsize)
         self._memory = memoryview(self._batch).cast("B")
-        self._arguments = (ctypes.c_void_p * 1)(ctypes.addressof(self._batch))
+        self._address = ctypes.addressof(self._batch)
 
     def __del__(self) -> None:
         for slot in getattr(self, "_slots", ()):
@@ -142,18 +138,19 @@ class Workspace:
             RuntimeError: if the GPU fails.
         """
         checked = self._images(images, source)
-        heights, widths = sizes_of(checked)
-        height, width = int(heights[0]), int(widths[0])
-        if min(heights) != max(heights) or min(widths) != max(widths):
-            raise KernelError(
-                f"images: expected images of one size, got {sorted(set(zip(heights, widths, strict=True)))}"
-            )
+        lowest, height, narrowest, width, are_alike = extent_of(checked.rows)
+        if (lowest, narrowest) != (height, width):
+            table = table_of(checked)
+            sizes = sorted(set(zip(table["height"].tolist(), table["width"].tolist(), strict=True)))
+            raise KernelError(f"images: expected images of one size, got {sizes}")
         look = _look(_hashable(mean), _hashable(std), source, target, 0)
         output = _output(dtype, out)
-        group = THREADS * (4 if output == 0 else 8)
-        return self._run(
-            "normalize", checked, (height, width), look, output, out, stream, -(-height * width // group), (THREADS, 1)
-        )
+        group = 4 if output == 0 else 8
+        groups = MOST_GROUPS if height * width % group else 1
+        chunk = THREADS * group * groups
+        pieces = Pieces(groups, 1, (THREADS, 1), 3 * (chunk + 8 * group) + 48)
+        blocks = (-(-height * width // chunk), 1)
+        return self._run("normalize", checked, (height, width), look, output, out, stream, blocks, pieces, are_alike)
 
     def resize_normalize(
         self,
@@ -209,16 +206,26 @@ class Workspace:
         output = _output(dtype, out)
         if places is not None:
             checked, places = with_places(checked, places, size)
+        _, highest, _, widest, are_alike = extent_of(checked.rows)
+        extent = Extent(highest, widest, *(size if places is None else places[:, 2:].min(axis=0).tolist()))
         if filter == "opencv":
-            tiles = -(-width // TILE_COLUMNS) * -(-height // (TILE_ROWS * RESIZED_PER_THREAD))
-            name, block, more = "resize_opencv", (TILE_COLUMNS, TILE_ROWS), _NO_PIECES
+            name, pieces = "resize_opencv", opencv_pieces(self._limits, extent, checked.number, size)
         else:
-            least = size if places is None else places[:, 2:].min(axis=0).tolist()
-            band, strip, cost, shared_bytes = pieces_of(self._device, checked, size, least)
-            tiles = -(-width // strip) * -(-height // band)
-            name, block, more = "resize_pillow", (strip, 1), (band, strip, cost, shared_bytes, filter == "pillow13")
+            name, pieces = "resize_pillow", pillow_pieces(self._limits, extent, checked.number, size)
+        blocks = pieces.grid(size)
         return self._run(
-            name, checked, size, look, output, out, stream, tiles, block, has_places=places is not None, more=more
+            name,
+            checked,
+            size,
+            look,
+            output,
+            out,
+            stream,
+            blocks,
+            pieces,
+            are_alike,
+            has_places=places is not None,
+            variant=filter == "pillow13",
         )
 
     def warp_normalize(
@@ -269,19 +276,19 @@ class Workspace:
             raise KernelError(f"border: expected 'fill' or 'repeat', got {border!r}")
         size = _size(height, width)
         checked = self._images(images, source)
-        checked = checked._replace(table=table_of(checked), stride=0)
+        checked = checked._replace(rows=table_of(checked), is_array=False, stride=0)
         if indices is not None:
             numbers = np.asarray(indices)
             if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
                 raise KernelError(f"indices: expected whole numbers, got {numbers.dtype} of shape {numbers.shape}")
             if numbers.size and (numbers.min() < 0 or numbers.max() >= checked.number):
                 raise KernelError(f"indices: expected numbers of {checked.number} images, got {numbers.tolist()}")
-            checked = checked._replace(table=checked.table[numbers], number=len(numbers))
+            checked = checked._replace(rows=checked.rows[numbers], number=len(numbers))
         wanted = np.ascontiguousarray(matrices, np.float64)
         if wanted.shape != (checked.number, 3, 3):
             raise KernelError(f"matrices: expected shape {(checked.number, 3, 3)}, got {wanted.shape}")
         look = _look(_hashable(mean), _hashable(std), source, target, _hashable(fill))
-        tiles = -(-width // TILE_COLUMNS) * -(-height // TILE_ROWS)
+        pieces = Pieces(TILE_ROWS, TILE_COLUMNS, (TILE_COLUMNS, TILE_ROWS), 0)
         return self._run(
             "warp",
             checked,
@@ -290,10 +297,11 @@ class Workspace:
             _output(dtype, out),
             out,
             stream,
-            tiles,
-            (TILE_COLUMNS, TILE_ROWS),
+            (math.prod(pieces.grid(size)), 1),
+            pieces,
+            False,
             matrices=wanted.reshape(-1, 9),
-            more=(0, 0, 0.0, 0, border == "repeat"),
+            variant=border == "repeat",
         )
 
     def _images(self, images: Any, source: Color) -> Images:
@@ -308,14 +316,15 @@ class Workspace:
         output: int,
         out: Any,
         stream: Any,
-        tiles: int,
-        block: tuple[int, int],
+        blocks: tuple[int, int],
+        pieces: Pieces,
+        are_alike: bool,
         *,
         has_places: bool = False,
         matrices: Array | None = None,
-        more: tuple[int, int, float, int, int] = _NO_PIECES,
+        variant: bool = False,
     ) -> Any:
-        """Launch a kernel for all images; ``tiles`` blocks for each."""
+        """Launch a kernel for all images; ``blocks`` for each."""
         gpu, count = self._device, images.number
         planes = look[0]
         shape = (count, planes, *size)
@@ -332,31 +341,38 @@ class Workspace:
         handle = images.arrays.stream(gpu.number) if stream is None else stream_handle(stream)
         function = gpu.function(name, output)
         image_bytes = planes * size[0] * size[1] * (4 if output == 0 else 2)
+        source, part, is_copied = _source(images, are_alike, matrices)
+        numbers = (
+            source,
+            *size,
+            has_places,
+            pieces.band,
+            pieces.strip,
+            pieces.most_bands,
+            pieces.shared_bytes,
+            variant,
+        )
         with self._lock:
-            for start in range(0, count, LARGEST_LAUNCH):
-                part = min(count - start, LARGEST_LAUNCH)
-                slot, table_bytes, image_address, matrix_address = None, 0, 0, 0
-                if images.table is None:
-                    first = (images.first[0] + start * images.stride, *images.first[1:])
-                    row_struct(1).pack_into(self._memory, TABLE_AT, *first)
-                elif part > TABLE_ROWS or matrices is not None:
-                    slot, table_bytes, matrix_at = self._fill_slot(images.table, matrices, start, part)
-                    image_address, matrix_address = slot.device_address, slot.device_address + matrix_at
-                elif isinstance(images.table, list):
-                    row_struct(part).pack_into(self._memory, TABLE_AT, *rows_of_part(images.table, start, part))
+            for start in range(0, count, part):
+                part = min(count - start, part)
+                slot, table_bytes, table, matrix_address = None, 0, 0, 0
+                if is_copied:
+                    slot, table_bytes, matrix_at = self._fill_slot(images.rows, matrices, start, part)
+                    table, matrix_address = slot.device_address, slot.device_address + matrix_at
+                elif images.is_array:
+                    write_first_row(self._address + TABLE_AT, images.rows, start * images.stride)
                 else:
-                    rows = images.table[start : start + part].tobytes()
-                    self._memory[TABLE_AT : TABLE_AT + len(rows)] = rows
+                    write_rows(self._address + TABLE_AT, images.rows, start, part, source == BY_ADDRESS)
                 result_address = address + start * image_bytes
-                numbers = (images.table is None, *size, has_places, *more)
-                _BATCH.pack_into(
-                    self._memory, 0, image_address, matrix_address, result_address, images.stride, *numbers
-                )
+                _BATCH.pack_into(self._memory, 0, table, matrix_address, result_address, images.stride, *numbers)
                 self._memory[_BATCH.size : TABLE_AT] = look
-                gpu.launch(function, (tiles, part), block, more[3], self._arguments, handle, slot, table_bytes)
+                grid = (*blocks, part)
+                gpu.launch(
+                    function, grid, pieces.threads, pieces.shared_bytes, self._address, handle, slot, table_bytes
+                )
         return out
 
-    def _fill_slot(self, table: Any, matrices: Array | None, start: int, count: int) -> tuple[Slot, int, int]:
+    def _fill_slot(self, rows: Any, matrices: Array | None, start: int, count: int) -> tuple[Slot, int, int]:
         """Write tables into the next slot; return it, the bytes used, and where in them the matrices begin."""
         matrix_at = count * IMAGE.itemsize
         used = matrix_at + (0 if matrices is None else count * 72)
@@ -367,15 +383,20 @@ class Workspace:
         if used > len(slot.host):
             self._slot_bytes = max(self._slot_bytes, 2 * used)
             slot = self._slots[number] = self._device.slot(self._slot_bytes)
-        if isinstance(table, list):
-            row_struct(count).pack_into(
-                slot.memory, 0, *(table if len(table) == 6 * count else table[6 * start :][: 6 * count])
-            )
-        else:
-            slot.host[:matrix_at].view(IMAGE)[:] = table[start : start + count]
+        write_rows(slot.host_address, rows, start, count, False)
         if matrices is not None:
             slot.host[matrix_at:used].view(np.float64)[:] = matrices[start : start + count].reshape(-1)
         return slot, used, matrix_at
+
+
+def _source(images: Images, are_alike: bool, matrices: Array | None) -> tuple[int, int, bool]:
+    """Return how a launch is told of its images, how many one has, and whether their table is copied before."""
+    if images.is_array:
+        return BY_STRIDE, LARGEST_LAUNCH, False
+    source, part = (BY_ADDRESS, ALIKE_ROWS) if are_alike else (BY_ROW, TABLE_ROWS)
+    if matrices is not None or images.number > MOST_LAUNCHES * part:
+        return BY_ROW, LARGEST_LAUNCH, True
+    return source, min(part, LARGEST_LAUNCH), False
 
 
 def workspace(device: int = 0) -> Workspace:
@@ -446,8 +467,10 @@ def _divides_by_reciprocal(mean: Array, std: Array, reciprocal: Array) -> bool:
 
 def _size(height: int, width: int) -> tuple[int, int]:
     for what, side in (("height", height), ("width", width)):
-        if not isinstance(side, _WHOLE) or not 1 <= side < 2**31:
+        if not isinstance(side, _WHOLE) or side < 1:
             raise KernelError(f"{what}: expected a whole number of at least 1, got {side!r}")
+        if side > LARGEST_SIDE:
+            raise KernelError(f"{what}: expected at most {LARGEST_SIDE}, got {side}")
     return int(height), int(width)
 
 

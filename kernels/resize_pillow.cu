@@ -5,429 +5,446 @@
 // the point; sums of products in integers; along rows first, rounded to bytes, then along columns. Pillow 13 takes the
 // columns first where the height shrinks by far more pixels than the width (`goes_down_first`).
 //
-// A block makes some rows of `strip_columns` columns of one result; a thread has a column. The block goes through
-// the rows of the image that its band needs, GROUP_ROWS at a time:
+// Both passes are products of matrices, weights times bytes, and go to the tensor cores, which multiply bytes and add
+// up in 32 bits. A weight is three bytes, w = low + middle * 2**8 + high * 2**16, and so each product is three; nothing
+// is rounded. Most of a matrix of weights is zero, and they are still several times as fast as sums of four (dp4a).
 //
-//   1. stage: the bytes, as three planes, in shared memory. They were fetched while the rows before were computed;
-//   2. across: each thread's three sums for each staged row. A weight is three bytes, w = low + middle * 2**8 + high *
-//      2**16, so that one instruction (dp4a) does four products: w times a byte needs 30 bits, too many for floats;
-//   3. down: each row is added to the (at most three) rows of the result that it is part of, and a row of the result
-//      is written when its last one was added.
+// A block makes bands of at most 16 rows, of a strip of 8 columns for each of its warps. It goes through the rows of the
+// image that a band needs, 16 at a time, a tile:
 //
-// That needs images that do not become higher and go across first, and pieces of them that fit into shared memory; the
-// others are done pixel by pixel, by `resize_any`, which is slower and takes everything.
+//   1. fetch: the bytes come into shared memory as they lie, while the tile before is computed;
+//   2. across: 16 rows of bytes times the weights of 8 columns, 32 pixels of the rows at a time. Each thread takes the
+//      channels of four neighbouring pixels apart, which is what the instruction wants of it;
+//   3. down: the 16 x 8 bytes that are the result are turned (movmatrix), and multiplied by the weights of 16 rows.
 //
-// Grid: (pieces of the result, images). Shared memory: `shared_bytes`, as `Room` divides it.
+// That needs images that go across first, and pieces of them that fit into shared memory; the others are done pixel by
+// pixel, by `resize_any`, which is slower and takes everything.
+//
+// Grid: (strips of columns of the result, pieces of rows, images); blocks of (32, warps). Shared memory: `shared_bytes`,
+// as `Room` divides it.
 
-const int THREADS = 224;  // at most
-const int GROUP_ROWS = 4;
-const int LARGEST_BAND = 32;
-const int OVERLAPPING = 3;  // (2 * scale + 1) / scale <= 3 rows of the result have a row of the image in common
-const int HALF = 1 << 21;
-// What a pixel of a result costs beside the pixels of the image, in these; measured on an H100. As in cuda.py.
-const float PIXELS_PER_RESULT = 15;
+const int LARGEST_WARPS = 4;
+const int WARP_COLUMNS = 8;
+const int LARGEST_STRIP = LARGEST_WARPS * WARP_COLUMNS;
+const int TILE_ROWS = 16;  // of the image at a time; and the rows of the highest band
+const int STEP = 32;  // pixels of a row at a time
+const int MOST_BANDS = 4;  // of a block
+const int WEIGHT_BYTES = 3 * 32 * 8;  // of a step, or a tile: three parts, eight bytes for each thread of a warp
 
 extern __shared__ uint4 shared[];
 
-// How a side is resized. Divisions of doubles are slow: a block computes this once.
-struct Axis {
-    int side;
-    double scale, support, inverse_support;
+// What the threads of a block share, beside the rows and weights in `shared`.
+struct Work {
+    Window columns[LARGEST_STRIP], rows[MOST_BANDS * TILE_ROWS];
+    Barriers barriers;
 };
 
-__device__ inline Axis axis_of(int side, int new_side)
-{
-    Axis axis;
-    axis.side = side;
-    axis.scale = (double)side / new_side;
-    axis.support = axis.scale < 1 ? 1 : axis.scale;
-    axis.inverse_support = 1 / axis.support;
-    return axis;
-}
-
-// Which pixels a pixel is made of, and what their weights are computed from. Pillow's precompute_coeffs, line by line.
-struct Window {
-    int first, count;
-    double center, inverse_support, total, inverse_total;
+// A band of a piece: its first row of the piece and how many it has, and the rows of the image it is made of.
+struct Band {
+    int first, rows, begin, end, tiles;
 };
 
-__device__ inline double triangle(const Window& window, int number)
+__device__ inline Band band_of(const Batch& batch, const Work& work, const Piece& piece, int number)
 {
-    const double distance = fabs((number + window.first - window.center + 0.5) * window.inverse_support);
-    return distance < 1 ? 1 - distance : 0;
+    Band band = {};
+    band.first = number * batch.band_rows;
+    band.rows = min(piece.rows - band.first, batch.band_rows);
+    if (band.rows <= 0)
+        return band;
+    const Window& last = work.rows[band.first + band.rows - 1];
+    band.begin = work.rows[band.first].first;
+    band.end = last.first + last.count;
+    band.tiles = (band.end - band.begin + TILE_ROWS - 1) / TILE_ROWS;
+    return band;
 }
 
-__device__ inline Window window_of(const Axis& axis, int at)
-{
-    Window window;
-    window.center = (at + 0.5) * axis.scale;
-    window.inverse_support = axis.inverse_support;
-    window.first = max((int)(window.center - axis.support + 0.5), 0);
-    window.count = min((int)(window.center + axis.support + 0.5), axis.side) - window.first;
-    return window;
-}
-
-__device__ inline Window window_with_total(const Axis& axis, int at)
-{
-    Window window = window_of(axis, at);
-    window.total = 0;
-    for (int number = 0; number < window.count; number++)
-        window.total += triangle(window, number);
-    window.inverse_total = window.total == 0 ? 0 : 1 / window.total;
-    return window;
-}
-
-// The quotient is that of a division but, perhaps, for its last bit in cases that nobody has found, and which the
-// rounding to 22 bits would have to make visible; a quotient that is a double is exact.
-__device__ inline int weight_of(const Window& window, int number)
-{
-    double weight = triangle(window, number);
-    if (window.total != 0) {
-        const double quotient = weight * window.inverse_total;
-        weight = __fma_rn(__fma_rn(-quotient, window.total, weight), window.inverse_total, quotient);
-    }
-    return (int)(0.5 + weight * (1 << 22));
-}
-
-__device__ inline int clipped(int sum) { return min(sum >> 22, 255); }  // no weight is negative
-
-// Whether the columns come first: ImagingResampleInner of Pillow 13.
-__device__ inline bool goes_down_first(const Batch& batch, const Image& image)
-{
-    const long long less_high = (long long)image.height - image.new_height;
-    const long long less_wide = (long long)image.width - image.new_width;
-    return batch.variant && less_high > 0 && less_high > 2 * less_wide;
-}
-
-// The piece of a result that a block makes, in the coordinates of the part of it where the image goes.
-struct Piece {
-    int first_x, last_x, first_y, last_y;  // last ones included; empty if last < first
-};
-
-// What becomes of a row of the image: its weight in the next rows of the result, and how many of these it completes.
-struct alignas(16) RowPlan {
-    int weights[OVERLAPPING];
-    int completes;
-};
-
-// How a block's shared memory is divided, for one image. _shared_bytes in cuda.py and this must agree.
+// What of an image a piece is made of, and how a block's shared memory is divided.
 struct Room {
-    int rows;  // of the image that a band may need; each has a RowPlan, at the start
-    int pairs;  // of words, each four weights, of one column
-    int pitch;  // bytes of a staged plane of a row
-    int raw_pitch;  // of a row as it lies
-    int planes_at, raw_at, weights_at;  // bytes from the start
+    int start, bytes, pitch;  // of each row: the first pixel, the bytes, and bytes from row to row in shared memory
+    int steps;  // the most that a warp has
+    int bands, tiles;  // the most that a band has
+    int column_weights_at, row_weights_at;  // bytes from the start; two tiles of the image come first
+    bool is_aligned;  // all rows begin with whole words
     bool fits;
 };
 
-__device__ inline Room room_of(
-    const Batch& batch, const Image& image, const Axis& across, const Axis& down, int band_rows)
+// The first pixel of a warp's columns, or the last whole word's before it.
+__device__ inline int first_of(const Room& room, const Work& work, int warp)
 {
-    const double support_x = across.support, support_y = down.support;
+    const int first = work.columns[WARP_COLUMNS * warp].first;
+    return room.is_aligned ? first & ~3 : first;
+}
+
+// How many STEPs of pixels a warp's columns are made of.
+__device__ inline int steps_of(const Room& room, const Work& work, const Piece& piece, int warp)
+{
+    const Window& last = work.columns[min(WARP_COLUMNS * warp + WARP_COLUMNS, piece.columns) - 1];
+    return (last.first + last.count - first_of(room, work, warp) + STEP - 1) / STEP;
+}
+
+__device__ inline Room room_of(const Batch& batch, const Image& image, const Work& work, const Piece& piece)
+{
+    const Window& right = work.columns[piece.columns - 1];
     Room room;
-    room.fits = false;
-    // All of it first in double: sides of 2**31 - 1 would overflow integers.
-    const double pitch = fmin((double)image.width, batch.strip_columns * across.scale + 2 * support_x + 2) + 24;
-    const double bytes = sizeof(RowPlan) * ((band_rows + 1) * support_y + 3) + GROUP_ROWS * (6 * pitch + 48) +
-        24.0 * batch.strip_columns * ((2 * support_x + 2 + 14) / 8) + 64;
-    if (!(bytes <= batch.shared_bytes))
-        return room;
-    room.rows = (int)((band_rows + 1) * support_y) + 2;
-    room.pairs = ((int)(2 * support_x) + 2 + 14) / 8;
-    room.pitch = (int)pitch & ~7;
-    room.planes_at = sizeof(RowPlan) * room.rows;
-    room.raw_at = (room.planes_at + GROUP_ROWS * 3 * room.pitch + 15) & ~15;
-    room.raw_pitch = (3 * room.pitch + 46) & ~15;
-    room.weights_at = room.raw_at + GROUP_ROWS * room.raw_pitch;
-    room.fits = down.scale >= 1 && is_packed(image) && !goes_down_first(batch, image);
+    room.is_aligned = ((Address)image.pixels | (Address)image.row_stride) % 4 == 0;
+    room.start = first_of(room, work, 0);
+    room.bytes = 3 * min(right.first + right.count - room.start, 1 << 24);
+    // The eight rows that a warp reads from at once are in banks of their own, 48 bytes apart.
+    room.pitch = (max(room.bytes + 30 - 48, 0) + 127) / 128 * 128 + 48;
+    room.steps = 0;
+    for (int warp = 0; warp * WARP_COLUMNS < piece.columns; warp++)
+        room.steps = max(room.steps, steps_of(room, work, piece, warp));
+    room.column_weights_at = 2 * TILE_ROWS * room.pitch;
+    room.row_weights_at = room.column_weights_at + WEIGHT_BYTES * room.steps * blockDim.y;
+    room.tiles = room.bands = 0;
+    for (Band band = band_of(batch, work, piece, 0); band.tiles; band = band_of(batch, work, piece, ++room.bands))
+        room.tiles = max(room.tiles, band.tiles);
+    const long long needed = room.row_weights_at + (long long)WEIGHT_BYTES * room.tiles * room.bands;
+    room.fits = needed <= batch.shared_bytes && is_packed(image) && !goes_down_first(batch, image);
     return room;
 }
 
-// ---- shared memory: bytes of 4 rows, weights of all columns -------------------------------------------------------
+// ---- weights, as the threads of a warp want them ---------------------------------------------------------------------
 
-// Begins to copy 16 bytes into shared memory. No register holds them, so the copy runs while the block computes.
-__device__ inline void begin_copy(uint4* to, const uint4* from)
+// Writes the three bytes of a weight: of words of eight bytes, one for each thread of a warp, one after the other.
+__device__ inline void write_weight(Byte* words, int thread, int byte, int weight)
 {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from));
-#else
-    *to = *from;
-#endif
+    Byte* at = words + 8 * thread + byte;
+    at[0] = weight;
+    at[256] = weight >> 8;
+    at[512] = weight >> 16;
 }
 
-// Waits for this thread's copies.
-__device__ inline void end_copies()
+__device__ inline void make_column_weights(const Room& room, const Work& work, const Piece& piece)
 {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
-
-// Where a row of a group is: the last one again, where there are no more.
-__device__ inline const Byte* row_of(const Image& image, int row, int end, int first)
-{
-    return image.pixels + min(row, end - 1) * image.row_stride + 3LL * first;
-}
-
-// Begins to copy rows `base` and on, from pixel `first` up to `stop`, as they lie: in 16 bytes, the first and last of
-// which the image need not have all of, but never one of which it has nothing.
-__device__ inline void fetch(const Image& image, const Room& room, int base, int end, int first, int stop)
-{
-    const int bytes = 3 * (stop - first);
-    #pragma unroll
-    for (int r = 0; r < GROUP_ROWS; r++) {
-        const Byte* row = row_of(image, base + r, end, first);
-        const int phase = (Address)row & 15;
-        uint4* raw = (uint4*)((char*)shared + room.raw_at + r * room.raw_pitch);
-        for (int i = threadIdx.x; 16 * i < phase + bytes; i += blockDim.x)
-            begin_copy(raw + i, (const uint4*)(row - phase) + i);
+    const int warp = threadIdx.y, column = threadIdx.x % WARP_COLUMNS;
+    if (WARP_COLUMNS * warp + column >= piece.columns)
+        return;
+    const Window window = work.columns[WARP_COLUMNS * warp + column];
+    Byte* words = (Byte*)shared + room.column_weights_at + WEIGHT_BYTES * room.steps * warp;
+    const int skipped = window.first - first_of(room, work, warp);
+    for (int number = threadIdx.x / WARP_COLUMNS; number < window.count; number += 32 / WARP_COLUMNS) {
+        // Of 32 pixels a thread has four that lie together, and four that are 16 on: `read_pixels` has their order.
+        const int pixel = skipped + number, at = pixel % STEP;
+        const int owner = 4 * column + at % 16 / 4, byte = at % 4 / 2 * 4 + at / 16 * 2 + at % 2;
+        write_weight(words + WEIGHT_BYTES * (pixel / STEP), owner, byte, weight_of(window, number));
     }
 }
 
-// Makes three planes of each row that was fetched. Pixels beyond `stop` become anything; their weights are 0.
-__device__ inline void stage(const Image& image, const Room& room, int base, int end, int first, int stop)
+__device__ inline void make_row_weights(const Batch& batch, const Room& room, const Work& work, const Piece& piece)
 {
-    const char* raws[GROUP_ROWS];
-    int shifts[GROUP_ROWS];
-    #pragma unroll
-    for (int r = 0; r < GROUP_ROWS; r++) {
-        const int phase = (Address)row_of(image, base + r, end, first) & 15;
-        shifts[r] = 8 * (phase & 3);
-        raws[r] = (const char*)shared + room.raw_at + r * room.raw_pitch + (phase & ~3);
-    }
-    for (int at = 4 * threadIdx.x; at < stop - first; at += 4 * blockDim.x) {
-        #pragma unroll
-        for (int r = 0; r < GROUP_ROWS; r++) {
-            const unsigned* words = (const unsigned*)(raws[r] + 3 * at);
-            const unsigned a = __funnelshift_r(words[0], words[1], shifts[r]);
-            const unsigned b = __funnelshift_r(words[1], words[2], shifts[r]);
-            const unsigned c = __funnelshift_r(words[2], words[3], shifts[r]);
-            char* row = (char*)shared + room.planes_at + 3 * r * room.pitch + at;
-            *(unsigned*)row = __byte_perm(__byte_perm(a, b, 0x0630), c, 0x5210);
-            *(unsigned*)(row + room.pitch) = __byte_perm(__byte_perm(a, b, 0x0741), c, 0x6210);
-            *(unsigned*)(row + 2 * room.pitch) = __byte_perm(__byte_perm(a, b, 0x0052), c, 0x7410);
+    const int thread = 32 * threadIdx.y + threadIdx.x;
+    // Eight threads have a row together.
+    for (int row = thread / 8; row < piece.rows; row += 4 * blockDim.y) {
+        const int band = row / batch.band_rows, in_band = row - band * batch.band_rows;
+        const Window window = work.rows[row];
+        Byte* words = (Byte*)shared + room.row_weights_at + WEIGHT_BYTES * room.tiles * band;
+        const int skipped = window.first - work.rows[row - in_band].first;
+        for (int number = thread % 8; number < window.count; number += 8) {
+            // Of 16 rows of the image a thread has two, and two that are 8 on: `turned` has their order.
+            const int from = skipped + number, at = from % TILE_ROWS;
+            const int owner = 4 * (in_band % 8) + at % 8 / 2, byte = in_band / 8 * 4 + at % 2 * 2 + at / 8;
+            write_weight(words + WEIGHT_BYTES * (from / TILE_ROWS), owner, byte, weight_of(window, number));
         }
     }
 }
 
-// Returns where the weights of a column's pair of words are: those of low bytes; middle and high are strip_columns on.
-__device__ inline uint2* weights_at(const Batch& batch, const Room& room, int pair)
+__device__ inline void make_weights(const Batch& batch, const Room& room, const Work& work, const Piece& piece)
 {
-    return (uint2*)((char*)shared + room.weights_at) + 3 * pair * batch.strip_columns + threadIdx.x;
-}
-
-// Writes the weights of this thread's column, the first of them for the pixel window.first & ~7.
-__device__ inline void make_weights(const Batch& batch, const Room& room, const Window& window, int pairs)
-{
-    for (int pair = 0; pair < pairs; pair++) {
-        unsigned words[3][2];
-        #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            words[0][half] = words[1][half] = words[2][half] = 0;
-            #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int number = 8 * pair + 4 * half + i - (window.first & 7);
-                const unsigned weight = number >= 0 && number < window.count ? weight_of(window, number) : 0;
-                words[0][half] |= (weight & 255) << (8 * i);
-                words[1][half] |= (weight >> 8 & 255) << (8 * i);
-                words[2][half] |= (weight >> 16) << (8 * i);
-            }
-        }
-        uint2* at = weights_at(batch, room, pair);
-        for (int part = 0; part < 3; part++)
-            at[part * batch.strip_columns] = make_uint2(words[part][0], words[part][1]);
-    }
-}
-
-// ---- images that become smaller, and fit --------------------------------------------------------------------------
-
-__device__ inline void resize_staged(
-    const Batch& batch, int number, const Image& image, const Axis& horizontal, const Axis& vertical, const Room& room,
-    const Piece& piece, int x)
-{
-    __shared__ Window windows[LARGEST_BAND];
-    RowPlan* plans = (RowPlan*)shared;
-    const bool is_mine = x >= piece.first_x && x <= piece.last_x;
-    const int count = piece.last_y - piece.first_y + 1;
-
-    const Window left = window_of(horizontal, piece.first_x);
-    const Window right = window_of(horizontal, piece.last_x);
-    const int start = left.first & ~7, stop = right.first + right.count;
-    const Window top = window_of(vertical, piece.first_y), bottom = window_of(vertical, piece.last_y);
-    const int begin = top.first, end = bottom.first + bottom.count;
-    fetch(image, room, begin, end, start, stop);
-    int pairs = 0;
-    const char* mine = (const char*)shared + room.planes_at;
-    if (is_mine) {
-        const Window column = window_with_total(horizontal, x);
-        pairs = ((column.first & 7) + column.count + 7) / 8;
-        mine += (column.first & ~7) - start;
-        make_weights(batch, room, column, pairs);
-    }
-    // The last threads are the likeliest to have no column.
-    for (int t = blockDim.x - 1 - threadIdx.x; t < count; t += blockDim.x)
-        windows[t] = window_with_total(vertical, piece.first_y + t);
+    const int bytes = room.row_weights_at + WEIGHT_BYTES * room.tiles * room.bands - room.column_weights_at;
+    uint4* words = (uint4*)((char*)shared + room.column_weights_at);
+    for (int i = 32 * threadIdx.y + threadIdx.x; i < bytes / 16; i += 32 * blockDim.y)
+        words[i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
-    for (int row = begin + threadIdx.x; row < end; row += blockDim.x) {
-        RowPlan plan = {};
-        int t = 0;
-        while (windows[t].first + windows[t].count <= row)
-            t++;
-        #pragma unroll
-        for (int slot = 0; slot < OVERLAPPING; slot++)
-            if (t + slot < count && row >= windows[t + slot].first)
-                plan.weights[slot] = weight_of(windows[t + slot], row - windows[t + slot].first);
-        for (; t < count && windows[t].first + windows[t].count == row + 1; t++)
-            plan.completes++;
-        plans[row - begin] = plan;
-    }
+    make_column_weights(room, work, piece);
+    make_row_weights(batch, room, work, piece);
+    __syncthreads();
+}
 
-    int next = 0;  // the row of the piece that is written next
-    int sums[OVERLAPPING][3];
-    for (int slot = 0; slot < OVERLAPPING; slot++)
+// ---- images that go across first, and fit ----------------------------------------------------------------------------
+
+// Reads four pixels, and four that are 16 on, of one row, and takes their channels apart: the first two of each four
+// become one word of a channel, the others the next but one.
+template <bool IS_ALIGNED>
+__device__ inline void read_pixels(const unsigned* from, int shift, int first, unsigned (&pixels)[3][4])
+{
+    unsigned words[2][3];
+    #pragma unroll
+    for (int group = 0; group < 2; group++)
+        #pragma unroll
+        for (int i = 0; i < 3; i++) {
+            const unsigned* at = from + 12 * group + i;
+            words[group][i] = IS_ALIGNED ? at[0] : __funnelshift_r(at[0], at[1], shift);
+        }
+    // Bytes 0 to 11 of each four pixels: 0 3 6 9 are the first channel's, and so on. What is next to each other in two
+    // words is taken out for two channels at once.
+    const unsigned outer = __byte_perm(words[0][0], words[1][0], 0x6521);  // 1 2 of both
+    const unsigned left = __byte_perm(words[0][1], words[1][1], 0x5410);  // 4 5
+    const unsigned right = __byte_perm(words[0][1], words[1][1], 0x7632);  // 6 7
+    const unsigned last = __byte_perm(words[0][2], words[1][2], 0x6521);  // 9 10
+    pixels[0][first] = __byte_perm(words[0][0], words[1][0], 0x7430);  // 0 3
+    pixels[0][first + 2] = __byte_perm(right, last, 0x6240);  // 6 9
+    pixels[1][first] = __byte_perm(outer, left, 0x6240);  // 1 4
+    pixels[1][first + 2] = __byte_perm(right, last, 0x7351);  // 7 10
+    pixels[2][first] = __byte_perm(outer, left, 0x7351);  // 2 5
+    pixels[2][first + 2] = __byte_perm(words[0][2], words[1][2], 0x7430);  // 8 11
+}
+
+// Where a thread's pixels of its two rows begin.
+struct Rows {
+    const unsigned* from[2];
+    int shifts[2];
+};
+
+template <bool IS_ALIGNED>
+__device__ inline void add_step(Sums& sums, const Rows& rows, const uint2* weights, int step)
+{
+    unsigned pixels[3][4];
+    #pragma unroll
+    for (int i = 0; i < 2; i++)
+        read_pixels<IS_ALIGNED>(rows.from[i] + 24 * step, rows.shifts[i], i, pixels);
+    #pragma unroll
+    for (int part = 0; part < 3; part++) {
+        const uint2 right = weights[(3 * step + part) * 32];
+        #pragma unroll
         for (int channel = 0; channel < 3; channel++)
-            sums[slot][channel] = HALF;
+            multiply(sums.parts[channel][part], pixels[channel], right);
+    }
+}
 
-    for (int base = begin; base < end; base += GROUP_ROWS) {
-        end_copies();
-        __syncthreads();  // everybody's copies are there, and nobody needs the planes of the rows before
-        stage(image, room, base, end, start, stop);
-        __syncthreads();
-        if (base + GROUP_ROWS < end)
-            fetch(image, room, base + GROUP_ROWS, end, start, stop);
-        unsigned low[GROUP_ROWS][3] = {}, middle[GROUP_ROWS][3] = {}, high[GROUP_ROWS][3] = {};
-        for (int pair = 0; pair < pairs; pair++) {
-            const uint2* weights = weights_at(batch, room, pair);
-            const uint2 lows = weights[0], middles = weights[batch.strip_columns];
-            const uint2 highs = weights[2 * batch.strip_columns];
-            #pragma unroll
-            for (int r = 0; r < GROUP_ROWS; r++) {
-                #pragma unroll
-                for (int channel = 0; channel < 3; channel++) {
-                    const uint2 bytes = *(const uint2*)(mine + (3 * r + channel) * room.pitch + 8 * pair);
-                    low[r][channel] = __dp4a(bytes.y, lows.y, __dp4a(bytes.x, lows.x, low[r][channel]));
-                    middle[r][channel] = __dp4a(bytes.y, middles.y, __dp4a(bytes.x, middles.x, middle[r][channel]));
-                    high[r][channel] = __dp4a(bytes.y, highs.y, __dp4a(bytes.x, highs.x, high[r][channel]));
-                }
-            }
-        }
+// Returns a warp's products of a tile, across.
+template <bool IS_ALIGNED>
+__device__ inline Sums products_across(const Rows& rows, const uint2* weights, int steps)
+{
+    Sums sums = sums_of_nothing();
+    add_step<IS_ALIGNED>(sums, rows, weights, 0);
+    for (int step = 1; step < steps; step++)
+        add_step<IS_ALIGNED>(sums, rows, weights, step);
+    return sums;
+}
+
+// Adds the products of a tile, down.
+__device__ inline void add_down(Sums& sums, const Sums& across, const uint2* weights)
+{
+    #pragma unroll
+    for (int channel = 0; channel < 3; channel++) {
+        const unsigned left = byte_of(across, channel, 0) | byte_of(across, channel, 2) << 8;
+        const unsigned right = byte_of(across, channel, 1) | byte_of(across, channel, 3) << 8;
+        const unsigned bytes = turned(left | right << 16);
         #pragma unroll
-        for (int r = 0; r < GROUP_ROWS; r++) {
-            const int row = base + r;
-            if (row >= end)
-                break;
-            int across[3];
-            #pragma unroll
-            for (int channel = 0; channel < 3; channel++)
-                across[channel] =
-                    clipped(HALF + low[r][channel] + (middle[r][channel] << 8) + (high[r][channel] << 16));
-            const RowPlan plan = plans[row - begin];
-            #pragma unroll
-            for (int slot = 0; slot < OVERLAPPING; slot++)
-                #pragma unroll
-                for (int channel = 0; channel < 3; channel++)
-                    sums[slot][channel] += plan.weights[slot] * across[channel];
-            for (int completed = 0; completed < plan.completes; completed++) {
-                if (is_mine)
-                    write_pixel(
-                        batch, number, piece.first_y + next + image.top, x + image.left, clipped(sums[0][0]),
-                        clipped(sums[0][1]), clipped(sums[0][2]));
-                #pragma unroll
-                for (int channel = 0; channel < 3; channel++) {
-                    #pragma unroll
-                    for (int slot = 0; slot < OVERLAPPING - 1; slot++)
-                        sums[slot][channel] = sums[slot + 1][channel];
-                    sums[OVERLAPPING - 1][channel] = HALF;
-                }
-                next++;
-            }
-        }
+        for (int part = 0; part < 3; part++)
+            multiply(sums.parts[channel][part], weights[part * 32], bytes);
     }
 }
 
-// ---- all others ---------------------------------------------------------------------------------------------------
+// Which tile is fetched next: of all bands of the piece, one after the other.
+struct Next {
+    Band band;
+    int number, tile, turn;
+};
 
+// Begins to copy a tile of the image, if there is one more. The rows behind the band's last are left as they are: their
+// weights are 0.
+__device__ inline void fetch(
+    const Batch& batch, const Image& image, Work& work, const Room& room, const Piece& piece, Next& next)
+{
+    if (next.tile == next.band.tiles) {
+        next.band = band_of(batch, work, piece, ++next.number);
+        next.tile = 0;
+    }
+    if (!next.band.tiles) {
+        begin_no_rows();
+        return;
+    }
+    const int first = next.band.begin + next.tile * TILE_ROWS;
+    const auto row = [&image, &room, first](int number) {
+        return image.pixels + (first + number) * image.row_stride + 3LL * room.start;
+    };
+    char* to = (char*)shared + next.turn % 2 * TILE_ROWS * room.pitch;
+    const int count = min(next.band.end - first, TILE_ROWS);
+    begin_rows(work.barriers, next.turn, to, room.pitch, count, room.bytes, row);
+    next.tile++;
+    next.turn++;
+}
+
+// Writes what a thread has of a band: four pixels, two neighbours in each of two rows.
+__device__ inline void write_band(
+    const Batch& batch, int number, const Image& image, const Piece& piece, const Band& band, const Sums& sums)
+{
+    const int column = threadIdx.y * WARP_COLUMNS + threadIdx.x % 4 * 2;
+    if (column >= piece.columns)
+        return;
+    #pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        const int row = threadIdx.x / 4 + 4 * i;
+        if (row >= band.rows)
+            break;
+        int left[3], right[3];
+        #pragma unroll
+        for (int channel = 0; channel < 3; channel++) {
+            left[channel] = byte_of(sums, channel, i);
+            right[channel] = byte_of(sums, channel, i + 1);
+        }
+        const int y = image.top + piece.first_y + band.first + row;
+        Place place = place_of(batch, number, y, image.left + piece.first_x + column);
+        const bool are_two = column + 1 < piece.columns;
+        if (are_two && write_pair(batch, place, left, right))
+            continue;
+        write_pixel(batch, place, left[0], left[1], left[2]);
+        place.at++;
+        if (are_two)
+            write_pixel(batch, place, right[0], right[1], right[2]);
+    }
+}
+
+// Makes a piece.
+__device__ inline void resize_staged(
+    const Batch& batch, int number, const Image& image, Work& work, const Room& room, const Piece& piece)
+{
+    const int warp = threadIdx.y, row = threadIdx.x / 4, of_four = threadIdx.x % 4;
+    const bool is_idle = warp * WARP_COLUMNS >= piece.columns;
+    Next next = {};
+    next.band = band_of(batch, work, piece, 0);
+    fetch(batch, image, work, room, piece, next);
+    fetch(batch, image, work, room, piece, next);
+    make_weights(batch, room, work, piece);
+
+    const uint2* column_weights =
+        (const uint2*)((const char*)shared + room.column_weights_at + WEIGHT_BYTES * room.steps * warp) + threadIdx.x;
+    const int first = is_idle ? 0 : first_of(room, work, warp) - room.start;
+    const int steps = is_idle ? 0 : steps_of(room, work, piece, warp);
+    for (int b = 0, turn = 0; b < room.bands; b++) {
+        const Band band = band_of(batch, work, piece, b);
+        const uint2* row_weights =
+            (const uint2*)((const char*)shared + room.row_weights_at + WEIGHT_BYTES * room.tiles * b) + threadIdx.x;
+        int at[2];  // where this thread's pixels of its two rows begin: the same byte of 16 in all tiles of a band
+        for (int i = 0; i < 2; i++) {
+            const unsigned start = (unsigned)(Address)image.pixels +
+                (band.begin + row + 8 * i) * (unsigned)image.row_stride + 3u * room.start;
+            at[i] = (row + 8 * i) * room.pitch + (start & 15) + 3 * (first + 4 * of_four);
+        }
+        Sums down = sums_of_nothing();
+        for (int tile = 0; tile < band.tiles; tile++, turn++) {
+            await_rows<1>(work.barriers, turn);
+            Rows rows;
+            for (int i = 0; i < 2; i++) {
+                rows.from[i] = (const unsigned*)shared + (turn % 2 * TILE_ROWS * room.pitch + at[i]) / 4;
+                rows.shifts[i] = 8 * (at[i] % 4);
+            }
+            Sums across;
+            if (!is_idle)
+                across = room.is_aligned ? products_across<true>(rows, column_weights, steps)
+                                         : products_across<false>(rows, column_weights, steps);
+            have_read(work.barriers, turn);
+            if (!is_idle)
+                add_down(down, across, row_weights + 3 * 32 * tile);
+            await_read(work.barriers, turn);
+            fetch(batch, image, work, room, piece, next);
+        }
+        write_band(batch, number, image, piece, band, down);
+    }
+}
+
+// ---- all others ------------------------------------------------------------------------------------------------------
+
+// Writes what fits of the columns' weights to shared memory, and returns how many of each that are.
+__device__ inline int keep_weights(const Batch& batch, const Work& work, const Piece& piece)
+{
+    const int kept_count = batch.shared_bytes / 4 / LARGEST_STRIP;
+    for (int i = 32 * threadIdx.y + threadIdx.x; i < kept_count * LARGEST_STRIP; i += 32 * blockDim.y) {
+        const int column = i % LARGEST_STRIP, number = i / LARGEST_STRIP;
+        if (column < piece.columns && number < work.columns[column].count)
+            ((int*)shared)[i] = weight_of(work.columns[column], number);
+    }
+    return kept_count;
+}
+
+// Computes a pixel; `kept` are the first weights of its column.
 __device__ inline void resize_any(
-    const Batch& batch, int number, const Image& image, const Axis& horizontal, const Axis& vertical,
-    const Piece& piece, int x)
+    const Image& image, const Window& column, const Window& rows, const int* kept, int kept_count, bool is_down_first,
+    int (&channels)[3])
 {
-    if (x < piece.first_x || x > piece.last_x)
-        return;
-    const Window column = window_with_total(horizontal, x);
-    // What fits of the column's weights is kept; a thread reads none but its own.
-    int* kept = (int*)shared + threadIdx.x;
-    const int kept_count = min(column.count, batch.shared_bytes / 4 / (int)blockDim.x);
-    for (int i = 0; i < kept_count; i++)
-        kept[i * blockDim.x] = weight_of(column, i);
-
-    const bool is_down_first = goes_down_first(batch, image);
-    for (int y = piece.first_y; y <= piece.last_y; y++) {
-        const Window rows = window_with_total(vertical, y);
-        const int outer_count = is_down_first ? column.count : rows.count;
-        const int inner_count = is_down_first ? rows.count : column.count;
-        const Byte* first =
-            image.pixels + rows.first * image.row_stride + (long long)column.first * image.column_stride;
-        int sums[3] = {HALF, HALF, HALF};
-        for (int outer = 0; outer < outer_count; outer++) {
-            int inner_sums[3] = {HALF, HALF, HALF};
-            for (int inner = 0; inner < inner_count; inner++) {
-                const int r = is_down_first ? inner : outer, c = is_down_first ? outer : inner;
-                const int weight = is_down_first ? weight_of(rows, r)
-                    : c < kept_count             ? kept[c * blockDim.x]
-                                                 : weight_of(column, c);
-                const Byte* pixel = first + r * image.row_stride + (long long)c * image.column_stride;
-                for (int channel = 0; channel < 3; channel++)
-                    inner_sums[channel] += weight * pixel[(long long)channel * image.channel_stride];
-            }
-            const int weight = is_down_first ? weight_of(column, outer) : weight_of(rows, outer);
+    const int outer_count = is_down_first ? column.count : rows.count;
+    const int inner_count = is_down_first ? rows.count : column.count;
+    const Byte* first = image.pixels + rows.first * image.row_stride + (long long)column.first * image.column_stride;
+    int sums[3] = {HALF, HALF, HALF};
+    for (int outer = 0; outer < outer_count; outer++) {
+        int inner_sums[3] = {HALF, HALF, HALF};
+        for (int inner = 0; inner < inner_count; inner++) {
+            const int r = is_down_first ? inner : outer, c = is_down_first ? outer : inner;
+            const int weight = is_down_first ? weight_of(rows, r)
+                : c < kept_count             ? kept[c * LARGEST_STRIP]
+                                             : weight_of(column, c);
+            const Byte* pixel = first + r * image.row_stride + (long long)c * image.column_stride;
             for (int channel = 0; channel < 3; channel++)
-                sums[channel] += weight * clipped(inner_sums[channel]);
+                inner_sums[channel] += weight * pixel[(long long)channel * image.channel_stride];
         }
-        write_pixel(
-            batch, number, y + image.top, x + image.left, clipped(sums[0]), clipped(sums[1]), clipped(sums[2]));
+        const int weight = is_down_first ? weight_of(column, outer) : weight_of(rows, outer);
+        for (int channel = 0; channel < 3; channel++)
+            sums[channel] += weight * clipped(inner_sums[channel]);
+    }
+    for (int channel = 0; channel < 3; channel++)
+        channels[channel] = clipped(sums[channel]);
+}
+
+__device__ inline void write_any(
+    const Batch& batch, int number, const Image& image, const Work& work, const Piece& piece)
+{
+    const int kept_count = keep_weights(batch, work, piece);
+    __syncthreads();
+    const bool is_down_first = goes_down_first(batch, image);
+    for (int i = 32 * threadIdx.y + threadIdx.x; i < piece.rows * piece.columns; i += 32 * blockDim.y) {
+        const int row = i / piece.columns, column = i % piece.columns;
+        int channels[3];
+        resize_any(
+            image, work.columns[column], work.rows[row], (const int*)shared + column, kept_count, is_down_first,
+            channels);
+        const Place place =
+            place_of(batch, number, image.top + piece.first_y + row, image.left + piece.first_x + column);
+        write_pixel(batch, place, channels[0], channels[1], channels[2]);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3) resize_pillow(const __grid_constant__ Batch batch)
+// ---- the kernel ------------------------------------------------------------------------------------------------------
+
+// Returns how many bands a block makes: more of an image of which a band has fewer tiles, ((band_rows + 1) * scale + 3) /
+// TILE_ROWS + 1 at most, so that all blocks have up to 12. As pillow_pieces of _cuda_bands.py.
+__device__ inline int bands_of(const Batch& batch, const Image& image)
 {
-    const int number = blockIdx.y;
+    const long long rows = (batch.band_rows + 1LL) * max(image.height, image.new_height), unit = image.new_height;
+    const int bands = 1 + (rows < unit * (TILE_ROWS * 6 - 3)) + (rows < unit * (TILE_ROWS * 4 - 3)) +
+        (rows < unit * (TILE_ROWS * 3 - 3));
+    return min(bands, batch.most_bands);
+}
+
+extern "C" __global__ void __launch_bounds__(32 * LARGEST_WARPS, 4)
+    resize_pillow(const __grid_constant__ Batch batch)
+{
+    let_next_begin();
+    __shared__ Work work;
+    const int number = blockIdx.z, thread = 32 * threadIdx.y + threadIdx.x, threads = 32 * blockDim.y;
     const Image image = image_of(batch, number);
-    // A smaller image has higher bands, so that all blocks have as much to do; those left over have nothing.
-    const float cost = (float)image.height * image.width + PIXELS_PER_RESULT * image.new_height * image.new_width;
-    const int band_rows = max((int)fminf(batch.band_rows * batch.largest_cost / cost, LARGEST_BAND), batch.band_rows);
-    const int strips = (batch.width + batch.strip_columns - 1) / batch.strip_columns;
-    const int first_column = blockIdx.x % strips * batch.strip_columns;
-    const int stop_column = min(first_column + batch.strip_columns, batch.width);
-    const int first_row = blockIdx.x / strips * band_rows;
-    if (first_row >= batch.height)
+    const Piece piece = piece_of(batch, image, bands_of(batch, image) * batch.band_rows, batch.strip_columns);
+    if (piece.first_row == piece.stop_row) {
+        await_previous();
         return;
-    const int stop_row = min(first_row + band_rows, batch.height);
-    const int column = first_column + threadIdx.x;
-
-    Piece piece;
-    piece.first_x = max(first_column - image.left, 0);
-    piece.last_x = min(stop_column - image.left, image.new_width) - 1;
-    piece.first_y = max(first_row - image.top, 0);
-    piece.last_y = min(stop_row - image.top, image.new_height) - 1;
-    const bool is_empty = piece.last_x < piece.first_x || piece.last_y < piece.first_y;
-
-    const int x = column < stop_column ? column - image.left : -1;
-    if (column < stop_column)
-        for (int row = first_row; row < stop_row; row++) {
-            const int y = row - image.top;
-            if (is_empty || x < piece.first_x || x > piece.last_x || y < piece.first_y || y > piece.last_y)
-                write_fill(batch, number, row, column);
-        }
-    if (is_empty)
-        return;
-    __shared__ Axis axes[2];
-    if (threadIdx.x < 2)
-        axes[threadIdx.x] =
-            threadIdx.x ? axis_of(image.height, image.new_height) : axis_of(image.width, image.new_width);
+    }
+    begin_barriers(work.barriers);
+    if (piece.rows && piece.columns) {
+        if (thread < piece.columns)
+            work.columns[thread] = window_with_total(axis_of(image.width, image.new_width), piece.first_x + thread);
+        // The last threads are the likeliest to have no column.
+        for (int row = threads - 1 - thread; row < piece.rows; row += threads)
+            work.rows[row] = window_with_total(axis_of(image.height, image.new_height), piece.first_y + row);
+    }
     __syncthreads();
-    const Room room = room_of(batch, image, axes[0], axes[1], band_rows);
+    await_previous();
+    write_fills(batch, number, image, piece);
+    if (!piece.rows || !piece.columns)
+        return;
+    const Room room = room_of(batch, image, work, piece);
     if (room.fits)
-        resize_staged(batch, number, image, axes[0], axes[1], room, piece, x);
+        resize_staged(batch, number, image, work, room, piece);
     else
-        resize_any(batch, number, image, axes[0], axes[1], piece, x);
+        write_any(batch, number, image, work, piece);
 }

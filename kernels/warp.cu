@@ -2,7 +2,7 @@
 // converted, normalised, NCHW: all boxes of a batch in one launch. The bytes before the rest are those of
 // reference.warp.
 //
-// Grid: (tiles of the result, boxes). A thread has a pixel. Where it comes from is computed in double, so that it is
+// Grid: (tiles of the result, 1, boxes). A thread has a pixel. Where it comes from is computed in double, so that it is
 // known to 1 / 2**11 of a pixel anywhere in the largest image, and to the same bits as on the CPU.
 
 const int COLUMNS = 32;
@@ -39,7 +39,9 @@ __device__ inline int byte_at(const Batch& batch, const Image& image, int y, int
 
 extern "C" __global__ void __launch_bounds__(COLUMNS * THREAD_ROWS) warp(const __grid_constant__ Batch batch)
 {
-    const int number = blockIdx.y;
+    let_next_begin();
+    await_previous();
+    const int number = blockIdx.z;
     const Image image = image_of(batch, number);
     const int tiles_across = (batch.width + COLUMNS - 1) / COLUMNS;
     const int x = blockIdx.x % tiles_across * COLUMNS + threadIdx.x;
@@ -60,5 +62,5 @@ extern "C" __global__ void __launch_bounds__(COLUMNS * THREAD_ROWS) warp(const _
             byte_at(batch, image, rows.second, columns.second, channel) * columns.weight;
         channels[channel] = (upper * (2048 - rows.weight) + lower * rows.weight + (1 << 21)) >> 22;
     }
-    write_pixel(batch, number, y, x, channels[0], channels[1], channels[2]);
+    write_pixel(batch, place_of(batch, number, y, x), channels[0], channels[1], channels[2]);
 }

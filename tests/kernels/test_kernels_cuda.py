@@ -162,6 +162,23 @@ def test_any_view_is_accepted(place: Place, data: st.DataObject) -> None:
         np.testing.assert_array_equal(result, reference.resize_normalize([seen], 7, 9, filter=way, **LOOK))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("size", [(1, 4099), (67, 193), (101, 64), (5, 3)], ids=str)
+def test_planes_begin_anywhere(place: Place, size: Any, dtype: str) -> None:
+    """Sizes that are not multiples of a store, more pixels than a block has, and an ``out`` in the midst of memory."""
+    images = np.stack([image(*size, seed=seed) for seed in range(3)])
+    expected = reference.normalize(images, **LOOK, dtype=dtype)
+    numbers = images.size + 64
+    memory = np.full(numbers, -1, dtype)
+    for start in (0, 8, 24):
+        whole = place.put(memory.copy())
+        out = whole[start : start + images.size].reshape(expected.shape)
+        place.workspace.normalize(place.put(images), **LOOK, out=out)
+        written = place.get(whole)
+        np.testing.assert_array_equal(written[start : start + images.size].reshape(expected.shape), expected)
+        assert (np.delete(written, slice(start, start + images.size)) == -1).all()
+
+
 # ---- resize ----------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +193,7 @@ def test_a_batch_of_mixed_sizes_gives_the_bytes_of_the_reference(place: Place, w
         result = place.get(place.workspace.resize_normalize(given_images, *size, filter=way, **LOOK, dtype=dtype))
         np.testing.assert_array_equal(result, expected)
     if not place.is_gpu:
-        assert place.workspace._device.launches[-1][1][1] == len(images)
+        assert place.workspace._device.launches[-1][1][2] == len(images)
     single = place.get(place.workspace.resize_normalize(given_images[1][None], *size, filter=way, **LOOK, dtype=dtype))
     np.testing.assert_array_equal(single, expected[1:2])
 
@@ -337,6 +354,47 @@ def test_more_images_than_expected_are_taken(place: Place) -> None:
         np.testing.assert_array_equal(place.get(result), expected)
 
 
+@pytest.mark.parametrize(("count", "launches"), [(64, 1), (65, 2), (256, 4), (257, 1)])
+def test_tables_of_images_are_arguments_of_up_to_four_launches(place: Place, count: int, launches: int) -> None:
+    """Images of different sizes; of more than four launches' the table is copied."""
+    images = [image(5 + number % 3, 6, seed=number) for number in range(count)]
+    expected = reference.resize_normalize(images, 4, 5, filter="opencv")
+    before = 0 if place.is_gpu else len(place.workspace._device.launches)
+    result = place.workspace.resize_normalize(place.put_all(images), 4, 5, filter="opencv")
+    np.testing.assert_array_equal(place.get(result), expected)
+    assert place.is_gpu or len(place.workspace._device.launches) - before == launches
+
+
+@pytest.mark.parametrize(("count", "launches"), [(300, 1), (cuda.ALIKE_ROWS + 1, 2), (4 * cuda.ALIKE_ROWS + 1, 1)])
+def test_images_that_are_alike_are_told_by_their_addresses(place: Place, count: int, launches: int) -> None:
+    """All of one size, each somewhere else; one that is a view with other strides is not alike."""
+    images = [image(3, 4, seed=number) for number in range(count)]
+    given_images = place.put_all(images)
+    before = 0 if place.is_gpu else len(place.workspace._device.launches)
+    result = place.workspace.normalize(given_images, **LOOK)
+    np.testing.assert_array_equal(place.get(result), reference.normalize(images, **LOOK))
+    assert place.is_gpu or len(place.workspace._device.launches) - before == launches
+    given_images[-1] = place.put(image(6, 4, seed=count - 1))[::2]
+    images[-1] = image(6, 4, seed=count - 1)[::2]
+    result = place.workspace.normalize(given_images[-70:], **LOOK)
+    np.testing.assert_array_equal(place.get(result), reference.normalize(images[-70:], **LOOK))
+
+
+@pytest.mark.parametrize("way", ["opencv", "pillow"])
+def test_blocks_of_several_bands_make_every_row(place: Place, way: Any) -> None:
+    """So many images that blocks make more than one band; of those that shrink more, fewer; with and without places."""
+    sizes = [(900, 700), (300, 200), (61, 40), (20, 30), (200, 1400)] * 4
+    images = [image(*size, seed=seed) for seed, size in enumerate(sizes)]
+    expected = reference.resize_normalize(images, 75, 66, filter=way, **LOOK)
+    given_images = place.put_all(images)
+    result = place.workspace.resize_normalize(given_images, 75, 66, filter=way, **LOOK)
+    np.testing.assert_array_equal(place.get(result), expected)
+    places = np.array([[number % 7, number % 5, 66 - number % 9, 50 + number % 3] for number in range(len(images))])
+    expected = reference.resize_normalize(images, 75, 66, filter=way, places=places, fill=7, **LOOK)
+    result = place.workspace.resize_normalize(given_images, 75, 66, filter=way, places=places, fill=7, **LOOK)
+    np.testing.assert_array_equal(place.get(result), expected)
+
+
 def test_more_than_one_launch_has(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A grid has an end; arrays, lists and boxes go on in the next."""
     monkeypatch.setattr(cuda, "LARGEST_LAUNCH", 2)
@@ -416,6 +474,11 @@ MISTAKES: list[tuple[str, Callable[[Place], Any], str]] = [
         "height",
         lambda p: p.workspace.resize_normalize([p.put(image(2, 3))], 0, 2, filter="opencv"),
         "height: expected a whole number of at least 1, got 0",
+    ),
+    (
+        "too high",
+        lambda p: p.workspace.resize_normalize([p.put(image(2, 3))], 262_141, 2, filter="opencv"),
+        "height: expected at most 262140, got 262141",
     ),
     (
         "place",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import re
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,23 @@ from fastpipe.kernels._cuda_device import source_of
 
 EMULATOR = Path(__file__).resolve().parent / "cuda_on_cpu" / "emulator.hpp"
 SHARED_BYTES = 74 * 1024
+ROW = struct.Struct("<Qq4i16x")  # cuda.IMAGE
+
+# What all threads of a warp do together: the beginning of the assembly, and the emulator's function.
+COLLECTIVES = {
+    r'"mma\.sync\.aligned\.m16n8k32': "multiply_32(sums, left, right)",
+    r'"mma\.sync\.aligned\.m16n8k16': "multiply_16(sums, left, right)",
+    r'"movmatrix': "result = turned_warp(pairs)",
+}
 
 BEHIND = """
-extern "C" int launch(int grid_x, int grid_y, int block_x, int block_y, int shared_bytes, const Batch* batch)
+extern "C" int launch(
+    int grid_x, int grid_y, int grid_z, int block_x, int block_y, int shared_bytes, const Batch* batch)
 {{
     if (shared_bytes > (int)sizeof shared_memory)
         return 2;
     memset(shared_memory, 0xa5, sizeof shared_memory);  // nobody may rely on what is in it
-    return run([batch] {{ {kernel}(*batch); }}, grid_x, grid_y, block_x, block_y);
+    return run([batch] {{ {kernel}(*batch); }}, grid_x, grid_y, grid_z, block_x, block_y);
 }}
 """
 
@@ -34,17 +44,17 @@ extern "C" int launch(int grid_x, int grid_y, int block_x, int block_y, int shar
 class NumpyArrays:
     """NumPy's arrays in the place of a GPU library's."""
 
-    def describe(self, images: Any, channels: int, device: int) -> list[int]:
-        rows: list[int] = []
+    def describe(self, images: Any, channels: int, device: int) -> bytearray:
+        rows = bytearray()
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 2 + (channels == 3) or image.size == 0:
                 raise _device_arrays.KernelError(f"images: expected uint8, got {image.dtype} of shape {image.shape}")
             strides = (*image.strides, 0)[:3]
-            rows += (image.ctypes.data, strides[0], *image.shape[:2], strides[1], strides[2])
+            rows += ROW.pack(image.ctypes.data, strides[0], *image.shape[:2], strides[1], strides[2])
         return rows
 
     def describe_batch(self, images: Any, channels: int, device: int) -> Any:
-        return images.shape[0], images.strides[0], tuple(self.describe([images[0]], channels, device))
+        return images.shape[0], images.strides[0], self.describe([images[0]], channels, device)
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
         size = int(np.prod(shape))
@@ -89,7 +99,7 @@ class EmulatedDevice:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.launches: list[tuple[str, tuple[int, int]]] = []
+        self.launches: list[tuple[str, tuple[int, int, int]]] = []
         self._functions: dict[tuple[str, int], int] = {}
         self._libraries: list[Any] = []
         self._names: list[str] = []
@@ -110,20 +120,23 @@ class EmulatedDevice:
         grid: Any,
         block: Any,
         shared_bytes: int,
-        arguments: Any,
+        batch: int,
         stream: int,
         slot: Any,
         table: int,
     ) -> None:
         self.launches.append((self._names[function], grid))
-        if result := self._libraries[function].launch(*grid, *block, shared_bytes, ctypes.c_void_p(arguments[0])):
+        if result := self._libraries[function].launch(*grid, *block, shared_bytes, ctypes.c_void_p(batch)):
             raise RuntimeError(f"the emulator says {result}")
 
     def _compiled(self, name: str, output: int) -> Any:
         source = source_of(name)
         source = source.replace("extern __shared__ uint4 shared[];", "")
         source = re.sub(r'asm\("cvt.rn.f16.f32.*\);', "bits = half_of(value);", source)
+        source = re.sub(r'asm\("cvt.rn.f16x2.f32.*\);', "bits = half_of(first) | half_of(second) << 16;", source)
         source = re.sub(r'asm\("div.rn.f32.*\);', "quotient = dividend / divisor;", source)
+        for pattern, function in COLLECTIVES.items():
+            source = re.sub(rf"asm\({pattern}.*?\);", f"{function};", source, flags=re.DOTALL)
         room = f"alignas(16) static char shared_memory[{SHARED_BYTES}];"
         room += "static uint4* const shared = (uint4*)shared_memory;\n"
         written = self.folder / f"{name}{output}.cpp"
@@ -132,6 +145,7 @@ class EmulatedDevice:
         )
         library = written.with_suffix(".so")
         options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
+        options.append("-fno-gnu-unique")  # or shared memory of one library would be that of another, too
         subprocess.run(["g++", *options, str(written), "-o", str(library)], check=True)
         return ctypes.CDLL(str(library))
 

@@ -1,8 +1,10 @@
 // CUDA's words for a C++ compiler: enough of them to run the kernels of this repository on a CPU, block after block.
 //
-// The threads of a block are fibers of one thread, run in order up to the next __syncthreads(). That finds wrong
-// arithmetic, wrong indexes and barriers that not all threads reach; it does not find races.
+// The threads of a block are fibers of one thread, run in order up to the next __syncthreads(), or up to an operation of
+// all threads of a warp. That finds wrong arithmetic, wrong indexes and barriers that not all threads reach; it does not
+// find races.
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -26,9 +28,10 @@ struct uint4 {
     unsigned x, y, z, w;
 };
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 struct Dimensions {
-    int x = 1, y = 1;
+    int x = 1, y = 1, z = 1;
 };
 static Dimensions blockIdx, threadIdx, blockDim;
 
@@ -69,12 +72,6 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector)
     return result;
 }
 inline unsigned byte_of(unsigned word, int number) { return word >> 8 * number & 255; }
-inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum)
-{
-    for (int i = 0; i < 4; i++)
-        sum += byte_of(a, i) * byte_of(b, i);
-    return sum;
-}
 inline unsigned __dp2a_lo(unsigned halves, unsigned bytes, unsigned sum)
 {
     return sum + (halves & 65535) * byte_of(bytes, 0) + (halves >> 16) * byte_of(bytes, 1);
@@ -92,37 +89,84 @@ inline unsigned short half_of(float value)
 
 // ---- fibers -------------------------------------------------------------------------------------------------------
 
+enum State { RUNS, AT_BLOCK_BARRIER, AT_WARP_BARRIER, ENDED };
+
 struct Fiber {
     ucontext_t context;
+    jmp_buf place;  // where it goes on; swapcontext would ask the system for signals each time
     Dimensions number;
-    bool has_ended;
+    State state;
+    bool has_begun;
 };
 static std::vector<Fiber> fibers;
 static std::vector<char> stacks;
-static ucontext_t scheduler;
+static jmp_buf scheduler_place;
 static Fiber* running;
 static std::function<void()> body;
 const std::size_t STACK_BYTES = 64 * 1024;
+const int WARP = 32;
 
-inline void __syncthreads() { swapcontext(&running->context, &scheduler); }
+__attribute__((noipa)) static void leave(State state)
+{
+    running->state = state;
+    if (!_setjmp(running->place))
+        _longjmp(scheduler_place, 1);
+}
+
+inline void __syncthreads() { leave(AT_BLOCK_BARRIER); }
 
 static void enter()
 {
     body();
-    running->has_ended = true;
-    swapcontext(&running->context, &scheduler);
+    leave(ENDED);
 }
 
-// Runs a kernel. Returns 1 if some threads of a block ended while others waited at a barrier.
+__attribute__((noipa)) static void resume(Fiber& fiber)
+{
+    running = &fiber;
+    threadIdx = fiber.number;
+    if (_setjmp(scheduler_place))
+        return;
+    if (fiber.has_begun)
+        _longjmp(fiber.place, 1);
+    fiber.has_begun = true;
+    setcontext(&fiber.context);
+}
+
+// Lets fibers that wait for each other go on. Returns whether there are any.
+static bool release()
+{
+    bool is_any = false;
+    const auto all_wait = [](std::size_t begin, std::size_t end, State state) {
+        return std::all_of(&fibers[begin], &fibers[begin] + (end - begin), [state](const Fiber& fiber) {
+            return fiber.state == state;
+        });
+    };
+    const auto let_go = [&is_any](std::size_t begin, std::size_t end) {
+        for (std::size_t i = begin; i < end; i++)
+            fibers[i].state = RUNS;
+        is_any = true;
+    };
+    if (all_wait(0, fibers.size(), AT_BLOCK_BARRIER))
+        let_go(0, fibers.size());
+    for (std::size_t begin = 0; begin < fibers.size(); begin += WARP) {
+        const std::size_t end = std::min(begin + WARP, fibers.size());
+        if (all_wait(begin, end, AT_WARP_BARRIER))
+            let_go(begin, end);
+    }
+    return is_any;
+}
+
+// Runs a kernel. Returns 1 if some threads of a block ended, or were elsewhere, while others waited at a barrier.
 template <class Kernel>
-int run(Kernel kernel, int blocks_x, int blocks_y, int threads_x, int threads_y)
+int run(Kernel kernel, int blocks_x, int blocks_y, int blocks_z, int threads_x, int threads_y)
 {
     body = kernel;
     blockDim = {threads_x, threads_y};
     fibers.resize(threads_x * threads_y);
     stacks.resize(fibers.size() * STACK_BYTES);
-    for (int block = 0; block < blocks_x * blocks_y; block++) {
-        blockIdx = {block % blocks_x, block / blocks_x};
+    for (int block = 0; block < blocks_x * blocks_y * blocks_z; block++) {
+        blockIdx = {block % blocks_x, block / blocks_x % blocks_y, block / blocks_x / blocks_y};
         for (std::size_t i = 0; i < fibers.size(); i++) {
             getcontext(&fibers[i].context);
             fibers[i].context.uc_stack.ss_sp = &stacks[i * STACK_BYTES];
@@ -130,21 +174,73 @@ int run(Kernel kernel, int blocks_x, int blocks_y, int threads_x, int threads_y)
             fibers[i].context.uc_link = nullptr;
             makecontext(&fibers[i].context, enter, 0);
             fibers[i].number = {(int)i % threads_x, (int)i / threads_x};
-            fibers[i].has_ended = false;
+            fibers[i].state = RUNS;
+            fibers[i].has_begun = false;
         }
-        for (;;) {
-            std::size_t ended = 0;
-            for (Fiber& fiber : fibers) {
-                running = &fiber;
-                threadIdx = fiber.number;
-                swapcontext(&scheduler, &fiber.context);
-                ended += fiber.has_ended;
-            }
-            if (ended == fibers.size())
-                break;
-            if (ended)
+        do {
+            for (Fiber& fiber : fibers)
+                if (fiber.state == RUNS)
+                    resume(fiber);
+        } while (release());
+        for (const Fiber& fiber : fibers)
+            if (fiber.state != ENDED)
                 return 1;
-        }
     }
     return 0;
+}
+
+// ---- what the threads of a warp do together -----------------------------------------------------------------------
+
+// Gives each thread of a warp what all have brought. Two tables: who is a step ahead writes to the other one.
+template <class T>
+const T* exchanged(const T& mine)
+{
+    static std::vector<T> tables[2];
+    static std::vector<int> turns;
+    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
+    turns.resize(fibers.size());
+    std::vector<T>& table = tables[turns[thread] ^= 1];
+    table.resize(fibers.size());
+    table[thread] = mine;
+    leave(AT_WARP_BARRIER);
+    return &table[thread / WARP * WARP];
+}
+
+// mma.m16n8k32 (WORDS 2) and mma.m16n8k16 (WORDS 1) of unsigned bytes.
+template <int WORDS>
+void multiply_warp(int (&sums)[4], const unsigned (&left)[2 * WORDS], const unsigned (&right)[WORDS])
+{
+    struct Operands {
+        unsigned left[2 * WORDS], right[WORDS];
+    } mine;
+    memcpy(mine.left, left, sizeof left);
+    memcpy(mine.right, right, sizeof right);
+    const int lane = (threadIdx.y * blockDim.x + threadIdx.x) % WARP;
+    const Operands* all = exchanged(mine);
+    for (int i = 0; i < 4; i++)
+        for (int word = 0; word < WORDS; word++)
+            for (int of_four = 0; of_four < 4; of_four++) {
+                const unsigned a = all[lane / 4 * 4 + of_four].left[2 * word + i / 2];
+                const unsigned b = all[(lane % 4 * 2 + i % 2) * 4 + of_four].right[word];
+                for (int byte = 0; byte < 4; byte++)
+                    sums[i] += byte_of(a, byte) * byte_of(b, byte);
+            }
+}
+inline void multiply_32(int (&sums)[4], const unsigned (&left)[4], uint2 right)
+{
+    multiply_warp<2>(sums, left, {right.x, right.y});
+}
+inline void multiply_16(int (&sums)[4], uint2 left, unsigned right)
+{
+    multiply_warp<1>(sums, {left.x, left.y}, {right});
+}
+
+// movmatrix.m8n8.trans.b16.
+inline unsigned turned_warp(unsigned pairs)
+{
+    const int lane = (threadIdx.y * blockDim.x + threadIdx.x) % WARP;
+    const unsigned* all = exchanged(pairs);
+    const int row = lane / 4, column = lane % 4 * 2;
+    const auto pair = [all](int row, int column) { return all[4 * row + column / 2] >> column % 2 * 16 & 65535; };
+    return pair(column, row) | pair(column + 1, row) << 16;
 }
