@@ -333,6 +333,7 @@ class _Pool:
         self._interpolates = interpolates
         self._all = [_Engines(library, interpolates)]
         self._making = threading.Lock()
+        self._waits = 0
         self.users = 0
 
     @property
@@ -355,7 +356,8 @@ class _Pool:
         with self._making:
             if len(self._all) < MOST_DECODERS:
                 self._all.append(_Engines(self._library, self._interpolates))
-        engines = self._all[-1]
+        self._waits += 1
+        engines = self._all[self._waits % len(self._all)]  # in turns: nobody knows which will be free first
         engines.lock.acquire()
         return engines
 
