@@ -10,14 +10,14 @@
 #define SIGNALS 2           /* so often a wait ends by itself: EINTR, the slice of the main thread, a deadline */
 #endif
 
-#define PARKED 1            /* Walk.word */
+#define OPEN 0              /* Walk.word */
+#define PARKED 1
 #define SET 2
 #define NOBODY 99
 
 byte word[SLEEPERS];
 bool asleep[SLEEPERS];      /* in the kernel */
 bool is_member[SLEEPERS];   /* Walk.chain */
-bool has_ended[SLEEPERS];   /* its caller has given the walk up, before there was an answer */
 byte sleepers[SLEEPERS];    /* of the chain, in the order of their answers */
 byte count;
 byte credits;               /* with `started`, one word */
@@ -76,6 +76,13 @@ proctype Sleeper(byte me)
 {
     byte credit, given;
     bool why;
+park:                                                           /* word_wait, without the GIL */
+    atomic {
+        if
+        :: word[me] == OPEN -> word[me] = PARKED
+        :: else
+        fi
+    };
 again:
     atomic {                                                    /* futex_wait */
         if
@@ -92,25 +99,23 @@ again:
     :: word[me] != SET && !why -> goto again
     :: word[me] != SET && why -> why = false
     fi;
-    if                                                          /* wait_for_answer looks at signals and the deadline */
-    :: goto again
-    :: true
-    fi;
-    atomic {                                                    /* expire_walk, cancel_walk, under the GIL */
+#ifndef BUG_STAYS_PARKED
+    atomic {                                                    /* word_unpark, with the GIL */
         if
-        :: !is_member[me] -> has_ended[me] = true
-        :: else
+        :: word[me] == PARKED -> word[me] = OPEN
+        :: else -> goto is_set
         fi
     };
+#endif
+    if                                                          /* a signal's handler runs */
+    :: goto park
+    :: true -> goto away                                        /* it takes for ever, or raises */
+    fi;
+is_set:                                                         /* wait_for_answer */
     if
-    :: has_ended[me] -> goto away                               /* nobody answers it any more */
+    :: is_member[me] -> leave(me)
     :: else
     fi;
-#ifdef BUG_GIVEN_UP_STAYS
-    goto away;
-#endif
-is_set:                                                         /* c_wait, wait_for_answer; Walk.__dealloc__ if it gave up */
-    leave(me);
 away:                                                           /* it need not come back to the pipe */
     atomic { gone++ }
 }
@@ -120,16 +125,16 @@ proctype Worker()
     byte k, end;
     do
     :: k < SLEEPERS ->
-        atomic {                                                /* c_answer, under the GIL */
+        atomic {                                                /* c_answer, with the GIL */
             if
-            :: !has_ended[k] ->
+            :: word[k] == PARKED ->
                 sleepers[count] = k;
                 count++;
                 holders++;
-                is_member[k] = true;
-                word[k] = SET
+                is_member[k] = true
             :: else
-            fi
+            fi;
+            word[k] = SET
         };
         k++
     :: else -> break

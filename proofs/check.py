@@ -120,7 +120,7 @@ PLANTED = [
     Run("outcome", "BUG_CANCEL_IS_SILENT", "a cancel wakes nobody"),
     Run("chain", "BUG_EARLY_LEAVE_GIVES_NOTHING", "who leaves before the start is not counted"),
     Run("chain", "BUG_START_FORGETS_WHO_LEFT", "start wakes the first, who may have left"),
-    Run("chain", "BUG_GIVEN_UP_STAYS", "who gives up waiting does not leave"),
+    Run("chain", "BUG_STAYS_PARKED", "who is called away by a signal still counts as asleep"),
     Run("chain", "BUG_LETS_GO_FIRST", "the chain is freed before its last use"),
     Run("close", "SUBMITTERS=1 CANCEL DEAD_STAY_QUEUED BUG_LEAVE_UNSEEN", "workers leave without a look"),
     Run("close", "SUBMITTERS=1 BUG_NOTIFY_BEFORE_CLOSING", "notified before CLOSING is written"),

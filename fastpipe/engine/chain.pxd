@@ -6,9 +6,10 @@
 # and nobody runs meanwhile. So a few are awake at a time (gate.hpp says how many), and the next wakes up while one runs. Where
 # there are no more than MOST_AT_ONCE, all are woken at once: whoever has the GIL has no time to lose with wake-ups then.
 #
-# A sleeper's word is SET before start, so whoever wakes up, however late or early, finds its answer. Each member leaves once:
-# when it has seen the end of its walk; or, if it has given up waiting, when its walk is dropped. Nobody depends on its coming
-# back to the pipe. Whoever was woken slowly gives one credit more: cores are taken, and a chain of slow wake-ups would take long.
+# A sleeper's word is SET before start, so whoever wakes up, however late or early, finds its answer. Each member leaves once,
+# when it has seen the end of its walk, before any user code can run on its thread: only who is PARKED becomes one, and whoever
+# stops waiting takes that back first (word_unpark), both with the GIL held. So nobody depends on what others do with their
+# answers, nor on a thread that a signal has called away. Whoever was woken slowly gives one credit more: cores are taken, and a chain of slow wake-ups would take long.
 #
 # No lost wake-up  Each leave gives a credit, or more, start gives ``depth`` >= 1 of them, and credit i wakes sleeper i. Leaves
 #                  before start count, too: their credits are used by start. If sleeper j slept for ever, no more than j credits
@@ -17,7 +18,7 @@
 
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free, realloc
-from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_relaxed
+from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed
 
 from fastpipe.engine.parking cimport Word, futex_wake, kernel_now_ns
 
@@ -38,7 +39,7 @@ cdef enum:
 
 cdef struct Sleeper:
     Word* word
-    int64_t woken_ns                        # when it was woken; 0: it was not
+    atomic[int64_t] woken_ns                # when it was woken; 0: it was not
 
 
 cdef struct Chain:
@@ -75,7 +76,7 @@ cdef inline int32_t chain_join(Chain* chain, Word* word) noexcept nogil:
         chain.sleepers = <Sleeper*>grown
         chain.room = room
     chain.sleepers[chain.count].word = word
-    chain.sleepers[chain.count].woken_ns = 0
+    chain.sleepers[chain.count].woken_ns.store(0, memory_order_relaxed)
     chain.count += 1
     chain.holders.fetch_add(1, memory_order_relaxed)
     return chain.count - 1
@@ -85,7 +86,7 @@ cdef inline void chain_wake(Chain* chain, int64_t begin, int64_t end) noexcept n
     """Wake those at some places, as far as there are any."""
     cdef int64_t place
     for place in range(begin, min(end, <int64_t>chain.count)):
-        chain.sleepers[place].woken_ns = kernel_now_ns()
+        chain.sleepers[place].woken_ns.store(kernel_now_ns(), memory_order_relaxed)
         futex_wake(chain.sleepers[place].word, 1)
 
 
@@ -99,8 +100,10 @@ cdef inline void chain_start(Chain* chain) noexcept nogil:
 
 cdef inline int64_t chain_awake(Chain* chain, int32_t place) noexcept nogil:
     """Note that a member is awake; how many credits it is to give."""
-    cdef int64_t woken_ns = chain.sleepers[place].woken_ns
-    cdef int64_t taken_ns
+    cdef int64_t woken_ns, taken_ns
+    if chain.credits.load(memory_order_acquire) < STARTED:  # it woke up by itself, and the list of sleepers may still move
+        return 1
+    woken_ns = chain.sleepers[place].woken_ns.load(memory_order_relaxed)
     if woken_ns == 0:
         return 1
     taken_ns = kernel_now_ns() - woken_ns

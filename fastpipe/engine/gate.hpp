@@ -29,7 +29,8 @@ inline std::atomic<int64_t> gate_closed_until_ns{0};
 
 inline void note_time(std::atomic<int64_t>& mean, int64_t taken_ns) noexcept {
     int64_t known = mean.load(std::memory_order_relaxed);
-    mean.store(known + (std::min(taken_ns, LONGEST_NOTED_NS) - known) / 16, std::memory_order_relaxed);
+    taken_ns = std::clamp<int64_t>(taken_ns, 0, LONGEST_NOTED_NS);
+    mean.store(known + (taken_ns - known) / 16, std::memory_order_relaxed);
 }
 
 // How many are to be on their way to the GIL at once; at least one.

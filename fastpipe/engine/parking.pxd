@@ -1,7 +1,7 @@
 # Parking: how a thread waits without polling. Two forms, both over one 32-bit futex word, both without the GIL.
 #
 # Outcome word     one waiter, one event: a caller waits for its request.
-#                  OPEN -> PARKED (by the waiter) -> SET (by the finisher), or OPEN -> SET.
+#                  OPEN <-> PARKED (by the waiter), and from either -> SET (by the finisher).
 # Event count      many waiters, many events: the workers of a station wait for something to do. A waiter announces
 #                  itself, looks again, and sleeps only if nothing was signalled since the announcement.
 #
@@ -91,6 +91,12 @@ cdef inline int word_wait(Word* word, int64_t deadline_ns, int64_t spin_ns) noex
 cdef inline c_bool word_set(Word* word) noexcept nogil:
     """Set the word; True if its waiter sleeps and must be woken (by futex_wake, best after the GIL is released)."""
     return word.exchange(SET, memory_order_acq_rel) == PARKED
+
+
+cdef inline c_bool word_unpark(Word* word) noexcept nogil:
+    """Say that nobody sleeps on the word for now, as word_wait has left it; False if it is SET."""
+    cdef uint32_t seen = PARKED
+    return word.compare_exchange_strong(seen, OPEN, memory_order_acq_rel, memory_order_acquire) or seen != SET
 
 
 # ---- event count -----------------------------------------------------------------------------------------------

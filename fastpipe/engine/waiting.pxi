@@ -7,7 +7,9 @@
 from cpython.exc cimport PyErr_CheckSignals
 
 from fastpipe.engine.chain cimport Chain, chain_awake, chain_leave, enter_gate, leave_gate, note_gil_taken
-from fastpipe.engine.parking cimport events_leave, events_prepare, events_sleep, is_settling, kernel_now_ns, now_ns, word_wait
+from fastpipe.engine.parking cimport (
+    events_leave, events_prepare, events_sleep, is_settling, kernel_now_ns, now_ns, word_unpark, word_wait,
+)
 
 from fastpipe.errors import ForkedPipe, PipeError
 
@@ -43,17 +45,11 @@ cdef inline int64_t first_slice(int64_t deadline_ns) noexcept nogil:
     return slice_end if deadline_ns < 0 or slice_end < deadline_ns else deadline_ns
 
 
-cdef void leave_chain(Walk walk, int64_t credits) noexcept:
-    """Wake another one, or so many, of the chain in which a walk's caller was woken, who has the GIL, or waits no more."""
-    cdef Chain* chain = walk.chain
-    walk.chain = NULL
-    chain_leave(chain, credits)
-
-
 cdef int wait_for_answer(Walk walk, int64_t deadline_ns) except -1:
     """What wait_for_word does, for a walk's own word: whoever was woken in a chain goes through the gate, and wakes the next."""
     cdef int why
     cdef int64_t credits = 1
+    cdef Chain* chain
     while True:
         with nogil:
             leave_gate()
@@ -64,8 +60,13 @@ cdef int wait_for_answer(Walk walk, int64_t deadline_ns) except -1:
         if why == 0:
             if walk.chain != NULL:
                 note_gil_taken()
-                leave_chain(walk, credits)
+                chain = walk.chain
+                walk.chain = NULL
+                chain_leave(chain, credits)
             return 1
+        # What runs on this thread from here on may take as long as it likes: no chain is to count on it.
+        if not word_unpark(&walk.word):
+            continue                                            # answered meanwhile
         PyErr_CheckSignals()
         if deadline_ns >= 0 and now_ns() >= deadline_ns:
             return 0

@@ -110,10 +110,6 @@ cdef int take_out(list items, object item) noexcept:
 cdef class Walk:
     """One admitted request on its way; ``map`` and ``acall`` keep it as a handle."""
 
-    def __dealloc__(self):
-        if self.chain != NULL:                                  # its caller has given up waiting
-            leave_chain(self, 1)
-
     cdef c_bool c_end(self, uint8_t outcome) noexcept:
         """Claim the one right to end this walk (E1)."""
         cdef uint8_t running = RUNNING
@@ -122,8 +118,6 @@ cdef class Walk:
     cdef int c_wait(self, int64_t deadline_ns) except -1:
         """Park until the walk has ended: 1; or until the deadline: 0. Serves signals."""
         if self.word.load(memory_order_acquire) == SET:
-            if self.chain != NULL:
-                leave_chain(self, 1)
             return 1
         if is_hooked(AT_PARK):
             act_at(AT_PARK)

@@ -32,8 +32,9 @@ def build_backend(plan: StepPlan, node: str, index: int, place: Hashable = None)
         if unmet := _unmet_in(backend):
             try:
                 close_all([backend])
-            finally:  # an error of close() becomes the context of the one that the user has to see
-                raise ConfigError(*unmet)
+            except Exception as error:  # the context of the one that the user has to see
+                raise ConfigError(*unmet) from error
+            raise ConfigError(*unmet)
     except BaseException as error:
         with contextlib.suppress(Exception):
             error.add_note(f"fastpipe: while building node {node!r}, backend {plan.name}, instance {index}")

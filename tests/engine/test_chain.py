@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -37,14 +38,21 @@ class Callers:
         self.may_end = threading.Event()
         self.threads: list[threading.Thread] = []
 
-    def call(self, number: int, timeout: float | None = None) -> None:
+    def call(self, number: int, timeout: float | None = None, behind: int = 0) -> None:
         def run() -> None:
             self.answers.append(self.pipe({"data": number}, timeout=timeout)["result"])
             assert self.may_end.wait(WAIT_S)
 
         self.threads.append(threading.Thread(target=run))
         self.threads[-1].start()
-        until(lambda: self.pipe.stats()["nodes"]["main"]["queued"] == len(self.threads))
+        until(lambda: self.pipe.stats()["nodes"]["main"]["queued"] == len(self.threads) + behind)
+
+    def join_main(self, count: int) -> None:
+        """Call beside the main thread, which is about to, and send that a signal."""
+        until(lambda: self.pipe.stats()["nodes"]["main"]["queued"] == 1)
+        for number in range(count):
+            self.call(number, behind=1)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def end(self) -> None:
         self.may_end.set()
@@ -97,6 +105,65 @@ def test_callers_who_wake_up_by_themselves_before_the_others_are_woken(early: in
         callers.end()
         assert left_early == [early]
         assert sorted(callers.answers) == list(range(CALLERS))
+
+
+@pytest.mark.usefixtures("chained")
+def test_a_thread_that_a_signal_has_called_away_holds_up_nobody() -> None:
+    """Its handler waits for the other callers of its batch, whom nobody else wakes."""
+    gate = Wide()
+    still_asleep = []
+    with Pipe(backend=gate) as pipe:
+        pipe.submit({"data": -1})
+        assert gate.inside.wait(WAIT_S)
+        callers = Callers(pipe)
+
+        def handler(*_: object) -> None:
+            gate.opened.set()
+            until(lambda: len(callers.answers) == CALLERS - 1)
+            still_asleep.append(CALLERS - 1 - len(callers.answers))
+
+        before = signal.signal(signal.SIGUSR1, handler)
+        try:
+            helper = threading.Thread(target=callers.join_main, args=(CALLERS - 1,))
+            helper.start()
+            assert pipe({"data": "main"})["result"] == "main"
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        helper.join(WAIT_S)
+        callers.end()
+    assert still_asleep == [0]
+
+
+@pytest.mark.usefixtures("chained")
+def test_a_call_that_a_signal_ends_holds_up_nobody() -> None:
+    """Its exception keeps the request alive, in a traceback, while the other callers are waited for."""
+
+    class Interrupt(Exception):
+        pass
+
+    gate = Wide()
+    with Pipe(backend=gate) as pipe:
+        pipe.submit({"data": -1})
+        assert gate.inside.wait(WAIT_S)
+        callers = Callers(pipe)
+
+        def handler(*_: object) -> None:
+            gate.opened.set()
+            until(lambda: pipe.stats()["requests"]["in_flight"] == 0)
+            raise Interrupt
+
+        before = signal.signal(signal.SIGUSR1, handler)
+        try:
+            helper = threading.Thread(target=callers.join_main, args=(CALLERS - 1,))
+            helper.start()
+            with pytest.raises(Interrupt) as caught:
+                list(pipe.map([{"data": "main"}]))
+            until(lambda: len(callers.answers) == CALLERS - 1)
+            assert caught.tb is not None  # it is alive until here
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        helper.join(WAIT_S)
+        callers.end()
 
 
 class Echo(Backend):
