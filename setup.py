@@ -1,4 +1,4 @@
-"""Build fastpipe: two extension modules, and two folders of the repository's root installed inside the package.
+"""Build fastpipe: three extension modules, and two folders of the repository's root installed inside the package.
 
 Everything that is not code to run lives in ``pyproject.toml``. The top of this file needs nothing but Python, so that
 the Makefile can ask :func:`missing_on_this_machine` before anything is installed.

@@ -67,9 +67,9 @@ def check_resize(image: Array, height: int, width: int, out: Array | None) -> Ar
     for what, side, new_side in (("height", image.shape[0], height), ("width", image.shape[1], width)):
         if not side:
             raise KernelError(f"image: expected a {what} of at least 1, got shape {image.shape}")
-        if not isinstance(new_side, int | np.integer) or new_side < 1:
+        if isinstance(new_side, bool) or not isinstance(new_side, int | np.integer) or new_side < 1:
             raise KernelError(f"{what}: expected a whole number of at least 1, got {new_side!r}")
-    return _check_apart(image, out, (height, width, 3))
+    return _check_apart(image, out, (int(height), int(width), 3))
 
 
 def check_normalization(
@@ -106,7 +106,10 @@ def check_normalization(
         height, width = images[0].shape[:2]
 
     shape = (len(images), channels, height, width) if is_batch else (channels, height, width)
+    is_callers = out is not None
     out = _check_out(out, shape, np.dtype(dtype))
+    if is_callers and any(np.may_share_memory(image, out) for image in images):  # see _check_apart
+        raise KernelError("out: expected memory of its own, got some that an image shares")
     batch_nchw = out if is_batch else out[np.newaxis]
     return Normalization(images, mean_per_channel, std_per_channel, out, batch_nchw)
 

@@ -70,10 +70,10 @@ def resize(image: Array, height: int, width: int, *, out: Array | None = None) -
     out = check_resize(image, height, width, out)
     _loops.resize(
         image,
-        _taps(image.shape[0], height, cut_at_edges=False),
-        _taps(image.shape[1], width, cut_at_edges=True),
+        _taps(image.shape[0], out.shape[0], cut_at_edges=False),
+        _taps(image.shape[1], out.shape[1], cut_at_edges=True),
         out,
-        height * width < GIL_KEPT_BELOW_PIXELS,
+        out.shape[0] * out.shape[1] < GIL_KEPT_BELOW_PIXELS,
     )
     return out
 

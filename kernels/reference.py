@@ -120,6 +120,7 @@ def resize(image: Array, height: int, width: int, *, out: Array | None = None) -
         KernelError: if shape, dtype or layout differ; the message has both, expected and got.
     """
     out = check_resize(image, height, width, out)
+    height, width = out.shape[:2]
     left, right, left_weight, right_weight = taps(image.shape[1], width, cut_at_edges=True)
     blended = image[:, left] * left_weight[:, np.newaxis] + image[:, right] * right_weight[:, np.newaxis]
     top, bottom, top_weight, bottom_weight = taps(image.shape[0], height, cut_at_edges=False)

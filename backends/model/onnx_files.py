@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastpipe.errors import ConfigError
 
-__all__ = ["weights_beside"]
+__all__ = ["is_ort_format", "weights_beside"]
 
 # Of each kind of message in onnx.proto, the fields that lead to an external file: number -> the kind of what is there.
 _MODEL, _GRAPH, _NODE, _ATTRIBUTE, _TENSOR, _SPARSE, _FUNCTION, _TRAINING, _ENTRY = range(9)
@@ -35,6 +35,16 @@ _ORT_FORMAT = b"ORTM"  # bytes 4 to 8 of ONNX Runtime's own format, which has ev
 Content = bytes | mmap.mmap
 
 
+def is_ort_format(model: Path | bytes) -> bool:
+    """Return whether a model, a file that can be read or its content, is in ONNX Runtime's own format."""
+    if isinstance(model, bytes):
+        return model[4:8] == _ORT_FORMAT
+    if model.suffix != ".ort":
+        return False
+    with model.open("rb") as file:
+        return file.read(8)[4:] == _ORT_FORMAT
+
+
 def weights_beside(model: Path | bytes) -> dict[str, Path]:
     """Return the files that hold a model's weights, by the names that it has for them; none, if it has all in itself.
 
@@ -47,9 +57,9 @@ def weights_beside(model: Path | bytes) -> dict[str, Path]:
     """
     try:
         if isinstance(model, bytes):
-            locations = {} if model[4:8] == _ORT_FORMAT else _locations(model)
+            locations = {} if is_ort_format(model) else _locations(model)
         else:
-            locations = _locations_in(model)
+            locations = {} if is_ort_format(model) else _locations_in(model)
     except _Unreadable as error:
         raise ConfigError(f"it is no ONNX model: {error}") from None
     if isinstance(model, bytes):
@@ -95,8 +105,6 @@ def _locations_in(path: Path) -> dict[str, int]:
         if os.fstat(file.fileno()).st_size == 0:
             raise _Unreadable("it is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if path.suffix == ".ort" and content[4:8] == _ORT_FORMAT:
-                return {}
             return _locations(content)
 
 

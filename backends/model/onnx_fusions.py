@@ -29,11 +29,14 @@ Floats = npt.NDArray[np.float32]
 
 # x * clip(x + SHIFT, 0, TOP) / TOP is a hard swish; without the factor x it is a hard sigmoid.
 SHIFT, TOP = 3.0, 6.0
+FIRST_WITH_DEFAULTS = 4  # version of the format
+# Operators whose output has axes, whatever the shapes are called.
+MAKERS_OF_AXES = frozenset({"Conv", "BatchNormalization", "GlobalAveragePool", "AveragePool", "MaxPool", "Gemm"})
 
 
 def fuse(model: onnx.ModelProto) -> None:
     """Put operators of a model together, in place; what is not understood stays as it is."""
-    graph = _Graph(model.graph)
+    graph = _Graph(model)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite any more is left as it was
         _merge_scalars_into_convolutions_before(graph)
         _merge_hard_swishes(graph)
@@ -44,12 +47,18 @@ def fuse(model: onnx.ModelProto) -> None:
 class _Graph:
     """A graph that is being changed: who reads a value, what is constant, and which nodes are left."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, model: onnx.ModelProto) -> None:
         from onnx import numpy_helper
 
-        self._graph = graph
+        self._graph = graph = model.graph
         self.nodes: list[onnx.NodeProto] = list(graph.node)
-        self._given = {value.name for value in graph.input}  # an initializer among them may be another one at a run
+        # An initializer among them may be another one at a run; before version 4 of the format all are among them, and
+        # are constants.
+        self._given = {value.name for value in graph.input} if model.ir_version >= FIRST_WITH_DEFAULTS else set()
+        self._with_axes = {
+            value.name for value in (*graph.input, *graph.value_info) if value.type.tensor_type.shape.dim
+        }
+        self._with_axes.update(node.output[0] for node in self.nodes if node.op_type in MAKERS_OF_AXES)
         self._constants: dict[str, Any] = {each.name: each for each in graph.initializer}
         for node in self.nodes:
             if node.op_type == "Constant" and not node.domain:
@@ -99,6 +108,15 @@ class _Graph:
         array = self.constant(name)
         return None if array is None or array.size != 1 or array.ndim > 1 else float(array.reshape(()))
 
+    def has_axes(self, name: str) -> bool:
+        """Return whether a value certainly has an axis: then a number in a list of one leaves its shape alone."""
+        return name in self._with_axes
+
+    def is_in_list(self, name: str) -> bool:
+        """Return whether a constant number is in a list of one, and not alone."""
+        array = self.constant(name)
+        return array is not None and array.ndim == 1
+
     def scalar_and_rest(self, node: onnx.NodeProto) -> tuple[float, str] | None:
         """Return the number that is one operand of a node, and the name of the other operand."""
         for own, other in ((0, 1), (1, 0)):
@@ -131,7 +149,7 @@ class _Graph:
         from onnx import numpy_helper
 
         name = f"{node.output[0]}::fused::{index}"
-        while name in self._constants:
+        while name in self._constants or name in self._readers:
             name += "'"
         tensor = numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name)
         self._constants[name] = tensor
@@ -220,6 +238,9 @@ def _merge_hard_swishes(graph: _Graph) -> None:
         product = following if following.op_type == "Mul" and source in following.input else None
         quotient = following if product is None else graph.only_reader(product.output[0], "Mul", "Div")
         if quotient is None or not _divides_by_top(graph, quotient):
+            continue
+        names = [*shift.input, *clip.input[1:], *quotient.input]
+        if any(graph.is_in_list(name) for name in names) and not graph.has_axes(source):
             continue
         graph.remove(clip)
         if product is None:

@@ -15,7 +15,7 @@ import numpy as np
 from fastpipe.errors import ConfigError, MissingExtra
 
 from ..ranges import check_levels
-from .onnx_files import weights_beside
+from .onnx_files import is_ort_format, weights_beside
 from .onnx_fusions import fuse
 
 if TYPE_CHECKING:
@@ -64,6 +64,11 @@ def prepare(
         MissingExtra: if the package onnx is not installed.
     """
     _check_normalization(mean, std)
+    if is_ort_format(model):
+        raise ConfigError(
+            "it is in ONNX Runtime's own format, which cannot be changed for mean, std, fuse or precision: "
+            "take the .onnx file that it was made of"
+        )
     try:
         import onnx  # noqa: F401
     except ImportError as error:

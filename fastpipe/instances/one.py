@@ -11,8 +11,8 @@ from fastpipe import _core
 from fastpipe.config.described import NodeConfig
 from fastpipe.config.plan import StepPlan
 from fastpipe.config.sub_graphs import entry_of_object
-from fastpipe.contract import Backend, Request, Site, SubGraph, building, close_all
-from fastpipe.errors import ConfigError, PipeClosed
+from fastpipe.contract import Backend, Child, Container, Request, Site, SubGraph, building, close_all
+from fastpipe.errors import ConfigError, Mistake, PipeClosed
 
 __all__ = ["build_backend", "connect", "thread_name", "warm_ups_in"]
 
@@ -33,13 +33,17 @@ def build_backend(plan: StepPlan, node: str, index: int, place: Hashable = None)
             try:
                 close_all([backend])
             except Exception as error:  # the context of the one that the user has to see
-                raise ConfigError(*unmet) from error
-            raise ConfigError(*unmet)
+                raise ConfigError(*_at(node, unmet)) from error
+            raise ConfigError(*_at(node, unmet))
     except BaseException as error:
         with contextlib.suppress(Exception):
             error.add_note(f"fastpipe: while building node {node!r}, backend {plan.name}, instance {index}")
         raise
     return backend
+
+
+def _at(node: str, unmet: list[str]) -> list[Mistake]:
+    return [Mistake(sentence, node) for sentence in unmet]
 
 
 def connect(engine: _core.Engine, configs: tuple[NodeConfig, ...], backend: Backend) -> None:
@@ -72,20 +76,25 @@ def warm_ups_in(backend: Backend) -> list[str]:
     """Return what an instance has run while it was built, part by part."""
     own = getattr(backend, "warmed_up", None)
     return [str(own)] * (own is not None) + [
-        said for child in getattr(backend, "children", ()) for said in warm_ups_in(child.backend)
+        said for child in _children_of(backend) for said in warm_ups_in(child.backend)
     ]
+
+
+def _children_of(backend: Backend) -> list[Child]:
+    """Return the children of a container; none of what has something else by that name, as torch's modules do."""
+    return getattr(backend, "children", []) if isinstance(backend, Container) else []
 
 
 def _unmet_in(backend: Backend) -> list[str]:
     """Return what parts of an instance need of their neighbours and have not found."""
     own = getattr(backend, "unmet", None)
     return [str(own)] * (own is not None) + [
-        said for child in getattr(backend, "children", ()) for said in _unmet_in(child.backend)
+        said for child in _children_of(backend) for said in _unmet_in(child.backend)
     ]
 
 
 def _sub_graphs_in(backend: Backend) -> Iterator[SubGraph]:
     if isinstance(backend, SubGraph):
         yield backend
-    for child in getattr(backend, "children", ()):
+    for child in _children_of(backend):
         yield from _sub_graphs_in(child.backend)

@@ -16,6 +16,7 @@ from onnx_models import make_model  # noqa: E402
 
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
 from fastpipe.backends.model.onnx_graph import prepare  # noqa: E402
+from fastpipe.errors import ConfigError  # noqa: E402
 
 node = helper.make_node
 RNG = np.random.default_rng(0)
@@ -278,6 +279,47 @@ def test_other_types_than_float32_are_left_alone(kind: type[Any]) -> None:
     nodes = [node("Conv", ["x", "weights"], ["c"]), node("Mul", ["c", "s"], ["y"])]
     content = make_model(nodes, {"x": (tensor_type, IMAGE)}, {"y": (tensor_type, ["n", 6, "h", "w"])}, numbers)
     assert kinds(fused(content)) == {"Conv": 1, "Mul": 1}
+
+
+def test_a_number_without_axes_keeps_its_shape() -> None:
+    """A constant in a list of one gives it an axis, as long as it is added, and none once it is an attribute."""
+    nodes = [
+        node("ReduceMax", ["x"], ["z"], keepdims=0),
+        node("Add", ["z", "three_in_a_list"], ["a"]),
+        node("Clip", ["a", "zero", "six"], ["c"]),
+        node("Mul", ["c", "z"], ["m"]),
+        node("Div", ["m", "six"], ["y"]),
+    ]
+    content = make_model(nodes, {"x": IMAGE}, {"y": [1]}, {**_of("zero", "six"), "three_in_a_list": np.float32([3])})
+    assert kinds(fused(content)) == kinds(content)
+    alone = make_model(
+        [*nodes[:1], node("Add", ["z", "three"], ["a"]), *nodes[2:]],
+        {"x": IMAGE},
+        {"y": []},
+        _of("zero", "six", "three"),
+    )
+    assert kinds(fused(alone)) == {"ReduceMax": 1, "HardSigmoid": 1, "Mul": 1}
+    assert answers(fused(alone))[0] == pytest.approx(answers(alone)[0], rel=1e-6)
+
+
+def _of(*names: str) -> dict[str, Any]:
+    return {name: CONSTANTS[name] for name in names}
+
+
+def test_initializers_among_the_inputs_are_constants_before_version_4() -> None:
+    content = onnx.load_from_string(model([node("Conv", ["x", "point"], ["h"]), node("Mul", ["h", "s"], ["y"])]))
+    for name in ("point", "s"):
+        content.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, CONSTANTS[name].shape))
+    content.ir_version = 3
+    old = content.SerializeToString()
+    assert kinds(prepare(old, half=False, mean=None, std=None, fuses=True)) == {"Conv": 1}
+
+
+def test_the_format_of_onnx_runtime_is_refused_in_words() -> None:
+    with pytest.raises(
+        ConfigError, match=r"ONNX Runtime's own format, which cannot be changed .* take the \.onnx file"
+    ):
+        prepare(b"\0\0\0\0ORTM" + bytes(64), half=False, mean=None, std=None, fuses=True)
 
 
 def test_a_clip_may_have_its_limits_as_attributes() -> None:

@@ -329,7 +329,8 @@ def test_it_is_refused_while_the_pipe_is_built_where_nobody_says_what_is_needed(
     node = {"backend": backend, "DecodeMat::scale": "auto", "next": "b"}
     if "ResizeMat" in backend:
         node |= {"resize_h": 8, "resize_w": 8}
-    with pytest.raises(ConfigError, match=r"DecodeMat: scale = 'auto' needs a step that resizes .* right behind it"):
+    reason = r"node 'pre': DecodeMat: scale = 'auto' needs a step that resizes .* right behind it"
+    with pytest.raises(ConfigError, match=reason):
         fastpipe.Pipe({"pre": node, "b": {"backend": "Identity"}})
 
 

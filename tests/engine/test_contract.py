@@ -73,3 +73,18 @@ def test_run_is_the_backends_to_write() -> None:
     """The message has the class."""
     with pytest.raises(NotImplementedError, match="PerRequest has no run"):
         fastpipe.PerRequest().forward([{}])
+
+
+def test_a_backend_may_have_a_method_by_the_name_of_what_containers_have() -> None:
+    """As torch's modules do."""
+
+    class Module(Backend):
+        def children(self) -> list[object]:
+            return [object()]
+
+        def forward(self, batch: list[Request]) -> None:
+            for request in batch:
+                request["result"] = len(self.children())
+
+    with Pipe(backend=Module) as pipe:
+        assert pipe({"data": 0})["result"] == 1

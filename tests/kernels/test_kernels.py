@@ -302,6 +302,20 @@ def test_an_output_that_shares_the_images_memory_is_refused(kernels: ModuleType)
     pixels = image(4, 5)
     with pytest.raises(KernelError, match="out: expected memory of its own"):
         kernels.convert_color(pixels, "bgr", "rgb", out=pixels)
+    floats = np.zeros((3, 4, 5), np.float32)
+    shared = floats.view(np.uint8).reshape(-1)[: 4 * 5 * 3].reshape(4, 5, 3)
+    with pytest.raises(KernelError, match="out: expected memory of its own, got some that an image shares"):
+        kernels.normalize(shared, out=floats)
+
+
+@both
+def test_sides_may_be_small_integers_of_numpy(kernels: ModuleType) -> None:
+    """Their product does not fit into their own type."""
+    pixels = image(20, 30)
+    wanted = kernels.resize(pixels, 200, 200)
+    assert np.array_equal(kernels.resize(pixels, np.uint8(200), np.uint8(200)), wanted)
+    with pytest.raises(KernelError, match="height: expected a whole number of at least 1, got True"):
+        kernels.resize(pixels, True, 200)
 
 
 # ---- threads, the GIL, imports ---------------------------------------------------------------------------------------
