@@ -78,7 +78,7 @@ def test_run_is_the_backends_to_write() -> None:
 def test_a_backend_may_have_a_method_by_the_name_of_what_containers_have() -> None:
     """As torch's modules do."""
 
-    class Module(Backend):
+    class Module(fastpipe.Backend):
         def children(self) -> list[object]:
             return [object()]
 
@@ -86,5 +86,5 @@ def test_a_backend_may_have_a_method_by_the_name_of_what_containers_have() -> No
             for request in batch:
                 request["result"] = len(self.children())
 
-    with Pipe(backend=Module) as pipe:
+    with fastpipe.Pipe(backend=Module) as pipe:
         assert pipe({"data": 0})["result"] == 1
