@@ -133,9 +133,9 @@ def build_head(kind: type[Head], options: Mapping[str, Any], shapes: Sequence[Se
         ConfigError: if it has no such option, or a value does not fit, or the model's outputs do not.
     """
     known = [option.name for option in fields(kind)]
-    listed = f"it has {', '.join(known)}"
+    listed = ", ".join(known)
     problems = [
-        f"postprocessor {kind.__name__} has no option {summarize(name)}{nearest(name, known)}; {listed}"
+        f"postprocessor {kind.__name__} has no option {summarize(name)}, only {listed}{nearest(name, known)}"
         for name in options
         if name not in known
     ]

@@ -357,7 +357,11 @@ def test_nms_takes_scores_without_classes() -> None:
     ("given", "shapes", "problem"),
     [
         ("YoloV12", [()], "no postprocessor is named 'YoloV12'; did you mean 'YoloV1"),
-        ({"name": "YoloV8", "score_treshold": 0.5}, [()], "no option 'score_treshold'; did you mean 'score_threshold'"),
+        (
+            {"name": "YoloV8", "score_treshold": 0.5},
+            [()],
+            "no option 'score_treshold', only score_threshold, .*; did you mean 'score_threshold'",
+        ),
         ({"name": "YoloV8", "score_threshold": 2}, [()], "YoloV8: score_threshold must be between 0 and 1, got 2"),
         ({"name": "YoloV8", "soft": "cubic"}, [()], "YoloV8: soft must be 'linear' or 'gaussian' or none, got 'cubic'"),
         ({"name": "split", "k": 1}, [()], "postprocessor 'split' has no options, got k"),

@@ -214,7 +214,7 @@ def test_tensors_are_read_as_arrays(dtype: str) -> None:
         ("CosineSimilarity", [("n", 5), ("n", 6)], "CosineSimilarity: expected two outputs"),
         ({"name": "CosineSimilarity", "references": [[1, 2]]}, [("n", 5)], r"expected one output \(batch, 2\)"),
         ({"name": "CosineSimilarity", "references": [1, 2]}, [()], r"references must be finite numbers of shape"),
-        ({"name": "TopK", "kk": 1}, [()], "postprocessor TopK has no option 'kk'; did you mean 'k'"),
+        ({"name": "TopK", "kk": 1}, [()], "postprocessor TopK has no option 'kk', only output, k, activation; did"),
         ("Top", [()], "no postprocessor is named 'Top'; did you mean 'TopK'"),
     ],
 )
