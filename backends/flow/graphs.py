@@ -132,7 +132,7 @@ class MapReduce(SubGraph):
             request[key] = gathered
 
     def _elements(self, request: Request, key: str) -> Sequence[Any]:
-        elements = request.get(key)
+        elements: Any = request.get(key)
         if isinstance(elements, list | tuple):
             return elements
         if hasattr(elements, "__dlpack__") and len(getattr(elements, "shape", ())) > 0:  # an array of any library

@@ -99,8 +99,10 @@ class OnnxTensor(ModelBackend):
         postprocessor: ``split`` (the rows, as above), ``cpu`` (the same here), ``SoftmaxCpu`` (softmax over the classes
             of each output of shape (batch, classes)), ``SoftmaxMax`` (``[class, probability]``, two floats),
             ``SoftmaxArgMax`` (the class, also as ``request["class"]``, with the probability as ``request["score"]``),
-            or a callable ``f(outputs, batch)``: it gets the outputs of a run, one row for each request, and the
-            requests, and returns a result for each, or None if it has filled the requests itself.
+            a detector's or another head (``YoloV8`` and so on: see ``detectors`` and ``heads``), by its name, by a
+            mapping with ``name`` and options, or as an object; or a callable ``f(outputs, batch)``: it gets the outputs
+            of a run, one row for each request, and the requests, and returns a result for each, or None if it has
+            filled the requests itself.
         threads: computing threads of all instances together. Without it, the CPUs this process may use.
         providers: names of execution providers, in order of preference.
         warm_up: run every batch size once, on zeros, while the instance is built. Where an item's size is open, this

@@ -97,8 +97,8 @@ class TorchTensor(ModelBackend):
         mean: subtracted from image inputs, (n, channels, h, w), in float32 and within the graph, on the scale of the
             data (0 to 255 for pixels). One number, or one for each channel.
         std: the same; divides. None zero.
-        postprocessor: ``split`` (the rows, as above), ``cpu``, ``SoftmaxCpu``, ``SoftmaxMax``, ``SoftmaxArgMax``, or a
-            callable ``f(outputs, batch)``, as for ``OnnxTensor``.
+        postprocessor: ``split`` (the rows, as above), ``cpu``, ``SoftmaxCpu``, ``SoftmaxMax``, ``SoftmaxArgMax``, a
+            head (``YoloV8`` and so on), or a callable ``f(outputs, batch)``, as for ``OnnxTensor``.
         dtypes: of the inputs, ``"int64,float32"``, where a model does not say and they are not what it computes in.
         buckets: batch sizes to capture; without it, powers of two and the largest batch.
         channels_last: keep images and weights in torch's ``channels_last`` layout, faster for most convolutions.

@@ -20,14 +20,16 @@ def make_model(nodes, inputs, outputs, constants=None):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
 
-def detector_model():
-    """Return a detector with a head as YOLOv8's, for images (3, 64, 64) from 0 to 1: (batch, 4 + 3, 16).
+def detector_model(side=64):
+    """Return a detector with a head as YOLOv8's, for images (3, side, side) from 0 to 1: (batch, 4 + 3, 16).
 
-    Each of 4 x 4 cells of 16 x 16 pixels is a box; its class scores are its mean red, green and blue.
+    Each of 4 x 4 cells is a box; its class scores are its mean red, green and blue.
     """
-    centres = np.array([(8 + 16 * column, 8 + 16 * row) for row in range(4) for column in range(4)], np.float32).T
+    cell = side // 4
+    places = [(column, row) for row in range(4) for column in range(4)]
+    centres = np.array(places, np.float32).T * cell + cell / 2
     nodes = [
-        helper.make_node("AveragePool", ["image"], ["cells"], kernel_shape=[16, 16], strides=[16, 16]),
+        helper.make_node("AveragePool", ["image"], ["cells"], kernel_shape=[cell, cell], strides=[cell, cell]),
         helper.make_node("Reshape", ["cells", "shape"], ["scores"]),
         helper.make_node("ReduceMax", ["scores"], ["highest"], axes=[1], keepdims=1),
         helper.make_node("Mul", ["highest", "zero"], ["nothing"]),  # a row for each image, of which the boxes are made
@@ -37,9 +39,9 @@ def detector_model():
     constants = {
         "shape": np.array([0, 3, 16]),
         "zero": np.zeros(1, np.float32),
-        "boxes": np.concatenate([centres, np.full((2, 16), 16, np.float32)])[None],
+        "boxes": np.concatenate([centres, np.full((2, 16), cell, np.float32)])[None],
     }
-    return make_model(nodes, {"image": ["n", 3, 64, 64]}, {"detections": ["n", 7, 16]}, constants)
+    return make_model(nodes, {"image": ["n", 3, side, side]}, {"detections": ["n", 7, 16]}, constants)
 
 
 def color_model():
