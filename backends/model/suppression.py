@@ -20,9 +20,12 @@ SoftMethod = Literal["linear", "gaussian"]
 
 def overlaps(box: Array, boxes: Array) -> Array:
     """Return the intersection over union of one box with each of the others; 0 where both are empty."""
-    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    common = sides.clip(0).prod(axis=1)
-    union = (box[2:] - box[:2]).clip(0).prod() + (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1) - common
+    left, top, right, bottom = boxes.T
+    widths = np.minimum(box[2], right) - np.maximum(box[0], left)
+    heights = np.minimum(box[3], bottom) - np.maximum(box[1], top)
+    common = np.maximum(widths, 0) * np.maximum(heights, 0)
+    own = max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+    union = own + np.maximum(right - left, 0) * np.maximum(bottom - top, 0) - common
     found: Array = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
     return found
 
