@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_type_hints
@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Head:
+class Head(ABC):
     """Base: called with a model's outputs and the requests of a run, as every postprocessor; fills the requests.
 
     A subclass is a frozen dataclass whose fields are its options, converted and checked by their annotations, as a
