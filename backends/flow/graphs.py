@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fastpipe.contract import Request, SubGraph
+from fastpipe.errors import ConfigError, keys_in_brief
 
 __all__ = ["Jump", "MapReduce", "Proxy"]
 
@@ -64,7 +65,9 @@ class MapReduce(SubGraph):
     Args:
         jump: the root of the graph to run; requests of all callers meet there in the same batches.
         split: the key of the list, default ``data``; several keys (comma or list) are split in step; empty: the list
-            under ``data`` holds dicts, which are the parts.
+            under ``data`` holds dicts, which are the parts. An array is a list of what is along its first axis.
+        share: keys of the request that every part gets, the same object, not a copy: the image whose boxes are split.
+            Without it, a part has no more than what is split. What is shared has to be there.
         merge: the keys of the parts' answers that are gathered into lists, in order; default ``result``.
         on_error: a failing part fails the request (``fail``), is left out (``skip``), or gives None (``none``).
     """
@@ -74,26 +77,40 @@ class MapReduce(SubGraph):
         *,
         jump: str,
         split: list[str] | None = None,
+        share: list[str] | None = None,
         merge: list[str] | None = None,
         on_error: Literal["fail", "skip", "none"] = "fail",
     ) -> None:
         super().__init__(jump=jump)
         self.split_keys = ["data"] if split is None else [key for key in split if key]
+        self.share_keys = [key for key in share or () if key]
         self.merge_keys = ["result"] if merge is None else [key for key in merge if key]
         self.on_error = on_error
         self.keeps_failures = on_error != "fail"
+        own_keys = self.split_keys or ["data"]
+        problems = [
+            f"MapReduce: share cannot have {key!r}, which is split" for key in self.share_keys if key in own_keys
+        ]
+        problems += [
+            f"MapReduce: share cannot have {key!r}: each part has its own"
+            for key in self.share_keys
+            if key in ("result", "context", "node_name", *self.ignored_keys)
+        ]
+        if problems:
+            raise ConfigError(*problems)
 
     def split(self, request: Request) -> list[Request]:
+        shared = self._shared(request)
         if not self.split_keys:
-            return [self._as_part(index, part) for index, part in enumerate(self._elements(request, "data"))]
+            return [{**shared, **self._as_part(*each)} for each in enumerate(self._elements(request, "data"))]
         columns = [self._elements(request, key) for key in self.split_keys]
         lengths = {key: len(column) for key, column in zip(self.split_keys, columns, strict=True)}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"MapReduce splits keys in step, and their lengths differ: {lengths}")
         rows = zip(*columns, strict=True)
-        if "data" in self.split_keys:
-            return [dict(zip(self.split_keys, row, strict=True)) for row in rows]
-        return [{"data": row[0], **dict(zip(self.split_keys, row, strict=True))} for row in rows]
+        if "data" in self.split_keys or "data" in shared:
+            return [{**shared, **dict(zip(self.split_keys, row, strict=True))} for row in rows]
+        return [{"data": row[0], **shared, **dict(zip(self.split_keys, row, strict=True))} for row in rows]
 
     def merge(self, request: Request, answers: Sequence[Any]) -> None:
         if self.on_error == "skip":
@@ -115,10 +132,20 @@ class MapReduce(SubGraph):
             request[key] = gathered
 
     def _elements(self, request: Request, key: str) -> Sequence[Any]:
-        elements = request.get(key)
-        if not isinstance(elements, list | tuple):
-            raise TypeError(f"MapReduce splits the list under {key!r}; it is {type(elements).__name__}")
-        return elements
+        elements: Any = request.get(key)
+        if isinstance(elements, list | tuple):
+            return elements
+        if hasattr(elements, "__dlpack__") and len(getattr(elements, "shape", ())) > 0:  # an array of any library
+            return list(elements)
+        raise TypeError(f"MapReduce splits the list under {key!r}; it is {type(elements).__name__}")
+
+    def _shared(self, request: Request) -> Request:
+        missing = [key for key in self.share_keys if key not in request]
+        if missing:
+            raise KeyError(
+                f"MapReduce shares {', '.join(map(repr, missing))}, and the request has {keys_in_brief(request)}"
+            )
+        return {key: request[key] for key in self.share_keys}
 
     def _as_part(self, index: int, element: Any) -> Request:
         """Take a dict as the engine takes a caller's: it may be one, and must not steer, nor bring its own answer."""

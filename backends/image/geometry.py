@@ -161,6 +161,8 @@ class InverseTransform:
     scale_y: float
     left: int = 0
     top: int = 0
+    source_size: tuple[int, int] | None = None
+    """Height and width of the source, in pixels, if known."""
 
     def __call__(self, x: Any, y: Any) -> tuple[Any, Any]:
         return (x - self.left) * self.scale_x, (y - self.top) * self.scale_y
@@ -224,7 +226,7 @@ class ResizePadMat(PerRequest):
             value=self.pad_value * (4 // len(self.pad_value)),
         )
         request["result"] = padded.reshape(padded.shape[:2] + pixels.shape[2:])
-        request["inverse_trans"] = InverseTransform(width / new_width, height / new_height, left, top)
+        request["inverse_trans"] = InverseTransform(width / new_width, height / new_height, left, top, (height, width))
 
     def least_size(self, request: Request, height: int, width: int) -> tuple[int, int]:
         """Return the size of an image of ``height`` x ``width`` within the padding."""

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +30,7 @@ from .inputs import Array, ModelInputs, gather, to_torch
 from .onnx_files import weights_beside
 from .onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
 from .onnx_rows import read_graph
-from .postprocessors import find_postprocessor, postprocess
+from .postprocessors import find_postprocessor, is_built_in, postprocess
 from .reader import Sample
 from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
 from .runs import Group, ModelBackend, run_in_groups
@@ -99,8 +99,10 @@ class OnnxTensor(ModelBackend):
         postprocessor: ``split`` (the rows, as above), ``cpu`` (the same here), ``SoftmaxCpu`` (softmax over the classes
             of each output of shape (batch, classes)), ``SoftmaxMax`` (``[class, probability]``, two floats),
             ``SoftmaxArgMax`` (the class, also as ``request["class"]``, with the probability as ``request["score"]``),
-            or a callable ``f(outputs, batch)``: it gets the outputs of a run, one row for each request, and the
-            requests, and returns a result for each, or None if it has filled the requests itself.
+            a detector's or another head (``YoloV8`` and so on: see ``detectors`` and ``heads``), by its name, by a
+            mapping with ``name`` and options, or as an object; or a callable ``f(outputs, batch)``: it gets the outputs
+            of a run, one row for each request, and the requests, and returns a result for each, or None if it has
+            filled the requests itself.
         threads: computing threads of all instances together. Without it, the CPUs this process may use.
         providers: names of execution providers, in order of preference.
         warm_up: run every batch size once, on zeros, while the instance is built. Where an item's size is open, this
@@ -125,7 +127,7 @@ class OnnxTensor(ModelBackend):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         fuse: bool = False,
-        postprocessor: str | Callable[..., Any] = "split",
+        postprocessor: str | Mapping[str, Any] | Callable[..., Any] = "split",
         rows: Literal["batch"] | None = None,
         threads: Annotated[int, Between(1, 4096)] | None = None,
         providers: list[str] | None = None,
@@ -147,7 +149,7 @@ class OnnxTensor(ModelBackend):
             self._feed_names = [value.name for value in inputs]
             self._output_names = [value.name for value in outputs]
             self._postprocessor = find_postprocessor(postprocessor, [value.shape for value in outputs])
-            self.keeps_input = isinstance(postprocessor, str)  # a function of the user's gets the requests themselves
+            self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
             profiles = make_profiles(specs, max, min)
             self._inputs = ModelInputs(self._name, specs, profiles)
             halves = []

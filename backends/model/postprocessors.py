@@ -6,13 +6,13 @@ A postprocessor is called with the model's outputs, each with one row for each r
         return [scores.argsort()[-3:] for scores in outputs[0]]
 
 It returns a list with one result for each request (a tuple or an array will do), or None if it has filled the requests
-itself.
+itself. Those with options are in ``detectors`` and ``heads``; here is who finds them by their names.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence, ValuesView
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any
 
 import numpy as np
@@ -20,27 +20,55 @@ import numpy.typing as npt
 
 from fastpipe.contract import Request
 from fastpipe.errors import BackendError, ConfigError, nearest
+from fastpipe.summaries import summarize
 
-__all__ = ["Postprocessor", "find_postprocessor", "postprocess"]
+from .detectors import Detr, Nms, RtDetr, YoloV5, YoloV8, YoloV10
+from .head import Head, build_head, check_outputs
+from .heads import CosineSimilarity, CtcGreedy, L2Normalize, MeanPooling, TopK
+
+__all__ = ["Postprocessor", "find_postprocessor", "is_built_in", "postprocess"]
 
 Postprocessor = Callable[[list[Any], list[Request]], Sequence[Any] | None]
 
 
-def find_postprocessor(given: str | Postprocessor, output_shapes: Sequence[Sequence[Any]]) -> Postprocessor:
+def find_postprocessor(
+    given: str | Mapping[str, Any] | Postprocessor, output_shapes: Sequence[Sequence[Any]]
+) -> Postprocessor:
     """Return the postprocessor of that name (in any case), or the callable itself.
 
     Args:
-        given: ``split``, ``cpu``, ``SoftmaxCpu``, ``SoftmaxMax``, ``SoftmaxArgMax`` or a callable.
+        given: a name, such as ``split`` or ``YoloV8``; a mapping with ``name`` and the options of one that has some; or
+            a callable.
         output_shapes: of the model's outputs, as declared; ``()`` where nothing is.
 
     Raises:
-        ConfigError: if there is no such name, or it needs a model of another kind.
+        ConfigError: if there is no such name or option, or it needs a model of another kind.
     """
-    if not isinstance(given, str):
+    if isinstance(given, Head):
+        check_outputs(given, output_shapes)
+    if not isinstance(given, str | Mapping):
         return given
-    found = _BY_NAME.get(given.lower())
+    options = dict(given) if isinstance(given, Mapping) else {"name": given}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"postprocessor must have a name, as in {{name = 'YoloV8'}}, got {summarize(given)}")
+    kind = _KINDS.get(name.lower())
+    if kind is not None:
+        return build_head(kind, options, output_shapes)
+    found = _BY_NAME.get(name.lower())
     if found is None:
-        raise ConfigError(f"no postprocessor is named {given!r}{nearest(given, _NAMES)}")
+        raise ConfigError(f"no postprocessor is named {name!r}{nearest(name, _NAMES)}")
+    if options:
+        raise ConfigError(f"postprocessor {name!r} has no options, got {', '.join(map(str, options))}")
+    return _checked(name, found, output_shapes)
+
+
+def is_built_in(given: Any) -> bool:
+    """Say whether a postprocessor is one of ours, which changes nothing that a request has brought."""
+    return isinstance(given, str | Mapping | Head)
+
+
+def _checked(given: str, found: Postprocessor, output_shapes: Sequence[Sequence[Any]]) -> Postprocessor:
     if found in (softmax_max, softmax_arg_max):
         shape = tuple(output_shapes[0])
         if len(output_shapes) != 1 or (shape and (len(shape) < 2 or any(size != 1 for size in shape[2:]))):
@@ -136,7 +164,25 @@ _BY_NAME: dict[str, Postprocessor] = {
     "softmaxmax": softmax_max,
     "softmaxargmax": softmax_arg_max,
 }
-_NAMES = ("split", "cpu", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax")
+_HEADS: dict[str, type[Head]] = {
+    "YoloV5": YoloV5,
+    "YoloV6": YoloV5,
+    "YoloV7": YoloV5,
+    "YoloV8": YoloV8,
+    "YoloV9": YoloV8,
+    "YoloV10": YoloV10,
+    "YoloV11": YoloV8,
+    "RtDetr": RtDetr,
+    "Detr": Detr,
+    "Nms": Nms,
+    "TopK": TopK,
+    "CtcGreedy": CtcGreedy,
+    "MeanPooling": MeanPooling,
+    "L2Normalize": L2Normalize,
+    "CosineSimilarity": CosineSimilarity,
+}
+_KINDS = {name.lower(): kind for name, kind in _HEADS.items()}
+_NAMES = ("split", "cpu", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax", *_HEADS)
 
 
 def _on_cpu(output: Any) -> Any:

@@ -13,7 +13,7 @@ import math
 import platform
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -33,7 +33,7 @@ from .inputs import Array, to_array
 from .onnx_graph import RAW_SUFFIX
 from .onnx_precision import Precision, with_precision
 from .onnx_rows import Graph, read_graph
-from .postprocessors import find_postprocessor, postprocess
+from .postprocessors import find_postprocessor, is_built_in, postprocess
 from .reader import Fit, UnfitError
 from .row_proof import COARSE, Output, prove_rows
 from .runs import Group, ModelBackend, run_in_groups
@@ -114,7 +114,7 @@ class TensorrtTensor(ModelBackend):
         precision_fp16: list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
-        postprocessor: str | Callable[..., Any] = "split",
+        postprocessor: str | Mapping[str, Any] | Callable[..., Any] = "split",
         model_cache: Path | None = None,
         model_cache_bytes: Annotated[int, Between(0, 2**60)] = DEFAULT_LIMIT_BYTES,
         model_key: ModelKey | None = None,
@@ -151,7 +151,7 @@ class TensorrtTensor(ModelBackend):
             self._output_names = [info.name for info in self._engine.outputs]
             output_shapes = [tuple(size if size >= 0 else "?" for size in info.shape) for info in self._engine.outputs]
             self._postprocessor = find_postprocessor(postprocessor, output_shapes)
-            self.keeps_input = isinstance(postprocessor, str)  # a function of the user's gets the requests themselves
+            self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
             with _use(self._gpu):
                 self._slots = {
                     profile: _Slot(self._engine, index, profile, specs, self._gpu.device)

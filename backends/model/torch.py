@@ -10,7 +10,7 @@ into results. ``torch_files`` loads the model; ``torch_graphs`` captures and rep
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,7 +27,7 @@ from ..gpu.streams import InstanceStream, hand_over
 from ..ranges import check_levels
 from ..tensor.arrays import all_finite
 from .inputs import Array, to_array
-from .postprocessors import find_postprocessor, postprocess
+from .postprocessors import find_postprocessor, is_built_in, postprocess
 from .reader import UnfitError
 from .row_proof import COARSE, FINE, Output, prove_rows
 from .runs import ModelBackend, run_in_groups
@@ -97,8 +97,8 @@ class TorchTensor(ModelBackend):
         mean: subtracted from image inputs, (n, channels, h, w), in float32 and within the graph, on the scale of the
             data (0 to 255 for pixels). One number, or one for each channel.
         std: the same; divides. None zero.
-        postprocessor: ``split`` (the rows, as above), ``cpu``, ``SoftmaxCpu``, ``SoftmaxMax``, ``SoftmaxArgMax``, or a
-            callable ``f(outputs, batch)``, as for ``OnnxTensor``.
+        postprocessor: ``split`` (the rows, as above), ``cpu``, ``SoftmaxCpu``, ``SoftmaxMax``, ``SoftmaxArgMax``, a
+            head (``YoloV8`` and so on), or a callable ``f(outputs, batch)``, as for ``OnnxTensor``.
         dtypes: of the inputs, ``"int64,float32"``, where a model does not say and they are not what it computes in.
         buckets: batch sizes to capture; without it, powers of two and the largest batch.
         channels_last: keep images and weights in torch's ``channels_last`` layout, faster for most convolutions.
@@ -126,7 +126,7 @@ class TorchTensor(ModelBackend):
         precision: Literal["fp32", "fp16", "bf16"] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
-        postprocessor: str | Callable[..., Any] = "split",
+        postprocessor: str | Mapping[str, Any] | Callable[..., Any] = "split",
         dtypes: list[str] | None = None,
         buckets: Annotated[list[int], Between(1, 65536)] | None = None,
         channels_last: bool = False,
@@ -150,7 +150,7 @@ class TorchTensor(ModelBackend):
                 plain = _normalized(plain, channels, columns, known, floats)
             self._module: Any = plain if compile is None else torch.compile(plain)
             self._postprocessor = find_postprocessor(postprocessor, [()])
-            if not isinstance(postprocessor, str):  # a function of the user's gets the requests themselves
+            if not is_built_in(postprocessor):  # a function of the user's gets the requests themselves
                 self.keeps_input, self.takes_forms = False, ()
             self._take(self._inputs, self._inputs.profiles)
             self._staging = Staging()

@@ -144,14 +144,14 @@ class ResizePadTensor(PerTensor):
         result = _filled(image, self.size, self.pad_value, self)
         result[..., :new_height, :new_width] = _resized(image, (new_height, new_width))
         request["result"] = result
-        request["inverse_trans"] = _Scaled(width / new_width, height / new_height)
+        request["inverse_trans"] = _Scaled(width / new_width, height / new_height, (height, width))
 
 
 class _Scaled:
     """Where a point of a resized image was in the source; see ``InverseTransform`` of the CPU's images."""
 
-    def __init__(self, scale_x: float, scale_y: float) -> None:
-        self.scale_x, self.scale_y = scale_x, scale_y
+    def __init__(self, scale_x: float, scale_y: float, source_size: tuple[int, int]) -> None:
+        self.scale_x, self.scale_y, self.source_size = scale_x, scale_y, source_size
 
     def __call__(self, x: Any, y: Any) -> tuple[Any, Any]:
         return x * self.scale_x, y * self.scale_y

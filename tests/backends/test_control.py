@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastpipe import Backend, BackendError, ConfigError, NoResult, Pipe, Request, Status, Step
@@ -158,6 +159,66 @@ def test_without_split_keys_the_list_holds_the_requests() -> None:
         assert got["result"] == [1, 4]
         assert got["tag"] == ["a", "b"]
     assert parts == [{"data": 1, "tag": "a"}, {"data": 2, "tag": "b"}]
+
+
+@FORMS
+def test_every_part_gets_what_is_shared(form: Any) -> None:
+    """The object itself, beside what is split; ``data`` may be shared if another key is split."""
+    looks, image, owner = Looks(), object(), object()
+    keys = {"split": "box,at", "share": "data,owner"}
+    with Pipe(main=form("MapReduce", jump="look", **keys), look=node(looks, max=4)) as pipe:
+        got = pipe({"data": image, "owner": owner, "box": ["left", "right"], "at": (0, 1), "other": "stays"})
+    assert got["data"] is image
+    assert got["result"] == [image, image]
+    seen = sorted(looks.seen, key=lambda seen: seen["at"])
+    assert seen == [{"data": image, "owner": owner, "box": box, "at": at} for at, box in enumerate(["left", "right"])]
+
+
+def test_what_is_shared_joins_parts_that_are_dicts_whose_own_keys_win() -> None:
+    """``split=""``; and without ``data`` among the keys, the first that is split is the data."""
+    looks = Looks()
+    with Pipe(main=node("MapReduce", jump="look", split="", share="tag"), look=node(looks)) as pipe:
+        pipe({"data": [{"data": 1}, {"data": 2, "tag": "own"}], "tag": "all"})
+    assert sorted(looks.seen, key=lambda seen: seen["data"]) == [{"data": 1, "tag": "all"}, {"data": 2, "tag": "own"}]
+    looks = Looks()
+    with Pipe(main=node("MapReduce", jump="look", split="box", share="tag"), look=node(looks)) as pipe:
+        pipe({"data": None, "box": [7], "tag": "all"})
+    assert looks.seen == [{"data": 7, "box": 7, "tag": "all"}]
+
+
+def test_a_missing_shared_key_is_said_in_words() -> None:
+    """Which key, and what there is."""
+    with (
+        Pipe(main=node("MapReduce", jump="id", share="image"), id=node()) as pipe,
+        pytest.raises(KeyError, match=r"shares 'image', and the request has \['data', 'tag'\]"),
+    ):
+        pipe({"data": [1], "tag": 1})
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"share": "data"}, "share cannot have 'data', which is split"),
+        ({"share": "data", "split": ""}, "share cannot have 'data', which is split"),
+        ({"share": "result"}, "share cannot have 'result': each part has its own"),
+        ({"share": "restart,context"}, "share cannot have 'context'"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(keys: dict[str, Any], problem: str) -> None:
+    """When the pipe is built."""
+    with pytest.raises(ConfigError, match=problem):
+        Pipe(main=node("MapReduce", jump="id", **keys), id=node())
+
+
+def test_an_array_is_split_along_its_first_axis() -> None:
+    """Also of no rows; an array of no axis is no list."""
+    looks = Looks()
+    with Pipe(main=node("MapReduce", jump="look", split="box", share="data"), look=node(looks)) as pipe:
+        assert pipe({"data": 5, "box": np.array([[1, 2], [3, 4]])})["result"] == [5, 5]
+        assert sorted(seen["box"].tolist() for seen in looks.seen) == [[1, 2], [3, 4]]
+        assert pipe({"data": 5, "box": np.zeros((0, 2))})["result"] == []
+        with pytest.raises(TypeError, match="the list under 'box'; it is ndarray"):
+            pipe({"data": 5, "box": np.array(3)})
 
 
 @pytest.mark.parametrize("element", [5, [], None])

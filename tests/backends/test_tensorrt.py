@@ -253,6 +253,9 @@ def test_postprocessors_get_tensors(tensorrt):
     request = {"data": np.array([0, 3, 1, 2], np.float32)}
     backend.forward([request])
     assert (request["result"], request["class"]) == (1, 1)
+    backend = tensorrt.TensorrtTensor(model=doubling_model(), max=2, postprocessor={"name": "TopK", "k": 2})
+    assert backend.keeps_input
+    assert [result.tolist() for result in run(backend, request["data"], -request["data"])] == [[1, 3], [0, 2]]
     sums = tensorrt.TensorrtTensor(
         model=doubling_model(), max=2, postprocessor=lambda outputs, batch: outputs[0].sum(1)
     )

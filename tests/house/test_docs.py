@@ -1,8 +1,8 @@
 """README.md and docs/ are true: their Python runs, their TOML is read, their links lead somewhere.
 
 Every block that opens with three backticks and ``python`` runs, in order, in one namespace per page, in a folder that
-holds what a reader is assumed to have: a ``photo.jpg`` and a classifier, ``resnet18.onnx``. A block that opens with
-``python no-run`` is only compiled: it needs a server, a GPU or another file.
+holds what a reader is assumed to have: a ``photo.jpg``, a classifier, ``resnet18.onnx``, and a detector, ``yolo.onnx``.
+A block that opens with ``python no-run`` is only compiled: it needs a server, a GPU or another file.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ def pages_with(language: str) -> list[Path]:
 
 
 def put_what_readers_have(folder: Path) -> None:
-    """Write ``photo.jpg`` and ``resnet18.onnx`` (a stand-in with the same inputs and outputs) where libraries allow."""
+    """Write ``photo.jpg`` and the models (stand-ins with the same inputs and outputs) where libraries allow."""
     try:
         import numpy as np
         from onnx import TensorProto, helper, save
+        from onnx_models import detector_model
         from PIL import Image
     except ModuleNotFoundError:
         return  # the page then says what it misses
@@ -73,6 +74,7 @@ def put_what_readers_have(folder: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     save(model, folder / "resnet18.onnx")
+    (folder / "yolo.onnx").write_bytes(detector_model(640))
 
 
 def name_of(page: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT = TensorProto.FLOAT
@@ -17,3 +18,36 @@ def make_model(nodes, inputs, outputs, constants=None):
     initializers = [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
     graph = helper.make_graph(nodes, "graph", values(inputs), values(outputs), initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def detector_model(side=64):
+    """Return a detector with a head as YOLOv8's, for images (3, side, side) from 0 to 1: (batch, 4 + 3, 16).
+
+    Each of 4 x 4 cells is a box; its class scores are its mean red, green and blue.
+    """
+    cell = side // 4
+    places = [(column, row) for row in range(4) for column in range(4)]
+    centres = np.array(places, np.float32).T * cell + cell / 2
+    nodes = [
+        helper.make_node("AveragePool", ["image"], ["cells"], kernel_shape=[cell, cell], strides=[cell, cell]),
+        helper.make_node("Reshape", ["cells", "shape"], ["scores"]),
+        helper.make_node("ReduceMax", ["scores"], ["highest"], axes=[1], keepdims=1),
+        helper.make_node("Mul", ["highest", "zero"], ["nothing"]),  # a row for each image, of which the boxes are made
+        helper.make_node("Add", ["nothing", "boxes"], ["placed"]),
+        helper.make_node("Concat", ["placed", "scores"], ["detections"], axis=1),
+    ]
+    constants = {
+        "shape": np.array([0, 3, 16]),
+        "zero": np.zeros(1, np.float32),
+        "boxes": np.concatenate([centres, np.full((2, 16), cell, np.float32)])[None],
+    }
+    return make_model(nodes, {"image": ["n", 3, side, side]}, {"detections": ["n", 7, 16]}, constants)
+
+
+def color_model():
+    """Return a classifier for images (3, 8, 8): three logits, their means of red, green and blue."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["image"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["logits"]),
+    ]
+    return make_model(nodes, {"image": ["n", 3, 8, 8]}, {"logits": ["n", 3]})
