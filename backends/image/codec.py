@@ -80,8 +80,8 @@ class DecodeMat(PerRequest):
 
     **Scaled.** With ``scale = "auto"`` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest that is no
     smaller than what the next step makes of it. That step must resize, and stand behind this one in the same
-    Sequential, with no filter between: ``ResizeMat``, ``PillowResizeMat``, ``DynamicResizeMat``, ``ResizePadMat``,
-    ``LetterBoxMat``, or one of yours that takes ``ScaledImage``. Nobody else sees the smaller image: behind that step
+    Sequential, with no filter between: ``ResizeMat``, ``PillowResizeMat``, ``ResizeShorterMat``,
+    ``DynamicResizeMat``, ``ResizePadMat``, ``LetterBoxMat``, or one of yours that takes ``ScaledImage``. Nobody else sees the smaller image: behind that step
     ``data`` is the bytes again, and ``inverse_trans`` leads back to the whole image. ``source_size`` is set to the
     whole image's (height, width), upright. Pixels differ from those of the whole image resized. Other formats, CMYK
     and 12 bits are decoded whole; a JPEG that is turned is scaled only where that divides its sides.
@@ -129,8 +129,8 @@ class DecodeMat(PerRequest):
         if scale == "auto":
             self.offers_forms = (ScaledImage,)
             self.unmet = (
-                "DecodeMat: scale = 'auto' needs a step that resizes (ResizeMat, PillowResizeMat, DynamicResizeMat, "
-                "ResizePadMat or LetterBoxMat) right behind it in the same Sequential, without a filter between; "
+                "DecodeMat: scale = 'auto' needs a step that resizes (ResizeMat, PillowResizeMat, ResizeShorterMat, "
+                "DynamicResizeMat, ResizePadMat or LetterBoxMat) right behind it in the same Sequential, without a filter between; "
                 "else take scale out"
             )
         self._decode_jpeg: Callable[..., Pixels] | None = None

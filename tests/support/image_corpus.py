@@ -246,11 +246,12 @@ def other_images() -> Iterator[tuple[str, bytes]]:
 def more_images() -> Iterator[tuple[str, bytes]]:
     """Yield what DecodeMat takes besides where more_formats names all, as far as the installed Pillow writes it."""
     image = Image.fromarray(picture())
-    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
         yield f"tiff {mode}", by_pillow(image.convert(mode), "tiff")
         yield f"tiff {mode} lzw", by_pillow(image.convert(mode), "tiff", compression="tiff_lzw")
     for compression in ("tiff_adobe_deflate", "packbits", "jpeg"):
         yield f"tiff {compression}", by_pillow(image, "tiff", compression=compression)
+    yield "tiff YCbCr jpeg", by_pillow(image.convert("YCbCr"), "tiff", compression="jpeg")
     for compression in ("group3", "group4"):
         yield f"tiff {compression}", by_pillow(image.convert("1"), "tiff", compression=compression)
     yield "tiff EXIF 6", by_pillow(image, "tiff", exif=exif_of(6))
