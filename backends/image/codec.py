@@ -80,11 +80,11 @@ class DecodeMat(PerRequest):
 
     **Scaled.** With ``scale = "auto"`` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest that is no
     smaller than what the next step makes of it. That step must resize, and stand behind this one in the same
-    Sequential, with no filter between: ``ResizeMat``, ``PillowResizeMat``, ``ResizeShorterMat``,
-    ``DynamicResizeMat``, ``ResizePadMat``, ``LetterBoxMat``, or one of yours that takes ``ScaledImage``. Nobody else sees the smaller image: behind that step
-    ``data`` is the bytes again, and ``inverse_trans`` leads back to the whole image. ``source_size`` is set to the
-    whole image's (height, width), upright. Pixels differ from those of the whole image resized. Other formats, CMYK
-    and 12 bits are decoded whole; a JPEG that is turned is scaled only where that divides its sides.
+    Sequential, with no filter between: ``ResizeMat``, ``PillowResizeMat``, ``ResizeShorterMat``, ``DynamicResizeMat``,
+    ``ResizePadMat``, ``LetterBoxMat``, or one of yours that takes ``ScaledImage``. Nobody else sees the smaller image:
+    behind that step ``data`` is the bytes again, and ``inverse_trans`` leads back to the whole image. ``source_size``
+    is set to the whole image's (height, width), upright. Pixels differ from those of the whole image resized. Other
+    formats, CMYK and 12 bits are decoded whole; a JPEG that is turned is scaled only where that divides its sides.
 
     Args:
         scale: "full": the whole image. "auto": as much of it as the next step needs.
@@ -130,8 +130,8 @@ class DecodeMat(PerRequest):
             self.offers_forms = (ScaledImage,)
             self.unmet = (
                 "DecodeMat: scale = 'auto' needs a step that resizes (ResizeMat, PillowResizeMat, ResizeShorterMat, "
-                "DynamicResizeMat, ResizePadMat or LetterBoxMat) right behind it in the same Sequential, without a filter between; "
-                "else take scale out"
+                "DynamicResizeMat, ResizePadMat or LetterBoxMat) right behind it in the same Sequential, without a "
+                "filter between; else take scale out"
             )
         self._decode_jpeg: Callable[..., Pixels] | None = None
         try:

@@ -127,9 +127,9 @@ def _boxes(data: memoryview) -> Iterator[_Box]:
 
 # ---- JPEG 2000 -------------------------------------------------------------------------------------------------------
 
-CODESTREAM_START = b"\xff\x4f\xff\x51"  # the marker SIZ follows
+CODESTREAM_START = b"\xff\x4f\xff\x51"  # the marker of its sizes follows
 JP2_START = b"\0\0\0\x0cjP  \r\n\x87\n"
-SIZ = struct.Struct(">HHIIIIIIIIH")  # length, capabilities, size, offset, tile's size, its offset, channels
+SIZE_LAYOUT = struct.Struct(">HHIIIIIIIIH")  # length, capabilities, size, offset, tile's size, its offset, channels
 COD_MARKER, COC_MARKER, POC_MARKER, START_OF_TILE, START_OF_DATA = 0xFF52, 0xFF53, 0xFF5F, 0xFF90, 0xFF93
 PPM_MARKER, PPT_MARKER = 0xFF60, 0xFF61
 CODESTREAM_END = b"\xff\xd9"
@@ -165,12 +165,12 @@ def _read_jpeg2000(encoded: memoryview) -> ImageHeader:
                 break
         if bytes(codestream[:4]) != CODESTREAM_START or said is None:
             raise IndexError
-    _, _, right, bottom, left, top, *tile, channels = SIZ.unpack_from(codestream, 4)
+    _, _, right, bottom, left, top, *tile, channels = SIZE_LAYOUT.unpack_from(codestream, 4)
     width, height = right - left, bottom - top
     damaged = ImageHeader(max(width, 0), max(height, 0), is_complete=False)
     if width < 1 or height < 1 or said not in (None, (width, height)) or not 1 <= channels <= MOST_CHANNELS:
         return damaged
-    depths = [codestream[4 + SIZ.size + 3 * channel] for channel in range(channels)]
+    depths = [codestream[4 + SIZE_LAYOUT.size + 3 * channel] for channel in range(channels)]
     kind = ImageHeader(width, height, pieces=tuple(parts), kind="jpeg2000", bits=max(depths) % 128 + 1)
     if set(depths) != {7}:
         words = "signed numbers" if max(depths) > 127 else f"{max(depths) + 1} bits a channel"
