@@ -47,16 +47,18 @@ GIF_FRAME = struct.Struct("<HHHHB")  # left, top, width, height, flags
 EXTENSION, FRAME, GRAPHIC_CONTROL = 0x21, 0x2C, 0xF9
 HAS_TABLE, TABLE_SIZE = 0x80, 0x07  # of the flags of screen and frame
 GIF_END = b";"
-MOST_GIF_BLOCKS = 1 << 20  # of a frame, of 255 bytes each: more than a GIF's 65535 x 65535 pixels take, compressed well
+MOST_FRAME_BLOCKS = 1 << 20  # of usually 255 bytes each
+# Before the first frame: loops, texts, a profile. What is made to be walked through for minutes has more.
+MOST_EXTENSIONS, MOST_EXTENSION_BLOCKS = 256, 4096
 
 
 def _table_bytes(flags: int) -> int:
     return 3 * (2 << (flags & TABLE_SIZE)) if flags & HAS_TABLE else 0
 
 
-def _behind_blocks(encoded: memoryview, at: int) -> int:
-    """Return where a run of blocks ends: each has its length in front; the last has none."""
-    for _ in range(MOST_GIF_BLOCKS):
+def _behind_blocks(encoded: memoryview, at: int, most: int) -> int:
+    """Return where a run of at most so many blocks ends: each has its length in front; the last has none."""
+    for _ in range(most):
         length = encoded[at]
         at += 1 + length
         if length == 0:
@@ -75,18 +77,18 @@ def _read_gif(encoded: memoryview) -> ImageHeader:
     screen: bytes | memoryview = encoded[:at]
     control: bytes | memoryview = b""
     try:
-        for _ in range(MOST_STEPS):
+        for _ in range(MOST_EXTENSIONS):
             if encoded[at] == FRAME:
                 left, top, frame_width, frame_height, frame_flags = GIF_FRAME.unpack_from(encoded, at + 1)
                 is_inside = left + frame_width <= width and top + frame_height <= height
                 if not is_inside or not frame_width or not frame_height:
                     return damaged
                 code_size_at = at + 1 + GIF_FRAME.size + _table_bytes(frame_flags)
-                end = _behind_blocks(encoded, code_size_at + 1)
+                end = _behind_blocks(encoded, code_size_at + 1, MOST_FRAME_BLOCKS)
                 return ImageHeader(width, height, pieces=(screen, control, encoded[at:end], GIF_END), kind="gif")
             if encoded[at] != EXTENSION:
                 return damaged
-            end = _behind_blocks(encoded, at + 2)
+            end = _behind_blocks(encoded, at + 2, MOST_EXTENSION_BLOCKS)
             if encoded[at + 1] == GRAPHIC_CONTROL:
                 control = encoded[at:end]
             at = end
@@ -138,7 +140,8 @@ MOST_LAYERS = 1024
 FEW_TILES, LEAST_TILE_PIXELS = 1024, 4096  # the library keeps 6 kB for each tile, however small
 LEAST_BLOCK_EXPONENT = 4  # blocks of 16 x 16 and more; usual are 32 x 32 and 64 x 64
 LEAST_PRECINCT_EXPONENT = 5  # 32 x 32; of one pixel each, a kilobyte would fill the memory
-MOST_TILE_PARTS = 65_536
+MOST_TILE_PARTS = 16_384
+MOST_TILE_SEGMENTS = 32  # in the header of each
 
 
 class _Refused(Exception):
@@ -194,14 +197,14 @@ def _check_tiles(right: int, bottom: int, tile: list[int], pixels: int) -> None:
 
 def _follow(codestream: memoryview) -> bool:
     """Check all that says how pixels are cut up, to the end of the codestream; False: it is not all there."""
-    at = _behind_header(codestream, 2, START_OF_TILE)
+    at = _behind_header(codestream, 2, START_OF_TILE, MOST_STEPS)
     for _ in range(MOST_TILE_PARTS):
         if bytes(codestream[at : at + 2]) == CODESTREAM_END:
             return True
         if struct.unpack_from(">H", codestream, at)[0] != START_OF_TILE:
             return False
         (length,) = struct.unpack_from(">I", codestream, at + 6)
-        _behind_header(codestream, at + 12, START_OF_DATA)
+        _behind_header(codestream, at + 12, START_OF_DATA, MOST_TILE_SEGMENTS)
         if length == 0:  # up to the end
             return bytes(codestream[-2:]) == CODESTREAM_END
         if length < 14:
@@ -212,9 +215,9 @@ def _follow(codestream: memoryview) -> bool:
     return False
 
 
-def _behind_header(codestream: memoryview, at: int, end_marker: int) -> int:
-    """Return where the marker is that ends a header, each of whose segments is checked."""
-    for _ in range(MOST_STEPS):
+def _behind_header(codestream: memoryview, at: int, end_marker: int, most: int) -> int:
+    """Return where the marker is that ends a header of at most so many segments, each of which is checked."""
+    for _ in range(most):
         marker, length = struct.unpack_from(">HH", codestream, at)
         if marker == end_marker:
             return at
@@ -271,10 +274,10 @@ def _read_avif(encoded: memoryview) -> ImageHeader | None:
         return None
     if bytes(first.content[:4]) == b"avis":
         return ImageHeader(0, 0, kind="avif", refusal="an animated AVIF is not decoded")
-    meta = next((box.content for box in _boxes(encoded) if box.kind == b"meta"), None)
-    if meta is None:
+    metas = [box.content for box in _boxes(encoded) if box.kind == b"meta"]
+    if len(metas) != 1:
         return None
-    items = _read_items(meta[FULL_BOX:], encoded)
+    items = _read_items(metas[0][FULL_BOX:], encoded)
     if items is None or not items.sizes:
         return None
     width, height = max(size[0] for size in items.sizes), max(size[1] for size in items.sizes)
@@ -296,7 +299,11 @@ def _read_avif(encoded: memoryview) -> ImageHeader | None:
 
 
 def _read_items(meta: memoryview, encoded: memoryview) -> _Items | None:
-    boxes = {box.kind: box.content for box in _boxes(meta)}
+    boxes: dict[bytes, memoryview] = {}
+    for box in _boxes(meta):
+        if box.kind in boxes:
+            return None  # a decoder might take the other one
+        boxes[box.kind] = box.content
     if not {b"pitm", b"iinf", b"iloc", b"iprp"} <= set(boxes):
         return None
     primary_layout = ">H" if boxes[b"pitm"][0] == 0 else ">I"
@@ -336,17 +343,24 @@ def _extents(locations: memoryview, encoded: memoryview, inside: memoryview) -> 
         return int.from_bytes(locations[at - size_bytes : at], "big")
 
     result: dict[int, list[memoryview]] = {}
-    for _ in range(min(take(number_bytes), MOST_ITEMS)):
+    for _ in range(_few(take(number_bytes))):
         number = take(number_bytes)
         method = take(2) & 15 if version else 0
         take(2)  # the file it is in: this one
         base = take(base_bytes)
         source = {0: encoded, 1: inside}.get(method, encoded[:0])
-        for _ in range(min(take(2), MOST_ITEMS)):
+        for _ in range(_few(take(2))):
             take(index_bytes)
             start = base + take(offset_bytes)
             end = start + take(length_bytes)
-            if end > len(source):
+            if start == end or end > len(source):
                 raise IndexError
             result.setdefault(number, []).append(source[start:end])
     return result
+
+
+def _few(count: int) -> int:
+    """Return a number of items, or of parts of one; IndexError if they are too many to look at: none may be hidden."""
+    if count > MOST_ITEMS:
+        raise IndexError
+    return count
