@@ -213,6 +213,8 @@ def _check_data(values: dict[int, _Value], order: str, encoded: memoryview) -> N
         values[ROWS_PER_STRIP] = _Value(_LONG, 1, struct.pack(f"{order}I", rows))
         count = -(-height // rows)
         offsets, sizes = STRIP_OFFSETS, STRIP_BYTES
+    for tag in _DATA_TAGS - {offsets, sizes}:
+        values.pop(tag, None)
     if _number(values, order, PLANAR, 1) == 2:
         count *= channels
     if not values.get(offsets, _Value(0, 0, b"")).length == values.get(sizes, _Value(0, 0, b"")).length == count:

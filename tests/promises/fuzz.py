@@ -48,7 +48,7 @@ def headers() -> tuple[Reads, Iterator[bytes]]:
         if header is not None:
             assert header.width >= 0
             assert header.height >= 0
-            assert header.pieces is None or sum(map(len, header.pieces)) <= len(content) + 4096
+            assert header.pieces is None or sum(map(len, header.pieces)) <= 2 * len(content) + 4096
 
     images = {**image_corpus.all_images(), **dict(image_corpus.more_images())}
     return read, (content for content in images.values() if len(content) < 4096)
