@@ -19,6 +19,7 @@ _MODULES = {
     "flow.graphs": "Jump MapReduce Proxy",
     "image.codec": "DecodeMat SaveMat",
     "image.color": "CvtColorMat NormalizeMat",
+    "image.evaluation": "ResizeShorterMat CenterCropMat",
     "image.geometry": "ResizeMat PillowResizeMat ResizePadMat TopLeftResizeMat=ResizePadMat LetterBoxMat "
     "ResizeCenterPadMat=LetterBoxMat DynamicResizeMat AlignMat CropMat CropResizeMat PerspectiveTransformMat",
     "model.onnx": "OnnxTensor",
@@ -36,7 +37,7 @@ _MODULES = {
 
 # What to install where a module of the box cannot be imported for want of an optional library.
 EXTRAS = {
-    **dict.fromkeys(("image.codec", "image.color", "image.geometry", "model.onnx"), "cpu"),
+    **dict.fromkeys(("image.codec", "image.color", "image.evaluation", "image.geometry", "model.onnx"), "cpu"),
     **dict.fromkeys(("tensor.color", "tensor.convert", "tensor.decode", "tensor.geometry"), "torch"),
     **dict.fromkeys(("tensor.moves", "tensor.preprocess"), "torch"),
     "model.torch": "torch",

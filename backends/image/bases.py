@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from fastpipe.summaries import summarize
 from ..ranges import MOST_PIXELS, MaxPixels, box_of, check_size
 from .requests import LARGEST_SIDE, Pixels, Side
 
-__all__ = ["PillowResize", "Sized", "box_within", "fitted", "padded_size", "side_of"]
+__all__ = ["Interpolation", "Pillow", "PillowResize", "Sized", "box_within", "fitted", "padded_size", "side_of"]
 
 
 _Choice = tuple[int | None, int | None]
@@ -33,29 +33,69 @@ class Sized(PerRequest):
         return self.size
 
 
-class PillowResize(Sized):
-    """Base: images get their size from Pillow."""
+Interpolation = Literal["linear", "area", "cubic", "lanczos"]
 
-    def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
-        super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
+# By Pillow's names. Its box filter is the mean over the area of each pixel.
+_PILLOW_NAMES: dict[Interpolation, str] = {
+    "linear": "BILINEAR",
+    "area": "BOX",
+    "cubic": "BICUBIC",
+    "lanczos": "LANCZOS",
+}
+
+
+class Pillow:
+    """Pillow's ``resize``.
+
+    Args:
+        backend: whose name an error has.
+        interpolation: how.
+
+    Raises:
+        MissingExtra: if Pillow is not installed.
+    """
+
+    def __init__(self, backend: Backend, interpolation: Interpolation) -> None:
         try:
             import PIL.Image
         except ImportError as error:
-            raise MissingExtra(type(self).__name__, "cpu", error) from error
+            raise MissingExtra(type(backend).__name__, "cpu", error) from error
         self._image = PIL.Image
-        self._version = int(PIL.__version__.partition(".")[0])
+        self._filter = PIL.Image.Resampling[_PILLOW_NAMES[interpolation]]
+        self.version = int(PIL.__version__.partition(".")[0])
 
-    def resized(self, pixels: Pixels, extent: tuple[float, float] | None = None) -> Pixels:
-        """Return pixels of one or three channels at the wanted size; perhaps read-only.
+    def resized(self, pixels: Pixels, height: int, width: int, extent: tuple[float, float] | None = None) -> Pixels:
+        """Return pixels of one or three channels at another size; perhaps read-only.
 
         Args:
             pixels: of the image.
+            height: of the result.
+            width: of the result.
             extent: how many of its rows and columns are resized; None: all.
         """
         image = self._image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
         box = None if extent is None else (0, 0, extent[1], extent[0])
-        resized = image.resize(self.size[::-1], self._image.Resampling.BILINEAR, box)
-        return np.asarray(resized).reshape(*self.size, *pixels.shape[2:])
+        resized = image.resize((width, height), self._filter, box)
+        return np.asarray(resized).reshape(height, width, *pixels.shape[2:])
+
+
+class PillowResize(Sized):
+    """Base: images get their size from Pillow."""
+
+    def __init__(
+        self,
+        *,
+        resize_h: Side,
+        resize_w: Side,
+        interpolation: Interpolation = "linear",
+        max_pixels: MaxPixels = MOST_PIXELS,
+    ) -> None:
+        super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
+        self._pillow = Pillow(self, interpolation)
+
+    def resized(self, pixels: Pixels, extent: tuple[float, float] | None = None) -> Pixels:
+        """Return pixels of one or three channels at the wanted size; perhaps read-only; see ``Pillow.resized``."""
+        return self._pillow.resized(pixels, *self.size, extent)
 
 
 def padded_size(

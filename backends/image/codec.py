@@ -7,22 +7,26 @@ is refused, or left out, before they see it; OpenCV's own messages end with ``OP
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 
 from fastpipe.announcing import IMAGE_FILE
-from fastpipe.contract import PerRequest, Request
+from fastpipe.contract import Between, PerRequest, Request
 from fastpipe.errors import DecodeError, KernelError
+from fastpipe.summaries import summarize
 
 from ..odd_arrays import oddity
 from ..ranges import MOST_PIXELS, MaxPixels
-from .header import ImageHeader, read_header
+from .header import JPEG_END, ImageHeader, MoreFormat, read_header
+from .more_headers import read_more
+from .pillow_formats import PillowFormats
 from .requests import Pixels, ScaledImage, color_of, pixels_of
+from .tiff import MOST_PAGES
 
 __all__ = ["DecodeMat", "SaveMat"]
 
@@ -36,6 +40,7 @@ SCALES = {
     4: cv2.IMREAD_REDUCED_COLOR_2,
 }
 WHOLE = 8  # eighths
+BITS_OF_RESULT = 8
 # Of fewer pixels a side, two scales may give one size, by which simplejpeg is told the scale.
 SHORTEST_SCALED_SIDE = 8
 
@@ -63,39 +68,70 @@ class DecodeMat(PerRequest):
     step decides what that means. So does a PNG with a wrong checksum. A JPEG is complete if it has its end marker; one
     that is complete, but damaged inside, is what OpenCV makes of it.
 
+    **More formats**, as Pillow decodes them, where ``more_formats`` names them: TIFF (one page; the request's own
+    ``page`` counts before the parameter), GIF (the first frame), JPEG 2000 and AVIF (stills of 8 bits). A kind of them
+    that is not decoded, or not to the right numbers, fails with DecodeError, which says which kind that is.
+
+    **Cut JPEGs.** With ``truncated = "keep"`` a JPEG without its last bytes is decoded as far as it goes, gray from
+    there on (a progressive one is coarser instead), and the request's ``truncated`` is set to True.
+
     Texts, color profiles and the like are not read. The result of an animation is the still image of a PNG, and the
     first frame of a WebP (no result if that is smaller than the whole).
 
     **Scaled.** With ``scale = "auto"`` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size, the smallest that is no
     smaller than what the next step makes of it. That step must resize, and stand behind this one in the same
-    Sequential, with no filter between: ``ResizeMat``, ``PillowResizeMat``, ``DynamicResizeMat``, ``ResizePadMat``,
-    ``LetterBoxMat``, or one of yours that takes ``ScaledImage``. Nobody else sees the smaller image: behind that step
-    ``data`` is the bytes again, and ``inverse_trans`` leads back to the whole image. ``source_size`` is set to the
-    whole image's (height, width), upright. Pixels differ from those of the whole image resized. Other formats, CMYK
-    and 12 bits are decoded whole; a JPEG that is turned is scaled only where that divides its sides.
+    Sequential, with no filter between: ``ResizeMat``, ``PillowResizeMat``, ``ResizeShorterMat``, ``DynamicResizeMat``,
+    ``ResizePadMat``, ``LetterBoxMat``, or one of yours that takes ``ScaledImage``. Nobody else sees the smaller image:
+    behind that step ``data`` is the bytes again, and ``inverse_trans`` leads back to the whole image. ``source_size``
+    is set to the whole image's (height, width), upright. Pixels differ from those of the whole image resized. Other
+    formats, CMYK and 12 bits are decoded whole; a JPEG that is turned is scaled only where that divides its sides.
 
     Args:
         scale: "full": the whole image. "auto": as much of it as the next step needs.
+        more_formats: which formats are decoded beyond the four. Each is one more library that reads what anybody sends.
+        page: of a TIFF, from 0; thumbnails in its chain of pages count, too.
+        tiff_16_bit: what becomes of a TIFF of 16 bits a channel. "refuse": it fails with DecodeError. "reduce": its
+            pixels become uint8, the upper half of each number, as those of a PNG of 16 bits. "keep": they are uint16,
+            which no other step of the box takes.
+        truncated: what becomes of a JPEG without its last bytes. "refuse": it has no result. "keep": see above.
         max_pixels: larger images fail with DecodeError before anything is allocated for them; the whole image counts.
 
     Raises:
-        ConfigError: while a pipe is built, if scale is "auto" and the next step does not say what it needs.
-        DecodeError: if an image has more than ``max_pixels``, or a JPEG more than 100 scans.
+        ConfigError: while a pipe is built, if scale is "auto" and the next step does not say what it needs; if the
+            installed Pillow does not decode one of more_formats.
+        MissingExtra: if more_formats has any, and Pillow is not installed.
+        DecodeError: if an image has more than ``max_pixels``, or a JPEG more than 100 scans, or a TIFF no such page;
+            for kinds of more_formats that are not decoded.
         TypeError: if ``data`` is not bytes, bytearray, memoryview or a uint8 array.
+        ValueError: if the request's ``page`` is not a whole number from 0 to 65535, and TIFF is decoded.
     """
 
     keeps_input = True
     announced_inputs = IMAGE_FILE
 
-    def __init__(self, *, scale: Literal["full", "auto"] = "full", max_pixels: MaxPixels = MOST_PIXELS) -> None:
+    def __init__(
+        self,
+        *,
+        scale: Literal["full", "auto"] = "full",
+        more_formats: Sequence[MoreFormat] = (),
+        page: Annotated[int, Between(0, MOST_PAGES - 1)] = 0,
+        tiff_16_bit: Literal["refuse", "reduce", "keep"] = "refuse",
+        truncated: Literal["refuse", "keep"] = "refuse",
+        max_pixels: MaxPixels = MOST_PIXELS,
+    ) -> None:
         self.max_pixels = max_pixels
+        self.page = page
+        self.tiff_16_bit = tiff_16_bit
+        self.truncated = truncated
+        self._formats = frozenset[str](more_formats)
+        self._more = PillowFormats("DecodeMat", self._formats) if self._formats else None
         self._least_size: Callable[[Request, int, int], tuple[int, int]] | None = None  # of the next step, if it scales
         if scale == "auto":
             self.offers_forms = (ScaledImage,)
             self.unmet = (
-                "DecodeMat: scale = 'auto' needs a step that resizes (ResizeMat, PillowResizeMat, DynamicResizeMat, "
-                "ResizePadMat, LetterBoxMat, or your own that takes the form ScaledImage) right behind it in the "
-                "same Sequential, without a filter between; else take scale out"
+                "DecodeMat: scale = 'auto' needs a step that resizes (ResizeMat, PillowResizeMat, ResizeShorterMat, "
+                "DynamicResizeMat, ResizePadMat, LetterBoxMat, or your own that takes the form ScaledImage) right behind "
+                "it in the same Sequential, without a filter between; else take scale out"
             )
         self._decode_jpeg: Callable[..., Pixels] | None = None
         try:
@@ -107,27 +143,29 @@ class DecodeMat(PerRequest):
 
     def run(self, request: Request) -> None:
         encoded = _encoded_bytes(request["data"])
-        header = read_header(encoded)
-        if header is not None and header.width * header.height > self.max_pixels:
-            raise DecodeError(
-                f"DecodeMat: the image has {header.width} x {header.height} pixels, "
-                f"more than max_pixels = {self.max_pixels}"
-            )
-        if header is not None and header.scans > MOST_SCANS:
-            raise DecodeError(f"DecodeMat: the JPEG has {header.scans} scans, more than {MOST_SCANS}")
-        pixels, eighths = None, WHOLE
+        header, is_cut = read_header(encoded), False
+        if header is None and self._more is not None:
+            header = read_more(encoded, self._formats, self._page_of(request))
+        if header is not None:
+            self._check(header)
+            if is_cut := not header.is_complete and header.is_jpeg and self.truncated == "keep":
+                header = header._replace(is_complete=True, pieces=(encoded, JPEG_END))
+        decoded, eighths = None, WHOLE
         if header is not None and header.is_complete:
             eighths = WHOLE if self._least_size is None else _eighths(header, request, self._least_size)
-            pixels = self._decode(encoded, header, eighths)
-        if pixels is None or header is None:
+            decoded = self._decode(encoded, header, eighths)
+        if decoded is None or header is None:
             request.pop("result", None)  # an older one is not the answer
             return
-        upright = _TURNS[header.orientation](pixels) if header.orientation != 1 else pixels
+        pixels, orientation = decoded
+        upright = _TURNS[orientation](pixels) if orientation != 1 else pixels
         request["color"] = "bgr"
+        if is_cut:
+            request["truncated"] = True
         if self._least_size is None:
             request["result"] = upright
         else:
-            request["source_size"] = height, width = _upright_size(header)
+            request["source_size"] = height, width = _upright_size(header._replace(orientation=orientation))
             request["result"] = ScaledImage(upright, height, width, eighths / WHOLE)
 
     def hand_on(self, form: type, taker: Any) -> None:
@@ -135,24 +173,68 @@ class DecodeMat(PerRequest):
         self._least_size = taker.least_size
         self.unmet = None
 
-    def _decode(self, encoded: memoryview, header: ImageHeader, eighths: int) -> Pixels | None:
-        if header.is_plain_jpeg and self._decode_jpeg is not None:
+    def _page_of(self, request: Request) -> int:
+        page = request.get("page", self.page)
+        if isinstance(page, bool) or not isinstance(page, int | np.integer) or not 0 <= page < MOST_PAGES:
+            raise ValueError(
+                f"DecodeMat: page must be a whole number from 0 to {MOST_PAGES - 1}, got {summarize(page)}"
+            )
+        return int(page)
+
+    def _check(self, header: ImageHeader) -> None:
+        if header.width * header.height > self.max_pixels:
+            raise DecodeError(
+                f"DecodeMat: the image has {header.width} x {header.height} pixels, "
+                f"more than max_pixels = {self.max_pixels}"
+            )
+        if header.scans > MOST_SCANS:
+            raise DecodeError(f"DecodeMat: the JPEG has {header.scans} scans, more than {MOST_SCANS}")
+        if header.refusal:
+            raise DecodeError(f"DecodeMat: {header.refusal}")
+        if header.bits > BITS_OF_RESULT and self.tiff_16_bit == "refuse":
+            raise DecodeError(
+                f"DecodeMat: the TIFF has {header.bits} bits a channel; tiff_16_bit = 'reduce' makes 8 of them, "
+                "tiff_16_bit = 'keep' gives uint16 pixels"
+            )
+
+    def _decode(self, encoded: memoryview, header: ImageHeader, eighths: int) -> tuple[Pixels, int] | None:
+        """Return the pixels as they are stored and their orientation; None: they cannot be decoded."""
+        if header.is_plain_jpeg and self._decode_jpeg is not None and not header.pieces:
             least = {} if eighths == WHOLE else _least_sides(header, eighths)
             try:
-                return self._decode_jpeg(encoded, "BGR", **least)
+                return self._decode_jpeg(encoded, "BGR", **least), header.orientation
             except ValueError as error:
                 if "Insufficient memory" in str(error):
                     raise MemoryError(str(error)) from error
                 # Else it refuses what libjpeg warns about, and some ways of sampling; OpenCV has the last word.
         content = b"".join(header.pieces) if header.pieces else encoded
-        flags = SCALES.get(eighths, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
-        try:
-            pixels: Pixels | None = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-            return pixels
-        except cv2.error as error:
-            if error.code == cv2.Error.StsNoMem:
-                raise MemoryError(str(error)) from error
-            return None
+        if header.bits > BITS_OF_RESULT:
+            pixels = _of_16_bits(content)
+            if pixels is not None and self.tiff_16_bit == "reduce":
+                pixels = (pixels >> BITS_OF_RESULT).astype(np.uint8)
+        elif header.kind and self._more is not None:
+            return self._more.decode(bytes(content), header)
+        else:
+            pixels = _by_opencv(content, SCALES.get(eighths, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION)
+        return None if pixels is None else (pixels, header.orientation)
+
+
+def _by_opencv(content: bytes | memoryview, flags: int) -> Pixels | None:
+    try:
+        pixels: Pixels | None = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        return pixels
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from error
+        return None
+
+
+def _of_16_bits(content: bytes | memoryview) -> Pixels | None:
+    """Return the uint16 pixels of a TIFF, BGR: Pillow has none of more than one channel, and makes them 8 bits."""
+    pixels = _by_opencv(content, cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        return None
+    return cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR) if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., :3])
 
 
 def _upright_size(header: ImageHeader) -> tuple[int, int]:

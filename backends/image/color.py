@@ -10,6 +10,7 @@ from fastpipe.errors import ConfigError, KernelError
 from fastpipe.kernels import cpu
 from fastpipe.summaries import summarize
 
+from ..presets import Preset, levels_of
 from ..ranges import check_levels, check_results
 from .requests import Pixels, color_of, pixels_of
 
@@ -49,11 +50,14 @@ class NormalizeMat(Backend):
 
     Args:
         color: what the channels are to be, "rgb", "bgr" or "gray"; by default what they are. Set in the request.
-        mean: a number or one per channel of the result, in its order, on the scale 0-255.
-        std: the same, none zero.
+        mean: a number or one per channel of the result, in its order, on the scale 0-255; without it, 0.
+        std: the same, none zero; without it, 1.
+        preset: in place of both, the numbers of "imagenet" (torchvision, timm), "clip" (OpenAI's) or "yolo"
+            (Ultralytics: 0 to 1). The color is then "rgb" unless it is given; for "bgr" the numbers are exchanged.
         dtype: of the result; computed in float32 and rounded once.
 
     Raises:
+        ConfigError: while a pipe is built, if mean and std do not fit the color, or preset meets one of them.
         KernelError: if pixels have neither one nor three channels.
     """
 
@@ -63,10 +67,12 @@ class NormalizeMat(Backend):
         self,
         *,
         color: Literal["rgb", "bgr", "gray"] | None = None,
-        mean: Sequence[float] = (0.0,),
-        std: Sequence[float] = (1.0,),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        preset: Preset | None = None,
         dtype: Literal["float32", "float16"] = "float32",
     ) -> None:
+        mean, std, color = levels_of("NormalizeMat", preset, color, mean, std)
         self.color: cpu.Color | None = color
         self.mean = mean
         self.std = std

@@ -21,8 +21,9 @@ from fastpipe.kernels import cpu
 from fastpipe.summaries import summarize
 
 from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, fits, numbers_of
-from .bases import PillowResize, Sized, box_within, fitted, padded_size, side_of
-from .requests import LARGEST_SIDE, Pixels, ScaledImage, Side, extent_of, pixels_of, source_size_of
+from .bases import Interpolation, PillowResize, Sized, box_within, fitted, padded_size, side_of
+from .opencv_resize import resized_by_opencv
+from .requests import LARGEST_SIDE, Pixels, ScaledImage, Side, channels_of, extent_of, pixels_of, source_size_of
 
 __all__ = [
     "AlignMat",
@@ -47,24 +48,35 @@ SUBSTITUTE_FOR_S = 1.0
 
 
 class ResizeMat(Sized):
-    """Pixels of another size, bilinear, as ``cv2.resize`` does it (which does not smooth what it makes smaller).
+    """Pixels of another size, as ``cv2.resize`` makes them (which smooths what it makes smaller only by area).
 
     Beside a thread that runs Python all the time, ``cv2.resize`` takes 0.2 ms and then waits 5 ms for the GIL that it
     had released. Where that is noticed, ``fastpipe.kernels.cpu.resize`` takes over for a while: slower, but it keeps
-    the GIL, and its results are the same. (That is tried out when the instance is built; otherwise OpenCV does it all.)
+    the GIL, and its results are the same. (That is tried out when the instance is built; otherwise OpenCV does it all,
+    as it does all that is not linear.)
 
     Args:
         resize_h: height of the results.
         resize_w: width of the results.
+        interpolation: "linear", "area", "cubic" or "lanczos": OpenCV's INTER_LINEAR, _AREA, _CUBIC and _LANCZOS4.
         max_pixels: what is larger is not made: a ConfigError, or for an image of more than four channels a KernelError.
     """
 
     keeps_input = True
     takes_forms = (ScaledImage,)
 
-    def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
+    def __init__(
+        self,
+        *,
+        resize_h: Side,
+        resize_w: Side,
+        interpolation: Interpolation = "linear",
+        max_pixels: MaxPixels = MOST_PIXELS,
+    ) -> None:
         super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
-        self._has_substitute = resize_h * resize_w < cpu.GIL_KEPT_BELOW_PIXELS and self._agrees_with_opencv()
+        self.interpolation: Interpolation = interpolation
+        may_have_one = interpolation == "linear" and resize_h * resize_w < cpu.GIL_KEPT_BELOW_PIXELS
+        self._has_substitute = may_have_one and self._agrees_with_opencv()
         self._use_substitute_until_s = 0.0
 
     def run(self, request: Request) -> None:
@@ -98,6 +110,7 @@ class DynamicResizeMat(PerRequest):
     """``ResizeMat`` to the request's own ``resize_h`` and ``resize_w``.
 
     Args:
+        interpolation: as of ``ResizeMat``.
         max_pixels: a request for a larger image fails before anything is allocated for it.
 
     Raises:
@@ -109,7 +122,8 @@ class DynamicResizeMat(PerRequest):
     keeps_input = True
     takes_forms = (ScaledImage,)
 
-    def __init__(self, *, max_pixels: MaxPixels = MOST_PIXELS) -> None:
+    def __init__(self, *, interpolation: Interpolation = "linear", max_pixels: MaxPixels = MOST_PIXELS) -> None:
+        self.interpolation: Interpolation = interpolation
         self.max_pixels = max_pixels
 
     def run(self, request: Request) -> None:
@@ -125,13 +139,14 @@ class DynamicResizeMat(PerRequest):
 
 
 class PillowResizeMat(PillowResize):
-    """Pixels of another size, equal to Pillow's ``resize(..., BILINEAR)``, which smooths what it makes smaller.
+    """Pixels of another size, equal to Pillow's ``resize``, which smooths what it makes smaller.
 
     Pillow does it, channel by channel, so that BGR is as good as RGB.
 
     Args:
         resize_h: height of the results.
         resize_w: width of the results.
+        interpolation: "linear", "area", "cubic" or "lanczos": Pillow's BILINEAR, BOX, BICUBIC and LANCZOS.
         max_pixels: a larger size is a ConfigError.
 
     Raises:
@@ -179,6 +194,7 @@ class ResizePadMat(PerRequest):
         max_h: height of the result; ``resize_h`` is another name for it.
         max_w: width of the result; ``resize_w`` is another name for it.
         pad_value: of the padding, one number or one per channel, from 0 to 255.
+        interpolation: as of ``ResizeMat``.
         max_pixels: a larger size is a ConfigError.
     """
 
@@ -193,6 +209,7 @@ class ResizePadMat(PerRequest):
         resize_h: Side | None = None,
         resize_w: Side | None = None,
         pad_value: Annotated[Sequence[int], Between(0, 255)] = (0,),
+        interpolation: Interpolation = "linear",
         max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
         problems = []
@@ -201,12 +218,13 @@ class ResizePadMat(PerRequest):
         if not all(fits(number, 0, 255) for number in pad_value):
             problems.append(f"{type(self).__name__}: pad_value must be between 0 and 255, got {pad_value}")
         self.max_h, self.max_w = padded_size(self, (max_h, resize_h), (max_w, resize_w), problems, max_pixels)
+        self.interpolation: Interpolation = interpolation
         self.max_pixels = max_pixels
         self.pad_value = tuple(pad_value)
 
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self)
-        channels = _channels(pixels)
+        channels = channels_of(pixels)
         if len(self.pad_value) not in (1, channels):
             raise KernelError(
                 f"{type(self).__name__}: expected {len(self.pad_value)} channels, as pad_value has, got {channels}"
@@ -304,9 +322,27 @@ class CropMat(PerRequest):
 
 
 class CropResizeMat(Sized):
-    """``CropMat``, then ``ResizeMat``."""
+    """``CropMat``, then ``ResizeMat``.
+
+    Args:
+        resize_h: height of the results.
+        resize_w: width of the results.
+        interpolation: as of ``ResizeMat``.
+        max_pixels: a larger size is a ConfigError.
+    """
 
     keeps_input = True
+
+    def __init__(
+        self,
+        *,
+        resize_h: Side,
+        resize_w: Side,
+        interpolation: Interpolation = "linear",
+        max_pixels: MaxPixels = MOST_PIXELS,
+    ) -> None:
+        super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
+        self.interpolation: Interpolation = interpolation
 
     def run(self, request: Request) -> None:
         request["result"] = _resized(self, _cropped(request, self), *self.size)
@@ -346,7 +382,7 @@ class PerspectiveTransformMat(PerRequest):
         width, height = int(max(top, bottom)), int(max(left, right))
         if not (1 <= width <= LARGEST_SIDE and 1 <= height <= LARGEST_SIDE):
             raise ValueError(f"PerspectiveTransformMat: expected sides of 1 to {LARGEST_SIDE}, got {quad.tolist()}")
-        check_pixels(self, height, width, _channels(pixels), self.max_pixels)
+        check_pixels(self, height, width, channels_of(pixels), self.max_pixels)
         corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
         matrix = cv2.getPerspectiveTransform(quad, corners)
         result = cv2.warpPerspective(
@@ -360,25 +396,15 @@ class PerspectiveTransformMat(PerRequest):
 # ---- shared ----------------------------------------------------------------------------------------------------------
 
 
-def _channels(pixels: Pixels) -> int:
-    return pixels.shape[2] if pixels.ndim == 3 else 1
-
-
 def _resized(
-    backend: Sized | DynamicResizeMat | ResizePadMat,
+    backend: ResizeMat | CropResizeMat | DynamicResizeMat | ResizePadMat,
     pixels: Pixels,
     height: int,
     width: int,
     extent: tuple[float, float] | None = None,
 ) -> Pixels:
-    check_pixels(backend, height, width, _channels(pixels), backend.max_pixels)
-    if extent is None or extent == pixels.shape[:2]:
-        resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
-    else:  # only by factors can OpenCV be told of a part of a pixel; what it makes of the rest may be one row too many
-        factor_y, factor_x = height / extent[0], width / extent[1]
-        larger = cv2.resize(pixels, None, fx=factor_x, fy=factor_y, interpolation=cv2.INTER_LINEAR)
-        resized = np.ascontiguousarray(larger[:height, :width])
-    return resized.reshape(height, width, *pixels.shape[2:])  # OpenCV drops an axis of one channel
+    check_pixels(backend, height, width, channels_of(pixels), backend.max_pixels)
+    return resized_by_opencv(pixels, height, width, backend.interpolation, extent)
 
 
 def _cropped(request: Request, backend: Backend) -> Pixels:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from zlib import crc32
 
-__all__ = ["ImageHeader", "read_header"]
+__all__ = ["ImageHeader", "MoreFormat", "read_header"]
+
+MoreFormat = Literal["tiff", "gif", "jpeg2000", "avif"]  # what is decoded only where it is asked for; see more_headers
 
 
 class ImageHeader(NamedTuple):
@@ -21,11 +23,15 @@ class ImageHeader(NamedTuple):
     width: int
     height: int
     is_complete: bool = True  # False: it is cut, or damaged, as far as that can be seen from outside
+    is_jpeg: bool = False
     is_plain_jpeg: bool = False  # 8 bits, gray or three channels, Huffman coded
     is_for_engines: bool = False  # such a JPEG that is baseline, too, and gray or YCbCr: a GPU's JPEG engines take it
     orientation: int = 1  # EXIF's: 1 is upright, 2 to 8 are the other ways to hold and to mirror
     scans: int = 1  # of a JPEG: how often the decoder goes over all of its pixels
     pieces: tuple[bytes | memoryview, ...] = ()  # joined, what the decoder should see; empty: all of it
+    kind: str = ""  # "tiff", "gif", "jpeg2000" or "avif"; empty: what read_header() reads
+    bits: int = 8  # of a channel; only TIFF's and those beyond 8 of JPEG 2000 and AVIF are told
+    refusal: str = ""  # why it is not decoded, if that is neither its size nor damage
 
 
 def read_header(encoded: memoryview) -> ImageHeader | None:
@@ -148,6 +154,7 @@ def _read_jpeg(encoded: memoryview) -> ImageHeader | None:
         height,
         # Nearly always it is the very end. Some programs add to it; then it is looked for.
         is_complete=bytes(encoded[max(at, len(encoded) - 2) :]) == JPEG_END or any(_counts(JPEG_END, encoded, at)),
+        is_jpeg=True,
         is_plain_jpeg=is_plain,
         is_for_engines=is_baseline and not _holds_rgb(encoded, frame_at, channels, is_jfif, adobe_transform),
         orientation=1 if exif is None else _read_orientation(exif),

@@ -21,7 +21,17 @@ from fastpipe.summaries import summarize
 
 from ..odd_arrays import oddity
 
-__all__ = ["LARGEST_SIDE", "Pixels", "ScaledImage", "Side", "color_of", "extent_of", "pixels_of", "source_size_of"]
+__all__ = [
+    "LARGEST_SIDE",
+    "Pixels",
+    "ScaledImage",
+    "Side",
+    "channels_of",
+    "color_of",
+    "extent_of",
+    "pixels_of",
+    "source_size_of",
+]
 
 LARGEST_SIDE = 1_048_576
 Side = Annotated[int, Between(1, LARGEST_SIDE)]
@@ -64,6 +74,11 @@ def pixels_of(request: Request, backend: Backend, *, channels: int | None = None
             f"got {pixels.dtype} of shape {pixels.shape}"
         )
     return pixels
+
+
+def channels_of(pixels: Pixels) -> int:
+    """Return how many channels there are; an image without the axis has one."""
+    return pixels.shape[2] if pixels.ndim == 3 else 1
 
 
 def source_size_of(request: Request, pixels: Pixels) -> tuple[int, int]:

@@ -7,12 +7,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fastpipe.announcing import IMAGE_FILE
@@ -23,14 +22,13 @@ from fastpipe.errors import ConfigError, DecodeError, MissingExtra
 from ..gpu.devices import DeviceId, OnGpu
 from ..gpu.handed_on import Pixels
 from ..gpu.streams import InstanceStream, hand_over
-from ..image.header import ImageHeader, read_header
+from ..image.header import ImageHeader, MoreFormat, read_header
+from ..image.tiff import MOST_PAGES
 from ..ranges import MOST_PIXELS, MaxPixels
 from . import nvjpeg
 from .nvjpeg import SUCCESS, BatchDecoder, Picture, status_name
 
 __all__ = ["DecodeTensor"]
-
-Array = npt.NDArray[Any]
 
 # From how a picture is stored to how it is seen, by EXIF's number; the last two axes are height and width.
 _TURNS: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -106,6 +104,12 @@ class DecodeTensor(OnGpu):
         threads: threads of the CPU for all instances together, for what the GPU does not take; without it, half of the
             CPUs.
         instance_num: the node's number of instances, which share ``threads``.
+        more_formats: which formats are decoded beyond the four; on the CPU, as by ``DecodeMat``.
+        page: of a TIFF, from 0; the request's own ``page`` counts before it.
+        tiff_16_bit: what becomes of a TIFF of 16 bits a channel. "refuse": it fails with DecodeError. "reduce": the
+            upper half of each number is kept.
+        truncated: what becomes of a JPEG without its last bytes. "refuse": it has no result. "keep": it is decoded as
+            far as it goes, on the CPU, and the request's ``truncated`` is set to True.
         max_pixels: larger images fail with DecodeError before anything is allocated for them.
 
     Raises:
@@ -130,6 +134,10 @@ class DecodeTensor(OnGpu):
         fancy_upsampling: bool = True,
         threads: Annotated[int, Between(1, 4096)] | None = None,
         instance_num: Annotated[int, Between(1, 4096)] = 1,
+        more_formats: Sequence[MoreFormat] = (),
+        page: Annotated[int, Between(0, MOST_PAGES - 1)] = 0,
+        tiff_16_bit: Literal["refuse", "reduce"] = "refuse",
+        truncated: Literal["refuse", "keep"] = "refuse",
         max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
         try:
@@ -144,7 +152,13 @@ class DecodeTensor(OnGpu):
         self._cupy: Any = None
         device_id = self._claim_gpu(device, device_id)
         self._stream = InstanceStream(device_id)
-        self._on_cpu = DecodeMat(max_pixels=max_pixels)
+        self._on_cpu = DecodeMat(
+            more_formats=more_formats,
+            page=page,
+            tiff_16_bit=tiff_16_bit,
+            truncated=truncated,
+            max_pixels=max_pixels,
+        )
         self._threads = (threads or -(-usable_cpu_count() // 2)) // instance_num or 1
         self._pool: ThreadPoolExecutor | None = None
         self._decoder: BatchDecoder | None = None
@@ -337,40 +351,39 @@ class DecodeTensor(OnGpu):
 
     # ---- on the CPU ----
 
-    def _on_threads(self, batch: list[Request], indices: list[int]) -> list[tuple[int, Future[Array | None]]]:
+    def _on_threads(self, batch: list[Request], indices: list[int]) -> list[tuple[int, Future[Request]]]:
         """Begin to decode some requests on threads."""
         if indices and self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, "fastpipe-decode")
-        return [
-            (index, self._pool.submit(self._pixels, batch[index]["data"]))
-            for index in indices
-            if self._pool is not None
-        ]
+        return [(index, self._pool.submit(self._decoded, batch[index])) for index in indices if self._pool is not None]
 
-    def _pixels(self, data: Any) -> Array | None:
-        request = {"data": data}
-        self._on_cpu.run(request)
-        return request.get("result")
+    def _decoded(self, request: Request) -> Request:
+        """Return what ``DecodeMat`` makes of a request, which is not changed."""
+        decoded: Request = {key: request[key] for key in ("data", "page") if key in request}
+        self._on_cpu.run(decoded)
+        return decoded
 
     def _upload(
         self,
         batch: list[Request],
-        decoding: list[tuple[int, Future[Array | None]]],
+        decoding: list[tuple[int, Future[Request]]],
         errors: dict[int, BaseException],
     ) -> list[torch.Tensor]:
         """Await what the threads decode, and copy it to the GPU; return the copies."""
         made = []
         for index, future in decoding:
             try:
-                pixels = future.result()
+                decoded = future.result()
             except Exception as error:  # its own request's
                 errors[index] = error
                 continue
             request = batch[index]
-            if pixels is None:
+            if "result" not in decoded:
                 request.pop("result", None)  # an older one is not the answer
                 continue
-            copied = torch.from_numpy(pixels).to(self.device)
+            if "truncated" in decoded:
+                request["truncated"] = True
+            copied = torch.from_numpy(decoded["result"]).to(self.device)
             if self.color == "rgb":
                 copied = copied.flip(2)
             made.append(copied)

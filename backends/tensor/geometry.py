@@ -99,7 +99,7 @@ class PillowResizeTensor(PillowResize, PerTensor):
         if number not in self._workspaces:
             self._workspaces[number] = cuda.Workspace(number)
         workspace = self._workspaces[number]
-        way: Literal["pillow", "pillow13"] = "pillow13" if self._version >= 13 else "pillow"
+        way: Literal["pillow", "pillow13"] = "pillow13" if self._pillow.version >= 13 else "pillow"
         whole: torch.Tensor = workspace.resize_normalize(
             [given], *self.size, filter=way, source=color, target=color, dtype="float32"
         )

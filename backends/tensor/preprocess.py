@@ -19,6 +19,7 @@ from ..gpu.devices import DeviceId, OnGpu
 from ..gpu.handed_on import Pixels, Row
 from ..gpu.streams import InstanceStream, hand_over
 from ..odd_arrays import oddity
+from ..presets import Preset, levels_of
 from ..ranges import MOST_PIXELS, MaxPixels, check_results, check_size
 
 __all__ = ["ResizeNormalizeTensor"]
@@ -56,8 +57,9 @@ class ResizeNormalizeTensor(OnGpu):
         filter: "opencv": bilinear, as ``ResizeMat``. "pillow": with antialiasing, as ``PillowResizeMat`` up to Pillow
             12. "pillow13": as Pillow 13, which does the height first where that is quicker.
         color: what the channels are to be, "rgb", "bgr" or "gray"; by default what they are. Set in the request.
-        mean: a number or one per channel of the result, in its order, on the scale 0-255.
-        std: the same, none zero.
+        mean: a number or one per channel of the result, in its order, on the scale 0-255; without it, 0.
+        std: the same, none zero; without it, 1.
+        preset: in place of both, the numbers of "imagenet", "clip" or "yolo"; see ``NormalizeMat``.
         dtype: of the result; computed in float32 and rounded once.
         array: whose the result is, "torch" or "cupy", which has no bfloat16.
         device_id: which GPU.
@@ -83,8 +85,9 @@ class ResizeNormalizeTensor(OnGpu):
         resize_w: Annotated[int, Between(1, 32_768)],
         filter: Literal["opencv", "pillow", "pillow13"] = "opencv",
         color: Literal["rgb", "bgr", "gray"] | None = None,
-        mean: Sequence[float] = (0.0,),
-        std: Sequence[float] = (1.0,),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        preset: Preset | None = None,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         array: Literal["torch", "cupy"] = "torch",
         device_id: DeviceId = None,
@@ -93,6 +96,7 @@ class ResizeNormalizeTensor(OnGpu):
         max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
         check_size(self, resize_h, resize_w, max_pixels)
+        mean, std, color = levels_of("ResizeNormalizeTensor", preset, color, mean, std)
         self.max_batch = max
         self.height, self.width = resize_h, resize_w
         self.filter: cuda.Filter = filter

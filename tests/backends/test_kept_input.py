@@ -81,6 +81,8 @@ CASES: dict[str, list[Case]] = {
     "ResizePadMat": [(FIT, image), ({"max_h": 32, "max_w": 48}, image)],
     "LetterBoxMat": [(FIT, image)],
     "DynamicResizeMat": [({}, image)],
+    "ResizeShorterMat": [({"shorter_side": 20}, image), ({"shorter_side": 32, "filter": "opencv"}, image)],
+    "CenterCropMat": [({"crop_h": 20, "crop_w": 60}, image), ({"crop_h": 32, "crop_w": 48}, image)],
     "AlignMat": [({"resize_h": 32, "max_w": 320}, image)],
     "CropMat": [({}, image)],
     "CropResizeMat": [(SIZE, image)],

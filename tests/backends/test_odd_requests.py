@@ -307,7 +307,7 @@ HUGE: dict[str, Any] = {
 }
 KEYS = (
     *("data", "color", "box", "quad", "affine_matrix", "resize_h", "resize_w", "top", "bottom", "left", "right"),
-    *("sizes", "orientation", "result"),
+    *("sizes", "orientation", "page", "result"),
 )
 ORDINARY: tuple[Any, ...] = (
     np.ones((8, 8, 3), np.uint8),
@@ -331,6 +331,9 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "CvtColorTensor": {"color": "rgb"},
     "NormalizeMat": {"mean": [0.0], "std": [1.0]},
     "AlignMat": {"resize_h": 8, "max_w": 32},
+    "DecodeMat": {"more_formats": ["gif"]},
+    "ResizeShorterMat": {"shorter_side": 8},
+    "CenterCropMat": {"crop_h": 8, "crop_w": 8},
     "WarpAffineTensor": {"target_h": 4, "target_w": 4},
     "OnnxTensor": {"model": onnx_identity()},
     "TorchTensor": {"model": Same(), "device": "cpu"},

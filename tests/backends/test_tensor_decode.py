@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import io
 import re
 import shutil
 import struct
@@ -534,6 +535,30 @@ def test_what_the_gpu_does_not_take_is_decoded_on_the_cpu(fake: Fake, backend: C
     assert fake.largest == 1
     (request,), _ = run(backend(color="bgr"), [png])
     np.testing.assert_array_equal(image_of(request), pixels)
+
+
+def test_more_formats_and_cut_jpegs_are_decoded_on_the_cpu(backend: Callable[..., Any]) -> None:
+    """With DecodeMat's parameters and the request's page; what those say is handed on, and nothing else."""
+    cv2 = pytest.importorskip("cv2")
+    image = pytest.importorskip("PIL.Image")
+    pages = [image.fromarray(np.full((4, 6, 3), level, np.uint8)) for level in (10, 20, 30)]
+    buffer = io.BytesIO()
+    pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:])
+    content = buffer.getvalue()
+    made = backend(more_formats=["tiff"], page=1, truncated="keep")
+    cut = bytes(cv2.imencode(".jpg", np.full((40, 50, 3), 90, np.uint8))[1])[:-2]
+    batch = [{"data": content}, {"data": content, "page": 2}, {"data": content, "page": 3}, {"data": cut}]
+    with pytest.raises(ItemErrors) as caught:
+        made.forward(batch)
+    assert {index: str(error) for index, error in caught.value.errors.items()} == {
+        2: "DecodeMat: the TIFF has 3 pages, so there is no page 3"
+    }
+    assert [int(batch[index]["result"].max()) for index in (0, 1)] == [20, 30]
+    assert batch[3]["result"].shape == (1, 3, 40, 50)
+    assert [request.get("truncated") for request in batch] == [None, None, None, True]
+    plain: list[dict[str, Any]] = [{"data": content}, {"data": cut}]
+    backend().forward(plain)
+    assert not [request for request in plain if "result" in request]
 
 
 @pytest.mark.parametrize("word", [b"HALVED", b"WIDER", b"UNREADABLE"])

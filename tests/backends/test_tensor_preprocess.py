@@ -97,6 +97,19 @@ def test_images_of_different_sizes_are_one_launch(build: Callable[..., Any], fil
         assert request["color"] == "rgb"
 
 
+def test_a_preset_is_the_mean_and_std_of_its_name(build: Callable[..., Any]) -> None:
+    """In RGB where no color is given, exchanged for BGR; beside mean or std it is refused."""
+    pixels = picture(20, 30)
+    for color, given in ((None, slice(None)), ("bgr", slice(None, None, -1))):
+        by_name, by_number = ({"data": tensor_of(pixels), "color": "bgr"} for _ in range(2))
+        build(preset="imagenet", color=color).forward([by_name])
+        build(color=color or "rgb", mean=MEAN[given], std=STD[given]).forward([by_number])
+        np.testing.assert_allclose(by_name["result"].numpy(), by_number["result"].numpy(), rtol=0, atol=1e-6)
+        assert by_name["color"] == (color or "rgb")
+    with pytest.raises(ConfigError, match="ResizeNormalizeTensor: preset = 'clip' has a mean and std of its own"):
+        build(preset="clip", mean=[0.0])
+
+
 @pytest.mark.parametrize("array", ["torch", "cupy"])
 def test_pixels_of_the_step_before_give_what_a_tensor_gives(
     build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, array: Any

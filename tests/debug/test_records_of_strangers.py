@@ -156,7 +156,17 @@ def test_a_record_opens_no_file_and_loads_no_plugin(
 def test_every_backend_of_the_box_is_known_to_compute_only_or_to_need_trust() -> None:
     """A new one is put into one of the two, here and in the registry: can its parameters name a file, or code?"""
     computes = {
-        *("Add", "AlignMat", "CatSplit", "Concatenate", "Copy", "CopyMakeBorderTensor", "CpuTensor", "CropMat"),
+        *(
+            "Add",
+            "AlignMat",
+            "CatSplit",
+            "Concatenate",
+            "CenterCropMat",
+            "Copy",
+            "CopyMakeBorderTensor",
+            "CpuTensor",
+            "CropMat",
+        ),
         *("CropResizeMat", "CropTensor", "CvtColorMat", "CvtColorTensor", "DecodeMat", "DecodeTensor", "Del"),
         *("DynamicResizeMat", "GpuTensor", "HasKey", "Identity", "Jump", "LetterBoxMat", "Logger", "MapReduce"),
         *("Mat2CpuTensor", "Mat2GpuTensor", "Mat2Tensor", "Move", "NormalizeMat", "NotHasKey", "PillowResizeMat"),
@@ -167,6 +177,7 @@ def test_every_backend_of_the_box_is_known_to_compute_only_or_to_need_trust() ->
             "ResizeNormalizeTensor",
             "ResizePadMat",
             "ResizePadTensor",
+            "ResizeShorterMat",
             "RuntimeError",
         ),
         *(

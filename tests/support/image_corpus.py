@@ -11,8 +11,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
+Image.init()  # all formats that Pillow has
 HEIGHT, WIDTH = 19, 26
 ORIENTATION_TAG = 0x0112
 
@@ -242,6 +243,36 @@ def other_images() -> Iterator[tuple[str, bytes]]:
     yield "jpeg 2000", cv2.imencode(".jp2", picture(64, 64))[1].tobytes()
 
 
+def more_images() -> Iterator[tuple[str, bytes]]:
+    """Yield what DecodeMat takes besides where more_formats names all, as far as the installed Pillow writes it."""
+    image = Image.fromarray(picture())
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
+        yield f"tiff {mode}", by_pillow(image.convert(mode), "tiff")
+        yield f"tiff {mode} lzw", by_pillow(image.convert(mode), "tiff", compression="tiff_lzw")
+    for compression in ("tiff_adobe_deflate", "packbits", "jpeg"):
+        yield f"tiff {compression}", by_pillow(image, "tiff", compression=compression)
+    yield "tiff YCbCr jpeg", by_pillow(image.convert("YCbCr"), "tiff", compression="jpeg")
+    for compression in ("group3", "group4"):
+        yield f"tiff {compression}", by_pillow(image.convert("1"), "tiff", compression=compression)
+    yield "tiff EXIF 6", by_pillow(image, "tiff", exif=exif_of(6))
+    yield "gif", by_pillow(image, "gif")
+    yield "gif gray", by_pillow(image.convert("L"), "gif", comment=b"no comment")
+    frames = [Image.fromarray(picture(seed=seed)) for seed in (1, 2)]
+    yield "gif animated", by_pillow(image, "gif", save_all=True, append_images=frames, transparency=3)
+    if features.check_codec("jpg_2000"):
+        for mode in ("L", "LA", "RGB", "RGBA"):
+            yield f"jpeg2000 {mode}", by_pillow(image.convert(mode), "jpeg2000")
+        yield "jpeg2000 lossy", by_pillow(image, "jpeg2000", irreversible=True, quality_layers=[20, 5])
+        yield "jpeg2000 tiles", by_pillow(image, "jpeg2000", tile_size=(16, 16))
+        yield "jpeg2000 codestream", by_pillow(image, "jpeg2000", no_jp2=True)
+    if "AVIF" in Image.SAVE:
+        yield "avif 420", by_pillow(image, "avif")
+        yield "avif 444", by_pillow(image, "avif", subsampling="4:4:4", speed=10)
+        yield "avif gray", by_pillow(image.convert("L"), "avif")
+        yield "avif alpha", by_pillow(image.convert("RGBA"), "avif")
+        yield "avif EXIF 6", by_pillow(image, "avif", exif=exif_of(6))
+
+
 def decoded_images() -> dict[str, bytes]:
     """Return images that are decoded, by name."""
     return dict(itertools.chain(jpeg_images(), png_images(), webp_images(), bmp_images()))
@@ -268,6 +299,22 @@ def large_images(side: int = 1500) -> Iterator[tuple[str, bytes]]:
     yield "webp lossless", by_pillow(image, "webp", lossless=True, method=0, quality=0)
     yield "webp lossy alpha", by_pillow(with_alpha, "webp", method=0)
     yield "bmp 32", by_pillow(with_alpha, "bmp")
+
+
+def more_large_images(side: int = 1000) -> Iterator[tuple[str, bytes]]:
+    """Yield images of DecodeMat's more_formats whose decoders need the most memory for their pixels."""
+    color = cv2.resize(picture(), (side, side))
+    with_alpha = Image.fromarray(color).convert("RGBA")
+    yield "tiff rgba", by_pillow(with_alpha, "tiff")
+    yield "tiff cmyk lzw", by_pillow(Image.fromarray(color).convert("CMYK"), "tiff", compression="tiff_lzw")
+    sixteen = np.dstack([color, color[..., :1]]).astype(np.uint16) * 257
+    yield "tiff 16", cv2.imencode(".tiff", sixteen, [cv2.IMWRITE_TIFF_COMPRESSION, 5])[1].tobytes()
+    yield "gif", by_pillow(Image.fromarray(color), "gif")
+    if features.check_codec("jpg_2000"):
+        yield "jpeg2000 rgba", by_pillow(with_alpha, "jpeg2000")
+    if "AVIF" in Image.SAVE:
+        yield "avif alpha", by_pillow(with_alpha, "avif", subsampling="4:4:4", speed=10)
+        yield "avif EXIF 5", by_pillow(with_alpha, "avif", speed=10, exif=exif_of(5))
 
 
 # ---- small files made to do harm -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
     python tests/support/image_fuzzer.py CURRENT large              images of two million pixels
     python tests/support/image_fuzzer.py CURRENT files FOLDER       every file of a folder
     python tests/support/image_fuzzer.py CURRENT abort              one image, over which the process ends
+    python tests/support/image_fuzzer.py CURRENT more-MODE ...      truncations, flips, large of more_formats
 
 The file CURRENT holds what is being decoded: its length in 8 bytes, and itself. Writes one JSON object to stdout. Where
 stderr is a file, it is counted which inputs had libraries write to it. A decoder that does not come back within
@@ -36,7 +37,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fastpipe.backends.image.codec import DecodeMat
-from fastpipe.backends.image.header import read_header
+from fastpipe.backends.image.header import ImageHeader, read_header
+from fastpipe.backends.image.more_headers import read_more
 from fastpipe.errors import DecodeError
 
 LONGEST_S = 60
@@ -49,8 +51,10 @@ COMPARE_EVERY = 10  # of the damaged images; the whole ones are compared by the 
 class Fuzzer:
     """Decodes one input after the other, and counts."""
 
-    def __init__(self, current_path: Path) -> None:
-        self.backend = DecodeMat(max_pixels=MAX_PIXELS)
+    def __init__(self, current_path: Path, more_formats: list[Any] | None = None) -> None:
+        self.formats = frozenset[str](more_formats or ())
+        reduced = {"tiff_16_bit": "reduce"} if more_formats else {}
+        self.backend = DecodeMat(more_formats=more_formats or (), max_pixels=MAX_PIXELS, **reduced)
         self.outcomes: Counter[str] = Counter()
         self.compared: Counter[str] = Counter()
         self.noisy: Counter[str] = Counter()
@@ -93,16 +97,20 @@ class Fuzzer:
             self.checksum = zlib.crc32(pixels, self.checksum)
             if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or request["color"] != "bgr":
                 self.problems.append(f"{name}: {pixels.dtype} {pixels.shape}: {content[:4000].hex()}")
-            header = read_header(memoryview(content))
+            header = self.header_of(content)
             size = (header.height, header.width) if header is not None else (0, 0)
             if pixels.shape[:2] not in (size, size[::-1]) or size[0] * size[1] > self.backend.max_pixels:
                 self.problems.append(f"{name}: {pixels.shape} for {header}: {content[:4000].hex()}")
-            if compare:
+            if compare and not self.formats:
                 if "animated" not in name:  # OpenCV has other ideas of which picture of an animation is meant
                     self.compared[f"{form}: OpenCV {against_opencv(content, pixels)}"] += 1
                 self.compared[f"{form}: Pillow {against_pillow(content, pixels)}"] += 1
         self.number += 1
         return outcome, pixels, seconds
+
+    def header_of(self, content: bytes) -> ImageHeader | None:
+        header = read_header(memoryview(content))
+        return read_more(memoryview(content), self.formats, 0) if header is None else header
 
     def report(self) -> dict[str, Any]:
         counters = {"outcomes": self.outcomes, "compared": self.compared, "noisy": self.noisy}
@@ -158,9 +166,9 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def truncations(fuzzer: Fuzzer) -> None:
-    for name, content in image_corpus.all_images().items():
-        for length in range(len(content)):
+def truncations(fuzzer: Fuzzer, images: dict[str, bytes], step: int = 1) -> None:
+    for name, content in images.items():
+        for length in range(0, len(content), step):
             fuzzer.decode(name, content[:length])
 
 
@@ -177,8 +185,8 @@ def flipped(images: dict[str, bytes], rng: np.random.Generator) -> Iterator[tupl
         yield name, image_corpus.repaired(damaged) if name.startswith("png") and rng.integers(4) else bytes(damaged)
 
 
-def flips(fuzzer: Fuzzer, count: int, seed: int) -> None:
-    inputs = flipped(image_corpus.all_images(), np.random.default_rng(seed))
+def flips(fuzzer: Fuzzer, images: dict[str, bytes], count: int, seed: int) -> None:
+    inputs = flipped(images, np.random.default_rng(seed))
     for number in range(count):
         name, content = next(inputs)
         fuzzer.decode(name, content, compare=number % COMPARE_EVERY == 0)
@@ -191,6 +199,7 @@ def measured(fuzzer: Fuzzer, inputs: Iterator[tuple[str, bytes]], *, compare: bo
         before_mb = peak_mb()
         outcome, pixels, seconds = fuzzer.decode(name, content, compare=False)
         row = {"name": name, "outcome": outcome, "seconds": seconds, "peak_mb": peak_mb() - before_mb}
+        row["bytes"] = len(content)
         if pixels is not None:
             row |= {"shape": pixels.shape, "pillow": against_pillow(content, pixels) if compare else "not asked"}
         yield row
@@ -199,21 +208,31 @@ def measured(fuzzer: Fuzzer, inputs: Iterator[tuple[str, bytes]], *, compare: bo
 def main(current_path: str, mode: str, *arguments: str) -> None:
     for name, content in image_corpus.decoded_images().items():  # what is allocated once, is
         Fuzzer(Path(current_path)).decode(name, content)
-    fuzzer = Fuzzer(Path(current_path))
+    mode, is_more = mode.removeprefix("more-"), mode.startswith("more-")
+    images = dict(image_corpus.more_images()) if is_more else image_corpus.all_images()
+    fuzzer = Fuzzer(Path(current_path), sorted({name.split()[0] for name in images}) if is_more else None)
+    for name, content in images.items() if is_more else ():
+        fuzzer.decode(name, content)
     forget_peak()
     before_mb = peak_mb()
     rows: list[dict[str, Any]] = []
     if mode == "truncations":
-        truncations(fuzzer)
+        truncations(fuzzer, images, step=7 if is_more else 1)
     elif mode == "flips":
-        flips(fuzzer, int(arguments[0]), int(arguments[1]))
+        flips(fuzzer, images, int(arguments[0]), int(arguments[1]))
     elif mode == "bombs":
         rows = list(measured(fuzzer, ((name, content) for name, content, _ in image_corpus.bombs()), compare=False))
     elif mode == "abort":
         fuzzer.backend.run = lambda request: os.abort()  # type: ignore[method-assign]
         fuzzer.decode(*next(image_corpus.jpeg_images()))
     elif mode == "large":
-        rows = list(measured(fuzzer, image_corpus.large_images()))
+        rows = list(
+            measured(
+                fuzzer,
+                image_corpus.more_large_images() if is_more else image_corpus.large_images(),
+                compare=not is_more,
+            )
+        )
     else:
         paths = sorted(path for path in Path(arguments[0]).iterdir() if path.is_file())
         rows = list(measured(fuzzer, ((path.name, path.read_bytes()) for path in paths)))
