@@ -130,8 +130,8 @@ class DecodeMat(PerRequest):
             self.offers_forms = (ScaledImage,)
             self.unmet = (
                 "DecodeMat: scale = 'auto' needs a step that resizes (ResizeMat, PillowResizeMat, ResizeShorterMat, "
-                "DynamicResizeMat, ResizePadMat, LetterBoxMat, or your own that takes the form ScaledImage) right behind "
-                "it in the same Sequential, without a filter between; else take scale out"
+                "DynamicResizeMat, ResizePadMat, LetterBoxMat, or your own that takes the form ScaledImage) right "
+                "behind it in the same Sequential, without a filter between; else take scale out"
             )
         self._decode_jpeg: Callable[..., Pixels] | None = None
         try:
