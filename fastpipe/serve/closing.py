@@ -18,13 +18,15 @@ LINGERS_S = 2.0
 
 
 def close(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, is_lost: Callable[[], bool]) -> None:
-    """Close a connection once all is written; with TLS, whatever its client does after that.
+    """Close a connection once all is written; with TLS, whatever its client does after that. Idempotent.
 
     Args:
         transport: of the connection.
         loop: its event loop, on whose thread this is called.
         is_lost: whether the connection has ended.
     """
+    if transport.is_closing():  # asyncio's transports of TLS are of no use after a second close, not even to abort
+        return
     transport.close()
     if transport.get_extra_info("sslcontext") is not None:
         loop.call_later(LINGERS_S, _abort_once_written, transport, loop, is_lost)
