@@ -21,6 +21,7 @@ from fastpipe.cli.terminal import complain, escaped_line, say
 from fastpipe.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fastpipe.serve.addresses import UnixPath
     from fastpipe.serve.encryption import Encryption
     from fastpipe.serve.repository import Repository
     from fastpipe.serve.server import Plan, Server
@@ -68,10 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--token", help=f"whoever asks has to have it; better in the variable {TOKEN_VARIABLE}, which `ps` hides"
     )
     parser.add_argument(
-        "--tls-certificate", metavar="FILE", type=Path, help="serve HTTP and gRPC with TLS; PEM, with its chain"
+        "--tls-certificate", metavar="FILE", type=file, help="serve HTTP and gRPC with TLS; PEM, with its chain"
     )
     parser.add_argument(
-        "--tls-key", metavar="FILE", type=Path, help="the certificate's private key, if it is in a file of its own"
+        "--tls-key", metavar="FILE", type=file, help="the certificate's private key, if it is in a file of its own"
     )
     parser.add_argument("--hide-errors", action="store_true", help="clients are not told why a backend has failed")
     limits, ends = parser.add_argument_group("limits"), parser.add_argument_group("at SIGTERM")
@@ -106,6 +107,13 @@ def port(text: str) -> int:
     return int(text)
 
 
+def file(text: str) -> Path:
+    """Return the path of a file; an empty one, such as that of a variable that is not set, would be the folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a file is needed, got ''")
+    return Path(text)
+
+
 def size_bytes(text: str) -> int:
     """Return how many bytes ``"256MB"`` or ``"1GiB"`` are."""
     found = re.fullmatch(r"(\d+)\s*([KMG]?I?B?)", text.upper())
@@ -134,30 +142,33 @@ def run(arguments: argparse.Namespace) -> int:
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    from fastpipe.serve.addresses import bind, check_free
+    from fastpipe.serve.addresses import bind, reserve
 
     repository = _repository(arguments)  # mistakes in names show before a port is taken
     encryption = _encryption(arguments)
     if encryption is not None:
         encryption.check()
     if arguments.socket is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C as well, and tells its workers
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
         listeners = [socket.socket(fileno=arguments.socket)]
     else:
         listeners = bind(arguments.http, arguments.workers)
+    grpc_path = None
     try:
         if arguments.grpc != NONE and arguments.socket is None:
-            check_free(arguments.grpc)
+            grpc_path = reserve(arguments.grpc)
         if len(listeners) > 1:
             _check_grpc_is_free(arguments.grpc)
             return _run_workers(arguments, listeners, repository.names())
-        if _run_here(arguments, repository, listeners[0]):
+        if _run_here(arguments, repository, listeners[0], grpc_path):
             logging.shutdown()
             sys.stdout.flush()
             os._exit(FINE)  # at its end, Python would wait for backends that do not return
     finally:
-        for listener in listeners:
-            listener.close()
+        for held in (grpc_path, *listeners):
+            if held is not None:
+                held.close()
     return FINE
 
 
@@ -206,7 +217,7 @@ def _encryption(arguments: argparse.Namespace) -> Encryption | None:
     return None if certificate is None else Encryption(certificate, arguments.tls_key)
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
+def _plan(arguments: argparse.Namespace, grpc_path: UnixPath | None) -> Plan:
     from fastpipe.serve.exchange import Limits
     from fastpipe.serve.http import Settings
     from fastpipe.serve.incoming import Bounds
@@ -223,6 +234,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         settings=settings,
         bounds=Bounds(connections=arguments.max_connections, idle_s=arguments.keep_alive),
         grpc=None if arguments.grpc == NONE else arguments.grpc,
+        grpc_path=grpc_path,
         shares_ports=arguments.workers > 1,
         delay_s=arguments.delay,
         grace_s=arguments.grace,
@@ -232,7 +244,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     )
 
 
-def _run_here(arguments: argparse.Namespace, repository: Repository, listener: socket.socket) -> bool:
+def _run_here(
+    arguments: argparse.Namespace, repository: Repository, listener: socket.socket, grpc_path: UnixPath | None
+) -> bool:
     """Serve in this process; return whether it is to end without waiting for anything."""
     from fastpipe.serve.server import serve
     from fastpipe.serve.workers import say_ready
@@ -248,14 +262,18 @@ def _run_here(arguments: argparse.Namespace, repository: Repository, listener: s
     # While models are built there is nothing to wait for; and as a container's first process, one without a handler
     # would not hear the signal at all.
     def end(number: int, frame: object) -> None:
+        if grpc_path is not None:
+            grpc_path.close()
         listener.close()
         os._exit(128 + number)
 
-    former = signal.signal(signal.SIGTERM, end)
+    ending = [signal.SIGTERM] if arguments.socket is not None else [signal.SIGTERM, signal.SIGINT]
+    former = {number: signal.signal(number, end) for number in ending}
     try:
-        return serve(repository, [listener], _plan(arguments), on_ready)
+        return serve(repository, [listener], _plan(arguments, grpc_path), on_ready)
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _say_where(arguments: argparse.Namespace, listener: socket.socket, grpc_address: str, names: Sequence[str]) -> None:

@@ -100,7 +100,10 @@ class _Reader:
             return ()
         odd = [name for name in value if not isinstance(name, str) or not name]
         for name in odd:
-            self._note((kind,), f"names of tensors are text, got {name!r}")
+            if name == "":
+                self._note((kind, name, AT_KEY), "the name of a tensor must not be empty")
+            else:
+                self._note((kind,), f"names of tensors are text, got {name!r}")
         keys = {name: only_key if len(value) == 1 else name for name in value if name not in odd}
         return tuple(self._tensor((kind, name), value[name], key) for name, key in keys.items())
 

@@ -19,9 +19,11 @@ from typing import Any
 
 from fastpipe.errors import ConfigError, PipeError
 
-__all__ = ["UNIX", "UnixPath", "bind", "check_free", "is_loopback"]
+__all__ = ["UNIX", "UnixPath", "bind", "is_loopback", "reserve"]
 
 UNIX = "unix:"
+MOST_PATH_BYTES = 107
+"""Of a unix socket's path: Linux keeps it in 108, with a zero at its end."""
 
 
 def bind(address: str, count: int = 1) -> list[socket.socket]:
@@ -61,18 +63,22 @@ def bind(address: str, count: int = 1) -> list[socket.socket]:
     return listeners
 
 
-def check_free(address: str) -> None:
+def reserve(address: str) -> UnixPath | None:
     """Find out now, and in plain words, what gRPC would say about an address once all models are built.
+
+    Returns:
+        The path of a unix socket, held from now on, for ``GrpcServer``, until it is closed. None: it is a port, which
+        was free just now.
 
     Raises:
         ConfigError: the address is none.
         PipeError: it is in use, or none of this machine.
     """
     if address.startswith(UNIX):
-        UnixPath(address.removeprefix(UNIX)).close()
-        return
+        return UnixPath(address.removeprefix(UNIX))
     for listener in bind(address):
         listener.close()
+    return None
 
 
 def is_loopback(address: str) -> bool:
@@ -123,10 +129,19 @@ class UnixPath:
     one, and no other.
 
     Raises:
+        ConfigError: it is empty, or too long.
         PipeError: somebody else holds it, or listens there, or something else is there, or it cannot be written.
     """
 
     def __init__(self, path: str) -> None:
+        size_bytes = len(os.fsencode(path))
+        if not path:
+            raise ConfigError(f"the address {UNIX!r} has no path: write unix:PATH")
+        if size_bytes > MOST_PATH_BYTES:
+            raise ConfigError(
+                f"cannot listen at {UNIX}{path}: the path has {size_bytes} bytes, that of a unix socket has at most "
+                f"{MOST_PATH_BYTES}; a shorter one is needed, such as one from the working directory"
+            )
         self._path = path
         self._file: tuple[int, int] | None = None
         self._process = os.getpid()

@@ -18,6 +18,7 @@ from collections import deque
 from typing import Any
 
 from fastpipe.errors import MissingExtra
+from fastpipe.serve.closing import LINGERS_S, close
 from fastpipe.serve.exchange import Chunks, Response, head_length
 from fastpipe.serve.heads import head_of, head_without_upgrade
 from fastpipe.serve.http import Service
@@ -42,8 +43,6 @@ __all__ = ["Connection", "Connections"]
 
 JOINED_BYTES = 1 << 16
 """Smaller answers are copied behind their heads, so that both leave in one system call."""
-LINGERS_S = 2.0
-"""So long a refused client may go on sending, until it has read why."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # What a connection is doing, as far as its time is limited.
@@ -134,7 +133,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]  # a stream's
         if not self.shared.welcome(self):
             self._write(self.service.failed(TooBusy("the server has as many connections as it takes")), None)
-            transport.close()
+            self._hang_up()
             return
         self.server_state.connections.add(self)
         if self.shared.is_ending:  # it was taken before, and uvicorn has not known it when it told the others
@@ -177,7 +176,7 @@ class Connection(asyncio.Protocol):
 
     def _close_if_idle(self) -> None:
         if self._task is None and self._incoming is None and not self._queue:
-            self.transport.close()
+            self._hang_up()
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
@@ -401,7 +400,7 @@ class Connection(asyncio.Protocol):
         if self._queue:
             self._start(self._queue.popleft())
         elif self._is_shut and self._incoming is None:
-            self.transport.close()
+            self._hang_up()
         else:
             self.changes += 1
             if self._incoming is None:
@@ -416,7 +415,10 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
             self.loop.call_later(LINGERS_S, self.transport.close)
         else:
-            self.transport.close()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        close(self.transport, self.loop, lambda: self._is_gone)
 
     # ---- answers -----------------------------------------------------------------------------------------------
 
@@ -479,7 +481,7 @@ class Connection(asyncio.Protocol):
                 self.transport.abort()
         elif self.phase == IDLE:
             if self._age_s > bounds.idle_s or (self.changes == 0 and self._age_s > bounds.head_s):
-                self.transport.close()
+                self._hang_up()
         elif self.phase == HEAD:
             if self._age_s > bounds.head_s:
                 self._refuse(SlowClient(f"the headers were not there within {bounds.head_s:g} s"))

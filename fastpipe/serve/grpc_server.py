@@ -49,6 +49,7 @@ class GrpcServer:
         compression: of answers, for clients that take it: none, deflate or gzip. Compressed requests are always taken.
         shares_port: whether other processes may serve at the same address, as workers of one service do.
         credentials: ``grpc.ssl_server_credentials(...)``; None: not encrypted.
+        path: of a unix socket, if the caller holds it already; ``stop`` lets go of it. None: ``start`` takes it.
 
     Raises:
         MissingExtra: grpcio or protobuf is not installed.
@@ -64,6 +65,7 @@ class GrpcServer:
         compression: Literal["none", "deflate", "gzip"] = "none",
         shares_port: bool = False,
         credentials: Any = None,
+        path: UnixPath | None = None,
     ) -> None:
         if compression not in COMPRESSIONS:
             raise ConfigError(f"compression must be one of {', '.join(COMPRESSIONS)}, got {compression!r}")
@@ -79,7 +81,7 @@ class GrpcServer:
             ("grpc.so_reuseport", int(shares_port)),
         ]
         self._server: Any = None
-        self._path: UnixPath | None = None
+        self._path = path
         self._desk: Desk | None = None
 
     async def start(self) -> int:
@@ -93,7 +95,8 @@ class GrpcServer:
         named = frozenset({SERVICE, HEALTH_SERVICE})
         health = health_handlers(desk.repository.is_ready, named, desk.stopping)
         server.add_generic_rpc_handlers([Calls(desk).handlers(), health])
-        if self._address.startswith(UNIX):  # gRPC would take the path away from a server that lives
+        # gRPC would take the path away from a server that lives.
+        if self._path is None and self._address.startswith(UNIX):
             self._path = UnixPath(self._address.removeprefix(UNIX))
         try:
             if self._credentials is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from fastpipe.errors import MissingExtra
-from fastpipe.serve.addresses import UNIX
+from fastpipe.serve.addresses import UNIX, UnixPath
 from fastpipe.serve.asgi import App
 from fastpipe.serve.connection import Connections
 from fastpipe.serve.encryption import Encryption
@@ -49,6 +50,7 @@ class Plan:
         settings: of requests and answers.
         bounds: of connections.
         grpc: the address for gRPC; None: no gRPC.
+        grpc_path: that address's path, if it is held already, see ``addresses.reserve``; None: it is not.
         shares_ports: other processes serve at the same addresses.
         delay_s: between being not ready and taking no more connections, for balancers that look now and then.
         grace_s: for what was begun.
@@ -60,6 +62,7 @@ class Plan:
     settings: Settings = field(default_factory=Settings)
     bounds: Bounds = field(default_factory=Bounds)
     grpc: str | None = None
+    grpc_path: UnixPath | None = None
     shares_ports: bool = False
     delay_s: float = 0.0
     grace_s: float = 30.0
@@ -122,7 +125,9 @@ async def _start_grpc(service: Service, plan: Plan) -> tuple[Any, str]:
     credentials = None
     if plan.encryption is not None:
         credentials = import_module("grpc").ssl_server_credentials([plan.encryption.pem()])
-    server = module.GrpcServer(service, plan.grpc, shares_port=plan.shares_ports, credentials=credentials)
+    server = module.GrpcServer(
+        service, plan.grpc, shares_port=plan.shares_ports, credentials=credentials, path=plan.grpc_path
+    )
     port = await server.start()
     host = str(plan.grpc).rpartition(":")[0]
     return server, str(plan.grpc) if str(plan.grpc).startswith(UNIX) else f"{host}:{port}"
@@ -172,8 +177,10 @@ class Server(uvicorn.Server):
         self._on_ready(self)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # Not uvicorn's, which sends the signal to this process again once all is over.
-        self.stop()
+        # Not uvicorn's, which sends the signal to this process again once all is over. Ctrl-C reaches the parent of
+        # workers, too, and it tells them to end: heard twice, it would cut off what was begun.
+        if sig != signal.SIGINT or self._plan.parent is None:
+            self.stop()
 
     def stop(self) -> None:
         """Begin to end, as a signal does; the second time, end without waiting. From any thread."""

@@ -24,10 +24,10 @@ pytest.importorskip("orjson", reason="the extra serve is not installed here")
 from helpers import WAIT_S, until
 from serve_command import START_S, Command, command
 
-from fastpipe import PipeError
+from fastpipe import ConfigError, PipeError
 from fastpipe.cli.main import main
 from fastpipe.cli.serve import size_bytes
-from fastpipe.serve.addresses import bind, check_free, is_loopback
+from fastpipe.serve.addresses import bind, is_loopback, reserve
 
 ECHO = '[node]\nbackend = "Identity"\nmax = 8\n'
 SLOW = '[node]\nbackend = "Sleep"\n"Sleep::time" = 700\n'
@@ -84,13 +84,50 @@ def test_a_second_signal_does_not_wait(folder: Path) -> None:
         assert running.end()[0] == 0
 
 
-def test_a_signal_while_models_are_built(folder: Path) -> None:
-    """Nothing is waited for."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_models_are_built(folder: Path, number: signal.Signals) -> None:
+    """Nothing is waited for; and the paths of unix sockets, which were held, are free: no server is there to do it."""
     (folder / "own.py").write_text(
-        "import os, signal, time\n\ndef build():\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n"
+        "import os, time\nfrom pathlib import Path\n\ndef build():\n    assert Path('socket').is_socket()\n"
+        f"    assert Path('socket-of-grpc.lock').exists()\n    os.kill(os.getpid(), {number:d})\n    time.sleep(60)\n"
     )
-    with command(folder, "--pipe", "m=own:build") as running:
-        assert running.end()[0] == 128 + signal.SIGTERM
+    with command(folder, "--pipe", "m=own:build", "--grpc", "unix:socket-of-grpc", http="unix:socket") as running:
+        status, errors = running.end()
+    assert status == 128 + number, errors
+    assert not list(folder.glob("socket*"))
+
+
+SLOW_BACKEND = """
+import time
+from pathlib import Path
+
+import fastpipe
+
+
+@fastpipe.backend
+def slow(data):
+    Path("begun").touch()
+    time.sleep(1)
+    return data
+
+
+nodes = {"slow": {"backend": slow}}
+"""
+
+
+def test_ctrl_c_reaches_workers_and_their_parent(folder: Path) -> None:
+    """As a terminal sends it: to all. It is one signal, at which what was begun is answered."""
+    (folder / "own.py").write_text(SLOW_BACKEND)
+    answers: list[Any] = []
+    with command(folder, "--pipe", "m=own:nodes", "--workers", "2", has_own_group=True) as running:
+        asking = threading.Thread(target=lambda: answers.append(running.infer("m")[0]))
+        asking.start()
+        until((folder / "begun").exists)
+        os.killpg(running.process.pid, signal.SIGINT)
+        asking.join(START_S)
+        status, errors = running.end()
+    assert answers == [200]
+    assert status == 0, errors
 
 
 def test_workers_share_a_port_and_are_replaced(folder: Path) -> None:
@@ -217,6 +254,9 @@ def _workers(running: Command) -> set[int]:
         (["e=echo.toml", "e=echo.toml"], "two models are called 'e'"),
         (["--pipe", "os:getcwd"], "--pipe is written NAME=MODULE:ATTRIBUTE"),
         ([".", "echo.toml"], "a folder of models stands alone"),
+        (["echo.toml", "--http", "unix:"], "the address 'unix:' has no path"),
+        (["echo.toml", "--grpc", "unix:"], "the address 'unix:' has no path"),
+        (["echo.toml", "--grpc", f"unix:{'s' * 108}"], "the path has 108 bytes, that of a unix socket has at most 107"),
     ],
 )
 def test_what_cannot_start(
@@ -290,23 +330,12 @@ def _listens(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
-def test_a_unix_socket_goes_when_a_signal_comes_while_models_are_built(folder: Path) -> None:
-    """There is no server yet that could do it."""
-    (folder / "own.py").write_text(
-        "import os, signal, time\nfrom pathlib import Path\n\ndef build():\n    assert Path('socket').is_socket()\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n"
-    )
-    with command(folder, "--pipe", "m=own:build", http="unix:socket") as running:
-        assert running.end()[0] == 128 + signal.SIGTERM
-    assert not list(folder.glob("socket*"))
-
-
 def test_the_path_of_a_server_that_does_not_listen_yet(tmp_path: Path) -> None:
     """It is held from the start, so that nobody takes it while models are built; and by one only."""
     path = tmp_path / "socket"
     for _ in range(2):
         listeners = bind(f"unix:{path}", 2)
-        for second in (bind, check_free):
+        for second in (bind, reserve):
             with pytest.raises(PipeError, match=f"cannot listen at unix:{path}: another server has it"):
                 second(f"unix:{path}")
         assert path.is_socket()
@@ -332,7 +361,7 @@ def test_a_path_that_another_program_has(tmp_path: Path) -> None:
     assert path.read_text() == "precious"
     with pytest.raises(PipeError, match=r"cannot listen at unix:.*: No such file or directory"):
         bind(f"unix:{tmp_path / 'folder' / 'socket'}")
-    with pytest.raises(PipeError, match=r"cannot listen at unix:.*: .*path too long"):
+    with pytest.raises(ConfigError, match=r"cannot listen at unix:.*: the path has \d+ bytes"):
         bind(f"unix:{tmp_path / ('s' * 120)}")
     assert [each.name for each in tmp_path.iterdir()] == ["socket"]
 
@@ -468,7 +497,7 @@ def test_an_address_that_others_reach_is_warned_of(caplog: pytest.LogCaptureFixt
     (listener,) = bind("0.0.0.0:0")
     listener.close()
     assert "0.0.0.0:0 can be reached from other machines" in caplog.text
-    check_free("0.0.0.0:00")  # where gRPC is to be
+    assert reserve("0.0.0.0:00") is None  # where gRPC is to be
     assert "0.0.0.0:00 can be reached from other machines" in caplog.text
 
 

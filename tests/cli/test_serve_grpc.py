@@ -106,6 +106,33 @@ def test_what_was_begun_is_answered_at_sigterm(tmp_path: Path) -> None:
         assert process.wait(START_S) == 0
 
 
+HOLDING = """
+import fastpipe
+from fastpipe.serve.addresses import reserve
+
+
+def pipe():
+    try:
+        reserve("unix:grpc")
+    except fastpipe.PipeError as error:
+        said = str(error)
+    return fastpipe.Pipe(backend=fastpipe.backend(lambda data: said))
+"""
+
+
+def test_the_path_of_a_unix_socket_is_held_while_models_are_built(tmp_path: Path) -> None:
+    """No other server gets it meanwhile; then it is served, and at the end nothing is left of it."""
+    (tmp_path / "holding.py").write_text(HOLDING)
+    arguments = ("--pipe", "m=holding:pipe", "--grpc", "unix:grpc")
+    with command(tmp_path, *arguments) as (process, address):
+        assert address == "unix:grpc"
+        with grpc.insecure_channel(f"unix:{tmp_path}/grpc") as channel:
+            assert raw(call(channel).result(START_S)).endswith(b"cannot listen at unix:grpc: another server has it")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(START_S) == 0
+    assert not list(tmp_path.glob("grpc*"))
+
+
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     """What is in flight has no answer then, however long the grace is."""
     arguments = ("--pipe", "m=waiting:pipe", "--grpc", "127.0.0.1:0", "--grace", "3600")

@@ -6,11 +6,9 @@ import contextlib
 import http.client
 import json
 import re
-import shutil
 import signal
 import socket
 import ssl
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +17,17 @@ import pytest
 pytest.importorskip("uvicorn", reason="the extra serve is not installed here")
 pytest.importorskip("orjson", reason="the extra serve is not installed here")
 
+from certificates import make_certificate
 from helpers import WAIT_S, until
 from serve_command import START_S, command
 
 from fastpipe.cli.main import main
 
-if shutil.which("openssl") is None:
-    pytest.skip("there is no openssl to make a certificate with", allow_module_level=True)
-
-
-def make(folder: Path, name: str, *key: str) -> tuple[Path, Path]:
-    """Make a certificate for this machine, which signs itself, and its key."""
-    certificate, key_file = folder / f"{name}.pem", folder / f"{name}.key"
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    given = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", *names, *(key or ("-nodes",))]
-    subprocess.run([*given, "-keyout", str(key_file), "-out", str(certificate)], check=True, capture_output=True)
-    return certificate, key_file
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "echo.toml").write_text('[node]\nbackend = "Identity"\nmax = 8\n')
-    make(tmp_path, "own")
+    make_certificate(tmp_path, "own")
     return tmp_path
 
 
@@ -110,7 +97,7 @@ def test_a_renewed_certificate_is_read_at_sighup(folder: Path) -> None:
         port = int(running.said.split(" ")[0].rpartition(":")[2])
         former = (folder / "own.pem").read_text()
         assert _shown(port) == former
-        make(folder, "own")
+        make_certificate(folder, "own")
         running.process.send_signal(signal.SIGHUP)
         until(lambda: {_shown(port) for _ in range(8)} == {(folder / "own.pem").read_text()})
 
@@ -128,8 +115,12 @@ def _shown(port: int) -> str:
         ("own.pem", "none.key", "TLS: none.key cannot be read: No such file or directory"),
         ("own.pem", "other.key", "TLS: own.pem and the key in other.key cannot be used: .*mismatch"),
         ("own.pem", "locked.key", "TLS: own.pem and the key in locked.key cannot be used: the key has a password"),
-        ("own.pem", None, "TLS: own.pem and the key in the certificate cannot be used: "),
-        ("echo.toml", "own.key", "TLS: echo.toml and the key in own.key cannot be used: "),
+        ("own.pem", None, "TLS: there is no private key in own.pem: name the file that has it with --tls-key"),
+        ("own.pem", "empty.pem", "TLS: there is no private key in empty.pem: no line says BEGIN PRIVATE KEY"),
+        ("empty.pem", "own.key", "TLS: there is no certificate in empty.pem: no line says BEGIN CERTIFICATE\n"),
+        ("own.key", None, "TLS: there is no certificate in own.key: no line says BEGIN CERTIFICATE\n"),
+        ("own.key", "own.pem", "TLS: there is no certificate in own.key: .*; own.pem has one: .* may be swapped"),
+        ("cut.pem", "own.key", r"TLS: cut.pem and the key in own.key cannot be used: .*PEM"),
     ],
 )
 def test_what_is_wrong_with_the_files_is_said_before_anything_is_built(
@@ -142,8 +133,10 @@ def test_what_is_wrong_with_the_files_is_said_before_anything_is_built(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """In a line; the status is 1."""
-    make(folder, "other")
-    make(folder, "locked", "-passout", "pass:secret")
+    make_certificate(folder, "other")
+    (folder / "empty.pem").touch()
+    (folder / "cut.pem").write_text((folder / "own.pem").read_text()[:500])
+    make_certificate(folder, "locked", "-passout", "pass:secret")
     monkeypatch.chdir(folder)
     given = ["--tls-certificate", certificate, *([] if key is None else ["--tls-key", key])]
     with caplog.at_level("INFO", "fastpipe"):
@@ -159,3 +152,12 @@ def test_a_key_without_a_certificate(capsys: pytest.CaptureFixture[str]) -> None
         main(["serve", "echo.toml", "--tls-key", "own.key"])
     assert leaving.value.code == 2
     assert "--tls-key: the certificate is needed, too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--tls-certificate", "--tls-key"])
+def test_an_empty_name(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of a variable that is not set: it would be the folder."""
+    with pytest.raises(SystemExit) as leaving:
+        main(["serve", "echo.toml", option, ""])
+    assert leaving.value.code == 2
+    assert f"argument {option}: the name of a file is needed, got ''" in capsys.readouterr().err

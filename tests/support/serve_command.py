@@ -20,15 +20,16 @@ START_S = 3 * WAIT_S
 
 
 class Command:
-    """A running ``fastpipe serve``."""
+    """A running ``fastpipe serve``; with a process group of its own, signals can be sent to it and its workers."""
 
-    def __init__(self, folder: Path, *arguments: str, http: str = "127.0.0.1:0") -> None:
+    def __init__(self, folder: Path, *arguments: str, http: str = "127.0.0.1:0", has_own_group: bool = False) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "fastpipe", "serve", "--grpc", "none", "--http", http, *arguments],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0 if has_own_group else None,
         )
         self.errors: list[str] = []
         self._reader = threading.Thread(target=lambda: self.errors.extend(self.process.stderr or ()))
