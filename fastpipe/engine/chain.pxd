@@ -9,7 +9,8 @@
 # A sleeper's word is SET before start, so whoever wakes up, however late or early, finds its answer. Each member leaves once,
 # when it has seen the end of its walk, before any user code can run on its thread: only who is PARKED becomes one, and whoever
 # stops waiting takes that back first (word_unpark), both with the GIL held. So nobody depends on what others do with their
-# answers, nor on a thread that a signal has called away. Whoever was woken slowly gives one credit more: cores are taken, and a chain of slow wake-ups would take long.
+# answers, nor on a thread that a signal has called away. Whoever was woken slowly gives one credit more: cores are taken, and a
+# chain of slow wake-ups would take long.
 #
 # No lost wake-up  Each leave gives a credit, or more, start gives ``depth`` >= 1 of them, and credit i wakes sleeper i. Leaves
 #                  before start count, too: their credits are used by start. If sleeper j slept for ever, no more than j credits
