@@ -26,7 +26,7 @@ from .header import JPEG_END, ImageHeader, MoreFormat, read_header
 from .more_headers import read_more
 from .pillow_formats import PillowFormats
 from .requests import Pixels, ScaledImage, color_of, pixels_of
-from .tiff import MOST_PAGES
+from .tiff import MOST_PAGES, is_tiff
 
 __all__ = ["DecodeMat", "SaveMat"]
 
@@ -145,7 +145,8 @@ class DecodeMat(PerRequest):
         encoded = _encoded_bytes(request["data"])
         header, is_cut = read_header(encoded), False
         if header is None and self._more is not None:
-            header = read_more(encoded, self._formats, self._page_of(request))
+            page = self._page_of(request) if "tiff" in self._formats and is_tiff(encoded) else 0
+            header = read_more(encoded, self._formats, page, most_pixels=self.max_pixels)
         if header is not None:
             self._check(header)
             if is_cut := not header.is_complete and header.is_jpeg and self.truncated == "keep":
@@ -162,6 +163,8 @@ class DecodeMat(PerRequest):
         request["color"] = "bgr"
         if is_cut:
             request["truncated"] = True
+        elif self.truncated == "keep":
+            request.pop("truncated", None)  # of an older picture
         if self._least_size is None:
             request["result"] = upright
         else:

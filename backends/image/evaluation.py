@@ -102,6 +102,7 @@ class CenterCropMat(PerRequest):
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self)
         check_pixels(self, self.crop_h, self.crop_w, channels_of(pixels), self.max_pixels)
+        request.pop("source_size", None)  # coordinates in the result are no longer those in that
         height, width = pixels.shape[:2]
         rows, target_rows = _middle(height, self.crop_h)
         columns, target_columns = _middle(width, self.crop_w)

@@ -319,6 +319,7 @@ class CropMat(PerRequest):
 
     def run(self, request: Request) -> None:
         request["result"] = _cropped(request, self).copy()
+        request.pop("source_size", None)  # coordinates in the result are no longer those in that
 
 
 class CropResizeMat(Sized):
@@ -346,6 +347,7 @@ class CropResizeMat(Sized):
 
     def run(self, request: Request) -> None:
         request["result"] = _resized(self, _cropped(request, self), *self.size)
+        request.pop("source_size", None)
 
 
 class PerspectiveTransformMat(PerRequest):

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ..ranges import MOST_PIXELS
 from .av1 import largest_frame
 from .header import MOST_EXIF_BYTES, MOST_STEPS, ImageHeader
 from .tiff import is_tiff, read_tiff
@@ -17,24 +18,27 @@ from .tiff import is_tiff, read_tiff
 __all__ = ["read_more"]
 
 
-def read_more(encoded: memoryview, formats: frozenset[str], page: int) -> ImageHeader | None:
+def read_more(
+    encoded: memoryview, formats: frozenset[str], page: int, *, most_pixels: int = MOST_PIXELS
+) -> ImageHeader | None:
     """Return the header of a TIFF, GIF, JPEG 2000 or AVIF; None for anything else, and for one that is damaged.
 
     Args:
         encoded: the file's bytes, of format "B"; the header refers to parts of them.
         formats: which of them are wanted.
         page: which of a TIFF's pages.
+        most_pixels: of a TIFF or AVIF with more, only the size is looked at.
     """
     start = bytes(encoded[:12])
     try:
         if "tiff" in formats and is_tiff(encoded):
-            return read_tiff(encoded, page)
+            return read_tiff(encoded, page, most_pixels)
         if "gif" in formats and start[:6] in (b"GIF87a", b"GIF89a"):
             return _read_gif(encoded)
         if "jpeg2000" in formats and (start.startswith(CODESTREAM_START) or start == JP2_START):
             return _read_jpeg2000(encoded)
         if "avif" in formats and start[4:8] == b"ftyp":
-            return _read_avif(encoded)
+            return _read_avif(encoded, most_pixels)
     except (struct.error, IndexError):  # it ends inside of its header
         return None
     return None
@@ -262,7 +266,7 @@ class _Items(NamedTuple):
     bits: int
 
 
-def _read_avif(encoded: memoryview) -> ImageHeader | None:
+def _read_avif(encoded: memoryview, most_pixels: int) -> ImageHeader | None:
     """Read a still AVIF: one item, perhaps with alpha. None for a relative such as HEIC.
 
     The decoder takes its memory by what the coded frames say of themselves, so those are asked, too.
@@ -282,6 +286,8 @@ def _read_avif(encoded: memoryview) -> ImageHeader | None:
         return None
     width, height = max(size[0] for size in items.sizes), max(size[1] for size in items.sizes)
     header = ImageHeader(width, height, kind="avif", bits=items.bits)
+    if width * height > most_pixels:
+        return header
     if items.kinds.get(items.primary) != b"av01" or len(set(items.sizes)) != 1:
         return header._replace(refusal="an AVIF that is put together of several (a grid, layers) is not decoded")
     if items.bits != 8:
@@ -343,6 +349,7 @@ def _extents(locations: memoryview, encoded: memoryview, inside: memoryview) -> 
         return int.from_bytes(locations[at - size_bytes : at], "big")
 
     result: dict[int, list[memoryview]] = {}
+    total = 0  # of all: items may share bytes of the file, and each is looked at
     for _ in range(_few(take(number_bytes))):
         number = take(number_bytes)
         method = take(2) & 15 if version else 0
@@ -353,7 +360,8 @@ def _extents(locations: memoryview, encoded: memoryview, inside: memoryview) -> 
             take(index_bytes)
             start = base + take(offset_bytes)
             end = start + take(length_bytes)
-            if start == end or end > len(source):
+            total += end - start
+            if start == end or end > len(source) or total > len(encoded):
                 raise IndexError
             result.setdefault(number, []).append(source[start:end])
     return result

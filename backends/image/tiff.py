@@ -16,6 +16,8 @@ __all__ = ["MOST_PAGES", "is_tiff", "read_tiff"]
 
 MOST_PAGES = 65_536
 MOST_FILE_BYTES = 0xFFFF_0000  # offsets have 32 bits; the new directory must be within their reach, too
+# A decoder keeps a record of each strip or tile: of many tiny ones that is more than the pixels.
+FEW_PIECES, LEAST_PIECE_PIXELS = 1024, 16
 LARGEST_TILE_SIDE = 1024  # of an image that is smaller; a decoder makes room for whole tiles
 ENTRY_BYTES = 12
 INLINE_BYTES = 4  # of an entry: a value of so many bytes stands in its place, a longer one elsewhere
@@ -77,12 +79,13 @@ def is_tiff(encoded: memoryview) -> bool:
     return bytes(encoded[:4]) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def read_tiff(encoded: memoryview, page: int) -> ImageHeader | None:
+def read_tiff(encoded: memoryview, page: int, most_pixels: int) -> ImageHeader | None:
     """Return the header of a page, whose ``pieces`` are a TIFF of it alone; None if it is damaged.
 
     Args:
         encoded: the file's bytes, of format "B", for which ``is_tiff`` holds.
         page: its number in the chain of directories, from 0.
+        most_pixels: of what has more, only the size is looked at.
     """
     if 43 in bytes(encoded[2:4]):
         return ImageHeader(0, 0, kind="tiff", refusal="a BigTIFF is not decoded; save it as TIFF")
@@ -95,6 +98,8 @@ def read_tiff(encoded: memoryview, page: int) -> ImageHeader | None:
         width, height = _number(values, order, WIDTH), _number(values, order, HEIGHT)
         if not width or not height:
             return None
+        if width * height > most_pixels:
+            return ImageHeader(width, height, kind="tiff")
         bits = _check_kind(values, order)
         _check_data(values, order, encoded)
         orientation = _number(values, order, ORIENTATION)
@@ -191,6 +196,9 @@ def _check_kind(values: dict[int, _Value], order: str) -> int:
         raise _Refused("a TIFF of 16 bits whose channels are apart (planar configuration 2) is not decoded")
     if bits == {16} and ASSOCIATED_ALPHA in _numbers(values, order, EXTRA_SAMPLES):
         raise _Refused("a TIFF of 16 bits whose colors are multiplied by alpha is not decoded")
+    is_subsampled = _numbers(values, order, YCBCR_SAMPLING) != (1, 1)
+    if photometric == YCBCR and compression == _NOT_COMPRESSED and is_subsampled:
+        raise _Refused("a TIFF of YCbCr that is subsampled and not compressed is not decoded")  # Pillow misreads it
     return bits.pop()
 
 
@@ -204,6 +212,8 @@ def _check_data(values: dict[int, _Value], order: str, encoded: memoryview) -> N
             1 <= tile_height < max(height + 16, LARGEST_TILE_SIDE + 1)
         ):
             raise _Damaged
+        if tile_width * tile_height > max(LARGEST_TILE_SIDE**2, (width + 15) * (height + 15)):
+            raise _Damaged
         count = -(-width // tile_width) * -(-height // tile_height)
         offsets, sizes = TILE_OFFSETS, TILE_BYTES
     else:
@@ -213,14 +223,21 @@ def _check_data(values: dict[int, _Value], order: str, encoded: memoryview) -> N
         values[ROWS_PER_STRIP] = _Value(_LONG, 1, struct.pack(f"{order}I", rows))
         count = -(-height // rows)
         offsets, sizes = STRIP_OFFSETS, STRIP_BYTES
+    if count > max(FEW_PIECES, width * height // LEAST_PIECE_PIXELS):
+        raise _Refused(f"a TIFF of {width * height} pixels in {count} strips or tiles is not decoded")
     for tag in _DATA_TAGS - {offsets, sizes}:
         values.pop(tag, None)
     if _number(values, order, PLANAR, 1) == 2:
         count *= channels
     if not values.get(offsets, _Value(0, 0, b"")).length == values.get(sizes, _Value(0, 0, b"")).length == count:
         raise _Damaged
-    pairs = zip(_numbers(values, order, offsets), _numbers(values, order, sizes), strict=True)
+    piece_sizes = _numbers(values, order, sizes)
+    pairs = zip(_numbers(values, order, offsets), piece_sizes, strict=True)
     if not all(size and start + size <= len(encoded) for start, size in pairs):
+        raise _Damaged
+    # Pieces may share their bytes, and each is gone over again: together they are no more than the file and its pixels.
+    bits = max(_numbers(values, order, BITS) or (1,))
+    if sum(piece_sizes) > 2 * (len(encoded) + width * height * channels * max(bits, 8) // 8):
         raise _Damaged
 
 

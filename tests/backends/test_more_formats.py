@@ -21,6 +21,7 @@ import image_fuzzer as fuzzer  # noqa: E402
 from PIL import ImageOps, TiffImagePlugin, features  # noqa: E402
 
 import fastpipe  # noqa: E402
+from fastpipe.backends.image import more_headers  # noqa: E402
 from fastpipe.backends.image import tiff as tiff_reader  # noqa: E402
 from fastpipe.backends.image.av1 import largest_frame  # noqa: E402
 from fastpipe.backends.image.codec import DecodeMat  # noqa: E402
@@ -265,7 +266,7 @@ def test_a_damaged_tiff_gives_no_result() -> None:
 
 def test_texts_and_profiles_of_a_tiff_never_reach_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     content = corpus.by_pillow(Image.fromarray(corpus.picture()), "tiff", description="x" * 9999, icc_profile=bytes(99))
-    header = tiff_reader.read_tiff(memoryview(content), 0)
+    header = tiff_reader.read_tiff(memoryview(content), 0, 10**6)
     assert header is not None
     with Image.open(io.BytesIO(b"".join(header.pieces))) as image:
         assert not {270, 34675} & set(image.tag_v2)
@@ -287,6 +288,61 @@ def test_max_pixels_holds_by_the_header(name: str) -> None:
     assert list(caught.value.errors) == [1]
     assert "more than max_pixels = 493" in str(caught.value.errors[1])
     assert ["result" in request for request in batch] == [True, False, True]
+
+
+def test_a_tiff_in_many_tiny_pieces_is_refused() -> None:
+    """A decoder keeps a record of each, larger than the pixels."""
+    with pytest.raises(DecodeError, match="a TIFF of 1100 pixels in 1100 strips or tiles is not decoded"):
+        run(written_tiff(np.zeros((1100, 1, 1), np.uint8), "<", rows=1))
+    assert "result" in run(written_tiff(np.zeros((1000, 1, 1), np.uint8), "<", rows=1))
+
+
+def test_a_tile_much_larger_than_the_picture_gives_no_result() -> None:
+    """Each of its sides is no longer than it may be, but both are."""
+    whole = written_tiff(np.zeros((1024, 1024, 1), np.uint8), "<", tile=1024)
+    assert "result" in run(with_tag(whole, 257, value=1))
+    wider = written_tiff(np.zeros((1040, 1040, 1), np.uint8), "<", tile=1040)
+    assert "result" not in run(with_tag(with_tag(wider, 257, value=1), 323, value=1024))
+
+
+def test_strips_that_share_their_bytes_are_counted_each_time() -> None:
+    """Each is gone over by the decoder, however short the file is."""
+    whole = written_tiff(np.zeros((400, 4, 1), np.uint8), "<", rows=1)
+    assert "result" in run(whole)
+    at, count = 8 + 400 * 4, 10  # the directory; its entries
+    changed = bytearray(whole)
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        tag, _, length, place = struct.unpack_from("<HHII", changed, entry)
+        if tag in (273, 279):
+            for number in range(length):
+                struct.pack_into("<I", changed, place + 4 * number, 8 if tag == 273 else 1000)
+    assert "result" not in run(bytes(changed))
+
+
+def test_a_tiff_of_ycbcr_that_pillow_would_misread_is_refused() -> None:
+    content = with_tag(written_tiff(np.zeros((8, 8, 3), np.uint8), "<"), 262, value=6)
+    with pytest.raises(DecodeError, match="YCbCr that is subsampled and not compressed is not decoded"):
+        run(content)
+
+
+def test_a_page_is_asked_for_only_of_a_tiff() -> None:
+    assert "result" in run(IMAGES["gif"], page="A4")
+    with pytest.raises(ValueError, match="page must be a whole number"):
+        run(tiff_of(corpus.picture()), page="A4")
+
+
+def test_parts_of_an_avif_that_share_their_bytes_are_counted_each_time() -> None:
+    """Each is put together and looked at; so together they are no more than the file."""
+    file = memoryview(bytes(1000))
+
+    def locations(*lengths: int) -> memoryview:
+        items = b"".join(struct.pack(">HHHII", number, 0, 1, 0, length) for number, length in enumerate(lengths))
+        return memoryview(bytes(4) + b"\x44\0" + struct.pack(">H", len(lengths)) + items)
+
+    found = more_headers._extents(locations(400, 600), file, file[:0])
+    assert {number: [len(part) for part in parts] for number, parts in found.items()} == {0: [400], 1: [600]}
+    with pytest.raises(IndexError):
+        more_headers._extents(locations(400, 601), file, file[:0])
 
 
 def test_a_gif_that_claims_much_is_refused_by_its_header() -> None:
@@ -458,6 +514,12 @@ def test_a_cut_jpeg_is_kept_where_that_is_asked_for(progressive: bool, capfd: py
     assert not np.array_equal(request["result"], whole["result"])
     assert run(content[:100], truncated="keep") == {"data": content[:100]}
     capfd.readouterr()  # libjpeg says what is missing
+
+
+def test_that_an_older_picture_was_cut_is_forgotten() -> None:
+    request = {"data": cv2.imencode(".jpg", corpus.picture())[1].tobytes(), "truncated": True}
+    decoder(truncated="keep").run(request)
+    assert "truncated" not in request
 
 
 def test_only_a_jpeg_is_kept() -> None:
