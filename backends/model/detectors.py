@@ -48,8 +48,8 @@ class Detector(Head):
     Args:
         score_threshold: only boxes with a higher score count.
         max_detections: the best so many are given.
-        min_size: boxes that are not wider and higher than this, in pixels of the picture, are left out: of one pixel or
-            less there is nothing to crop.
+        min_size: boxes that are not wider and higher than this, in pixels of the picture, are left out before any are
+            suppressed or counted: of one pixel or less there is nothing to crop.
     """
 
     score_threshold: Annotated[float, Between(0, 1)] = 0.25
@@ -58,7 +58,12 @@ class Detector(Head):
 
     @abstractmethod
     def detect(self, rows: list[Floats]) -> tuple[Array, Array, Array]:
-        """Return corners, scores and classes of boxes, best first, given a request's row of each output."""
+        """Return corners, scores and classes of boxes, in any order, given a request's row of each output."""
+
+    def keep(self, boxes: Array, scores: Array, classes: Array) -> tuple[Array, Array]:
+        """Return the indices of the boxes that are given, and their scores, best first; of equal scores, the first."""
+        kept = np.argsort(-scores, kind="stable")[: self.max_detections]
+        return kept, scores[kept]
 
     @property
     def are_normalized(self) -> bool:
@@ -66,12 +71,16 @@ class Detector(Head):
         return False
 
     def fill(self, request: Request, rows: list[Floats]) -> None:
-        boxes, scores, classes = self.detect(rows)
-        boxes = in_picture(boxes, request, are_normalized=self.are_normalized)
+        corners, scores, classes = self.detect(rows)
+        # In float32 before they are measured: what is given must be as large as was asked for.
+        boxes = in_picture(corners, request, are_normalized=self.are_normalized).astype(np.float32)
+        # Before the limit: what is not given must not take the place of what could be.
         is_large = ((boxes[:, 2:] - boxes[:, :2]) > self.min_size).all(axis=1)
-        request["result"] = boxes[is_large].astype(np.float32)
-        request["scores"] = scores[is_large].astype(np.float32)
-        request["classes"] = classes[is_large].astype(np.int64)
+        classes = classes[is_large]
+        kept, scores = self.keep(corners[is_large], scores[is_large], classes)
+        request["result"] = boxes[is_large][kept]
+        request["scores"] = scores.astype(np.float32)
+        request["classes"] = classes[kept].astype(np.int64)
 
     def chosen(self, boxes: Array, form: Form, scores: Array, classes: Array) -> tuple[Array, Array, Array]:
         """Return what has a score above the threshold, and is a box with a class, as left, top, right, bottom.
@@ -105,14 +114,12 @@ class _Suppressing(Detector):
     soft: SoftMethod | None = None
     sigma: Annotated[float, Between(1e-6, 1e6)] = 0.5
 
-    def best(self, boxes: Array, form: Form, scores: Array, classes: Array) -> tuple[Array, Array, Array]:
-        """Return what stays of boxes in any order, best first."""
-        boxes, scores, classes = self.chosen(boxes, form, scores, classes)
+    def keep(self, boxes: Array, scores: Array, classes: Array) -> tuple[Array, Array]:
         groups = None if self.class_agnostic else classes
         if self.soft is None:
             kept = suppress(boxes, scores, groups, iou_threshold=self.iou_threshold, most=self.max_detections)
-            return boxes[kept], scores[kept], classes[kept]
-        kept, softened = soften(
+            return kept, scores[kept]
+        return soften(
             boxes,
             scores,
             groups,
@@ -122,7 +129,6 @@ class _Suppressing(Detector):
             score_threshold=self.score_threshold,
             most=self.max_detections,
         )
-        return boxes[kept], softened, classes[kept]
 
 
 class YoloV5(_Suppressing):
@@ -141,7 +147,7 @@ class YoloV5(_Suppressing):
         row = row[row[:, 4] > self.score_threshold]  # a product of two probabilities is no larger than either
         classes = row[:, 5:].argmax(axis=1)
         scores = row[:, 4] * row[np.arange(len(row)), 5 + classes]
-        return self.best(row[:, :4], "cxcywh", scores, classes)
+        return self.chosen(row[:, :4], "cxcywh", scores, classes)
 
 
 class YoloV8(_Suppressing):
@@ -157,7 +163,7 @@ class YoloV8(_Suppressing):
     def detect(self, rows: list[Floats]) -> tuple[Array, Array, Array]:
         (row,) = rows
         row = row[:, (row[4:] > self.score_threshold).any(axis=0)]
-        return self.best(row[:4].T, "cxcywh", row[4:].max(axis=0), row[4:].argmax(axis=0))
+        return self.chosen(row[:4].T, "cxcywh", row[4:].max(axis=0), row[4:].argmax(axis=0))
 
 
 class YoloV10(Detector):
@@ -169,7 +175,7 @@ class YoloV10(Detector):
 
     def detect(self, rows: list[Floats]) -> tuple[Array, Array, Array]:
         (row,) = rows
-        return _first(self.max_detections, *self.chosen(row[:, :4], "xyxy", row[:, 4], row[:, 5]))
+        return self.chosen(row[:, :4], "xyxy", row[:, 4], row[:, 5])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,17 +198,17 @@ class Nms(_Suppressing):
         return self.normalized
 
     def problem(self, shapes: Sequence[Sequence[Any]]) -> str:
-        expected = "two outputs, (batch, boxes, 4) and (batch, boxes, classes) or (batch, boxes)"
-        return _unless(expected, shapes, len(shapes) == 2 and _are_boxes_and_scores(shapes, (2, 3)))
+        expected = "two outputs, (batch, boxes, 4) and (batch, boxes, classes), at least 1 class, or (batch, boxes)"
+        return _unless(expected, shapes, len(shapes) == 2 and _are_boxes_and_scores(shapes, (2, 3), least_classes=1))
 
     def detect(self, rows: list[Floats]) -> tuple[Array, Array, Array]:
         boxes, scores = rows if _has_boxes_first([row.shape for row in rows]) else rows[::-1]
         if scores.ndim == 1:
-            return self.best(boxes, self.boxes, scores, np.zeros(len(scores), np.int64))
+            return self.chosen(boxes, self.boxes, scores, np.zeros(len(scores), np.int64))
         if self.background is not None and self.background < scores.shape[1]:
             scores = scores.copy()
             scores[:, self.background] = -np.inf
-        return self.best(boxes, self.boxes, scores.max(axis=1), scores.argmax(axis=1))
+        return self.chosen(boxes, self.boxes, scores.max(axis=1), scores.argmax(axis=1))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -222,20 +228,22 @@ class RtDetr(Detector):
 
     def problem(self, shapes: Sequence[Sequence[Any]]) -> str:
         expected = (
-            "outputs of shapes (batch, queries, classes) and (batch, queries, 4), or (batch, queries, 4 + classes)"
+            "outputs of shapes (batch, queries, classes) and (batch, queries, 4), or (batch, queries, 4 + classes), "
+            "with at least 1 class"
         )
         is_one = len(shapes) == 1 and len(shapes[0]) == 3 and _is_above(shapes[0][2], 4)
-        return _unless(expected, shapes, is_one or (len(shapes) == 2 and _are_boxes_and_scores(shapes, (3,))))
+        is_two = len(shapes) == 2 and _are_boxes_and_scores(shapes, (3,), least_classes=1)
+        return _unless(expected, shapes, is_one or is_two)
 
     def detect(self, rows: list[Floats]) -> tuple[Array, Array, Array]:
         if len(rows) == 1:
             boxes, scores = rows[0][:, :4], rows[0][:, 4:]
-            return _first(self.max_detections, *self.chosen(boxes, "cxcywh", scores.max(1), scores.argmax(1)))
+            return self.chosen(boxes, "cxcywh", scores.max(1), scores.argmax(1))
         boxes, logits = _boxes_and_logits(rows)
         scores = 1 / (1 + np.exp(-logits)).ravel()
         queries, classes = np.divmod(np.arange(scores.size), logits.shape[1])
         best = np.argsort(-scores, kind="stable")[: len(boxes)]
-        return _first(self.max_detections, *self.chosen(boxes[queries[best]], "cxcywh", scores[best], classes[best]))
+        return self.chosen(boxes[queries[best]], "cxcywh", scores[best], classes[best])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -252,14 +260,14 @@ class Detr(Detector):
         return True
 
     def problem(self, shapes: Sequence[Sequence[Any]]) -> str:
-        expected = "two outputs, (batch, queries, classes + 1) and (batch, queries, 4)"
-        return _unless(expected, shapes, len(shapes) == 2 and _are_boxes_and_scores(shapes, (3,)))
+        expected = "two outputs, (batch, queries, classes + 1), at least 2, and (batch, queries, 4)"
+        return _unless(expected, shapes, len(shapes) == 2 and _are_boxes_and_scores(shapes, (3,), least_classes=2))
 
     def detect(self, rows: list[Floats]) -> tuple[Array, Array, Array]:
         boxes, logits = _boxes_and_logits(rows)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         scores = (exponentials / exponentials.sum(axis=1, keepdims=True))[:, :-1]
-        return _first(self.max_detections, *self.chosen(boxes, "cxcywh", scores.max(1), scores.argmax(1)))
+        return self.chosen(boxes, "cxcywh", scores.max(1), scores.argmax(1))
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
@@ -279,9 +287,11 @@ def _has_boxes_first(shapes: Sequence[Sequence[Any]]) -> bool:
     return first or not second
 
 
-def _are_boxes_and_scores(shapes: Sequence[Sequence[Any]], axis_counts: tuple[int, ...]) -> bool:
+def _are_boxes_and_scores(shapes: Sequence[Sequence[Any]], axis_counts: tuple[int, ...], *, least_classes: int) -> bool:
     for boxes, scores in (shapes, shapes[::-1]):
-        if len(boxes) == 3 and may_be(boxes[2], 4) and len(scores) in axis_counts and may_be(scores[1], boxes[1]):
+        are_boxes = len(boxes) == 3 and may_be(boxes[2], 4)
+        are_scores = len(scores) in axis_counts and all(_is_above(size, least_classes - 1) for size in scores[2:])
+        if are_boxes and are_scores and may_be(scores[1], boxes[1]):
             return True
     return False
 
@@ -292,12 +302,6 @@ def _boxes_and_logits(rows: list[Floats]) -> tuple[Floats, Floats]:
 
 
 # ---- boxes -----------------------------------------------------------------------------------------------------------
-
-
-def _first(most: int, boxes: Array, scores: Array, classes: Array) -> tuple[Array, Array, Array]:
-    """Return the best so many, best first; of equal scores, the first."""
-    order = np.argsort(-scores, kind="stable")[:most]
-    return boxes[order], scores[order], classes[order]
 
 
 def as_corners(boxes: Array, form: Form) -> Array:
@@ -315,7 +319,8 @@ def in_picture(boxes: Array, request: Request, *, are_normalized: bool) -> Array
         KernelError: if ``inverse_trans`` or ``source_size`` is none, or the size of the input is needed and not known.
     """
     inverse = request.get("inverse_trans")
-    size = _size(getattr(inverse, "source_size", None) or request.get("source_size"))
+    given = getattr(inverse, "source_size", None)
+    size = _size(request.get("source_size") if given is None else given)
     if are_normalized or (inverse is None and size is not None):
         height, width = _input_size(request)
         if are_normalized:

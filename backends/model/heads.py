@@ -38,11 +38,11 @@ class TopK(OneOutputHead):
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"
 
     def problem_of(self, shape: Sequence[Any]) -> str:
-        is_right = len(shape) >= 2 and all(may_be(size, 1) for size in shape[2:])
-        return "" if is_right else f"expected an output of shape (batch, classes), got {tuple(shape)}"
+        is_right = len(shape) >= 2 and shape[1] != 0 and all(may_be(size, 1) for size in shape[2:])
+        return "" if is_right else f"expected an output of shape (batch, classes), at least 1, got {tuple(shape)}"
 
     def fill(self, request: Request, rows: list[Floats]) -> None:
-        scores = _activated(rows[0].ravel(), self.activation)
+        scores = _activated(rows[0].ravel(), self)
         best = np.argsort(-scores, kind="stable")[: self.k]
         request["result"] = best.copy()  # not all of its memory, which has a number for each class
         request["scores"] = scores[best]
@@ -75,7 +75,7 @@ class CtcGreedy(OneOutputHead):
         return ""
 
     def fill(self, request: Request, rows: list[Floats]) -> None:
-        probabilities = _activated(rows[0], self.activation)
+        probabilities = _activated(rows[0], self)
         classes = probabilities.argmax(axis=1)
         is_read = classes != self.blank
         is_read[1:] &= classes[1:] != classes[:-1]
@@ -117,6 +117,7 @@ class MeanPooling(OneOutputHead):
     def fill(self, request: Request, rows: list[Floats]) -> None:
         tokens = rows[0].astype(np.float64)
         weights = np.ones(len(tokens)) if self.mask == "none" else self._mask(request["data"], len(tokens))
+        tokens = np.where(weights[:, None] > 0, tokens, 0)  # 0 times what is infinite, or no number, is no number
         mean = weights @ tokens / max(float(weights.sum()), LEAST_TOKENS)
         request["result"] = _unit(mean) if self.normalize else mean.astype(np.float32)
 
@@ -181,13 +182,23 @@ class CosineSimilarity(Head):
             request["result"] = self.references @ _unit(rows[0])
 
 
-def _activated(scores: Floats, activation: str) -> Floats:
-    """Return scores as probabilities over the last axis."""
-    if activation == "none":
+def _activated(scores: Floats, head: TopK | CtcGreedy) -> Floats:
+    """Return scores as probabilities over the last axis, by the head's activation.
+
+    Raises:
+        KernelError: if they have no softmax, as the largest is infinite or no number.
+    """
+    if head.activation == "none":
         return scores
-    if activation == "sigmoid":
+    if head.activation == "sigmoid":
         return 1 / (1 + np.exp(-scores))
-    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    largest = scores.max(axis=-1, keepdims=True)
+    if not np.isfinite(largest).all():
+        raise KernelError(
+            f"postprocessor {type(head).__name__}: expected finite numbers for the softmax, got "
+            f"{float(largest[~np.isfinite(largest)][0]):g}; has the model overflowed in half precision?"
+        )
+    exponentials = np.exp(scores - largest)
     probabilities: Floats = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return probabilities
 

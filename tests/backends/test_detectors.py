@@ -208,6 +208,56 @@ def test_options_decide_how_many_and_which_boxes_stay() -> None:
     assert scores(score_threshold="0.75") == pytest.approx([0.9, 0.8])
 
 
+def outputs_of(name: str, corners: np.ndarray, scores: list[float]) -> list[np.ndarray]:
+    """What a model of that kind gives for boxes of class 0 in an input of 64 x 96."""
+    own = np.array(scores)[:, None]
+    parts = as_centres(corners / ((96, 64) * 2))
+    logits = np.log(own / (1 - own))
+    arrays = {
+        "YoloV5": [yolo_v5(corners, own, np.ones(len(own)))],
+        "YoloV8": [yolo_v8(corners, own)],
+        "YoloV10": [np.concatenate([corners, own, 0 * own], axis=1)],
+        "Nms": [corners, own],
+        "RtDetr": [logits, parts],
+        "Detr": [np.concatenate([logits, 0 * own], axis=1), parts],
+    }
+    return [array[None].astype(np.float32) for array in arrays[name]]
+
+
+@pytest.mark.parametrize("name", ["YoloV5", "YoloV8", "YoloV10", "Nms", "RtDetr", "Detr"])
+def test_boxes_that_are_left_out_take_nobodys_place(name: str) -> None:
+    """The two best are too small, or in the padding alone: max_detections=1 gives the third, not the fourth."""
+    corners = np.array([[40.0, 20, 40.2, 40], [10, 0, 30, 6], [24, 20, 48, 44], [60, 20, 84, 44]])
+    outputs = outputs_of(name, corners, [0.9, 0.8, 0.7, 0.6])
+    head = find_postprocessor({"name": name, "max_detections": 1}, [array.shape for array in outputs])
+    (request,) = fill(head, outputs, [{"data": EMPTY_DATA, "inverse_trans": Letterbox()}])
+    np.testing.assert_allclose(request["result"], [[50, 25, 100, 75]], atol=1e-3)
+    assert (request["scores"].tolist(), request["classes"].tolist()) == (pytest.approx([0.7]), [0])
+
+
+@pytest.mark.parametrize("soft", [None, "linear"])
+def test_boxes_that_are_left_out_suppress_nothing(soft: Any) -> None:
+    """A box of 3 pixels over a better one of 2 stays as it is, if that is not to be given."""
+    output = yolo_v8(np.array([[10.0, 10, 12, 30], [10, 10, 13, 30]]), np.array([[0.9], [0.8]]))[None]
+    (request,) = fill(YoloV8(min_size=2, soft=soft), [output])
+    assert (request["result"].tolist(), request["scores"].tolist()) == ([[10, 10, 13, 30]], pytest.approx([0.8]))
+    (request,) = fill(YoloV8(min_size=1, soft=soft, score_threshold=0.5), [output])
+    assert request["result"].tolist() == [[10, 10, 12, 30]]
+
+
+def test_boxes_are_measured_as_they_are_given() -> None:
+    """From 1001.49998 to 1002.50001 is more than one pixel; in float32, it is one."""
+    corners = np.array([[0.0, 0, 10, 10]])
+    request = {
+        "data": EMPTY_DATA,
+        "inverse_trans": lambda x, y: (np.where(x > 0, 1002.50001, 1001.49998), y),
+    }
+    output = yolo_v8(corners, np.array([[0.9]]))[None]
+    assert fill(YoloV8(), [output], [dict(request)])[0]["result"].shape == (0, 4)
+    (given,) = fill(YoloV8(min_size=0.5), [output], [dict(request)])
+    assert given["result"].tolist() == [[1001.5, 0, 1002.5, 10]]
+
+
 @pytest.mark.parametrize(
     ("head", "output"),
     [
@@ -244,6 +294,19 @@ def test_an_inverse_of_the_users_is_asked_too_and_source_size_cuts_off() -> None
     request = {"data": EMPTY_DATA, "inverse_trans": lambda x, y: (2 * x, y + 1)}
     assert fill(YoloV8(), [output], [dict(request)])[0]["result"].tolist() == [[20, 11, 60, 31]]
     assert fill(YoloV8(), [output], [{**request, "source_size": (25, 50)}])[0]["result"].tolist() == [[20, 11, 50, 25]]
+
+
+def test_the_source_size_of_an_inverse_may_be_an_array() -> None:
+    """It comes before that of the request."""
+
+    class OfArrays(Letterbox):
+        source_size: Any = np.array([100, 200])
+
+    output = yolo_v8(np.array([[48.0, 32, 120, 44]]), np.array([[0.9]]))[None]
+    (request,) = fill(
+        YoloV8(), [output], [{"data": EMPTY_DATA, "inverse_trans": OfArrays(), "source_size": (100, 150)}]
+    )
+    np.testing.assert_allclose(request["result"], [[100, 50, 200, 75]], atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 96), (1, 3, 64, 96), (64, 96, 3)])
@@ -372,6 +435,13 @@ def test_nms_takes_scores_without_classes() -> None:
         ("YoloV10", [(1, 300, 7)], r"expected one output of shape \(batch, boxes, 6\), got \(1, 300, 7\)"),
         ("RtDetr", [(1, 300, 80), (1, 200, 4)], r"expected outputs of shapes \(batch, queries, classes\)"),
         ("Detr", [(1, 300, 84)], "expected two outputs"),
+        (
+            "Detr",
+            [(1, 5, 1), (1, 5, 4)],
+            r"two outputs, \(batch, queries, classes \+ 1\), at least 2, and .*\(1, 5, 1\)",
+        ),
+        ("RtDetr", [(1, 5, 4), (1, 5, 0)], r"with at least 1 class, got \(1, 5, 4\), \(1, 5, 0\)"),
+        ("Nms", [(1, 5, 4), (1, 5, 0)], r"\(batch, boxes, classes\), at least 1 class, .*got \(1, 5, 4\), \(1, 5, 0\)"),
         ("Nms", [("n", "k", 4), ("n", "k", "k", "c")], "expected two outputs"),
     ],
 )

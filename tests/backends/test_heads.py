@@ -53,6 +53,21 @@ def test_top_k_of_fewer_classes_is_all_of_them_the_first_of_equals_first() -> No
     assert (request["result"].tolist(), request["scores"].tolist()) == ([1, 2, 0], [0.5, 0.5, 0])
 
 
+@pytest.mark.parametrize("kind", [TopK, CtcGreedy])
+@pytest.mark.parametrize("number", ["inf", "nan"])
+def test_numbers_without_a_softmax_fail_their_request_alone(kind: Any, number: str) -> None:
+    """As those of a model that overflows in float16: infinite, or none; -inf is a probability of 0."""
+    logits = np.array([[[0, -np.inf, 0]], [[1, float(number), 0]]], np.float32)
+    batch: list[dict[str, Any]] = [{"data": None}, {"data": None}]
+    with pytest.raises(UnfitError) as caught:
+        kind(activation="softmax")([logits[:, 0] if kind is TopK else logits], batch)
+    assert list(caught.value.errors) == [1]
+    expected = f"postprocessor {kind.__name__}: expected finite numbers for the softmax, got {number}; has the model"
+    assert expected in str(caught.value.errors[1])
+    assert "result" not in batch[1]
+    assert batch[0]["scores"].tolist() == [0.5, 0.5, 0] if kind is TopK else batch[0]["score"] == 0.0
+
+
 def test_an_output_is_chosen_by_its_number() -> None:
     """Others are left alone, whatever they are; a number that is none is refused."""
     (request,) = fill(TopK(output=1, k=1), [np.zeros((7, 2)), np.array([[0.0, 1.0]])], [{"data": None}])
@@ -133,6 +148,14 @@ def test_mean_pooling_counts_what_the_mask_counts(normalize: bool) -> None:
         assert (request["result"].dtype, request["result"].shape) == (np.float32, (6,))
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_mean_pooling_does_not_read_tokens_that_do_not_count(number: float) -> None:
+    """Padding may hold what is no number."""
+    tokens = np.array([[[1, 2], [number, number], [3, 6]]], np.float32)
+    (request,) = fill(MeanPooling(), [tokens], [{"data": {"attention_mask": [1, 0, 1]}}])
+    assert request["result"].tolist() == [2, 4]
+
+
 def test_mean_pooling_takes_a_mask_by_number_or_none() -> None:
     """Of inputs in a list; and all tokens."""
     tokens = numbers(2, 1, 3, 4)
@@ -204,7 +227,8 @@ def test_tensors_are_read_as_arrays(dtype: str) -> None:
 @pytest.mark.parametrize(
     ("given", "shapes", "problem"),
     [
-        ("TopK", [("n", 5, 5)], r"TopK: expected an output of shape \(batch, classes\), got \('n', 5, 5\)"),
+        ("TopK", [("n", 5, 5)], r"TopK: expected an output of shape \(batch, classes\), at least 1, got \('n', 5, 5\)"),
+        ("TopK", [("n", 0)], r"TopK: expected an output of shape \(batch, classes\), at least 1, got \('n', 0\)"),
         ("CtcGreedy", [("n", 5)], r"CtcGreedy: expected an output of shape \(batch, steps, classes\)"),
         ({"name": "CtcGreedy", "blank": 5}, [("n", 9, 5)], "blank=5 is none of 5 classes"),
         ({"name": "CtcGreedy", "characters": "abc"}, [("n", 9, 5)], "expected 4 characters for 5 classes and a blank"),
