@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from fastpipe.errors import KernelError
+
 from .bases import Interpolation
 from .requests import Pixels
 
@@ -33,8 +35,18 @@ def resized_by_opencv(
         width: of the result.
         interpolation: how.
         extent: how many of its rows and columns are resized; None: all.
+
+    Raises:
+        KernelError: if OpenCV cannot: of more than four channels it takes no areas, and never more than 128.
     """
-    way = _OPENCV_NAMES[interpolation]
+    try:
+        return _resized(pixels, height, width, _OPENCV_NAMES[interpolation], extent)
+    except cv2.error as error:
+        said = f"interpolation = {interpolation!r}: OpenCV cannot resize an image of shape {pixels.shape} to "
+        raise KernelError(f"{said}{height} x {width}: {error}") from error
+
+
+def _resized(pixels: Pixels, height: int, width: int, way: int, extent: tuple[float, float] | None) -> Pixels:
     if extent is None or extent == pixels.shape[:2]:
         resized = cv2.resize(pixels, (width, height), interpolation=way)
     else:  # only by factors can OpenCV be told of a part of a pixel; what it makes of the rest may be one row too many

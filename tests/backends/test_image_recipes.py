@@ -169,6 +169,13 @@ def test_a_long_strip_does_not_become_a_large_image() -> None:
         run(CenterCropMat(crop_h=60, crop_w=60, max_pixels=3600), noise(9, 9, 5))
 
 
+def test_what_opencv_cannot_resize_is_said_in_words() -> None:
+    five = np.zeros((40, 60, 5), np.uint8)
+    with pytest.raises(KernelError, match=r"'area': OpenCV cannot resize an image of shape \(40, 60, 5\) to 25 x 33"):
+        run(ResizeMat(resize_h=25, resize_w=33, interpolation="area"), five)
+    assert run(ResizeMat(resize_h=25, resize_w=33), five).shape == (25, 33, 5)
+
+
 def test_the_filter_of_a_step_is_written_with_its_name() -> None:
     """``filter`` alone is the node's own key."""
     pixels = noise(40, 60)
