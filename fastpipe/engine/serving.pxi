@@ -137,7 +137,8 @@ cdef void _serve_hold(Station station, Batch* batch, int worker, Turn turn) noex
         if batch.may_grow:
             top_up(station, batch)
         count = batch.taken.count
-        if count + station.queued.load(memory_order_relaxed) > MOST_AT_ONCE:
+        # On one or two cores a chain brought nothing (docs/design.md).
+        if _longest_lease_ns > 0 and count + station.queued.load(memory_order_relaxed) > MOST_AT_ONCE:
             turn.is_crowded = True
         turn.why = batch.reason + 1
         engine = (<Visit>batch.taken.first.visit).walk.engine
