@@ -4,17 +4,19 @@
 # `ssl_shutdown_timeout`.
 #
 # The transport without TLS takes any number of `close()`, as the documentation of `close` lets one think. The cause is
-# `_SSLProtocolTransport.close`, which drops its protocol if the transport is closed already. Needs openssl.
+# `_SSLProtocolTransport.close`, which drops its protocol if the transport is closed already.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
-openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout "$folder/key" -out "$folder/certificate" \
-    2>/dev/null
+python3 -m venv "$folder/venv"
+"$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check trustme==1.2.1 cryptography==50.0.2
 
 cd "$folder"
-exec python3 - <<'PY'
+"$folder/venv/bin/python" - <<'PY'
 import asyncio
 import platform
 import ssl
+
+import trustme
 
 
 async def close_it(closes: int, server_tls, client_tls) -> tuple[str, bool]:
@@ -53,8 +55,10 @@ async def close_it(closes: int, server_tls, client_tls) -> tuple[str, bool]:
 
 def main() -> None:
     server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server_tls.load_cert_chain("certificate", "key")
-    client_tls = ssl.create_default_context(cafile="certificate")
+    authority = trustme.CA()
+    authority.issue_cert("localhost").configure_cert(server_tls)
+    client_tls = ssl.create_default_context()
+    authority.configure_trust(client_tls)
     print(f"CPython {platform.python_version()}")
     seen = {}
     for name, contexts in (("without TLS", (None, None)), ("with TLS", (server_tls, client_tls))):
