@@ -117,6 +117,7 @@ cdef class Station:
     cdef atomic[int64_t] latest_arrival_ns
     cdef atomic[int64_t] latest_answer_ns
     cdef atomic[int64_t] usual_gap_ns
+    cdef atomic[int64_t] longest_gap_ns         # it is forgotten over some 64 further ones
     cdef atomic[int32_t] owed                   # callers just answered who have not come back yet
     cdef Costs cost_alone                       # of batches that ran while the other instances were idle. Where: both
     cdef Costs cost_shared                      # the same while others were busy
