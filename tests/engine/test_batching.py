@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from helpers import time_stands_still
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from helpers import time_stands_still
 
 from fastpipe import Backend, Pipe, Request, _core
 from fastpipe._core import decide
