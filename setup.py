@@ -145,7 +145,7 @@ def main() -> None:
         ["kernels/_images.pyx"],
         language="c++",
         include_dirs=["kernels"],
-        depends=["kernels/image_row.hpp", "kernels/jpeg.hpp", "kernels/nvjpeg.hpp", "setup.py", mode_file()],
+        depends=["kernels/_jpegs.pxi", *glob("kernels/*.hpp"), "setup.py", mode_file()],
         extra_compile_args=["-std=c++17", *flags, *hardening, *([] if DEBUG or SANITIZE else ["-O3"])],
         extra_link_args=[*sanitize, *hardened_links],
     )

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from helpers import once
 
-
 MODULES = ["fastpipe/_core.pyx", *(f"kernels/_{name}.pyx" for name in ("images", "launches", "loops"))]
 
 
