@@ -34,7 +34,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What enters the engine from many threads, or ends a request, a pipe or a process in an unusual way; what reads headers;
+# What enters the engine from many threads, or ends a request, a pipe or a process in an unusual way; what reads JPEGs;
 # and the compiled kernels, with every layout of an image.
 TESTS = [
     "tests/engine/test_core_stress.py",
