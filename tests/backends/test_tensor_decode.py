@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from helpers import calls_of
 
 import fastpipe
 from fastpipe.backends.gpu.handed_on import Pixels
@@ -506,6 +507,25 @@ def test_where_only_the_next_step_sees_it_no_tensor_is_made(
         np.testing.assert_array_equal(seen, expected)
         assert request["data"] is encoded
         assert (pixels.color, request["color"]) == ("rgb", "rgb")
+
+
+def test_python_does_nothing_for_each_image(
+    fake: Fake, backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs no more for 32 images than for two: what it does for one, all other threads of the process wait for."""
+    memory = np.zeros(1 << 20, np.uint8)
+    allocate = SimpleNamespace(cuda=SimpleNamespace(alloc=lambda size: SimpleNamespace(ptr=memory.ctypes.data)))
+    monkeypatch.setitem(sys.modules, "cupy", allocate)
+    made = backend(max=32)
+    made.hand_on(Pixels, fastpipe.Backend())
+    made._decoder.is_warming_up = True  # the chooser, once for a batch, does more for some than for others
+    counts = []
+    for count in (2, 32):
+        run(made, [jpeg(30, 20)] * count)
+        requests = [{"data": jpeg(30, 20)} for _ in range(count)]
+        counts.append(calls_of(lambda batch=requests: made.forward(batch)))  # type: ignore[misc]
+        assert all(type(request["result"]) is Pixels for request in requests)
+    assert counts[0] == counts[1]
 
 
 def test_what_the_cpu_decodes_is_handed_on_in_the_same_way(
