@@ -221,7 +221,9 @@ class ResizeNormalizeTensor(OnGpu):
         if self._gives_rows:
             hand_rows(requests, out, target)
             return out
-        for number, request in enumerate(requests):
-            request["result"] = out[number : number + 1]
+        # In one call, as a slice of torch's takes microseconds.
+        views = out.split(1) if self.array == "torch" else [out[each : each + 1] for each in range(len(requests))]
+        for request, view in zip(requests, views, strict=True):
+            request["result"] = view
             request["color"] = target
         return out
