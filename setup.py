@@ -1,4 +1,4 @@
-"""Build fastpipe: three extension modules, and two folders of the repository's root installed inside the package.
+"""Build fastpipe: four extension modules, and two folders of the repository's root installed inside the package.
 
 Everything that is not code to run lives in ``pyproject.toml``. The top of this file needs nothing but Python, so that
 the Makefile can ask :func:`missing_on_this_machine` before anything is installed.
@@ -134,8 +134,19 @@ def main() -> None:
     launches = Extension(
         "fastpipe.kernels._launches",
         ["kernels/_launches.pyx"],
-        depends=["setup.py", mode_file()],
-        extra_compile_args=[*flags, *hardening],
+        language="c++",
+        include_dirs=["kernels"],
+        depends=["kernels/image_row.hpp", "setup.py", mode_file()],
+        extra_compile_args=["-std=c++17", *flags, *hardening],
+        extra_link_args=[*sanitize, *hardened_links],
+    )
+    images = Extension(
+        "fastpipe.kernels._images",
+        ["kernels/_images.pyx"],
+        language="c++",
+        include_dirs=["kernels"],
+        depends=["kernels/_jpegs.pxi", *glob("kernels/*.hpp"), "setup.py", mode_file()],
+        extra_compile_args=["-std=c++17", *flags, *hardening, *([] if DEBUG or SANITIZE else ["-O3"])],
         extra_link_args=[*sanitize, *hardened_links],
     )
     rooms = [f"fastpipe.backends.{package}" for package in find_packages("backends")]
@@ -150,7 +161,7 @@ def main() -> None:
         },
         exclude_package_data={"": ["*.pyx", "*.pxd", "*.pxi", "*.hpp"]},
         ext_modules=cythonize(
-            [core, loops, launches],
+            [core, loops, launches, images],
             build_dir=str(BUILD / ("cython-debug" if DEBUG else "cython")),
             compiler_directives=COMPILER_DIRECTIVES,
         ),

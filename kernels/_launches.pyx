@@ -1,6 +1,6 @@
 """What a call of ``fastpipe.kernels.cuda`` does for each image, and the launch itself: in C, as it is done so often.
 
-Rows are ``struct Image`` of pixels.cu, 48 bytes each; in a bytearray of ours, or in any contiguous buffer of a caller's.
+Rows are ``ImageRow`` of image_row.hpp, 48 bytes each; in a bytearray of ours, or in any contiguous buffer of a caller's.
 """
 
 from cpython.buffer cimport Py_buffer, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -10,14 +10,15 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 
-cdef struct Row:
-    uint64_t address
-    int64_t row_stride
-    int32_t height
-    int32_t width
-    int32_t column_stride
-    int32_t channel_stride
-    int32_t place[4]
+cdef extern from "image_row.hpp" nogil:
+    cdef cppclass Row "ImageRow":
+        uint64_t address
+        int64_t row_stride
+        int32_t height
+        int32_t width
+        int32_t column_stride
+        int32_t channel_stride
+        int32_t place[4]
 
 
 cdef bint fill_row(Row* row, uint64_t address, tuple shape, tuple strides, int channels) except -1:

@@ -20,6 +20,7 @@ import torch
 
 from fastpipe.contract import Between, Existing, Request
 from fastpipe.errors import BackendError, ConfigError
+from fastpipe.kernels._images import whole_of
 
 from ..gpu.devices import Claim, claim_gpu, place_of, torch_gpu
 from ..gpu.handed_on import Row
@@ -171,7 +172,7 @@ class TorchTensor(ModelBackend):
     def bucket(self, request: Request) -> Hashable:
         """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
         if type(row := request.get("data")) is Row:
-            return tuple(row.whole.shape[1:]), row.whole.dtype, row.whole.device
+            return row.kind
         return super().bucket(request)
 
     def forward(self, batch: list[Request]) -> None:
@@ -209,14 +210,9 @@ class TorchTensor(ModelBackend):
 
     def _run_whole(self, batch: list[Request]) -> bool:
         """Run the model on a batch that is one tensor already; False: it is not, or not one that the model takes."""
-        first = batch[0].get("data")
-        if type(first) is not Row or len(first.whole) != len(batch):
+        whole = whole_of(batch)
+        if whole is None:
             return False
-        whole = first.whole
-        for number, request in enumerate(batch):
-            row = request.get("data")
-            if type(row) is not Row or row.whole is not whole or row.number != number:
-                return False
         fit = self._inputs.read(batch[0]).fit
         if whole.ndim != len(fit.item_shapes[0]) + 1 or (fit.narrowed and len(batch) > fit.profile.max_batch):
             return False

@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -18,15 +18,16 @@ from fastpipe.announcing import IMAGE_FILE
 from fastpipe.contract import Backend, Between, Request, raise_failed
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import ConfigError, DecodeError, MissingExtra
+from fastpipe.kernels._images import Jpegs
 
 from ..gpu.devices import DeviceId, OnGpu
 from ..gpu.handed_on import Pixels
 from ..gpu.streams import InstanceStream, hand_over
-from ..image.header import ImageHeader, MoreFormat, read_header
+from ..image.header import MoreFormat
 from ..image.tiff import MOST_PAGES
 from ..ranges import MOST_PIXELS, MaxPixels
 from . import nvjpeg
-from .nvjpeg import SUCCESS, BatchDecoder, Picture, status_name
+from .nvjpeg import REFUSED, SUCCESS, BatchDecoder, status_name
 
 __all__ = ["DecodeTensor"]
 
@@ -40,28 +41,6 @@ _TURNS: dict[int, Callable[[torch.Tensor], torch.Tensor]] = {
     7: lambda image: image.transpose(-2, -1).flip(-2, -1),
     8: lambda image: image.transpose(-2, -1).flip(-2),
 }
-
-# Images of one block of memory have rows of one length: that of the widest, which is less than so many times theirs.
-WIDEST_TO_NARROWEST = 2
-COLUMNS = 16  # rows begin at a multiple of so many pixels
-
-
-class _Item(NamedTuple):
-    """An image that the GPU takes."""
-
-    request_index: int  # in the batch
-    encoded: bytes
-    picture: Picture
-    orientation: int
-
-
-class _Target(NamedTuple):
-    """Where an image is decoded to: rows of a block of memory."""
-
-    memory: Any  # a tensor (1, 3, rows, columns), or CuPy's memory where nobody wants tensors
-    top: int
-    address: int
-    row_bytes: int
 
 
 class DecodeTensor(OnGpu):
@@ -178,16 +157,15 @@ class DecodeTensor(OnGpu):
             RuntimeError: if the GPU fails.
         """
         errors: dict[int, BaseException] = {}
-        taken, left = self._sort(batch, errors)
+        left = self._sort(batch, errors)
         with self._stream.entered() as current:
             decoding = self._on_threads(batch, left)
-            made, refused = self._on_gpu(batch, taken, current.handle)
+            made, failed = self._on_gpu(batch, current.handle)
             if self.hybrid == "gpu":
-                for item, status in refused:
-                    reason = status_name(status)
-                    errors[item.request_index] = DecodeError(f"DecodeTensor: the GPU cannot decode the image: {reason}")
+                for index, status in failed:
+                    errors[index] = self._refusal(status)
             else:
-                decoding += self._on_threads(batch, [item.request_index for item, _ in refused])
+                decoding += self._on_threads(batch, [index for index, _ in failed])
             made += self._upload(batch, decoding, errors)
             if current.is_outermost:
                 hand_over(made)
@@ -225,12 +203,13 @@ class DecodeTensor(OnGpu):
 
         encoded = cv2.imencode(".jpg", np.full((64, 64, 3), 128, np.uint8))[1].tobytes()
         for count in (largest, 1):
-            pictures = [decoder.read(index, encoded) for index in range(count)]
-            items = [_Item(index, encoded, picture, 1) for index, picture in enumerate(pictures) if picture]
+            batch: list[Request] = [{"data": encoded} for _ in range(count)]
+            left = decoder.images.sort(batch, MOST_PIXELS, _unchanging, {})
             with self._stream.entered() as current:
-                _, refused = self._on_gpu([{} for _ in items], items, current.handle)
-            if refused or not items:
-                reason = status_name(refused[0][1]) if refused else "its header cannot be read"
+                _, failed = self._on_gpu(batch, current.handle)
+            if left or failed:
+                status = failed[0][1] if failed else REFUSED
+                reason = "its header cannot be read" if status == REFUSED else status_name(status)
                 self.close()
                 raise ConfigError(f"DecodeTensor: nvJPEG cannot decode a plain JPEG on this GPU: {reason}")
         decoder.is_warming_up = False
@@ -238,103 +217,86 @@ class DecodeTensor(OnGpu):
 
     # ---- what goes where ----
 
-    def _sort(self, batch: list[Request], errors: dict[int, BaseException]) -> tuple[list[_Item], list[int]]:
-        """Return what the GPU takes, read by the decoder in this order, and the indices of what is left to the CPU."""
-        taken: list[_Item] = []
-        left: list[int] = []
-        for index, request in enumerate(batch):
-            item = None
-            try:
-                item = self._item(index, len(taken), request["data"])
-            except Exception as error:  # its own request's
-                errors[index] = error
-                continue
-            if item is not None:
-                taken.append(item)
-            elif self.hybrid == "gpu":
-                errors[index] = DecodeError(
-                    "DecodeTensor: hybrid = 'gpu' takes complete baseline JPEGs of 8 bits, gray or YCbCr, "
-                    f"with at most max_pixels = {self.max_pixels}"
-                )
-            else:
-                left.append(index)
-        return taken, left
+    def _sort(self, batch: list[Request], errors: dict[int, BaseException]) -> list[int]:
+        """Have the decoder take what the GPU takes; return the indices of what is left to the CPU.
 
-    def _item(self, index: int, slot: int, data: Any) -> _Item | None:
-        """Return an item if the GPU takes the data, read by the decoder."""
-        encoded = _unchanging(data)
-        if self._decoder is None or encoded is None:
-            return None
-        header = read_header(memoryview(encoded))
-        if header is None or not self._is_taken(header):
-            return None
-        picture = self._decoder.read(slot, encoded)
-        # Memory is made for the size that is read here; the decoder must not have read another one.
-        if picture is None or not picture.is_decodable or picture[:2] != header[:2]:
-            return None
-        return _Item(index, encoded, picture, header.orientation)
+        DecodeMat says what is wrong with those that nobody takes.
+        """
+        if self._decoder is None:
+            return list(range(len(batch)))
+        left = self._decoder.images.sort(batch, self.max_pixels, _unchanging, errors)
+        if left and self.hybrid == "gpu":
+            errors.update({index: self._refusal(REFUSED) for index in left})
+            return []
+        return left
 
-    def _is_taken(self, header: ImageHeader) -> bool:
-        """Say whether the GPU may have it; DecodeMat says what is wrong with the others."""
-        pixels = header.width * header.height
-        return header.is_for_engines and header.is_complete and 0 < pixels <= self.max_pixels
+    def _refusal(self, status: int) -> DecodeError:
+        if status != REFUSED:
+            return DecodeError(f"DecodeTensor: the GPU cannot decode the image: {status_name(status)}")
+        return DecodeError(
+            "DecodeTensor: hybrid = 'gpu' takes complete baseline JPEGs of 8 bits, gray or YCbCr, "
+            f"with at most max_pixels = {self.max_pixels}"
+        )
 
     # ---- on the GPU ----
 
-    def _on_gpu(
-        self, batch: list[Request], items: list[_Item], stream: int
-    ) -> tuple[list[torch.Tensor], list[tuple[_Item, int]]]:
-        """Decode what the decoder has read; return the memory made for it, and what failed, with its status."""
-        if self._decoder is None or not items:
-            return [], []
-        made, failed = self._decode(self._decoder, batch, items, stream)
-        if len(items) > 1:
-            # The library decodes all or nothing: whose fault it was shows when each is decoded alone.
-            again, failed = failed, []
-            for item, _ in again:
-                self._decoder.read(0, item.encoded)
-                more, failed_again = self._decode(self._decoder, batch, [item], stream)
-                made += more
-                failed += failed_again
+    def _on_gpu(self, batch: list[Request], stream: int) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+        """Decode what the decoder has taken.
+
+        Returns:
+            The memory made for it; and which requests are not decoded, each with its status.
+        """
+        failed: list[tuple[int, int]] = []
+        if self._decoder is None:
+            return [], failed
+        images = self._decoder.images
+        while images.count:
+            made, status = self._decode(self._decoder, batch, images, stream)
+            if status == SUCCESS:
+                return made, failed
+            if status == REFUSED:
+                failed += [(index, REFUSED) for index in images.drop_refused()]
+            elif images.count == 1:
+                return made, [*failed, (images.targets()[0][0], status)]
+            else:
+                more, failed_alone = self._one_by_one(self._decoder, batch, images, stream)
+                return made + more, failed + failed_alone
+        return [], failed
+
+    def _one_by_one(
+        self, decoder: BatchDecoder, batch: list[Request], images: Jpegs, stream: int
+    ) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+        """Decode each image of a batch that has failed: the library decodes all or nothing, and one is at fault."""
+        made: list[torch.Tensor] = []
+        failed: list[tuple[int, int]] = []
+        for number, (index, *_) in enumerate(images.targets()):
+            more, status = self._decode(decoder, batch, images.alone(number), stream)
+            made += more
+            if status != SUCCESS:
+                failed.append((index, status))
         return made, failed
 
     def _decode(
-        self, decoder: BatchDecoder, batch: list[Request], items: list[_Item], stream: int
-    ) -> tuple[list[torch.Tensor], list[tuple[_Item, int]]]:
-        """Decode images 0 to n - 1 of the decoder, and file those that succeed."""
-        made: list[torch.Tensor] = []
-        targets: dict[int, _Target] = {}
-        widest_first = sorted(range(len(items)), key=lambda number: -items[number].picture.width)
-        for numbers in _blocks(widest_first, [item.picture.width for item in items]):
-            pictures = [items[number].picture for number in numbers]
-            columns = -(-pictures[0].width // COLUMNS) * COLUMNS
-            rows = sum(picture.height for picture in pictures)
-            memory, address = self._allocate(rows, columns)
-            row_bytes, top = columns * 3, 0
-            for number, picture in zip(numbers, pictures, strict=True):
-                start = address + top * row_bytes
-                decoder.place(number, start, row_bytes)
-                targets[number] = _Target(memory, top, start, row_bytes)
-                top += picture.height
-            if not self._gives_pixels:
-                made.append(memory)
-        status = decoder.decode(len(items), stream)
-        if status != SUCCESS:
-            return made, [(item, status) for item in items]
-        for number, item in enumerate(items):
-            request, target = batch[item.request_index], targets[number]
-            height, width = item.picture.height, item.picture.width
-            if self._gives_pixels:
-                row = _turned(target.address, target.row_bytes, height, width, item.orientation)
-                request["result"] = Pixels(row, self.color, target.memory)
-            else:
-                tensor = target.memory[:, :, target.top : target.top + height, :width]
-                if item.orientation != 1:
-                    tensor = _TURNS[item.orientation](tensor)
-                    made.append(tensor)
-                request["result"] = tensor
-            request["color"] = self.color
-        return made, []
+        self, decoder: BatchDecoder, batch: list[Request], images: Jpegs, stream: int
+    ) -> tuple[list[torch.Tensor], int]:
+        """Decode images together, and file them if that succeeds; return the memory made for them, and the status."""
+        blocks = [self._allocate(rows, columns) for rows, columns in images.blocks()]
+        memories = [memory for memory, _ in blocks]
+        images.place([address for _, address in blocks])
+        status = decoder.decode(images, stream)
+        if self._gives_pixels:
+            if status == SUCCESS:
+                images.hand_on(batch, memories, self.color)
+            return [], status
+        made: list[torch.Tensor] = list(memories)
+        for index, block, top, height, width, orientation in images.targets() if status == SUCCESS else ():
+            tensor = memories[block][:, :, top : top + height, :width]
+            if orientation != 1:
+                tensor = _TURNS[orientation](tensor)
+                made.append(tensor)
+            batch[index]["result"] = tensor
+            batch[index]["color"] = self.color
+        return made, status
 
     def _allocate(self, rows: int, columns: int) -> tuple[Any, int]:
         """Return memory for rows of three bytes a pixel, and its address.
@@ -395,29 +357,6 @@ class DecodeTensor(OnGpu):
                 request["result"] = copied.permute(2, 0, 1)[None]
             request["color"] = self.color
         return made
-
-
-def _blocks(widest_first: list[int], widths: list[int]) -> Iterator[list[int]]:
-    """Yield the numbers of the images that share a block of memory."""
-    block: list[int] = []
-    for number in widest_first:
-        if block and widths[number] * WIDEST_TO_NARROWEST < widths[block[0]]:
-            yield block
-            block = []
-        block.append(number)
-    yield block
-
-
-def _turned(address: int, row_bytes: int, height: int, width: int, orientation: int) -> tuple[int, ...]:
-    """Return a row of ``cuda.IMAGE`` for an image as it is seen, by EXIF's number: the same pixels in another order."""
-    column_bytes = 3
-    if orientation in (3, 4, 6, 7):  # the last stored row is seen first
-        address, row_bytes = address + (height - 1) * row_bytes, -row_bytes
-    if orientation in (2, 3, 7, 8):  # the last stored column
-        address, column_bytes = address + (width - 1) * column_bytes, -column_bytes
-    if orientation >= 5:  # rows are seen as columns
-        height, width, row_bytes, column_bytes = width, height, column_bytes, row_bytes
-    return address, row_bytes, height, width, column_bytes, 1, 0, 0, 0, 0
 
 
 def _unchanging(data: Any) -> bytes | None:

@@ -1,9 +1,9 @@
-"""nvJPEG through its C interface, as far as decoding a batch needs it; nothing else knows its structures.
+"""nvJPEG through its C interface, as far as decoding a batch needs it.
 
 The interface has been the same for many versions of CUDA. Why no Python binding: those take and release the GIL several
-times for each image, and a thread that wants the GIL back from one that computes waits for 5 ms each time. Here, the
-short calls (a microsecond or two each: no image is decoded in them) keep it, and the one that decodes releases it: one
-release for a batch.
+times for each image, and a thread that wants the GIL back from one that computes waits for 5 ms each time. So what is
+called for a batch is called in C, by ``fastpipe.kernels._images``, behind one release of the GIL; here is what makes
+and destroys.
 
 **Two decoders a GPU.** The JPEG engines are hardware of their own, and one decoder nearly keeps them busy. A second one
 bridges what a thread takes to get the GIL back; more make all of them slower beside a model. So the instances of a
@@ -19,15 +19,15 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import threading
-import time
 from collections import defaultdict
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastpipe.errors import MissingExtra
+from fastpipe.kernels._images import Jpegs, Nvjpeg
 
-__all__ = ["SUCCESS", "BatchDecoder", "Library", "Picture", "load", "status_name"]
+__all__ = ["REFUSED", "SUCCESS", "BatchDecoder", "Library", "load", "status_name"]
 
 # On an H200, images/s by 1 / 2 / 4 (one run): 517x606 to tensors by map 21.8k / 28.7k / 27.8k; 1280x720 to
 # classes by map, two instances, 9.0k / 8.2k / 6.8k; lists beside a thread that computes, share 0.47 / 0.71 / 1.04.
@@ -41,12 +41,12 @@ DRIVER = "libcuda.so.1"
 _ENGINES, _KERNELS = 3, 2  # backends: the JPEG engines; where a GPU has none, its cores
 _NO_PIPELINE, _INTERPOLATE = 1 << 0, 1 << 5  # flags
 _INTERLEAVED = {"rgb": 5, "bgr": 6}
-_CSS_444, _CSS_422, _CSS_420, _CSS_440, _CSS_GRAY = 0, 1, 2, 3, 6
-_SAMPLINGS = frozenset({_CSS_444, _CSS_422, _CSS_420, _CSS_440, _CSS_GRAY})  # those that the engines take
 _HELPERS = 1  # threads of the CPU, which the engines do not need
 _NON_BLOCKING_STREAM, _UNTIMED_EVENT = 1, 2  # of the driver
 
 SUCCESS = 0
+REFUSED = -1
+"""No status of the library's: it reads a header otherwise than we do, or does not take the size of its chroma."""
 _BAD_JPEG, _NOT_SUPPORTED, _INTERNAL, _NOT_IMPLEMENTED, _INCOMPLETE = 3, 4, 8, 9, 10
 _FAULTS_OF_IMAGES = frozenset({_BAD_JPEG, _NOT_SUPPORTED, _INTERNAL, _NOT_IMPLEMENTED, _INCOMPLETE})
 _STATUSES = (
@@ -62,20 +62,6 @@ _STATUSES = (
     "not implemented",
     "the image is not complete",
 )
-
-
-class Destination(ctypes.Structure):
-    """``nvjpegImage_t``: up to four planes. Interleaved pixels are the first one."""
-
-    _fields_ = (("channel", ctypes.c_void_p * 4), ("pitch", ctypes.c_size_t * 4))
-
-
-class Picture(NamedTuple):
-    """What the library reads in the header of encoded bytes."""
-
-    width: int
-    height: int
-    is_decodable: bool  # its chroma has a size that the engines take
 
 
 def status_name(status: int) -> str:
@@ -94,33 +80,23 @@ def check(function: str, returned: int) -> None:
 
 _HANDLE, _OUT, _INT = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_int
 _INTS = ctypes.POINTER(ctypes.c_int)
-_SIZES, _SOURCES = ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_char_p)
 _FUNCTIONS: dict[str, list[Any]] = {
     "nvjpegCreateEx": [_INT, _HANDLE, _HANDLE, ctypes.c_uint, _OUT],
     "nvjpegDestroy": [_HANDLE],
     "nvjpegJpegStateCreate": [_HANDLE, _OUT],
     "nvjpegJpegStateDestroy": [_HANDLE],
-    "nvjpegGetImageInfo": [_HANDLE, ctypes.c_char_p, ctypes.c_size_t, _INTS, _INTS, _INTS, _INTS],
-    "nvjpegDecodeBatchedInitialize": [_HANDLE, _HANDLE, _INT, _INT, _INT],
-    "nvjpegDecodeBatched": [_HANDLE, _HANDLE, _SOURCES, _SIZES, ctypes.POINTER(Destination), _HANDLE],
 }
 _DRIVER_FUNCTIONS: dict[str, list[Any]] = {
     "cuCtxGetStreamPriorityRange": [_INTS, _INTS],
     "cuStreamCreateWithPriority": [_OUT, ctypes.c_uint, _INT],
-    "cuStreamQuery": [_HANDLE],
-    "cuStreamSynchronize": [_HANDLE],
     "cuStreamDestroy_v2": [_HANDLE],
     "cuEventCreate": [_OUT, ctypes.c_uint],
-    "cuEventRecord": [_HANDLE, _HANDLE],
-    "cuStreamWaitEvent": [_HANDLE, _HANDLE, ctypes.c_uint],
     "cuEventDestroy_v2": [_HANDLE],
 }
 
 
 class Library:
-    """nvJPEG's shared library and CUDA's driver, loaded.
-
-    ``short`` and ``driver`` keep the GIL while they are called, ``long`` and ``waiting`` release it.
+    """nvJPEG's shared library and CUDA's driver, loaded; ``of_batches`` are the functions that decode a batch.
 
     Args:
         path: of ``libnvjpeg.so``; also a name that the loader finds.
@@ -131,13 +107,14 @@ class Library:
     """
 
     def __init__(self, path: str, driver: str = DRIVER) -> None:
-        self.short, self.long = _loaded(ctypes.PyDLL, path, _FUNCTIONS), _loaded(ctypes.CDLL, path, _FUNCTIONS)
-        self.driver = _loaded(ctypes.PyDLL, driver, _DRIVER_FUNCTIONS)
-        self.waiting = _loaded(ctypes.CDLL, driver, _DRIVER_FUNCTIONS)
+        self.nvjpeg, self.driver = _loaded(path, _FUNCTIONS), _loaded(driver, _DRIVER_FUNCTIONS)
+        libraries = [self.driver if name.startswith("cu") else self.nvjpeg for name in Nvjpeg.NAMES]
+        functions = [getattr(library, name) for library, name in zip(libraries, Nvjpeg.NAMES, strict=True)]
+        self.of_batches = Nvjpeg([ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions])
 
 
-def _loaded(kind: type[ctypes.CDLL], path: str, functions: dict[str, list[Any]]) -> Any:
-    library = kind(path)
+def _loaded(path: str, functions: dict[str, list[Any]]) -> Any:
+    library = ctypes.CDLL(path)
     for name, arguments in functions.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, ctypes.c_int
@@ -219,23 +196,16 @@ class _Way:
         self.handle, self.state = ctypes.c_void_p(), ctypes.c_void_p()
         self.ready_for = (0, 0)  # how many images, and the format
         try:
-            check("nvjpegCreateEx", library.long.nvjpegCreateEx(backend, None, None, flags, self.handle))
-            check("nvjpegJpegStateCreate", library.long.nvjpegJpegStateCreate(self.handle, self.state))
+            check("nvjpegCreateEx", library.nvjpeg.nvjpegCreateEx(backend, None, None, flags, self.handle))
+            check("nvjpegJpegStateCreate", library.nvjpeg.nvjpegJpegStateCreate(self.handle, self.state))
         except BaseException:
             self.close()
             raise
 
-    def prepare(self, count: int, output: int) -> None:
-        if self.ready_for != (count, output):
-            initialize = self._library.short.nvjpegDecodeBatchedInitialize
-            self.ready_for = (0, 0)
-            check("nvjpegDecodeBatchedInitialize", initialize(self.handle, self.state, count, _HELPERS, output))
-            self.ready_for = (count, output)
-
     def close(self) -> None:
         for owner, destroy in (
-            (self.state, self._library.long.nvjpegJpegStateDestroy),
-            (self.handle, self._library.long.nvjpegDestroy),
+            (self.state, self._library.nvjpeg.nvjpegJpegStateDestroy),
+            (self.handle, self._library.nvjpeg.nvjpegDestroy),
         ):
             if owner.value:
                 handle, owner.value = owner.value, None
@@ -274,44 +244,43 @@ class _Engines:
             self.close()
             raise
 
-    @property
-    def reader(self) -> ctypes.c_void_p:
-        """The handle by which headers are read, by any thread."""
-        return self._ways[0].handle
-
-    def decode(self, batch: BatchDecoder, count: int, stream: int) -> int:
+    def decode(self, images: Jpegs, output: int, stream: int, *, tells: bool) -> int:
         """Decode a batch: ``stream`` is waited for, and waits for its pixels. Return the status of all of it.
 
-        ``lock`` is held.
+        ``lock`` is held. ``tells``: what the batch costs says something of those to come.
         """
-        chooser = self._choosers[count.bit_length()] if len(self._ways) > 1 else None
+        chooser = self._choosers[images.count.bit_length()] if len(self._ways) > 1 else None
         way = self._ways[number := chooser.choose() if chooser else 0]
-        driver, mine = self._library.driver, self._stream
-        # The library may hang if a batch begins while it is still at work on the one before, in either way.
-        if driver.cuStreamQuery(mine):
-            check("cuStreamSynchronize", self._library.waiting.cuStreamSynchronize(mine))
-        way.prepare(count, batch.output)
-        check("cuEventRecord", driver.cuEventRecord(self._before, stream))
-        check("cuStreamWaitEvent", driver.cuStreamWaitEvent(mine, self._before, 0))
-        begun_ns = time.perf_counter_ns()
-        status: int = self._library.long.nvjpegDecodeBatched(
-            way.handle, way.state, batch.sources, batch.lengths, batch.destinations, mine
+        prepared = (images.count, output)
+        is_prepared, way.ready_for = way.ready_for == prepared, (0, 0)
+        failed, status, elapsed_ns, refused_count, is_prepared = self._library.of_batches.decode(
+            images,
+            way.handle.value or 0,
+            way.state.value or 0,
+            self._stream.value or 0,
+            self._before.value or 0,
+            self._after.value or 0,
+            is_prepared,
+            _HELPERS,
+            output,
+            stream,
         )
-        elapsed_ns = time.perf_counter_ns() - begun_ns
-        if status:
-            way.ready_for = (0, 0)
-            check("cuStreamSynchronize", self._library.waiting.cuStreamSynchronize(mine))
-        elif chooser and not batch.is_warming_up:
-            chooser.note(number, elapsed_ns / max(1, sum(batch.lengths[:count])))
-        check("cuEventRecord", driver.cuEventRecord(self._after, mine))
-        check("cuStreamWaitEvent", driver.cuStreamWaitEvent(stream, self._after, 0))
-        return status
+        if is_prepared:
+            way.ready_for = prepared
+        if refused_count:
+            return REFUSED
+        if failed == "nvjpegDecodeBatched" and status in _FAULTS_OF_IMAGES:
+            return status
+        check(failed, status)
+        if chooser and tells:
+            chooser.note(number, elapsed_ns / max(1, images.size_bytes))
+        return SUCCESS
 
     def close(self) -> None:
         for way in self._ways:
             way.close()
         self._ways.clear()
-        driver = self._library.waiting
+        driver = self._library.driver
         for owner, destroy in (
             (self._before, driver.cuEventDestroy_v2),
             (self._after, driver.cuEventDestroy_v2),
@@ -336,16 +305,11 @@ class _Pool:
         self._waits = 0
         self.users = 0
 
-    @property
-    def reader(self) -> ctypes.c_void_p:
-        """The handle by which headers are read, by any thread."""
-        return self._all[0].reader
-
-    def decode(self, batch: BatchDecoder, count: int, stream: int) -> int:
+    def decode(self, images: Jpegs, output: int, stream: int, *, tells: bool) -> int:
         """Decode a batch by the first that is free: see ``_Engines.decode``."""
         engines = self._taken()
         try:
-            return engines.decode(batch, count, stream)
+            return engines.decode(images, output, stream, tells=tells)
         finally:
             engines.lock.release()
 
@@ -378,9 +342,8 @@ _shared: dict[tuple[int, bool], _Pool] = {}
 class BatchDecoder:
     """Decodes batches of JPEGs into memory of a GPU: 8 bits, three interleaved channels.
 
-    ``read`` and ``place`` fill in the batch, image by image; ``decode`` runs it. The GPU has to be the current one of
-    the thread in all of them, and while one is made or closed. Not thread-safe; but any number of them may be used at
-    the same time.
+    ``images`` takes the batch, ``decode`` runs it. The GPU has to be the current one of the thread then, and while one
+    is made or closed. Not thread-safe; but any number of them may be used at the same time.
 
     Args:
         library: the library.
@@ -396,17 +359,11 @@ class BatchDecoder:
     def __init__(
         self, library: Library, *, device: int, max_batch: int, color: str, fancy_upsampling: bool = True
     ) -> None:
-        self._short = library.short
         self._key = (device, fancy_upsampling)
         self._is_open = False
         self.is_warming_up = False  # such images are not like those to come: their times say nothing
-        self.output = _INTERLEAVED[color]
-        # Read by the library until the batch is decoded, on the GPU, too: they are kept until the next one.
-        self.sources = (ctypes.c_char_p * max_batch)()
-        self.lengths = (ctypes.c_size_t * max_batch)()
-        self.destinations = (Destination * max_batch)()
-        self._channels, self._sampling = ctypes.c_int(), ctypes.c_int()
-        self._widths, self._heights = (ctypes.c_int * 4)(), (ctypes.c_int * 4)()
+        self._output = _INTERLEAVED[color]
+        self.images = Jpegs(max_batch)
         with _sharing:
             if self._key not in _shared:
                 _shared[self._key] = _Pool(library, fancy_upsampling)
@@ -414,32 +371,16 @@ class BatchDecoder:
             self._engines.users += 1
             self._is_open = True
 
-    def read(self, index: int, encoded: bytes) -> Picture | None:
-        """Take the bytes of image ``index`` of the batch, and return what their header says; None: it is damaged."""
-        self.sources[index], self.lengths[index] = encoded, len(encoded)
-        info = self._short.nvjpegGetImageInfo
-        handle, widths, heights = self._engines.reader, self._widths, self._heights
-        if info(handle, encoded, len(encoded), self._channels, self._sampling, widths, heights):
-            return None
-        return Picture(widths[0], heights[0], self._sampling.value in _SAMPLINGS)
+    def decode(self, images: Jpegs, stream: int) -> int:
+        """Decode ``images``, or what it has for one ``alone``, placed; return how that ended.
 
-    def place(self, index: int, address: int, row_bytes: int) -> None:
-        """Say where image ``index``, which was read, is to be written."""
-        target = self.destinations[index]
-        target.channel[0], target.pitch[0] = address, row_bytes
-
-    def decode(self, count: int, stream: int) -> int:
-        """Decode images 0 to ``count`` - 1, and return how that ended: SUCCESS, or that one of them is at fault.
-
-        The host's part is done then; the device's is queued, and what is queued on ``stream`` from now on is behind it.
+        SUCCESS; a status, that one of them is at fault; or REFUSED, that nothing was decoded. The host's part is done
+        then; the device's is queued, and what is queued on ``stream`` from now on is behind it.
 
         Raises:
             RuntimeError: if that is the GPU's fault.
         """
-        status = self._engines.decode(self, count, stream)
-        if status not in _FAULTS_OF_IMAGES:
-            check("nvjpegDecodeBatched", status)
-        return status
+        return self._engines.decode(images, self._output, stream, tells=not self.is_warming_up)
 
     def close(self) -> None:
         """Give everything back. May be called twice."""

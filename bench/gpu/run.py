@@ -1,12 +1,13 @@
 """What does the GPU path reach, of what it should? One command for all of it.
 
-    python bench/gpu/run.py [--quick] [--images FOLDER] [--output FOLDER]
+    python bench/gpu/run.py [--quick] [--images FOLDER] [--output FOLDER] [--baseline FOLDER]
 
 Runs ``kernels.py``, ``decode.py``, ``torch_model.py`` and ``classify.py``, each in a process of its own, and where
-there are several GPUs ``torch_model.py --device all``: they check their answers first, and say what they measure. Then
-it prints one table, the goals and what was reached (see ``docs/benchmarks-gpu.md``). Everything else that was measured
-goes to FOLDER as JSON; without it, to the folder that the variable OUT names, else to ``build/bench/gpu``. It takes
-about six minutes, with ``--quick`` three.
+there are several GPUs ``torch_model.py --device all``: they check their answers first, and say what they measure. With
+``--baseline``, another build of fastpipe, ``beside.py`` measures that one and this in turns. Then it prints one table,
+the goals and what was reached (see ``docs/benchmarks-gpu.md``). Everything else that was measured goes to FOLDER as
+JSON; without it, to the folder that the variable OUT names, else to ``build/bench/gpu``. It takes about six minutes,
+with ``--quick`` three; with ``--baseline`` six more.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from common import Spread
+
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("kernels", "decode", "torch_model", "classify", "several_gpus")
+
+SCRIPTS = ("kernels", "decode", "torch_model", "classify", "several_gpus", "beside")
 
 P99_GOAL_MS = 20.0
 HOST_GOAL_US = 20.0  # of a fused call, beyond the launch itself
@@ -131,12 +137,29 @@ def gpu_lines(rows: list[dict[str, Any]]) -> Iterator[Line]:
             )
 
 
+def beside_lines(numbers: dict[str, Any]) -> Iterator[Line]:
+    """From JPEG to tensor and to class, beside another build: the ratios within the rounds."""
+    for row in numbers["rows"]:
+        if "before" in row["windows"]:
+            now, before = (
+                [numbers["requests_per_s"] for numbers in row["windows"][name]] for name in ("now", "before")
+            )
+            ratio = Spread.of_ratio(now, before)
+            spread = f"{ratio.median:.2f} [{ratio.least:.2f} .. {ratio.greatest:.2f}]"
+            rates = f"{statistics.median(before):.0f} -> {statistics.median(now):.0f}/s"
+            name = f"JPEG {row['image']} {row['pipe']}, {row['way']}"
+            yield Line(name, "1.0 x the baseline", f"{spread}, {rates}", ratio.median >= 1.0)
+    for pipe, memory_mb in numbers["memory_mb"].items():
+        yield Line(f"memory, {pipe}", "-", f"{memory_mb:.0f} MB", True)
+
+
 LINES = {
     "kernels": kernel_lines,
     "decode": decode_lines,
     "torch_model": model_lines,
     "classify": classify_lines,
     "several_gpus": gpu_lines,
+    "beside": beside_lines,
 }
 
 
@@ -154,6 +177,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="take these JPEGs, not scikit-image's")
     parser.add_argument("--only", action="append", choices=SCRIPTS, help="may be repeated")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to write all numbers")
+    parser.add_argument("--baseline", type=Path, metavar="FOLDER", help="another build, to be measured in turns")
     arguments = parser.parse_args()
     folder = arguments.output or Path(os.environ.get("OUT") or HERE.parents[1] / "build" / "bench" / "gpu")
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,6 +185,8 @@ def main() -> int:
     lines: list[Line] = []
     for name in arguments.only or SCRIPTS:
         if name == "several_gpus" and gpu_count() < 2:
+            continue
+        if name == "beside" and arguments.baseline is None:
             continue
         print(f"\n== {name}", flush=True)
         is_model = name in ("torch_model", "several_gpus")
@@ -172,6 +198,7 @@ def main() -> int:
         else:
             command += ["--quick"] * arguments.quick
             command += ["--images", str(arguments.images)] if arguments.images else []
+            command += ["--baseline", str(arguments.baseline)] if name == "beside" else []
         if subprocess.run(command).returncode:
             failed.append(name)
             continue

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from helpers import calls_of
 
 import fastpipe
 from fastpipe.backends.gpu.handed_on import Pixels
@@ -109,18 +110,26 @@ def new_decoder(library: Library, **more: Any) -> BatchDecoder:
     return BatchDecoder(library, **{"device": 0, "max_batch": 4, "color": "rgb", **more})
 
 
-def decoded(decoder: BatchDecoder, images: list[bytes], pad: int = 0) -> tuple[list[Any], int]:
-    """Decode a batch into rows that are ``pad`` bytes longer than they need be."""
+def read(decoder: BatchDecoder, images: list[bytes]) -> list[int]:
+    """Have the decoder take a batch; return which it does not."""
+    errors: dict[int, BaseException] = {}
+    left = decoder.images.sort([{"data": encoded} for encoded in images], 1 << 30, lambda data: None, errors)
+    assert not errors
+    return left
+
+
+def decoded(decoder: BatchDecoder, images: list[bytes]) -> tuple[list[Any], int]:
+    """Decode a batch into memory whose rows are longer than they need be; what lies between them is nobody's."""
+    assert read(decoder, images) == []
+    blocks = [np.full((rows, columns, 3), 7, np.uint8) for rows, columns in decoder.images.blocks()]
+    decoder.images.place([block.ctypes.data for block in blocks])
+    status = decoder.decode(decoder.images, STREAM)
     arrays = []
-    for index, encoded in enumerate(images):
-        picture = decoder.read(index, encoded)
-        assert picture is not None
-        memory = np.full((picture.height, picture.width * 3 + pad), 7, np.uint8)
-        decoder.place(index, memory.ctypes.data, memory.shape[1])
-        arrays.append((memory, picture))
-    status = decoder.decode(len(images), STREAM)
-    assert all((memory[:, picture.width * 3 :] == 7).all() for memory, picture in arrays)
-    return [m[:, : p.width * 3].reshape(p.height, p.width, 3) for m, p in arrays], status
+    for number, (index, block, top, height, width, _) in enumerate(decoder.images.targets()):
+        assert index == number
+        arrays.append(blocks[block][top : top + height, :width])
+        assert (blocks[block][top : top + height, width:] == 7).all()
+    return arrays, status
 
 
 # ---- the layer -------------------------------------------------------------------------------------------------------
@@ -128,10 +137,10 @@ def decoded(decoder: BatchDecoder, images: list[bytes], pad: int = 0) -> tuple[l
 
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
 def test_a_batch_of_different_sizes_lands_where_it_was_placed(fake: Fake, color: str) -> None:
-    """Rows may be longer than they need be; what lies between them is nobody's."""
+    """Those whose widths differ much into blocks of their own."""
     decoder = new_decoder(fake.load(), color=color)
     for images in ([jpeg(5, 3), jpeg(2, 9), jpeg(4, 4, b"other")], [jpeg(3, 3)], [jpeg(9, 1), jpeg(1, 9)]):
-        arrays, status = decoded(decoder, images, pad=5)
+        arrays, status = decoded(decoder, images)
         assert status == SUCCESS
         for encoded, array in zip(images, arrays, strict=True):
             np.testing.assert_array_equal(array, pixels_of(encoded, array.shape[1], array.shape[0], color))
@@ -146,7 +155,7 @@ def test_the_gil_is_given_up_once_for_a_batch_of_any_size(fake: Fake) -> None:
         decoded(decoder, [jpeg(4, 4)] * count)  # from now on prepared for so many
         fake.set(with_gil=0, without_gil=0)
         decoded(decoder, [jpeg(4, 4)] * count)
-        assert (fake.without_gil, fake.with_gil) == (1 + count, count)  # the fake reads each header once more
+        assert (fake.without_gil, fake.with_gil) == (1 + 2 * count, 0)  # the fake reads each header once more
     decoder.close()
 
 
@@ -253,17 +262,21 @@ def test_options_reach_the_library(fake: Fake) -> None:
         decoder.close()
 
 
-def test_a_damaged_header_is_no_picture_and_disturbs_no_other(fake: Fake) -> None:
-    """Its place in the batch is used for the next image."""
-    decoder = new_decoder(fake.load())
-    assert decoder.read(0, b"short") is None
-    assert decoder.read(0, jpeg(4, 4, b"UNREADABLE")) is None
-    halved = decoder.read(0, jpeg(4, 4, b"HALVED"))
-    assert halved is not None
-    assert not halved.is_decodable
-    arrays, status = decoded(decoder, [jpeg(4, 4)])
-    assert status == SUCCESS
-    np.testing.assert_array_equal(arrays[0], pixels_of(jpeg(4, 4), 4, 4))
+def test_a_header_that_is_read_otherwise_is_refused_before_anything_is_decoded(fake: Fake) -> None:
+    """Another size, a size of chroma that is not taken, damage: those go, and the others are decoded."""
+    decoder = new_decoder(fake.load(), max_batch=5)
+    images = [jpeg(4, 4, b"WIDER"), jpeg(4, 4), jpeg(4, 4, b"HALVED"), jpeg(5, 4), jpeg(4, 4, b"UNREADABLE")]
+    assert read(decoder, [b"short", jpeg(4, 4)[:-2]]) == [0, 1]
+    _, status = decoded(decoder, images)
+    assert (status, fake.batches) == (nvjpeg.REFUSED, 0)
+    assert decoder.images.drop_refused() == [0, 2, 4]
+    assert [target[0] for target in decoder.images.targets()] == [1, 3]
+    block = np.zeros((8, 16, 3), np.uint8)
+    assert decoder.images.blocks() == [(8, 16)]
+    decoder.images.place([block.ctypes.data])
+    assert decoder.decode(decoder.images, STREAM) == SUCCESS
+    np.testing.assert_array_equal(block[4:, :4], pixels_of(images[1], 4, 4))
+    np.testing.assert_array_equal(block[:4, :5], pixels_of(images[3], 5, 4))
     decoder.close()
 
 
@@ -307,36 +320,39 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch,
         nvjpeg.load()
 
 
-def test_the_structure_is_that_of_its_header(tmp_path: Path) -> None:
+def test_the_structure_is_that_of_its_header(tmp_path: Path, repository_root: Path) -> None:
     """Size and offsets, as a compiler sees them; and the numbers that are given to it."""
-    compiler = shutil.which("cc")
+    compiler = shutil.which("c++")
     found = importlib.util.find_spec("nvidia")
     folders = [Path(folder, "cu13", "include") for folder in (found.submodule_search_locations or ())] if found else []
     include = next((folder for folder in folders if (folder / "nvjpeg.h").is_file()), None)
     if compiler is None or include is None:
         pytest.skip("needs a C compiler and the library's header")
-    image = nvjpeg.Destination
     values = {
-        "sizeof(nvjpegImage_t)": ctypes.sizeof(image),
-        "offsetof(nvjpegImage_t, channel)": image.channel.offset,
-        "offsetof(nvjpegImage_t, pitch)": image.pitch.offset,
         "NVJPEG_BACKEND_HARDWARE": nvjpeg._ENGINES,
         "NVJPEG_BACKEND_GPU_HYBRID": nvjpeg._KERNELS,
         "NVJPEG_FLAGS_HW_DECODE_NO_PIPELINE": nvjpeg._NO_PIPELINE,
         "NVJPEG_FLAGS_UPSAMPLING_WITH_INTERPOLATION": nvjpeg._INTERPOLATE,
         "NVJPEG_OUTPUT_RGBI": nvjpeg._INTERLEAVED["rgb"],
         "NVJPEG_OUTPUT_BGRI": nvjpeg._INTERLEAVED["bgr"],
-        "NVJPEG_CSS_440": nvjpeg._CSS_440,
-        "NVJPEG_CSS_GRAY": nvjpeg._CSS_GRAY,
+        "NVJPEG_CSS_444": 0,
+        "NVJPEG_CSS_440": 3,
+        "NVJPEG_CSS_GRAY": 6,
         "NVJPEG_STATUS_INCOMPLETE_BITSTREAM": nvjpeg._INCOMPLETE,
         "NVJPEG_STATUS_JPEG_NOT_SUPPORTED": nvjpeg._NOT_SUPPORTED,
     }
     (tmp_path / "cuda_runtime_api.h").write_text("typedef struct CUstream_st* cudaStream_t;\n")
     (tmp_path / "library_types.h").write_text("typedef int libraryPropertyType;\n")
     lines = "".join(f'printf("%d\\n", (int)({name}));' for name in values)
-    includes = "#include <stddef.h>\n#include <stdio.h>\n#include <nvjpeg.h>\n"
-    (tmp_path / "layout.c").write_text(f"{includes}int main(void) {{ {lines} }}\n")
-    command = [compiler, "-I", str(tmp_path), "-I", str(include), "layout.c", "-o", "layout"]
+    lines += "".join(
+        f'static_assert({of_image.format("Destination")} == {of_image.format("nvjpegImage_t")}, "");'
+        for of_image in ("sizeof(nvjpeg::{})", "offsetof(nvjpeg::{}, channel)", "offsetof(nvjpeg::{}, pitch)")
+    ).replace("nvjpeg::nvjpegImage_t", "nvjpegImage_t")
+    includes = "#include <stddef.h>\n#include <stdio.h>\n#include <nvjpeg.h>\n#include <nvjpeg.hpp>\n"
+    (tmp_path / "layout.cpp").write_text(f"{includes}int main() {{ {lines} }}\n")
+    kernels = repository_root / "kernels"
+    command = [compiler, "-std=c++17", "-I", str(tmp_path), "-I", str(include), "-I", str(kernels)]
+    command += ["layout.cpp", "-o", "layout"]
     subprocess.run(command, check=True, cwd=tmp_path)
     printed = subprocess.run([str(tmp_path / "layout")], check=True, capture_output=True, text=True).stdout
     assert [int(line) for line in printed.split()] == list(values.values())
@@ -419,9 +435,10 @@ def test_the_backend_gives_the_gil_up_once_in_the_library(fake: Fake, backend: C
     """However many images there are."""
     made = backend(max=16)
     for count in (1, 16):
+        run(made, [jpeg(30, 20)] * count)  # from now on prepared for so many
         fake.set(without_gil=0)
         run(made, [jpeg(30, 20)] * count)
-        assert fake.without_gil == 1 + count  # the fake reads each header once more
+        assert fake.without_gil == 1 + 2 * count  # the fake reads each header once more
 
 
 def test_the_first_batch_of_the_library_is_a_full_one(fake: Fake, backend: Callable[..., Any]) -> None:
@@ -490,6 +507,25 @@ def test_where_only_the_next_step_sees_it_no_tensor_is_made(
         np.testing.assert_array_equal(seen, expected)
         assert request["data"] is encoded
         assert (pixels.color, request["color"]) == ("rgb", "rgb")
+
+
+def test_python_does_nothing_for_each_image(
+    fake: Fake, backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs no more for 32 images than for two: what it does for one, all other threads of the process wait for."""
+    memory = np.zeros(1 << 20, np.uint8)
+    allocate = SimpleNamespace(cuda=SimpleNamespace(alloc=lambda size: SimpleNamespace(ptr=memory.ctypes.data)))
+    monkeypatch.setitem(sys.modules, "cupy", allocate)
+    made = backend(max=32)
+    made.hand_on(Pixels, fastpipe.Backend())
+    made._decoder.is_warming_up = True  # the chooser, once for a batch, does more for some than for others
+    counts = []
+    for count in (2, 32):
+        run(made, [jpeg(30, 20)] * count)
+        requests = [{"data": jpeg(30, 20)} for _ in range(count)]
+        counts.append(calls_of(lambda batch=requests: made.forward(batch)))  # type: ignore[misc]
+        assert all(type(request["result"]) is Pixels for request in requests)
+    assert counts[0] == counts[1]
 
 
 def test_what_the_cpu_decodes_is_handed_on_in_the_same_way(

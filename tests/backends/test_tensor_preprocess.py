@@ -12,6 +12,7 @@ from typing import Any
 import emulated_gpu
 import numpy as np
 import pytest
+from helpers import calls_of
 
 import fastpipe
 from fastpipe.contract import Child
@@ -155,6 +156,25 @@ def test_a_step_that_takes_rows_gets_the_batch_as_one_tensor(build: Callable[...
     assert [row.number for row in rows] == [0, 1]
     for row, request in zip(rows, expected, strict=True):
         np.testing.assert_array_equal(row.tensor.numpy(), request["result"].numpy())
+
+
+def test_python_does_nothing_for_each_image_that_is_handed_on(build: Callable[..., Any]) -> None:
+    """From pixels to rows it runs no more for 32 images than for two."""
+    from fastpipe.backends.gpu.handed_on import Pixels, Row
+
+    backend = build(color="rgb", max=32)
+    backend.hand_on(Row, fastpipe.Backend())
+    image = picture(20, 30)
+    row = (image.ctypes.data, image.strides[0], *image.shape[:2], 3, 1, 0, 0, 0, 0)
+    counts = []
+    for count in (2, 32):
+        for _ in range(2):  # what is made once is made by the first
+            requests: list[dict[str, Any]] = [{"data": Pixels(row, "bgr", image)} for _ in range(count)]
+            called = calls_of(lambda batch=requests: backend.forward(batch))  # type: ignore[misc]
+        counts.append(called)
+        assert [request["result"].number for request in requests] == list(range(count))
+        assert all(request["color"] == "rgb" for request in requests)
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("count", [1, 3])

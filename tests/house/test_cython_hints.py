@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from helpers import once
 
+MODULES = ["fastpipe/_core.pyx", *(f"kernels/_{name}.pyx" for name in ("images", "launches", "loops"))]
 
-@pytest.fixture(scope="module", params=["fastpipe/_core.pyx", "kernels/_loops.pyx", "kernels/_launches.pyx"])
+
+@pytest.fixture(scope="module", params=MODULES)
 def compiled(
     request: pytest.FixtureRequest, repository_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, str]:
@@ -44,7 +46,7 @@ def test_no_comprehension_makes_what_it_appends(compiled: tuple[str, str]) -> No
         r'/\* "((?:fastpipe|kernels)/[\w/.]+)":(\d+)\n|\(__Pyx_(?:List|Set)Comp_A(?:ppend|dd)AndDecref\(__pyx', code
     )
     at = [f"{file}:{line}" for (file, line), (nothing, _) in pairwise(appends) if file and not nothing]
-    assert re.search(r'"(fastpipe/_core|kernels/_loops|kernels/_launches)\.pyx":', code)
+    assert re.search(rf'"({"|".join(map(re.escape, MODULES))})":', code)
     assert not at, f"a loop with append, please: {at}"
 
 

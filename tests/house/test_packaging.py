@@ -80,7 +80,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(request: pytest.FixtureReque
     wheel = request.config.getoption("--wheel")
     if wheel is None:
         pytest.skip("no wheel to look into: pytest --wheel dist/fastpipe_engine-....whl")
-    expected = {"fastpipe/_core.so", "fastpipe/kernels/_launches.so", "fastpipe/kernels/_loops.so"}
+    expected = {"fastpipe/_core.so", *(f"fastpipe/kernels/_{name}.so" for name in ("images", "launches", "loops"))}
     for folder, package in {
         "fastpipe": "fastpipe",
         "kernels": "fastpipe/kernels",

@@ -52,7 +52,9 @@ def test_the_package_passes_strict_mypy(as_installed: Path, repository_root: Pat
     assert f"no issues found in {count} source files" in ran.stdout
 
 
-@pytest.mark.parametrize("module", ["fastpipe._core", "fastpipe.kernels._launches", "fastpipe.kernels._loops"])
+@pytest.mark.parametrize(
+    "module", ["fastpipe._core", *(f"fastpipe.kernels._{name}" for name in ("images", "launches", "loops"))]
+)
 def test_the_stub_of_what_is_compiled_matches_it(
     module: str, as_installed: Path, repository_root: Path, tmp_path: Path
 ) -> None:

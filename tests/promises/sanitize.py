@@ -34,8 +34,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What enters the engine from many threads, or ends a request, a pipe or a process in an unusual way; and the compiled
-# kernels, with every layout of an image.
+# What enters the engine from many threads, or ends a request, a pipe or a process in an unusual way; what reads JPEGs;
+# and the compiled kernels, with every layout of an image.
 TESTS = [
     "tests/engine/test_core_stress.py",
     "tests/engine/test_engine.py",
@@ -54,6 +54,7 @@ TESTS = [
     "tests/engine/test_streaming_graphs.py",
     "tests/engine/test_streaming_readers.py",
     "tests/engine/test_swap.py",
+    "tests/kernels/test_images.py",
     "tests/kernels/test_kernels.py",
 ]
 

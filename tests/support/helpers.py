@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -25,6 +26,22 @@ once = pytest.mark.skipif(SCALE < 1, reason="it tries nothing of what is install
 
 WAIT_S = 20.0
 """How long a test waits for what should happen at once, before it is called a failure."""
+
+
+def calls_of(work: Callable[[], Any]) -> int:
+    """Return how many calls of functions Python itself makes in this thread while it does something."""
+    count = 0
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
 
 
 class Gate(Backend):
