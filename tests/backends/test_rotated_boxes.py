@@ -23,9 +23,7 @@ def opencv() -> Any:
 def some_boxes(seed: int, count: int, *, sizes: tuple[float, float] = (3, 40)) -> np.ndarray:
     """Boxes that overlap a lot: x and y of the centre, width, height, angle."""
     rng = np.random.default_rng(seed)
-    return np.column_stack(
-        [rng.uniform(0, 60, (count, 2)), rng.uniform(*sizes, (count, 2)), rng.uniform(-4, 4, count)]
-    )
+    return np.column_stack([rng.uniform(0, 60, (count, 2)), rng.uniform(*sizes, (count, 2)), rng.uniform(-4, 4, count)])
 
 
 def as_opencv(box: np.ndarray) -> Any:
@@ -193,7 +191,11 @@ def test_nms_rotated_takes_boxes_and_scores_of_two_outputs(angle: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "shapes", "problem"),
     [
-        ("YoloV8Obb", [(1, 5, 99)], r"YoloV8Obb: expected one output of shape \(batch, 4 \+ classes \+ 1, boxes\), got"),
+        (
+            "YoloV8Obb",
+            [(1, 5, 99)],
+            r"YoloV8Obb: expected one output of shape \(batch, 4 \+ classes \+ 1, boxes\), got",
+        ),
         ("NmsRotated", [(1, 9, 4), (1, 9, 3)], r"two outputs, \(batch, boxes, 5\) and .*got \(1, 9, 4\), \(1, 9, 3\)"),
         ("NmsRotated", [(1, 9, 5), (1, 9, 0)], "at least 1 class"),
         ({"name": "NmsRotated", "angle": "turns"}, [()], "angle must be 'radians' or 'degrees', got 'turns'"),
