@@ -147,10 +147,12 @@ class PillowResizeMat(PillowResize):
         resize_h: height of the results.
         resize_w: width of the results.
         interpolation: "linear", "area", "cubic" or "lanczos": Pillow's BILINEAR, BOX, BICUBIC and LANCZOS.
+        filter: "pillow": the bytes of the Pillow that is installed. "pillow12" or "pillow13": those of that version,
+            whichever is installed; portraits that become smaller differ.
         max_pixels: a larger size is a ConfigError.
 
     Raises:
-        KernelError: if there are neither one nor three channels.
+        KernelError: if there are neither one nor three channels, or the image between the passes would be too large.
     """
 
     keeps_input = True

@@ -13,7 +13,7 @@ from fastpipe.contract import Backend, Between, Request
 from fastpipe.errors import ConfigError, KernelError
 from fastpipe.summaries import summarize
 
-from ..image.bases import PillowResize, Sized, box_within, fitted, padded_size, side_of
+from ..image.bases import PillowFilter, PillowResize, Sized, box_within, fitted, padded_size, side_of
 from ..image.requests import LARGEST_SIDE, Side
 from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
 from .requests import PerTensor, image_of
@@ -55,11 +55,12 @@ class PillowResizeTensor(PillowResize, PerTensor):
     """A uint8 image of another size, equal to Pillow's ``resize(..., BILINEAR)``, which smooths what becomes smaller.
 
     On the CPU Pillow does it, channel by channel, so that BGR is as good as RGB; on a GPU ``fastpipe.kernels.cuda``
-    does, with the bits of the Pillow that is installed.
+    does, with the same bits.
 
     Args:
         resize_h: height of the results.
         resize_w: width of the results.
+        filter: "pillow", "pillow12" or "pillow13", as of ``PillowResizeMat``.
         max_pixels: a larger size is a ConfigError.
 
     Raises:
@@ -69,8 +70,15 @@ class PillowResizeTensor(PillowResize, PerTensor):
 
     keeps_input = True
 
-    def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
-        super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
+    def __init__(
+        self,
+        *,
+        resize_h: Side,
+        resize_w: Side,
+        filter: PillowFilter = "pillow",
+        max_pixels: MaxPixels = MOST_PIXELS,
+    ) -> None:
+        super().__init__(resize_h=resize_h, resize_w=resize_w, filter=filter, max_pixels=max_pixels)
         self._workspaces: dict[int, Any] = {}  # of the GPUs that images came on
 
     def run(self, request: Request) -> None:
@@ -99,7 +107,7 @@ class PillowResizeTensor(PillowResize, PerTensor):
         if number not in self._workspaces:
             self._workspaces[number] = cuda.Workspace(number)
         workspace = self._workspaces[number]
-        way: Literal["pillow", "pillow13"] = "pillow13" if self._pillow.version >= 13 else "pillow"
+        way: Literal["pillow", "pillow13"] = "pillow13" if self._pillow.filter == "pillow13" else "pillow"
         whole: torch.Tensor = workspace.resize_normalize(
             [given], *self.size, filter=way, source=color, target=color, dtype="float32"
         )
