@@ -255,6 +255,8 @@ def more_images() -> Iterator[tuple[str, bytes]]:
     for compression in ("group3", "group4"):
         yield f"tiff {compression}", by_pillow(image.convert("1"), "tiff", compression=compression)
     yield "tiff EXIF 6", by_pillow(image, "tiff", exif=exif_of(6))
+    for compression in (None, "tiff_lzw"):  # from Pillow 11.1 on; before, it is no BigTIFF
+        yield f"tiff BigTIFF {compression}", by_pillow(image, "tiff", big_tiff=True, compression=compression)
     yield "gif", by_pillow(image, "gif")
     yield "gif gray", by_pillow(image.convert("L"), "gif", comment=b"no comment")
     frames = [Image.fromarray(picture(seed=seed)) for seed in (1, 2)]
