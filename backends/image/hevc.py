@@ -45,7 +45,7 @@ def largest_hevc_frame(configuration: bytes, stream: bytes) -> Frame | None:
 
 
 def _of_configuration(configuration: bytes) -> list[bytes]:
-    units = []
+    units: list[bytes] = []
     at = CONFIGURATION_HEADER + 1
     for _ in range(configuration[CONFIGURATION_HEADER]):
         (count,) = struct.unpack_from(">H", configuration, at + 1)
