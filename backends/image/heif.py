@@ -8,19 +8,20 @@ in boxes ("irot", "imir") how a picture is turned.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from .av1 import largest_frame
 from .boxes import Box, boxes_of
 from .header import ImageHeader
-from .hevc import Frame, largest_hevc_frame
+from .hevc import MOST_CONFIGURATION_BYTES, Frame, has_parameters, largest_hevc_frame
 
 __all__ = ["read_avif", "read_heic"]
 
 FULL_BOX = 4  # bytes: version and flags
 MOST_AVIF_ITEMS = 64  # a picture with alpha, EXIF and XMP has four; one of a grid has more
 MOST_HEIC_ITEMS = 900  # a picture of 48 million pixels has some two hundred tiles; libheif takes a thousand
-MOST_PROPERTIES = 1024
+MOST_PROPERTIES, MOST_ASSOCIATIONS = 1024, 16_384
 NOTHING = b"skip"  # a kind of item that decoders pass over
 
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis"})
@@ -103,6 +104,8 @@ def read_heic(encoded: memoryview, most_pixels: int) -> ImageHeader | None:
         return ImageHeader(0, 0, kind="heic", refusal="an animated HEIC is not decoded")
     items = _items_of(encoded, MOST_HEIC_ITEMS)
     width, height = items.size_of(items.primary)
+    if not width or not height:
+        return None
     header = ImageHeader(width, height, kind="heic", pieces=_without_exif(encoded, items))
     if width * height > most_pixels:
         return header
@@ -111,35 +114,48 @@ def read_heic(encoded: memoryview, most_pixels: int) -> ImageHeader | None:
     if others := set(items.kinds.values()) - PASSED_OVER - {b"hvc1", b"grid"}:
         names = ", ".join(sorted(ascii(kind.decode("latin-1")) for kind in others))
         return header._replace(refusal=f"a HEIC with items of other kinds ({names}) is not decoded")
-    bits = 8
+    frames = _frames(items)
+    if frames is None:
+        return header._replace(is_complete=False)
     for number, kind in items.kinds.items():
-        frames = _frames(items, number, kind)
-        if frames is None or not _are_fitting(items, number, kind, frames, width * height):
+        own = [frames[number]] if kind == b"hvc1" else _tiles(items, number, frames) if kind == b"grid" else []
+        if own is None or not _are_fitting(items, number, kind, own, width * height):
             return header._replace(is_complete=False)
-        bits = max([bits, *(frame.bits for frame in frames)])
+    bits = max(frame.bits for frame in frames.values())
     if bits != 8:
         return header._replace(bits=bits, refusal=f"a HEIC of {bits} bits a channel is not decoded; 8 bits are")
     return header
 
 
-def _frames(items: _Items, number: int, kind: bytes) -> list[Frame] | None:
-    """Return the frames that an item makes a decoder decode; None: that cannot be said."""
-    if kind not in (b"hvc1", b"grid"):
-        return []
-    if kind == b"grid":
-        content = items.content(number)
-        size_layout = ">II" if content[1] & 1 else ">HH"
-        tiles = items.parts.get(number, [])
-        are_right = len(tiles) == (content[2] + 1) * (content[3] + 1) and len(tiles) <= MOST_HEIC_ITEMS
-        if not are_right or struct.unpack_from(size_layout, content, 4) != items.size_of(number):
+def _frames(items: _Items) -> dict[int, Frame] | None:
+    """Return the frames of all items that are one; None: one cannot be said."""
+    frames: dict[int, Frame] = {}
+    known: dict[bytes, Frame | None] = {}  # tiles share a configuration
+    for number, kind in items.kinds.items():
+        if kind != b"hvc1":
+            continue
+        configuration = items.property_of(number, b"hvcC")
+        if configuration is None or len(configuration) > MOST_CONFIGURATION_BYTES:
             return None
-        if any(items.kinds.get(tile) != b"hvc1" for tile in tiles):
+        key = bytes(configuration)
+        if key not in known:
+            known[key] = largest_hevc_frame(key)
+        frame = known[key]
+        if frame is None or has_parameters(items.content(number), key):
             return None
-        known = {tile: _frames(items, tile, b"hvc1") for tile in set(tiles)}
-        return None if None in known.values() else [frame for tile in tiles for frame in known[tile] or ()]
-    configuration = items.property_of(number, b"hvcC")
-    frame = None if configuration is None else largest_hevc_frame(bytes(configuration), items.content(number))
-    return None if frame is None else [frame]
+        frames[number] = frame
+    return frames or None
+
+
+def _tiles(items: _Items, number: int, frames: dict[int, Frame]) -> list[Frame] | None:
+    """Return the frames that a grid is put together of; None: it is not what it says."""
+    content = items.content(number)
+    size_layout = ">II" if content[1] & 1 else ">HH"
+    tiles = items.parts.get(number, [])
+    is_right = len(tiles) == (content[2] + 1) * (content[3] + 1) and set(tiles) <= set(frames)
+    if not is_right or struct.unpack_from(size_layout, content, 4) != items.size_of(number):
+        return None
+    return [frames[tile] for tile in tiles]
 
 
 def _are_fitting(items: _Items, number: int, kind: bytes, frames: list[Frame], most_pixels: int) -> bool:
@@ -261,22 +277,34 @@ def _properties(content: memoryview) -> tuple[list[Box], dict[int, list[int]]]:
     """Return all properties, and by item the places of its own among them."""
     properties: list[Box] = []
     of_item: dict[int, list[int]] = {}
+    total = 0
     for box in boxes_of(content):
         if box.kind == b"ipco":
+            if properties:
+                raise IndexError  # a decoder might take the other one
             properties += boxes_of(box.content)
         elif box.kind == b"ipma":
-            number_layout = struct.Struct(">H" if box.content[0] == 0 else ">I")
-            index_layout = struct.Struct(">H" if box.content[3] & 1 else ">B")
-            (count,) = struct.unpack_from(">I", box.content, FULL_BOX)
-            at = FULL_BOX + 4
-            for _ in range(_few(count, MOST_PROPERTIES)):
-                (number,) = number_layout.unpack_from(box.content, at)
-                at += number_layout.size + 1
-                for _ in range(box.content[at - 1]):
-                    (index,) = index_layout.unpack_from(box.content, at)
-                    at += index_layout.size
-                    of_item.setdefault(number, []).append((index & ((1 << 8 * index_layout.size - 1) - 1)) - 1)
+            for number, places in _associations(box.content):
+                total = _few(total + 1 + len(places), MOST_ASSOCIATIONS)
+                of_item.setdefault(number, []).extend(places)
     return properties, of_item
+
+
+def _associations(content: memoryview) -> Iterator[tuple[int, list[int]]]:
+    """Yield items with the places of their properties, from 0; -1 is none."""
+    number_layout = struct.Struct(">H" if content[0] == 0 else ">I")
+    place_layout = struct.Struct(">H" if content[3] & 1 else ">B")
+    without_flag = (1 << 8 * place_layout.size - 1) - 1
+    (count,) = struct.unpack_from(">I", content, FULL_BOX)
+    at = FULL_BOX + 4
+    for _ in range(_few(count, MOST_PROPERTIES)):
+        (number,) = number_layout.unpack_from(content, at)
+        at += number_layout.size + 1
+        end = at + content[at - 1] * place_layout.size
+        if end > len(content):
+            raise IndexError
+        yield number, [(place & without_flag) - 1 for (place,) in place_layout.iter_unpack(content[at:end])]
+        at = end
 
 
 def _parts(references: memoryview) -> dict[int, list[int]]:
@@ -288,5 +316,7 @@ def _parts(references: memoryview) -> dict[int, list[int]]:
             (number,) = layout.unpack_from(box.content)
             (count,) = struct.unpack_from(">H", box.content, layout.size)
             numbers = box.content[layout.size + 2 :]
-            parts[number] = [layout.unpack_from(numbers, layout.size * at)[0] for at in range(count)]
+            parts[number] = [
+                layout.unpack_from(numbers, layout.size * at)[0] for at in range(_few(count, MOST_HEIC_ITEMS))
+            ]
     return parts

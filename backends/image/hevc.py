@@ -5,13 +5,14 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-__all__ = ["Frame", "largest_hevc_frame"]
+__all__ = ["MOST_CONFIGURATION_BYTES", "Frame", "has_parameters", "largest_hevc_frame"]
 
 SEQUENCE_PARAMETERS = 33  # a kind of NAL unit, the pieces of which HEVC's streams consist
 NAL_HEADER = 2  # bytes
-MOST_UNITS = 1024  # a still picture has a few; each tile of a large one has its own
+MOST_UNITS = 1024  # of an item; a picture has a few
+MOST_SETS = 16  # of a configuration; usual are three, one of them with sizes
+MOST_CONFIGURATION_BYTES = 65_536
 CONFIGURATION_HEADER = 22  # bytes of "hvcC" before the parameter sets
-LEAST_UNIT_BYTES = 3
 MOST_PARAMETER_BYTES = 1024  # of a set, which has some fifty
 PROFILE_BITS, LEVEL_BITS = 88, 8
 MOST_GOLOMB_ZEROS = 20  # no number that is needed has more bits
@@ -25,16 +26,17 @@ class Frame(NamedTuple):
     bits: int
 
 
-def largest_hevc_frame(configuration: bytes, stream: bytes) -> Frame | None:
+def largest_hevc_frame(configuration: bytes | memoryview) -> Frame | None:
     """Return the greatest sides and bits that parameter sets allow; None: none can be read, or a piece is damaged.
 
     Args:
         configuration: the content of the box "hvcC".
-        stream: NAL units, each behind its length.
     """
+    if len(configuration) > MOST_CONFIGURATION_BYTES:
+        return None
     frames = []
     try:
-        for unit in [*_of_configuration(configuration), *_of_stream(stream, (configuration[21] & 3) + 1)]:
+        for unit in _sets_of(bytes(configuration)):
             if unit[0] >> 1 & 63 == SEQUENCE_PARAMETERS:
                 frames.append(_frame_of(unit))
     except (IndexError, struct.error):
@@ -44,7 +46,27 @@ def largest_hevc_frame(configuration: bytes, stream: bytes) -> Frame | None:
     return Frame(*(max(numbers) for numbers in zip(*frames, strict=True)))
 
 
-def _of_configuration(configuration: bytes) -> list[bytes]:
+def has_parameters(stream: bytes, configuration: bytes | memoryview) -> bool:
+    """Say whether a stream has parameter sets of its own, which an item must not have, or is damaged.
+
+    Args:
+        stream: NAL units, each behind its length.
+        configuration: the content of the box "hvcC", which says in how many bytes lengths are.
+    """
+    length_bytes = (configuration[21] & 3) + 1
+    at = 0
+    for _ in range(MOST_UNITS):
+        if at == len(stream):
+            return False
+        length = int.from_bytes(stream[at : at + length_bytes], "big")
+        at += length_bytes
+        if length < NAL_HEADER or at + length > len(stream) or stream[at] >> 1 & 63 == SEQUENCE_PARAMETERS:
+            return True
+        at += length
+    return True
+
+
+def _sets_of(configuration: bytes) -> list[bytes]:
     units: list[bytes] = []
     at = CONFIGURATION_HEADER + 1
     for _ in range(configuration[CONFIGURATION_HEADER]):
@@ -53,27 +75,11 @@ def _of_configuration(configuration: bytes) -> list[bytes]:
         for _ in range(count):
             (length,) = struct.unpack_from(">H", configuration, at)
             at += 2
-            units.append(_piece(configuration, at, length, len(units)))
+            if not NAL_HEADER < length <= len(configuration) - at or len(units) == MOST_SETS:
+                raise IndexError
+            units.append(configuration[at : at + min(length, MOST_PARAMETER_BYTES)])
             at += length
     return units
-
-
-def _of_stream(stream: bytes, length_bytes: int) -> list[bytes]:
-    units: list[bytes] = []
-    at = 0
-    while at < len(stream):
-        length = int.from_bytes(stream[at : at + length_bytes], "big")
-        at += length_bytes
-        units.append(_piece(stream, at, length, len(units)))
-        at += length
-    return units
-
-
-def _piece(data: bytes, at: int, length: int, before: int) -> bytes:
-    """Return the beginning of a NAL unit, as far as it may be needed."""
-    if length < LEAST_UNIT_BYTES or at + length > len(data) or before >= MOST_UNITS:
-        raise IndexError
-    return data[at : at + min(length, MOST_PARAMETER_BYTES)]
 
 
 class _Bits:

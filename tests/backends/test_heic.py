@@ -20,7 +20,7 @@ import fastpipe  # noqa: E402
 from fastpipe.backends.image import heif  # noqa: E402
 from fastpipe.backends.image.codec import DecodeMat  # noqa: E402
 from fastpipe.backends.image.header import ImageHeader  # noqa: E402
-from fastpipe.backends.image.hevc import Frame, largest_hevc_frame  # noqa: E402
+from fastpipe.backends.image.hevc import Frame, has_parameters, largest_hevc_frame  # noqa: E402
 from fastpipe.backends.image.more_headers import read_more  # noqa: E402
 from fastpipe.errors import ConfigError, DecodeError  # noqa: E402
 
@@ -139,17 +139,26 @@ def test_the_header_of_a_real_file() -> None:
 @pytest.mark.parametrize("sub_layers", [0, 2])
 @pytest.mark.parametrize("is_cut", [False, True])
 def test_the_size_of_a_frame_is_read_from_its_parameters(sub_layers: int, is_cut: bool) -> None:
-    """Of the configuration and of the stream, the largest; damaged pieces are none."""
+    """The largest of a configuration; damaged pieces are none, and so are more than anybody needs."""
     unit = parameters(4032, 3024, sub_layers=sub_layers, is_cut=is_cut)
     other = parameters(64, 8192, bits=10)
-    assert largest_hevc_frame(configuration(unit), PICTURE) == Frame(4032, 3024, 8)
-    inside = struct.pack(">I", len(other)) + other
-    assert largest_hevc_frame(configuration(unit), inside + PICTURE) == Frame(4032, 8192, 10)
-    assert largest_hevc_frame(configuration(), PICTURE) is None
-    assert largest_hevc_frame(configuration(unit[:12]), PICTURE) is None
-    assert largest_hevc_frame(configuration(unit), PICTURE[:-1]) is None
-    assert largest_hevc_frame(configuration(unit), PICTURE * 1025) is None
-    assert largest_hevc_frame(b"", PICTURE) is None
+    assert largest_hevc_frame(configuration(unit)) == Frame(4032, 3024, 8)
+    assert largest_hevc_frame(configuration(PICTURE[4:], unit, other)) == Frame(4032, 8192, 10)
+    assert largest_hevc_frame(configuration()) is None
+    assert largest_hevc_frame(configuration(unit[:12])) is None
+    assert largest_hevc_frame(configuration(unit)[:-1]) is None
+    assert largest_hevc_frame(configuration(*[unit] * 17)) is None
+    assert largest_hevc_frame(configuration(unit) + bytes(65_536)) is None
+    assert largest_hevc_frame(b"") is None
+
+
+def test_an_item_has_no_parameters_of_its_own() -> None:
+    """They could say anything; nor is it damaged, or in a thousand pieces."""
+    setting, unit = configuration(parameters(64, 64)), parameters(9000, 9000)
+    assert not has_parameters(PICTURE * 1023, setting)
+    assert not has_parameters(b"", setting)
+    for stream in (PICTURE + struct.pack(">I", len(unit)) + unit, PICTURE[:-1], PICTURE * 1025, bytes(4)):
+        assert has_parameters(stream, setting)
 
 
 def test_a_frame_that_is_larger_than_its_picture_gives_no_result() -> None:
@@ -176,11 +185,11 @@ def test_tiles_may_not_be_much_more_than_their_picture() -> None:
         grid(30, 30, 500, 500, 512),  # 236 million pixels to decode
         grid(2, 2, 1000, 1000, 512, tiles=[2, 2, 2]),  # one is missing
         grid(2, 2, 1000, 1000, 512, tiles=[2, 2, 2, 1]),  # the grid in itself
-        grid(40, 40, 20_000, 20_000, 512),  # more tiles than are looked at
     ):
         header = header_of(content, 10**9)
         assert header is not None
         assert not header.is_complete
+    assert header_of(grid(40, 40, 20_000, 20_000, 512), 10**9) is None  # more tiles than are looked at
 
 
 def test_no_item_is_larger_than_the_picture() -> None:
@@ -232,6 +241,8 @@ def test_a_list_of_items_that_two_readers_could_read_differently_gives_no_result
         heic([(b"hvc1", PICTURE, [1, 2, 3])], properties),
         heic([(b"hvc1", PICTURE, [])], properties),
         heic([item], properties, primary=5),
+        heic([item], [extent(0, 64), *properties[1:]]),
+        heic([(b"hvc1", PICTURE, [1] * 255)] * 80, properties),
     ):
         assert header_of(content) is None
     whole = single(64, 64, unit)
