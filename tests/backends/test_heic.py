@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import struct
 import sys
@@ -24,16 +23,6 @@ from fastpipe.backends.image.hevc import Frame, has_parameters, largest_hevc_fra
 from fastpipe.backends.image.more_headers import read_more  # noqa: E402
 from fastpipe.errors import ConfigError, DecodeError  # noqa: E402
 
-# The picture of the corpus, 26 x 19, in a frame of 64 x 64, as pillow-heif 1.8.1 wrote it with quality 30.
-SMALL = base64.b64decode(
-    "AAAAGGZ0eXBoZWljAAAAAG1pZjFoZWljAAABfG1ldGEAAAAAAAAAIWhkbHIAAAAAAAAAAHBpY3QAAAAAAAAAAAAAAAAAAAAAImlsb2MAAAAAREAA"
-    "AQABAAAAAAGcAAEAAAAAAAAAnQAAACNpaW5mAAAAAAABAAAAFWluZmUCAAAAAAEAAGh2YzEAAAAADnBpdG0AAAAAAAEAAAD8aXBycAAAANxpcGNv"
-    "AAAAdWh2Y0MBA3AAAACQAAAAAAAe8AD8/fj4AAAPA2AAAQAYQAEMAf//A3AAAAMAkAAAAwAAAwAeugJAYQABAClCAQEDcAAAAwCQAAADAAADAB6g"
-    "IIEFluqumubgIaDAgAAADIAAAAMAhGIAAQAGRAHBc8GJAAAAE2NvbHJuY2x4AAEADQAGgAAAABRpc3BlAAAAAAAAAEAAAABAAAAAKGNsYXAAAAAa"
-    "AAAAAQAAABMAAAAB////2gAAAAL////TAAAAAgAAABBwaXhpAAAAAAMICAgAAAAYaXBtYQAAAAAAAAABAAEFgQIDBYQAAAClbWRhdAAAAJkoAa8Z"
-    "IeevF+9b0jjzQuJz9aSYNZP91ZA7WWySBinkg3o13lJvbuxPkRLBjfwooa4qv25qTf/VxHQHV6/dXDxMvVVK7i2YJm8+HroNJWR0EC5Pn+99od6A"
-    "2zjnD+COjoqrdt5EWZMS8dpjGldN5Cb0Izm5O1OChlALWYJxHpTdI2vY93yJHs6A81AT9XnjshbpPI0wqNWnJGA="
-)
 PICTURE = b"\0\0\0\x04\x28\1\0\0"  # a NAL unit of a picture, which has no sizes in it
 
 
@@ -126,12 +115,12 @@ def grid(rows: int, columns: int, width: int, height: int, tile: int, tiles: lis
 
 def test_the_header_of_a_real_file() -> None:
     """Only if HEIC is asked for; by its size, before anything else is looked at."""
-    header = header_of(SMALL)
+    header = header_of(corpus.SMALL_HEIC)
     assert header is not None
     assert (header.width, header.height, header.bits, header.kind, header.is_complete) == (64, 64, 8, "heic", True)
-    assert b"".join(header.pieces) == SMALL
-    assert read_more(memoryview(SMALL), frozenset({"avif", "tiff"}), 0) is None
-    request = {"data": SMALL}
+    assert b"".join(header.pieces) == corpus.SMALL_HEIC
+    assert read_more(memoryview(corpus.SMALL_HEIC), frozenset({"avif", "tiff"}), 0) is None
+    request = {"data": corpus.SMALL_HEIC}
     DecodeMat(more_formats=["tiff", "gif"]).run(request)
     assert "result" not in request
 
@@ -320,10 +309,10 @@ def test_tiles_are_put_together(pillow_heif: Any) -> None:
 
 def test_boxes_turn_and_cut_a_picture(pillow_heif: Any) -> None:
     """ "clap" of the small file, and "irot" put into it: the size is that of what is seen."""
-    upright = run(SMALL)["result"]
+    upright = run(corpus.SMALL_HEIC)["result"]
     assert upright.shape == (19, 26, 3)
     assert np.abs(upright.astype(int) - corpus.picture()[..., ::-1]).mean() < 20
-    turned = _with_property(SMALL, box(b"irot", b"\1"))
+    turned = _with_property(corpus.SMALL_HEIC, box(b"irot", b"\1"))
     np.testing.assert_array_equal(run(turned)["result"], np.rot90(upright))
     request = {"data": turned}
     keys: dict[str, Any] = {"more_formats": ["heic"], "scale": "auto", "resize_h": 13, "resize_w": 9}
@@ -351,11 +340,11 @@ def _with_property(content: bytes, added: bytes) -> bytes:
 def test_damaged_files_give_no_result_and_no_error_but_words(pillow_heif: Any) -> None:
     """All beginnings, and flipped bits."""
     rng = np.random.default_rng(1)
-    cut = [SMALL[:length] for length in range(0, len(SMALL), 5)]
+    cut = [corpus.SMALL_HEIC[:length] for length in range(0, len(corpus.SMALL_HEIC), 5)]
     for content in cut:
         assert "result" not in run(content)
     for _ in range(300):
-        damaged = bytearray(SMALL)
+        damaged = bytearray(corpus.SMALL_HEIC)
         for place in rng.integers(0, len(damaged), 1 << int(rng.integers(4))):
             damaged[place] ^= 1 << int(rng.integers(8))
         try:
