@@ -71,7 +71,7 @@ class DecodeMat(PerRequest):
     **More formats**, as Pillow decodes them, where ``more_formats`` names them: TIFF (one page; the request's own
     ``page`` counts before the parameter), GIF (the first frame), JPEG 2000 and AVIF (stills of 8 bits). A kind of them
     that is not decoded, or not to the right numbers, fails with DecodeError, which says which kind that is. HEIC needs
-    the package pillow-heif, which no extra brings: its wheels carry x265, which is under the GPL.
+    the package pillow-heif, which no extra brings: its wheels carry x265, and so are under the GPL.
 
     **Cut JPEGs.** With ``truncated = "keep"`` a JPEG without its last bytes is decoded as far as it goes, gray from
     there on (a progressive one is coarser instead), and the request's ``truncated`` is set to True.

@@ -255,7 +255,7 @@ def test_without_pillow_heif_the_licence_is_said_when_the_pipe_is_built(monkeypa
     """No extra brings it: whoever wants it has to have read this."""
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(
-        ConfigError, match=r"DecodeMat: more_formats has heic, .*pillow-heif.*x265, which is under the GPL"
+        ConfigError, match=r"DecodeMat: more_formats has heic, .*pillow-heif.*x265 and so are under the GPL"
     ):
         fastpipe.Pipe(backend="DecodeMat", more_formats=["heic"])
 
