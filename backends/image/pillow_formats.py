@@ -119,6 +119,6 @@ def _heic_class(backend: str) -> Any:
     except ImportError as error:
         raise ConfigError(
             f"{backend}: more_formats has heic, which needs the package pillow-heif; no extra of fastpipe brings it, "
-            "since its wheels carry x265 and so are under the GPL, version 2: if that suits you, pip install pillow-heif"
+            "since its wheels carry x265 and so are under the GPL: if that suits you, pip install pillow-heif"
         ) from error
     return pillow_heif.HeifImageFile
