@@ -50,6 +50,7 @@ _NOT_COMPRESSED, _JPEG = 1, 7
 _PREDICTED = frozenset({5, 8, 32_946})  # LZW, deflate: what a predictor is meant for
 _COMPRESSIONS = frozenset({_NOT_COMPRESSED, 3, 4, _JPEG, 32_773}) | _PREDICTED  # fax, PackBits
 SEPARATE = 2  # of PLANAR: each channel has strips of its own
+LOWEST_BIT_FIRST = 2  # of FILL_ORDER
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 # What the channels may be -> how many of them there may be; one more than the colors need is alpha.
 _CHANNELS_OF = {WHITE_IS_ZERO: (1,), BLACK_IS_ZERO: (1, 2), RGB: (3, 4), PALETTE: (1,), CMYK: (4,), YCBCR: (3,)}
@@ -240,6 +241,13 @@ def _check_kind(values: dict[int, _Value], order: str) -> int:
         raise _Refused(f"a TIFF of {words} whose channels are apart (planar configuration 2) is not decoded")
     if bits == {16} and compression == _JPEG:
         raise _Refused("a TIFF of 16 bits in JPEG is not decoded")
+    if _number(values, order, FILL_ORDER, 1) == LOWEST_BIT_FIRST and not _is_turned_by_pillow(
+        photometric, channels, max(bits), is_compressed=compression != _NOT_COMPRESSED
+    ):
+        raise _Refused(
+            f"a TIFF of photometric interpretation {photometric}, {channels} channels and {max(bits)} bits in the "
+            "other order (fill order 2) is not decoded"
+        )
     if _number(values, order, PREDICTOR, 1) != 1 and compression not in _PREDICTED:
         raise _Refused(f"a TIFF of compression {compression} with a predictor is not decoded")  # readers disagree
     if bits == {16} and ASSOCIATED_ALPHA in _numbers(values, order, EXTRA_SAMPLES):
@@ -250,6 +258,15 @@ def _check_kind(values: dict[int, _Value], order: str) -> int:
     if photometric == YCBCR and compression == _NOT_COMPRESSED and is_subsampled:
         raise _Refused("a TIFF of YCbCr that is subsampled and not compressed is not decoded")  # Pillow misreads it
     return bits.pop()
+
+
+def _is_turned_by_pillow(photometric: int, channels: int, bits: int, *, is_compressed: bool) -> bool:
+    """Say whether Pillow knows pixels whose bytes have their lowest bit first."""
+    if channels not in (1, 3):
+        return False
+    is_palette_of_bytes = photometric == PALETTE and bits == 8
+    is_inverted_bits = photometric == WHITE_IS_ZERO and bits < 8
+    return is_compressed or photometric in (BLACK_IS_ZERO, RGB) or is_palette_of_bytes or is_inverted_bits
 
 
 def _check_data(values: dict[int, _Value], order: str, encoded: memoryview) -> None:

@@ -52,7 +52,14 @@ def tiff_of(pixels: Any, compression: int = 1) -> bytes:
 
 
 def written_tiff(
-    pixels: Any, order: str, *, rows: int = 19, tile: int = 0, is_planar: bool = False, extra: int | None = None
+    pixels: Any,
+    order: str,
+    *,
+    rows: int = 19,
+    tile: int = 0,
+    is_planar: bool = False,
+    extra: int | None = None,
+    fill_order: int = 1,
 ) -> bytes:
     """Return a TIFF, not compressed, of pixels (height, width, channels), cut up as Pillow writes none."""
     height, width, channels = pixels.shape
@@ -76,6 +83,7 @@ def written_tiff(
         {322: [tile], 323: [tile], 324: offsets, 325: lengths} if tile else {273: offsets, 278: [rows], 279: lengths}
     )
     tags |= {} if extra is None else {338: [extra]}
+    tags |= {} if fill_order == 1 else {266: [fill_order]}
     at = 8 + sum(lengths)
     data_at, entries, data = at + 2 + 12 * len(tags) + 4, b"", b""
     for tag, numbers in sorted(tags.items()):
@@ -321,6 +329,17 @@ def test_a_predictor_is_for_lzw_and_deflate_alone() -> None:
     assert "result" in run(predicted)
     with pytest.raises(DecodeError, match="a TIFF of compression 32773 with a predictor is not decoded"):
         run(with_tag(predicted, 317, value=2))
+
+
+def test_bytes_with_their_lowest_bit_first_are_turned_or_refused_in_words() -> None:
+    """Gray and RGB, as Pillow reads them; with alpha it cannot."""
+    pixels = corpus.picture()
+    turned = np.packbits(np.unpackbits(pixels, bitorder="little").reshape(-1, 8)).reshape(pixels.shape)
+    np.testing.assert_array_equal(run(written_tiff(turned, "<", fill_order=2))["result"], pixels[..., ::-1])
+    gray = run(written_tiff(turned[..., :1], "<", fill_order=2))["result"]
+    np.testing.assert_array_equal(gray, np.repeat(pixels[..., :1], 3, axis=2))
+    with pytest.raises(DecodeError, match=r"4 channels and 8 bits in the other order \(fill order 2\) is not decoded"):
+        run(written_tiff(np.dstack([turned, turned[..., :1]]), "<", extra=2, fill_order=2))
 
 
 @pytest.mark.parametrize("options", [{"rows": 4}, {"tile": 16}, {"rows": 4, "is_planar": True}], ids=str)
