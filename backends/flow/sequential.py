@@ -38,9 +38,9 @@ class Sequential(Container):
     go on through all steps.
 
     **Buckets, weights, lengths.** The node's batches are formed by the first child's ``bucket``, ``weigh`` and
-    ``length_of``: what later
-    children will see is not known before the first has run. A later child that has them gets the batch in parts,
-    each of one bucket and of no more than its ``max_batch`` in weight.
+    ``length_of``: what later children will see is not known before the first has run. A later child that has a
+    ``bucket`` or a ``weigh`` gets the batch in parts, each of one bucket and of no more than its ``max_batch`` in
+    weight.
 
     **Forms.** Two neighbours without a filter between them may agree on a form of data that nobody else sees
     (``Backend.takes_forms``): behind the second, ``data`` is what it was before the first.

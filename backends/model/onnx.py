@@ -9,6 +9,7 @@ reads ``max`` and ``min``; ``onnx_graph`` changes the graph for ``mean``, ``std`
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -30,10 +31,12 @@ from .inputs import Array, ModelInputs, gather, to_torch
 from .onnx_files import weights_beside
 from .onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
 from .onnx_rows import read_graph
-from .postprocessors import find_postprocessor, is_built_in, postprocess
+from .length_axes import LengthAxes, read_pad
+from .length_proof import prove_lengths, prove_lengths_once
+from .postprocessors import find_postprocessor, is_built_in
 from .reader import Sample
 from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
-from .runs import Group, ModelBackend, run_in_groups
+from .runs import Group, ModelBackend
 from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import open_model
 
@@ -103,6 +106,10 @@ class OnnxTensor(ModelBackend):
             mapping with ``name`` and options, or as an object; or a callable ``f(outputs, batch)``: it gets the outputs
             of a run, one row for each request, and the requests, and returns a result for each, or None if it has
             filled the requests itself.
+        pad: requests of different lengths share a run, padded: ``longest`` (to the longest of the run), a list of
+            lengths (to the next of them), or a mapping with that as ``to``, and ``axis``, ``value``, ``mask``,
+            ``length``, ``outputs``, ``max_padding``: see docs/lengths.md. Outputs are cut to the request's own length.
+        max_tokens: with ``pad``: requests of a run times what they are padded to, at most.
         threads: computing threads of all instances together. Without it, the CPUs this process may use.
         providers: names of execution providers, in order of preference.
         warm_up: run every batch size once, on zeros, while the instance is built. Where an item's size is open, this
@@ -129,6 +136,8 @@ class OnnxTensor(ModelBackend):
         fuse: bool = False,
         postprocessor: str | Mapping[str, Any] | Callable[..., Any] = "split",
         rows: Literal["batch"] | None = None,
+        pad: str | list[int] | Mapping[str, Any] | None = None,
+        max_tokens: Annotated[int, Between(1, 2**31 - 1)] | None = None,
         threads: Annotated[int, Between(1, 4096)] | None = None,
         providers: list[str] | None = None,
         warm_up: bool = True,
@@ -158,17 +167,28 @@ class OnnxTensor(ModelBackend):
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
             self._take(self._inputs, profiles, specs)
+            axes: LengthAxes | None = None
+            if (wanted := read_pad(pad, max_tokens)) is not None:
+                shapes = [(value.name, [size or "?" for size in value.shape]) for value in outputs]
+                axes = self._pad(wanted, specs, shapes, profiles, functools.partial(ModelInputs, self._name))
             if len(outputs) == 1 and self._has_rows and postprocessor in ("split", "cpu"):
                 output = outputs[0]
                 dtype = _dtype("output", output).name
                 self.announced_outputs = announced_array(output.name, dtype, output.shape[1:], "result")
             if warm_up:
                 self._warm_up(specs, profiles)
+            is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
             if self._has_rows and rows is None:
-                is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
                 prove_once(
                     (_identity(source), max, min, tuple(providers or ())),
                     lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine),
+                )
+            if axes is not None:
+                tolerance, is_vouched = FINE if is_fine else COARSE, rows is not None
+                prove_lengths_once(
+                    (_identity(source), max, min, tuple(providers or ()), repr(wanted), is_vouched),
+                    axes,
+                    lambda: prove_lengths(self._compute, axes, profiles, tolerance, is_vouched=is_vouched),
                 )
         except ConfigError as error:
             raise self._named(error) from error.__cause__
@@ -180,7 +200,7 @@ class OnnxTensor(ModelBackend):
             ItemErrors: for the requests that the model cannot take.
             Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
         """
-        run_in_groups(self._inputs_to_run, batch, self._run_requests)
+        self._run_batch(self._inputs_to_run, batch, self._run_requests)
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
@@ -202,7 +222,7 @@ class OnnxTensor(ModelBackend):
             outputs = [output[: len(group)] for output in outputs]
         if group[0][1].is_torch:
             outputs = to_torch(outputs)
-        postprocess(self._postprocessor, outputs, [request for request, _ in group])
+        self._finish(outputs, [request for request, _ in group], row_count)
 
     def _compute(self, arrays: Sequence[Array]) -> list[Array]:
         """Run the model."""

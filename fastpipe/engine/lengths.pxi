@@ -4,8 +4,6 @@
 #              What is taken is what was chosen: the choice is made anew under the mutex that is held while it is taken.
 # Assumes      Mutex held. Station.has_lengths.
 
-from libcpp.atomic cimport memory_order_relaxed
-
 from fastpipe.engine.inbox cimport Ticket
 from fastpipe.engine.lengths cimport LOOKED_AT, Bounds, Similar, are_within, choose_similar, is_chosen
 from fastpipe.engine.ranking cimport Cursor, Taken, cursor_begin, cursor_move, cursor_pass, next_of

@@ -1,0 +1,106 @@
+"""Models whose requests have lengths: what of their answers depends on padding, and what does not; needs onnx."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import TensorProto, helper
+from onnx_models import make_model
+
+INT64 = TensorProto.INT64
+WORDS, NUMBERS = 40, 8
+
+
+def embedder(*, is_masked=True, symbol="seq", output_symbol=None, mask_name="attention_mask"):
+    """Return a model of attention over tokens: ids, and a mask if it has one, to tokens (n, seq, 8) and mean (n, 8).
+
+    Without a mask, padding is attended to, and is part of the mean.
+    """
+    chance = np.random.default_rng(7)
+    constants = {
+        "words": chance.standard_normal((WORDS, NUMBERS)).astype(np.float32),
+        "key": chance.standard_normal((NUMBERS, NUMBERS)).astype(np.float32),
+        "value": chance.standard_normal((NUMBERS, NUMBERS)).astype(np.float32),
+        "one": np.float32(1),
+        "far": np.float32(-1e4),
+        "at_1": np.array([1]),
+        "at_2": np.array([2]),
+    }
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["words", "input_ids"], ["x"]),
+        node("MatMul", ["x", "key"], ["keys"]),
+        node("Transpose", ["keys"], ["across"], perm=[0, 2, 1]),
+        node("MatMul", ["x", "across"], ["scores"]),
+        node("MatMul", ["x", "value"], ["values"]),
+        node("Softmax", ["masked"], ["attention"], axis=-1),
+        node("MatMul", ["attention", "values"], ["context"]),
+        node("Add", ["x", "context"], ["tokens"]),
+    ]
+    inputs = {"input_ids": (INT64, ["n", symbol])}
+    if is_masked:
+        inputs[mask_name] = (INT64, ["n", symbol])
+        nodes[5:5] = [
+            node("Cast", [mask_name], ["counts"], to=TensorProto.FLOAT),
+            node("Sub", ["one", "counts"], ["ignored"]),
+            node("Mul", ["ignored", "far"], ["distant"]),
+            node("Unsqueeze", ["distant", "at_1"], ["bias"]),
+            node("Add", ["scores", "bias"], ["masked"]),
+        ]
+        nodes += [
+            node("Unsqueeze", ["counts", "at_2"], ["weights"]),
+            node("Mul", ["tokens", "weights"], ["weighted"]),
+            node("ReduceSum", ["weighted", "at_1"], ["sum"], keepdims=0),
+            node("ReduceSum", ["counts", "at_1"], ["count"], keepdims=1),
+            node("Div", ["sum", "count"], ["mean"]),
+        ]
+    else:
+        nodes.insert(5, node("Identity", ["scores"], ["masked"]))
+        nodes.append(node("ReduceMean", ["tokens"], ["mean"], axes=[1], keepdims=0))
+    axis = symbol if output_symbol is None else output_symbol
+    return make_model(nodes, inputs, {"tokens": ["n", axis, NUMBERS], "mean": ["n", NUMBERS]}, constants)
+
+
+def elementwise():
+    """Return a model of floats (n, t, 3) that treats each step alone: the same and doubled, transposed (n, 3, t)."""
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["doubled"]),
+        helper.make_node("Transpose", ["doubled"], ["turned"], perm=[0, 2, 1]),
+    ]
+    return make_model(nodes, {"x": ["n", "t", 3]}, {"doubled": ["n", "t", 3], "turned": ["n", 3, "t"]})
+
+
+def convolution(bias):
+    """Return a convolution of width 3 over time behind a bias, (n, 1, t) to (n, 1, t): at its edge padding may leak."""
+    nodes = [
+        helper.make_node("Add", ["x", "bias"], ["moved"]),
+        helper.make_node("Conv", ["moved", "weights"], ["y"], kernel_shape=[3], pads=[1, 1]),
+    ]
+    constants = {"bias": np.float32(bias), "weights": np.ones((1, 1, 3), np.float32)}
+    return make_model(nodes, {"x": ["n", 1, "t"]}, {"y": ["n", 1, "t"]}, constants)
+
+
+def with_length():
+    """Return a sum over the first steps, of x (n, t) and their number `lengths` (n,): (n,)."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["size"]),
+        helper.make_node("Range", ["zero", "size", "one"], ["steps"]),
+        helper.make_node("Unsqueeze", ["lengths", "at_1"], ["ends"]),
+        helper.make_node("Less", ["steps", "ends"], ["counts"]),
+        helper.make_node("Cast", ["counts"], ["weights"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x", "weights"], ["weighted"]),
+        helper.make_node("ReduceSum", ["weighted", "at_1"], ["sum"], keepdims=0),
+    ]
+    constants = {"zero": np.int64(0), "one": np.int64(1), "at_1": np.array([1])}
+    return make_model(nodes, {"x": ["n", "t"], "lengths": (INT64, ["n"])}, {"sum": ["n"]}, constants)
+
+
+def halved():
+    """Return a maximum of every two steps, (n, 1, t) to (n, 1, t // 2): an output that is no length."""
+    nodes = [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2], strides=[2])]
+    return make_model(nodes, {"x": ["n", 1, "t"]}, {"y": ["n", 1, "t2"]})
+
+
+def fixed():
+    """Return `embedder` with the one length 16."""
+    return embedder(symbol=16)
