@@ -206,7 +206,7 @@ class Backend:
     """
 
     length_of: Callable[[Request], int] | None = None
-    """``def length_of(self, request)``: how long a request is, at least 1, where a batch is padded to its longest request.
+    """``def length_of(self, request)``: how long a request is, at least 1, where a batch is padded to its longest.
 
     A batch then holds the oldest request, and with it the most of similar length that keep the two bounds below.
     """

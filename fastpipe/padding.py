@@ -6,7 +6,7 @@ __all__ = ["PaddingCount"]
 
 
 class PaddingCount:
-    """What an instance has run since this was last read: ``forward`` adds to it, the engine reads it after each batch."""
+    """What an instance has run since this was last read: ``forward`` adds to it, the engine reads it behind."""
 
     __slots__ = ("own", "padding")
 

@@ -1,8 +1,8 @@
 """Which axes of a model are padded, with what, and which of its outputs have the length: read of the model, or said.
 
-The model's own names come first: an axis that is open, and called ``seq`` in every input that has it, is the length, and
-an output's axis of that name is cut. What the names leave open is said by the table ``pad``; what an output does is also
-seen in the trials, see ``length_proof``.
+The model's own names come first: an axis that is open, and called ``seq`` in every input that has it, is the length,
+and an output's axis of that name is cut. What the names leave open is said by the table ``pad``; what an output does is
+also seen in the trials, see ``length_proof``.
 """
 
 from __future__ import annotations
@@ -81,16 +81,13 @@ def read_pad(pad: Any, max_tokens: int | None) -> Pad | None:
     if "to" not in options:
         raise ConfigError("pad: expected to = 'longest' or a list of lengths in it")
     to = options.pop("to")
-    if isinstance(to, str) and to.lower() == "longest":
-        to = "longest"
-    else:
-        to = _buckets(to, max_tokens)
+    is_longest = isinstance(to, str) and to.lower() == "longest"
     share = options.get("max_padding", MOST_PADDING)
     if not _is_number(share) or not 0 <= share <= 1:
         raise ConfigError(f"pad: max_padding: expected a number from 0 to 1, got {summarize(share)}")
     if not isinstance(options.get("outputs", {}), Mapping):
         raise ConfigError(f"pad: outputs: expected a table with axes by output, got {summarize(options['outputs'])}")
-    return Pad(to, max_tokens=max_tokens, **options)
+    return Pad("longest" if is_longest else _buckets(to, max_tokens), max_tokens=max_tokens, **options)
 
 
 def _buckets(to: Any, max_tokens: int | None) -> tuple[int, ...]:
@@ -169,10 +166,12 @@ class LengthAxes:
                     each[axis] = (1, size)
             open_specs.append(spec)
             limits.append(of_profiles)
-        return open_specs, tuple([
-            replace(profile, limits=tuple([tuple(each[number]) for each in limits]))
-            for number, profile in enumerate(profiles)
-        ])
+        return open_specs, tuple(
+            [
+                replace(profile, limits=tuple([tuple(each[number]) for each in limits]))
+                for number, profile in enumerate(profiles)
+            ]
+        )
 
     def check(self, profiles: Sequence[Profile]) -> None:
         """Raise ConfigError if the model takes nothing as long as what is padded to."""
@@ -193,17 +192,12 @@ class LengthAxes:
                     f"and the model have it, got {self.buckets[-1]}"
                 )
 
-    def mask_value(self, length: int) -> Any:
-        """Return a mask for a request of that length."""
-        assert self.mask is not None
-        shape = list(self.specs[self.mask].shape[1:])
-        shape[self.of_inputs[self.mask] or 0] = length
-        return np.ones(shape, self.specs[self.mask].dtype)
-
-    def length_value(self, length: int) -> Any:
-        """Return what tells the model that length."""
-        assert self.length is not None
-        return np.full(self.specs[self.length].shape[1:], length, self.specs[self.length].dtype)
+    def made(self, index: int, length: int) -> Any:
+        """Return an input that is made for a request of that length: the mask, or the length."""
+        spec, axis = self.specs[index], self.of_inputs[index]
+        if index == self.length:
+            return np.full(spec.shape[1:], length, spec.dtype)
+        return np.ones([length if number == axis else 1 for number in range(len(spec.shape) - 1)], spec.dtype)
 
     def padded(self, index: int, array: Any, item: tuple[int, ...], target: int) -> Any:
         """Return an input of a request, of NumPy or torch, as long as ``target``; it may be the same."""
@@ -329,7 +323,7 @@ def _axes_by_name(specs: Sequence[InputSpec]) -> list[int | None]:
     opened = [[axis for axis, size in enumerate(spec.shape[1:]) if isinstance(size, str)] for spec in specs]
     symbols = {spec.shape[axis + 1] for spec, found in zip(specs, opened, strict=True) for axis in found}
     if not symbols:
-        raise ConfigError("pad: expected an input with an open axis, got none but the batch: name a fixed one in pad.axis")
+        raise ConfigError("pad: expected an input with an open axis, got none; pad.axis may name one that is fixed")
     if len(symbols) > 1 or any(len(found) > 1 for found in opened):
         raise ConfigError(f"pad: several axes may be the length: name it in pad.axis; {_open(specs)}")
     return [found[0] if found else None for found in opened]

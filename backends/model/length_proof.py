@@ -114,10 +114,11 @@ class _Prover:
 
     def alone(self, seed: int) -> list[list[Array]]:
         """Return the outputs of a request of each length, run as it is."""
-        return [
-            [output[:1] if self._most > 1 else output for output in self._run(self._filled_up(self._request(seed, number)))]
-            for number in range(len(self._trial.lengths))
-        ]
+        found = []
+        for number in range(len(self._trial.lengths)):
+            outputs = self._run(self._filled_up(self._request(seed, number)))
+            found.append([output[:1] if self._most > 1 else output for output in outputs])
+        return found
 
     def settle_outputs(self, alone: Sequence[Sequence[Array]]) -> None:
         """Find which axes of the outputs have the length; raise ConfigError if what is known of them is wrong."""
@@ -129,7 +130,7 @@ class _Prover:
             shapes = [output.shape for output in outputs]
             name = self._axes.output_names[index]
             if len({len(shape) for shape in shapes}) > 1:
-                raise self._refusal(index, f"an output of as many axes for every length, got {_listed(shapes)}")
+                raise self._refusal(index, f"as many axes for every length, got {_listed(shapes)}", "leave it out")
             seen = tuple([axis for axis, sizes in enumerate(zip(*shapes, strict=True)) if sizes == lengths])
             others = [
                 axis for axis, sizes in enumerate(zip(*shapes, strict=True)) if axis not in seen and len(set(sizes)) > 1
@@ -139,12 +140,13 @@ class _Prover:
                 raise self._refusal(
                     index,
                     f"an axis as long as the request, or one that does not depend on it, got {_listed(shapes)} for "
-                    f"lengths of {_listed(lengths)}: such an output cannot be cut",
+                    f"lengths of {_listed(lengths)}",
+                    "leave that output out of the file; or without pad, requests of equal length share a run",
                 )
             if known is not None and set(known) != set(seen):
                 raise ConfigError(
-                    f"pad.outputs: output {name!r}: expected the length in the axes {list(known)}, got {_listed(shapes)} "
-                    f"for lengths of {_listed(lengths)}: that is {list(seen)}"
+                    f"pad.outputs: output {name!r}: expected the length in the axes {list(known)}, got "
+                    f"{_listed(shapes)} for lengths of {_listed(lengths)}: that is {list(seen)}"
                 )
             self._axes.of_outputs[index] = seen
 
@@ -175,17 +177,19 @@ class _Prover:
                     f"by up to {largest:.2g} of the largest: the padding changes the answer",
                 )
 
-    def _refusal(self, index: int | None, expected_and_got: str) -> ConfigError:
+    def _refusal(self, index: int | None, expected_and_got: str, advice: str = "") -> ConfigError:
         axes, lengths = self._axes, self._trial.lengths
         output = "" if index is None else f" in output {axes.output_names[index]!r}"
         mask = "" if axes.mask is None else f" (with the mask {axes.names[axes.mask]!r})"
         ways = "name the input that says what is padding (pad.mask, pad.length), or export the model with one"
         if axes.mask is not None or axes.length is not None:
             ways = "export a model that leaves out what its mask or length says is padding"
+        start = f"{_where(axes)}: padded to {lengths[-1]}{mask}, expected{output} {expected_and_got}. "
+        if advice:
+            return ConfigError(f"{start}Way out: {advice}")
         return ConfigError(
-            f"{_where(axes)}: padded to {lengths[-1]}{mask}, expected{output} {expected_and_got}. "
-            f"Ways out: {ways}; try another pad.value; or without pad, requests of equal length share a run. If you know "
-            f"that the padding changes nothing, rows='batch' says so"
+            f"{start}Ways out: {ways}; try another pad.value; or without pad, requests of equal length share a run. "
+            f"If you know that the padding changes nothing, rows='batch' says so"
         )
 
     def _request(self, seed: int, number: int) -> list[Array]:
@@ -195,10 +199,8 @@ class _Prover:
         random = np.random.default_rng((seed, number))
         arrays = []
         for index, (spec, item) in enumerate(zip(axes.specs, self._trial.items, strict=True)):
-            if index == axes.mask:
-                arrays.append(axes.mask_value(length)[None])
-            elif index == axes.length:
-                arrays.append(axes.length_value(length)[None])
+            if index in (axes.mask, axes.length):
+                arrays.append(axes.made(index, length)[None])
             else:
                 axis = axes.of_inputs[index]
                 shape = (1, *[length if position == axis else size for position, size in enumerate(item)])
@@ -214,9 +216,7 @@ class _Prover:
             tuple([length if axis == self._axes.of_inputs[index] else size for axis, size in enumerate(item)])
             for index, item in enumerate(self._trial.items)
         ]
-        return [
-            np.asarray(self._axes.padded(index, array, items[index], target)) for index, array in enumerate(arrays)
-        ]
+        return [np.asarray(self._axes.padded(index, array, items[index], target)) for index, array in enumerate(arrays)]
 
     def _filled_up(self, batch: Sequence[Array]) -> list[Array]:
         """Return a batch with rows behind it, the first one again, up to the smallest that is run."""
@@ -245,8 +245,8 @@ def _need_known(axes: LengthAxes, why: str) -> None:
     for name, known in zip(axes.output_names, axes.of_outputs, strict=True):
         if known is None:
             raise ConfigError(
-                f"pad.outputs: output {name!r}: expected the axis that has the length, or [] for none, got nothing, and "
-                f"it cannot be seen: {why}"
+                f"pad.outputs: output {name!r}: expected the axis that has the length, or [] for none, got nothing, "
+                f"and it cannot be seen: {why}"
             )
 
 
@@ -255,7 +255,7 @@ def _trials(axes: LengthAxes, profile: Profile) -> Iterator[_Trial]:
     low, high = _range(axes, profile)
     if axes.buckets:
         for bucket in (bucket for bucket in axes.buckets if bucket >= max(low + 2, 3)):
-            lengths = (max(low, bucket // 3), max(low, bucket // 3 + 1, 2 * bucket // 3), bucket)
+            lengths: tuple[int, ...] = (max(low, bucket // 3), max(low, bucket // 3 + 1, 2 * bucket // 3), bucket)
             yield from (_Trial(lengths, items) for items in _items(axes, profile))
         return
     guesses = [*_LENGTHS, (low + 11, low, low + 6)]
@@ -291,10 +291,12 @@ def _items(axes: LengthAxes, profile: Profile) -> Iterator[list[tuple[int, ...]]
     )
     for guess in _GUESSES if is_open else _GUESSES[:1]:
         items = [
-            tuple([
-                0 if axis == axes.of_inputs[index] else max(guess, low) if high is None else high
-                for axis, (low, high) in enumerate(limits)
-            ])
+            tuple(
+                [
+                    0 if axis == axes.of_inputs[index] else max(guess, low) if high is None else high
+                    for axis, (low, high) in enumerate(limits)
+                ]
+            )
             for index, limits in enumerate(profile.limits)
         ]
         if all(math.prod(size for size in item if size) <= _LARGEST_GUESS for item in items):

@@ -18,20 +18,17 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from fastpipe.contract import Request
 from fastpipe.errors import KernelError
 from fastpipe.padding import PaddingCount
-from fastpipe.summaries import summarize
 
 from .length_axes import LengthAxes
 from .reader import RequestReader, Sample
 
 __all__ = ["LengthReader", "Lengths", "Measured"]
 
-# Masks of so many lengths are kept, each for all requests of that length; then one starts anew.
-_KEPT_MASKS = 1024
+# So many masks and lengths are kept, each for all requests of that length; then one starts anew.
+_KEPT = 1024
 
 
 class Measured(NamedTuple):
@@ -70,7 +67,7 @@ class LengthReader:
         self._model = model
         self.max_batch = reader.max_batch
         self._made = [index for index in (axes.mask, axes.length) if index is not None]
-        self._masks: dict[int, Any] = {}
+        self._kept: dict[tuple[int, int], Any] = {}
 
     def measure(self, request: Request) -> Measured:
         """Return the data of a request, with what is made for it, checked; and how long it is.
@@ -142,7 +139,7 @@ class LengthReader:
             given = [None if index in missing else next(source) for index in range(len(names))]
         length = self._length_of_given(given)
         for index in missing:
-            given[index] = self._mask(length) if index == self._axes.mask else self._axes.length_value(length)
+            given[index] = self._made_for(index, length)
         return given
 
     def _length_of_given(self, given: Sequence[Any]) -> int:
@@ -155,14 +152,15 @@ class LengthReader:
                     return int(shape[axis])
         return 1  # no array, or one of the wrong rank: the reader says so
 
-    def _mask(self, length: int) -> Any:
-        mask = self._masks.get(length)
-        if mask is None:
-            if len(self._masks) >= _KEPT_MASKS:
-                self._masks.clear()
-            self._masks[length] = mask = self._axes.mask_value(length)
-            mask.flags.writeable = False
-        return mask
+    def _made_for(self, index: int, length: int) -> Any:
+        """Return the mask, or the length, of a request: those of one length share it, so nobody may change it."""
+        made = self._kept.get((index, length))
+        if made is None:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            self._kept[index, length] = made = self._axes.made(index, length)
+            made.flags.writeable = False
+        return made
 
 
 class _PaddedReader:
@@ -278,7 +276,9 @@ class Lengths:
         if run:
             yield run
 
-    def _pad(self, inputs: RequestReader, run: list[tuple[Request, Measured]], number: int, padded: _PaddedReader) -> None:
+    def _pad(
+        self, inputs: RequestReader, run: list[tuple[Request, Measured]], number: int, padded: _PaddedReader
+    ) -> None:
         """Pad the requests of a run to one length."""
         target = run[0][1].target or run[0][1].length
         for request, measured in run:

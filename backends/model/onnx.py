@@ -28,11 +28,11 @@ from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
 from .encrypted import ModelKey
 from .inputs import Array, ModelInputs, gather, to_torch
+from .length_axes import Pad, read_pad
+from .length_proof import prove_lengths, prove_lengths_once
 from .onnx_files import weights_beside
 from .onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
 from .onnx_rows import read_graph
-from .length_axes import LengthAxes, read_pad
-from .length_proof import prove_lengths, prove_lengths_once
 from .postprocessors import find_postprocessor, is_built_in
 from .reader import Sample
 from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
@@ -167,10 +167,6 @@ class OnnxTensor(ModelBackend):
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
             self._take(self._inputs, profiles, specs)
-            axes: LengthAxes | None = None
-            if (wanted := read_pad(pad, max_tokens)) is not None:
-                shapes = [(value.name, [size or "?" for size in value.shape]) for value in outputs]
-                axes = self._pad(wanted, specs, shapes, profiles, functools.partial(ModelInputs, self._name))
             if len(outputs) == 1 and self._has_rows and postprocessor in ("split", "cpu"):
                 output = outputs[0]
                 dtype = _dtype("output", output).name
@@ -178,17 +174,12 @@ class OnnxTensor(ModelBackend):
             if warm_up:
                 self._warm_up(specs, profiles)
             is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
+            key = _identity(source), max, min, tuple(providers or ())
             if self._has_rows and rows is None:
-                prove_once(
-                    (_identity(source), max, min, tuple(providers or ())),
-                    lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine),
-                )
-            if axes is not None:
-                tolerance, is_vouched = FINE if is_fine else COARSE, rows is not None
-                prove_lengths_once(
-                    (_identity(source), max, min, tuple(providers or ()), repr(wanted), is_vouched),
-                    axes,
-                    lambda: prove_lengths(self._compute, axes, profiles, tolerance, is_vouched=is_vouched),
+                prove_once(key, lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine))
+            if (padding := read_pad(pad, max_tokens)) is not None:
+                self._take_lengths(
+                    padding, specs, profiles, key, FINE if is_fine else COARSE, is_vouched=rows is not None
                 )
         except ConfigError as error:
             raise self._named(error) from error.__cause__
@@ -262,6 +253,25 @@ class OnnxTensor(ModelBackend):
                     raise ConfigError(problem)
                 sizes.append(size)
         self.warmed_up = told_batches(sizes)
+
+    def _take_lengths(
+        self,
+        pad: Pad,
+        specs: Sequence[InputSpec],
+        profiles: Sequence[Profile],
+        key: Hashable,
+        tolerance: float,
+        *,
+        is_vouched: bool,
+    ) -> None:
+        """Take requests of different lengths; raise ConfigError if there is no proof that padding changes nothing."""
+        outputs = [(value.name, [size or "?" for size in value.shape]) for value in self._session.get_outputs()]
+        axes = self._pad(pad, specs, outputs, profiles, functools.partial(ModelInputs, self._name))
+        prove_lengths_once(
+            (key, repr(pad), is_vouched),
+            axes,
+            lambda: prove_lengths(self._compute, axes, profiles, tolerance, is_vouched=is_vouched),
+        )
 
     def _prove_rows(
         self,

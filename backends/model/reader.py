@@ -116,10 +116,12 @@ class RequestReader(ABC):
             sample: of a request.
             axes: of each input, without the batch.
         """
-        items = tuple([
-            item if axis is None else item[:axis] + item[axis + 1 :]
-            for item, axis in zip(sample.fit.item_shapes, axes, strict=True)
-        ])
+        items = tuple(
+            [
+                item if axis is None else item[:axis] + item[axis + 1 :]
+                for item, axis in zip(sample.fit.item_shapes, axes, strict=True)
+            ]
+        )
         _, others = sample.fit.key
         return items, others, sample.is_torch
 

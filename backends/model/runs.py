@@ -71,19 +71,11 @@ class ModelBackend(Backend):
                 raise ConfigError(f"pad: expected an input whose length is open, got one of {axes.fixed}")
             reader = reader_of(*axes.opened(specs, profiles))
         self._lengths = Lengths(reader, axes, self._name)
-        self.length_of = self._length_of
+        self.length_of = functools.partial(_length_of, self._lengths)
         self.max_padded = axes.max_tokens
         self.max_padding = axes.max_padding if not axes.buckets else 1.0
         self.padding_counts = (self._lengths.count,)
         return axes
-
-    def _length_of(self, request: Request) -> int:
-        assert self._lengths is not None
-        try:
-            measured = self._lengths.reader.measure(request)
-        except KernelError:
-            return 1  # forward() tells its caller why
-        return measured.target or measured.length
 
     def _run_batch(self, inputs: Any, batch: list[Request], run: Callable[[Group], None]) -> None:
         """Call ``run`` for each group of a batch, as ``run_in_groups`` does; requests of similar lengths are padded."""
@@ -113,6 +105,15 @@ class ModelBackend(Backend):
                     f"a model that cannot be batched needs max=1"
                 )
         return ""
+
+
+def _length_of(lengths: Lengths, request: Request) -> int:
+    """Return how long a request is for the engine: what it is padded to, where that is known."""
+    try:
+        measured = lengths.reader.measure(request)
+    except KernelError:
+        return 1  # forward() tells its caller why
+    return measured.target or measured.length
 
 
 def run_in_groups(inputs: Any, batch: list[Request], run: Callable[[Group], None]) -> None:
