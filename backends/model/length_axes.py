@@ -202,25 +202,30 @@ class LengthAxes:
     def padded(self, index: int, array: Any, item: tuple[int, ...], target: int) -> Any:
         """Return an input of a request, of NumPy or torch, as long as ``target``; it may be the same."""
         axis = self.of_inputs[index]
-        if axis is None or item[axis] == target:
+        if axis is None:
             return array
         axis += array.ndim - len(item)  # it may have a batch axis
         shape = list(array.shape)
         before, shape[axis] = shape[axis], target
         value = self.values[index]
         if isinstance(array, np.ndarray):
-            padded = np.full(shape, value, self._holding(index, array.dtype, value))
+            dtype = self._holding(index, array.dtype, value)  # of all requests, whether they need padding or not
+            if before == target:
+                return array.astype(dtype, copy=False)
+            padded = np.full(shape, value, dtype)
             padded[(slice(None),) * axis + (slice(before),)] = array
             return padded
-        if not array.is_floating_point() and not _fits(value, np.iinfo(str(array.dtype).removeprefix("torch."))):
+        if not array.is_floating_point() and not _holds(np.dtype(str(array.dtype).removeprefix("torch.")), value):
             array = array.double() if self.specs[index].dtype.kind == "f" else array.long()
+        if before == target:
+            return array
         tensor = array.new_full(shape, value)
         tensor.narrow(axis, 0, before).copy_(array)
         return tensor
 
     def _holding(self, index: int, given: np.dtype[Any], value: float) -> np.dtype[Any]:
         """Return a type in which a request's numbers can stand beside the value."""
-        if value == 0 or given.kind not in "iu" or _fits(value, np.iinfo(given)):
+        if _holds(given, value):
             return given
         own = self.specs[index].dtype
         return np.dtype(np.float64) if own.kind == "f" else own
@@ -272,8 +277,12 @@ class LengthAxes:
         )
 
 
-def _fits(value: float, limits: Any) -> bool:
-    return value == int(value) and limits.min <= value <= limits.max
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
+    """Say whether a type has a number."""
+    if dtype.kind not in "biu":
+        return True
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return value == int(value) and low <= value <= high
 
 
 def _is_number(value: Any) -> bool:
@@ -377,7 +386,7 @@ def _values(pad: Pad, specs: Sequence[InputSpec], axes: Sequence[int | None], ma
             value = value if isinstance(pad.value, Mapping) else 0
         if not _is_number(value) or not np.isfinite(value):
             raise ConfigError(f"pad.value: input {spec.name!r}: expected a number, got {summarize(value)}")
-        if axes[index] is not None and spec.dtype.kind in "iu" and not _fits(value, np.iinfo(spec.dtype)):
+        if axes[index] is not None and not _holds(spec.dtype, value):
             raise ConfigError(f"pad.value: input {spec.name!r}: expected a number that {spec.dtype} has, got {value}")
         values.append(value)
     return values

@@ -246,8 +246,7 @@ class Lengths:
         lengths = [self._lengths[id(request)] for request in requests]
         target = self.axes.target(max(lengths)) or max(lengths)
         self.count.add(sum(lengths), row_count * target)
-        is_cut = any(axis is not None for axis in self.axes.of_outputs)
-        if not is_cut or all(length == target for length in lengths):
+        if not any(self.axes.of_outputs) or all(length == target for length in lengths):
             postprocess(outputs, requests)
         elif len(set(lengths)) == 1:
             postprocess(self.axes.cut(outputs, lengths[0], target), requests)
