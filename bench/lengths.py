@@ -1,6 +1,6 @@
 """How many requests of mixed lengths does an embedding model take, padded, where without it only equal shapes meet?
 
-    python bench/lengths.py [--quick] [--hidden 128] [--layers 2] [--callers 64] [--json FILE]
+    python bench/lengths.py [--quick] [--hidden 128] [--layers 2] [--callers 64] [--device cuda] [--json FILE]
 
 A transformer in ONNX, made here (random weights, attention with a mask, a mean over the tokens), answers callers in a
 closed loop; each request has 8 to 512 tokens, evenly spread. The contestants take turns in each round:
@@ -10,8 +10,10 @@ closed loop; each request has 8 to 512 tokens, evenly spread. The contestants ta
     list      pad = the same powers of two, max_tokens = 4096
     longest   pad = "longest", max_tokens = 4096
 
-Every answer is checked against the model's for that request alone. What is counted (share of padding, batch sizes, runs)
-does not depend on the machine's load as times do. The callers, the engine and the model share the CPUs.
+Every answer is checked against the model's for that request alone. What is counted (share of padding, batch sizes,
+runs) does not depend on the machine's load as times do. On CPUs, which callers, engine and model share, a large enough
+model takes as long for four requests as for one four times over: there, company saves little but what padding costs.
+With ``--device cuda`` the same model is torch's, on a GPU, where a run costs much in itself.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from common import Numbers, Spread, Window, WrongAnswer, closed_loop
 from onnx import TensorProto, helper, numpy_helper
 
@@ -108,6 +109,40 @@ def transformer(hidden: int, layers: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def torch_transformer(hidden: int, layers: int) -> Any:
+    """Return a torch module that is the same kind of model; its weights are others."""
+    import torch
+
+    class Layer(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out = torch.nn.Linear(hidden, 3 * hidden), torch.nn.Linear(hidden, hidden)
+            self.up, self.down = torch.nn.Linear(hidden, 4 * hidden), torch.nn.Linear(4 * hidden, hidden)
+            self.first, self.second = torch.nn.LayerNorm(hidden), torch.nn.LayerNorm(hidden)
+
+        def forward(self, x: Any, counts: Any) -> Any:
+            apart = self.into(x).unflatten(2, (3, max(1, hidden // HEAD), -1)).permute(2, 0, 3, 1, 4)
+            mixed = torch.nn.functional.scaled_dot_product_attention(*apart, attn_mask=counts[:, None, None])
+            x = self.first(x + self.out(mixed.transpose(1, 2).flatten(2)))
+            return self.second(x + self.down(torch.relu(self.up(x))))
+
+    class Transformer(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = torch.nn.Embedding(WORDS, hidden)
+            self.layers = torch.nn.ModuleList([Layer() for _ in range(layers)])
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            x, counts = self.words(input_ids), attention_mask.bool()
+            for layer in self.layers:
+                x = layer(x, counts)
+            weights = attention_mask.unsqueeze(2).to(x.dtype)
+            return (x * weights).sum(1) / weights.sum(1)
+
+    torch.manual_seed(1)
+    return Transformer().eval()
+
+
 def whole(ids: Any) -> dict[str, Any]:
     """Return a request with its mask."""
     return {"input_ids": ids, "attention_mask": np.ones(len(ids), np.int64)}
@@ -151,7 +186,7 @@ class Clients:
         return call
 
 
-def own_and_padding(name: str, stats: Any, texts_mean: float) -> float:
+def share_of_padding(name: str, stats: Any) -> float:
     """Return the share of padding; of callers who pad themselves, what their bucket list gives on average."""
     if "padding" in stats:
         return float(stats["padding"]["share"])
@@ -162,21 +197,38 @@ def own_and_padding(name: str, stats: Any, texts_mean: float) -> float:
     return float(1 - sizes.sum() / padded.sum())
 
 
+def node_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the node that runs the model, without padding."""
+    shapes = f"{arguments.max}x{LONGEST}"
+    node: dict[str, Any] = {"max": f"{shapes},{shapes}"}
+    if arguments.device is None:
+        return {**node, "backend": "OnnxTensor", "model": transformer(arguments.hidden, arguments.layers)}
+    model = torch_transformer(arguments.hidden, arguments.layers)
+    dtypes = ["int64", "int64"]
+    return {
+        **node,
+        "backend": "TorchTensor",
+        "model": model,
+        "dtypes": dtypes,
+        "device": [arguments.device],
+        "postprocessor": "cpu",
+    }
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, list[Numbers]]:
     """Return the numbers of each contestant's windows, round by round."""
-    model = transformer(arguments.hidden, arguments.layers)
+    node = node_of(arguments)
     chance = np.random.default_rng(2)
     lengths = chance.integers(SHORTEST, LONGEST + 1, TEXTS)
     texts = [chance.integers(1, WORDS, length) for length in lengths]
-    session = onnxruntime.InferenceSession(model)
-    answers = [session.run(None, {name: array[None] for name, array in whole(ids).items()})[0] for ids in texts]
+    with fastpipe.Pipe(embed={**node, "max": node["max"].replace(f"{arguments.max}x", "1x")}) as pipe:
+        answers = [np.asarray(pipe({"data": whole(ids)})["result"]) for ids in texts]
     window = Window(1.5, 3.0) if arguments.quick else Window(3.0, 8.0)
     found: dict[str, list[Numbers]] = {name: [] for name in CONTESTANTS}
     pipes = {}
     try:
         for name, (options, _) in CONTESTANTS.items():
-            node = {"backend": "OnnxTensor", "model": model, "max": arguments.max, **options}
-            pipes[name] = fastpipe.Pipe(embed=node)
+            pipes[name] = fastpipe.Pipe(embed={**node, **options})
         for number in range(1 if arguments.quick else arguments.rounds):
             names = list(CONTESTANTS)
             for name in names[number % len(names) :] + names[: number % len(names)]:
@@ -184,7 +236,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[Numbers]]:
                 before = pipe.stats()
                 numbers = closed_loop(Clients(pipe, form, texts, answers).client, arguments.callers, window)
                 stats = pipe.stats(since=before)["nodes"]["embed"]
-                numbers["padding"] = own_and_padding(name, stats, float(lengths.mean()))
+                numbers["padding"] = share_of_padding(name, stats)
                 numbers["mean_batch"] = stats["mean_batch"]
                 numbers["runs_per_request"] = stats["batches"] / max(stats["requests"], 1)
                 found[name].append(numbers)
@@ -204,6 +256,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2, help="of the transformer (default: %(default)s)")
     parser.add_argument("--callers", type=int, default=64, help="threads that call (default: %(default)s)")
     parser.add_argument("--max", type=int, default=32, help="requests of a batch (default: %(default)s)")
+    parser.add_argument("--device", help="run it by torch there: cuda, cpu (default: ONNX Runtime on the CPU)")
     parser.add_argument("--rounds", type=int, default=5, help="windows of each contestant (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the numbers of all windows to this file")
     arguments = parser.parse_args()

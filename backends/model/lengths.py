@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fastpipe.contract import Request
 from fastpipe.errors import KernelError
 from fastpipe.padding import PaddingCount
@@ -145,11 +147,11 @@ class LengthReader:
     def _length_of_given(self, given: Sequence[Any]) -> int:
         for index, axis in enumerate(self._axes.of_inputs):
             if axis is not None and given[index] is not None:
-                shape = tuple(getattr(given[index], "shape", ()))
+                shape = _shape_of(given[index])
                 if len(shape) == self._axes.ranks[index]:
                     shape = shape[1:]
                 if axis < len(shape):
-                    return int(shape[axis])
+                    return shape[axis]
         return 1  # no array, or one of the wrong rank: the reader says so
 
     def _made_for(self, index: int, length: int) -> Any:
@@ -293,6 +295,16 @@ class Lengths:
             sample = _PaddedSample(found.arrays, found.fit, measured.sample.is_torch)
             sample.run = number
             padded.samples[id(request)] = sample
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    """Return the shape of an array; (): it is none that has one."""
+    try:
+        if not hasattr(value, "shape") and hasattr(value, "__dlpack__"):
+            value = np.from_dlpack(value)
+        return tuple([int(size) for size in value.shape])
+    except Exception:  # of any library, about arrays unlike others: the reader says what they are
+        return ()
 
 
 def _alone(outputs: list[Any]) -> list[Any]:

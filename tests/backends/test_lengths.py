@@ -374,6 +374,36 @@ def test_a_request_that_does_not_fit_fails_alone(data: Any, problem: str) -> Non
     assert_equal(batch[2]["result"], embedded(ids_of(9)[0]))
 
 
+def test_arrays_unlike_others_are_read_or_refused_as_without_pad(torch: Any) -> None:
+    """One that has nothing but DLPack has a length; one whose mask would be lost, or whose shape raises, is refused."""
+
+    class Bare:
+        def __init__(self, array: Any) -> None:
+            self.array = array
+
+        def __dlpack__(self, **given: Any) -> Any:
+            return self.array.__dlpack__(**given)
+
+        def __dlpack_device__(self) -> Any:
+            return self.array.__dlpack_device__()
+
+    class Raises:
+        @property
+        def shape(self) -> Any:
+            raise RuntimeError("no shape")
+
+    (ids,) = ids_of(6)
+    backend = OnnxTensor(model=embedder(), max=4, pad=[8])
+    assert_equal(results(backend, Bare(ids))[0], embedded(ids))
+    assert_equal(results(backend, torch.from_numpy(ids))[0], embedded(ids))
+    for odd in (np.ma.masked_array(ids, [1] * 6), Raises(), torch.from_numpy(ids).to_sparse()):
+        batch = [{"data": odd}]
+        with pytest.raises(ItemErrors) as caught:
+            backend.forward(batch)
+        assert type(caught.value.errors[0]) is KernelError
+        assert (backend.bucket(batch[0]), backend.length_of(batch[0])) == ("misfit", 1)
+
+
 def test_a_request_longer_than_the_budget_is_refused() -> None:
     """It could never run."""
     with (
