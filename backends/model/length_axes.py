@@ -17,6 +17,7 @@ import numpy as np
 from fastpipe.errors import ConfigError, nearest
 from fastpipe.summaries import summarize
 
+from .length_sizes import Cut
 from .shapes import InputSpec, Profile
 
 __all__ = ["LENGTH_NAMES", "MASK_NAMES", "LengthAxes", "Pad", "read_pad"]
@@ -45,7 +46,7 @@ class Pad:
         value: with what: one number, or by input. A mask is padded with 0.
         mask: the input that says what is no padding.
         length: the input that has the length.
-        outputs: by output, the axis that has the length, or a list of them; [] for none.
+        outputs: by output, the axis that depends on the length, or a list of them; [] for none.
         max_padding: the greatest share of a batch that may be padding, where it is padded to the longest.
         max_tokens: requests times the padded length, at most.
     """
@@ -114,7 +115,7 @@ class LengthAxes:
     mask: int | None  # which input it is
     length: int | None
     output_names: list[str | int]
-    of_outputs: list[tuple[int, ...] | None]  # of each, with the batch; (): it has none. None: not known, so not cut
+    of_outputs: list[tuple[Cut, ...] | None]  # (): it has no axis that is cut. None: not known, so it is not cut
     buckets: tuple[int, ...]  # (): to the longest
     max_tokens: int | None
     max_padding: float
@@ -147,7 +148,7 @@ class LengthAxes:
             return False
         return has_target or padded - own <= self.max_padding * padded
 
-    def said_of(self, names: Sequence[str | int]) -> list[tuple[int, ...] | None]:
+    def said_of(self, names: Sequence[str | int]) -> list[tuple[Cut, ...] | None]:
         """Return what is said of the axes of outputs with these names, which were not known before."""
         return _output_axes(self.said, [(name, None) for name in names], None)
 
@@ -234,9 +235,9 @@ class LengthAxes:
         """Return the outputs of requests of one length, as they would be without the padding."""
         cut = []
         for output, axes in zip(outputs, self.of_outputs, strict=True):
-            for axis in axes or ():
-                if axis < output.ndim and output.shape[axis] == target:
-                    output = output[(slice(None),) * axis + (slice(length),)]
+            for each in axes or ():
+                if each.axis < output.ndim and output.shape[each.axis] == each.size(target):
+                    output = output[(slice(None),) * each.axis + (slice(each.size(length)),)]
             cut.append(output)
         return cut
 
@@ -394,12 +395,12 @@ def _values(pad: Pad, specs: Sequence[InputSpec], axes: Sequence[int | None], ma
 
 def _output_axes(
     given: Names, outputs: Sequence[tuple[str | int, Sequence[Any] | None]], symbol: str | None
-) -> list[tuple[int, ...] | None]:
+) -> list[tuple[Cut, ...] | None]:
     """Return the axes of each output that have the length; None: not known."""
     if outputs:  # else they are not known yet
         _check_names("pad.outputs", [str(name) for name in given], [str(name) for name, _ in outputs], "output")
     by_name = {str(name): axes for name, axes in given.items()}
-    found: list[tuple[int, ...] | None] = []
+    found: list[tuple[Cut, ...] | None] = []
     for name, shape in outputs:
         said = by_name.get(str(name))
         if said is not None:
@@ -410,9 +411,9 @@ def _output_axes(
                 raise ConfigError(
                     f"pad.outputs: output {name!r}: expected an axis{of} behind the batch, got {summarize(said)}"
                 )
-            found.append(tuple(axes))
+            found.append(tuple([Cut(axis) for axis in axes]))
         elif shape and symbol is not None and symbol in shape[1:]:
-            found.append(tuple([axis for axis, size in enumerate(shape) if axis > 0 and size == symbol]))
+            found.append(tuple([Cut(axis) for axis, size in enumerate(shape) if axis > 0 and size == symbol]))
         else:
             found.append(None)
     return found

@@ -4,8 +4,8 @@ Pseudo-random requests of three lengths are run alone, as they are, and together
 each must be what it gave alone. A model whose answers depend on the padding (a mean over all tokens, a softmax without
 a mask, a normalisation over time) is refused, since its callers would get what depends on their neighbours.
 
-The same runs show which axes of the outputs have the length: those that are as long as each request was. What the
-model's names, or ``pad.outputs``, say otherwise is an error.
+The same runs, and one of a longer request, show which axes of the outputs depend on the length, and how, see
+``length_sizes``. What the model's names, or ``pad.outputs``, say otherwise is an error.
 
 What is left: a trial shows what its numbers show. Whole numbers are 0 and 1, lengths are short (up to 64, if the model
 takes them): that a model takes no lengths beyond 512, say, nobody sees but the request that has one.
@@ -23,6 +23,7 @@ from fastpipe.errors import ConfigError
 
 from .inputs import Array
 from .length_axes import LengthAxes
+from .length_sizes import LENGTHS_TO_FIT, Cut, fitting
 from .shapes import Profile
 
 __all__ = ["prove_lengths", "prove_lengths_once"]
@@ -36,6 +37,8 @@ _SEEDS = 3
 # Of the numbers of an output so many may be off: where one is compared inside a model, a rounding can tip it over.
 _SHARE_OFF = 0.005
 
+_LEAVE_OUT = "leave that output out of the file; or without pad, requests of equal length share a run"
+
 Run = Callable[[list[Array]], list[Array]]
 
 
@@ -44,7 +47,7 @@ class _Trial(NamedTuple):
     items: list[tuple[int, ...]]  # of each input, with 0 for the length
 
 
-_settled: dict[Hashable, list[tuple[int, ...] | None]] = {}
+_settled: dict[Hashable, list[tuple[Cut, ...] | None]] = {}
 
 
 def prove_lengths_once(key: Hashable, axes: LengthAxes, prove: Callable[[], None]) -> None:
@@ -111,49 +114,77 @@ class _Prover:
         self._tolerance = tolerance
         sizes = profile.batch_sizes()
         self._least, self._most = sizes[-1], sizes[0]
+        _, high = _range(axes, profile)
+        self._longest = min([size for size in (high, *axes.buckets[-1:]) if size is not None], default=1 << 20)
+        self._sizes: list[list[tuple[int, ...]]] = []  # of outputs, by length: once, where they are no length
 
     def alone(self, seed: int) -> list[list[Array]]:
         """Return the outputs of a request of each length, run as it is."""
-        found = []
-        for number in range(len(self._trial.lengths)):
-            outputs = self._run(self._filled_up(self._request(seed, number)))
-            found.append([output[:1] if self._most > 1 else output for output in outputs])
-        return found
+        return [self._alone(seed, length) for length in self._trial.lengths]
+
+    def _alone(self, seed: int, length: int) -> list[Array]:
+        outputs = self._run(self._filled_up(self._request(seed, length)))
+        return [output[:1] if self._most > 1 else output for output in outputs]
 
     def settle_outputs(self, alone: Sequence[Sequence[Array]]) -> None:
-        """Find which axes of the outputs have the length; raise ConfigError if what is known of them is wrong."""
+        """Find which axes of the outputs depend on the length; raise ConfigError if what is known of them is wrong."""
         lengths = self._trial.lengths
         if not self._axes.output_names:  # of a model that tells nothing before it has run
             self._axes.output_names = list(range(len(alone[0])))
             self._axes.of_outputs = self._axes.said_of(self._axes.output_names)
+        longer = self._longer()
         for index, outputs in enumerate(zip(*alone, strict=True)):
             shapes = [output.shape for output in outputs]
-            name = self._axes.output_names[index]
-            if len({len(shape) for shape in shapes}) > 1:
-                raise self._refusal(index, f"as many axes for every length, got {_listed(shapes)}", "leave it out")
-            seen = tuple([axis for axis, sizes in enumerate(zip(*shapes, strict=True)) if sizes == lengths])
-            others = [
-                axis for axis, sizes in enumerate(zip(*shapes, strict=True)) if axis not in seen and len(set(sizes)) > 1
-            ]
-            known = self._axes.of_outputs[index]
-            if others:
-                raise self._refusal(
-                    index,
-                    f"an axis as long as the request, or one that does not depend on it, got {_listed(shapes)} for "
-                    f"lengths of {_listed(lengths)}",
-                    "leave that output out of the file; or without pad, requests of equal length share a run",
-                )
-            if known is not None and set(known) != set(seen):
+            more = [*shapes, *[of_outputs[index] for of_outputs in longer]]
+            if len({len(shape) for shape in more}) > 1:
+                raise self._refusal(index, f"as many axes for every length, got {_listed(shapes)}", _LEAVE_OUT)
+            cuts = []
+            for axis, sizes in enumerate(zip(*more, strict=True)):
+                if sizes[: len(lengths)] == lengths:
+                    cuts.append(Cut(axis))
+                elif len(set(sizes)) > 1:
+                    cuts.append(self._cut_of(index, axis, shapes))
+            known, seen = self._axes.of_outputs[index], [cut.axis for cut in cuts]
+            if known is not None and {cut.axis for cut in known} != set(seen):
                 raise ConfigError(
-                    f"pad.outputs: output {name!r}: expected the length in the axes {list(known)}, got "
-                    f"{_listed(shapes)} for lengths of {_listed(lengths)}: that is {list(seen)}"
+                    f"pad.outputs: output {self._axes.output_names[index]!r}: expected the length in the axes "
+                    f"{[cut.axis for cut in known]}, got {_listed(shapes)} for lengths of {_listed(lengths)}: "
+                    f"that is {seen}"
                 )
-            self._axes.of_outputs[index] = seen
+            self._axes.of_outputs[index] = tuple(cuts)
+
+    def _longer(self) -> list[list[tuple[int, ...]]]:
+        """Return the shapes of the outputs for one longer request: a large stride may not show in short ones."""
+        length = min(max(self._trial.lengths) + LENGTHS_TO_FIT, self._longest)
+        try:
+            return [[output.shape for output in self._alone(0, length)]]
+        except Exception:  # of any library: it takes no such length
+            return []
+
+    def _cut_of(self, index: int, axis: int, shapes: Sequence[tuple[int, ...]]) -> Cut:
+        """Return how an axis of an output follows the length; raise ConfigError if it does so in no known way."""
+        start = min(self._trial.lengths)
+        lengths = [length for length in range(start, start + LENGTHS_TO_FIT) if length <= self._longest]
+        if not self._sizes:
+            try:
+                self._sizes = [[output.shape for output in self._alone(0, length)] for length in lengths]
+            except Exception as error:  # of any library
+                reason = f"it to take every length from {lengths[0]} to {lengths[-1]}, got {str(error).strip()}"
+                raise self._refusal(index, reason, _LEAVE_OUT) from error
+        cut = fitting(axis, lengths, [of_outputs[index][axis] for of_outputs in self._sizes])
+        if cut is None:
+            raise self._refusal(
+                index,
+                f"an axis as long as the request, or by a stride of up to 16, or some times as long, got "
+                f"{_listed(shapes)} for lengths of {_listed(self._trial.lengths)}",
+                _LEAVE_OUT,
+            )
+        return cut
 
     def compare(self, alone: Sequence[Sequence[Array]], seed: int) -> None:
         """Run the same requests padded, together if several may run, and compare what each gets."""
         lengths = self._trial.lengths
-        requests = [self._padded(self._request(seed, number), number) for number in range(len(lengths))]
+        requests = [self._padded(self._request(seed, length), length) for length in lengths]
         for start in range(0, len(lengths), self._most):
             numbers = range(start, min(start + self._most, len(lengths)))
             batch = [np.concatenate(arrays) for arrays in zip(*[requests[number] for number in numbers], strict=True)]
@@ -192,11 +223,10 @@ class _Prover:
             f"If you know that the padding changes nothing, rows='batch' says so"
         )
 
-    def _request(self, seed: int, number: int) -> list[Array]:
-        """Return the inputs of the request of one of the lengths, with a batch axis of 1."""
-        length = self._trial.lengths[number]
+    def _request(self, seed: int, length: int) -> list[Array]:
+        """Return the inputs of a request of some length, with a batch axis of 1."""
         axes = self._axes
-        random = np.random.default_rng((seed, number))
+        random = np.random.default_rng((seed, length))
         arrays = []
         for index, (spec, item) in enumerate(zip(axes.specs, self._trial.items, strict=True)):
             if index in (axes.mask, axes.length):
@@ -210,8 +240,8 @@ class _Prover:
                 arrays.append(np.asarray(numbers).astype(spec.dtype))
         return arrays
 
-    def _padded(self, arrays: Sequence[Array], number: int) -> list[Array]:
-        length, target = self._trial.lengths[number], self._trial.lengths[-1]
+    def _padded(self, arrays: Sequence[Array], length: int) -> list[Array]:
+        target = self._trial.lengths[-1]
         items = [
             tuple([length if axis == self._axes.of_inputs[index] else size for axis, size in enumerate(item)])
             for index, item in enumerate(self._trial.items)

@@ -12,11 +12,24 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from helpers import SCALE, WAIT_S  # noqa: E402
-from length_models import WORDS, convolution, elementwise, embedder, fixed, halved, with_length  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from length_models import (  # noqa: E402
+    WORDS,
+    convolution,
+    elementwise,
+    embedder,
+    fixed,
+    outer,
+    pooled,
+    repeated,
+    with_length,
+)
 
 import fastpipe  # noqa: E402
 from fastpipe.backends.model import length_proof  # noqa: E402
 from fastpipe.backends.model.length_axes import read_pad  # noqa: E402
+from fastpipe.backends.model.length_sizes import LENGTHS_TO_FIT, Cut, fitting  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
 from fastpipe.errors import ConfigError, ItemErrors, KernelError  # noqa: E402
 
@@ -279,10 +292,31 @@ def test_a_mask_of_another_name_is_named() -> None:
         assert_equal(result, embedded(ids))
 
 
+@pytest.mark.parametrize("model", [pooled(2, 2), pooled(3, 1), pooled(5, 4), pooled(1, 16), repeated(3)])
+def test_an_output_of_strides_or_repeats_is_cut_to_what_it_is_alone(model: bytes) -> None:
+    """Found in the trials: how long it is for every length."""
+    backend = OnnxTensor(model=model, max=8, pad={"to": "longest", "max_padding": 1})
+    asked = [np.random.default_rng(length).random((1, length), np.float32) + 1 for length in (17, 100, 53, 16, 32)]
+    for array, result in zip(asked, results(backend, *asked), strict=True):
+        assert_equal([result], alone(model, array))
+
+
 def test_an_output_that_follows_the_length_otherwise_is_refused() -> None:
     """It cannot be cut."""
-    with pytest.raises(ConfigError, match=r"output 'y' an axis as long as the request.*\(1, 1, 2\).*Way out: leave"):
-        OnnxTensor(model=halved(), max=4, pad="longest")
+    with pytest.raises(ConfigError, match=r"output 'y' an axis as long as the request.*\(1, 25\).*Way out: leave"):
+        OnnxTensor(model=outer(), max=4, pad="longest")
+
+
+@given(st.integers(1, 16), st.integers(-40, 40), st.integers(1, 60))
+@settings(deadline=None, max_examples=int(200 * min(SCALE, 1)))
+def test_a_rule_of_strides_is_found_from_lengths_in_a_row(divide: int, add: int, start: int) -> None:
+    """And no other fits them: it holds for all lengths."""
+    lengths = list(range(start, start + LENGTHS_TO_FIT))
+    right = Cut(2, 1, add, divide)
+    if right.size(start) == 0:  # no model gives nothing
+        return
+    assert fitting(2, lengths, [right.size(length) for length in lengths]) == right
+    assert Cut(2, 3, add).size(7) == max(0, 21 + add)
 
 
 @pytest.mark.parametrize(
@@ -480,9 +514,9 @@ def test_a_torch_model_pads_as_well(torch: Any, tmp_path: Any, exported: bool) -
         pad = {"to": "longest", "axis": 1, "mask": "attention_mask"}
         backend = TorchTensor(model=model, max="8x64x2,8x64", dtypes=["float32", "int64"], device=["cpu"], pad=pad)
     asked = [torch.rand(length, 2) for length in (5, 6, 7)]
-    for given, (sums, mean) in zip(asked, results(backend, *asked), strict=True):
-        torch.testing.assert_close(sums, given.cumsum(0)[None])
-        torch.testing.assert_close(mean, given.mean(0)[None])
+    for array, (sums, mean) in zip(asked, results(backend, *asked), strict=True):
+        torch.testing.assert_close(sums, array.cumsum(0)[None])
+        torch.testing.assert_close(mean, array.mean(0)[None])
         assert sums.untyped_storage().nbytes() == sums.nbytes
     assert counted(backend) == (18, 3)
 

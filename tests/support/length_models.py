@@ -95,10 +95,38 @@ def with_length():
     return make_model(nodes, {"x": ["n", "t"], "lengths": (INT64, ["n"])}, {"sum": ["n"]}, constants)
 
 
-def halved():
-    """Return a maximum of every two steps, (n, 1, t) to (n, 1, t // 2): an output that is no length."""
-    nodes = [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[2], strides=[2])]
-    return make_model(nodes, {"x": ["n", 1, "t"]}, {"y": ["n", 1, "t2"]})
+def pooled(width, stride):
+    """Return a maximum of some steps (n, 1, t), which moves by a stride: (n, 1, (t - width) // stride + 1)."""
+    nodes = [helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[width], strides=[stride])]
+    return make_model(nodes, {"x": ["n", 1, "t"]}, {"y": ["n", 1, "steps"]})
+
+
+def repeated(times):
+    """Return every step (n, 1, t) so often: (n, 1, times * t)."""
+    nodes = [
+        helper.make_node(
+            "Resize",
+            ["x", "", "scales"],
+            ["y"],
+            mode="nearest",
+            nearest_mode="floor",
+            coordinate_transformation_mode="asymmetric",
+        )
+    ]
+    constants = {"scales": np.array([1, 1, times], np.float32)}
+    return make_model(nodes, {"x": ["n", 1, "t"]}, {"y": ["n", 1, "steps"]}, constants)
+
+
+def outer():
+    """Return the products of all pairs of steps (n, t), in a row: (n, t * t), which is no rule of strides."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "at_1"], ["rows"]),
+        helper.make_node("Unsqueeze", ["x", "at_2"], ["columns"]),
+        helper.make_node("Mul", ["rows", "columns"], ["pairs"]),
+        helper.make_node("Flatten", ["pairs"], ["y"]),
+    ]
+    constants = {"at_1": np.array([1]), "at_2": np.array([2])}
+    return make_model(nodes, {"x": ["n", "t"]}, {"y": ["n", "pairs"]}, constants)
 
 
 def fixed():
