@@ -98,6 +98,10 @@ def transformer(hidden: int, layers: int) -> bytes:
     add("ReduceSum", ["weighted", "at_1"], "total", keepdims=0)
     add("ReduceSum", ["counts", "at_1"], "count", keepdims=1)
     add("Div", ["total", "count"], "embedding")
+    return _as_model(nodes, constants, hidden)
+
+
+def _as_model(nodes: list[Any], constants: dict[str, Any], hidden: int) -> bytes:
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "seq"]) for name in ("input_ids", "attention_mask")
     ]

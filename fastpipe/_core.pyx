@@ -19,7 +19,8 @@ Invariants, each held by the code that is named:
       and then looks at ``queued``; both sequentially consistent, so at least one of them sees the other and notifies.
       A worker announces itself before it looks (EventCount), so a notification between look and sleep is not lost.
   E5  Nobody is overtaken, but by priority: a caller takes a token only if nothing is queued; workers take the oldest
-      first, where a priority counts as having come earlier or later (ranking.pxd).
+      first, where a priority counts as having come earlier or later (ranking.pxd). Whoever is of another bucket, or too
+      different in length (lengths.pxd), is passed by, but never the oldest, unless its bucket can still wait.
       Nor is anybody who waits to be let in: whoever frees a place gives it to the first of the line, under the same hold
       of the GIL (tell_of_room), so there is never room for the first of a line.
   E6  User code is entered in enter_user_code and, a backend's forward, in run_backend, with no mutex held.

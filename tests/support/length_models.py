@@ -1,8 +1,12 @@
-"""Models whose requests have lengths: what of their answers depends on padding, and what does not; needs onnx."""
+"""Models whose requests have lengths: what of their answers depends on padding, and what does not; needs onnx.
+
+And what tests ask of them, which needs ONNX Runtime, too.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime
 from onnx import TensorProto, helper
 from onnx_models import make_model
 
@@ -132,3 +136,37 @@ def outer():
 def fixed():
     """Return `embedder` with the one length 16."""
     return embedder(symbol=16)
+
+
+# ---- requests --------------------------------------------------------------------------------------------------------
+
+
+def ids_of(*lengths, seed=0):
+    """Return token ids of so many tokens each."""
+    chance = np.random.default_rng(seed)
+    return [chance.integers(0, WORDS, length) for length in lengths]
+
+
+def alone(model, *inputs):
+    """Return what ONNX Runtime gives for one request, as it is."""
+    session = onnxruntime.InferenceSession(model)
+    names = [value.name for value in session.get_inputs()]
+    return list(session.run(None, {name: array[None] for name, array in zip(names, inputs, strict=True)}))
+
+
+def embedded(ids):
+    return alone(embedder(), ids, np.ones(len(ids), np.int64))
+
+
+def results(backend, *data, **keys):
+    """Run the data as one batch, and return the results."""
+    batch = [{"data": item, **keys} for item in data]
+    backend.forward(batch)
+    return [request["result"] for request in batch]
+
+
+def assert_equal(found, expected):
+    """Two lists of arrays, of one shape and nearly the same numbers."""
+    assert [array.shape for array in found] == [array.shape for array in expected]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(one), other, rtol=1e-4, atol=1e-5)
