@@ -96,8 +96,6 @@ cdef int64_t fill_load(Station station, Load* load) noexcept nogil:
     """Describe the moment to a rule, and return the bucket to go next. Mutex held."""
     cdef int64_t bucket = _weigh_queue(station, load)
     _fill_in_but_queue(station, load)
-    if station.has_lengths and load.queued < station.staged.count:
-        load.company = 0                                        # others wait for this batch to leave: it waits for nobody
     _fill_in_costs(station, load)
     return bucket
 
@@ -226,6 +224,10 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
         verdict[0] = _ask_rule_object(<PyObject*>station, &load)
         station.desk.lock()
     else:
+        if station.has_lengths and load.queued < station.staged.count:
+            # Others wait that do not fit: this batch waits for nobody, and is not shared between instances that have them to run.
+            load.company = 0
+            load.idle_instances = min(load.idle_instances, 1)
         verdict[0] = decide_by_rule(station, &load)
     if _is_to_leave(station, batch.instance, worker):
         verdict.action = LEAVE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import random
+import threading
 from typing import Any
 
 import pytest
@@ -228,6 +229,32 @@ def test_swapping_brings_the_new_bounds_to_those_who_wait() -> None:
         for future in futures:
             future.result(WAIT_S)
     assert (backend.batches, wider.batches) == ([[1]], [[30, 10, 28]])
+
+
+def test_instances_that_are_idle_take_whole_batches_while_others_wait() -> None:
+    """What fits together is not shared between them: each has requests of another length to run."""
+
+    batches: list[list[Any]] = []
+    inside, opens = threading.Semaphore(0), threading.Event()
+
+    class Two(Padded):
+        def forward(self, batch: list[Request]) -> None:
+            inside.release()
+            assert opens.wait(WAIT_S)
+            batches.append(sorted(request["data"] for request in batch))
+            for request in batch:
+                request["result"] = request["data"]
+
+    with Pipe(node={"backend": Two, "instance_num": 2}) as pipe:
+        futures = [pipe.submit({"data": 1}), pipe.submit({"data": 100})]
+        for _ in range(2):
+            assert inside.acquire(timeout=WAIT_S)
+        futures += [pipe.submit({"data": length}) for length in (30, 10, 31, 11, 30, 10)]
+        until(lambda: pipe.stats()["nodes"]["node"]["queued"] == 6)
+        opens.set()
+        for future in futures:
+            future.result(WAIT_S)
+    assert sorted(batches) == [[1], [10, 10, 11], [30, 30, 31], [100]]
 
 
 def test_many_callers_of_mixed_lengths_get_their_own_answers_within_the_bounds() -> None:
