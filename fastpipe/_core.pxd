@@ -37,6 +37,7 @@ cdef class Instance:
     cdef bint retry_alone                       # built: a batch that fails is run again one by one
     cdef bint keeps_input                       # built: a batch changes no value that it is handed
     cdef tuple padding_counts                   # built: what its parts have padded since they were last read
+    cdef bint has_padding                       # built: there are some
 
 
 @cython.final

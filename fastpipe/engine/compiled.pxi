@@ -49,6 +49,7 @@ cdef class Instance:
         self.retry_alone = backend.retry_alone
         self.keeps_input = backend.keeps_input
         self.padding_counts = tuple(backend.padding_counts)
+        self.has_padding = len(self.padding_counts) > 0
 
 
 @cython.final

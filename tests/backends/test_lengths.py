@@ -123,7 +123,7 @@ def test_the_length_is_told_to_a_model_that_has_an_input_for_it() -> None:
 
 
 def test_a_bucket_is_what_a_request_is_padded_to_also_alone() -> None:
-    """So its answer does not depend on company, not even by rounding."""
+    """So it does not depend on company."""
     backend = OnnxTensor(model=embedder(), max=4, pad=[8, 16])
     short, long = ids_of(5, 13)
     assert_equal(results(backend, short)[0], embedded(short))
