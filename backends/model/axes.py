@@ -231,6 +231,8 @@ def _guess(shape: tuple[int | str, ...], batch: str, others: set[str], *, is_ope
     first = shape[0]
     if isinstance(first, str):
         return None if first in others else 0
+    if first == 0:
+        return None
     if not is_open:
         # Nothing is open: a batch of that size, where all agree on it.
         return 0 if is_one or first == 1 else None
