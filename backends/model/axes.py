@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,14 @@ Declared = tuple[str, tuple[int | str, ...]]
 
 # What exporters and people call the axis of the requests. A name is no proof: it decides what is tried.
 _BATCH_NAMES = {"n", "b", "bs", "bsz"}
+
+
+class Said(NamedTuple):
+    """The keys of a node about axes, as they were written."""
+
+    batch_axis: Mapping[str, Any] | None
+    shared: Sequence[str] | None
+    split_by: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class Axes:
         ]
 
 
-def in_place(shape: Sequence[int], axis: int | None) -> tuple[int, ...]:
+def in_place(shape: Sequence[Any], axis: int | None) -> tuple[Any, ...]:
     """Return the shape of an output that ``to_rows`` has changed, as the model has it."""
     if not axis or axis >= len(shape):
         return tuple(shape)
