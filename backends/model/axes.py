@@ -205,7 +205,7 @@ def with_axes(specs: Sequence[InputSpec], axes: Sequence[int | None]) -> list[In
 
 
 def settled(
-    outputs: Sequence[Declared],
+    outputs: Sequence[Declared] | None,
     wishes: Wishes,
     axes: Sequence[int | None],
     batch: str = "",
@@ -214,7 +214,7 @@ def settled(
     """Return where a model has the requests.
 
     Args:
-        outputs: as the model declares them.
+        outputs: as the model declares them; None: it does not, and what the node says of them is all that is known.
         wishes: of the node.
         axes: of the inputs.
         batch: what the batch is called in the file; "": nothing.
@@ -223,6 +223,15 @@ def settled(
     Raises:
         ConfigError: if an output has no axis of that number.
     """
+    if outputs is None:
+        said = {name: axis for name, axis in wishes.axes.items() if axis != 0}
+        for name, axis in said.items():
+            if axis is not None and axis < 0 and name not in wishes.inputs:
+                raise ConfigError(
+                    f"output {name!r}, batch_axis: expected an axis counted from 0, as the model does not say how many "
+                    f"it has, got {axis}"
+                )
+        return Axes(tuple(axes), said, wishes.columns)
     return Axes(tuple(axes), _output_axes(outputs, wishes, batch, carried or {}), wishes.columns)
 
 
