@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpipe.errors import KernelError
+from fastpipe.errors import ConfigError, KernelError
 
 from ..odd_arrays import oddity
 from ..ranges import may_overflow, overflow
 from .reader import Fit, RequestReader, Signature
 from .shapes import InputSpec, Profile, SharedAxes
 
-__all__ = ["Array", "ModelInputs", "as_it_comes", "gather", "to_array", "to_torch", "zeros"]
+__all__ = ["Array", "ModelInputs", "as_it_comes", "example_of", "gather", "to_array", "to_torch", "zeros"]
 
 Array = npt.NDArray[Any]
 
@@ -142,11 +142,34 @@ def as_it_comes(array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> A
 
 
 def zeros(specs: Sequence[InputSpec], items: Sequence[tuple[int, ...]], row_count: int) -> list[Array]:
-    """Return inputs of zeros, with the requests in front."""
-    return [
-        np.zeros(item if spec.is_shared else (row_count, *item), spec.dtype)
-        for spec, item in zip(specs, items, strict=True)
-    ]
+    """Return inputs of zeros, with the requests in front; of what they share, the example, if there is one.
+
+    Raises:
+        ConfigError: if an example has not the shape of its input.
+    """
+    arrays = []
+    for spec, item in zip(specs, items, strict=True):
+        example = example_of(spec, item)
+        shape = item if spec.is_shared else (row_count, *item)
+        arrays.append(np.zeros(shape, spec.dtype) if example is None else example)
+    return arrays
+
+
+def example_of(spec: InputSpec, item: tuple[int, ...]) -> Array | None:
+    """Return the example of an input that a batch shares, for an item of this shape; None: there is none.
+
+    Raises:
+        ConfigError: if it has another shape, and is not one number for all.
+    """
+    if spec.example is None:
+        return None
+    try:
+        return np.broadcast_to(np.asarray(spec.example, spec.dtype), item).copy()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"input {spec.name!r}, shared: expected an example of {spec.dtype.name} of shape {item}, or one number, "
+            f"got {spec.example!r}"
+        ) from error
 
 
 def _converted(array: Array, dtype: np.dtype[Any]) -> Array:

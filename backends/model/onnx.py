@@ -133,7 +133,7 @@ class OnnxTensor(ModelBackend):
         rows: Literal["batch"] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,
-        shared: list[str] | None = None,
+        shared: list[str] | Mapping[str, Any] | None = None,
         split_by: Mapping[str, Any] | None = None,
         outputs: list[str] | None = None,
         result_as: Literal["list", "dict"] = "list",
@@ -155,7 +155,7 @@ class OnnxTensor(ModelBackend):
                 batch_axis, shared, split_by, [spec.name for spec in specs], [name for name, _ in declared]
             )
             axes, batch = input_axes(specs, wishes)
-            specs = with_axes(specs, axes)
+            specs = with_axes(specs, axes, wishes)
             self._dtypes = [spec.dtype for spec in specs]
             profiles = make_profiles(specs, max, min)
             self._inputs = ModelInputs(self._name, specs, profiles)
@@ -175,7 +175,7 @@ class OnnxTensor(ModelBackend):
 
             def prove() -> None:
                 is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
-                proof = key, max, min, tuple(providers or ()), tuple(self._output_names), str(self._axes)
+                proof = key, max, min, tuple(providers or ()), tuple(self._output_names), str((self._axes, shared))
                 prove_once(proof, lambda: self._prove_rows(graph, specs, profiles, is_fine=is_fine))
 
             self._build_up(prove if rows is None else None, lambda: self._warm_up(specs, profiles) if warm_up else None)

@@ -27,7 +27,7 @@ import numpy as np
 
 from fastpipe.errors import ConfigError
 
-from .inputs import Array
+from .inputs import Array, example_of
 from .shapes import InputSpec, Profile
 
 __all__ = ["COARSE", "FINE", "Output", "prove_once", "prove_rows", "rows_in"]
@@ -352,7 +352,9 @@ def _numbers(spec: InputSpec, shape: tuple[int, ...], kind: _Kind, random: np.ra
 
 
 def _shared_numbers(spec: InputSpec, item: tuple[int, ...], kind: _Kind, random: np.random.Generator) -> Array:
-    """Return pseudo-random data that all rows have together: floats from 0 to 1, and small whole numbers."""
+    """Return data that all rows have together: the example, or pseudo-random floats from 0 to 1 or whole numbers."""
+    if (example := example_of(spec, item)) is not None:
+        return example
     if spec.dtype.kind == "f":
         return np.asarray(random.random(item), spec.dtype)
     whole = np.ones(item) if kind.is_one else random.integers(0, 2, item)

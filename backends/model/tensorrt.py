@@ -113,7 +113,7 @@ class TensorrtTensor(ModelBackend):
         rows: Literal["batch"] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,
-        shared: list[str] | None = None,
+        shared: list[str] | Mapping[str, Any] | None = None,
         split_by: Mapping[str, Any] | None = None,
         outputs: list[str] | None = None,
         result_as: Literal["list", "dict"] = "list",
@@ -169,7 +169,7 @@ class TensorrtTensor(ModelBackend):
                     profile: _Slot(self._engine, index, profile, specs, self._gpu.device)
                     for index, profile in enumerate(profiles)
                 }
-            proof = str(self._axes), tuple(self._output_names)
+            proof = str((self._axes, shared)), tuple(self._output_names)
 
             def prove() -> None:
                 if proof not in _proved.setdefault(self._engine, set()):

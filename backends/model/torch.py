@@ -125,7 +125,7 @@ class TorchTensor(ModelBackend):
         rows: Literal["batch"] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,
-        shared: list[str] | None = None,
+        shared: list[str] | Mapping[str, Any] | None = None,
         split_by: Mapping[str, Any] | None = None,
         outputs: list[str] | None = None,
         result_as: Literal["list", "dict"] = "list",
@@ -376,12 +376,7 @@ class TorchTensor(ModelBackend):
                 continue
             items, dtypes = known
             sizes = _sizes(profile.max_batch, profile.pad_to, buckets)
-            zeros = [
-                torch.zeros(
-                    item if index in self._inputs.shared else (sizes[0], *item), dtype=dtype, device=self._device
-                )
-                for index, (item, dtype) in enumerate(zip(items, dtypes, strict=True))
-            ]
+            zeros = [tensor.to(self._device) for tensor in self._inputs.zeros(items, dtypes, sizes[0])]
             self._run_on_zeros(zeros, sizes)
             warmed += sizes
             if self._stream is not None:
@@ -447,7 +442,7 @@ class TorchTensor(ModelBackend):
 def _wishes(
     loaded: Loaded,
     batch_axis: Mapping[str, Any] | None,
-    shared: Sequence[str] | None,
+    shared: Sequence[str] | Mapping[str, Any] | None,
     split_by: Mapping[str, Any] | None,
 ) -> Wishes:
     """Return what the node says of axes; the outputs' names are known of exported programs only."""

@@ -151,6 +151,27 @@ def test_what_is_shared_may_be_a_vector_and_is_compared_by_value() -> None:
     assert sizes.seen == [(3, 2), (1, 200), (1, 200)]
 
 
+def test_a_model_may_be_tried_with_an_example_of_what_is_shared() -> None:
+    """A rate of 0 or 1, as trials have it, is none; an example is, and other values still run."""
+    nodes = [
+        helper.make_node("Div", ["thousand", "rate"], ["step"]),  # whole numbers: fails for 0
+        helper.make_node("Unsqueeze", ["step", "axes"], ["steps"]),
+        helper.make_node("Cast", ["steps"], ["float_steps"], to=FLOAT),
+        helper.make_node("Mul", ["x", "float_steps"], ["y"]),
+    ]
+    constants = {"thousand": np.array(1000), "axes": np.array([0])}
+    model = make_model(nodes, {"x": ["n", 2], "rate": (INT64, [])}, {"y": ["n", 2]}, constants)
+    with pytest.raises(ConfigError, match="warm-up with zeros"):
+        OnnxTensor(model=model, max=3)
+    backend = OnnxTensor(model=model, max=3, shared={"rate": 500})
+    data = [[np.ones(2, np.float32), np.array(rate)] for rate in (500, 250, 500)]
+    assert [result.tolist() for result in run(backend, *data)] == [[[2, 2]], [[4, 4]], [[2, 2]]]
+    with pytest.raises(
+        ConfigError, match=r"input 'rate', shared: expected an example of int64 of shape \(\), .* got 'x'"
+    ):
+        OnnxTensor(model=model, max=3, shared={"rate": "x"})
+
+
 def test_an_input_of_one_number_may_come_without_its_axis() -> None:
     """speed is [1] in the file, which is no batch of one beside an open one."""
     model = make_model([helper.make_node("Div", ["x", "speed"], ["y"])], {"x": ["n", 2], "speed": [1]}, {"y": ["n", 2]})
