@@ -13,7 +13,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper  # noqa: E402
-from onnx_models import FLOAT, make_model  # noqa: E402
+from onnx_models import FLOAT, make_model, places_model, speech_model  # noqa: E402
 
 import fastpipe  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
@@ -21,22 +21,6 @@ from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError  
 
 HANG_S = 60
 INT64 = TensorProto.INT64
-
-
-def speech_model(batch: Any = "batch", state_batch: Any = "batch", *, declares: bool = True) -> bytes:
-    """As a detector of speech has it: audio [batch, 6], state [2, batch, 3], a scalar rate; a score and a new state."""
-    nodes = [
-        helper.make_node("MatMul", ["audio", "weights"], ["heard"]),  # (batch, 3)
-        helper.make_node("Cast", ["rate"], ["rate_float"], to=FLOAT),
-        helper.make_node("Div", ["heard", "rate_float"], ["scaled"]),
-        helper.make_node("Add", ["state", "scaled"], ["added"]),  # (2, batch, 3)
-        helper.make_node("Tanh", ["added"], ["new_state"]),
-        helper.make_node("ReduceSum", ["new_state", "axes"], ["score"], keepdims=0),
-    ]
-    weights = np.random.default_rng(3).standard_normal((6, 3)).astype(np.float32)
-    inputs = {"audio": [batch, 6], "state": [2, state_batch, 3], "rate": (INT64, [])}
-    outputs = {"score": [batch, 3] if declares else None, "new_state": [2, state_batch, 3] if declares else None}
-    return make_model(nodes, inputs, outputs, {"weights": weights, "axes": np.array([0])})
 
 
 def speech_data(number: int, rate: int = 2) -> dict[str, Any]:
@@ -480,18 +464,6 @@ def test_a_postprocessor_sees_a_request_for_each_row_and_gives_a_list(
 
 
 # ---- rows of all requests together -----------------------------------------------------------------------------------
-
-
-def places_model() -> bytes:
-    """Where a picture is above a half: (picture, row, column) for each place, for all together; and its mean."""
-    nodes = [
-        helper.make_node("Greater", ["x", "half"], ["above"]),
-        helper.make_node("NonZero", ["above"], ["places"]),
-        helper.make_node("Transpose", ["places"], ["boxes"], perm=[1, 0]),
-        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2], keepdims=0),
-    ]
-    outputs = {"boxes": (INT64, ["boxes", 3]), "mean": ["n"]}
-    return make_model(nodes, {"x": ["n", 4, 4]}, outputs, {"half": np.float32(0.5)})
 
 
 def pictures(*counts: int) -> list[Any]:
