@@ -293,11 +293,12 @@ def _batch_name(specs: Sequence[InputSpec], said: Mapping[str, int | None]) -> s
 def _rank(name: str, shapes: Sequence[tuple[int | str, ...]]) -> tuple[bool, int, str]:
     """Return how likely a name is the batch's: by the word, then by how many inputs have it in front.
 
-    One that says nothing may be elsewhere only behind a number of layers.
+    One that says nothing may be elsewhere only behind a number of layers; a letter has to be in front of some input, as
+    it may stand for points or boxes as well.
     """
-    is_word = "batch" in name.lower() or name.lower() in _BATCH_NAMES
     once = [shape for shape in shapes if shape.count(name) == 1]
     elsewhere = [shape[0] for shape in once if shape[0] != name]
+    is_word = "batch" in name.lower() or (name.lower() in _BATCH_NAMES and len(elsewhere) < len(once))
     if not is_word and not all(isinstance(first, int) and first > 1 for first in elsewhere):
         return False, 0, name
     return is_word and bool(once), len(once) - len(elsewhere), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from typing import Any
 
@@ -16,7 +17,9 @@ from onnx import TensorProto, helper  # noqa: E402
 from onnx_models import FLOAT, make_model, places_model, speech_model  # noqa: E402
 
 import fastpipe  # noqa: E402
+from fastpipe.backends.model.axes import Wishes, input_axes  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
+from fastpipe.backends.model.shapes import InputSpec  # noqa: E402
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError  # noqa: E402
 
 HANG_S = 60
@@ -121,6 +124,44 @@ def test_requests_with_other_values_of_what_is_shared_do_not_meet() -> None:
     assert sizes.seen == [(3, 6), (2, 6)]
 
 
+def test_names_in_the_file_are_enough_without_the_package_onnx(monkeypatch: Any) -> None:
+    """What the file declares of its outputs says on which axis to look; trials are the proof."""
+    model = speech_model()
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    backend = OnnxTensor(model=model, max=3)
+    data = [speech_data(number) for number in range(3)]
+    for results, each in zip(run(backend, *data), data, strict=True):
+        assert_same(results, alone(model, each))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected", "batch"),
+    [
+        ([("batch", 3, "h", "w")], [0], "batch"),
+        ([("?", 3)], [0], ""),
+        ([(1, 3, "N")], [0], ""),  # points, not pictures
+        ([(8, "seq"), (8, "seq")], [0, 0], ""),
+        ([("N", "H", "W")], [0], "N"),
+        ([("seq", "batch", 4), (2, "batch", 4)], [1, 1], "batch"),
+        ([("s0", "s1"), ("s0", "s1"), (2, "s0", 8)], [0, 0, 1], "s0"),
+        ([("?", "?"), (2, "?", 128), ()], [0, 1, None], ""),
+        ([("n", "seq"), ("seq",)], [0, None], "n"),
+        ([("tokens",), ("batch_size",)], [0, 0], "batch_size"),
+        ([("unk__1", 3), ("unk__2", 3)], [0, 0], ""),
+        ([("batch", 4), (3,), (1,), (2, 3)], [0, None, None, None], "batch"),
+        ([(3, 4, 5), (5,)], [None, None], ""),
+        ([(1, 3, 8), (2, 1, 64)], [0, None], ""),
+        ([("batch", "seq"), ("seq", "batch")], [0, 1], "batch"),
+        ([("p", "q"), ("q", "p")], [0, 0], ""),
+        ([(0, 5)], [None], ""),
+    ],
+)
+def test_where_the_batch_is_by_the_shapes_of_a_file(shapes: Any, expected: Any, batch: str) -> None:
+    """A guess, which trials have to bear out."""
+    specs = [InputSpec(f"x{place}", np.dtype(np.float32), shape) for place, shape in enumerate(shapes)]
+    assert input_axes(specs, Wishes({}, {})) == (expected, batch)
+
+
 def test_what_is_shared_may_be_a_vector_and_is_compared_by_value() -> None:
     """Equal arrays in other memory meet; an input too large to be compared runs alone, and its answer is right."""
     node = helper.make_node("MatMul", ["x", "scales"], ["y"])
@@ -218,6 +259,7 @@ def test_an_output_that_is_one_for_the_whole_batch_is_handed_to_each_request() -
         ({"outputs": ["score", "score"]}, "outputs: expected names of outputs, each once"),
         ({"outputs": []}, "outputs: expected names of outputs, each once"),
         ({"shared": ["audio", "state", "rate"], "max": 2}, "input 'audio' has no batch axis, and no other input has"),
+        ({"split_by": {"score": 0}, "postprocessor": "YoloV8"}, "output 'score', split_by: expected the postprocessor"),
         ({"result_as": "dict", "postprocessor": "SoftmaxMax", "outputs": ["score"]}, "goes with the postprocessors"),
         ({"many_rows": True}, "many_rows: expected max above 1"),
         (
@@ -461,6 +503,23 @@ def test_a_postprocessor_sees_a_request_for_each_row_and_gives_a_list(
     assert [np.asarray(request.get(key, [])).tolist() for request in batch] == expected
     assert [len(request["result"]) for request in batch] == [2, 0, 1]
     assert all(request["kept"] == 1 for request in batch)
+
+
+def test_a_row_that_a_postprocessor_refuses_fails_its_request_alone() -> None:
+    """Each row has its own part of the data, by the names of the inputs."""
+    node = helper.make_node("Mul", ["tokens", "one"], ["y"])
+    touch = helper.make_node("Identity", ["attention_mask"], ["unused"])
+    inputs = {"tokens": ["n", 3, 2], "attention_mask": ["n", 3]}
+    outputs = {"y": ["n", 3, 2], "unused": ["n", 3]}
+    model = make_model([node, touch], inputs, outputs, {"one": np.ones(1, np.float32)})
+    backend = OnnxTensor(model=model, max=4, many_rows=True, postprocessor="MeanPooling")
+    tokens = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    masks = [[[1, 0, 0], [0, 0, 1]], [[1, 1, 1], [1, 0.5, 0]]]
+    batch: list[Any] = [{"data": {"tokens": tokens, "attention_mask": np.float32(mask)}} for mask in masks]
+    with pytest.raises(ItemErrors, match="expected a mask of 3 numbers, each 0 or 1") as caught:
+        backend.forward(batch)
+    assert list(caught.value.errors) == [1]
+    assert np.asarray(batch[0]["result"]).tolist() == [[0, 1], [10, 11]]
 
 
 # ---- rows of all requests together -----------------------------------------------------------------------------------
