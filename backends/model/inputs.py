@@ -49,6 +49,8 @@ class ModelInputs(RequestReader):
 
     def _to_array(self, index: int, value: Any) -> tuple[Array, bool]:
         """Return ``value`` as a NumPy array over the same memory, and whether it is a torch tensor."""
+        if self._is_plain_number(index, value):
+            return self._of_number(index, value), False
         if odd := oddity(value):
             raise self._unusable(index, odd)
         # Who sends a tensor has imported torch; this module never does.
@@ -66,6 +68,16 @@ class ModelInputs(RequestReader):
             advice = "; a step before has to make one of it on the CPU, of a type that NumPy has, such as float32"
             raise self._unusable(index, f"a {type(value).__name__} that NumPy cannot read: {error}{advice}") from error
         raise self._unusable(index, f"a {type(value).__name__}, which is no array")
+
+    def _of_number(self, index: int, value: bool | float) -> Array:
+        """Return a number as an array: a whole one in the type that the model wants, if that holds it."""
+        dtype = self._dtypes[index]
+        if not isinstance(value, int) or dtype.kind not in "iu":
+            return np.asarray(value)
+        limits = np.iinfo(dtype)
+        if not limits.min <= value <= limits.max:
+            raise self._unusable(index, f"the number {value}")
+        return np.asarray(value, dtype)
 
     def _target(self, index: int, given: Any, item: tuple[int, ...]) -> np.dtype[Any]:
         return self._dtypes[index]

@@ -148,6 +148,8 @@ class TorchInputs(RequestReader):
             self._single_fits[signature[0]] = fit
 
     def _to_tensor(self, index: int, value: Any) -> torch.Tensor:
+        if self._is_plain_number(index, value):
+            return torch.from_numpy(np.asarray(value))
         try:
             return as_tensor(value)
         except Unreadable as error:

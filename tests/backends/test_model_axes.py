@@ -176,6 +176,19 @@ def test_what_is_shared_may_be_a_vector_and_is_compared_by_value() -> None:
     assert sizes.seen == [(3, 2), (1, 200), (1, 200)]
 
 
+def test_an_input_without_axes_takes_a_plain_number() -> None:
+    """Whole or not, as the model wants it; one that it cannot hold fails its request alone."""
+    backend = OnnxTensor(model=speech_model(), max=3)
+    data = [{**speech_data(number), "rate": rate} for number, rate in enumerate([2, np.int64(2), 5])]
+    for results, each in zip(run(backend, *data), data, strict=True):
+        assert_same(results, alone(speech_model(), {**each, "rate": np.array(each["rate"])}))
+    for rate, problem in ((0.5, "got float64"), (2**70, "got the number 1180591620717411303424"), ("2", "got a str")):
+        with pytest.raises(ItemErrors, match=f"input 'rate': expected int64 of shape .*{problem}"):
+            run(backend, {**speech_data(1), "rate": rate})
+    with pytest.raises(ItemErrors, match=r"input 'audio': .*got a int, which is no array"):
+        run(backend, {**speech_data(1), "audio": 1})
+
+
 def test_a_model_may_be_tried_with_an_example_of_what_is_shared() -> None:
     """A rate of 0 or 1, as trials have it, is none; an example is, and other values still run."""
     nodes = [

@@ -104,7 +104,8 @@ def test_a_module_is_tried_with_the_example_of_what_is_shared() -> None:
     with pytest.raises(ConfigError, match="too slow"):
         TorchTensor(shared=["speed"], **keys)
     backend = TorchTensor(shared={"speed": 4.0}, **keys)
-    assert [each.tolist() for each in run(backend, [torch.ones(2), torch.tensor(2.0)])] == [[[0.5, 0.5]]]
+    data = [[torch.ones(2), speed] for speed in (torch.tensor(2.0), 2.0, 2)]
+    assert [each.tolist() for each in run(backend, *data)] == [[[0.5, 0.5]]] * 3
 
 
 def test_a_graph_gets_what_is_shared_once_and_rows_where_they_belong() -> None:
