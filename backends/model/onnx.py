@@ -32,6 +32,7 @@ from .inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
 from .onnx_files import weights_beside
 from .onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
 from .onnx_rows import Graph, known_outputs, read_once
+from .output_axes import looked_up, unsaid_outputs
 from .postprocessors import find_postprocessor, is_built_in
 from .reader import Sample
 from .row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
@@ -188,7 +189,10 @@ class OnnxTensor(ModelBackend):
             self._take(self._inputs, profiles, specs, many_rows=many_rows)
             key = _identity(source), precision
             graph = read_once(key, source, dict(zip(self._feed_names, axes, strict=True))) if self._has_rows else None
-            self._axes = settled(declared, wishes, axes, batch, graph.carried if graph else None)
+            carried = graph.carried if graph is not None else {}
+            self._axes = settled(declared, wishes, axes, batch, carried)
+            unsaid = unsaid_outputs(declared, wishes, self._axes, batch, carried) if self._has_rows else []
+            self._axes = looked_up(self._call, specs, profiles, self._axes, self._output_names, unsaid)
             found = find_postprocessor(postprocessor, self._axes.row_shapes(declared))
             self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
             self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves

@@ -26,6 +26,29 @@ HANG_S = 60
 INT64 = TensorProto.INT64
 
 
+def branching_model() -> bytes:
+    """As ``speech_model``, with all of it in the branches of an If, and without names."""
+    whole = onnx.load_from_string(speech_model(None, None, declares=False)).graph
+    branches = {}
+    for branch in ("then_branch", "else_branch"):
+        outputs = [helper.make_empty_tensor_value_info(value.name) for value in whole.output]
+        branches[branch] = helper.make_graph(list(whole.node), branch, [], outputs, list(whole.initializer))
+    two = helper.make_tensor("two", INT64, [], [2])
+    nodes = [
+        helper.make_node("Greater", ["rate", "two"], ["is_fast"]),
+        helper.make_node("If", ["is_fast"], ["score_out", "new_state_out"], **branches),
+        helper.make_node("Identity", ["score_out"], ["score"]),
+        helper.make_node("Identity", ["new_state_out"], ["new_state"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, FLOAT, [None] * rank) for name, rank in (("score", 2), ("new_state", 3))
+    ]
+    graph = helper.make_graph(nodes, "branching", list(whole.input), outputs, [two])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    content: bytes = model.SerializeToString()
+    return content
+
+
 def speech_data(number: int, rate: int = 2) -> dict[str, Any]:
     random = np.random.default_rng(number)
     return {
@@ -64,6 +87,19 @@ class Sizes:
     def __call__(self, arrays: Any) -> Any:
         self.seen.append(arrays[self._place].shape)
         return self._call(arrays)
+
+
+@pytest.mark.parametrize("has_onnx", [True, False])
+def test_an_output_of_which_nothing_is_known_is_looked_at(monkeypatch: Any, has_onnx: bool) -> None:
+    """No axis has a name, and shape inference does not see through the branches: two runs show where the batch is."""
+    model = branching_model()
+    if not has_onnx:
+        monkeypatch.setitem(sys.modules, "onnx", None)
+    backend = OnnxTensor(model=model, max=5)
+    assert (backend._axes.inputs, dict(backend._axes.outputs)) == ((0, 1, None), {"new_state": 1})
+    data = [speech_data(number) for number in range(3)]
+    for results, each in zip(run(backend, *data), data, strict=True):
+        assert_same(results, alone(model, each))
 
 
 @pytest.mark.parametrize(
