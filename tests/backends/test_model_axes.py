@@ -593,7 +593,20 @@ def test_rows_with_the_number_of_their_picture_are_given_back(counts: Any) -> No
     data = pictures(*counts)
     for results, each in zip(run(backend, *data), data, strict=True):
         assert_same(results, alone(model, {"x": each[None]}))
-    assert not OnnxTensor(model=model, max=3, split_by={"boxes": 0}, result_as="dict")._answers.are_plain
+
+
+def test_rows_of_what_fills_up_a_fixed_batch_are_nobodys() -> None:
+    """Three pictures of which two are requests; below a half there is a place everywhere, also in zeros."""
+    nodes = [
+        helper.make_node("Less", ["x", "half"], ["below"]),
+        helper.make_node("NonZero", ["below"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["boxes"], perm=[1, 0]),
+    ]
+    model = make_model(nodes, {"x": [3, 4, 4]}, {"boxes": (INT64, ["boxes", 3])}, {"half": np.float32(0.5)})
+    backend = OnnxTensor(model=model, split_by={"boxes": 0})
+    data = pictures(3, 15)
+    for result, each in zip(run(backend, *data), data, strict=True):
+        np.testing.assert_array_equal(result, np.argwhere(each[None] < 0.5))
 
 
 def test_rows_are_given_back_to_requests_of_several_pictures_and_to_postprocessors() -> None:
