@@ -25,7 +25,7 @@ from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
-from .answers import Answers, Run, chosen_outputs, compared
+from .answers import Answers, chosen_outputs, compared, run_of
 from .axes import Declared, input_axes, read_wishes, settled, with_axes
 from .encrypted import ModelKey
 from .inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
@@ -186,7 +186,7 @@ class OnnxTensor(ModelBackend):
                 halves = json.loads(self._session.get_modelmeta().custom_metadata_map[HALF_INPUTS])
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
-            self._take(self._inputs, profiles, specs, many_rows=many_rows)
+            self._take(self._inputs, profiles, specs, many_rows=many_rows, inputs_to_run=self._inputs_to_run)
             key = _identity(source), precision
             graph = read_once(key, source, dict(zip(self._feed_names, axes, strict=True))) if self._has_rows else None
             carried = graph.carried if graph is not None else {}
@@ -246,11 +246,12 @@ class OnnxTensor(ModelBackend):
             inputs = [as_it_comes(array, shape, dtype) for array, shape, dtype in alone]
             if fit.narrowed:
                 self._inputs.refuse_overflow(fit, by_input, inputs)
-            outputs = self._outputs_of(self._call(inputs), group)
+            outputs = self._call(inputs)
+            if group[0][1].is_torch:
+                outputs = to_torch(outputs)
             self._answers.fill_alone(self._output_names, outputs, requests[0])
             return
-        counts = [sample.fit.rows for _, sample in group]
-        total = sum(counts)
+        total = sum([sample.fit.rows for _, sample in group])
         row_count = max(total, fit.profile.pad_to, 1)
         inputs = [
             gather(arrays, item_shape, row_count, dtype, axis)
@@ -263,16 +264,12 @@ class OnnxTensor(ModelBackend):
         outputs = self._run(inputs, row_count)
         if row_count > total:
             outputs = self._axes.without_padding(self._output_names, outputs, total)
-        outputs = self._outputs_of(outputs, group)
-
-        def row(number: int, index: int) -> Request:
-            return self._inputs.one_row(*group[number], index)
-
-        self._answers.fill(Run(self._output_names, outputs, requests, counts, row_count, row))
-
-    def _outputs_of(self, outputs: list[Any], group: Group) -> list[Any]:
-        """Return outputs as the kind of arrays that the requests have brought."""
-        return to_torch(outputs) if group[0][1].is_torch else outputs
+        if group[0][1].is_torch:
+            outputs = to_torch(outputs)
+        if self._answers.are_plain:
+            self._answers.fill_rows(outputs, requests)
+        else:
+            self._answers.fill(run_of(self._inputs, self._output_names, outputs, group, row_count))
 
     def _call(self, arrays: Sequence[Array]) -> list[Array]:
         """Run the model on what it takes.

@@ -456,6 +456,17 @@ def test_a_request_may_bring_any_number_of_rows_and_gets_as_many(batch: Any, cou
     assert [shape[0] for shape in sizes.seen] == (runs if batch == "n" else [8] * len(runs))
 
 
+def test_rows_of_a_model_in_half_precision_are_as_many() -> None:
+    """What looks at values that float16 cannot hold reads rows as well."""
+    backend = OnnxTensor(model=rows_model(), max=4, many_rows=True, precision="fp16")
+    data = [*numbered(2, 1), np.full((1, 2), 1e5, np.float32)]
+    batch: list[Any] = [{"data": each} for each in data]
+    with pytest.raises(ItemErrors, match="expected values of -65504 to 65504") as caught:
+        backend.forward(batch)
+    assert list(caught.value.errors) == [2]
+    assert [request["result"].tolist() for request in batch[:2]] == [(-each).tolist() for each in data[:2]]
+
+
 def test_rows_of_many_callers_meet_in_a_pipe_and_no_batch_has_more_than_max() -> None:
     """Each of forty requests gets its own rows; what the model saw is never above eight."""
     wrong: list[Any] = []
