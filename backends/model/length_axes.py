@@ -17,6 +17,7 @@ import numpy as np
 from fastpipe.errors import ConfigError, nearest
 from fastpipe.summaries import summarize
 
+from .axes import in_place
 from .length_sizes import Cut
 from .shapes import InputSpec, Profile
 
@@ -106,7 +107,11 @@ def _buckets(to: Any, max_tokens: int | None) -> tuple[int, ...]:
 
 @dataclass
 class LengthAxes:
-    """What is padded in a model's inputs and cut in its outputs. Axes of inputs are counted without the batch."""
+    """What is padded in a model's inputs and cut in its outputs.
+
+    Axes of inputs are counted without the batch, those of outputs with the batch in front, wherever the model has it;
+    what is written, and what messages say, is as the model has them.
+    """
 
     names: list[str]  # of the inputs
     specs: list[InputSpec]
@@ -120,6 +125,7 @@ class LengthAxes:
     max_tokens: int | None
     max_padding: float
     said: Names = field(default_factory=dict)  # pad.outputs
+    batch_axes: Names = field(default_factory=dict)  # of outputs that do not have the batch in front, by name
 
     @property
     def fixed(self) -> int | None:
@@ -130,10 +136,14 @@ class LengthAxes:
                 return size
         return None
 
-    @property
-    def ranks(self) -> list[int]:
-        """How many axes each input has, the batch included."""
-        return [len(spec.shape) for spec in self.specs]
+    def input_place(self, index: int) -> str:
+        """Return the input and the axis that is padded, in words."""
+        return f"input {self.names[index]!r}, axis {self.specs[index].model_axis(self.of_inputs[index] or 0)}"
+
+    def output_axes(self, name: str | int, axes: Sequence[int]) -> list[int]:
+        """Return axes of an output as the model has them."""
+        batch = self.batch_axes.get(str(name), 0)
+        return [axis if axis > batch else axis - 1 for axis in axes]
 
     def target(self, length: int) -> int | None:
         """Return what a length is padded to: 0, the longest of its run; None: there is no bucket as long."""
@@ -150,7 +160,7 @@ class LengthAxes:
 
     def said_of(self, names: Sequence[str | int]) -> list[tuple[Cut, ...] | None]:
         """Return what is said of the axes of outputs with these names, which were not known before."""
-        return _output_axes(self.said, [(name, None) for name in names], None)
+        return _output_axes(self.said, [(name, None) for name in names], None, self.batch_axes)
 
     def opened(
         self, specs: Sequence[InputSpec], profiles: Sequence[Profile]
@@ -179,7 +189,7 @@ class LengthAxes:
         if self.fixed is not None and self.buckets != (self.fixed,):
             index = next(index for index, axis in enumerate(self.of_inputs) if axis is not None)
             raise ConfigError(
-                f"pad: input {self.names[index]!r}, axis {(self.of_inputs[index] or 0) + 1}: expected "
+                f"pad: {self.input_place(index)}: expected "
                 f"[{self.fixed}], the length that the model has, got {list(self.buckets) or 'longest'}"
             )
         for index, axis in enumerate(self.of_inputs):
@@ -189,7 +199,7 @@ class LengthAxes:
             most = max([high for high in highs if high is not None], default=None)
             if None not in highs and most is not None and self.buckets[-1] > most:
                 raise ConfigError(
-                    f"pad: input {self.names[index]!r}, axis {axis + 1}: expected lengths of at most {most}, as max "
+                    f"pad: {self.input_place(index)}: expected lengths of at most {most}, as max "
                     f"and the model have it, got {self.buckets[-1]}"
                 )
 
@@ -200,12 +210,15 @@ class LengthAxes:
             return np.full(spec.shape[1:], length, spec.dtype)
         return np.ones([length if number == axis else 1 for number in range(len(spec.shape) - 1)], spec.dtype)
 
-    def padded(self, index: int, array: Any, item: tuple[int, ...], target: int) -> Any:
-        """Return an input of a request, of NumPy or torch, as long as ``target``; it may be the same."""
+    def padded(self, index: int, array: Any, target: int, batch_axis: int | None) -> Any:
+        """Return an input of a request, of NumPy or torch, as long as ``target``; it may be the same.
+
+        ``batch_axis`` is where the array has the batch; None: nowhere.
+        """
         axis = self.of_inputs[index]
         if axis is None:
             return array
-        axis += array.ndim - len(item)  # it may have a batch axis
+        axis += batch_axis is not None and axis >= batch_axis
         shape = list(array.shape)
         before, shape[axis] = shape[axis], target
         value = self.values[index]
@@ -243,7 +256,11 @@ class LengthAxes:
 
     @classmethod
     def of(
-        cls, pad: Pad, specs: Sequence[InputSpec], outputs: Sequence[tuple[str | int, Sequence[Any] | None]]
+        cls,
+        pad: Pad,
+        specs: Sequence[InputSpec],
+        outputs: Sequence[tuple[str | int, Sequence[Any] | None]],
+        batch_axes: Names,
     ) -> LengthAxes:
         """Return what is padded in a model.
 
@@ -251,6 +268,7 @@ class LengthAxes:
             pad: what is written.
             specs: the model's inputs.
             outputs: of each its name, and its shape with names for open axes, the batch first; None: not known.
+            batch_axes: of those that do not have the batch in front, the axis, by name.
 
         Raises:
             ConfigError: if the model does not fit, or leaves open what has to be said.
@@ -261,7 +279,7 @@ class LengthAxes:
         length = _role(pad.length, "length", LENGTH_NAMES, specs, axes)
         if all(axis is None for index, axis in enumerate(axes) if index != mask):
             raise ConfigError(f"pad: no input would be padded but the mask: name its axis in pad.axis; {_open(specs)}")
-        of_outputs = _output_axes(pad.outputs, outputs, symbol)
+        of_outputs = _output_axes(pad.outputs, outputs, symbol, batch_axes)
         return cls(
             names=names,
             specs=list(specs),
@@ -275,6 +293,7 @@ class LengthAxes:
             max_tokens=pad.max_tokens,
             max_padding=pad.max_padding,
             said=pad.outputs,
+            batch_axes=batch_axes,
         )
 
 
@@ -297,10 +316,10 @@ def _is_whole(value: Any) -> bool:
 def _open(specs: Sequence[InputSpec]) -> str:
     """Return the axes that are open, in words."""
     found = [
-        f"axis {axis} of {spec.name!r}" + (f" ({size})" if size != "?" else "")
+        f"axis {spec.model_axis(axis)} of {spec.name!r}" + (f" ({size})" if size != "?" else "")
         for spec in specs
-        for axis, size in enumerate(spec.shape)
-        if axis > 0 and isinstance(size, str)
+        for axis, size in enumerate(spec.shape[1:])
+        if isinstance(size, str)
     ]
     return f"open are {', '.join(found)}" if found else "no axis but the batch is open"
 
@@ -343,11 +362,12 @@ def _axis_of(spec: InputSpec, axis: Any) -> int:
     """Return an axis of an input, without the batch, of its number or its name."""
     if isinstance(axis, str) and axis in spec.shape[1:]:
         return spec.shape.index(axis, 1) - 1
-    if _is_whole(axis) and 0 < axis < len(spec.shape):
-        return int(axis) - 1
+    batch = spec.axis or 0
+    if _is_whole(axis) and 0 <= axis < len(spec.shape) and axis != batch:
+        return int(axis) - int(axis > batch)
     raise ConfigError(
-        f"pad.axis: input {spec.name!r}: expected an axis of {spec.shape} behind the batch, by its number or name, "
-        f"got {summarize(axis)}"
+        f"pad.axis: input {spec.name!r}: expected an axis of {spec.full_shape}, but not the batch, which is {batch}, "
+        f"by its number or name, got {summarize(axis)}"
     )
 
 
@@ -372,7 +392,7 @@ def _role(
         if all(size == 1 for size in sizes) and (not is_mask or axes[index] is not None) and spec.dtype.kind in "biuf":
             return index
         if name is not None:
-            raise ConfigError(f"pad.{key}: input {each!r}: expected the shape {expected}, got {spec.shape}")
+            raise ConfigError(f"pad.{key}: input {each!r}: expected the shape {expected}, got {spec.full_shape}")
     return None
 
 
@@ -394,7 +414,7 @@ def _values(pad: Pad, specs: Sequence[InputSpec], axes: Sequence[int | None], ma
 
 
 def _output_axes(
-    given: Names, outputs: Sequence[tuple[str | int, Sequence[Any] | None]], symbol: str | None
+    given: Names, outputs: Sequence[tuple[str | int, Sequence[Any] | None]], symbol: str | None, batch_axes: Names
 ) -> list[tuple[Cut, ...] | None]:
     """Return the axes of each output that have the length; None: not known."""
     if outputs:  # else they are not known yet
@@ -406,12 +426,14 @@ def _output_axes(
         if said is not None:
             axes = said if isinstance(said, list | tuple) else [said]
             rank = sys.maxsize if shape is None else len(shape)
-            if not all(_is_whole(axis) and 0 < axis < rank for axis in axes):
-                of = "" if shape is None else f" of {tuple(shape)}"
+            batch = batch_axes.get(str(name), 0)
+            if not all(_is_whole(axis) and 0 <= axis < rank and axis != batch for axis in axes):
+                of = "" if shape is None else f" of {in_place(shape, batch)}"
                 raise ConfigError(
-                    f"pad.outputs: output {name!r}: expected an axis{of} behind the batch, got {summarize(said)}"
+                    f"pad.outputs: output {name!r}: expected an axis{of}, but not the batch, which is {batch}, got "
+                    f"{summarize(said)}"
                 )
-            found.append(tuple([Cut(axis) for axis in axes]))
+            found.append(tuple([Cut(axis if axis > batch else axis + 1) for axis in axes]))
         elif shape and symbol is not None and symbol in shape[1:]:
             found.append(tuple([Cut(axis) for axis, size in enumerate(shape) if axis > 0 and size == symbol]))
         else:

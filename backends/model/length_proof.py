@@ -21,6 +21,7 @@ import numpy as np
 
 from fastpipe.errors import ConfigError
 
+from .axes import in_place
 from .inputs import Array
 from .length_axes import LengthAxes
 from .length_sizes import LENGTHS_TO_FIT, Cut, fitting
@@ -61,7 +62,13 @@ def prove_lengths_once(key: Hashable, axes: LengthAxes, prove: Callable[[], None
 
 
 def prove_lengths(
-    run: Run, axes: LengthAxes, profiles: Sequence[Profile], tolerance: float, *, is_vouched: bool = False
+    run: Run,
+    axes: LengthAxes,
+    profiles: Sequence[Profile],
+    tolerance: float,
+    *,
+    is_vouched: bool = False,
+    names: Callable[[], Sequence[str | int]] | None = None,
 ) -> None:
     """Return if each request gets, padded, what it would get as it is; ``axes.of_outputs`` is then complete.
 
@@ -71,6 +78,7 @@ def prove_lengths(
         profiles: what the model takes.
         tolerance: how far a number may be off, of the largest of its output.
         is_vouched: somebody else says so: nothing is tried but which axes of the outputs have the length.
+        names: tells the names of the outputs once the model has run, where they are not known before.
 
     Raises:
         ConfigError: if the padding changes an answer, or it cannot be tried; the message has the input, the axis, the
@@ -90,6 +98,9 @@ def prove_lengths(
         except Exception as error:  # of any library, about lengths that the model cannot take
             failure = failure or error
             continue
+        if not axes.output_names:
+            axes.output_names = list(names() if names is not None else range(len(alone[0])))
+            axes.of_outputs = axes.said_of(axes.output_names)
         prover.settle_outputs(alone)
         for seed in range(0 if is_vouched else _SEEDS):
             prover.compare(alone if seed == 0 else prover.alone(seed), seed)
@@ -129,9 +140,6 @@ class _Prover:
     def settle_outputs(self, alone: Sequence[Sequence[Array]]) -> None:
         """Find which axes of the outputs depend on the length; raise ConfigError if what is known of them is wrong."""
         lengths = self._trial.lengths
-        if not self._axes.output_names:  # of a model that tells nothing before it has run
-            self._axes.output_names = list(range(len(alone[0])))
-            self._axes.of_outputs = self._axes.said_of(self._axes.output_names)
         longer = self._longer()
         for index, outputs in enumerate(zip(*alone, strict=True)):
             shapes = [output.shape for output in outputs]
@@ -146,10 +154,13 @@ class _Prover:
                     cuts.append(self._cut_of(index, axis, shapes))
             known, seen = self._axes.of_outputs[index], [cut.axis for cut in cuts]
             if known is not None and {cut.axis for cut in known} != set(seen):
+                name = self._axes.output_names[index]
+                batch = self._axes.batch_axes.get(str(name), 0)
+                told = self._axes.output_axes(name, [cut.axis for cut in known])
                 raise ConfigError(
-                    f"pad.outputs: output {self._axes.output_names[index]!r}: expected the length in the axes "
-                    f"{[cut.axis for cut in known]}, got {_listed(shapes)} for lengths of {_listed(lengths)}: "
-                    f"that is {seen}"
+                    f"pad.outputs: output {name!r}: expected the length in the axes {told}, got "
+                    f"{_listed([in_place(shape, batch) for shape in shapes])} for lengths of {_listed(lengths)}: "
+                    f"that is {self._axes.output_axes(name, seen)}"
                 )
             self._axes.of_outputs[index] = tuple(cuts)
 
@@ -184,7 +195,7 @@ class _Prover:
     def compare(self, alone: Sequence[Sequence[Array]], seed: int) -> None:
         """Run the same requests padded, together if several may run, and compare what each gets."""
         lengths = self._trial.lengths
-        requests = [self._padded(self._request(seed, length), length) for length in lengths]
+        requests = [self._padded(self._request(seed, length)) for length in lengths]
         for start in range(0, len(lengths), self._most):
             numbers = range(start, min(start + self._most, len(lengths)))
             batch = [np.concatenate(arrays) for arrays in zip(*[requests[number] for number in numbers], strict=True)]
@@ -240,13 +251,9 @@ class _Prover:
                 arrays.append(np.asarray(numbers).astype(spec.dtype))
         return arrays
 
-    def _padded(self, arrays: Sequence[Array], length: int) -> list[Array]:
+    def _padded(self, arrays: Sequence[Array]) -> list[Array]:
         target = self._trial.lengths[-1]
-        items = [
-            tuple([length if axis == self._axes.of_inputs[index] else size for axis, size in enumerate(item)])
-            for index, item in enumerate(self._trial.items)
-        ]
-        return [np.asarray(self._axes.padded(index, array, items[index], target)) for index, array in enumerate(arrays)]
+        return [np.asarray(self._axes.padded(index, array, target, 0)) for index, array in enumerate(arrays)]
 
     def _filled_up(self, batch: Sequence[Array]) -> list[Array]:
         """Return a batch with rows behind it, the first one again, up to the smallest that is run."""
@@ -272,6 +279,8 @@ def _off(found: Array, expected: Array, tolerance: float) -> tuple[int, float]:
 
 def _need_known(axes: LengthAxes, why: str) -> None:
     """Raise ConfigError unless it is known of all outputs which axes have the length."""
+    if not axes.output_names:
+        raise ConfigError(f"pad: expected outputs whose shapes can be seen, got none: {why}")
     for name, known in zip(axes.output_names, axes.of_outputs, strict=True):
         if known is None:
             raise ConfigError(
@@ -340,9 +349,7 @@ def _volume(profile: Profile) -> float:
 
 def _where(axes: LengthAxes) -> str:
     found = [
-        f"input {name!r}, axis {axis + 1}"
-        for index, (name, axis) in enumerate(zip(axes.names, axes.of_inputs, strict=True))
-        if axis is not None and index != axes.mask
+        axes.input_place(index) for index, axis in enumerate(axes.of_inputs) if axis is not None and index != axes.mask
     ]
     return "; ".join(found)
 

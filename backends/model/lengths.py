@@ -25,7 +25,7 @@ from fastpipe.errors import KernelError
 from fastpipe.padding import PaddingCount
 
 from .length_axes import LengthAxes
-from .reader import RequestReader, Sample
+from .reader import RequestReader, Sample, UnfitError
 
 __all__ = ["LengthReader", "Lengths", "Measured"]
 
@@ -95,20 +95,16 @@ class LengthReader:
         ]
         for index, size in others:
             if size != first[1]:
-                name, other = self._axes.names[first[0]], self._axes.names[index]
+                name = self._axes.names[first[0]]
                 raise KernelError(
-                    f"{self._model}, input {other!r}, axis {self._axis_of(index)}: expected {first[1]}, the length of "
+                    f"{self._model}, {self._axes.input_place(index)}: expected {first[1]}, the length of "
                     f"input {name!r}, got {size}: the inputs that are padded need one length"
                 )
         if first[1] < 1:
             raise KernelError(
-                f"{self._model}, input {self._axes.names[first[0]]!r}, axis {self._axis_of(first[0])}: expected a "
-                f"length of at least 1, got {first[1]}"
+                f"{self._model}, {self._axes.input_place(first[0])}: expected a length of at least 1, got {first[1]}"
             )
         return first[1]
-
-    def _axis_of(self, index: int) -> int:
-        return (self._axes.of_inputs[index] or 0) + 1  # as the model counts, with the batch in front
 
     def _too_long(self, items: Sequence[tuple[int, ...]], length: int) -> KernelError:
         index = next(index for index, axis in enumerate(self._axes.of_inputs) if axis is not None)
@@ -118,7 +114,7 @@ class LengthReader:
         else:
             most, advice = budget or 0, "raise max_tokens, or shorten it before"
         return KernelError(
-            f"{self._model}, input {self._axes.names[index]!r}, axis {self._axis_of(index)}: "
+            f"{self._model}, {self._axes.input_place(index)}: "
             f"expected a length of at most {most}, got {length}: {advice}"
         )
 
@@ -148,8 +144,9 @@ class LengthReader:
         for index, axis in enumerate(self._axes.of_inputs):
             if axis is not None and given[index] is not None:
                 shape = _shape_of(given[index])
-                if len(shape) == self._axes.ranks[index]:
-                    shape = shape[1:]
+                spec = self._axes.specs[index]
+                if len(shape) == len(spec.shape) and spec.axis is not None:
+                    shape = shape[: spec.axis] + shape[spec.axis + 1 :]
                 if axis < len(shape):
                     return shape[axis]
         return 1  # no array, or one of the wrong rank: the reader says so
@@ -167,6 +164,8 @@ class LengthReader:
 
 class _PaddedReader:
     """Hands out what was padded before: what ``run_in_groups`` asks for the requests of a batch."""
+
+    takes_many_rows = False
 
     def __init__(self) -> None:
         self.samples: dict[int, Sample | KernelError] = {}  # by id of the request
@@ -253,9 +252,15 @@ class Lengths:
         elif len(set(lengths)) == 1:
             postprocess(self.axes.cut(outputs, lengths[0], target), requests)
         else:
+            errors: dict[int, KernelError] = {}
             for row, (request, length) in enumerate(zip(requests, lengths, strict=True)):
                 own = [output[row : row + 1] for output in outputs]
-                postprocess(_alone(self.axes.cut(own, length, target)), [request])
+                try:
+                    postprocess(_alone(self.axes.cut(own, length, target)), [request])
+                except UnfitError as error:  # of this one request
+                    errors[row] = error.errors[0]
+            if errors:
+                raise UnfitError(errors)
 
     def _runs(self, group: list[tuple[Request, Measured]]) -> Iterable[list[tuple[Request, Measured]]]:
         """Divide requests that may share a run by length, so that each run keeps the bounds.
@@ -284,8 +289,8 @@ class Lengths:
         target = run[0][1].target or run[0][1].length
         for request, measured in run:
             arrays = [
-                self.axes.padded(index, array, measured.sample.fit.item_shapes[index], target)
-                for index, array in enumerate(measured.sample.arrays)
+                self.axes.padded(index, array, target, spec.axis if array.ndim == len(spec.shape) else None)
+                for index, (spec, array) in enumerate(zip(self.axes.specs, measured.sample.arrays, strict=True))
             ]
             try:
                 found = inputs.read({"data": arrays})

@@ -26,16 +26,19 @@ from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
+from .answers import Answers, chosen_outputs, compared
+from .axes import Declared, input_axes, read_wishes, settled, with_axes
 from .encrypted import ModelKey
-from .inputs import Array, ModelInputs, gather, to_torch
-from .length_axes import Pad, read_pad
+from .inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
+from .length_axes import LengthAxes, read_pad
 from .length_proof import prove_lengths, prove_lengths_once
 from .onnx_files import weights_beside
 from .onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
-from .onnx_rows import read_graph
+from .onnx_rows import Graph, known_outputs, read_once
+from .output_axes import looked_up, unsaid_outputs
 from .postprocessors import find_postprocessor, is_built_in
 from .reader import Sample
-from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
+from .row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
 from .runs import Group, ModelBackend
 from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import open_model
@@ -63,8 +66,17 @@ class OnnxTensor(ModelBackend):
     **Out**: ``result`` is the output's row with a batch axis of 1, or a list of them where the model has several
     outputs; torch tensors if the request brought torch tensors. It is a view of an array made for this batch: yours to
     change, and it keeps the batch's outputs alive; copy it to keep one of many for long. See ``postprocessor`` for
-    other results. A model run with one request at a time (``max`` 1) may have outputs without a batch axis; they are
-    handed out whole.
+    other results.
+
+    **One request at a time** (``max`` 1, the default where no batch is fixed): the model runs as it is. A request may
+    bring any shapes that the model takes, several rows too; nothing but a missing batch axis is added, and the outputs
+    are handed out whole.
+
+    **Axes**: the requests may be on another axis than the first (``[layers, batch, n]``), and an input may have none,
+    as a scalar: then all requests of a batch share it, and those with other values run apart. The names of axes in the
+    file, and shape inference, say where; ``batch_axis`` and ``shared`` have the last word. A request brings the shapes
+    of the model, with 1 on the batch axis or without it, and gets such; in ``max`` and ``min`` the batch comes first
+    everywhere, also of what has none.
 
     **Batches**: requests of other shapes or dtypes never share a run, and a request that the model cannot take fails
     alone, with ``KernelError``. A model with a fixed batch size n takes 1 to n requests, and is fed zeros for those
@@ -89,6 +101,18 @@ class OnnxTensor(ModelBackend):
             may be empty only where it says so, as in ``"1x0x4"``.
         rows: ``batch`` says that each row of every output belongs to one request, in order, and depends on it alone.
             Without it, that is proved while the instance is built (see "Rows" above).
+        many_rows: a request may bring any number of rows up to ``max``, also none. It counts as so many towards
+            ``max``, and its answer has as many. Other postprocessors than ``split``, ``cpu`` and ``SoftmaxCpu`` get a
+            request for each row, and what they set becomes a list.
+        batch_axis: by the name of an input or output, on which axis the requests are: ``{state = 1, sr = "none"}``.
+            "none": the batch shares the input; the output is one for all, and each request gets a copy.
+        shared: inputs that the batch shares: their names, or name -> example, a value with which the model is tried.
+            They are compared by value, up to 64 KiB; with more a request runs alone.
+        split_by: by the name of an output that has rows of all requests together, the column that has the request's
+            number: ``{boxes = 0}``. Each request gets its rows, with the number 0 there. A function as postprocessor
+            gets a list with an array for each request.
+        outputs: names of the outputs that are handed on, in this order. Others are not computed, and need no proof.
+        result_as: ``dict``: ``result`` has the outputs by their names, also an only one.
         instance_num: the node's number of instances, which share ``threads``.
         precision: ``fp16`` computes in half precision; inputs and outputs keep their types. A CPU without arithmetic of
             that kind is slower with it, constants beyond 65504 are clipped, and a model may lose accuracy: compare. A
@@ -138,6 +162,12 @@ class OnnxTensor(ModelBackend):
         rows: Literal["batch"] | None = None,
         pad: str | list[int] | Mapping[str, Any] | None = None,
         max_tokens: Annotated[int, Between(1, 2**31 - 1)] | None = None,
+        many_rows: bool = False,
+        batch_axis: Mapping[str, Any] | None = None,
+        shared: list[str] | Mapping[str, Any] | None = None,
+        split_by: Mapping[str, Any] | None = None,
+        outputs: list[str] | None = None,
+        result_as: Literal["list", "dict"] = "list",
         threads: Annotated[int, Between(1, 4096)] | None = None,
         providers: list[str] | None = None,
         warm_up: bool = True,
@@ -150,15 +180,14 @@ class OnnxTensor(ModelBackend):
             if is_normalized or fuse or precision == "fp16":
                 source = prepare(source, half=precision == "fp16", mean=mean, std=std, fuses=fuse)
             self._session = _open_session(source, (threads or usable_cpu_count()) // instance_num, providers)
-            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-            specs = [_input_spec(value, RAW_SUFFIX if is_normalized else "") for value in inputs]
-            for value in outputs:
-                _dtype("output", value)
+            specs = [_input_spec(each, RAW_SUFFIX if is_normalized else "") for each in self._session.get_inputs()]
+            declared = self._choose_outputs(outputs)
+            wishes = read_wishes(
+                batch_axis, shared, split_by, [spec.name for spec in specs], [name for name, _ in declared]
+            )
+            axes, batch = input_axes(specs, wishes)
+            specs = with_axes(specs, axes, wishes)
             self._dtypes = [spec.dtype for spec in specs]
-            self._feed_names = [value.name for value in inputs]
-            self._output_names = [value.name for value in outputs]
-            self._postprocessor = find_postprocessor(postprocessor, [value.shape for value in outputs])
-            self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
             profiles = make_profiles(specs, max, min)
             self._inputs = ModelInputs(self._name, specs, profiles)
             halves = []
@@ -166,21 +195,30 @@ class OnnxTensor(ModelBackend):
                 halves = json.loads(self._session.get_modelmeta().custom_metadata_map[HALF_INPUTS])
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
-            self._take(self._inputs, profiles, specs)
-            if len(outputs) == 1 and self._has_rows and postprocessor in ("split", "cpu"):
-                output = outputs[0]
-                dtype = _dtype("output", output).name
-                self.announced_outputs = announced_array(output.name, dtype, output.shape[1:], "result")
-            if warm_up:
-                self._warm_up(specs, profiles)
+            self._take(self._inputs, profiles, specs, many_rows=many_rows, inputs_to_run=self._inputs_to_run)
+            key = _identity(source), precision
+            graph = read_once(key, source, dict(zip(self._feed_names, axes, strict=True))) if self._has_rows else None
+            carried = graph.carried if graph is not None else {}
+            self._axes = settled(declared, wishes, axes, batch, carried)
+            unsaid = unsaid_outputs(declared, wishes, self._axes, batch, carried) if self._has_rows else []
+            self._axes = looked_up(self._call, specs, profiles, self._axes, self._output_names, unsaid)
+            found = find_postprocessor(postprocessor, self._axes.row_shapes(declared))
+            self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
+            self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
+            self._announce(declared, postprocessor)
+            reader_of = functools.partial(ModelInputs, self._name)
+            lengths = self._pad(read_pad(pad, max_tokens), specs, declared, profiles, reader_of)
             is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
-            key = _identity(source), max, min, tuple(providers or ())
-            if self._has_rows and rows is None:
-                prove_once(key, lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine))
-            if (padding := read_pad(pad, max_tokens)) is not None:
-                self._take_lengths(
-                    padding, specs, profiles, key, FINE if is_fine else COARSE, is_vouched=rows is not None
-                )
+            proof = key, max, min, tuple(providers or ()), tuple(self._output_names), str((self._axes, shared))
+
+            def prove() -> None:
+                prove_once(proof, lambda: self._prove_rows(graph, specs, profiles, is_fine=is_fine))
+
+            self._build_up(prove if rows is None else None, lambda: self._warm_up(specs, profiles) if warm_up else None)
+            if lengths is not None:
+                tolerance = FINE if is_fine else COARSE
+                tried = proof, repr(pad), max_tokens
+                self._prove_lengths(tried, lengths, profiles, tolerance, is_vouched=rows is not None)
         except ConfigError as error:
             raise self._named(error) from error.__cause__
 
@@ -197,37 +235,78 @@ class OnnxTensor(ModelBackend):
         """Let go of the model; results handed out stay valid."""
         self._session = None
 
+    def _choose_outputs(self, wanted: Sequence[str] | None) -> list[Declared]:
+        """Take the names of inputs and outputs; return the outputs that are handed on."""
+        known = {value.name: value for value in self._session.get_outputs()}
+        self._feed_names = [value.name for value in self._session.get_inputs()]
+        self._output_names = chosen_outputs(wanted, list(known))
+        for name in self._output_names:
+            _dtype("output", known[name])
+        return [(name, _shape_of(known[name])) for name in self._output_names]
+
+    def _announce(self, declared: Sequence[Declared], postprocessor: Any) -> None:
+        """Tell servers of an only output."""
+        if len(declared) == 1 and self._has_rows and self._answers.are_plain and postprocessor in ("split", "cpu"):
+            ((name, shape),) = declared
+            dtype = next(_dtype("output", value) for value in self._session.get_outputs() if value.name == name)
+            self.announced_outputs = announced_array(name, dtype.name, shape[1:], "result")
+
     def _run_requests(self, group: Group) -> None:
         """Run the model once, on requests of equal shapes."""
         fit = group[0][1].fit
-        row_count = max(len(group), fit.profile.pad_to)
         by_input = list(zip(*[sample.arrays for _, sample in group], strict=True))
+        if fit.as_it_comes is not None:
+            alone = zip(group[0][1].arrays, fit.as_it_comes, self._dtypes, strict=True)
+            inputs = [as_it_comes(array, shape, dtype) for array, shape, dtype in alone]
+            if fit.narrowed:
+                self._inputs.refuse_overflow(fit, by_input, inputs)
+            outputs = self._call(inputs)
+            if group[0][1].is_torch:
+                outputs = to_torch(outputs)
+            self._answers.fill_alone(self._output_names, outputs, group[0][0])
+            return
+        total = sum([sample.fit.rows for _, sample in group])
+        row_count = max(total, fit.profile.pad_to, 1)
         inputs = [
-            gather(arrays, item_shape, row_count, dtype)
-            for arrays, item_shape, dtype in zip(by_input, fit.item_shapes, self._dtypes, strict=True)
+            gather(arrays, item_shape, row_count, dtype, axis)
+            for arrays, item_shape, dtype, axis in zip(
+                by_input, fit.item_shapes, self._dtypes, self._axes.inputs, strict=True
+            )
         ]
         if fit.narrowed:
             self._inputs.refuse_overflow(fit, by_input, inputs)
-        outputs: list[Any] = self._run(inputs)
-        if row_count > len(group):
-            outputs = [output[: len(group)] for output in outputs]
+        outputs = self._run(inputs, row_count)
+        if row_count > total:
+            outputs = self._axes.without_padding(self._output_names, outputs, total)
         if group[0][1].is_torch:
             outputs = to_torch(outputs)
-        self._finish(outputs, [request for request, _ in group], row_count)
+        self._finish(outputs, group, row_count)
 
-    def _compute(self, arrays: Sequence[Array]) -> list[Array]:
-        """Run the model."""
-        outputs: list[Array] = self._session.run(self._output_names, dict(zip(self._feed_names, arrays, strict=True)))
-        return outputs
+    def _call(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run the model on what it takes.
 
-    def _run(self, arrays: Sequence[Array]) -> list[Array]:
-        """Run the model and check that every output has one row for each row of the inputs."""
+        Raises:
+            Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
+        """
         try:
-            outputs = self._compute(arrays)
+            outputs: list[Array] = self._session.run(
+                self._output_names, dict(zip(self._feed_names, arrays, strict=True))
+            )
         except Exception as error:
             error.add_note(f"{self._name}, run with inputs of shape {_shapes(arrays)}")
             raise
-        problem = self._row_problem(self._output_names, [output.shape for output in outputs], len(arrays[0]))
+        return outputs
+
+    def _compute(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run the model on arrays with the requests in front, and return such."""
+        if self._axes.is_plain:
+            return self._call(arrays)
+        return self._axes.to_rows(self._output_names, self._call(self._axes.to_model(arrays)))
+
+    def _run(self, arrays: Sequence[Array], row_count: int) -> list[Array]:
+        """Run the model and check that every output has one row for each row of the inputs."""
+        outputs = self._compute(arrays)
+        problem = self._row_problem(self._output_names, [output.shape for output in outputs], row_count)
         if problem:
             raise BackendError(f"{self._name}, {problem}")
         return outputs
@@ -240,7 +319,7 @@ class OnnxTensor(ModelBackend):
             if items is None:
                 continue
             for size in profile.batch_sizes():
-                arrays = [np.zeros((size, *item), spec.dtype) for item, spec in zip(items, specs, strict=True)]
+                arrays = zeros(specs, items, size)
                 try:
                     outputs = self._compute(arrays)
                 except Exception as error:  # ONNX Runtime's errors have no base class of their own
@@ -254,38 +333,27 @@ class OnnxTensor(ModelBackend):
                 sizes.append(size)
         self.warmed_up = told_batches(sizes)
 
-    def _take_lengths(
-        self,
-        pad: Pad,
-        specs: Sequence[InputSpec],
-        profiles: Sequence[Profile],
-        key: Hashable,
-        tolerance: float,
-        *,
-        is_vouched: bool,
+    def _prove_lengths(
+        self, key: Hashable, axes: LengthAxes, profiles: Sequence[Profile], tolerance: float, *, is_vouched: bool
     ) -> None:
-        """Take requests of different lengths; raise ConfigError if there is no proof that padding changes nothing."""
-        outputs = [(value.name, [size or "?" for size in value.shape]) for value in self._session.get_outputs()]
-        axes = self._pad(pad, specs, outputs, profiles, functools.partial(ModelInputs, self._name))
-        prove_lengths_once(
-            (key, repr(pad), is_vouched),
-            axes,
-            lambda: prove_lengths(self._compute, axes, profiles, tolerance, is_vouched=is_vouched),
-        )
+        """Raise ConfigError if there is no proof that padding changes nothing."""
+
+        def prove() -> None:
+            prove_lengths(self._compute, axes, profiles, tolerance, is_vouched=is_vouched)
+
+        prove_lengths_once((key, is_vouched), axes, prove)
 
     def _prove_rows(
-        self,
-        source: Path | bytes,
-        specs: Sequence[InputSpec],
-        profiles: Sequence[Profile],
-        *,
-        is_fine: bool,
+        self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile], *, is_fine: bool
     ) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
-        graph = read_graph(source)
+
+        def run(arrays: list[Array]) -> list[Array]:
+            row_count = rows_in(specs, arrays)
+            return compared(self._axes, self._output_names, self._compute(arrays), row_count)
+
         tolerance = max(FINE if is_fine else COARSE, graph.tolerance if graph is not None else FINE)
-        outputs = graph.outputs if graph is not None else [Output(name) for name in self._output_names]
-        prove_rows(self._compute, specs, profiles, outputs, tolerance=tolerance)
+        prove_rows(run, specs, profiles, known_outputs(graph, self._axes, self._output_names), tolerance=tolerance)
 
 
 def _identity(source: Path | bytes) -> Hashable:
@@ -366,8 +434,11 @@ def _open_session(source: Path | bytes, thread_count: int, providers: list[str] 
 
 
 def _input_spec(value: Any, added_suffix: str) -> InputSpec:
-    shape = tuple(size if isinstance(size, int) else str(size or "?") for size in value.shape)
-    return InputSpec(value.name.removesuffix(added_suffix), _dtype("input", value), shape)
+    return InputSpec(value.name.removesuffix(added_suffix), _dtype("input", value), _shape_of(value))
+
+
+def _shape_of(value: Any) -> tuple[int | str, ...]:
+    return tuple(size if isinstance(size, int) else str(size or "?") for size in value.shape)
 
 
 def _dtype(what: str, value: Any) -> np.dtype[Any]:

@@ -11,6 +11,7 @@ itself. Those with options are in ``detectors`` and ``heads``; here is who finds
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any
@@ -29,7 +30,17 @@ from .instance_masks import YoloV5Seg, YoloV8Seg
 from .key_points import YoloV8Pose
 from .rotated_boxes import NmsRotated, YoloV8Obb
 
-__all__ = ["Postprocessor", "find_postprocessor", "is_built_in", "postprocess"]
+__all__ = [
+    "Postprocessor",
+    "Preparation",
+    "find_postprocessor",
+    "has_a_row_each",
+    "is_built_in",
+    "on_cpu",
+    "parts_of",
+    "postprocess",
+    "preparation_of",
+]
 
 Postprocessor = Callable[[list[Any], list[Request]], Sequence[Any] | None]
 
@@ -64,6 +75,11 @@ def find_postprocessor(
     if options:
         raise ConfigError(f"postprocessor {name!r} has no options, got {', '.join(map(str, options))}")
     return _checked(name, found, output_shapes)
+
+
+def has_a_row_each(postprocessor: Postprocessor) -> bool:
+    """Say whether a postprocessor is one of ours that needs outputs with a row for each request."""
+    return isinstance(postprocessor, Head) or any(known is postprocessor for known in (softmax_max, softmax_arg_max))
 
 
 def is_built_in(given: Any) -> bool:
@@ -126,18 +142,18 @@ def split(outputs: list[Any], batch: list[Request]) -> list[Any]:
     """
     if len(batch) == 1:
         return [outputs[0] if len(outputs) == 1 else list(outputs)]
-    rows = [_rows(output, len(batch)) for output in outputs]
+    rows = [parts_of(output, None, len(batch)) for output in outputs]
     return rows[0] if len(outputs) == 1 else [list(each) for each in zip(*rows, strict=True)]
 
 
 def cpu(outputs: list[Any], batch: list[Request]) -> list[Any]:
     """Do as ``split``, with the results on the CPU."""
-    return split([_on_cpu(output) for output in outputs], batch)
+    return split([on_cpu(output) for output in outputs], batch)
 
 
 def softmax_cpu(outputs: list[Any], batch: list[Request]) -> list[Any]:
     """Do as ``cpu``, with a softmax over the classes of outputs of shape (batch, classes); others are left alone."""
-    return split([_softmax(output) if output.ndim == 2 else _on_cpu(output) for output in outputs], batch)
+    return split([_softmax_or_as_it_is(output) for output in outputs], batch)
 
 
 def softmax_max(outputs: list[Any], batch: list[Request]) -> list[Any]:
@@ -193,16 +209,63 @@ _KINDS = {name.lower(): kind for name, kind in _HEADS.items()}
 _NAMES = ("split", "cpu", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax", *_HEADS)
 
 
-def _rows(output: Any, count: int) -> list[Any]:
+def parts_of(output: Any, counts: Sequence[int] | None, number: int) -> list[Any]:
+    """Return what each of some requests has of an output with their rows in front.
+
+    Views, but copies of torch's tensors on the CPU: see ``split``.
+
+    Args:
+        output: of NumPy or torch.
+        counts: how many rows each has; None: one.
+        number: of the requests.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(output, torch.Tensor):
-        return [output[row : row + 1] for row in range(count)]
-    views = output[:count].split(1)  # in one call: a slice of torch's takes microseconds
+        if counts is None:
+            return [output[row : row + 1] for row in range(number)]
+        ends = itertools.accumulate(counts, initial=0)
+        return [output[first:last] for first, last in itertools.pairwise(ends)]
+    # In one call: a slice of torch's takes microseconds.
+    views = output[:number].split(1) if counts is None else output.split(list(counts))
     return list(views) if output.is_cuda else [view.clone() for view in views]
 
 
-def _on_cpu(output: Any) -> Any:
+class Preparation:
+    """What a postprocessor that gives each request its rows does to an output before.
+
+    Args:
+        change: the output, with the requests in front -> the same number of rows.
+        is_on_cpu: its results are on the CPU.
+    """
+
+    def __init__(self, change: Callable[[Any], Any] | None, *, is_on_cpu: bool) -> None:
+        self._change, self.is_on_cpu = change, is_on_cpu
+
+    def __call__(self, output: Any) -> Any:
+        """Return the output as it is handed out."""
+        return output if self._change is None else self._change(output)
+
+
+def preparation_of(postprocessor: Postprocessor) -> Preparation | None:
+    """Return what a postprocessor does that gives each request its rows; None: it does something else."""
+    # A callable of the user's need not be hashable.
+    return next((found for known, found in _PREPARATIONS.items() if known is postprocessor), None)
+
+
+def on_cpu(output: Any) -> Any:
+    """Return an output on the CPU."""
     return output if isinstance(output, np.ndarray) else output.cpu()
+
+
+def _softmax_or_as_it_is(output: Any) -> Any:
+    return _softmax(output) if output.ndim == 2 else on_cpu(output)
+
+
+_PREPARATIONS: dict[Any, Preparation] = {
+    split: Preparation(None, is_on_cpu=False),
+    cpu: Preparation(on_cpu, is_on_cpu=True),
+    softmax_cpu: Preparation(_softmax_or_as_it_is, is_on_cpu=True),
+}
 
 
 def _softmax(scores: Any) -> Any:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+import logging
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 from fastpipe.announcing import announced_array
 from fastpipe.contract import Backend, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
+from .answers import Answers, Run, run_of
+from .axes import Axes, Declared, in_place
 from .length_axes import LengthAxes, Pad
 from .lengths import Lengths
-from .postprocessors import Postprocessor, postprocess
 from .reader import RequestReader, Sample, UnfitError
 from .shapes import InputSpec, Profile
 
 __all__ = ["Group", "ModelBackend", "run_in_groups"]
+
+_log = logging.getLogger(__name__)
 
 Group = list[tuple[Request, Sample]]
 """Requests that run together: of equal shapes and dtypes, and no more than their profile takes."""
@@ -26,11 +30,32 @@ class ModelBackend(Backend):
     """Base of the backends that run a model; the constructor sets ``_name``, then calls ``_take`` with its inputs."""
 
     _name: str
-    _postprocessor: Postprocessor
+    _answers: Answers
+    _output_names: list[str]  # of those that are handed on
+    _axes = Axes((), {}, {})
     _lengths: Lengths | None = None  # requests of different lengths share a run
 
-    def _take(self, inputs: RequestReader, profiles: Sequence[Profile], specs: Sequence[InputSpec] = ()) -> None:
+    def _take(
+        self,
+        inputs: RequestReader,
+        profiles: Sequence[Profile],
+        specs: Sequence[InputSpec] = (),
+        *,
+        many_rows: bool = False,
+        inputs_to_run: RequestReader | None = None,
+    ) -> None:
+        """Take what reads requests; ``inputs_to_run``: another reader for those that are about to run."""
         self._reader = inputs
+        self._readers = [inputs] if inputs_to_run is None or inputs_to_run is inputs else [inputs, inputs_to_run]
+        if many_rows and inputs.max_batch == 1:
+            raise ConfigError(
+                "many_rows: expected max above 1, which says how many rows run together, got 1; with max=1 a request "
+                "may bring any number of rows as it is: leave many_rows out"
+            )
+        if many_rows:
+            for reader in self._readers:
+                reader.take_many_rows()
+            self.weigh = self._weight_of
         if len(specs) == 1:
             self.announced_inputs = announced_array(specs[0].name, specs[0].dtype.name, specs[0].shape[1:], "data")
         self.max_batch = inputs.max_batch
@@ -48,28 +73,40 @@ class ModelBackend(Backend):
 
     def _pad(
         self,
-        pad: Pad,
-        specs: Sequence[InputSpec],
-        outputs: Sequence[tuple[str | int, Sequence[Any] | None]],
+        pad: Pad | None,
+        specs: Sequence[InputSpec] | None,
+        declared: Sequence[Declared],
         profiles: Sequence[Profile],
-        reader_of: Callable[[Sequence[InputSpec], Sequence[Profile]], RequestReader] | None,
-    ) -> LengthAxes:
-        """Take requests of different lengths, as ``pad`` says; called behind ``_take``.
+        reader_of: Callable[[Sequence[InputSpec], Sequence[Profile]], RequestReader] | None = None,
+    ) -> LengthAxes | None:
+        """Take requests of different lengths, as ``pad`` says; called behind ``_take``, with ``_axes`` settled.
 
         Args:
-            pad: what is written.
-            specs: the inputs, with the types that a request's data become.
-            outputs: of each its name, and its shape if it is known; (): nothing is known of them.
+            pad: what is written; None: nothing, and nothing is padded.
+            specs: the inputs, with the types that a request's data become; None: nothing is known of them.
+            declared: the outputs that are handed on; (): nothing is known of them.
             profiles: what the model takes.
             reader_of: makes a reader for inputs that are open where the model has one length; None: there is no such.
+
+        Raises:
+            ConfigError: if requests cannot be padded, or not as it says.
         """
-        axes = LengthAxes.of(pad, specs, outputs)
+        if pad is None:
+            return None
+        if specs is None:
+            raise ConfigError("pad: expected shapes in max, such as '8x512', which say where the length is, got none")
+        _check_paddable(specs, self._axes, many_rows=self._reader.takes_many_rows)
+        shapes = self._axes.row_shapes(declared)
+        outputs = [(name, shape or None) for (name, _), shape in zip(declared, shapes, strict=True)]
+        axes = LengthAxes.of(pad, specs, outputs, self._axes.outputs)
         axes.check(profiles)
         reader = self._reader
         if axes.fixed is not None:
             if reader_of is None:
                 raise ConfigError(f"pad: expected an input whose length is open, got one of {axes.fixed}")
             reader = reader_of(*axes.opened(specs, profiles))
+        for each in (reader, *self._readers):
+            each.runs_alone = False  # also with max=1 a request is one row, which is padded, and never as it comes
         self._lengths = Lengths(reader, axes, self._name)
         self.length_of = functools.partial(_length_of, self._lengths)
         self.max_padded = axes.max_tokens
@@ -84,27 +121,108 @@ class ModelBackend(Backend):
         else:
             self._lengths.run(inputs, batch, run, run_in_groups)
 
-    def _finish(self, outputs: list[Any], requests: list[Request], row_count: int) -> None:
-        """Make results of the outputs of a run, which have a row for each request; it had ``row_count`` rows."""
-        if self._lengths is None:
-            postprocess(self._postprocessor, outputs, requests)
+    def _finish(self, outputs: list[Any], group: Group, row_count: int) -> None:
+        """Give a group its results.
+
+        Args:
+            outputs: of a run, as ``Axes.to_rows`` gives them, without the rows that were filled up.
+            group: the requests that shared it.
+            row_count: of the run, with what was filled up.
+        """
+        if self._lengths is None and self._answers.are_plain:
+            self._answers.fill_rows(outputs, [request for request, _ in group])
         else:
-            finish = functools.partial(postprocess, self._postprocessor)
-            self._lengths.finish(outputs, requests, row_count, finish)
+            self._fill(run_of(self._reader, self._output_names, outputs, group, row_count))
+
+    def _fill(self, run: Run) -> None:
+        """Give the requests of a run their results; where they were padded, from outputs cut to their own lengths."""
+        if self._lengths is None:
+            self._answers.fill(run)
+            return
+
+        def fill(outputs: list[Any], requests: list[Request]) -> None:
+            self._answers.fill(Run(run.names, outputs, requests, [1] * len(requests), len(requests)))
+
+        self._lengths.finish(run.outputs, run.requests, run.row_count, fill)
+
+    def _weight_of(self, request: Request) -> float:
+        """Return as how many requests one counts: its rows; one that has none is a row of zeros."""
+        try:
+            return max(1, self._reader.read(request).fit.rows)
+        except KernelError:
+            return 1  # run_in_groups() tells its caller why
+
+    def _build_up(self, prove: Callable[[], None] | None, warm_up: Callable[[], None]) -> None:
+        """Run the model for the first time, and prove its rows, where it has any; ``prove`` None: they are vouched for.
+
+        Where requests run alone, a batch of a fixed size can be filled up only if there is proof; without it, they have
+        to bring all of its rows.
+
+        Raises:
+            ConfigError: if requests are to share runs, and the model does not run, or there is no proof.
+        """
+        to_prove = prove if self._has_rows else None
+        if to_prove is not None and self._reader.runs_alone:
+            try:
+                to_prove()
+            except ConfigError as error:
+                reason, _, _ = str(error).partition(". ")  # behind it is what to do about it otherwise
+                for reader in self._readers:
+                    reader.refuse_padding(f"{reason}; rows='batch' says that zeros may fill it up")
+                self._has_rows = False
+            to_prove = None
+        try:
+            warm_up()
+        except ConfigError as error:
+            # Zeros may be no valid data of a model that is right; here nothing else depends on them.
+            if not self._reader.runs_alone:
+                raise
+            _log.warning("%s: %s", self._name, error)
+        if to_prove is not None:
+            to_prove()
 
     def _named(self, error: ConfigError) -> ConfigError:
         """Return an error that names the model."""
         return ConfigError(*[f"{self._name}: {problem}" for problem in error.problems])
 
-    def _row_problem(self, names: Sequence[object], shapes: Sequence[Sequence[int]], row_count: int) -> str:
+    def _row_problem(self, names: Sequence[object], shapes: Sequence[Sequence[Any]], row_count: int) -> str:
         """Return which output has too few rows, or too many; nothing if none has, or none needs any."""
+        if not self._has_rows:
+            return ""
         for name, shape in zip(names, shapes, strict=True):
-            if self._has_rows and tuple(shape[:1]) != (row_count,):
-                return (
-                    f"output {name!r}: expected {row_count} rows for a batch of {row_count}, got shape {tuple(shape)}; "
-                    f"a model that cannot be batched needs max=1"
-                )
+            if tuple(shape[:1]) == (row_count,) or not self._axes.has_rows(str(name)):
+                continue
+            axis = self._axes.outputs.get(str(name), 0)
+            return (
+                f"output {name!r}: expected {row_count} rows for a batch of {row_count}"
+                f"{f' on axis {axis}' if axis else ''}, got shape {in_place(shape, axis)}; batch_axis says on which "
+                f"axis they are, split_by in which column the request's number is, and a model that cannot be batched "
+                f"needs max=1"
+            )
         return ""
+
+
+def _check_paddable(specs: Sequence[InputSpec], axes: Axes, *, many_rows: bool) -> None:
+    """Raise ConfigError for what cannot be padded: what has no row for each request, or several."""
+    if many_rows:
+        raise ConfigError("pad: expected requests of one row each, got many_rows; leave one of the two out")
+    for spec in specs:
+        if spec.is_shared:
+            raise ConfigError(
+                f"pad: input {spec.name!r}: expected an axis for the requests, got one that a batch shares (shared, "
+                f"batch_axis); leave pad out, or give the model an input with a row for each request"
+            )
+    for name, axis in axes.outputs.items():
+        if axis is None and name not in [spec.name for spec in specs]:
+            raise ConfigError(
+                f"pad: output {name!r}: expected an axis for the requests, got one for all (batch_axis); leave it out "
+                f"of outputs"
+            )
+    for name in axes.columns:
+        raise ConfigError(
+            f"pad: output {name!r}: expected a row for each request, which is cut to its length, got rows of all "
+            f"together (split_by); leave it out of outputs, or leave pad out"
+        )
 
 
 def _length_of(lengths: Lengths, request: Request) -> int:
@@ -140,13 +258,31 @@ def run_in_groups(inputs: Any, batch: list[Request], run: Callable[[Group], None
             groups.setdefault(sample.key, []).append((request, sample))
     unfit: list[tuple[Request, KernelError]] = []
     for group in groups.values():
-        step = group[0][1].fit.profile.max_batch
-        for start in range(0, len(group), step):
-            unfit += _run_without_unfit(group[start : start + step], run)
+        for part in _parts(group, by_rows=inputs.takes_many_rows):
+            unfit += _run_without_unfit(part, run)
     for request, own_error in unfit:
         errors[next(index for index, each in enumerate(batch) if each is request)] = own_error
     if errors:
         raise ItemErrors(errors)
+
+
+def _parts(group: Group, *, by_rows: bool) -> Iterator[Group]:
+    """Yield parts of a group that have no more rows than their profile takes; not ``by_rows``: each request has one."""
+    most = group[0][1].fit.profile.max_batch
+    if not by_rows:
+        for start in range(0, len(group), most):
+            yield group[start : start + most]
+        return
+    part: Group = []
+    taken = 0
+    for each in group:
+        weight = max(1, each[1].fit.rows)
+        if part and taken + weight > most:
+            yield part
+            part, taken = [], 0
+        part.append(each)
+        taken += weight
+    yield part
 
 
 def _run_without_unfit(group: Group, run: Callable[[Group], None]) -> list[tuple[Request, KernelError]]:

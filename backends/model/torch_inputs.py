@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +14,13 @@ from fastpipe.errors import ConfigError, KernelError
 
 from ..gpu.handed_on import Row
 from ..tensor.arrays import Unreadable, as_tensor, is_ordinary, overflow_in
-from .inputs import to_array
+from .axes import Wishes, checked_axis, input_axes, read_wishes, with_axes
+from .inputs import to_array, zeros
 from .reader import Fit, RequestReader, Sample, Signature
 from .shapes import InputSpec, Profile, make_profiles, ranks_of
 from .torch_files import Loaded
 
-__all__ = ["TorchInputs", "is_image"]
+__all__ = ["TorchInputs", "is_image", "wishes_of"]
 
 # Torch holds the wider unsigned types but hardly computes in them: a model that does not ask for one gets these, which
 # hold the same numbers. Nothing does for uint64.
@@ -37,6 +38,12 @@ class TorchInputs(RequestReader):
         floats: the type in which the model computes; what comes as another float, or as uint8, becomes that.
         dtypes: of the inputs, if they are known.
         channels: of images that are normalised; 0: none are. Those become float32.
+        wishes: what the node says of axes.
+
+    Attributes:
+        axes: where each input has the requests; None: the batch shares it. ``()``: nobody knows its inputs.
+        batch: what the batch is called in an exported program.
+        shared: the inputs that the batch shares.
 
     Raises:
         ConfigError: if ``max`` and ``min`` do not fit the model.
@@ -55,8 +62,16 @@ class TorchInputs(RequestReader):
         floats: torch.dtype,
         dtypes: Sequence[torch.dtype] | None,
         channels: int,
+        wishes: Wishes,
     ) -> None:
-        specs = loaded.specs or _specs_of(max, min, loaded)
+        self.batch = ""
+        if loaded.specs:
+            axes, self.batch = input_axes(loaded.specs, wishes)
+            specs: list[InputSpec] | None = with_axes(loaded.specs, axes, wishes)
+        else:
+            specs = _specs_of(max, min, loaded, wishes)
+        self.axes = tuple([spec.axis for spec in specs or ()])
+        self.shared = frozenset([index for index, axis in enumerate(self.axes) if axis is None])
         self._floats, self._dtypes, self._channels = floats, dtypes, channels
         if specs is None:
             self.profiles = make_profiles([InputSpec("input", np.dtype(np.float32), ("batch",))], max, min)
@@ -64,7 +79,10 @@ class TorchInputs(RequestReader):
         else:
             self.profiles = make_profiles(specs, max, min)
             super().__init__(name, loaded.names, len(specs), specs, self.profiles)
-        self._misfit_of = loaded.rules.misfit if loaded.rules is not None else lambda items: None
+        rules = loaded.rules.with_specs(specs) if loaded.rules is not None and specs is not None else None
+        self._misfit_of = rules.misfit if rules is not None else lambda items: None
+        if rules is not None and not self.runs_alone and (reason := rules.batch_problem()):
+            raise ConfigError(reason)
         for profile in self.profiles:
             items = profile.largest_items()
             if items is not None and (problem := self._misfit_of(items)) is not None:
@@ -79,6 +97,13 @@ class TorchInputs(RequestReader):
         if items is None:
             return None
         return items, self.targets(items)
+
+    def zeros(
+        self, items: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype], row_count: int
+    ) -> list[torch.Tensor]:
+        """Return inputs of zeros, with the requests in front; of what they share, the example, if there is one."""
+        arrays = zeros(self.trial_specs() or (), items, row_count)
+        return [torch.from_numpy(array).to(dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
 
     def targets(self, items: Sequence[tuple[int, ...]]) -> list[torch.dtype]:
         """Return the types in which the model gets its inputs, for items of these shapes."""
@@ -123,12 +148,16 @@ class TorchInputs(RequestReader):
             self._single_fits[signature[0]] = fit
 
     def _to_tensor(self, index: int, value: Any) -> torch.Tensor:
+        if self._is_plain_number(index, value):
+            return torch.from_numpy(np.asarray(value))
         try:
             return as_tensor(value)
         except Unreadable as error:
             raise self._unusable(index, str(error)) from error
 
-    def _check_items(self, items: tuple[tuple[int, ...], ...], targets: Sequence[Any]) -> None:
+    def _check_items(
+        self, items: tuple[tuple[int, ...], ...], rows: Sequence[int | None], targets: Sequence[Any]
+    ) -> None:
         if (problem := self._misfit_of(items)) is not None:
             raise KernelError(f"{self._model}, input {self._name_of(problem[0])!r}: expected {problem[1]}")
         if self._channels and not any(
@@ -146,9 +175,7 @@ class TorchInputs(RequestReader):
         return bool(largest > torch.finfo(wanted).max)
 
     def _lost(self, fit: Fit, index: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
-        rank = len(fit.item_shapes[index]) + 1
-        rows = [row for tensor in given for row in (tensor if tensor.ndim == rank else tensor[None])]
-        return [overflow_in(row, fit.dtypes[index]) for row in rows]
+        return [overflow_in(tensor, fit.dtypes[index]) for tensor in given]
 
     def _range_of(self, dtype: Any) -> tuple[str, float]:
         return str(dtype).removeprefix("torch."), torch.finfo(dtype).max
@@ -175,6 +202,17 @@ class TorchInputs(RequestReader):
         return torch.float32 if self._channels and is_image((1, *item), wanted, self._channels) else wanted
 
 
+def wishes_of(
+    loaded: Loaded,
+    batch_axis: Mapping[str, Any] | None,
+    shared: Sequence[str] | Mapping[str, Any] | None,
+    split_by: Mapping[str, Any] | None,
+) -> Wishes:
+    """Return what the node says of axes; the outputs' names are known of exported programs only."""
+    outputs = None if loaded.outputs is None else [str(output.name) for output in loaded.outputs]
+    return read_wishes(batch_axis, shared, split_by, loaded.names, outputs)
+
+
 def is_image(shape: Sequence[int], dtype: torch.dtype, channels: int) -> bool:
     """Say whether a batch of this shape is one of images that ``mean`` and ``std`` are for: (n, channels, h, w)."""
     return len(shape) == 4 and dtype.is_floating_point and channels in (1, shape[1])
@@ -193,10 +231,15 @@ def _may_become(given: torch.dtype, wanted: torch.dtype) -> bool:
         return False
 
 
-def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded) -> list[InputSpec] | None:
+def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded, wishes: Wishes) -> list[InputSpec] | None:
     """Return the inputs as ``max`` or ``min`` have them; None if they only say how many requests there are."""
     ranks = ranks_of(max) or ranks_of(min)
     if ranks is None:
+        if said := [name for name in wishes.axes if name in wishes.inputs]:
+            raise ConfigError(
+                f"input {said[0]!r}, batch_axis or shared: expected shapes in max, as in '8x3x224x224', as the model "
+                f"does not say how many axes its inputs have, got max={max!r}"
+            )
         return None
     names = loaded.names or []
     count = len(loaded.names) if loaded.names is not None else None
@@ -205,11 +248,11 @@ def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded) -> l
             f"max or min has shapes of {len(ranks)} inputs, but the model takes "
             f"{loaded.required if count in (None, loaded.required) else f'{loaded.required} to {count}'}"
         )
-    return [
-        InputSpec(
-            names[index] if index < len(names) else f"{index}",
-            np.dtype(np.float32),
-            ("batch", *["?"] * (rank - 1)),
-        )
-        for index, rank in enumerate(ranks)
-    ]
+    specs = []
+    for index, rank in enumerate(ranks):
+        name = names[index] if index < len(names) else f"{index}"
+        # In max the batch comes first, wherever the model has it; of what has none, the number in front is no axis.
+        axis = checked_axis("input", name, wishes.axes.get(name, 0), ("?",) * rank)
+        shape = ("batch", *["?"] * (rank - 1))
+        specs.append(InputSpec(name, np.dtype(np.float32), shape, axis=axis, example=wishes.examples.get(name)))
+    return specs
