@@ -210,7 +210,7 @@ class _Trials:
         self._tolerance = tolerance
         # Of whole numbers all kinds are tried: their rows are alike, and small, so that one trial shows little.
         self._is_whole = not any(_is_varied(spec) for spec in specs)
-        self._kinds = _KINDS
+        self._kinds: tuple[_Kind, ...] = _KINDS
         if self._is_whole and sum(map(math.prod, items)) <= _FEW:
             self._kinds += _KINDS_OF_FEW
         self._count = len(self._kinds) if self._is_whole else count  # of trials that are enough
