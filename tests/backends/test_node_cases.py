@@ -22,9 +22,10 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
 from fastpipe.errors import ConfigError  # noqa: E402
 
+# None that divides whole numbers: older releases of ONNX Runtime end the process where the warm-up has a zero there.
 # Scalars, inputs of different sizes, states, outputs without rows or without elements, loops, empty axes.
 MODULES = ["add", "constant", "gru", "loop", "lstm", "matmul", "nonzero", "onehot", "rangeop", "reducesum", "slice"]
-MODULES += ["cumprod", "cumsum", "div", "softmax", "split", "topk", "transpose", "trilu", "unsqueeze", "where"]
+MODULES += ["cumprod", "cumsum", "softmax", "split", "topk", "transpose", "trilu", "unsqueeze", "where"]
 
 
 def node_cases() -> list[Any]:
