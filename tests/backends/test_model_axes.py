@@ -228,12 +228,12 @@ def test_an_input_without_axes_takes_a_plain_number() -> None:
 def test_a_model_may_be_tried_with_an_example_of_what_is_shared() -> None:
     """A rate of 0 or 1, as trials have it, is none; an example is, and other values still run."""
     nodes = [
-        helper.make_node("Div", ["thousand", "rate"], ["step"]),  # whole numbers: fails for 0
-        helper.make_node("Unsqueeze", ["step", "axes"], ["steps"]),
+        helper.make_node("Range", ["nothing", "thousand", "rate"], ["times"]),  # fails for a rate of 0
+        helper.make_node("Shape", ["times"], ["steps"]),
         helper.make_node("Cast", ["steps"], ["float_steps"], to=FLOAT),
         helper.make_node("Mul", ["x", "float_steps"], ["y"]),
     ]
-    constants = {"thousand": np.array(1000), "axes": np.array([0])}
+    constants = {"thousand": np.array(1000), "nothing": np.array(0)}
     model = make_model(nodes, {"x": ["n", 2], "rate": (INT64, [])}, {"y": ["n", 2]}, constants)
     with pytest.raises(ConfigError, match="warm-up with zeros"):
         OnnxTensor(model=model, max=3)
