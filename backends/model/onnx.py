@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import onnxruntime
 
 from fastpipe.announcing import announced_array
 from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
-from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
+from fastpipe.errors import BackendError, ConfigError, KernelError
 
 from .encrypted import ModelKey
 from .inputs import Array, ModelInputs, gather, to_torch
 from .onnx_files import weights_beside
-from .onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
+from .onnx_graph import HALF_INPUTS, LARGEST_HALF, RAW_SUFFIX, prepare
+from .onnx_kinds import dtype_of, input_spec
 from .onnx_rows import read_graph
+from .onnx_session import open_session
 from .postprocessors import find_postprocessor, is_built_in, postprocess
 from .reader import Sample
 from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
@@ -38,15 +39,6 @@ from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import open_model
 
 __all__ = ["OnnxTensor"]
-
-_DTYPES = {
-    "tensor(bool)": np.dtype(np.bool_),
-    "tensor(double)": np.dtype(np.float64),
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(float16)": np.dtype(np.float16),
-    **{f"tensor({name})": np.dtype(name) for name in ("int8", "int16", "int32", "int64")},
-    **{f"tensor({name})": np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64")},
-}
 
 
 class OnnxTensor(ModelBackend):
@@ -140,11 +132,11 @@ class OnnxTensor(ModelBackend):
             is_normalized = mean is not None or std is not None
             if is_normalized or fuse or precision == "fp16":
                 source = prepare(source, half=precision == "fp16", mean=mean, std=std, fuses=fuse)
-            self._session = _open_session(source, (threads or usable_cpu_count()) // instance_num, providers)
+            self._session = open_session(source, (threads or usable_cpu_count()) // instance_num, providers)
             inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-            specs = [_input_spec(value, RAW_SUFFIX if is_normalized else "") for value in inputs]
+            specs = [input_spec(value, RAW_SUFFIX if is_normalized else "") for value in inputs]
             for value in outputs:
-                _dtype("output", value)
+                dtype_of("output", value)
             self._dtypes = [spec.dtype for spec in specs]
             self._feed_names = [value.name for value in inputs]
             self._output_names = [value.name for value in outputs]
@@ -160,7 +152,7 @@ class OnnxTensor(ModelBackend):
             self._take(self._inputs, profiles, specs)
             if len(outputs) == 1 and self._has_rows and postprocessor in ("split", "cpu"):
                 output = outputs[0]
-                dtype = _dtype("output", output).name
+                dtype = dtype_of("output", output).name
                 self.announced_outputs = announced_array(output.name, dtype, output.shape[1:], "result")
             if warm_up:
                 self._warm_up(specs, profiles)
@@ -306,60 +298,6 @@ def _largest(array: Array) -> float:
         return largest
     numbers = array[np.isfinite(array)]
     return max(float(numbers.max()), -float(numbers.min())) if numbers.size else 0.0
-
-
-def _open_session(source: Path | bytes, thread_count: int, providers: list[str] | None) -> Any:
-    """Return a session that is quiet, does not spin, and does not fall back to another provider in silence."""
-    available = onnxruntime.get_available_providers()
-    wanted = providers or ["CPUExecutionProvider"]
-    for name in wanted:
-        if name not in available:
-            raise ConfigError(
-                f"this ONNX Runtime has no provider {name!r}{nearest(name, available)}; it has {', '.join(available)}"
-            )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = LOG_SEVERITY
-    options.intra_op_num_threads = max(1, thread_count)
-    options.inter_op_num_threads = 1
-    # A thread that spins takes the CPU from the other instances, and burns the quota of a cgroup.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    try:
-        session = onnxruntime.InferenceSession(source, options, providers=wanted)
-    except Exception as error:  # ONNX Runtime's errors have no base class of their own
-        raise ConfigError(f"ONNX Runtime cannot load it: {str(error).strip()}") from error
-    session.disable_fallback()
-    refused = [name for name in wanted if name not in session.get_providers()]
-    if refused:
-        raise ConfigError(f"the provider {refused[0]!r} could not be started; see the log of ONNX Runtime")
-    return session
-
-
-def _input_spec(value: Any, added_suffix: str) -> InputSpec:
-    shape = tuple(size if isinstance(size, int) else str(size or "?") for size in value.shape)
-    return InputSpec(value.name.removesuffix(added_suffix), _dtype("input", value), shape)
-
-
-def _dtype(what: str, value: Any) -> np.dtype[Any]:
-    if value.type not in _DTYPES:
-        raise ConfigError(
-            f"{what} {value.name!r} is a {value.type}, which has no form in NumPy that could be batched: "
-            f"{_advice(what, value.type)}"
-        )
-    return _DTYPES[value.type]
-
-
-def _advice(what: str, kind: str) -> str:
-    """Return what to do about an input or output of a type that is not taken."""
-    if kind == "tensor(string)":
-        how = "turns text into numbers" if what == "input" else "turns numbers into text"
-        return f"leave out of the file what takes or gives text, and write a step of the pipe that {how}"
-    if kind.startswith(("seq(", "map(", "optional(")):
-        return (
-            "export it so that every output is a tensor; of a classifier of scikit-learn, without its ZipMap: "
-            "convert_sklearn(..., options={'zipmap': False})"
-        )
-    return "export it with float32 there, cast within the graph"
 
 
 def _shapes(arrays: Sequence[Array]) -> str:
