@@ -13,9 +13,10 @@ import hashlib
 import json
 import math
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 
@@ -29,8 +30,9 @@ from .inputs import Array, ModelInputs, gather, to_torch
 from .onnx_files import weights_beside
 from .onnx_graph import HALF_INPUTS, LARGEST_HALF, RAW_SUFFIX, prepare
 from .onnx_kinds import dtype_of, input_spec
+from .onnx_options import RuntimeSettings
 from .onnx_rows import read_graph
-from .onnx_session import open_session
+from .onnx_session import RuntimeSession
 from .postprocessors import find_postprocessor, is_built_in, postprocess
 from .reader import Sample
 from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
@@ -41,8 +43,21 @@ from .source import open_model
 __all__ = ["OnnxTensor"]
 
 
-class OnnxTensor(ModelBackend):
-    """Run an ONNX model on the CPU (or by another execution provider of ONNX Runtime) in batches.
+class Session(Protocol):
+    """A model that is loaded, in whatever runs it."""
+
+    inputs: list[Any]  # each with name, type and shape, as ONNX Runtime has them
+    outputs: list[Any]
+    metadata: dict[str, str]
+
+    def run(self, values: Sequence[Any]) -> list[Any]:
+        """Run the model on a value for each input, in its order."""
+
+
+class OnnxModel(ModelBackend):
+    """Run an ONNX model in batches: what all backends have in common whose models are ONNX files.
+
+    A subclass says by ``_open_session`` what runs them, and sets ``_is_fine`` and ``_runtime`` there.
 
     **In**: ``data`` is an array, or for several inputs a list of arrays in the model's order or a mapping from input
     name to array. Each is one sample, with a batch axis of 1 in front (``1CHW``) or without (``CHW``): NumPy, torch,
@@ -96,7 +111,6 @@ class OnnxTensor(ModelBackend):
             of a run, one row for each request, and the requests, and returns a result for each, or None if it has
             filled the requests itself.
         threads: computing threads of all instances together. Without it, the CPUs this process may use.
-        providers: names of execution providers, in order of preference.
         warm_up: run every batch size once, on zeros, while the instance is built. Where an item's size is open, this
             needs ``max`` to have shapes, and is done with those.
         model_key: of an encrypted model: the environment variable that holds it, or a callable that returns it. A model
@@ -107,6 +121,11 @@ class OnnxTensor(ModelBackend):
         MissingExtra: if ``mean``, ``std``, ``fuse`` or ``precision`` ask for a changed graph and the package onnx is
             missing, or the model is encrypted and cryptography is.
     """
+
+    _is_fine = True
+    """Whether it computes in float32 as a CPU does, so that rows are held against each other finely."""
+    _runtime = ""
+    """What else an answer depends on than model and shapes."""
 
     def __init__(
         self,
@@ -122,7 +141,6 @@ class OnnxTensor(ModelBackend):
         postprocessor: str | Mapping[str, Any] | Callable[..., Any] = "split",
         rows: Literal["batch"] | None = None,
         threads: Annotated[int, Between(1, 4096)] | None = None,
-        providers: list[str] | None = None,
         warm_up: bool = True,
         model_key: ModelKey | None = None,
     ) -> None:
@@ -132,13 +150,12 @@ class OnnxTensor(ModelBackend):
             is_normalized = mean is not None or std is not None
             if is_normalized or fuse or precision == "fp16":
                 source = prepare(source, half=precision == "fp16", mean=mean, std=std, fuses=fuse)
-            self._session = open_session(source, (threads or usable_cpu_count()) // instance_num, providers)
-            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+            self._session: Any = self._open_session(source, (threads or usable_cpu_count()) // instance_num)
+            inputs, outputs = self._session.inputs, self._session.outputs
             specs = [input_spec(value, RAW_SUFFIX if is_normalized else "") for value in inputs]
             for value in outputs:
                 dtype_of("output", value)
             self._dtypes = [spec.dtype for spec in specs]
-            self._feed_names = [value.name for value in inputs]
             self._output_names = [value.name for value in outputs]
             self._postprocessor = find_postprocessor(postprocessor, [value.shape for value in outputs])
             self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
@@ -146,7 +163,7 @@ class OnnxTensor(ModelBackend):
             self._inputs = ModelInputs(self._name, specs, profiles)
             halves = []
             if precision == "fp16":  # written by prepare(); of a file as it is, they are anybody's
-                halves = json.loads(self._session.get_modelmeta().custom_metadata_map[HALF_INPUTS])
+                halves = json.loads(self._session.metadata[HALF_INPUTS])
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
             self._take(self._inputs, profiles, specs)
@@ -157,9 +174,9 @@ class OnnxTensor(ModelBackend):
             if warm_up:
                 self._warm_up(specs, profiles)
             if self._has_rows and rows is None:
-                is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
+                is_fine = precision == "fp32" and self._is_fine
                 prove_once(
-                    (_identity(source), max, min, tuple(providers or ())),
+                    (_identity(source), max, min, self._runtime),
                     lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine),
                 )
         except ConfigError as error:
@@ -173,6 +190,10 @@ class OnnxTensor(ModelBackend):
             Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
         """
         run_in_groups(self._inputs_to_run, batch, self._run_requests)
+
+    @abstractmethod
+    def _open_session(self, source: Path | bytes, thread_count: int) -> Session:
+        """Return the model, loaded, to be run with so many threads."""
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
@@ -198,7 +219,7 @@ class OnnxTensor(ModelBackend):
 
     def _compute(self, arrays: Sequence[Array]) -> list[Array]:
         """Run the model."""
-        outputs: list[Array] = self._session.run(self._output_names, dict(zip(self._feed_names, arrays, strict=True)))
+        outputs: list[Array] = self._session.run(arrays)
         return outputs
 
     def _run(self, arrays: Sequence[Array]) -> list[Array]:
@@ -248,6 +269,61 @@ class OnnxTensor(ModelBackend):
         tolerance = max(FINE if is_fine else COARSE, graph.tolerance if graph is not None else FINE)
         outputs = graph.outputs if graph is not None else [Output(name) for name in self._output_names]
         prove_rows(self._compute, specs, profiles, outputs, tolerance=tolerance)
+
+
+class OnnxTensor(OnnxModel):
+    """Run an ONNX model in ONNX Runtime, on the CPU or by another of its execution providers, in batches.
+
+    What goes in and out, and the parameters not named here, are those of ``OnnxModel``: ``model``, ``max``, ``min``,
+    ``rows``, ``instance_num``, ``precision``, ``mean``, ``std``, ``fuse``, ``postprocessor``, ``threads``,
+    ``warm_up`` and ``model_key``.
+
+    Args:
+        providers: names of execution providers, in order of preference; ONNX Runtime gives each operator to the first
+            that has it, and what none has to the CPU. One that this ONNX Runtime lacks, or that cannot be started, is
+            an error.
+        provider_options: of each provider, by its name, as ONNX Runtime documents them:
+            ``{"CUDAExecutionProvider": {"device_id": 1}}``.
+        fallback: leave out providers that cannot be had, and say so in the log; if none is left, take the CPU.
+        session_options: of ONNX Runtime's ``SessionOptions``, by their names, the levels and modes as ``"all"``,
+            ``"parallel"`` and so on; names with a dot are configuration entries: ``session.disable_prepacking``.
+            Unless they say otherwise, idle threads do not spin, and ONNX Runtime logs nothing that it also raises.
+        run_options: of each run, in the same form; ``{"memory.enable_memory_arena_shrinkage": "cpu:0"}`` gives memory
+            back after each.
+        custom_ops: libraries with operators of one's own, loaded before the model.
+        trusted: load them; their code is run.
+
+    Raises:
+        ConfigError: also if an option does not exist, or a library is not there or not ``trusted``.
+    """
+
+    def __init__(
+        self,
+        *,
+        providers: list[str] | None = None,
+        provider_options: Mapping[str, Any] | None = None,
+        fallback: bool = False,
+        session_options: Mapping[str, Any] | None = None,
+        run_options: Mapping[str, Any] | None = None,
+        custom_ops: list[Path] | None = None,
+        trusted: bool = False,
+        **of_the_model: Any,
+    ) -> None:
+        self._settings = RuntimeSettings(
+            providers=providers or ["CPUExecutionProvider"],
+            provider_options=provider_options or {},
+            falls_back=fallback,
+            session=session_options or {},
+            run=run_options or {},
+            custom_ops=[Path(path) for path in custom_ops or ()],
+            trusted=trusted,
+        )
+        super().__init__(**of_the_model)
+
+    def _open_session(self, source: Path | bytes, thread_count: int) -> Session:
+        session = RuntimeSession(source, thread_count, self._settings)
+        self._is_fine, self._runtime = self._settings.is_plain, self._settings.identity
+        return session
 
 
 def _identity(source: Path | bytes) -> Hashable:

@@ -1,7 +1,10 @@
-"""Sessions of ONNX Runtime: how one is opened, with which providers and how many threads."""
+"""Sessions of ONNX Runtime: how one is opened, and what goes in and out."""
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +12,97 @@ import onnxruntime
 
 from fastpipe.errors import ConfigError, nearest
 
-from .onnx_graph import LOG_SEVERITY
+from .onnx_options import RuntimeSettings, run_options, session_options
 
-__all__ = ["open_session"]
+__all__ = ["RuntimeSession"]
+
+_log = logging.getLogger(__name__)
+
+_CPU = "CPUExecutionProvider"
+# With this variable, ONNX Runtime takes a session's options from the file, in place of the caller's.
+_FROM_MODEL = "ORT_LOAD_CONFIG_FROM_MODEL"
 
 
-def open_session(source: Path | bytes, thread_count: int, providers: list[str] | None) -> Any:
-    """Return a session that is quiet, does not spin, and does not fall back to another provider in silence."""
-    available = onnxruntime.get_available_providers()
-    wanted = providers or ["CPUExecutionProvider"]
-    for name in wanted:
-        if name not in available:
+class RuntimeSession:
+    """A session that is quiet, does not spin, and does not fall back to another provider in silence.
+
+    Args:
+        source: an ONNX file, or the content of one.
+        thread_count: of this session; at least one is taken.
+        settings: providers and options.
+
+    Raises:
+        ConfigError: if the model cannot be loaded, or a provider not be started.
+    """
+
+    def __init__(self, source: Path | bytes, thread_count: int, settings: RuntimeSettings) -> None:
+        wanted = _available(settings)
+        options = session_options(settings, thread_count)
+        for path in settings.custom_ops:
+            try:
+                options.register_custom_ops_library(str(path))
+            except Exception as error:  # ONNX Runtime's errors have no base class of their own
+                raise ConfigError(f"custom_ops: '{path}' cannot be loaded: {_first_line(error)}") from error
+        self._session: Any = _opened(source, options, wanted, settings)
+        self._run_options = run_options(settings)
+        self.inputs = list(self._session.get_inputs())
+        self.outputs = list(self._session.get_outputs())
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        if os.environ.get(_FROM_MODEL) == "1" and "ort_config" in self.metadata:
             raise ConfigError(
-                f"this ONNX Runtime has no provider {name!r}{nearest(name, available)}; it has {', '.join(available)}"
+                f"its metadata has options for ONNX Runtime ('ort_config'), which take the place of all that is said "
+                f"here, as the environment variable {_FROM_MODEL} is set: unset it, or take 'ort_config' out of the "
+                f"file's metadata"
             )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = LOG_SEVERITY
-    options.intra_op_num_threads = max(1, thread_count)
-    options.inter_op_num_threads = 1
-    # A thread that spins takes the CPU from the other instances, and burns the quota of a cgroup.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        self._input_names = [value.name for value in self.inputs]
+        self._output_names = [value.name for value in self.outputs]
+
+    def run(self, values: Sequence[Any]) -> list[Any]:
+        """Run the model on a value for each input, in its order."""
+        feeds = dict(zip(self._input_names, values, strict=True))
+        outputs: list[Any] = self._session.run(self._output_names, feeds, self._run_options)
+        return outputs
+
+
+def _available(settings: RuntimeSettings) -> list[tuple[str, dict[str, str]]]:
+    """Return the providers that this ONNX Runtime has, with their options.
+
+    Raises:
+        ConfigError: if one is missing that must not be left out.
+    """
+    available = onnxruntime.get_available_providers()
+    for name in settings.providers:
+        if name not in available:
+            lacks = f"this ONNX Runtime has no provider {name!r}"
+            if not settings.falls_back:
+                has = f"{nearest(name, available)}; it has {', '.join(available)}"
+                raise ConfigError(f"{lacks}{has}; with fallback=true it is left out")
+            _log.warning("%s: it is left out", lacks)
+    return [each for each in settings.with_options() if each[0] in available] or [(_CPU, {})]
+
+
+def _opened(
+    source: Path | bytes, options: Any, providers: list[tuple[str, dict[str, str]]], settings: RuntimeSettings
+) -> Any:
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=wanted)
+        # Its own fallback would print, and take other providers than those asked for.
+        session = onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors have no base class of their own
+        if settings.falls_back and providers[0][0] != _CPU:
+            _log.warning("the provider %r could not be started and is left out: %s", providers[0][0], error)
+            return _opened(source, options, providers[1:] or [(_CPU, {})], settings)
         raise ConfigError(f"ONNX Runtime cannot load it: {str(error).strip()}") from error
     session.disable_fallback()
-    refused = [name for name in wanted if name not in session.get_providers()]
-    if refused:
-        raise ConfigError(f"the provider {refused[0]!r} could not be started; see the log of ONNX Runtime")
+    refused = [name for name, _ in providers if name not in session.get_providers()]
+    if refused and not settings.falls_back:
+        raise ConfigError(
+            f"the provider {refused[0]!r} could not be started; see the log of ONNX Runtime, which session_options = "
+            f"{{log_severity_level = 3}} has written to stderr; with fallback=true it is left out"
+        )
+    for name in refused:
+        _log.warning("the provider %r could not be started and is left out", name)
     return session
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
