@@ -13,8 +13,10 @@ import hashlib
 import json
 import math
 import os
+import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -126,6 +128,8 @@ class OnnxModel(ModelBackend):
     """Whether it computes in float32 as a CPU does, so that rows are held against each other finely."""
     _runtime = ""
     """What else an answer depends on than model and shapes."""
+    _custom_ops: Sequence[Path] = ()
+    """Libraries with operators of the model."""
 
     def __init__(
         self,
@@ -145,11 +149,15 @@ class OnnxModel(ModelBackend):
         model_key: ModelKey | None = None,
     ) -> None:
         self._name = f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
+        scratch = ExitStack()
         try:
             source = open_model(model, model_key).model
+            identity = _identity(source), precision, repr((mean, std)), fuse
             is_normalized = mean is not None or std is not None
             if is_normalized or fuse or precision == "fp16":
-                source = prepare(source, half=precision == "fp16", mean=mean, std=std, fuses=fuse)
+                folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="fastpipe-")))
+                changes: dict[str, Any] = {"half": precision == "fp16", "mean": mean, "std": std, "fuses": fuse}
+                source = prepare(source, **changes, custom_ops=self._custom_ops, folder=folder)
             self._session: Any = self._open_session(source, (threads or usable_cpu_count()) // instance_num)
             inputs, outputs = self._session.inputs, self._session.outputs
             specs = [input_spec(value, RAW_SUFFIX if is_normalized else "") for value in inputs]
@@ -176,11 +184,13 @@ class OnnxModel(ModelBackend):
             if self._has_rows and rows is None:
                 is_fine = precision == "fp32" and self._is_fine
                 prove_once(
-                    (_identity(source), max, min, self._runtime),
+                    (identity, max, min, self._runtime),
                     lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine),
                 )
         except ConfigError as error:
             raise self._named(error) from error.__cause__
+        finally:
+            scratch.close()
 
     def forward(self, batch: list[Request]) -> None:
         """Run the model on a batch; requests whose shapes differ are run apart.
@@ -318,6 +328,7 @@ class OnnxTensor(OnnxModel):
             custom_ops=[Path(path) for path in custom_ops or ()],
             trusted=trusted,
         )
+        self._custom_ops = self._settings.custom_ops
         super().__init__(**of_the_model)
 
     def _open_session(self, source: Path | bytes, thread_count: int) -> Session:
