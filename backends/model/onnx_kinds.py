@@ -10,7 +10,7 @@ from fastpipe.errors import ConfigError
 
 from .shapes import InputSpec
 
-__all__ = ["dtype_of", "input_spec"]
+__all__ = ["axes_of", "dtype_of", "input_spec"]
 
 _DTYPES = {
     "tensor(bool)": np.dtype(np.bool_),
@@ -24,8 +24,12 @@ _DTYPES = {
 
 def input_spec(value: Any, added_suffix: str) -> InputSpec:
     """Return an input of a session as the model declares it, under its name without a suffix that was put behind it."""
-    shape = tuple(size if isinstance(size, int) else str(size or "?") for size in value.shape)
-    return InputSpec(value.name.removesuffix(added_suffix), dtype_of("input", value), shape)
+    return InputSpec(value.name.removesuffix(added_suffix), dtype_of("input", value), axes_of(value))
+
+
+def axes_of(value: Any) -> tuple[int | str, ...]:
+    """Return the axes of an input or output of a session: each a size, a name, or "?"."""
+    return tuple(size if isinstance(size, int) else str(size or "?") for size in value.shape)
 
 
 def dtype_of(what: str, value: Any) -> np.dtype[Any]:

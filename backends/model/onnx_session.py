@@ -55,12 +55,11 @@ class RuntimeSession:
                 f"file's metadata"
             )
         self._input_names = [value.name for value in self.inputs]
-        self._output_names = [value.name for value in self.outputs]
 
-    def run(self, values: Sequence[Any]) -> list[Any]:
-        """Run the model on a value for each input, in its order."""
+    def run(self, names: Sequence[str], values: Sequence[Any]) -> list[Any]:
+        """Return these outputs of the model for a value of each input, in its order."""
         feeds = dict(zip(self._input_names, values, strict=True))
-        outputs: list[Any] = self._session.run(self._output_names, feeds, self._run_options)
+        outputs: list[Any] = self._session.run(names, feeds, self._run_options)
         return outputs
 
 
