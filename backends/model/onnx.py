@@ -33,10 +33,11 @@ from .encrypted import ModelKey
 from .inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
 from .onnx_files import weights_beside
 from .onnx_graph import HALF_INPUTS, LARGEST_HALF, RAW_SUFFIX, prepare
-from .onnx_kinds import axes_of, dtype_of, input_spec
+from .onnx_kinds import axes_of, comparable, dtype_of, input_spec, plain
 from .onnx_options import RuntimeSettings
 from .onnx_rows import Graph, known_outputs, read_once
 from .onnx_session import RuntimeSession
+from .onnx_values import check_postprocessor, tensors_of, values_of
 from .postprocessors import find_postprocessor, is_built_in
 from .reader import Sample
 from .row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
@@ -167,8 +168,19 @@ class OnnxModel(ModelBackend):
                 changes: dict[str, Any] = {"half": precision == "fp16", "mean": mean, "std": std, "fuses": fuse}
                 source = prepare(source, **changes, custom_ops=self._custom_ops, folder=folder)
             self._session: Any = self._open_session(source, (threads or usable_cpu_count()) // instance_num)
-            specs = [input_spec(each, RAW_SUFFIX if is_normalized else "") for each in self._session.inputs]
-            declared = self._choose_outputs(outputs)
+            chosen = self._choose_outputs(outputs)
+            suffix = RAW_SUFFIX if is_normalized else ""
+            names = [name.removesuffix(suffix) for name in self._feed_names]
+            self._values = values_of(self._name, names, self._session.inputs, chosen, max)
+            self._has_maps = any(value.type.startswith("seq(map(") for value in chosen) and is_built_in(postprocessor)
+            if self._values is not None:
+                others = {"min": min, "batch_axis": batch_axis, "shared": shared, "split_by": split_by}
+                others |= {"many_rows": many_rows, "precision": precision == "fp16" and precision}
+                self._take_values(postprocessor, [key for key, value in others.items() if value], result_as == "dict")
+                return
+            check_postprocessor(postprocessor, chosen)
+            specs = [input_spec(each, suffix) for each in self._session.inputs]
+            declared = [(value.name, axes_of(value)) for value in chosen]
             wishes = read_wishes(
                 batch_axis, shared, split_by, [spec.name for spec in specs], [name for name, _ in declared]
             )
@@ -203,6 +215,10 @@ class OnnxModel(ModelBackend):
         finally:
             scratch.close()
 
+    def bucket(self, request: Request) -> Hashable:
+        """Return the shapes and dtypes of a request's data: what must be equal within a batch."""
+        return "values" if self._values is not None else super().bucket(request)
+
     def forward(self, batch: list[Request]) -> None:
         """Run the model on a batch; requests whose shapes differ are run apart.
 
@@ -210,7 +226,7 @@ class OnnxModel(ModelBackend):
             ItemErrors: for the requests that the model cannot take.
             Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
         """
-        run_in_groups(self._inputs_to_run, batch, self._run_requests)
+        run_in_groups(self._values or self._inputs_to_run, batch, self._run_requests)
 
     @abstractmethod
     def _open_session(self, source: Path | bytes, thread_count: int) -> Session:
@@ -220,26 +236,52 @@ class OnnxModel(ModelBackend):
         """Let go of the model; results handed out stay valid."""
         self._session = None
 
-    def _choose_outputs(self, wanted: Sequence[str] | None) -> list[Declared]:
+    def _choose_outputs(self, wanted: Sequence[str] | None) -> list[Any]:
         """Take the names of inputs and outputs; return the outputs that are handed on."""
         known = {value.name: value for value in self._session.outputs}
         self._feed_names = [value.name for value in self._session.inputs]
         self._output_names = chosen_outputs(wanted, list(known))
-        for name in self._output_names:
-            dtype_of("output", known[name])
-        return [(name, axes_of(known[name])) for name in self._output_names]
+        return [known[name] for name in self._output_names]
+
+    def _take_values(self, postprocessor: Any, unfit_keys: Sequence[str], as_dict: bool) -> None:
+        """Take requests as they come, one at a time, as values of which no batch can be made."""
+        if unfit_keys:
+            raise ConfigError(
+                f"it takes or gives sequences, maps or what may be missing, and so runs one request at a time as it "
+                f"comes: leave out {', '.join(unfit_keys)}"
+            )
+        if is_built_in(postprocessor) and postprocessor not in ("split", "cpu"):
+            raise ConfigError(f"postprocessor={postprocessor!r} needs arrays: take split, or a function of your own")
+        found = find_postprocessor("split" if is_built_in(postprocessor) else postprocessor, [])
+        self._answers = Answers(found, self._axes, as_dict=as_dict, has_many_rows=False)
+        self.keeps_input = is_built_in(postprocessor)
+        self.max_batch = 1
 
     def _announce(self, declared: Sequence[Declared], postprocessor: Any) -> None:
         """Tell servers of an only output."""
         if len(declared) == 1 and self._has_rows and self._answers.are_plain and postprocessor in ("split", "cpu"):
             ((name, shape),) = declared
-            dtype = next(dtype_of("output", value) for value in self._session.outputs if value.name == name)
-            self.announced_outputs = announced_array(name, dtype.name, shape[1:], "result")
+            kind = next(value.type for value in self._session.outputs if value.name == name)
+            if not kind.startswith("seq("):
+                self.announced_outputs = announced_array(name, dtype_of("output", name, kind).name, shape[1:], "result")
 
     def _run_requests(self, group: Group) -> None:
         """Run the model once, on requests of equal shapes."""
+        self._fill(group)
+        if self._has_maps:
+            for request, _ in group:
+                request["result"] = plain(request["result"])
+
+    def _fill(self, group: Group) -> None:
         fit = group[0][1].fit
         requests = [request for request, _ in group]
+        if self._values is not None:
+            ((request, sample),) = group
+            outputs = self._call(sample.arrays)
+            self._answers.fill_alone(
+                self._output_names, [tensors_of(each) for each in outputs] if sample.is_torch else outputs, request
+            )
+            return
         by_input = list(zip(*[sample.arrays for _, sample in group], strict=True))
         if fit.as_it_comes is not None:
             alone = zip(group[0][1].arrays, fit.as_it_comes, self._dtypes, strict=True)
@@ -330,7 +372,8 @@ class OnnxModel(ModelBackend):
 
         def run(arrays: list[Array]) -> list[Array]:
             row_count = rows_in(specs, arrays)
-            return compared(self._axes, self._output_names, self._compute(arrays), row_count)
+            outputs = [comparable(output) for output in self._compute(arrays)]
+            return compared(self._axes, self._output_names, outputs, row_count)
 
         tolerance = max(FINE if is_fine else COARSE, graph.tolerance if graph is not None else FINE)
         prove_rows(run, specs, profiles, known_outputs(graph, self._axes, self._output_names), tolerance=tolerance)
@@ -442,5 +485,5 @@ def _largest(array: Array) -> float:
     return max(float(numbers.max()), -float(numbers.min())) if numbers.size else 0.0
 
 
-def _shapes(arrays: Sequence[Array]) -> str:
-    return ", ".join(str(array.shape) for array in arrays)
+def _shapes(values: Sequence[Any]) -> str:
+    return ", ".join(str(getattr(value, "shape", type(value).__name__)) for value in values)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 
 from fastpipe.errors import ConfigError, nearest
 
+from .onnx_kinds import ELEMENT_NUMBERS, dtype_of, is_narrow_kind, rows_of
 from .onnx_options import RuntimeSettings, run_options, session_options
 
 __all__ = ["RuntimeSession"]
@@ -55,12 +58,71 @@ class RuntimeSession:
                 f"file's metadata"
             )
         self._input_names = [value.name for value in self.inputs]
+        self._kinds = {value.name: value.type for value in self.outputs}
+        self._has_narrow = _check_narrow([*self.inputs, *self.outputs])
+        self._has_maps = any(kind.startswith("seq(map(") for kind in self._kinds.values())
 
     def run(self, names: Sequence[str], values: Sequence[Any]) -> list[Any]:
-        """Return these outputs of the model for a value of each input, in its order."""
+        """Return these outputs of the model for a value of each input, in its order.
+
+        Rows of maps are returned as ``Rows``, and what NumPy lacks in dtypes of ml_dtypes.
+        """
         feeds = dict(zip(self._input_names, values, strict=True))
+        if self._has_narrow:
+            return self._run_narrow(names, feeds)
         outputs: list[Any] = self._session.run(names, feeds, self._run_options)
+        if self._has_maps:
+            return [
+                rows_of(output) if self._kinds[name].startswith("seq(map(") else output
+                for name, output in zip(names, outputs, strict=True)
+            ]
         return outputs
+
+    def _run_narrow(self, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
+        """Run the model on OrtValues: of NumPy's arrays, ONNX Runtime takes and gives only dtypes that NumPy has."""
+        given = {name: _value_of(array) for name, array in feeds.items()}
+        outputs = self._session.run_with_ort_values(names, given, self._run_options)
+        return [_array_of(output, self._kinds[name]) for name, output in zip(names, outputs, strict=True)]
+
+
+def _check_narrow(values: Sequence[Any]) -> bool:
+    """Say whether any value has a dtype that NumPy lacks.
+
+    Raises:
+        ConfigError: if ONNX Runtime cannot run such a model from Python.
+    """
+    narrow = next((value for value in values if is_narrow_kind(value.type)), None)
+    if narrow is None:
+        return False
+    where = f"{narrow.name!r} is a {narrow.type}"
+    if not hasattr(onnxruntime.OrtValue, "ortvalue_from_numpy_with_onnx_type"):
+        raise ConfigError(f"{where}, which needs ONNX Runtime 1.20 or newer, got {onnxruntime.__version__}")
+    for value in values:
+        if value.type == "tensor(string)" or not value.type.startswith("tensor("):
+            raise ConfigError(
+                f"{where} and {value.name!r} a {value.type}, which ONNX Runtime does not take together from Python: "
+                f"export it with float32 in the first, cast in the graph"
+            )
+    return True
+
+
+def _value_of(array: Any) -> Any:
+    number = ELEMENT_NUMBERS.get(array.dtype.name)
+    if number is None:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    bits = array.view(np.uint16 if array.itemsize == 2 else np.uint8)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, number)
+
+
+def _array_of(value: Any, kind: str) -> Any:
+    """Return an OrtValue on the CPU as an array of its own memory."""
+    dtype = dtype_of("output", "", kind)
+    if dtype.name not in ELEMENT_NUMBERS:
+        return value.numpy()
+    array = np.empty(value.shape(), dtype)
+    if array.nbytes:
+        ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
+    return array
 
 
 def _available(settings: RuntimeSettings) -> list[tuple[str, dict[str, str]]]:
