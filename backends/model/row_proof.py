@@ -320,7 +320,7 @@ class _Trials:
                 self._off[index] = before + off, total + wanted.size
             elif off > _FLOATS_OFF * wanted.size:
                 raise _ContradictionError(index, f"{problem}: {off} of {wanted.size} numbers differ")
-            if is_together and wanted[0].size <= _LARGEST_COUNTED:
+            if is_together and math.prod(wanted.shape[1:]) <= _LARGEST_COUNTED:
                 key = index, wanted.shape[1:]
                 counts, total = self._rows_off.get(key, (0, 0))
                 self._rows_off[key] = counts + is_off.sum(axis=0), total + len(wanted)
