@@ -130,9 +130,15 @@ def blank(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 def random_text(shape: tuple[int, ...], random: np.random.Generator, *, are_numbers: bool) -> npt.NDArray[Any]:
-    """Return pseudo-random words, or numbers written out, for a model that is tried."""
-    choices = np.array(_NUMBERS if are_numbers else _WORDS, TEXT)
-    return np.asarray(choices[random.integers(0, len(choices), shape)], TEXT)
+    """Return pseudo-random words, or numbers written out, for a model that is tried: half of them are in no list."""
+    choices = _NUMBERS if are_numbers else _WORDS
+    picked = zip(random.integers(0, len(choices), shape).flat, random.integers(0, 2000, shape).flat, strict=True)
+    found = np.empty(shape, TEXT)
+    found.flat = [
+        choices[index] if number < 1000 else str(number) if are_numbers else f"{choices[index]}{number}"
+        for index, number in picked
+    ]
+    return found
 
 
 def as_float32(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
