@@ -45,7 +45,7 @@ from .runs import Group, ModelBackend, run_in_groups
 from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import open_model
 
-__all__ = ["OnnxTensor"]
+__all__ = ["OnnxModel", "OnnxTensor", "Session"]
 
 
 class Session(Protocol):
@@ -160,7 +160,8 @@ class OnnxModel(ModelBackend):
         self._name = f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
         scratch = ExitStack()
         try:
-            source = open_model(model, model_key).model
+            opened = open_model(model, model_key)
+            source, self._is_encrypted = opened.model, opened.secret is not None
             key = _identity(source), precision, repr((mean, std)), fuse
             is_normalized = mean is not None or std is not None
             if is_normalized or fuse or precision == "fp16":
