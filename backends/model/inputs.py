@@ -132,7 +132,7 @@ def gather(
         arrays = [np.moveaxis(each, axis, 0) if each.ndim == len(shape) else each for each in arrays]
     if len(arrays) == 1 and first.size == math.prod(shape):
         return np.ascontiguousarray(_converted(arrays[0], dtype)).reshape(shape)
-    if dtype == TEXT:
+    if dtype.hasobject:
         rows = [each if each.ndim == len(shape) else each[np.newaxis] for each in arrays]
         missing_rows = row_count - sum([len(each) for each in rows])
         return np.concatenate([*rows, blank((missing_rows, *item_shape), dtype)])

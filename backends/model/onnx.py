@@ -216,10 +216,6 @@ class OnnxModel(ModelBackend):
         finally:
             scratch.close()
 
-    def bucket(self, request: Request) -> Hashable:
-        """Return the shapes and dtypes of a request's data: what must be equal within a batch."""
-        return "values" if self._values is not None else super().bucket(request)
-
     def forward(self, batch: list[Request]) -> None:
         """Run the model on a batch; requests whose shapes differ are run apart.
 
@@ -256,6 +252,7 @@ class OnnxModel(ModelBackend):
         found = find_postprocessor("split" if is_built_in(postprocessor) else postprocessor, [])
         self._answers = Answers(found, self._axes, as_dict=as_dict, has_many_rows=False)
         self.keeps_input = is_built_in(postprocessor)
+        self._reader: Any = self._values
         self.max_batch = 1
 
     def _announce(self, declared: Sequence[Declared], postprocessor: Any) -> None:
