@@ -58,7 +58,7 @@ class ModelInputs(RequestReader):
         dtype = self._dtypes[index]
         try:
             if dtype == TEXT and (text := as_text(value)) is not None:
-                return text, False
+                return (text if text.ndim else self._item_of_one(index, text)), False
             if is_torch and is_narrow(dtype) and (narrow := from_torch(value, dtype)) is not None:
                 return narrow, True
             if is_torch:
@@ -75,6 +75,12 @@ class ModelInputs(RequestReader):
             advice = "; a step before has to make one of it on the CPU, of a type that NumPy has, such as float32"
             raise self._unusable(index, f"a {type(value).__name__} that NumPy cannot read: {error}{advice}") from error
         raise self._unusable(index, f"a {type(value).__name__}, which is no array")
+
+    def _item_of_one(self, index: int, text: Array) -> Array:
+        """Return a single text as an item that has no more elements, where the model may have such."""
+        assert self._specs is not None  # noqa: S101 - see the constructor
+        sizes = self._specs[index].shape[1:]
+        return text.reshape((1,) * len(sizes)) if all(size == 1 or isinstance(size, str) for size in sizes) else text
 
     def _target(self, index: int, given: Any, item: tuple[int, ...]) -> np.dtype[Any]:
         return self._dtypes[index]

@@ -122,10 +122,18 @@ def test_fixed_bytes_and_strings_of_numpy_2_are_text():
 
 
 @pytest.mark.parametrize("given", ["word", b"word", np.str_("word")])
-def test_a_text_alone_is_an_item_without_axes(given):
-    """Of a model with an axis for the requests and no other."""
-    backend = OnnxTensor(model=identity(TensorProto.STRING, ("n",)), max=2)
-    assert [result.tolist() for result in run(backend, given, "other")] == [["word"], ["other"]]
+@pytest.mark.parametrize(("shape", "axes"), [(("n",), ()), (("n", 1), (1,)), (("n", "words", 1), (1, 1))])
+def test_a_text_alone_is_an_item_of_one_element(given, shape, axes):
+    """Of a model with an axis for the requests and no other, or others of size 1."""
+    backend = OnnxTensor(model=identity(TensorProto.STRING, shape), max=2)
+    for result, word in zip(run(backend, given, "other"), ("word", "other"), strict=True):
+        assert (result.shape, result.item()) == ((1, *axes), word)
+
+
+def test_a_text_alone_is_no_item_of_two():
+    """The other would be missing."""
+    with pytest.raises(ItemErrors, match=r"expected text of shape \(2,\).*got text of shape \(\)"):
+        run(OnnxTensor(model=identity(TensorProto.STRING), max=2), "word")
 
 
 @pytest.mark.parametrize(
@@ -203,6 +211,23 @@ def test_servers_are_told_of_text():
     for announced, key in ((backend.announced_inputs, "data"), (backend.announced_outputs, "result")):
         ((told,)) = announced
         assert (told.datatype, told.shape, told.text, told.key) == ("BYTES", (2,), True, key)
+
+
+def test_a_server_takes_text_and_gives_it():
+    """Over HTTP: several rows in one call, each of which is a request."""
+    for library in ("starlette", "uvicorn", "httptools", "orjson", "grpc", "httpx"):
+        pytest.importorskip(library)
+    import httpx
+    from served import serving
+
+    with (
+        fastpipe.Pipe(backend="OnnxTensor", model=classifier(), outputs=["label"], max=4) as pipe,
+        serving({"animals": pipe}) as served,
+    ):
+        rows = {"name": "x", "datatype": "BYTES", "shape": [3, 1], "data": ["meow", "woof", "?"]}
+        answer = httpx.post(f"{served.url}/v2/models/animals/infer", json={"inputs": [rows]})
+    (label,) = answer.json()["outputs"]
+    assert (label["datatype"], label["data"]) == ("BYTES", ["cat", "dog", "cat"])
 
 
 # ---- maps ------------------------------------------------------------------------------------------------------------
