@@ -86,7 +86,7 @@ class RequestReader(ABC):
     noun = "array"
     """What messages call one of the things that a request has."""
 
-    runs_alone = True
+    runs_alone: bool
     """Whether every request has a run for itself, and may so have any shape that the model takes."""
 
     def __init__(
@@ -108,7 +108,7 @@ class RequestReader(ABC):
         # Where several profiles take a request, it goes where it can share a run with the most others.
         self._profiles = sorted(profiles, key=lambda profile: -profile.max_batch)
         self.max_batch = self._profiles[0].max_batch
-        self.runs_alone = self.max_batch == 1 and type(self).runs_alone
+        self.runs_alone = self.max_batch == 1
         # Checking costs 4 us, looking up what was checked before a tenth of that. Filled by any thread; two that find
         # out the same thing at the same time do no harm.
         self._fits: dict[Hashable, Fit] = {}
@@ -240,6 +240,12 @@ class RequestReader(ABC):
         count = f"{least} or more" if most is None else str(least) if least == most else f"{least} to {most}"
         names = f", for {', '.join(self._names)}" if self._names else ""
         return f"{count} {self.noun}{'' if count == '1' else 's'}{names}"
+
+    def _is_plain_number(self, index: int, value: Any) -> bool:
+        """Say whether a value is a number of Python's, for an input without axes."""
+        if not isinstance(value, bool | int | float) or self._specs is None:
+            return False
+        return self._specs[index].is_shared and len(self._specs[index].shape) == 1
 
     def _find_fit(self, signature: Signature) -> Fit:
         """Return what is true of arrays with this signature, and remember it."""
