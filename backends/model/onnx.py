@@ -54,6 +54,7 @@ class Session(Protocol):
     inputs: list[Any]  # each with name, type and shape, as ONNX Runtime has them
     outputs: list[Any]
     metadata: dict[str, str]
+    device: str | None  # a GPU whose torch tensors it takes as they lie, in torch's words
 
     def run(self, names: Sequence[str], values: Sequence[Any]) -> list[Any]:
         """Return these outputs of the model for a value of each input, in its order."""
@@ -210,7 +211,9 @@ class OnnxModel(ModelBackend):
             specs = with_axes(specs, axes, wishes)
             self._dtypes = [spec.dtype for spec in specs]
             profiles = make_profiles(specs, max, min)
-            self._inputs = ModelInputs(self._name, specs, profiles)
+            # In half precision, all values are looked at on the CPU.
+            device = None if precision == "fp16" else self._session.device
+            self._inputs = ModelInputs(self._name, specs, profiles, device)
             halves = []
             if precision == "fp16":  # written by prepare(); of a file as it is, they are anybody's
                 halves = json.loads(self._session.metadata[HALF_INPUTS])
@@ -404,6 +407,12 @@ class OnnxTensor(OnnxModel):
     What goes in and out, and the parameters not named here, are those of ``OnnxModel``: ``model``, ``max``, ``min``,
     ``rows``, ``instance_num``, ``precision``, ``mean``, ``std``, ``fuse``, ``postprocessor``, ``threads``,
     ``warm_up`` and ``model_key``.
+
+    **Other values**: text is an array of ``str``; what NumPy has no dtype for is one of ml_dtypes; a row of ``ZipMap``
+    is a dict. Models with sequences, maps or what may be missing run one request at a time, as it comes.
+
+    **GPUs**: if the first provider computes on one, torch tensors of the input's dtype on it are taken as they lie, and
+    the results are tensors there.
 
     Args:
         providers: names of execution providers, in order of preference; ONNX Runtime gives each operator to the first
