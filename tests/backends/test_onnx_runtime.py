@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -157,6 +158,23 @@ def test_options_reach_the_session(monkeypatch):
     assert said.get_session_config_entry("session.intra_op.allow_spinning") == "1"
     assert plain.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert (plain.log_severity_level, plain.enable_mem_pattern) == (4, True)
+
+
+@pytest.mark.parametrize("prefix", [{}, {"profile_file_prefix": "mine"}])
+def test_each_instance_writes_a_profile_of_its_own(prefix, monkeypatch, tmp_path):
+    """Once it is closed; ONNX Runtime would name both by the second in which they began."""
+    monkeypatch.chdir(tmp_path)
+    with fastpipe.Pipe(
+        backend="OnnxTensor",
+        model=doubling_model(),
+        instance_num=2,
+        session_options={"enable_profiling": True, **prefix},
+    ) as pipe:
+        assert pipe({"data": np.ones(4, np.float32)})["result"].tolist() == [[2] * 4]
+    del pipe
+    gc.collect()
+    begin = prefix.get("profile_file_prefix", "onnxruntime_profile")
+    assert [path.name.startswith(f"{begin}-{os.getpid()}-") for path in tmp_path.iterdir()] == [True, True]
 
 
 def test_an_axis_can_be_fixed():
