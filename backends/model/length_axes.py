@@ -17,6 +17,7 @@ import numpy as np
 from fastpipe.errors import ConfigError, nearest
 from fastpipe.summaries import summarize
 
+from ..kinds import TEXT
 from .axes import in_place
 from .length_sizes import Cut
 from .shapes import InputSpec, Profile
@@ -407,6 +408,10 @@ def _values(pad: Pad, specs: Sequence[InputSpec], axes: Sequence[int | None], ma
             value = value if isinstance(pad.value, Mapping) else 0
         if not _is_number(value) or not np.isfinite(value):
             raise ConfigError(f"pad.value: input {spec.name!r}: expected a number, got {summarize(value)}")
+        if axes[index] is not None and spec.dtype == TEXT:
+            raise ConfigError(
+                f"pad: input {spec.name!r}: expected numbers to pad, got text; leave pad out"
+            )
         if axes[index] is not None and not _holds(spec.dtype, value):
             raise ConfigError(f"pad.value: input {spec.name!r}: expected a number that {spec.dtype} has, got {value}")
         values.append(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from fastpipe.announcing import announced_array
 from fastpipe.contract import Backend, Request
@@ -132,9 +132,9 @@ class ModelBackend(Backend):
         if self._lengths is None and self._answers.are_plain:
             self._answers.fill_rows(outputs, [request for request, _ in group])
         else:
-            self._fill(run_of(self._reader, self._output_names, outputs, group, row_count))
+            self._answer(run_of(self._reader, self._output_names, outputs, group, row_count))
 
-    def _fill(self, run: Run) -> None:
+    def _answer(self, run: Run) -> None:
         """Give the requests of a run their results; where they were padded, from outputs cut to their own lengths."""
         if self._lengths is None:
             self._answers.fill(run)
@@ -234,11 +234,20 @@ def _length_of(lengths: Lengths, request: Request) -> int:
     return measured.target or measured.length
 
 
-def run_in_groups(inputs: Any, batch: list[Request], run: Callable[[Group], None]) -> None:
+class Reader(Protocol):
+    """Reads the data of requests."""
+
+    takes_many_rows: bool
+
+    def read(self, request: Request) -> Sample:
+        """Return the data of a request, checked."""
+
+
+def run_in_groups(inputs: Reader, batch: list[Request], run: Callable[[Group], None]) -> None:
     """Call ``run`` for each group of a batch.
 
     Args:
-        inputs: a ``RequestReader``, or what else has its ``read``.
+        inputs: reads the requests.
         batch: the requests.
         run: what runs some of them, of equal shapes.
 

@@ -356,7 +356,7 @@ class TorchTensor(ModelBackend):
         if self._stream is not None:
             hand_over(outputs)
         row_count = rows if graph is None else graph.row_count
-        self._fill(Run(names, outputs, requests, counts, row_count, row))
+        self._answer(Run(names, outputs, requests, counts, row_count, row))
 
     def _refuse_overflow(self, fit: Any, by_input: Sequence[Sequence[torch.Tensor]], count: int) -> None:
         """Raise UnfitError for the requests with a number that became infinite."""
