@@ -18,9 +18,9 @@ from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
 from .axes import Axes, moved
 from .postprocessors import Postprocessor, Preparation, has_a_row_each, on_cpu, postprocess, preparation_of
-from .reader import UnfitError
+from .reader import RequestReader, Sample, UnfitError
 
-__all__ = ["Answers", "Run", "chosen_outputs", "compared", "given_back"]
+__all__ = ["Answers", "Run", "chosen_outputs", "compared", "given_back", "run_of"]
 
 # So many rows of an output are compared for each request where a model is tried.
 _ROWS_COMPARED = 64
@@ -74,7 +74,7 @@ class Answers:
             UnfitError: for requests that a postprocessor has refused.
         """
         if self.are_plain:
-            postprocess(self._postprocessor, run.outputs, run.requests)
+            self.fill_rows(run.outputs, run.requests)
         elif self._prepare is not None:
             self._split(run, self._prepare)
         else:
@@ -87,6 +87,10 @@ class Answers:
                 self._fill_by_row(run, outputs)
             else:
                 postprocess(self._postprocessor, outputs, run.requests)
+
+    def fill_rows(self, outputs: list[Any], requests: list[Request]) -> None:
+        """Fill requests from outputs that have a row for each, where nothing else is to be done: ``are_plain``."""
+        postprocess(self._postprocessor, outputs, requests)
 
     def fill_alone(self, names: Sequence[str], outputs: list[Any], request: Request) -> None:
         """Fill a request that had a run for itself, from the model's outputs as they are."""
@@ -149,6 +153,14 @@ class Answers:
                     made[owner].setdefault(key, []).append(value)
         for request, results in zip(run.requests, made, strict=True):
             request.update(results)
+
+
+def run_of(
+    reader: RequestReader, names: Sequence[str], outputs: list[Any], group: Sequence[tuple[Request, Sample]], rows: int
+) -> Run:
+    """Return a run of requests that share it, of so many rows with those that were filled up."""
+    requests, counts = [request for request, _ in group], [sample.fit.rows for _, sample in group]
+    return Run(names, outputs, requests, counts, rows, lambda number, row: reader.one_row(*group[number], row))
 
 
 def chosen_outputs(wanted: Sequence[str] | None, known: Sequence[str]) -> list[str]:

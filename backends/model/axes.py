@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +79,7 @@ class Axes:
     outputs: Mapping[str, int | None]
     columns: Mapping[str, int]
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """Whether all have them in front, as nearly every model."""
         return not any(axis != 0 for axis in self.inputs) and not self.outputs and not self.columns

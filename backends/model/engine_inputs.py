@@ -43,7 +43,7 @@ class EngineInputs(ModelInputs):
 
     def _takes_rows(self, spec: InputSpec, count: int) -> bool:
         """Say whether a request may bring so many rows: an engine for one request takes one, or a fixed number."""
-        return self._takes_many_rows or (isinstance(spec.shape[0], int) and count == spec.shape[0])
+        return self.takes_many_rows or (isinstance(spec.shape[0], int) and count == spec.shape[0])
 
     def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
         return tuple([self._to_tensor(index, value) for index, value in enumerate(self._in_order(data))]), True

@@ -22,7 +22,7 @@ from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError
 
-from .answers import Answers, Run, chosen_outputs, compared
+from .answers import Answers, chosen_outputs, compared, run_of
 from .axes import Declared, input_axes, read_wishes, settled, with_axes
 from .encrypted import ModelKey
 from .half_inputs import HalfInputs
@@ -34,6 +34,7 @@ from .onnx_options import RuntimeSettings
 from .onnx_rows import Graph, known_outputs, read_once
 from .onnx_session import RuntimeSession
 from .onnx_values import check_postprocessor, tensors_of, values_of
+from .output_axes import looked_up, unsaid_outputs
 from .postprocessors import find_postprocessor, is_built_in
 from .row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
 from .runs import Group, ModelBackend, run_in_groups
@@ -214,11 +215,13 @@ class OnnxModel(ModelBackend):
                 halves = json.loads(self._session.metadata[HALF_INPUTS])
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
-            self._take(self._inputs, profiles, specs, many_rows=many_rows)
-            graph = None
-            if self._has_rows:
-                graph = read_once(key, source, dict(zip(self._feed_names, axes, strict=True)))
-            self._axes = settled(declared, wishes, axes, batch, graph.carried if graph else None)
+            self._take(self._inputs, profiles, specs, many_rows=many_rows, inputs_to_run=self._inputs_to_run)
+            by_name = dict(zip(self._feed_names, axes, strict=True))
+            graph = read_once(key, source, by_name) if self._has_rows else None
+            carried = graph.carried if graph is not None else {}
+            self._axes = settled(declared, wishes, axes, batch, carried)
+            unsaid = unsaid_outputs(declared, wishes, self._axes, batch, carried) if self._has_rows else []
+            self._axes = looked_up(self._call, specs, profiles, self._axes, self._output_names, unsaid)
             found = find_postprocessor(postprocessor, self._axes.row_shapes(declared))
             self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
             self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
@@ -305,11 +308,12 @@ class OnnxModel(ModelBackend):
             inputs = [as_it_comes(array, shape, dtype) for array, shape, dtype in alone]
             if fit.narrowed:
                 self._inputs.refuse_overflow(fit, by_input, inputs)
-            outputs = self._outputs_of(self._call(inputs), group)
+            outputs = self._call(inputs)
+            if group[0][1].is_torch:
+                outputs = to_torch(outputs)
             self._answers.fill_alone(self._output_names, outputs, requests[0])
             return
-        counts = [sample.fit.rows for _, sample in group]
-        total = sum(counts)
+        total = sum([sample.fit.rows for _, sample in group])
         row_count = max(total, fit.profile.pad_to, 1)
         inputs = [
             gather(arrays, item_shape, row_count, dtype, axis)
@@ -322,16 +326,12 @@ class OnnxModel(ModelBackend):
         outputs = self._run(inputs, row_count)
         if row_count > total:
             outputs = self._axes.without_padding(self._output_names, outputs, total)
-        outputs = self._outputs_of(outputs, group)
-
-        def row(number: int, index: int) -> Request:
-            return self._inputs.one_row(*group[number], index)
-
-        self._answers.fill(Run(self._output_names, outputs, requests, counts, row_count, row))
-
-    def _outputs_of(self, outputs: list[Any], group: Group) -> list[Any]:
-        """Return outputs as the kind of arrays that the requests have brought."""
-        return to_torch(outputs) if group[0][1].is_torch else outputs
+        if group[0][1].is_torch:
+            outputs = to_torch(outputs)
+        if self._answers.are_plain:
+            self._answers.fill_rows(outputs, requests)
+        else:
+            self._answers.fill(run_of(self._inputs, self._output_names, outputs, group, row_count))
 
     def _call(self, arrays: Sequence[Array]) -> list[Array]:
         """Run the model on what it takes.

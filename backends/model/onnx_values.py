@@ -110,6 +110,8 @@ class ValueInputs:
     Thread-safety: any thread may call it.
     """
 
+    takes_many_rows = False
+
     def __init__(self, model: str, names: Sequence[str], inputs: Sequence[Any]) -> None:
         self._model = model
         self._names = list(names)

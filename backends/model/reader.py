@@ -86,6 +86,9 @@ class RequestReader(ABC):
     noun = "array"
     """What messages call one of the things that a request has."""
 
+    takes_many_rows: bool
+    """Whether a request may bring any number of rows."""
+
     runs_alone: bool
     """Whether every request has a run for itself, and may so have any shape that the model takes."""
 
@@ -103,7 +106,7 @@ class RequestReader(ABC):
         self._specs = None if specs is None else tuple(specs)
         self._most = len(specs) if specs is not None else len(names) if names is not None else None
         self._shared = [index for index, spec in enumerate(self._specs or ()) if spec.is_shared]
-        self._takes_many_rows = False
+        self.takes_many_rows = False
         self._unpadded = ""  # why a request of fewer rows than a model's fixed batch is not filled up
         # Where several profiles take a request, it goes where it can share a run with the most others.
         self._profiles = sorted(profiles, key=lambda profile: -profile.max_batch)
@@ -130,7 +133,7 @@ class RequestReader(ABC):
 
     def take_many_rows(self) -> None:
         """From now on a request may bring any number of rows, also none."""
-        self._takes_many_rows = True
+        self.takes_many_rows = True
 
     def refuse_padding(self, reason: str) -> None:
         """From now on a request has to bring all rows of the model's fixed batch, for this reason."""
@@ -268,7 +271,7 @@ class RequestReader(ABC):
         key = item_shapes, tuple([each[1:] for each in signature])
         profile = self._profile_of(signature, item_shapes)
         fit = Fit(profile, item_shapes, tuple(targets), key, tuple(narrowed), self._rows_of(rows, profile))
-        if self.runs_alone and not self._takes_many_rows and not self._is_one_row(signature, rows):
+        if self.runs_alone and not self.takes_many_rows and not self._is_one_row(signature, rows):
             self._check_fixed(signature, rows)
             fit = fit._replace(as_it_comes=self._full_shapes(item_shapes, rows))
         self._remember(signature, fit)
@@ -284,7 +287,7 @@ class RequestReader(ABC):
 
         The batch axis may be missing where the model says its axes.
         """
-        takes_any = self.runs_alone or self._takes_many_rows
+        takes_any = self.runs_alone or self.takes_many_rows
         if self._specs is None:
             if shape[:1] == (1,) or (takes_any and shape):
                 return shape[1:], shape[0]
@@ -307,7 +310,7 @@ class RequestReader(ABC):
 
     def _takes_rows(self, spec: InputSpec, count: int) -> bool:
         """Say whether a request may bring so many rows of an input."""
-        if self._takes_many_rows:
+        if self.takes_many_rows:
             return True
         if isinstance(spec.shape[0], int):
             return count == spec.shape[0]
@@ -341,7 +344,7 @@ class RequestReader(ABC):
             KernelError: if its inputs do not agree on that, or they are too many, unless it is run as it comes.
         """
         counts = {count: index for index, count in reversed(list(enumerate(rows))) if count is not None}
-        if not self._takes_many_rows or not counts:
+        if not self.takes_many_rows or not counts:
             return 1
         if len(counts) > 1:
             first, second = sorted(counts.values())[:2]
@@ -401,7 +404,7 @@ class RequestReader(ABC):
         if spec.axis is None:
             return ""
         where = f"as axis {spec.axis}" if spec.axis else "in front"
-        if self._takes_many_rows:
+        if self.takes_many_rows:
             return f", with a batch axis {where}"
         if self._unpadded:
             return f", with a batch axis of {spec.shape[0]} {where} ({self._unpadded})"

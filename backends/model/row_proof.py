@@ -9,8 +9,8 @@ images together, and then one caller gets another's. There are two proofs:
 
 Trials are made where they can be, also of what a graph has proved, since a model may keep its rows and yet mix them
 (one that subtracts the mean of the batch does), and always where fewer requests are filled up with zeros: that is right
-only if no row depends on another. They cost eleven runs of one to three rows, eight where the graph is proof; where
-the batch is fixed, runs of its size.
+only if no row depends on another. They cost eleven runs of one to three rows, eight where the graph is proof, and
+eighteen where all inputs are whole numbers; where the batch is fixed, runs of its size.
 
 What is left: a trial shows what its numbers show. An output that loses rows only for data unlike any of them passes,
 unless its graph names the operator that does it (``Output.counted_by``). Every run's number of rows is checked, too.
@@ -31,7 +31,16 @@ from ..kinds import TEXT, blank, is_float, random_text
 from .inputs import Array, example_of
 from .shapes import InputSpec, Profile
 
-__all__ = ["COARSE", "FINE", "Output", "prove_once", "prove_rows", "rows_in"]
+__all__ = [
+    "COARSE",
+    "FINE",
+    "Output",
+    "items_to_try",
+    "prove_once",
+    "prove_rows",
+    "pseudo_random",
+    "rows_in",
+]
 
 FINE = 5e-3
 """How far a value together may be from the same value alone, of the largest in its column: float32 on a CPU."""
@@ -110,7 +119,7 @@ def prove_rows(
     is_padded = is_padded or profile.pad_to > 1
     is_needed = is_padded or outputs is None or not all(output.is_carried for output in outputs)
     failure: Exception | None = None
-    for items in _items_to_try(profile, specs):
+    for items in items_to_try(profile, specs):
         trials = _Trials(run, specs, profile, items, tolerance, _TRIALS if is_needed else _TRIALS_BESIDE_A_PROOF)
         try:
             if trials.succeed():
@@ -150,6 +159,7 @@ class _Kind(NamedTuple):
     floats: int  # 0: from 0 to 1; 1: normal, around another mean in each row; 2: pixels, with zeros in the second row
     is_one: bool  # whole numbers are 1, which is a length or a mask; otherwise 0 and 1
     has_large: bool = False  # floats: there is at least a row that is not compared; those are from -255 to 255
+    shared: int = 0  # an only whole number that all rows share
 
 
 # The first is of as many rows as the model takes, within reason: some that mix rows do so in larger batches only.
@@ -157,11 +167,14 @@ class _Kind(NamedTuple):
 # whether there are pixels, or numbers below 0, is found out.
 _KINDS = (
     _Kind(16, 1, False, has_large=True),
-    _Kind(3, 0, False, has_large=True),
+    _Kind(3, 0, False, has_large=True, shared=1),
     _Kind(2, 2, True),
-    _Kind(2, 1, True),
+    _Kind(2, 1, True, shared=1),
     _Kind(3, 0, True),
 )
+# Where rows have few whole numbers, one trial shows so little that chance may hide a difference.
+_KINDS_OF_FEW = tuple([_Kind(3, 0, False, shared=shared) for shared in (0, 1, 0, 1, 0)])
+_FEW = 64  # numbers in all items
 # So many of them are enough where trials are all there is; of a model that cannot take so many, and of one whose graph
 # is proof, two.
 _TRIALS = 3
@@ -196,12 +209,20 @@ class _Trials:
         self._specs = specs
         self._items = items
         self._tolerance = tolerance
-        self._count = count  # of trials that are enough
+        # Of whole numbers all kinds are tried: their rows are alike, and small, so that one trial shows little.
+        self._is_whole = not any(_is_varied(spec) for spec in specs)
+        self._kinds = _KINDS
+        if self._is_whole and sum(map(math.prod, items)) <= _FEW:
+            self._kinds += _KINDS_OF_FEW
+        self._count = len(self._kinds) if self._is_whole else count  # of trials that are enough
         sizes = profile.batch_sizes()
         self._least, self._most = sizes[-1], sizes[0]
-        self._off: dict[int, tuple[int, int]] = {}  # output -> whole numbers that were off, and all
+        # Output, and whether items are of few numbers -> whole numbers that were off, and all.
+        self._off: dict[tuple[int, bool], tuple[int, int]] = {}
         # Output, and shape of its item -> in how many rows each number was off, and of how many rows.
         self._rows_off: dict[tuple[int, tuple[int, ...]], tuple[Array, int]] = {}
+        # The same, with what rows share -> for each trial of rows of ones, which numbers were off in half of the rows.
+        self._off_in_ones: dict[tuple[int, tuple[int, ...], int], list[Array]] = {}
         self.failure: Exception | None = None
 
     def succeed(self) -> bool:
@@ -211,17 +232,12 @@ class _Trials:
             _ContradictionError: if it does not.
         """
         tried = 0
-        for seed, kind in enumerate(_KINDS):
+        for seed, kind in enumerate(self._kinds):
             if tried == self._count:
                 break
             size = max(self._least, min(kind.size, self._most))
             random = np.random.default_rng(seed)
-            batch = [
-                _shared_numbers(spec, item, kind, random)
-                if spec.is_shared
-                else _numbers(spec, (size, *item), kind, random)
-                for spec, item in self._pairs()
-            ]
+            batch = _made(self._specs, self._items, size, kind, random)
             count = min(size - kind.has_large, _ROWS_COMPARED)
             try:
                 alone = [self._alone(batch, row) for row in range(count)]
@@ -232,7 +248,8 @@ class _Trials:
                 self.failure = error
                 continue
             tried += 1
-            self._compare([again], [alone[0]], "the same data, run twice, give different results")
+            if tried == 1:
+                self._compare([again], [alone[0]], "the same data, run twice, give different results")
             # Elsewhere than where it was: the last place, then the first ones.
             indices = [size - 1, *range(count - 1)]
             together = self._beside_large(batch, size, indices, random) if kind.has_large else None
@@ -242,9 +259,14 @@ class _Trials:
                 [[output[index : index + 1] for output in together] for index in indices],
                 alone,
                 f"a row in a batch of {size} is not what it is alone",
-                is_together=True,
+                kind,
             )
-        for index, (off, total) in self._off.items():
+        self._look_back()
+        return tried >= min(self._count, 2)
+
+    def _look_back(self) -> None:
+        """Raise _ContradictionError for what only all trials together show."""
+        for (index, _), (off, total) in self._off.items():
             if off > _INTEGERS_OFF * total:
                 raise _ContradictionError(index, f"{off} of {total} numbers in batches are not what they are alone")
         for (index, _), (counts, total) in self._rows_off.items():
@@ -252,10 +274,10 @@ class _Trials:
             if total > 2 and off >= _ROWS_OFF * total:
                 reason = f"a number of its {counts.size} is not what it is alone in {off} of {total} rows in batches"
                 raise _ContradictionError(index, reason)
-        return tried >= min(self._count, 2)
-
-    def _pairs(self) -> Iterator[tuple[InputSpec, tuple[int, ...]]]:
-        return zip(self._specs, self._items, strict=True)
+        for (index, _, _), trials in self._off_in_ones.items():
+            # Rows that are the same, and what is off depends on their place.
+            if len(trials) > 1 and np.logical_and.reduce(trials).any():
+                raise _ContradictionError(index, "of equal rows, one in a batch is not what it is alone")
 
     def _alone(self, batch: list[Array], row: int) -> list[Array]:
         """Return what one row gives, in the smallest batch there is, with zeros behind it."""
@@ -304,8 +326,13 @@ class _Trials:
         return outputs
 
     def _compare(
-        self, rows: list[list[Array]], expected: list[list[Array]], problem: str, *, is_together: bool = False
+        self,
+        rows: list[list[Array]],
+        expected: list[list[Array]],
+        problem: str,
+        kind: _Kind | None = None,
     ) -> None:
+        """Hold rows against what is expected; ``kind``: of the data, where they are from a batch."""
         for index, arrays in enumerate(zip(*expected, strict=True)):
             found = [row[index] for row in rows]
             if any(given.shape != wanted.shape for given, wanted in zip(found, arrays, strict=True)):
@@ -315,15 +342,38 @@ class _Trials:
             floats = wanted.dtype.kind in "fc"
             is_off = _is_off(given, wanted, self._tolerance) if floats else given != wanted
             off = int(np.count_nonzero(is_off))
-            if not floats:
-                before, total = self._off.get(index, (0, 0))
-                self._off[index] = before + off, total + wanted.size
-            elif off > _FLOATS_OFF * wanted.size:
+            if not floats and kind is not None:
+                before, total = self._off.get((index, kind in _KINDS_OF_FEW), (0, 0))
+                self._off[index, kind in _KINDS_OF_FEW] = before + off, total + wanted.size
+            elif off > (_FLOATS_OFF if floats else _INTEGERS_OFF) * wanted.size:
                 raise _ContradictionError(index, f"{problem}: {off} of {wanted.size} numbers differ")
-            if is_together and math.prod(wanted.shape[1:]) <= _LARGEST_COUNTED:
+            if kind is not None and math.prod(wanted.shape[1:]) <= _LARGEST_COUNTED:
                 key = index, wanted.shape[1:]
                 counts, total = self._rows_off.get(key, (0, 0))
                 self._rows_off[key] = counts + is_off.sum(axis=0), total + len(wanted)
+                if self._is_whole and kind.is_one:
+                    self._off_in_ones.setdefault((*key, kind.shared), []).append(2 * is_off.sum(axis=0) >= len(wanted))
+
+
+def pseudo_random(specs: Sequence[InputSpec], items: Sequence[tuple[int, ...]], row_count: int) -> list[Array]:
+    """Return inputs of pseudo-random numbers, floats from 0 to 1, with the requests in front."""
+    return _made(specs, items, row_count, _KINDS[1], np.random.default_rng(0))
+
+
+def _made(
+    specs: Sequence[InputSpec],
+    items: Sequence[tuple[int, ...]],
+    row_count: int,
+    kind: _Kind,
+    random: np.random.Generator,
+) -> list[Array]:
+    """Return inputs with so many rows, where they have rows."""
+    return [
+        _shared_numbers(spec, item, kind, random)
+        if spec.is_shared
+        else _numbers(spec, (row_count, *item), kind, random)
+        for spec, item in zip(specs, items, strict=True)
+    ]
 
 
 def _moved(array: Array, indices: Sequence[int]) -> Array:
@@ -354,6 +404,11 @@ def _numbers(spec: InputSpec, shape: tuple[int, ...], kind: _Kind, random: np.ra
     return numbers.astype(spec.dtype)
 
 
+def _is_varied(spec: InputSpec) -> bool:
+    """Say whether the numbers of a row differ much: floats, and bytes, which are pixels."""
+    return not spec.is_shared and (spec.dtype.kind == "f" or spec.dtype == np.uint8)
+
+
 def _shared_numbers(spec: InputSpec, item: tuple[int, ...], kind: _Kind, random: np.random.Generator) -> Array:
     """Return data that all rows have together: the example, or pseudo-random floats from 0 to 1 or whole numbers."""
     if (example := example_of(spec, item)) is not None:
@@ -362,6 +417,8 @@ def _shared_numbers(spec: InputSpec, item: tuple[int, ...], kind: _Kind, random:
         return random_text(item, random, are_numbers=kind.is_one)
     if is_float(spec.dtype):
         return np.asarray(random.random(item), spec.dtype)
+    if math.prod(item) == 1:  # one number, such as an axis: now 0, now 1, whatever the rows have
+        return np.full(item, kind.shared, spec.dtype)
     whole = np.ones(item) if kind.is_one else random.integers(0, 2, item)
     return np.asarray(whole, spec.dtype)
 
@@ -386,7 +443,7 @@ def _volume(profile: Profile) -> float:
     return math.inf if items is None else sum(math.prod(item) for item in items)
 
 
-def _items_to_try(profile: Profile, specs: Sequence[InputSpec]) -> Iterator[list[tuple[int, ...]]]:
+def items_to_try(profile: Profile, specs: Sequence[InputSpec]) -> Iterator[list[tuple[int, ...]]]:
     """Yield the shapes of each input's item: the largest, or guesses for the axes that have no largest size."""
     items = profile.largest_items()
     if items is not None:

@@ -36,15 +36,19 @@ class ModelBackend(Backend):
         specs: Sequence[InputSpec] = (),
         *,
         many_rows: bool = False,
+        inputs_to_run: RequestReader | None = None,
     ) -> None:
+        """Take what reads requests; ``inputs_to_run``: another reader for those that are about to run."""
         self._reader = inputs
+        self._readers = [inputs] if inputs_to_run is None or inputs_to_run is inputs else [inputs, inputs_to_run]
         if many_rows and inputs.max_batch == 1:
             raise ConfigError(
                 "many_rows: expected max above 1, which says how many rows run together, got 1; with max=1 a request "
                 "may bring any number of rows as it is: leave many_rows out"
             )
         if many_rows:
-            inputs.take_many_rows()
+            for reader in self._readers:
+                reader.take_many_rows()
             self.weigh = self._weight_of
         if len(specs) == 1:
             self.announced_inputs = announced_array(specs[0].name, specs[0].dtype.name, specs[0].shape[1:], "data")
@@ -80,7 +84,9 @@ class ModelBackend(Backend):
             try:
                 to_prove()
             except ConfigError as error:
-                self._reader.refuse_padding(str(error))
+                reason, _, _ = str(error).partition(". ")  # behind it is what to do about it otherwise
+                for reader in self._readers:
+                    reader.refuse_padding(f"{reason}; rows='batch' says that zeros may fill it up")
                 self._has_rows = False
             to_prove = None
         try:
@@ -99,8 +105,10 @@ class ModelBackend(Backend):
 
     def _row_problem(self, names: Sequence[object], shapes: Sequence[Sequence[Any]], row_count: int) -> str:
         """Return which output has too few rows, or too many; nothing if none has, or none needs any."""
+        if not self._has_rows:
+            return ""
         for name, shape in zip(names, shapes, strict=True):
-            if not self._has_rows or not self._axes.has_rows(str(name)) or tuple(shape[:1]) == (row_count,):
+            if tuple(shape[:1]) == (row_count,) or not self._axes.has_rows(str(name)):
                 continue
             axis = self._axes.outputs.get(str(name), 0)
             return (
@@ -114,6 +122,10 @@ class ModelBackend(Backend):
 
 class Reader(Protocol):
     """Reads the data of requests."""
+
+    @property
+    def takes_many_rows(self) -> bool:
+        """Whether a request may have any number of rows."""
 
     def read(self, request: Request) -> Sample:
         """Return the data of a request, checked."""
@@ -138,7 +150,7 @@ def run_in_groups(inputs: Reader, batch: list[Request], run: Callable[[Group], N
             groups.setdefault(sample.key, []).append((request, sample))
     unfit: list[tuple[Request, KernelError]] = []
     for group in groups.values():
-        for part in _parts(group):
+        for part in _parts(group, by_rows=inputs.takes_many_rows):
             unfit += _run_without_unfit(part, run)
     for request, own_error in unfit:
         errors[next(index for index, each in enumerate(batch) if each is request)] = own_error
@@ -146,9 +158,13 @@ def run_in_groups(inputs: Reader, batch: list[Request], run: Callable[[Group], N
         raise ItemErrors(errors)
 
 
-def _parts(group: Group) -> Iterator[Group]:
-    """Yield parts of a group that have no more rows than their profile takes."""
+def _parts(group: Group, *, by_rows: bool) -> Iterator[Group]:
+    """Yield parts of a group that have no more rows than their profile takes; not ``by_rows``: each request has one."""
     most = group[0][1].fit.profile.max_batch
+    if not by_rows:
+        for start in range(0, len(group), most):
+            yield group[start : start + most]
+        return
     part: Group = []
     taken = 0
     for each in group:

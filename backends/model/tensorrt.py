@@ -25,7 +25,7 @@ from fastpipe.errors import BackendError, ConfigError, MissingExtra
 from ..gpu.devices import DeviceId, claim_gpu, place_of, torch_gpu
 from ..gpu.streams import InstanceStream, hand_over
 from ..tensor.arrays import all_finite
-from .answers import Answers, Run, chosen_outputs, compared
+from .answers import Answers, chosen_outputs, compared, run_of
 from .axes import Said, settled
 from .encrypted import ModelKey, decrypt, encrypt
 from .engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
@@ -215,17 +215,12 @@ class TensorrtTensor(ModelBackend):
             outputs = self._run(fit.profile, by_input, fit.as_it_comes, stream, fit=fit)
             self._answers.fill_alone(self._output_names, outputs, requests[0])
             return
-        counts = [sample.fit.rows for _, sample in group]
-        total = sum(counts)
+        total = sum([sample.fit.rows for _, sample in group])
         row_count = max(total, fit.profile.pad_to, 1)
         outputs = self._run_rows(fit.profile, by_input, fit.item_shapes, row_count, stream, fit=fit)
         if row_count > total:
             outputs = self._axes.without_padding(self._output_names, outputs, total)
-
-        def row(number: int, index: int) -> Request:
-            return self._inputs.one_row(*group[number], index)
-
-        self._answers.fill(Run(self._output_names, outputs, requests, counts, row_count, row))
+        self._answers.fill(run_of(self._inputs, self._output_names, outputs, group, row_count))
 
     def _run_rows(
         self,

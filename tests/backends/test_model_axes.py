@@ -26,6 +26,29 @@ HANG_S = 60
 INT64 = TensorProto.INT64
 
 
+def branching_model() -> bytes:
+    """As ``speech_model``, with all of it in the branches of an If, and without names."""
+    whole = onnx.load_from_string(speech_model(None, None, declares=False)).graph
+    branches = {}
+    for branch in ("then_branch", "else_branch"):
+        outputs = [helper.make_empty_tensor_value_info(value.name) for value in whole.output]
+        branches[branch] = helper.make_graph(list(whole.node), branch, [], outputs, list(whole.initializer))
+    two = helper.make_tensor("two", INT64, [], [2])
+    nodes = [
+        helper.make_node("Greater", ["rate", "two"], ["is_fast"]),
+        helper.make_node("If", ["is_fast"], ["score_out", "new_state_out"], **branches),
+        helper.make_node("Identity", ["score_out"], ["score"]),
+        helper.make_node("Identity", ["new_state_out"], ["new_state"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, FLOAT, [None] * rank) for name, rank in (("score", 2), ("new_state", 3))
+    ]
+    graph = helper.make_graph(nodes, "branching", list(whole.input), outputs, [two])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    content: bytes = model.SerializeToString()
+    return content
+
+
 def speech_data(number: int, rate: int = 2) -> dict[str, Any]:
     random = np.random.default_rng(number)
     return {
@@ -64,6 +87,19 @@ class Sizes:
     def __call__(self, arrays: Any) -> Any:
         self.seen.append(arrays[self._place].shape)
         return self._call(arrays)
+
+
+@pytest.mark.parametrize("has_onnx", [True, False])
+def test_an_output_of_which_nothing_is_known_is_looked_at(monkeypatch: Any, has_onnx: bool) -> None:
+    """No axis has a name, and shape inference does not see through the branches: two runs show where the batch is."""
+    model = branching_model()
+    if not has_onnx:
+        monkeypatch.setitem(sys.modules, "onnx", None)
+    backend = OnnxTensor(model=model, max=5)
+    assert (backend._axes.inputs, dict(backend._axes.outputs)) == ((0, 1, None), {"new_state": 1})
+    data = [speech_data(number) for number in range(3)]
+    for results, each in zip(run(backend, *data), data, strict=True):
+        assert_same(results, alone(model, each))
 
 
 @pytest.mark.parametrize(
@@ -420,6 +456,17 @@ def test_a_request_may_bring_any_number_of_rows_and_gets_as_many(batch: Any, cou
     assert [shape[0] for shape in sizes.seen] == (runs if batch == "n" else [8] * len(runs))
 
 
+def test_rows_of_a_model_in_half_precision_are_as_many() -> None:
+    """What looks at values that float16 cannot hold reads rows as well."""
+    backend = OnnxTensor(model=rows_model(), max=4, many_rows=True, precision="fp16")
+    data = [*numbered(2, 1), np.full((1, 2), 1e5, np.float32)]
+    batch: list[Any] = [{"data": each} for each in data]
+    with pytest.raises(ItemErrors, match="expected values of -65504 to 65504") as caught:
+        backend.forward(batch)
+    assert list(caught.value.errors) == [2]
+    assert [request["result"].tolist() for request in batch[:2]] == [(-each).tolist() for each in data[:2]]
+
+
 def test_rows_of_many_callers_meet_in_a_pipe_and_no_batch_has_more_than_max() -> None:
     """Each of forty requests gets its own rows; what the model saw is never above eight."""
     wrong: list[Any] = []
@@ -557,7 +604,20 @@ def test_rows_with_the_number_of_their_picture_are_given_back(counts: Any) -> No
     data = pictures(*counts)
     for results, each in zip(run(backend, *data), data, strict=True):
         assert_same(results, alone(model, {"x": each[None]}))
-    assert not OnnxTensor(model=model, max=3, split_by={"boxes": 0}, result_as="dict")._answers.are_plain
+
+
+def test_rows_of_what_fills_up_a_fixed_batch_are_nobodys() -> None:
+    """Three pictures of which two are requests; below a half there is a place everywhere, also in zeros."""
+    nodes = [
+        helper.make_node("Less", ["x", "half"], ["below"]),
+        helper.make_node("NonZero", ["below"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["boxes"], perm=[1, 0]),
+    ]
+    model = make_model(nodes, {"x": [3, 4, 4]}, {"boxes": (INT64, ["boxes", 3])}, {"half": np.float32(0.5)})
+    backend = OnnxTensor(model=model, split_by={"boxes": 0})
+    data = pictures(3, 15)
+    for result, each in zip(run(backend, *data), data, strict=True):
+        np.testing.assert_array_equal(result, np.argwhere(each[None] < 0.5))
 
 
 def test_rows_are_given_back_to_requests_of_several_pictures_and_to_postprocessors() -> None:

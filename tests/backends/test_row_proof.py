@@ -138,6 +138,28 @@ def test_a_model_that_takes_no_large_numbers_is_tried_without() -> None:
         prove(lambda x: look_up(x) + x.mean(), limits=(3, None))
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: np.triu(x),
+        lambda x: np.tril(x, 50),
+        lambda x: np.concatenate([x[:1], x[1:] * (np.arange(x.shape[1]) != 7)]),
+    ],
+)
+def test_whole_numbers_that_depend_on_their_place_are_found(function: Any) -> None:
+    """Of a wide row only a number or two, and shape inference carries the axis through."""
+    known = [Output("y", is_carried=True)]
+    for outputs in (None, known):
+        with pytest.raises(ConfigError, match=r"of equal rows, one in a batch is not|not what .* alone"):
+            prove(function, ("n", 100), dtype=np.int64, limits=(3, None), known=outputs)
+    with pytest.raises(ConfigError, match="not what they are alone"):
+        prove(
+            lambda x: np.cumprod(np.concatenate([[1], x[:-1]])), ("n",), dtype=np.int64, limits=(3, None), known=known
+        )
+    model = prove(lambda x: x + 1, ("n", 100), dtype=np.int64, known=known)
+    assert len(model.sizes) == 18
+
+
 def test_a_fixed_batch_is_tried_at_its_own_size_only() -> None:
     """With a few rows compared, however large it is."""
     model = prove(lambda x: x * 2, (64, 4), limits=(None, None))
