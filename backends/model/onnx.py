@@ -196,18 +196,15 @@ class OnnxModel(ModelBackend):
                 changes: dict[str, Any] = {"half": precision == "fp16", "mean": mean, "std": std, "fuses": fuse}
                 source = prepare(source, **changes, custom_ops=self._custom_ops, folder=folder)
             self._session: Any = self._open_session(source, (threads or usable_cpu_count()) // instance_num)
-            chosen = self._choose_outputs(outputs)
+            chosen = self._choose_outputs(outputs, postprocessor)
             suffix = RAW_SUFFIX if is_normalized else ""
-            names = [name.removesuffix(suffix) for name in self._feed_names]
-            self._values = values_of(self._name, names, self._session.inputs, chosen, max)
-            self._has_maps = any(value.type.startswith("seq(map(") for value in chosen) and is_built_in(postprocessor)
+            self._values = values_of(self._name, suffix, self._session.inputs, chosen, max)
             if self._values is not None:
                 others = {"min": min, "batch_axis": batch_axis, "shared": shared, "split_by": split_by}
                 others |= {"pad": pad, "max_tokens": max_tokens, "many_rows": many_rows}
                 others |= {"precision": precision == "fp16" and precision}
                 self._take_values(postprocessor, [key for key, value in others.items() if value], result_as == "dict")
                 return
-            check_postprocessor(postprocessor, chosen)
             specs = [input_spec(each, suffix) for each in self._session.inputs]
             declared = [(value.name, axes_of(value)) for value in chosen]
             wishes = read_wishes(
@@ -226,7 +223,8 @@ class OnnxModel(ModelBackend):
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
             self._take(self._inputs, profiles, specs, many_rows=many_rows, inputs_to_run=self._inputs_to_run)
-            graph = read_once(key, source, dict(zip(self._feed_names, axes, strict=True))) if self._has_rows else None
+            by_name = dict(zip(self._feed_names, axes, strict=True))
+            graph = read_once(key, source, by_name) if self._has_rows else None
             carried = graph.carried if graph is not None else {}
             self._axes = settled(declared, wishes, axes, batch, carried)
             unsaid = unsaid_outputs(declared, wishes, self._axes, batch, carried) if self._has_rows else []
@@ -270,12 +268,19 @@ class OnnxModel(ModelBackend):
         """Let go of the model; results handed out stay valid."""
         self._session = None
 
-    def _choose_outputs(self, wanted: Sequence[str] | None) -> list[Any]:
-        """Take the names of inputs and outputs; return the outputs that are handed on."""
+    def _choose_outputs(self, wanted: Sequence[str] | None, postprocessor: Any) -> list[Any]:
+        """Take the names of inputs and outputs; return the outputs that are handed on.
+
+        Raises:
+            ConfigError: if there is no such output, or the postprocessor cannot work on it.
+        """
         known = {value.name: value for value in self._session.outputs}
         self._feed_names = [value.name for value in self._session.inputs]
         self._output_names = chosen_outputs(wanted, list(known))
-        return [known[name] for name in self._output_names]
+        chosen = [known[name] for name in self._output_names]
+        check_postprocessor(postprocessor, chosen)
+        self._has_maps = any(value.type.startswith("seq(map(") for value in chosen) and is_built_in(postprocessor)
+        return chosen
 
     def _take_values(self, postprocessor: Any, unfit_keys: Sequence[str], as_dict: bool) -> None:
         """Take requests as they come, one at a time, as values of which no batch can be made."""
@@ -284,8 +289,6 @@ class OnnxModel(ModelBackend):
                 f"it takes or gives sequences, maps or what may be missing, and so runs one request at a time as it "
                 f"comes: leave out {', '.join(unfit_keys)}"
             )
-        if is_built_in(postprocessor) and postprocessor not in ("split", "cpu"):
-            raise ConfigError(f"postprocessor={postprocessor!r} needs arrays: take split, or a function of your own")
         found = find_postprocessor("split" if is_built_in(postprocessor) else postprocessor, [])
         self._answers = Answers(found, self._axes, as_dict=as_dict, has_many_rows=False)
         self.keeps_input = is_built_in(postprocessor)

@@ -31,13 +31,13 @@ _KEYS = {"string": (str, "text"), "int64": (int, "whole numbers")}
 
 
 def values_of(
-    model: str, names: Sequence[str], inputs: Sequence[Any], outputs: Sequence[Any], max: int | str | None
+    model: str, suffix: str, inputs: Sequence[Any], outputs: Sequence[Any], max: int | str | None
 ) -> ValueInputs | None:
     """Return what reads requests, if the values of a model are such that no batch can be made of them; None: it can.
 
     Args:
         model: what messages call it.
-        names: of the inputs, as requests have them.
+        suffix: what was put behind the names of inputs; requests have those without it.
         inputs: with name, type and shape, as ONNX Runtime has them.
         outputs: the same, of those that are handed on.
         max: of the node.
@@ -57,7 +57,7 @@ def values_of(
         )
     for value in outputs:
         _check_kind("output", value.name, value.type)
-    return ValueInputs(model, names, inputs)
+    return ValueInputs(model, [value.name.removesuffix(suffix) for value in inputs], inputs)
 
 
 def check_postprocessor(postprocessor: Any, outputs: Sequence[Any]) -> None:

@@ -237,7 +237,9 @@ def _length_of(lengths: Lengths, request: Request) -> int:
 class Reader(Protocol):
     """Reads the data of requests."""
 
-    takes_many_rows: bool
+    @property
+    def takes_many_rows(self) -> bool:
+        """Whether a request may have any number of rows."""
 
     def read(self, request: Request) -> Sample:
         """Return the data of a request, checked."""
