@@ -304,7 +304,7 @@ def test_requests_that_fail_one_after_the_other_call_each_other_in_a_loop() -> N
     with Pipe(backend=backend, state_of="id", instance_num=1) as pipe:
         first = pipe.submit({"data": 0, "id": "a"})
         backend.await_inside()
-        futures = [pipe.submit({"data": number, "id": "a"}) for number in range(20_000)]
+        futures = [pipe.submit({"data": number, "id": "a"}) for number in range(10_000)]
         backend.broken = True
         backend.opened.set()
         assert first.result(WAIT_S)["result"] == (0,)
@@ -520,6 +520,10 @@ class Versioned(PerRequest):
             assert self.gate.opened.wait(WAIT_S)
 
 
+class Stateless(Versioned):
+    stateful = False
+
+
 def test_a_swap_begins_all_sequences_anew_and_a_resize_none() -> None:
     """What the old backend still makes of a state is not handed to the new one."""
     gate = Gate()
@@ -542,7 +546,7 @@ def test_a_swap_begins_all_sequences_anew_and_a_resize_none() -> None:
         with pytest.raises(SequenceError):
             answer(pipe, "b", 0, sequence_start=False)
         with pytest.raises(ConfigError, match="keeps no state"):
-            pipe.swap("main", backend=Adds, version=None, gate=None)
+            pipe.swap("main", backend=Stateless)
 
 
 def test_closing_runs_all_turns_or_fails_them_and_lets_go_of_the_states() -> None:
