@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +27,7 @@ from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
 from .answers import Answers, Run, chosen_outputs, compared
-from .axes import Declared, input_axes, read_wishes, settled, with_axes
+from .axes import Declared, Wishes, input_axes, read_wishes, settled, with_axes
 from .encrypted import ModelKey
 from .inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
 from .onnx_files import weights_beside
@@ -38,6 +39,7 @@ from .row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
 from .runs import Group, ModelBackend, run_in_groups
 from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import open_model
+from .state import ModelState, StateWish, read_state
 
 __all__ = ["OnnxTensor"]
 
@@ -105,6 +107,10 @@ class OnnxTensor(ModelBackend):
             mapping with ``name`` and options, or as an object; or a callable ``f(outputs, batch)``: it gets the outputs
             of a run, one row for each request, and the requests, and returns a result for each, or None if it has
             filled the requests itself.
+        state: for models that carry something from run to run: ``{"h": "hn"}`` says that the output ``hn`` is the input
+            ``h`` of the next request of the same sequence; see the node's ``state_of``. A sequence begins with zeros;
+            with ``{"h": {"output": "hn", "initial": ...}}``, with a number, or an array of one request's. The data
+            has the other inputs, the result the other outputs.
         threads: computing threads of all instances together. Without it, the CPUs this process may use.
         providers: names of execution providers, in order of preference.
         warm_up: run every batch size once, on zeros, while the instance is built. Where an item's size is open, this
@@ -137,6 +143,7 @@ class OnnxTensor(ModelBackend):
         split_by: Mapping[str, Any] | None = None,
         outputs: list[str] | None = None,
         result_as: Literal["list", "dict"] = "list",
+        state: Mapping[str, Any] | None = None,
         threads: Annotated[int, Between(1, 4096)] | None = None,
         providers: list[str] | None = None,
         warm_up: bool = True,
@@ -150,28 +157,35 @@ class OnnxTensor(ModelBackend):
                 source = prepare(source, half=precision == "fp16", mean=mean, std=std, fuses=fuse)
             self._session = _open_session(source, (threads or usable_cpu_count()) // instance_num, providers)
             specs = [_input_spec(each, RAW_SUFFIX if is_normalized else "") for each in self._session.get_inputs()]
-            declared = self._choose_outputs(outputs)
+            states = self._read_state(state, many_rows=many_rows)
+            declared = self._choose_outputs(outputs, [wish.output for wish in states])
+            answered = declared[: len(declared) - len(states)]
             wishes = read_wishes(
                 batch_axis, shared, split_by, [spec.name for spec in specs], [name for name, _ in declared]
             )
             axes, batch = input_axes(specs, wishes)
+            wishes = _with_states(wishes, states, dict(zip(self._feed_names, axes, strict=True)))
             specs = with_axes(specs, axes)
             self._dtypes = [spec.dtype for spec in specs]
             profiles = make_profiles(specs, max, min)
             self._inputs = ModelInputs(self._name, specs, profiles)
+            self._state = ModelState(self._name, states, specs, shares_runs=not self._inputs.runs_alone)
             halves = []
             if precision == "fp16":  # written by prepare(); of a file as it is, they are anybody's
                 halves = json.loads(self._session.get_modelmeta().custom_metadata_map[HALF_INPUTS])
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
-            self._take(self._inputs, profiles, specs, many_rows=many_rows)
+            for inputs in (self._inputs, self._inputs_to_run) if self._state else ():
+                inputs.complete(self._state.data_of)
+            asked = [spec for spec in specs if spec.name not in self._state.inputs]
+            self._take(self._inputs, profiles, asked, many_rows=many_rows)
             key = _identity(source), precision
             graph = read_once(key, source, dict(zip(self._feed_names, axes, strict=True))) if self._has_rows else None
             self._axes = settled(declared, wishes, axes, batch, graph.carried if graph else None)
-            found = find_postprocessor(postprocessor, self._axes.row_shapes(declared))
+            found = find_postprocessor(postprocessor, self._axes.row_shapes(answered))
             self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
             self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
-            self._announce(declared, postprocessor)
+            self._announce(answered, postprocessor)
 
             def prove() -> None:
                 is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
@@ -195,11 +209,22 @@ class OnnxTensor(ModelBackend):
         """Let go of the model; results handed out stay valid."""
         self._session = None
 
-    def _choose_outputs(self, wanted: Sequence[str] | None) -> list[Declared]:
-        """Take the names of inputs and outputs; return the outputs that are handed on."""
-        known = {value.name: value for value in self._session.get_outputs()}
+    def _read_state(self, state: Mapping[str, Any] | None, *, many_rows: bool) -> list[StateWish]:
+        """Take the names of the inputs; return which of them are a state."""
         self._feed_names = [value.name for value in self._session.get_inputs()]
-        self._output_names = chosen_outputs(wanted, list(known))
+        states = read_state(state, self._feed_names, [value.name for value in self._session.get_outputs()])
+        if states and many_rows:
+            raise ConfigError("state and many_rows: a request of several rows would need several states; send each alone")
+        self.stateful = bool(states)
+        return states
+
+    def _choose_outputs(self, wanted: Sequence[str] | None, states: Sequence[str]) -> list[Declared]:
+        """Choose the outputs that are handed on, and those that are a state, behind them."""
+        known = {value.name: value for value in self._session.get_outputs()}
+        answered = [name for name in chosen_outputs(wanted, list(known)) if wanted is not None or name not in states]
+        if hidden := [name for name in answered if name in states]:
+            raise ConfigError(f"outputs: {hidden[0]!r} is a state: take it out of one of the two")
+        self._output_names = [*answered, *states]
         for name in self._output_names:
             _dtype("output", known[name])
         return [(name, _shape_of(known[name])) for name in self._output_names]
@@ -221,8 +246,8 @@ class OnnxTensor(ModelBackend):
             inputs = [as_it_comes(array, shape, dtype) for array, shape, dtype in alone]
             if fit.narrowed:
                 self._inputs.refuse_overflow(fit, by_input, inputs)
-            outputs = self._outputs_of(self._call(inputs), group)
-            self._answers.fill_alone(self._output_names, outputs, requests[0])
+            outputs = self._outputs_of(self._without_state(self._call(inputs), requests), group)
+            self._answers.fill_alone(self._output_names[: len(outputs)], outputs, requests[0])
             return
         counts = [sample.fit.rows for _, sample in group]
         total = sum(counts)
@@ -238,12 +263,20 @@ class OnnxTensor(ModelBackend):
         outputs = self._run(inputs, row_count)
         if row_count > total:
             outputs = self._axes.without_padding(self._output_names, outputs, total)
-        outputs = self._outputs_of(outputs, group)
+        outputs = self._outputs_of(self._without_state(outputs, requests), group)
 
         def row(number: int, index: int) -> Request:
             return self._inputs.one_row(*group[number], index)
 
-        self._answers.fill(Run(self._output_names, outputs, requests, counts, row_count, row))
+        self._answers.fill(Run(self._output_names[: len(outputs)], outputs, requests, counts, row_count, row))
+
+    def _without_state(self, outputs: list[Array], requests: list[Request]) -> list[Array]:
+        """Keep the outputs that are a state, and return the others."""
+        if not self._state:
+            return outputs
+        count = len(outputs) - len(self._state.outputs)
+        self._state.keep(self._axes, outputs[count:], requests)
+        return outputs[:count]
 
     def _outputs_of(self, outputs: list[Any], group: Group) -> list[Any]:
         """Return outputs as the kind of arrays that the requests have brought."""
@@ -311,6 +344,12 @@ class OnnxTensor(ModelBackend):
 
         tolerance = max(FINE if is_fine else COARSE, graph.tolerance if graph is not None else FINE)
         prove_rows(run, specs, profiles, known_outputs(graph, self._axes, self._output_names), tolerance=tolerance)
+
+
+def _with_states(wishes: Wishes, states: Sequence[StateWish], axes: Mapping[str, int | None]) -> Wishes:
+    """Have an output that is a state, of which the node says nothing else, on the axis on which it is an input."""
+    same = {wish.output: axis for wish in states if (axis := axes[wish.input]) is not None}
+    return replace(wishes, axes={**same, **wishes.axes})
 
 
 def _identity(source: Path | bytes) -> Hashable:
