@@ -194,6 +194,8 @@ cdef list give_states(Engine engine, Station station, Instance instance, list vi
             position.is_handed = True
         position.sequence.place = station.place
         ready.append(visit)
+    _queue_called(engine, station, turn)                        # behind those that have failed: now, not after the batch
+    turn.is_calling = True
     return ready
 
 
@@ -231,7 +233,6 @@ cdef int end_turn(Engine engine, Visit visit, c_bool has_run, Turn turn) noexcep
 
 cdef int end_turns(Engine engine, Station station, list visits, Turn turn) noexcept:
     """A batch is over: end the turns of those that have ended meanwhile, and queue whose turns have come."""
-    cdef Frame* frame
     cdef Position position
     cdef Visit visit
     for visit in visits:
@@ -239,6 +240,12 @@ cdef int end_turns(Engine engine, Station station, list visits, Turn turn) noexc
             position = position_of(visit)
             if position is not None and position.is_running:
                 end_turn(engine, visit, False, turn)
+    return _queue_called(engine, station, turn)
+
+
+cdef int _queue_called(Engine engine, Station station, Turn turn) noexcept:
+    """Queue whose turns have come by a batch in one of a station's instances."""
+    cdef Frame* frame
     if turn.called_first is None:
         return 0
     frame = enter_frame(<void*>engine, False, current_greenlet())  # users may be asked things, while the token is held

@@ -65,6 +65,7 @@ class Steps(Backend):
         self.has.release()
         if not self.free:
             assert self.goes.acquire(timeout=WAIT_S)
+            time.sleep(0.0002)  # of short batches the engine may hold the answers back until the next is over
         self.running = []
         for request in batch:
             request["state"] = request["result"] = (*(request["state"] or ()), request["data"])
@@ -107,6 +108,7 @@ class SequenceMachine(RuleBasedStateMachine):
         self.idle: list[int] = []  # keys, the one not used for longest first
         self.queue: list[Asked] = []
         self.batch: list[Asked] = []
+        self.refused: list[Asked] = []
         self.counts = dict.fromkeys(("started", "dropped", "expirations", "evictions"), 0)
 
     @initialize()
@@ -172,7 +174,8 @@ class SequenceMachine(RuleBasedStateMachine):
                 if asked.starts:
                     self._replace(kept, None, "dropped")
                 if asked.starts is False and kept.state is None:
-                    self._fails(asked, SequenceError)
+                    self.refused.append(asked)  # it is told when the batch is over in which it is not
+                    self.due.pop(asked.number, None)
                     called += self._gives_up(asked)
                 else:
                     asked.at = "running"
@@ -181,6 +184,13 @@ class SequenceMachine(RuleBasedStateMachine):
             if self.batch:
                 assert self.backend.has.acquire(timeout=WAIT_S)
                 assert self.backend.running == [asked.number for asked in self.batch]
+            else:
+                self._refuse()
+
+    def _refuse(self) -> None:
+        for asked in self.refused:
+            self._fails(asked, SequenceError)
+        self.refused.clear()
 
     def _fails(self, asked: Asked, kind: type[Exception]) -> None:
         self.due.pop(asked.number, None)
@@ -229,6 +239,7 @@ class SequenceMachine(RuleBasedStateMachine):
         batch, self.batch = self.batch, []
         self.backend.bad = {asked.number for index, asked in enumerate(batch) if index in bad}
         self.backend.goes.release()
+        self._refuse()
         called: list[Asked] = []
         for asked in batch:
             kept = self.sequences[asked.key]
