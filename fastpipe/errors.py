@@ -173,7 +173,7 @@ class RestartLimit(PipeError):
 
 
 class SequenceError(PipeError, ValueError):
-    """A request does not say to which sequence it belongs (``state_of``), or goes on with one of which nothing is kept."""
+    """A request does not say to which sequence it belongs (``state_of``), or goes on with one that is not known."""
 
 
 class PipeClosed(PipeError):

@@ -84,7 +84,7 @@ class CacheStats(TypedDict):
 
 
 class StateStats(TypedDict):
-    """What a node that has ``state_of`` keeps: ``kept`` is ``started`` without ``dropped``, expirations and evictions."""
+    """What a node keeps that has ``state_of``: ``kept`` is ``started`` less ``dropped``, expirations and evictions."""
 
     kept: int
     """Sequences that have a state, now."""

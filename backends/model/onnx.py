@@ -214,7 +214,9 @@ class OnnxTensor(ModelBackend):
         self._feed_names = [value.name for value in self._session.get_inputs()]
         states = read_state(state, self._feed_names, [value.name for value in self._session.get_outputs()])
         if states and many_rows:
-            raise ConfigError("state and many_rows: a request of several rows would need several states; send each alone")
+            raise ConfigError(
+                "state and many_rows: a request of several rows would need several states; send each alone"
+            )
         self.stateful = bool(states)
         return states
 

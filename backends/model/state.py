@@ -107,7 +107,7 @@ class ModelState:
         return [values[name] for name in self._order]
 
     def keep(self, axes: Axes, outputs: Sequence[Array], requests: Sequence[Request]) -> None:
-        """Keep what a run has left, its outputs with the requests in front: copies, so that no batch stays for a row."""
+        """Keep what a run has left, its outputs with the requests in front: copies, so that no batch stays for one."""
         kept: list[dict[str, Array]] = [{} for _ in requests]
         for wish, output in zip(self._wishes, outputs, strict=True):
             has_rows = axes.has_rows(wish.output) and len(output) == len(requests)

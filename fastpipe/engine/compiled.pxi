@@ -141,4 +141,5 @@ cdef class Entry:
             self.line = self.inner_line = Line(gates, home, None)
         self.exits = [None] * len(nodes)
         self.skips = {}
-        self.stateful = tuple([nodes[index] for index in sorted(plan.reached) if (<Node>nodes[index]).states is not None]) or None
+        reached = _nodes_at(nodes, sorted(plan.reached))
+        self.stateful = tuple([node for node in reached if (<Node>node).states is not None]) or None

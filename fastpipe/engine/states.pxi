@@ -246,7 +246,7 @@ cdef Position stand_at_end(Walk walk, States states, object key):
     cdef Position position = Position.__new__(Position)
     cdef Sequence sequence = <Sequence>states.sequences.get(key)
     cdef Standing whole = None
-    cdef object expired = None                                  # until all is in order
+    cdef object _expired = None                                 # until all is in order
     if walk.standing is None:
         walk.standing = Standing.__new__(Standing)
     if walk.sink_kind == SINK_GATHER:
@@ -258,7 +258,7 @@ cdef Position stand_at_end(Walk walk, States states, object key):
     if sequence.is_idle:                                        # from here on nothing needs memory
         _leave_idle(states, sequence)
         if now_ns() - sequence.used_ns >= states.ttl_ns:
-            expired = _replace_state(states, sequence, None)
+            _expired = _replace_state(states, sequence, None)
             states.expired += 1
     position.states = states
     position.sequence = sequence
@@ -432,17 +432,3 @@ cdef void unpark(States states, Visit visit, Position position) noexcept:
     leave_queue(visit, visit.node.station)
     if visit.node.station.c_is_limited():
         tell_of_room(visit.node.station)
-
-
-cdef object state_counts(States states):
-    """StateStats of measures.py; None: there are none."""
-    if states is None:
-        return None
-    return {
-        "kept": states.kept,
-        "waiting": states.parked,
-        "started": states.started,
-        "dropped": states.dropped,
-        "expirations": states.expired,
-        "evictions": states.evicted,
-    }

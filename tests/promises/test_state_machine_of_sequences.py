@@ -392,9 +392,7 @@ def test_each_sequence_is_answered_as_by_a_plain_loop(seed: int) -> None:
         nodes["keeps"] |= {"max_queue": rng.choice((3, 20)), "when_full": "block"}
     wrong: list[Any] = []
     with Pipe(nodes) as pipe:
-        streams = [
-            threading.Thread(target=_stream, args=(pipe, key, seed * 100 + key, 60, wrong)) for key in range(6)
-        ]
+        streams = [threading.Thread(target=_stream, args=(pipe, key, seed * 100 + key, 60, wrong)) for key in range(6)]
         for stream in streams:
             stream.start()
         for stream in streams:
