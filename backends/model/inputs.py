@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpipe.errors import KernelError
+from fastpipe.errors import ConfigError, KernelError
 
 from ..odd_arrays import oddity
 from ..ranges import may_overflow, overflow
 from .reader import Fit, RequestReader, Signature
 from .shapes import InputSpec, Profile, SharedAxes
 
-__all__ = ["Array", "ModelInputs", "as_it_comes", "gather", "to_array", "to_torch", "zeros"]
+__all__ = ["Array", "ModelInputs", "as_it_comes", "example_of", "gather", "to_array", "to_torch", "zeros"]
 
 Array = npt.NDArray[Any]
 
@@ -41,7 +41,10 @@ class ModelInputs(RequestReader):
     def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
         if type(data) is np.ndarray:
             return self._in_order((data,)), False
-        pairs = [self._to_array(index, value) for index, value in enumerate(self._in_order(data))]
+        values = self._in_order(data)
+        if all([type(value) is np.ndarray for value in values]):
+            return values, False
+        pairs = [self._to_array(index, value) for index, value in enumerate(values)]
         return tuple([array for array, _ in pairs]), any(from_torch for _, from_torch in pairs)
 
     def _signature(self, arrays: tuple[Any, ...]) -> Signature:
@@ -49,6 +52,8 @@ class ModelInputs(RequestReader):
 
     def _to_array(self, index: int, value: Any) -> tuple[Array, bool]:
         """Return ``value`` as a NumPy array over the same memory, and whether it is a torch tensor."""
+        if self._is_plain_number(index, value):
+            return self._of_number(index, value), False
         if odd := oddity(value):
             raise self._unusable(index, odd)
         # Who sends a tensor has imported torch; this module never does.
@@ -66,6 +71,16 @@ class ModelInputs(RequestReader):
             advice = "; a step before has to make one of it on the CPU, of a type that NumPy has, such as float32"
             raise self._unusable(index, f"a {type(value).__name__} that NumPy cannot read: {error}{advice}") from error
         raise self._unusable(index, f"a {type(value).__name__}, which is no array")
+
+    def _of_number(self, index: int, value: bool | float) -> Array:
+        """Return a number as an array: a whole one in the type that the model wants, if that holds it."""
+        dtype = self._dtypes[index]
+        if not isinstance(value, int) or dtype.kind not in "iu":
+            return np.asarray(value)
+        limits = np.iinfo(dtype)
+        if not limits.min <= value <= limits.max:
+            raise self._unusable(index, f"the number {value}")
+        return np.asarray(value, dtype)
 
     def _target(self, index: int, given: Any, item: tuple[int, ...]) -> np.dtype[Any]:
         return self._dtypes[index]
@@ -142,11 +157,34 @@ def as_it_comes(array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> A
 
 
 def zeros(specs: Sequence[InputSpec], items: Sequence[tuple[int, ...]], row_count: int) -> list[Array]:
-    """Return inputs of zeros, with the requests in front."""
-    return [
-        np.zeros(item if spec.is_shared else (row_count, *item), spec.dtype)
-        for spec, item in zip(specs, items, strict=True)
-    ]
+    """Return inputs of zeros, with the requests in front; of what they share, the example, if there is one.
+
+    Raises:
+        ConfigError: if an example has not the shape of its input.
+    """
+    arrays = []
+    for spec, item in zip(specs, items, strict=True):
+        example = example_of(spec, item)
+        shape = item if spec.is_shared else (row_count, *item)
+        arrays.append(np.zeros(shape, spec.dtype) if example is None else example)
+    return arrays
+
+
+def example_of(spec: InputSpec, item: tuple[int, ...]) -> Array | None:
+    """Return the example of an input that a batch shares, for an item of this shape; None: there is none.
+
+    Raises:
+        ConfigError: if it has another shape, and is not one number for all.
+    """
+    if spec.example is None:
+        return None
+    try:
+        return np.broadcast_to(np.asarray(spec.example, spec.dtype), item).copy()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"input {spec.name!r}, shared: expected an example of {spec.dtype.name} of shape {item}, or one number, "
+            f"got {spec.example!r}"
+        ) from error
 
 
 def _converted(array: Array, dtype: np.dtype[Any]) -> Array:

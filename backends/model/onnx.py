@@ -14,7 +14,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,19 +26,20 @@ from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
 from .answers import Answers, Run, chosen_outputs, compared
-from .axes import Declared, Wishes, input_axes, read_wishes, settled, with_axes
+from .axes import Declared, input_axes, read_wishes, settled, with_axes
 from .encrypted import ModelKey
 from .inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
 from .onnx_files import weights_beside
 from .onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
 from .onnx_rows import Graph, known_outputs, read_once
+from .output_axes import looked_up, unsaid_outputs
 from .postprocessors import find_postprocessor, is_built_in
 from .reader import Sample
 from .row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
 from .runs import Group, ModelBackend, run_in_groups
 from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import open_model
-from .state import ModelState, StateWish, read_state
+from .state import ModelState, StateWish, read_state, with_states
 
 __all__ = ["OnnxTensor"]
 
@@ -64,8 +64,17 @@ class OnnxTensor(ModelBackend):
     **Out**: ``result`` is the output's row with a batch axis of 1, or a list of them where the model has several
     outputs; torch tensors if the request brought torch tensors. It is a view of an array made for this batch: yours to
     change, and it keeps the batch's outputs alive; copy it to keep one of many for long. See ``postprocessor`` for
-    other results. A model run with one request at a time (``max`` 1) may have outputs without a batch axis; they are
-    handed out whole.
+    other results.
+
+    **One request at a time** (``max`` 1, the default where no batch is fixed): the model runs as it is. A request may
+    bring any shapes that the model takes, several rows too; nothing but a missing batch axis is added, and the outputs
+    are handed out whole.
+
+    **Axes**: the requests may be on another axis than the first (``[layers, batch, n]``), and an input may have none,
+    as a scalar: then all requests of a batch share it, and those with other values run apart. The names of axes in the
+    file, and shape inference, say where; ``batch_axis`` and ``shared`` have the last word. A request brings the shapes
+    of the model, with 1 on the batch axis or without it, and gets such; in ``max`` and ``min`` the batch comes first
+    everywhere, also of what has none.
 
     **Batches**: requests of other shapes or dtypes never share a run, and a request that the model cannot take fails
     alone, with ``KernelError``. A model with a fixed batch size n takes 1 to n requests, and is fed zeros for those
@@ -90,6 +99,18 @@ class OnnxTensor(ModelBackend):
             may be empty only where it says so, as in ``"1x0x4"``.
         rows: ``batch`` says that each row of every output belongs to one request, in order, and depends on it alone.
             Without it, that is proved while the instance is built (see "Rows" above).
+        many_rows: a request may bring any number of rows up to ``max``, also none. It counts as so many towards
+            ``max``, and its answer has as many. Other postprocessors than ``split``, ``cpu`` and ``SoftmaxCpu`` get a
+            request for each row, and what they set becomes a list.
+        batch_axis: by the name of an input or output, on which axis the requests are: ``{state = 1, sr = "none"}``.
+            "none": the batch shares the input; the output is one for all, and each request gets a copy.
+        shared: inputs that the batch shares: their names, or name -> example, a value with which the model is tried.
+            They are compared by value, up to 64 KiB; with more a request runs alone.
+        split_by: by the name of an output that has rows of all requests together, the column that has the request's
+            number: ``{boxes = 0}``. Each request gets its rows, with the number 0 there. A function as postprocessor
+            gets a list with an array for each request.
+        outputs: names of the outputs that are handed on, in this order. Others are not computed, and need no proof.
+        result_as: ``dict``: ``result`` has the outputs by their names, also an only one.
         instance_num: the node's number of instances, which share ``threads``.
         precision: ``fp16`` computes in half precision; inputs and outputs keep their types. A CPU without arithmetic of
             that kind is slower with it, constants beyond 65504 are clipped, and a model may lose accuracy: compare. A
@@ -139,7 +160,7 @@ class OnnxTensor(ModelBackend):
         rows: Literal["batch"] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,
-        shared: list[str] | None = None,
+        shared: list[str] | Mapping[str, Any] | None = None,
         split_by: Mapping[str, Any] | None = None,
         outputs: list[str] | None = None,
         result_as: Literal["list", "dict"] = "list",
@@ -164,8 +185,8 @@ class OnnxTensor(ModelBackend):
                 batch_axis, shared, split_by, [spec.name for spec in specs], [name for name, _ in declared]
             )
             axes, batch = input_axes(specs, wishes)
-            wishes = _with_states(wishes, states, dict(zip(self._feed_names, axes, strict=True)))
-            specs = with_axes(specs, axes)
+            wishes = with_states(wishes, states, dict(zip(self._feed_names, axes, strict=True)))
+            specs = with_axes(specs, axes, wishes)
             self._dtypes = [spec.dtype for spec in specs]
             profiles = make_profiles(specs, max, min)
             self._inputs = ModelInputs(self._name, specs, profiles)
@@ -181,7 +202,10 @@ class OnnxTensor(ModelBackend):
             self._take(self._inputs, profiles, asked, many_rows=many_rows)
             key = _identity(source), precision
             graph = read_once(key, source, dict(zip(self._feed_names, axes, strict=True))) if self._has_rows else None
-            self._axes = settled(declared, wishes, axes, batch, graph.carried if graph else None)
+            carried = graph.carried if graph is not None else {}
+            self._axes = settled(declared, wishes, axes, batch, carried)
+            unsaid = unsaid_outputs(declared, wishes, self._axes, batch, carried) if self._has_rows else []
+            self._axes = looked_up(self._call, specs, profiles, self._axes, self._output_names, unsaid)
             found = find_postprocessor(postprocessor, self._axes.row_shapes(answered))
             self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
             self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
@@ -189,7 +213,7 @@ class OnnxTensor(ModelBackend):
 
             def prove() -> None:
                 is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
-                proof = key, max, min, tuple(providers or ()), tuple(self._output_names), str(self._axes)
+                proof = key, max, min, tuple(providers or ()), tuple(self._output_names), str((self._axes, shared))
                 prove_once(proof, lambda: self._prove_rows(graph, specs, profiles, is_fine=is_fine))
 
             self._build_up(prove if rows is None else None, lambda: self._warm_up(specs, profiles) if warm_up else None)
@@ -251,6 +275,9 @@ class OnnxTensor(ModelBackend):
             outputs = self._outputs_of(self._without_state(self._call(inputs), requests), group)
             self._answers.fill_alone(self._output_names[: len(outputs)], outputs, requests[0])
             return
+        if len(group) == 1 and fit.whole is not None and self._answers.are_whole and not fit.narrowed:
+            self._run_whole(group)
+            return
         counts = [sample.fit.rows for _, sample in group]
         total = sum(counts)
         row_count = max(total, fit.profile.pad_to, 1)
@@ -271,6 +298,18 @@ class OnnxTensor(ModelBackend):
             return self._inputs.one_row(*group[number], index)
 
         self._answers.fill(Run(self._output_names[: len(outputs)], outputs, requests, counts, row_count, row))
+
+    def _run_whole(self, group: Group) -> None:
+        """Run the model on one request, whose outputs are its answer; moving axes there and back would take as long."""
+        ((request, sample),) = group
+        alone = zip(sample.arrays, sample.fit.whole or (), self._dtypes, strict=True)
+        outputs = self._call([as_it_comes(array, shape, dtype) for array, shape, dtype in alone])
+        if self._has_rows:
+            self._check_rows(self._axes.to_rows(self._output_names, outputs) if self._axes.outputs else outputs, 1)
+        if self._state:
+            outputs = self._state.keep_whole(outputs, request)
+        outputs = self._outputs_of(outputs, group)
+        self._answers.fill_alone(self._output_names[: len(outputs)], outputs, request)
 
     def _without_state(self, outputs: list[Array], requests: list[Request]) -> list[Array]:
         """Keep the outputs that are a state, and return the others."""
@@ -308,10 +347,13 @@ class OnnxTensor(ModelBackend):
     def _run(self, arrays: Sequence[Array], row_count: int) -> list[Array]:
         """Run the model and check that every output has one row for each row of the inputs."""
         outputs = self._compute(arrays)
+        self._check_rows(outputs, row_count)
+        return outputs
+
+    def _check_rows(self, outputs: Sequence[Array], row_count: int) -> None:
         problem = self._row_problem(self._output_names, [output.shape for output in outputs], row_count)
         if problem:
             raise BackendError(f"{self._name}, {problem}")
-        return outputs
 
     def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         sizes: list[int] = []
@@ -346,12 +388,6 @@ class OnnxTensor(ModelBackend):
 
         tolerance = max(FINE if is_fine else COARSE, graph.tolerance if graph is not None else FINE)
         prove_rows(run, specs, profiles, known_outputs(graph, self._axes, self._output_names), tolerance=tolerance)
-
-
-def _with_states(wishes: Wishes, states: Sequence[StateWish], axes: Mapping[str, int | None]) -> Wishes:
-    """Have an output that is a state, of which the node says nothing else, on the axis on which it is an input."""
-    same = {wish.output: axis for wish in states if (axis := axes[wish.input]) is not None}
-    return replace(wishes, axes={**same, **wishes.axes})
 
 
 def _identity(source: Path | bytes) -> Hashable:

@@ -42,6 +42,7 @@ class Fit(NamedTuple):
     narrowed: tuple[int, ...]  # the inputs whose numbers may become infinite in the type that the model gets
     rows: int = 1  # so many rows of a batch are this request's
     as_it_comes: tuple[tuple[int, ...], ...] | None = None  # what the model gets instead, alone: the request's shapes
+    whole: tuple[tuple[int, ...], ...] | None = None  # of a request that is one row, and could be a batch: its shapes
 
 
 class Sample(NamedTuple):
@@ -246,6 +247,12 @@ class RequestReader(ABC):
         names = f", for {', '.join(self._names)}" if self._names else ""
         return f"{count} {self.noun}{'' if count == '1' else 's'}{names}"
 
+    def _is_plain_number(self, index: int, value: Any) -> bool:
+        """Say whether a value is a number of Python's, for an input without axes."""
+        if not isinstance(value, bool | int | float) or self._specs is None:
+            return False
+        return self._specs[index].is_shared and len(self._specs[index].shape) == 1
+
     def _find_fit(self, signature: Signature) -> Fit:
         """Return what is true of arrays with this signature, and remember it."""
         items, rows, targets = [], [], []
@@ -270,6 +277,8 @@ class RequestReader(ABC):
         if self.runs_alone and not self._takes_many_rows and not self._is_one_row(signature, rows):
             self._check_fixed(signature, rows)
             fit = fit._replace(as_it_comes=self._full_shapes(item_shapes, rows))
+        elif self._specs is not None and not self._takes_many_rows and profile.pad_to <= 1:
+            fit = fit._replace(whole=self._full_shapes(item_shapes, rows))
         self._remember(signature, fit)
         return fit
 

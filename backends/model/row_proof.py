@@ -27,10 +27,19 @@ import numpy as np
 
 from fastpipe.errors import ConfigError
 
-from .inputs import Array
+from .inputs import Array, example_of
 from .shapes import InputSpec, Profile
 
-__all__ = ["COARSE", "FINE", "Output", "prove_once", "prove_rows", "rows_in"]
+__all__ = [
+    "COARSE",
+    "FINE",
+    "Output",
+    "items_to_try",
+    "prove_once",
+    "prove_rows",
+    "pseudo_random",
+    "rows_in",
+]
 
 FINE = 5e-3
 """How far a value together may be from the same value alone, of the largest in its column: float32 on a CPU."""
@@ -109,7 +118,7 @@ def prove_rows(
     is_padded = is_padded or profile.pad_to > 1
     is_needed = is_padded or outputs is None or not all(output.is_carried for output in outputs)
     failure: Exception | None = None
-    for items in _items_to_try(profile, specs):
+    for items in items_to_try(profile, specs):
         trials = _Trials(run, specs, profile, items, tolerance, _TRIALS if is_needed else _TRIALS_BESIDE_A_PROOF)
         try:
             if trials.succeed():
@@ -215,12 +224,7 @@ class _Trials:
                 break
             size = max(self._least, min(kind.size, self._most))
             random = np.random.default_rng(seed)
-            batch = [
-                _shared_numbers(spec, item, kind, random)
-                if spec.is_shared
-                else _numbers(spec, (size, *item), kind, random)
-                for spec, item in self._pairs()
-            ]
+            batch = _made(self._specs, self._items, size, kind, random)
             count = min(size - kind.has_large, _ROWS_COMPARED)
             try:
                 alone = [self._alone(batch, row) for row in range(count)]
@@ -252,9 +256,6 @@ class _Trials:
                 reason = f"a number of its {counts.size} is not what it is alone in {off} of {total} rows in batches"
                 raise _ContradictionError(index, reason)
         return tried >= min(self._count, 2)
-
-    def _pairs(self) -> Iterator[tuple[InputSpec, tuple[int, ...]]]:
-        return zip(self._specs, self._items, strict=True)
 
     def _alone(self, batch: list[Array], row: int) -> list[Array]:
         """Return what one row gives, in the smallest batch there is, with zeros behind it."""
@@ -325,6 +326,27 @@ class _Trials:
                 self._rows_off[key] = counts + is_off.sum(axis=0), total + len(wanted)
 
 
+def pseudo_random(specs: Sequence[InputSpec], items: Sequence[tuple[int, ...]], row_count: int) -> list[Array]:
+    """Return inputs of pseudo-random numbers, floats from 0 to 1, with the requests in front."""
+    return _made(specs, items, row_count, _KINDS[1], np.random.default_rng(0))
+
+
+def _made(
+    specs: Sequence[InputSpec],
+    items: Sequence[tuple[int, ...]],
+    row_count: int,
+    kind: _Kind,
+    random: np.random.Generator,
+) -> list[Array]:
+    """Return inputs with so many rows, where they have rows."""
+    return [
+        _shared_numbers(spec, item, kind, random)
+        if spec.is_shared
+        else _numbers(spec, (row_count, *item), kind, random)
+        for spec, item in zip(specs, items, strict=True)
+    ]
+
+
 def _moved(array: Array, indices: Sequence[int]) -> Array:
     """Return a batch whose first rows are at ``indices``, among the others."""
     moved = np.empty_like(array)
@@ -352,7 +374,9 @@ def _numbers(spec: InputSpec, shape: tuple[int, ...], kind: _Kind, random: np.ra
 
 
 def _shared_numbers(spec: InputSpec, item: tuple[int, ...], kind: _Kind, random: np.random.Generator) -> Array:
-    """Return pseudo-random data that all rows have together: floats from 0 to 1, and small whole numbers."""
+    """Return data that all rows have together: the example, or pseudo-random floats from 0 to 1 or whole numbers."""
+    if (example := example_of(spec, item)) is not None:
+        return example
     if spec.dtype.kind == "f":
         return np.asarray(random.random(item), spec.dtype)
     whole = np.ones(item) if kind.is_one else random.integers(0, 2, item)
@@ -379,7 +403,7 @@ def _volume(profile: Profile) -> float:
     return math.inf if items is None else sum(math.prod(item) for item in items)
 
 
-def _items_to_try(profile: Profile, specs: Sequence[InputSpec]) -> Iterator[list[tuple[int, ...]]]:
+def items_to_try(profile: Profile, specs: Sequence[InputSpec]) -> Iterator[list[tuple[int, ...]]]:
     """Yield the shapes of each input's item: the largest, or guesses for the axes that have no largest size."""
     items = profile.largest_items()
     if items is not None:

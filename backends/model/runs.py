@@ -80,7 +80,8 @@ class ModelBackend(Backend):
             try:
                 to_prove()
             except ConfigError as error:
-                self._reader.refuse_padding(str(error))
+                reason, _, _ = str(error).partition(". ")  # behind it is what to do about it otherwise
+                self._reader.refuse_padding(f"{reason}; rows='batch' says that zeros may fill it up")
                 self._has_rows = False
             to_prove = None
         try:

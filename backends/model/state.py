@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,11 @@ from fastpipe.contract import Request
 from fastpipe.errors import ConfigError, KernelError, nearest
 from fastpipe.summaries import summarize
 
-from .axes import Axes
+from .axes import Axes, Wishes
 from .inputs import Array
 from .shapes import InputSpec
 
-__all__ = ["ModelState", "StateWish", "read_state"]
+__all__ = ["ModelState", "StateWish", "read_state", "with_states"]
 
 
 class StateWish(NamedTuple):
@@ -51,6 +52,12 @@ def read_state(written: Mapping[str, Any] | None, inputs: Sequence[str], outputs
     if wishes and len(wishes) == len(inputs):
         raise ConfigError("state: at least one input has to be the request's data")
     return wishes
+
+
+def with_states(wishes: Wishes, states: Sequence[StateWish], axes: Mapping[str, int | None]) -> Wishes:
+    """Have an output that is a state, of which the node says nothing else, on the axis on which it is an input."""
+    same = {wish.output: axis for wish in states if (axis := axes[wish.input]) is not None}
+    return replace(wishes, axes={**same, **wishes.axes})
 
 
 class ModelState:
@@ -105,6 +112,12 @@ class ModelState:
             )
         values |= request.get("state") or self._initial
         return [values[name] for name in self._order]
+
+    def keep_whole(self, outputs: list[Array], request: Request) -> list[Array]:
+        """Keep what the run of one request has left, and return the other outputs."""
+        count = len(outputs) - len(self.outputs)
+        request["state"] = dict(zip(self.inputs, outputs[count:], strict=True))
+        return outputs[:count]
 
     def keep(self, axes: Axes, outputs: Sequence[Array], requests: Sequence[Request]) -> None:
         """Keep what a run has left, its outputs with the requests in front: copies, so that no batch stays for one."""
