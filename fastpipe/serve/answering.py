@@ -184,7 +184,7 @@ def _terms(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _put_into_sequence(call: Call, requests: Sequence[Request]) -> None:
-    """Say in the requests of a call to which sequence they belong, as its parameters say it: the rows in their order."""
+    """Say in the requests of a call to which sequence they belong, as its parameters say it; rows in their order."""
     key = call.parameters.get("sequence_id")
     if not key:  # 0 and "" are the protocol's words for none
         return

@@ -348,7 +348,7 @@ def test_a_call_belongs_to_the_sequence_that_its_parameters_name() -> None:
             request["state"] = request["result"] = request["data"] + (request["state"] or 0)
 
     async def ask(count: int, **parameters: Any) -> list[Any]:
-        (output,) = await answer(Call(model, rows(count), parameters=parameters))
+        (output,) = await answer(Call(model, rows(*range(count)), parameters=parameters))
         return np.ravel(output.array).tolist()
 
     async def main() -> None:
