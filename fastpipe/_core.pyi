@@ -144,18 +144,8 @@ class ResultCache:
 
 @final
 class States:
-    key_name: str
-    max_states: int
-    parked: int
-    kept: int
-    started: int
-    dropped: int
-    expired: int
-    evicted: int
     def __new__(cls, key_name: str, max_states: int, ttl_s: float) -> Self: ...
     def __len__(self) -> int: ...
-    def drop(self, key: str | bytes | int) -> bool: ...
-    def clear(self) -> None: ...
 
 @final
 class Rule:

@@ -38,19 +38,6 @@ cdef int send_on(Engine engine, Visit visit, Turn turn) noexcept:
 
 cdef int run_batch(Engine engine, Station station, Instance instance, list visits, Turn turn) noexcept:
     """Run visits in an instance whose token is held, and send each on or fail it."""
-    cdef c_bool is_calling
-    if station.states is None:
-        return _run_batch(engine, station, instance, visits, turn)
-    is_calling = turn.is_calling
-    turn.is_calling = True                                      # all whose turns come by this batch are to be in the next
-    _run_batch(engine, station, instance, visits, turn)
-    if turn.abandoned is None:
-        end_turns(engine, station, visits, turn)
-    turn.is_calling = is_calling
-    return 0
-
-
-cdef int _run_batch(Engine engine, Station station, Instance instance, list visits, Turn turn) noexcept:
     cdef Visit visit
     cdef object cause = turn.death
     if turn.abandoned is not None:
@@ -59,7 +46,7 @@ cdef int _run_batch(Engine engine, Station station, Instance instance, list visi
         try:
             _run_claimed(engine, station, instance, visits, turn)
             turn.ended_ns = 0
-            return 0
+            return 0 if station.states is None else end_turns(engine, station, visits, turn)
         except BaseException as unexpected:                     # a hook, or no memory left: nobody may wait in vain
             cause = unexpected
             if turn.is_workers:
@@ -70,7 +57,7 @@ cdef int _run_batch(Engine engine, Station station, Instance instance, list visi
         turn.ended_ns = 0
     for visit in visits:
         fail_visit(engine, visit, death_error(cause), turn)
-    return 0
+    return 0 if station.states is None else end_turns(engine, station, visits, turn)
 
 
 cdef int _run_claimed(Engine engine, Station station, Instance instance, list visits, Turn turn) except -1:

@@ -31,7 +31,7 @@ cdef class Position:
     cdef PyObject* kin_next
     cdef Position parked_next                   # neighbours among the parked of the node
     cdef PyObject* parked_before
-    cdef Position called_next                   # in a turn's list of those who may run now
+    cdef PyObject* called_next                  # in a turn's list of those who may run now
     cdef Stepper stepper                        # whose thread waits for its turn, or None
     cdef c_bool starts                          # what was kept is dropped before it runs
     cdef c_bool goes_on                         # it fails if nothing is kept

@@ -10,6 +10,7 @@
 # Assumes      The GIL. States are handed in, and taken over, on the thread that runs the batch.
 
 from cpython.dict cimport PyDict_GetItem
+from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from fastpipe.engine.parking cimport Frame, enter_frame, futex_wake, leave_frame, word_set
 
@@ -128,11 +129,12 @@ cdef int _call(Engine engine, Sequence sequence, Turn turn) noexcept:
     if position.visit is None or not position.visit.is_parked:
         return 0
     position.is_called = True
-    if turn.called_last is None:
-        turn.called_first = position
+    Py_INCREF(position)                                         # the turn's, until call_all takes it over
+    if turn.called_last == NULL:
+        turn.called_first = <PyObject*>position
     else:
-        turn.called_last.called_next = position
-    turn.called_last = position
+        (<Position>turn.called_last).called_next = <PyObject*>position
+    turn.called_last = <PyObject*>position
     return 0 if turn.is_calling else call_all(engine, turn)
 
 
@@ -143,13 +145,14 @@ cdef int call_all(Engine engine, Turn turn) noexcept:
     cdef Station before = None
     cdef Visit visit
     turn.is_calling = True
-    while turn.called_first is not None:
-        position = turn.called_first
+    while turn.called_first != NULL:
+        position = <Position>turn.called_first
         turn.called_first = position.called_next
-        if turn.called_first is None:
-            turn.called_last = None
-        position.called_next = None
+        if turn.called_first == NULL:
+            turn.called_last = NULL
+        position.called_next = NULL
         position.is_called = False
+        Py_DECREF(position)                                     # ``position`` holds it
         visit = position.visit
         if visit is None or not visit.is_parked:                # it has ended meanwhile
             continue
@@ -179,6 +182,7 @@ cdef list give_states(Engine engine, Station station, Instance instance, list vi
     cdef list ready = []
     cdef Position position
     cdef Visit visit
+    turn.is_calling = True                                      # those whose turns come by this batch are to meet in the next
     for visit in visits:
         position = position_of(visit)
         if position is None or is_dead(visit):                  # what one of the others has run in _claim_all has ended it
@@ -235,6 +239,8 @@ cdef int end_turns(Engine engine, Station station, list visits, Turn turn) noexc
     """A batch is over: end the turns of those that have ended meanwhile, and queue whose turns have come."""
     cdef Position position
     cdef Visit visit
+    if turn.abandoned is not None:                              # E8
+        return 0
     for visit in visits:
         if visit.is_in_sequence and visit.stepper is None:
             position = position_of(visit)
@@ -246,7 +252,8 @@ cdef int end_turns(Engine engine, Station station, list visits, Turn turn) noexc
 cdef int _queue_called(Engine engine, Station station, Turn turn) noexcept:
     """Queue whose turns have come by a batch in one of a station's instances."""
     cdef Frame* frame
-    if turn.called_first is None:
+    turn.is_calling = False
+    if turn.called_first == NULL:
         return 0
     frame = enter_frame(<void*>engine, False, current_greenlet())  # users may be asked things, while the token is held
     if frame != NULL:

@@ -7,6 +7,7 @@ pass; so it is known who is queued, who waits for a turn, what is in a batch, an
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import random
 import threading
 import time
@@ -349,16 +350,17 @@ class Sometimes(Remembers):
 def _stream(pipe: Pipe, key: int, seed: int, requests: int, wrong: list[Any]) -> None:
     """Submit a sequence's requests, cancel some, and hold the answers against a plain loop."""
     rng = random.Random(seed)
-    futures = []
+    futures: dict[int, concurrent.futures.Future[Request]] = {}
     for number in range(requests):
         fails = rng.choices(["", "before", "here"], [10, 1, 1])[0]
         request = {"data": number, "key": key, "fails": fails, "pause_s": rng.choice((0, 0, 0.0005, 0.002))}
         timeout = rng.choice((None, None, None, 0.004, WAIT_S))
-        futures.append(pipe.submit(request, timeout=timeout, priority=rng.choice((-1, 0, 0, 1))))
-        if rng.random() < 0.1:
-            rng.choice(futures).cancel()
+        with contextlib.suppress(RequestTimeout):  # while it waited for room
+            futures[number] = pipe.submit(request, timeout=timeout, priority=rng.choice((-1, 0, 0, 1)))
+        if rng.random() < 0.1 and futures:
+            rng.choice(list(futures.values())).cancel()
     seen: tuple[int, ...] = ()
-    for number, future in enumerate(futures):
+    for number, future in futures.items():
         try:
             answer = future.result(WAIT_S)
         except (ValueError, RequestTimeout, concurrent.futures.CancelledError):
