@@ -12,6 +12,8 @@ from weakref import ReferenceType
 from typing_extensions import disjoint_base
 
 from fastpipe.config.described import PipeConfig
+from fastpipe.engine.keeping import ResultCache as ResultCache
+from fastpipe.engine.keeping import States as States
 from fastpipe.engine.testing import *  # noqa: F403 - what tests alone use
 from fastpipe.engine.threads import Latch as Latch
 from fastpipe.engine.threads import ThreadLife as ThreadLife
@@ -72,6 +74,7 @@ class Station:
     is_noticed: bool
     streams: bool
     cache: ResultCache | None
+    states: States | None
     lost: BaseException | None
     def __new__(
         cls,
@@ -117,30 +120,6 @@ class Station:
     def watch(self, watchdog: Watchdog) -> None: ...
     def fail_queued(self, why: str | None, lost: BaseException | None = ...) -> None: ...
     def give_up(self, index: int) -> None: ...
-
-@final
-class ResultCache:
-    budget_bytes: int
-    generation: int
-    size_bytes: int
-    hits: int
-    misses: int
-    coalesced: int
-    bypassed: int
-    not_kept: int
-    evicted: int
-    expired: int
-    def __new__(
-        cls,
-        budget_bytes: int,
-        ttl_s: float | None = ...,
-        choice: tuple[str, ...] | Callable[[_Request], Any] | None = ...,
-        keeps_data: bool = ...,
-    ) -> Self: ...
-    @property
-    def flight_count(self) -> int: ...
-    def clear(self) -> int: ...
-    def key_of(self, request: _Request) -> bytes | None: ...
 
 @final
 class Rule:
@@ -395,6 +374,9 @@ class Engine:
     @property
     def tallies_bytes(self) -> int: ...
     def clear_cache(self, node: str | None = ...) -> int: ...
+    def drop_state(self, node: str, key: str | bytes | int) -> bool: ...
+    @property
+    def state_keys(self) -> tuple[str, ...]: ...
     @overload
     def __call__(
         self,

@@ -29,9 +29,8 @@ Both are accepted wherever a configuration names a backend; so are ``"module:Nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +38,7 @@ from fastpipe.announcing import Announced
 from fastpipe.errors import BackendError, ConfigError, ItemErrors
 from fastpipe.padding import PaddingCount
 from fastpipe.results import checked_parts
+from fastpipe.sites import Site, site
 
 __all__ = [
     "Backend",
@@ -77,6 +77,7 @@ class Backend:
         retry_alone: if it raises for a batch, run the requests again one by one.
         keeps_input: it changes no value that it was handed, so that none is copied for a second run.
         streams: it may hand on parts of its answers while it makes the rest.
+        stateful: it keeps a state for each sequence of requests, under ``request["state"]``.
         place: where the instance is, ``"cuda:1"``. None: everywhere.
         takes_forms: forms of data, made by the step before, that it takes beside what others give.
         offers_forms: forms in which it can give results to the step behind.
@@ -124,6 +125,21 @@ class Backend:
 
     streams: bool = False
     """True: ``forward`` may call ``fastpipe.emit``; its node then runs on its workers only. See ``Streaming``."""
+
+    stateful: bool = False
+    """True: what ``forward`` leaves under ``request["state"]``, the next request of the sequence finds there.
+
+    A sequence is all requests that have the same value under the key that the node's ``state_of`` names: the chunks of
+    one microphone, the pictures of one camera. They run in the order in which they were submitted, one at a time, and
+    together with those of other sequences in one batch. ``request["state"]`` is None for the first of them, any object
+    afterwards, and never part of an answer. To leave None is to begin anew.
+
+    A request that fails, is cancelled, or ends too late leaves the state as it was. That holds for what you put there;
+    an object that you change in place is what you have made of it. (If a batch is run again one by one, each request
+    meets a copy of what it met first, see ``keeps_input``.)
+
+    Of a Sequential, one step may be stateful.
+    """
 
     place: Hashable = None
     """Where the instance is, ``"cuda:1"``; set it in the constructor. None: everywhere.
@@ -346,11 +362,15 @@ class Container(Backend):
         """Keep the children; the container is where they are, and the first that is somewhere tells where data is.
 
         Raises:
-            ConfigError: if they are at different places.
+            ConfigError: if they are at different places, or more than one keeps a state.
         """
         self.children = children
         self.streams = self.streams or any(child.backend.streams for child in children)
         self.padding_counts = tuple([count for child in children for count in child.backend.padding_counts])
+        stateful = [child.name for child in children if child.backend.stateful]
+        if len(stateful) > 1:
+            raise ConfigError(f"{' and '.join(stateful)} each keep a state: make nodes of them")
+        self.stateful = self.stateful or bool(stateful)
         if self.is_device_alive is None:
             probes = (child.backend.is_device_alive for child in children)
             self.is_device_alive = next((probe for probe in probes if probe is not None), None)
@@ -448,35 +468,6 @@ def _first_failure(answers: Sequence[Any]) -> BaseException | None:
             answer.add_note(f"fastpipe: part {index}")
             return answer
     return None
-
-
-@dataclass(eq=False)
-class Site:
-    """The instance that is being built on this thread; its parts, which are built the last one first, share it.
-
-    Whichever part chooses a place writes it here, and the others go there, too.
-    """
-
-    place: Hashable = None
-    """Where the instance has to be: as one of its parts is, or the one that hung and that it replaces. None: open."""
-
-
-_site: ContextVar[Site | None] = ContextVar("fastpipe site", default=None)
-
-
-def site() -> Site:
-    """Return the site of the instance that is being built; a new one for a backend that is built by hand."""
-    return _site.get() or Site()
-
-
-@contextmanager
-def building(where: Site) -> Iterator[None]:
-    """For the engine: have ``site()`` be ``where``, within a ``with`` statement."""
-    token = _site.set(where)
-    try:
-        yield
-    finally:
-        _site.reset(token)
 
 
 def close_all(backends: Iterable[Backend]) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "NodeStats",
     "PaddingStats",
     "RequestStats",
+    "StateStats",
     "Stats",
     "between",
     "edges",
@@ -94,6 +95,23 @@ class PaddingStats(TypedDict):
     """Which part of all of them that is; None: nothing has run."""
 
 
+class StateStats(TypedDict):
+    """What a node keeps that has ``state_of``: ``kept`` is ``started`` less ``dropped``, expirations and evictions."""
+
+    kept: int
+    """Sequences that have a state, now."""
+    waiting: int
+    """Requests that have arrived and wait for earlier ones of their sequence, now. They are not in ``queued``."""
+    started: int
+    """Sequences that have begun, or begun anew: something was kept where nothing was."""
+    dropped: int
+    """States that were given up: at the end of a sequence, on request, by the backend, or as another took its place."""
+    expirations: int
+    """States that were not used for too long."""
+    evictions: int
+    """States that had to go for want of room."""
+
+
 class NodeStats(TypedDict):
     """What a node has done, or the part of it at one place."""
 
@@ -152,6 +170,8 @@ class NodeStats(TypedDict):
     """Where a backend pads requests to one length."""
     cache: NotRequired[CacheStats]
     """Where the node has one; at several places they share that of the first."""
+    states: NotRequired[StateStats]
+    """Where the node has ``state_of``."""
     places: NotRequired[dict[str, NodeStats]]
     """The same for each place, where the instances are at several."""
 
@@ -201,7 +221,7 @@ LADDER_OF: Final = {
 BY_REASON: Final = ("failures", "why_batches_left")
 NOW: Final = ("queued", "running", "oldest_s", "instances", "max")
 """What ``since`` leaves as it is: it says what a node is, not what it has done."""
-NOW_OF_CACHES: Final = ("entries", "bytes")
+NOW_WITHIN: Final = {"cache": ("entries", "bytes"), "states": ("kept", "waiting")}
 
 
 def stats_of(pipe_id: str, counted: dict[str, Any], between_nodes: Callable[[], None] | None = None) -> Stats:
@@ -235,7 +255,7 @@ def _node(counted: dict[str, Any]) -> NodeStats:
     for name in LADDER_OF.keys() & counted.keys():
         if counted[name] is not None:
             counted[name] = _distribution(name, counted[name])
-    for name in ("cache", "padding"):
+    for name in ("cache", "padding", "states"):
         if counted[name] is None:
             del counted[name]
     if counted["weights"] is None:  # each request weighs 1
@@ -387,9 +407,9 @@ def _node_between(later: Any, earlier: Any) -> NodeStats:
             node[name] = _reasons_between(value, earlier[name])
         elif name in LADDER_OF:
             node[name] = _distribution_between(name, value, earlier[name])
-        elif name == "cache":
+        elif name in NOW_WITHIN:
             node[name] = {
-                each: count if each in NOW_OF_CACHES else _count_between(count, earlier[name][each])
+                each: count if each in NOW_WITHIN[name] else _count_between(count, earlier[name][each])
                 for each, count in value.items()
             }
         elif name == "padding":

@@ -55,6 +55,8 @@ class Answers:
         self._as_dict, self._has_many_rows = as_dict, has_many_rows
         self._prepare: Preparation | None = preparation_of(postprocessor)
         self.are_plain = axes.is_plain and not as_dict and not has_many_rows
+        self.are_whole = self._prepare is not None and not axes.columns and not has_many_rows
+        """Whether the answer of a request that is a batch by itself is the model's outputs as they are."""
         if axes.columns and has_a_row_each(postprocessor):
             raise ConfigError(
                 f"output {next(iter(axes.columns))!r}, split_by: expected the postprocessor split, cpu, SoftmaxCpu, or "

@@ -47,7 +47,11 @@ class ModelInputs(RequestReader):
     def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
         if type(data) is np.ndarray and not self._has_text:
             return self._in_order((data,)), False
-        pairs = [self._to_array(index, value) for index, value in enumerate(self._in_order(data))]
+        values = self._in_order(data)
+        are_arrays = not self._has_text and all([type(each) is np.ndarray for each in values])  # noqa: C419 - half the time
+        if are_arrays:
+            return values, False
+        pairs = [self._to_array(index, value) for index, value in enumerate(values)]
         return tuple([array for array, _ in pairs]), any(from_torch for _, from_torch in pairs)
 
     def _signature(self, arrays: tuple[Any, ...]) -> Signature:

@@ -409,9 +409,7 @@ def _values(pad: Pad, specs: Sequence[InputSpec], axes: Sequence[int | None], ma
         if not _is_number(value) or not np.isfinite(value):
             raise ConfigError(f"pad.value: input {spec.name!r}: expected a number, got {summarize(value)}")
         if axes[index] is not None and spec.dtype == TEXT:
-            raise ConfigError(
-                f"pad: input {spec.name!r}: expected numbers to pad, got text; leave pad out"
-            )
+            raise ConfigError(f"pad: input {spec.name!r}: expected numbers to pad, got text; leave pad out")
         if axes[index] is not None and not _holds(spec.dtype, value):
             raise ConfigError(f"pad.value: input {spec.name!r}: expected a number that {spec.dtype} has, got {value}")
         values.append(value)

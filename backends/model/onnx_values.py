@@ -26,7 +26,7 @@ from .shapes import Profile
 
 __all__ = ["ValueInputs", "check_postprocessor", "tensors_of", "values_of"]
 
-_FIT = Fit(Profile(1, 1, ()), (), (), "values", ())
+_FIT = Fit(Profile(1, 1, ()), (), (), ("values", ()), ())
 _KEYS = {"string": (str, "text"), "int64": (int, "whole numbers")}
 
 

@@ -16,7 +16,7 @@ import openvino
 
 from fastpipe.errors import ConfigError, nearest
 
-from .onnx import OnnxModel, Session
+from .onnx_model import OnnxModel, Session
 from .onnx_rows import declared_axes
 
 __all__ = ["OpenvinoTensor"]

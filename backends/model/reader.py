@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,7 @@ class Fit(NamedTuple):
     narrowed: tuple[int, ...]  # the inputs whose numbers may become infinite in the type that the model gets
     rows: int = 1  # so many rows of a batch are this request's
     as_it_comes: tuple[tuple[int, ...], ...] | None = None  # what the model gets instead, alone: the request's shapes
+    whole: tuple[tuple[int, ...], ...] | None = None  # of a request that is one row, and could be a batch: its shapes
 
 
 class Sample(NamedTuple):
@@ -107,6 +108,7 @@ class RequestReader(ABC):
         self._most = len(specs) if specs is not None else len(names) if names is not None else None
         self._shared = [index for index, spec in enumerate(self._specs or ()) if spec.is_shared]
         self.takes_many_rows = False
+        self._completed: Callable[[Request], Any] | None = None
         self._unpadded = ""  # why a request of fewer rows than a model's fixed batch is not filled up
         # Where several profiles take a request, it goes where it can share a run with the most others.
         self._profiles = sorted(profiles, key=lambda profile: -profile.max_batch)
@@ -124,12 +126,16 @@ class RequestReader(ABC):
         """
         if "data" not in request:
             raise KernelError(f"{self._model}: the request has no 'data'")
-        arrays, is_torch = self._arrays(request["data"])
+        arrays, is_torch = self._arrays(request["data"] if self._completed is None else self._completed(request))
         signature = self._signature(arrays)
         fit = self._fits.get(signature) or self._find_fit(signature)
         if self._shared and not self.runs_alone:
             return Sample(arrays, fit, is_torch, tuple([_value_of(arrays[index]) for index in self._shared]))
         return Sample(arrays, fit, is_torch)
+
+    def complete(self, data_of: Callable[[Request], Any]) -> None:
+        """From now on what a request has for all inputs is not its data alone, but what this function returns."""
+        self._completed = data_of
 
     def take_many_rows(self) -> None:
         """From now on a request may bring any number of rows, also none."""
@@ -290,6 +296,8 @@ class RequestReader(ABC):
         if self.runs_alone and not self.takes_many_rows and not self._is_one_row(signature, rows):
             self._check_fixed(signature, rows)
             fit = fit._replace(as_it_comes=self._full_shapes(item_shapes, rows))
+        elif self._specs is not None and not self.takes_many_rows and profile.pad_to <= 1:
+            fit = fit._replace(whole=self._full_shapes(item_shapes, rows))
         self._remember(signature, fit)
         return fit
 

@@ -31,7 +31,7 @@ class ModelBackend(Backend):
 
     _name: str
     _answers: Answers
-    _output_names: list[str]  # of those that are handed on
+    _output_names: list[str]  # of those that are handed on, and perhaps of others behind them
     _axes = Axes((), {}, {})
     _lengths: Lengths | None = None  # requests of different lengths share a run
 
@@ -132,7 +132,7 @@ class ModelBackend(Backend):
         if self._lengths is None and self._answers.are_plain:
             self._answers.fill_rows(outputs, [request for request, _ in group])
         else:
-            self._answer(run_of(self._reader, self._output_names, outputs, group, row_count))
+            self._answer(run_of(self._reader, self._output_names[: len(outputs)], outputs, group, row_count))
 
     def _answer(self, run: Run) -> None:
         """Give the requests of a run their results; where they were padded, from outputs cut to their own lengths."""

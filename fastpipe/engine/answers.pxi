@@ -178,3 +178,17 @@ cdef object cache_counts(ResultCache cache):
         "entries": len(cache.answers),
         "bytes": cache.size_bytes,
     }
+
+
+cdef object state_counts(States states):
+    """StateStats of measures.py; None: there are none."""
+    if states is None:
+        return None
+    return {
+        "kept": states.kept,
+        "waiting": states.parked,
+        "started": states.started,
+        "dropped": states.dropped,
+        "expirations": states.expired,
+        "evictions": states.evicted,
+    }

@@ -71,7 +71,8 @@ cdef class Node:
         self.length_of = length_of
         self.subgraph = subgraph
         self.cache = None if station is None else station.cache
-        self.is_plain = subgraph is None and self.cache is None
+        self.states = None if station is None else station.states
+        self.is_plain = subgraph is None and self.cache is None and self.states is None
         self.sources = sources
         self.parent_count = parent_count
         self.restart_limit = restart_limit
@@ -144,3 +145,5 @@ cdef class Entry:
             self.line = self.inner_line = Line(gates, home, None)
         self.exits = [None] * len(nodes)
         self.skips = {}
+        reached = _nodes_at(nodes, sorted(plan.reached))
+        self.stateful = tuple([node for node in reached if (<Node>node).states is not None]) or None

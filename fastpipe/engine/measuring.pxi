@@ -293,6 +293,7 @@ cdef dict _measures_of(Station station):
         "max": station.max_batch,
         "padding": {"own": station.padding[0], "padding": station.padding[1]} if station.has_padding else None,
         "cache": cache_counts(station.cache),
+        "states": state_counts(station.states) if station.front is None else None,
     }
 
 

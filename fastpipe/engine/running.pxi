@@ -24,6 +24,8 @@ cdef int send_on(Engine engine, Visit visit, Turn turn) noexcept:
         return 0
     if visit.walk.deadline_ns >= 0 and is_over_time(visit.walk, turn) and not is_dead(visit):  # here, where it is counted
         return fail_visit(engine, visit, late_error(visit.walk), turn)
+    if visit.is_in_sequence:
+        end_turn(engine, visit, True, turn)
     try:
         advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node), True, turn)
     except BaseException as error:
@@ -44,7 +46,7 @@ cdef int run_batch(Engine engine, Station station, Instance instance, list visit
         try:
             _run_claimed(engine, station, instance, visits, turn)
             turn.ended_ns = 0
-            return 0
+            return 0 if station.states is None else end_turns(engine, station, visits, turn)
         except BaseException as unexpected:                     # a hook, or no memory left: nobody may wait in vain
             cause = unexpected
             if turn.is_workers:
@@ -55,7 +57,7 @@ cdef int run_batch(Engine engine, Station station, Instance instance, list visit
         turn.ended_ns = 0
     for visit in visits:
         fail_visit(engine, visit, death_error(cause), turn)
-    return 0
+    return 0 if station.states is None else end_turns(engine, station, visits, turn)
 
 
 cdef int _run_claimed(Engine engine, Station station, Instance instance, list visits, Turn turn) except -1:
@@ -68,13 +70,15 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     cdef int64_t begun_ns, ended_ns
     cdef c_bool shared
     cdef object error
-    count = len(alive)
-    if count == 0:
-        return 0
     if station.lost is not None:
         for visit in alive:
             station.requests_failed += 1
             fail_visit(engine, visit, lost_error(visit, station.lost), turn)
+        return 0
+    if station.states is not None:
+        alive = give_states(engine, station, instance, alive, turn)
+    count = len(alive)
+    if count == 0:
         return 0
     visit = <Visit>alive[0]
     batch = [(<Visit>each).request for each in alive]
@@ -336,6 +340,8 @@ cdef int _put_back(Engine engine, list alive, list before, str refusal, object i
             continue
         if before is not None:
             restore(visit, before[index])
+        if visit.is_in_sequence:
+            wait_again(engine, visit, turn)
         enqueue(engine, visit, turn, True)
     return 0
 

@@ -11,8 +11,9 @@ from fastpipe import _core
 from fastpipe.config.described import NodeConfig
 from fastpipe.config.plan import StepPlan
 from fastpipe.config.sub_graphs import entry_of_object
-from fastpipe.contract import Backend, Child, Container, Request, Site, SubGraph, building, close_all
+from fastpipe.contract import Backend, Child, Container, Request, Site, SubGraph, close_all
 from fastpipe.errors import ConfigError, Mistake, PipeClosed
+from fastpipe.sites import building
 
 __all__ = ["build_backend", "connect", "thread_name", "warm_ups_in"]
 

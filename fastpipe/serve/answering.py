@@ -56,7 +56,8 @@ class Call:
     """What a client asks of a model.
 
     ``parameters`` are those of the protocol: ``timeout`` in microseconds (0: none), ``priority`` (lower goes first, 0
-    is the default); ``sequence_id`` other than 0 or "" is refused, others are not looked at. ``headers`` are those of
+    is the default), and of a model with ``state_of`` ``sequence_id`` (0 or "": none), ``sequence_start`` and
+    ``sequence_end``; others are not looked at. ``headers`` are those of
     ``TRACE_HEADERS``, in lower case.
     """
 
@@ -82,6 +83,7 @@ async def answer(call: Call) -> list[Tensor]:
     try:
         requests = call.model.signature.to_requests(call.inputs)
         names, terms = _names(call), _terms(call.parameters)
+        _put_into_sequence(call, requests)
         with trace(call.headers):
             if len(requests) == 1:
                 await call.model.pipe.acall(requests[0], **terms)
@@ -115,6 +117,7 @@ async def stream(call: Call) -> AsyncGenerator[list[Tensor], None]:
         if len(requests) != 1:
             raise InvalidRequest(f"a stream is one request, and the call has {len(requests)} rows")
         wanted = _names(call)
+        _put_into_sequence(call, requests)
         pipe: Any = call.model.pipe
         async with aclosing(pipe.astream(requests[0], **_terms(call.parameters))) as parts:
             with trace(call.headers):  # not around a yield: whoever closes this generator may be another task
@@ -177,9 +180,29 @@ def _terms(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     priority = _number(parameters, "priority")
     if priority:
         terms["priority"] = max(-FARTHEST_PRIORITY, min(priority, FARTHEST_PRIORITY))
-    if parameters.get("sequence_id"):
-        raise InvalidRequest("sequences (sequence_id) are not served: each request stands for itself")
     return terms
+
+
+def _put_into_sequence(call: Call, requests: Sequence[Request]) -> None:
+    """Say in the requests of a call to which sequence they belong, as its parameters say it; rows in their order."""
+    key = call.parameters.get("sequence_id")
+    if not key:  # 0 and "" are the protocol's words for none
+        return
+    state_keys = getattr(call.model.pipe, "state_keys", ())
+    if not state_keys:
+        raise InvalidRequest("sequences (sequence_id) are not served: no node of this model has state_of")
+    if isinstance(key, bool) or not isinstance(key, int | str):
+        raise InvalidRequest(f"parameter sequence_id must be a whole number or a text, got {in_brief(key)}")
+    bounds = {name: call.parameters[name] for name in ("sequence_start", "sequence_end") if name in call.parameters}
+    for name, value in bounds.items():
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"parameter {name} must be true or false, got {in_brief(value)}")
+    for request in requests:
+        request.update(dict.fromkeys(state_keys, key))
+    if "sequence_start" in bounds:
+        requests[0]["sequence_start"] = bounds["sequence_start"]
+    if "sequence_end" in bounds:
+        requests[-1]["sequence_end"] = bounds["sequence_end"]
 
 
 def _number(parameters: Mapping[str, Any], name: str) -> float:

@@ -25,6 +25,7 @@ from fastpipe.errors import (
     ReplicaLost,
     RequestTimeout,
     RestartLimit,
+    SequenceError,
     UnknownNode,
     WorkerDied,
 )
@@ -130,6 +131,7 @@ STATUSES: dict[type[BaseException], Status] = {
     DecodeError: Status(400, "INVALID_ARGUMENT"),
     KernelError: Status(400, "INVALID_ARGUMENT"),
     NoResult: Status(400, "INVALID_ARGUMENT"),
+    SequenceError: Status(400, "INVALID_ARGUMENT"),
     ConfigError: Status(400, "INVALID_ARGUMENT"),
     Unauthorized: Status(401, "UNAUTHENTICATED"),
     UnknownModel: Status(404, "NOT_FOUND"),

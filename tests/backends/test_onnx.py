@@ -878,7 +878,7 @@ def test_one_batch_number_serves_all_profiles_and_inputs():
 )
 def test_the_instances_share_one_budget_of_threads(options, expected, monkeypatch):
     """threads, or the CPUs the process may use, divided by the instances; and none of them spins."""
-    monkeypatch.setattr("fastpipe.backends.model.onnx.usable_cpu_count", lambda: 6)
+    monkeypatch.setattr("fastpipe.backends.model.onnx_model.usable_cpu_count", lambda: 6)
     opened = []
 
     class Recorder(onnxruntime.InferenceSession):

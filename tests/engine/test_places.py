@@ -23,7 +23,8 @@ import fastpipe
 from fastpipe import Backend, BackendHung, CallLoop, ConfigError, DeviceLost, Pipe, PipeClosed, QueueFull, Request
 from fastpipe.backends.gpu import devices
 from fastpipe.backends.gpu.devices import Follower, claim_gpu, place_of
-from fastpipe.contract import Child, Container, Site, building, site
+from fastpipe.contract import Child, Container, Site, site
+from fastpipe.sites import building
 
 WAIT_S = 20.0
 

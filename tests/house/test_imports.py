@@ -48,7 +48,7 @@ FLOORS = [
     ["fastpipe.faults"],
     ["fastpipe.contract"],
     ["fastpipe.filters", "fastpipe.results", "fastpipe.summaries", "fastpipe.observe.perfetto"],
-    ["fastpipe.errors", "fastpipe.redaction", "fastpipe.announcing", "fastpipe.padding"],
+    ["fastpipe.errors", "fastpipe.redaction", "fastpipe.announcing", "fastpipe.padding", "fastpipe.sites"],
 ]
 """The house; ``fastpipe`` itself is the package, with its public names. Rooms on one floor do not know each other."""
 
@@ -130,6 +130,8 @@ CLIMBS_OF_CHAPTERS = {
     *(("walks", "outcomes"), ("walks", "futures"), ("walks", "loops"), ("chunks", "futures")),
     # An end has something begin: who is let in, or the whole whose last part it was.
     *(("outcomes", "admission"), ("outcomes", "routing")),
+    # A turn in a sequence comes, and goes, with what happens to requests.
+    *(("routing", "sequences"), ("outcomes", "sequences")),
     # An answer may be there, or is had by others, too: who is about to run, has run, fails or waits has it looked to.
     *(("routing", "caching"), ("running", "caching"), ("outcomes", "caching"), ("loops", "caching")),
 }

@@ -238,7 +238,7 @@ def wait_for(futures: list[Any]) -> None:
                 time.sleep(0.0005)
 
 
-def submit(pipe: Pipe, data: list[Any], **keywords: Any) -> None:
+def submit(pipe: Pipe, data: list[Any], beside: dict[str, Any] | None = None, **keywords: Any) -> None:
     """Submit all; a future that was given must end, and each callback that was attached be called once."""
     # A deque has room from the beginning: of a callback that fails the standard library tells nobody but the log.
     called: deque[Any] = deque()
@@ -248,7 +248,7 @@ def submit(pipe: Pipe, data: list[Any], **keywords: Any) -> None:
     with suppress(MemoryError), Failing():
         for index, each in enumerate(data):
             try:
-                futures[index] = pipe.submit({"data": each}, **keywords)
+                futures[index] = pipe.submit({"data": each, **(beside or {})}, **keywords)
                 futures[index].add_done_callback(called.append)
                 attached[index] = True
             except (MemoryError, RuntimeError):  # "can't allocate lock"
@@ -302,6 +302,39 @@ def submit_buckets() -> None:
 @way
 def submit_cached() -> None:
     submit(Pipe(backend=Double, cache=2000, batching_timeout=1), [8, 8, 9, 8, 1])
+
+
+class Names(Backend):
+    """Puts requests that name no sequence into one."""
+
+    keeps_input = True
+
+    def forward(self, batch: list[Request]) -> None:
+        batch[0].setdefault("id", "a")
+        batch[0]["result"] = batch[0]["data"]
+
+
+class InTurns(Double):
+    """Counts the requests of a sequence."""
+
+    keeps_input = True
+    stateful = True
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            if isinstance(request["data"], BaseException):
+                raise request["data"]
+            request["state"] = (request["state"] or 0) + 1
+            request["result"] = request["data"] * 2
+
+
+@way
+def submit_in_turns() -> None:
+    nodes = {
+        "names": {"backend": Names, "instance_num": 2, "next": "turns"},
+        "turns": {"backend": InTurns, "state_of": "id", "max_states": 1, "max_queue": 100},
+    }
+    submit(Pipe(nodes), [1, 2, ValueError("three"), 4], {"id": "b"})
 
 
 @way

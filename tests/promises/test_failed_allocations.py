@@ -34,6 +34,7 @@ WAYS = [
     "submit_guarded",
     "submit_buckets",
     "submit_cached",
+    "submit_in_turns",
     "submit_expires",
     "submit_behind_many",
     "acall_one",

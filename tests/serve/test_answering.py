@@ -13,7 +13,7 @@ pytest.importorskip("orjson", reason="the extra serve is not installed here")
 
 from helpers import Adds, Gate, run_loop, until, until_set
 
-from fastpipe import Backend, Pipe, QueueFull, Request, RequestTimeout
+from fastpipe import Backend, PerRequest, Pipe, QueueFull, Request, RequestTimeout, SequenceError
 from fastpipe.serve.answering import Call, WantedOutput, answer, stream
 from fastpipe.serve.repository import Model
 from fastpipe.serve.signature import Signature, TensorSpec
@@ -331,4 +331,39 @@ def test_the_client_s_trace_goes_on() -> None:
 
     with Pipe(backend=Traced) as pipe, trace_pipe(pipe, tracer_provider=TracerProvider()):
         model = model_of(pipe, Signature())
+        run_loop(main)
+
+
+# ---- sequences ------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_belongs_to_the_sequence_that_its_parameters_name() -> None:
+    """Its rows in their order: the first begins it, the last ends it. 0 and "" are none."""
+
+    class Adds(PerRequest):
+        stateful = True
+        max_batch = 4
+
+        def run(self, request: Request) -> None:
+            request["state"] = request["result"] = request["data"] + (request["state"] or 0)
+
+    async def ask(count: int, **parameters: Any) -> list[Any]:
+        (output,) = await answer(Call(model, rows(*range(count)), parameters=parameters))
+        return np.ravel(output.array).tolist()
+
+    async def main() -> None:
+        assert await ask(3, sequence_id=7, sequence_start=True, sequence_end=False) == [0, 1, 3]
+        assert await ask(2, sequence_id="other", sequence_start=True) == [0, 1]
+        assert await ask(3, sequence_id=7, sequence_start=False, sequence_end=True) == [3, 4, 6]
+        with pytest.raises(SequenceError, match="sequence 7 has no state"):
+            await ask(1, sequence_id=7, sequence_start=False)
+        for parameters in ({"sequence_id": 0}, {"sequence_id": ""}, {}):
+            with pytest.raises(SequenceError, match="must say to which"):
+                await ask(1, **parameters)
+        for parameters in ({"sequence_id": 1.5}, {"sequence_id": True}, {"sequence_id": 1, "sequence_end": 1}):
+            with pytest.raises(InvalidRequest):
+                await ask(1, **parameters)
+
+    with Pipe(backend=Adds, state_of="user") as pipe:
+        model = model_of(pipe)
         run_loop(main)
