@@ -302,9 +302,12 @@ cdef Position position_of(Visit visit):
 cdef Position position_for(Visit visit, States states):
     """The position that a visit was given when it set out, to have it once it arrives at a node; None: it was given none."""
     cdef Position position = None if visit.walk.standing is None else visit.walk.standing.own
-    while position is not None and (position.states is not states or position.visit is not None):
+    cdef Position earliest = None                               # of several, where logical nodes share the states
+    while position is not None:
+        if position.states is states and position.visit is None:
+            earliest = position
         position = position.sibling
-    return position
+    return earliest
 
 
 cdef Sequence release(Position position):

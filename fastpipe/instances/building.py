@@ -62,8 +62,8 @@ class Builder:
         for config in self.configs:
             if config.plan is not None:
                 self._build_node(config, config.plan)
-        keeping = [index for index, config in enumerate(self.configs) if self._keeps_states(config)]
-        check_turns(self.graph, keeping)
+        physical = {index: self._physical(config) for index, config in enumerate(self.configs)}
+        check_turns(self.graph, {index: name for index, name in physical.items() if self._keeps_states(name)})
         nodes = [self._node(index) for index in range(len(self.configs))]
         for index, config in enumerate(self.configs):
             for station in self.stations.get(config.name, ()):
@@ -194,8 +194,8 @@ class Builder:
             raise ConfigError(Mistake(text, config.name, "cache"))
         return _core.ResultCache(budget_bytes, ttl_s, choice, self._is_data_read(config.name))
 
-    def _keeps_states(self, config: NodeConfig) -> bool:
-        return any(station.states is not None for station in self.stations.get(self._physical(config), ()))
+    def _keeps_states(self, name: str) -> bool:
+        return any(station.states is not None for station in self.stations.get(name, ()))
 
     def _is_data_read(self, name: str) -> bool:
         """Whether somebody may read ``data`` of a request that has run here; else it need not be kept.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 from fastpipe import _core
 from fastpipe.config.described import NodeConfig
@@ -46,12 +46,12 @@ def check_stateful(node: str, backend: Backend, *, is_expected: bool) -> None:
         raise ConfigError(Mistake(text, node, "state_of"))
 
 
-def check_turns(graph: Graph, keeping: Collection[int]) -> None:
+def check_turns(graph: Graph, keeping: Mapping[int, str]) -> None:
     """Refuse a graph in which a request would wait for its own part to have its turn, which comes after it.
 
     Args:
         graph: of the pipe.
-        keeping: the nodes that keep states.
+        keeping: of the nodes that keep states, whose those are: logical nodes share them.
 
     Raises:
         ConfigError: parts of a request come to a node at which the request itself has its turn later.
@@ -60,9 +60,10 @@ def check_turns(graph: Graph, keeping: Collection[int]) -> None:
     onward = [(*node.next, *node.jumps) for node in graph.nodes]
     for node in graph.nodes:
         inside = {index for target in node.jumps for index in reached_from(target, onward)}
-        both = inside & reached_from(node.index, following) & set(keeping)
+        outside = reached_from(node.index, following)
+        both = {keeping[i] for i in inside & keeping.keys()} & {keeping[i] for i in outside & keeping.keys()}
         if both:
-            name = graph.nodes[min(both)].name
+            name = min(both)
             text = (
                 f"requests come here, and before that parts of them, from node {node.name!r}: in turns (state_of) each "
                 "would wait for the other. Make two nodes of it"

@@ -604,6 +604,24 @@ def test_two_nodes_keep_states_of_their_own() -> None:
         assert pipe({"data": 3, "id": "a", "user": "u"})["result"] == ((1,), (2,), (1, 3))
 
 
+def test_logical_nodes_share_the_states_of_their_node() -> None:
+    """A request that passes two of them has two turns, one after the other; the next waits for both."""
+    gate = Gate()
+    nodes = {
+        "keeps": {"backend": Remembers, "state_of": "id", "next": "gate"},
+        "gate": {"backend": gate, "instance_num": 1, "max": 1, "next": "keeps.again"},
+        "keeps.again": {},
+    }
+    with Pipe(nodes) as pipe:
+        futures = [pipe.submit({"data": number, "id": "a"}) for number in range(3)]
+        assert gate.inside.wait(WAIT_S)
+        await_waiting(pipe, 2, "keeps")
+        gate.opened.set()
+        results = [future.result(WAIT_S)["result"] for future in futures]
+        assert [len(result) for result in results] == [2, 4, 6]
+        assert results[0] == (0, (0,))
+
+
 def test_parts_of_a_request_have_their_turns_in_their_order() -> None:
     """And do not wait any more once their whole has failed."""
 
