@@ -1,0 +1,217 @@
+"""Do models that come inside packages give through a pipe what ONNX Runtime gives alone?
+
+    make real-models                    # installs the packages and tries all of them
+    python tests/promises/real_models.py --only silero --json
+
+Every model runs in each way that it can be run: by one caller and by sixteen with ``max = 1``, and by sixteen whose
+requests share runs, where fastpipe finds the proof that they may. What it refuses must be what ``packaged_models`` says
+that it refuses. Every number is compared with that of a plain ``InferenceSession``, given one request.
+
+The largest difference is in parts of the largest number of its output, or of 1 where that is smaller. "of itself" is
+how far ONNX Runtime is from itself if it is given four requests at once. A way passes that is no further than 1e-5, or
+than ONNX Runtime from itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+from packaged_models import COUNT, MODELS, Array, PackagedModel, Sample
+
+import fastpipe
+
+LARGEST_DIFFERENCE = 1e-5
+CALLERS = 16
+
+
+@dataclass
+class Line:
+    """One model, run in one way."""
+
+    model: str
+    axes: str
+    way: str
+    difference: float = 0.0
+    own: float = 0.0
+    largest_batch: int = 1
+    problem: str = ""
+
+    @property
+    def text(self) -> str:
+        outcome = self.problem or f"{self.difference:.1e}"
+        own = f"{self.own:.1e}" if self.largest_batch > 1 and not self.problem else ""
+        return f"{self.model:<18} {self.way:<26} {self.largest_batch:>5}  {outcome:>8}  {own:>9}  {self.axes}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a line for each way; return 1 if one fails, or if no package is installed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="models with this in their name")
+    parser.add_argument("--json", action="store_true", help="lines of JSON instead of a table")
+    options = parser.parse_args(arguments)
+    lines = []
+    if not options.json:
+        _say(f"{'model':<18} {'way':<26} {'batch':>5}  {'largest':>8}  {'of itself':>9}  inputs")
+    for line in tried(options.only):
+        _say(json.dumps(asdict(line)) if options.json else line.text)
+        lines.append(line)
+    failed = [line for line in lines if line.problem]
+    if not lines:
+        sys.stderr.write("none of the packages is installed: see make real-models\n")
+    return 1 if failed or not lines else 0
+
+
+def tried(only: str = "", count: int = COUNT) -> Iterator[Line]:
+    """Yield the lines of all models whose package is installed.
+
+    Args:
+        only: of models with this in their name.
+        count: requests in each way.
+    """
+    for model in MODELS:
+        if only in model.name and model.path is not None:
+            yield from ways_of(model, count)
+
+
+def ways_of(model: PackagedModel, count: int = COUNT) -> Iterator[Line]:
+    """Yield the lines of a model; its package is installed."""
+    session = _session(model.path)
+    samples = [model.sample(number) for number in range(count)]
+    alone = [_plain(session, sample, model.plain_rows) for sample in samples]
+    own = _own_difference(session, samples, alone)
+    axes = ", ".join(f"{value.name} {_axes(value.shape)}" for value in session.get_inputs())
+    one = {"max": 1} if model.plain_rows == 1 else {"max": model.plain_rows, **model.options}
+    ways = [("one caller", 1, one), (f"{CALLERS} callers", CALLERS, one)]
+    if not model.refused:
+        ways.append((f"{CALLERS} callers, batches", CALLERS, {**model.options, "max": model.batch}))
+    for way, callers, keys in ways:
+        with fastpipe.Pipe(backend="OnnxTensor", model=model.path, threads=1, **keys) as pipe:
+            answers = _called(lambda sample, pipe=pipe: pipe({"data": sample})["result"], samples, callers)
+            wanted = alone
+            if callers > 1:  # one caller with all of them: full batches, where they may share any
+                requests = [{"data": sample} for sample in samples]
+                pipe(requests)
+                answers += [request["result"] for request in requests]
+                wanted = alone * 2
+            line = Line(model.name, axes, way, own=own, largest_batch=_largest_batch(pipe))
+        line.difference = max(map(_difference, answers, wanted))
+        if not line.difference <= max(LARGEST_DIFFERENCE, own if line.largest_batch > 1 else 0):
+            line.problem = f"{line.difference:.1e} FAILS"
+        yield line
+    if model.refused:
+        yield _refusal(model, axes)
+
+
+def _refusal(model: PackagedModel, axes: str) -> Line:
+    """Return the line of a model that may not be batched: that it is refused, and with which words."""
+    line = Line(model.name, axes, "batches: refused")
+    try:
+        fastpipe.Pipe(backend="OnnxTensor", model=model.path, threads=1, max=model.batch).close()
+    except fastpipe.ConfigError as error:
+        if model.refused not in str(error):
+            line.problem = f"FAILS: refused with other words: {error}"
+    else:
+        line.problem = "FAILS: it is not refused"
+    return line
+
+
+# ---- ONNX Runtime alone ----------------------------------------------------------------------------------------------
+
+
+def _session(path: Path | None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _plain(session: onnxruntime.InferenceSession, sample: Sample, rows: int) -> list[Array]:
+    """Return the outputs for one request; rows of zeros follow where the model is run with more."""
+    fixed = session.get_inputs()[0].shape[0]
+    rows = max(rows, fixed if isinstance(fixed, int) else 1)
+    padded = {name: np.concatenate([array, *[np.zeros_like(array)] * (rows - 1)]) for name, array in sample.items()}
+    outputs: list[Array] = session.run(None, padded)
+    return [output[:1] for output in outputs] if rows > 1 else outputs
+
+
+def _own_difference(
+    session: onnxruntime.InferenceSession, samples: Sequence[Sample], alone: Sequence[list[Array]]
+) -> float:
+    """Return how far ONNX Runtime's answers to four requests at once are from those to one; 0 if it takes no four."""
+    by_shape: dict[Any, list[int]] = {}
+    for index, sample in enumerate(samples):
+        by_shape.setdefault(tuple(array.shape for array in sample.values()), []).append(index)
+    four = max(by_shape.values(), key=len)[:4]
+    try:
+        joined = {name: np.concatenate([samples[index][name] for index in four]) for name in samples[0]}
+        outputs = session.run(None, joined)
+    except Exception:  # ONNX Runtime's errors have no base class of their own; a fixed batch, most often
+        return 0.0
+    if any(output.shape[:1] != (len(four),) for output in outputs):
+        return 0.0
+    rows = [[output[row : row + 1] for output in outputs] for row in range(len(four))]
+    return max(_difference(row, alone[index]) for row, index in zip(rows, four, strict=True))
+
+
+# ---- comparing -------------------------------------------------------------------------------------------------------
+
+
+def _difference(given: Any, wanted: Sequence[Array]) -> float:
+    """Return the largest difference, in parts of the largest number of its output, or of 1; infinite: other shapes."""
+    outputs = given if isinstance(given, list) else [given]
+    if [output.shape for output in outputs] != [output.shape for output in wanted]:
+        return float("inf")
+    worst = 0.0
+    for output, expected in zip(outputs, wanted, strict=True):
+        if not expected.size:
+            continue
+        apart = np.abs(output.astype(np.float64) - expected.astype(np.float64)).max()
+        worst = max(worst, float(apart / max(1.0, np.abs(expected.astype(np.float64)).max())))
+    return worst
+
+
+def _called(call: Callable[[Sample], Any], samples: Sequence[Sample], callers: int) -> list[Any]:
+    """Return the answers, asked for by so many threads that begin together."""
+    if callers == 1:
+        return [call(sample) for sample in samples]
+    start = threading.Barrier(min(callers, len(samples)))
+    turn = itertools.count()
+
+    def ask(sample: Sample) -> Any:
+        if next(turn) < start.parties:
+            start.wait()
+        return call(sample)
+
+    with ThreadPoolExecutor(start.parties) as pool:
+        return list(pool.map(ask, samples))
+
+
+def _largest_batch(pipe: fastpipe.Pipe) -> int:
+    (node,) = pipe.stats()["nodes"].values()
+    return int(node["batch_sizes"]["max"])
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _axes(shape: Sequence[Any]) -> str:
+    return "[" + ", ".join(str(axis) if isinstance(axis, int) else "?" for axis in shape) + "]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

