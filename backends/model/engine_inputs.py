@@ -39,6 +39,8 @@ _NUMPY_DTYPES = {
 class EngineInputs(ModelInputs):
     """Reads requests as torch tensors, where they are."""
 
+    runs_alone = False
+
     def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
         return tuple([self._to_tensor(index, value) for index, value in enumerate(self._in_order(data))]), True
 

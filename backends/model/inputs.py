@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from ..ranges import may_overflow, overflow
 from .reader import Fit, RequestReader, Signature
 from .shapes import InputSpec, Profile, SharedAxes
 
-__all__ = ["Array", "ModelInputs", "gather", "to_array", "to_torch"]
+__all__ = ["Array", "ModelInputs", "as_it_comes", "gather", "to_array", "to_torch", "zeros"]
 
 Array = npt.NDArray[Any]
 
@@ -35,7 +36,7 @@ class ModelInputs(RequestReader):
     def __init__(self, model: str, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         super().__init__(model, [spec.name for spec in specs], len(specs), specs, profiles)
         self._dtypes = [spec.dtype for spec in specs]
-        self._shared = SharedAxes(specs)
+        self._axis_names = SharedAxes(specs)
 
     def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
         if type(data) is np.ndarray:
@@ -80,8 +81,8 @@ class ModelInputs(RequestReader):
     def _lost(self, fit: Fit, index: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
         if np.isfinite(joined).all():  # one look where there is none
             return ()
-        # Behind the requests are rows of zeros.
-        return [overflow(array.reshape(row.shape), row) for array, row in zip(given, joined, strict=False)]
+        # Of each as it came, since there may be any number of rows, on any axis, and zeros behind them.
+        return [overflow(array, _converted(array, self._dtypes[index])) for array in given]
 
     def _range_of(self, dtype: Any) -> tuple[str, float]:
         return dtype.name, float(np.finfo(dtype).max)
@@ -92,36 +93,60 @@ class ModelInputs(RequestReader):
     def _shown(self, dtype: Any) -> str:
         return str(dtype.name)
 
-    def _check_items(self, items: tuple[tuple[int, ...], ...], targets: Sequence[Any]) -> None:
-        if conflict := self._shared.conflict(items):
+    def _check_items(
+        self, items: tuple[tuple[int, ...], ...], rows: Sequence[int | None], targets: Sequence[Any]
+    ) -> None:
+        if conflict := self._axis_names.conflict(self._full_shapes(items, rows)):
             raise KernelError(f"{self._model}: {conflict}")
 
 
-def gather(arrays: Sequence[Array], item_shape: tuple[int, ...], row_count: int, dtype: np.dtype[Any]) -> Array:
+def gather(
+    arrays: Sequence[Array], item_shape: tuple[int, ...], row_count: int, dtype: np.dtype[Any], axis: int | None = 0
+) -> Array:
     """Return the arrays of one batch as one, C-contiguous, of shape ``(row_count, *item_shape)``.
 
     Args:
-        arrays: at least one, of equal dtype, each of shape ``item_shape`` or with a batch axis of 1 in front of it;
-            not modified.
+        arrays: at least one, of equal dtype, each of shape ``item_shape`` or with a batch axis beside it, of any
+            number of rows; not modified.
         item_shape: of one row.
-        row_count: at least ``len(arrays)``; the rows behind the last array are zeros.
+        row_count: at least as many as the arrays have; the rows behind the last are zeros.
         dtype: of the answer.
+        axis: where the arrays that have one have their batch axis. None: the batch shares the first of them, which is
+            returned with the shape ``item_shape``.
 
     Returns:
         Fresh memory, perhaps read-only; but an array that is the whole batch already is not copied.
     """
-    shape = (row_count, *item_shape)
     first = arrays[0]
-    if row_count == 1:
-        return np.ascontiguousarray(_converted(first, dtype)).reshape(shape)
+    if axis is None:
+        return np.ascontiguousarray(_converted(first, dtype)).reshape(item_shape)
+    shape = (row_count, *item_shape)
+    if axis:
+        arrays = [np.moveaxis(each, axis, 0) if each.ndim == len(shape) else each for each in arrays]
+    if len(arrays) == 1 and first.size == math.prod(shape):
+        return np.ascontiguousarray(_converted(arrays[0], dtype)).reshape(shape)
     # bytes.join copies under one hold of the GIL, while np.concatenate gives it up for every array of more than a few
     # kilobytes and may wait 5 ms to get it back from a thread that runs Python. It is no slower, and the memory is
     # fresh for each batch, so nothing here can be overwritten while somebody still reads it.
     parts: list[Any] = [array if array.flags.c_contiguous else np.ascontiguousarray(array) for array in arrays]
-    if row_count > len(arrays):
-        parts.append(bytes((row_count - len(arrays)) * first.nbytes))
+    missing = math.prod(shape) * first.itemsize - sum([part.nbytes for part in parts])
+    if missing:
+        parts.append(bytes(missing))
     batch: Array = np.ndarray(shape, first.dtype, b"".join(parts))
     return _converted(batch, dtype)
+
+
+def as_it_comes(array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return a request's array as a model gets it that runs one request at a time."""
+    return np.ascontiguousarray(_converted(array, dtype)).reshape(shape)
+
+
+def zeros(specs: Sequence[InputSpec], items: Sequence[tuple[int, ...]], row_count: int) -> list[Array]:
+    """Return inputs of zeros, with the requests in front."""
+    return [
+        np.zeros(item if spec.is_shared else (row_count, *item), spec.dtype)
+        for spec, item in zip(specs, items, strict=True)
+    ]
 
 
 def _converted(array: Array, dtype: np.dtype[Any]) -> Array:

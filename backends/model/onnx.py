@@ -25,14 +25,16 @@ from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
+from .answers import Answers, Run, chosen_outputs, compared
+from .axes import Declared, input_axes, read_wishes, settled, with_axes
 from .encrypted import ModelKey
-from .inputs import Array, ModelInputs, gather, to_torch
+from .inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
 from .onnx_files import weights_beside
 from .onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
-from .onnx_rows import read_graph
-from .postprocessors import find_postprocessor, is_built_in, postprocess
+from .onnx_rows import Graph, known_outputs, read_once
+from .postprocessors import find_postprocessor, is_built_in
 from .reader import Sample
-from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
+from .row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
 from .runs import Group, ModelBackend, run_in_groups
 from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import open_model
@@ -129,6 +131,12 @@ class OnnxTensor(ModelBackend):
         fuse: bool = False,
         postprocessor: str | Mapping[str, Any] | Callable[..., Any] = "split",
         rows: Literal["batch"] | None = None,
+        many_rows: bool = False,
+        batch_axis: Mapping[str, Any] | None = None,
+        shared: list[str] | None = None,
+        split_by: Mapping[str, Any] | None = None,
+        outputs: list[str] | None = None,
+        result_as: Literal["list", "dict"] = "list",
         threads: Annotated[int, Between(1, 4096)] | None = None,
         providers: list[str] | None = None,
         warm_up: bool = True,
@@ -141,15 +149,14 @@ class OnnxTensor(ModelBackend):
             if is_normalized or fuse or precision == "fp16":
                 source = prepare(source, half=precision == "fp16", mean=mean, std=std, fuses=fuse)
             self._session = _open_session(source, (threads or usable_cpu_count()) // instance_num, providers)
-            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-            specs = [_input_spec(value, RAW_SUFFIX if is_normalized else "") for value in inputs]
-            for value in outputs:
-                _dtype("output", value)
+            specs = [_input_spec(each, RAW_SUFFIX if is_normalized else "") for each in self._session.get_inputs()]
+            declared = self._choose_outputs(outputs)
+            wishes = read_wishes(
+                batch_axis, shared, split_by, [spec.name for spec in specs], [name for name, _ in declared]
+            )
+            axes, batch = input_axes(specs, wishes)
+            specs = with_axes(specs, axes)
             self._dtypes = [spec.dtype for spec in specs]
-            self._feed_names = [value.name for value in inputs]
-            self._output_names = [value.name for value in outputs]
-            self._postprocessor = find_postprocessor(postprocessor, [value.shape for value in outputs])
-            self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
             profiles = make_profiles(specs, max, min)
             self._inputs = ModelInputs(self._name, specs, profiles)
             halves = []
@@ -157,19 +164,21 @@ class OnnxTensor(ModelBackend):
                 halves = json.loads(self._session.get_modelmeta().custom_metadata_map[HALF_INPUTS])
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
-            self._take(self._inputs, profiles, specs)
-            if len(outputs) == 1 and self._has_rows and postprocessor in ("split", "cpu"):
-                output = outputs[0]
-                dtype = _dtype("output", output).name
-                self.announced_outputs = announced_array(output.name, dtype, output.shape[1:], "result")
-            if warm_up:
-                self._warm_up(specs, profiles)
-            if self._has_rows and rows is None:
+            self._take(self._inputs, profiles, specs, many_rows=many_rows)
+            key = _identity(source), precision
+            graph = read_once(key, source, dict(zip(self._feed_names, axes, strict=True))) if self._has_rows else None
+            self._axes = settled(declared, wishes, axes, batch, graph.carried if graph else None)
+            found = find_postprocessor(postprocessor, self._axes.row_shapes(declared))
+            self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
+            self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
+            self._announce(declared, postprocessor)
+
+            def prove() -> None:
                 is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
-                prove_once(
-                    (_identity(source), max, min, tuple(providers or ())),
-                    lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine),
-                )
+                proof = key, max, min, tuple(providers or ()), tuple(self._output_names), str(self._axes)
+                prove_once(proof, lambda: self._prove_rows(graph, specs, profiles, is_fine=is_fine))
+
+            self._build_up(prove if rows is None else None, lambda: self._warm_up(specs, profiles) if warm_up else None)
         except ConfigError as error:
             raise self._named(error) from error.__cause__
 
@@ -186,37 +195,85 @@ class OnnxTensor(ModelBackend):
         """Let go of the model; results handed out stay valid."""
         self._session = None
 
+    def _choose_outputs(self, wanted: Sequence[str] | None) -> list[Declared]:
+        """Take the names of inputs and outputs; return the outputs that are handed on."""
+        known = {value.name: value for value in self._session.get_outputs()}
+        self._feed_names = [value.name for value in self._session.get_inputs()]
+        self._output_names = chosen_outputs(wanted, list(known))
+        for name in self._output_names:
+            _dtype("output", known[name])
+        return [(name, _shape_of(known[name])) for name in self._output_names]
+
+    def _announce(self, declared: Sequence[Declared], postprocessor: Any) -> None:
+        """Tell servers of an only output."""
+        if len(declared) == 1 and self._has_rows and self._answers.are_plain and postprocessor in ("split", "cpu"):
+            ((name, shape),) = declared
+            dtype = next(_dtype("output", value) for value in self._session.get_outputs() if value.name == name)
+            self.announced_outputs = announced_array(name, dtype.name, shape[1:], "result")
+
     def _run_requests(self, group: Group) -> None:
         """Run the model once, on requests of equal shapes."""
         fit = group[0][1].fit
-        row_count = max(len(group), fit.profile.pad_to)
+        requests = [request for request, _ in group]
         by_input = list(zip(*[sample.arrays for _, sample in group], strict=True))
+        if fit.as_it_comes is not None:
+            alone = zip(group[0][1].arrays, fit.as_it_comes, self._dtypes, strict=True)
+            inputs = [as_it_comes(array, shape, dtype) for array, shape, dtype in alone]
+            if fit.narrowed:
+                self._inputs.refuse_overflow(fit, by_input, inputs)
+            outputs = self._outputs_of(self._call(inputs), group)
+            self._answers.fill_alone(self._output_names, outputs, requests[0])
+            return
+        counts = [sample.fit.rows for _, sample in group]
+        total = sum(counts)
+        row_count = max(total, fit.profile.pad_to, 1)
         inputs = [
-            gather(arrays, item_shape, row_count, dtype)
-            for arrays, item_shape, dtype in zip(by_input, fit.item_shapes, self._dtypes, strict=True)
+            gather(arrays, item_shape, row_count, dtype, axis)
+            for arrays, item_shape, dtype, axis in zip(
+                by_input, fit.item_shapes, self._dtypes, self._axes.inputs, strict=True
+            )
         ]
         if fit.narrowed:
             self._inputs.refuse_overflow(fit, by_input, inputs)
-        outputs: list[Any] = self._run(inputs)
-        if row_count > len(group):
-            outputs = [output[: len(group)] for output in outputs]
-        if group[0][1].is_torch:
-            outputs = to_torch(outputs)
-        postprocess(self._postprocessor, outputs, [request for request, _ in group])
+        outputs = self._run(inputs, row_count)
+        if row_count > total:
+            outputs = self._axes.without_padding(self._output_names, outputs, total)
+        outputs = self._outputs_of(outputs, group)
 
-    def _compute(self, arrays: Sequence[Array]) -> list[Array]:
-        """Run the model."""
-        outputs: list[Array] = self._session.run(self._output_names, dict(zip(self._feed_names, arrays, strict=True)))
-        return outputs
+        def row(number: int, index: int) -> Request:
+            return self._inputs.one_row(*group[number], index)
 
-    def _run(self, arrays: Sequence[Array]) -> list[Array]:
-        """Run the model and check that every output has one row for each row of the inputs."""
+        self._answers.fill(Run(self._output_names, outputs, requests, counts, row_count, row))
+
+    def _outputs_of(self, outputs: list[Any], group: Group) -> list[Any]:
+        """Return outputs as the kind of arrays that the requests have brought."""
+        return to_torch(outputs) if group[0][1].is_torch else outputs
+
+    def _call(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run the model on what it takes.
+
+        Raises:
+            Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
+        """
         try:
-            outputs = self._compute(arrays)
+            outputs: list[Array] = self._session.run(
+                self._output_names, dict(zip(self._feed_names, arrays, strict=True))
+            )
         except Exception as error:
             error.add_note(f"{self._name}, run with inputs of shape {_shapes(arrays)}")
             raise
-        problem = self._row_problem(self._output_names, [output.shape for output in outputs], len(arrays[0]))
+        return outputs
+
+    def _compute(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run the model on arrays with the requests in front, and return such."""
+        if self._axes.is_plain:
+            return self._call(arrays)
+        return self._axes.to_rows(self._output_names, self._call(self._axes.to_model(arrays)))
+
+    def _run(self, arrays: Sequence[Array], row_count: int) -> list[Array]:
+        """Run the model and check that every output has one row for each row of the inputs."""
+        outputs = self._compute(arrays)
+        problem = self._row_problem(self._output_names, [output.shape for output in outputs], row_count)
         if problem:
             raise BackendError(f"{self._name}, {problem}")
         return outputs
@@ -229,7 +286,7 @@ class OnnxTensor(ModelBackend):
             if items is None:
                 continue
             for size in profile.batch_sizes():
-                arrays = [np.zeros((size, *item), spec.dtype) for item, spec in zip(items, specs, strict=True)]
+                arrays = zeros(specs, items, size)
                 try:
                     outputs = self._compute(arrays)
                 except Exception as error:  # ONNX Runtime's errors have no base class of their own
@@ -244,18 +301,16 @@ class OnnxTensor(ModelBackend):
         self.warmed_up = told_batches(sizes)
 
     def _prove_rows(
-        self,
-        source: Path | bytes,
-        specs: Sequence[InputSpec],
-        profiles: Sequence[Profile],
-        *,
-        is_fine: bool,
+        self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile], *, is_fine: bool
     ) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
-        graph = read_graph(source)
+
+        def run(arrays: list[Array]) -> list[Array]:
+            row_count = rows_in(specs, arrays)
+            return compared(self._axes, self._output_names, self._compute(arrays), row_count)
+
         tolerance = max(FINE if is_fine else COARSE, graph.tolerance if graph is not None else FINE)
-        outputs = graph.outputs if graph is not None else [Output(name) for name in self._output_names]
-        prove_rows(self._compute, specs, profiles, outputs, tolerance=tolerance)
+        prove_rows(run, specs, profiles, known_outputs(graph, self._axes, self._output_names), tolerance=tolerance)
 
 
 def _identity(source: Path | bytes) -> Hashable:
@@ -336,8 +391,11 @@ def _open_session(source: Path | bytes, thread_count: int, providers: list[str] 
 
 
 def _input_spec(value: Any, added_suffix: str) -> InputSpec:
-    shape = tuple(size if isinstance(size, int) else str(size or "?") for size in value.shape)
-    return InputSpec(value.name.removesuffix(added_suffix), _dtype("input", value), shape)
+    return InputSpec(value.name.removesuffix(added_suffix), _dtype("input", value), _shape_of(value))
+
+
+def _shape_of(value: Any) -> tuple[int | str, ...]:
+    return tuple(size if isinstance(size, int) else str(size or "?") for size in value.shape)
 
 
 def _dtype(what: str, value: Any) -> np.dtype[Any]:

@@ -26,7 +26,15 @@ from .detectors import Detr, Nms, RtDetr, YoloV5, YoloV8, YoloV10
 from .head import Head, build_head, check_outputs
 from .heads import CosineSimilarity, CtcGreedy, L2Normalize, MeanPooling, TopK
 
-__all__ = ["Postprocessor", "find_postprocessor", "is_built_in", "postprocess"]
+__all__ = [
+    "Postprocessor",
+    "Preparation",
+    "find_postprocessor",
+    "is_built_in",
+    "on_cpu",
+    "postprocess",
+    "preparation_of",
+]
 
 Postprocessor = Callable[[list[Any], list[Request]], Sequence[Any] | None]
 
@@ -134,12 +142,12 @@ def split(outputs: list[Any], batch: list[Request]) -> list[Any]:
 
 def cpu(outputs: list[Any], batch: list[Request]) -> list[Any]:
     """Do as ``split``, with the results on the CPU."""
-    return split([_on_cpu(output) for output in outputs], batch)
+    return split([on_cpu(output) for output in outputs], batch)
 
 
 def softmax_cpu(outputs: list[Any], batch: list[Request]) -> list[Any]:
     """Do as ``cpu``, with a softmax over the classes of outputs of shape (batch, classes); others are left alone."""
-    return split([_softmax(output) if output.ndim == 2 else _on_cpu(output) for output in outputs], batch)
+    return split([_softmax_or_as_it_is(output) for output in outputs], batch)
 
 
 def softmax_max(outputs: list[Any], batch: list[Request]) -> list[Any]:
@@ -185,8 +193,42 @@ _KINDS = {name.lower(): kind for name, kind in _HEADS.items()}
 _NAMES = ("split", "cpu", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax", *_HEADS)
 
 
-def _on_cpu(output: Any) -> Any:
+class Preparation:
+    """What a postprocessor that gives each request its rows does to an output before.
+
+    Args:
+        change: the output, with the requests in front -> the same number of rows.
+        is_on_cpu: its results are on the CPU.
+    """
+
+    def __init__(self, change: Callable[[Any], Any] | None, *, is_on_cpu: bool) -> None:
+        self._change, self.is_on_cpu = change, is_on_cpu
+
+    def __call__(self, output: Any) -> Any:
+        """Return the output as it is handed out."""
+        return output if self._change is None else self._change(output)
+
+
+def preparation_of(postprocessor: Postprocessor) -> Preparation | None:
+    """Return what a postprocessor does that gives each request its rows; None: it does something else."""
+    # A callable of the user's need not be hashable.
+    return next((found for known, found in _PREPARATIONS.items() if known is postprocessor), None)
+
+
+def on_cpu(output: Any) -> Any:
+    """Return an output on the CPU."""
     return output if isinstance(output, np.ndarray) else output.cpu()
+
+
+def _softmax_or_as_it_is(output: Any) -> Any:
+    return _softmax(output) if output.ndim == 2 else on_cpu(output)
+
+
+_PREPARATIONS: dict[Any, Preparation] = {
+    split: Preparation(None, is_on_cpu=False),
+    cpu: Preparation(on_cpu, is_on_cpu=True),
+    softmax_cpu: Preparation(_softmax_or_as_it_is, is_on_cpu=True),
+}
 
 
 def _softmax(scores: Any) -> Any:

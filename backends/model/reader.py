@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from fastpipe.contract import Request
 from fastpipe.errors import KernelError
@@ -17,6 +20,9 @@ from ..ranges import overflow_error
 from .shapes import InputSpec, Limits, Profile, advice_on_empty, is_within
 
 __all__ = ["Fit", "RequestReader", "Sample", "Signature", "UnfitError"]
+
+# The values of what a batch shares are compared up to so many bytes; a request with more of them runs alone.
+_LARGEST_COMPARED_BYTES = 1 << 16
 
 # How many combinations of shapes and dtypes are remembered as checked; a model fed with more starts anew. Each takes
 # about half a kilobyte.
@@ -34,6 +40,8 @@ class Fit(NamedTuple):
     dtypes: tuple[Any, ...]  # what the model gets
     key: Hashable  # equal for all that may share a batch, with or without a batch axis
     narrowed: tuple[int, ...]  # the inputs whose numbers may become infinite in the type that the model gets
+    rows: int = 1  # so many rows of a batch are this request's
+    as_it_comes: tuple[tuple[int, ...], ...] | None = None  # what the model gets instead, alone: the request's shapes
 
 
 class Sample(NamedTuple):
@@ -42,11 +50,12 @@ class Sample(NamedTuple):
     arrays: tuple[Any, ...]  # one for each input, as they came; often the caller's own memory
     fit: Fit
     is_torch: bool  # some of it came as torch tensors, so that is how the result leaves
+    shared: Hashable = None  # the values of the inputs that a batch shares
 
     @property
     def key(self) -> Hashable:
         """Equal keys may share a batch."""
-        return self.fit.key, self.is_torch
+        return self.fit.key, self.is_torch, self.shared
 
 
 class UnfitError(Exception):
@@ -77,6 +86,9 @@ class RequestReader(ABC):
     noun = "array"
     """What messages call one of the things that a request has."""
 
+    runs_alone = True
+    """Whether every request has a run for itself, and may so have any shape that the model takes."""
+
     def __init__(
         self,
         model: str,
@@ -90,9 +102,13 @@ class RequestReader(ABC):
         self._required = required
         self._specs = None if specs is None else tuple(specs)
         self._most = len(specs) if specs is not None else len(names) if names is not None else None
+        self._shared = [index for index, spec in enumerate(self._specs or ()) if spec.is_shared]
+        self._takes_many_rows = False
+        self._unpadded = ""  # why a request of fewer rows than a model's fixed batch is not filled up
         # Where several profiles take a request, it goes where it can share a run with the most others.
         self._profiles = sorted(profiles, key=lambda profile: -profile.max_batch)
         self.max_batch = self._profiles[0].max_batch
+        self.runs_alone = self.max_batch == 1 and type(self).runs_alone
         # Checking costs 4 us, looking up what was checked before a tenth of that. Filled by any thread; two that find
         # out the same thing at the same time do no harm.
         self._fits: dict[Hashable, Fit] = {}
@@ -107,7 +123,18 @@ class RequestReader(ABC):
             raise KernelError(f"{self._model}: the request has no 'data'")
         arrays, is_torch = self._arrays(request["data"])
         signature = self._signature(arrays)
-        return Sample(arrays, self._fits.get(signature) or self._find_fit(signature), is_torch)
+        fit = self._fits.get(signature) or self._find_fit(signature)
+        if self._shared and not self.runs_alone:
+            return Sample(arrays, fit, is_torch, tuple([_value_of(arrays[index]) for index in self._shared]))
+        return Sample(arrays, fit, is_torch)
+
+    def take_many_rows(self) -> None:
+        """From now on a request may bring any number of rows, also none."""
+        self._takes_many_rows = True
+
+    def refuse_padding(self, reason: str) -> None:
+        """From now on a request has to bring all rows of the model's fixed batch, for this reason."""
+        self._unpadded = reason
 
     def refuse_overflow(self, fit: Fit, by_input: Sequence[Sequence[Any]], joined: Sequence[Any] | None = None) -> None:
         """Look for requests that have a number which is infinite in the type that the model gets.
@@ -129,6 +156,20 @@ class RequestReader(ABC):
                     errors.setdefault(number, overflow_error(where, lost, *self._range_of(fit.dtypes[index])))
         if errors:
             raise UnfitError(errors)
+
+    def one_row(self, request: Request, sample: Sample, number: int) -> Request:
+        """Return a request with one of the rows that another has brought; what else it has is the same."""
+        arrays = []
+        for index, array in enumerate(sample.arrays):
+            axis = self._specs[index].axis if self._specs is not None else 0
+            has_rows = axis is not None and array.ndim == len(sample.fit.item_shapes[index]) + 1
+            arrays.append(array[(slice(None),) * (axis or 0) + (slice(number, number + 1),)] if has_rows else array)
+        data = request["data"]
+        if isinstance(data, Mapping):
+            row: Any = dict(zip([name for name in self._names or () if name in data], arrays, strict=True))
+        else:
+            row = arrays if isinstance(data, list | tuple) else arrays[0]
+        return {**request, "data": row}
 
     # ---- what a subclass says ----
 
@@ -168,7 +209,7 @@ class RequestReader(ABC):
         return str(dtype)
 
     def _check_items(  # noqa: B027 - most models have nothing to add
-        self, items: tuple[tuple[int, ...], ...], targets: Sequence[Any]
+        self, items: tuple[tuple[int, ...], ...], rows: Sequence[int | None], targets: Sequence[Any]
     ) -> None:
         """Raise KernelError for inputs each of which the model takes, but not together."""
 
@@ -202,23 +243,28 @@ class RequestReader(ABC):
 
     def _find_fit(self, signature: Signature) -> Fit:
         """Return what is true of arrays with this signature, and remember it."""
-        items, targets = [], []
+        items, rows, targets = [], [], []
         for index, (size, dtype, *_) in enumerate(signature):
-            item = self._item_of(index, dtype, tuple(size))
+            item, count = self._item_of(index, dtype, tuple(size))
             target = self._target(index, dtype, item)
             if not self._may_become(dtype, target):
                 raise self._misfit(index, dtype, item)
             items.append(item)
+            rows.append(count)
             targets.append(target)
         item_shapes = tuple(items)
-        self._check_items(item_shapes, targets)
+        self._check_items(item_shapes, rows, targets)
         narrowed = [
             index
             for index, ((_, dtype, *_), target) in enumerate(zip(signature, targets, strict=True))
             if self._may_overflow(dtype, target)
         ]
         key = item_shapes, tuple([each[1:] for each in signature])
-        fit = Fit(self._profile_of(signature, item_shapes), item_shapes, tuple(targets), key, tuple(narrowed))
+        profile = self._profile_of(signature, item_shapes)
+        fit = Fit(profile, item_shapes, tuple(targets), key, tuple(narrowed), self._rows_of(rows, profile))
+        if self.runs_alone and not self._takes_many_rows and not self._is_one_row(signature, rows):
+            self._check_fixed(signature, rows)
+            fit = fit._replace(as_it_comes=self._full_shapes(item_shapes, rows))
         self._remember(signature, fit)
         return fit
 
@@ -227,16 +273,88 @@ class RequestReader(ABC):
             self._fits.clear()
         self._fits[signature] = fit
 
-    def _item_of(self, index: int, dtype: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of one item, without the batch axis, which may be missing where the model says its axes."""
+    def _item_of(self, index: int, dtype: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int | None]:
+        """Return the shape of one item, without the batch axis, and how many there are; None: it has no such axis.
+
+        The batch axis may be missing where the model says its axes.
+        """
+        takes_any = self.runs_alone or self._takes_many_rows
         if self._specs is None:
-            if shape[:1] == (1,):
-                return shape[1:]
-        elif len(shape) == len(self._specs[index].shape) and shape[0] == 1:
-            return shape[1:]
-        elif len(shape) == len(self._specs[index].shape) - 1:
-            return shape
+            if shape[:1] == (1,) or (takes_any and shape):
+                return shape[1:], shape[0]
+            if self.runs_alone:
+                return (), None
+            raise self._misfit(index, dtype, shape)
+        spec = self._specs[index]
+        rank = len(spec.shape)
+        if spec.axis is None:
+            # Without axes it is a scalar, or something of which the model does not say how many it has.
+            if len(shape) == rank - 1 or rank == 1:
+                return shape, None
+            if len(shape) == rank - 2 and spec.shape[1] == 1:
+                return (1, *shape), None
+        elif len(shape) == rank and (shape[spec.axis] == 1 or (takes_any and self._takes_rows(spec, shape[spec.axis]))):
+            return (*shape[: spec.axis], *shape[spec.axis + 1 :]), shape[spec.axis]
+        elif len(shape) == rank - 1:
+            return shape, 1
         raise self._misfit(index, dtype, shape)
+
+    def _takes_rows(self, spec: InputSpec, count: int) -> bool:
+        """Say whether a request may bring so many rows of an input."""
+        if self._takes_many_rows:
+            return True
+        if isinstance(spec.shape[0], int):
+            return count == spec.shape[0]
+        low, high = spec.ranges[0] if spec.ranges else (0, None)
+        return low <= count and (high is None or count <= high)
+
+    def _is_one_row(self, signature: Signature, rows: Sequence[int | None]) -> bool:
+        """Say whether a request is one row of every input, to be filled up if the model's batch is fixed.
+
+        Raises:
+            KernelError: if it is, and that cannot be done.
+        """
+        if any(count is not None and count != 1 for count in rows) or (None in rows and self._specs is None):
+            return False
+        if self._unpadded and self._profiles[0].pad_to > 1:
+            index = next(index for index, count in enumerate(rows) if count == 1)
+            raise self._misfit(index, signature[index][1], tuple(signature[index][0]))
+        return True
+
+    def _check_fixed(self, signature: Signature, rows: Sequence[int | None]) -> None:
+        """Raise KernelError for an input that has one row where the model's batch is fixed, and others have all."""
+        for index, (spec, count) in enumerate(zip(self._specs or (), rows, strict=False)):
+            if count is not None and isinstance(spec.shape[0], int) and count != spec.shape[0]:
+                raise self._misfit(index, signature[index][1], tuple(signature[index][0]))
+
+    def _rows_of(self, rows: Sequence[int | None], profile: Profile) -> int:
+        """Return how many rows a request has.
+
+        Raises:
+            KernelError: if its inputs do not agree on that, or they are too many, unless it is run as it comes.
+        """
+        counts = {count: index for index, count in reversed(list(enumerate(rows))) if count is not None}
+        if not self._takes_many_rows or not counts:
+            return 1
+        if len(counts) > 1:
+            first, second = sorted(counts.values())[:2]
+            raise KernelError(
+                f"{self._model}, input {self._name_of(second)!r}: expected {rows[first]} rows, as input "
+                f"{self._name_of(first)!r} has, got {rows[second]}"
+            )
+        ((count, index),) = counts.items()
+        if count > profile.max_batch:
+            raise KernelError(
+                f"{self._model}, input {self._name_of(index)!r}: expected up to {profile.max_batch} rows (max), got "
+                f"{count}; send them as several requests, or raise max"
+            )
+        return count
+
+    def _full_shapes(self, items: Sequence[tuple[int, ...]], rows: Sequence[int | None]) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes of inputs as the model has them."""
+        if self._specs is None:
+            return tuple([item if count is None else (count, *item) for item, count in zip(items, rows, strict=True)])
+        return tuple([spec.full(item, count) for spec, item, count in zip(self._specs, items, rows, strict=True)])
 
     def _profile_of(self, signature: Signature, items: tuple[tuple[int, ...], ...]) -> Profile:
         if self._specs is None:
@@ -268,11 +386,19 @@ class RequestReader(ABC):
             spec = self._specs[index]
             items = dict.fromkeys(_describe_item(spec, profile.limits[index]) for profile in self._profiles)
             dtype = self._expected_dtype(index)
-            expected = (
-                f"{dtype}{' ' if dtype else ''}of shape {' or '.join(items)}, "
-                "with or without a batch axis of 1 in front"
-            )
+            expected = f"{dtype}{' ' if dtype else ''}of shape {' or '.join(items)}{self._batch_in_words(spec)}"
         return KernelError(f"{self._model}, input {self._name_of(index)!r}: expected {expected}, got {got}")
+
+    def _batch_in_words(self, spec: InputSpec) -> str:
+        """Return what a request may have beside an item's axes."""
+        if spec.axis is None:
+            return ""
+        where = f"as axis {spec.axis}" if spec.axis else "in front"
+        if self._takes_many_rows:
+            return f", with a batch axis {where}"
+        if self._unpadded:
+            return f", with a batch axis of {spec.shape[0]} {where} ({self._unpadded})"
+        return f", with or without a batch axis of 1 {where}"
 
 
 def _describe_item(spec: InputSpec, limits: Limits) -> str:
@@ -286,3 +412,16 @@ def _describe_item(spec: InputSpec, limits: Limits) -> str:
         else:
             sizes.append(f"{low}..{high}")
     return f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
+
+
+def _value_of(array: Any) -> Hashable:
+    """Return what is equal for arrays of equal values, shape and dtype apart; of large ones, and on a GPU, for none."""
+    if array.nbytes > _LARGEST_COMPARED_BYTES:
+        return object()
+    if isinstance(array, np.ndarray):
+        return array.tobytes()
+    if array.device.type != "cpu":
+        return object()
+    whole = array.detach().contiguous().reshape(-1)
+    content: bytes = whole.view(sys.modules["torch"].uint8).numpy().tobytes()
+    return content

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from fastpipe.errors import ConfigError
 from .inputs import Array
 from .shapes import InputSpec, Profile
 
-__all__ = ["COARSE", "FINE", "Output", "prove_once", "prove_rows"]
+__all__ = ["COARSE", "FINE", "Output", "prove_once", "prove_rows", "rows_in"]
 
 FINE = 5e-3
 """How far a value together may be from the same value alone, of the largest in its column: float32 on a CPU."""
@@ -54,7 +55,9 @@ _LARGEST_GUESS = 1 << 22  # numbers in an item
 _SHAPES_ADVICE = "; shapes in max, as in '8x3x224x224', say how large an item is, so that the model can be tried"
 
 Run = Callable[[list[Array]], list[Array]]
-"""Runs a model on inputs, one array each with the batch axis in front, and returns its outputs, of whatever shapes."""
+"""Runs a model on inputs, one array each with the batch axis in front, wherever the model has it, and returns its
+outputs, of whatever shapes, in the same form. What the batch shares has no such axis; of an output that is one for the
+whole batch, each request has what all have."""
 
 
 class Output(NamedTuple):
@@ -119,6 +122,11 @@ def prove_rows(
         advice = _SHAPES_ADVICE if _volume(profile) == math.inf else ""
         problem = str(failure).strip() if failure else "its items are too large"
         raise _refusal("", f"it cannot be tried on pseudo-random data: {problem}", several, advice) from failure
+
+
+def rows_in(specs: Sequence[InputSpec], arrays: Sequence[Array]) -> int:
+    """Return how many rows a batch has, given its inputs with the requests in front."""
+    return next(len(array) for spec, array in zip(specs, arrays, strict=True) if not spec.is_shared)
 
 
 _proved: set[Hashable] = set()
@@ -207,7 +215,12 @@ class _Trials:
                 break
             size = max(self._least, min(kind.size, self._most))
             random = np.random.default_rng(seed)
-            batch = [_numbers(spec, (size, *item), kind, random) for spec, item in self._pairs()]
+            batch = [
+                _shared_numbers(spec, item, kind, random)
+                if spec.is_shared
+                else _numbers(spec, (size, *item), kind, random)
+                for spec, item in self._pairs()
+            ]
             count = min(size - kind.has_large, _ROWS_COMPARED)
             try:
                 alone = [self._alone(batch, row) for row in range(count)]
@@ -221,9 +234,9 @@ class _Trials:
             self._compare([again], [alone[0]], "the same data, run twice, give different results")
             # Elsewhere than where it was: the last place, then the first ones.
             indices = [size - 1, *range(count - 1)]
-            together = self._beside_large(batch, indices, random) if kind.has_large else None
+            together = self._beside_large(batch, size, indices, random) if kind.has_large else None
             if together is None:
-                together = self._together([_moved(array, indices) for array in batch], size)
+                together = self._together(self._changed(batch, partial(_moved, indices=indices)), size)
             self._compare(
                 [[output[index : index + 1] for output in together] for index in indices],
                 alone,
@@ -245,29 +258,36 @@ class _Trials:
 
     def _alone(self, batch: list[Array], row: int) -> list[Array]:
         """Return what one row gives, in the smallest batch there is, with zeros behind it."""
-        inputs = []
-        for array in batch:
+
+        def with_zeros(array: Array) -> Array:
             padded = np.zeros((self._least, *array.shape[1:]), array.dtype)
             padded[0] = array[row]
-            inputs.append(padded)
-        return [output[:1] for output in self._with_rows(self._run(inputs), self._least)]
+            return padded
+
+        outputs = self._run(self._changed(batch, with_zeros))
+        return [output[:1] for output in self._with_rows(outputs, self._least)]
+
+    def _changed(self, batch: list[Array], change: Callable[[Array], Array]) -> list[Array]:
+        """Return the inputs with something done to the rows of those that have some."""
+        return [array if spec.is_shared else change(array) for array, spec in zip(batch, self._specs, strict=True)]
 
     def _beside_large(
-        self, batch: list[Array], places: Sequence[int], random: np.random.Generator
+        self, batch: list[Array], size: int, places: Sequence[int], random: np.random.Generator
     ) -> list[Array] | None:
         """Return what the first rows give in a batch whose others are large; None: the model cannot take those."""
-        inputs = []
-        for array in batch:
+
+        def with_large(array: Array) -> Array:
             moved = _moved(array, places)
             if array.dtype.kind == "f":
                 others = [row for row in range(len(array)) if row not in places]
                 moved[others] = random.integers(-255, 256, (len(others), *array.shape[1:]))
-            inputs.append(moved)
+            return moved
+
         try:
-            outputs = self._run(inputs)
+            outputs = self._run(self._changed(batch, with_large))
         except Exception:  # of any library; of other numbers it may fail as well
             return None
-        return self._with_rows(outputs, len(batch[0]))
+        return self._with_rows(outputs, size)
 
     def _together(self, inputs: list[Array], size: int) -> list[Array]:
         try:
@@ -331,6 +351,14 @@ def _numbers(spec: InputSpec, shape: tuple[int, ...], kind: _Kind, random: np.ra
     return numbers.astype(spec.dtype)
 
 
+def _shared_numbers(spec: InputSpec, item: tuple[int, ...], kind: _Kind, random: np.random.Generator) -> Array:
+    """Return pseudo-random data that all rows have together: floats from 0 to 1, and small whole numbers."""
+    if spec.dtype.kind == "f":
+        return np.asarray(random.random(item), spec.dtype)
+    whole = np.ones(item) if kind.is_one else random.integers(0, 2, item)
+    return np.asarray(whole, spec.dtype)
+
+
 def _is_off(given: Array, wanted: Array, tolerance: float) -> Array:
     """Say what is farther off than ``tolerance`` of the largest number in its column, or a tenth of that of all."""
     if not wanted.size:
@@ -379,8 +407,9 @@ def _refusal(what: str, reason: str, profiles: Sequence[Profile], advice: str = 
     size = max(profile.batch_sizes()[0] for profile in profiles)
     ways = "max=1 runs one request at a time"
     if any(profile.pad_to > 1 for profile in profiles):
-        ways = "without a fixed batch and without min, max=1 runs one request at a time"
+        ways = "without min, max=1 runs one request at a time, as it comes"
     return ConfigError(
         f"{what}there is no proof that in a batch of {size} row i is that of request i, whoever shares the batch: "
-        f"{reason}. {ways}{advice}; if you know that each row belongs to its request alone, rows='batch' says so"
+        f"{reason}. {ways}{advice}; batch_axis and split_by say where requests are if that is not the first axis of "
+        f"each input and output; if you know that each row belongs to its request alone, rows='batch' says so"
     )

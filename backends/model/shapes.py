@@ -45,6 +45,23 @@ class InputSpec:
     dtype: np.dtype[Any]
     shape: tuple[int | str, ...]  # with the batch axis in front; a dynamic axis has a name, not a number
     ranges: tuple[tuple[int, int | None], ...] = ()  # of each axis; (): the model says nothing. None: no largest
+    axis: int | None = 0  # where the model has the batch; None: nowhere, and what is in front of ``shape`` is no axis
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether all requests of a batch have to bring the same."""
+        return self.axis is None
+
+    @property
+    def full_shape(self) -> tuple[int | str, ...]:
+        """The axes as the model has them."""
+        return self.full(self.shape[1:], self.shape[0])
+
+    def full(self, item: Sequence[Any], rows: Any) -> tuple[Any, ...]:
+        """Return an item's shape with the batch axis where the model has it, of so many rows."""
+        if self.axis is None:
+            return tuple(item)
+        return (*item[: self.axis], rows, *item[self.axis :])
 
 
 @dataclass(frozen=True)
@@ -111,9 +128,7 @@ def make_profiles(specs: list[InputSpec], max: int | str | None, min: int | str 
     """
     if not specs:
         raise ConfigError("it has no inputs, so that a request can give it nothing: what it makes is a constant")
-    fixed_batch = _fixed_batch(specs)
-    if (fixed_batch or 1) > 1:  # what max says of it comes second
-        _refuse_moved_batch(specs, fixed_batch)
+    fixed_batch = _fixed_batch([spec for spec in specs if not spec.is_shared])
     most, least = _parse("max", max, len(specs)), _parse("min", min, len(specs))
     if len(most) > 1 and len(least) > 1 and len(most) != len(least):
         raise ConfigError(f"max={max!r} has {len(most)} profiles, min={min!r} has {len(least)}")
@@ -127,7 +142,8 @@ def make_profiles(specs: list[InputSpec], max: int | str | None, min: int | str 
         ]
         profiles.append(Profile(max_batch, pad_to, tuple(limits)))
     if any(profile.batch_sizes()[0] > 1 for profile in profiles):
-        _refuse_moved_batch(specs, fixed_batch)
+        _refuse_no_batch(specs)
+        _refuse_moved_batch(specs)
     return tuple(profiles)
 
 
@@ -139,21 +155,22 @@ class SharedAxes:
 
     def __init__(self, specs: Sequence[InputSpec]) -> None:
         self._names = [spec.name for spec in specs]
-        inner = {name for spec in specs for name in spec.shape[1:]}
         axes: dict[str, list[tuple[int, int]]] = {}  # name -> (input, axis)
+        batches = {spec.shape[0] for spec in specs if not spec.is_shared}
         for index, spec in enumerate(specs):
-            for axis, name in enumerate(spec.shape):
-                # In front is the batch, which is 1 where it is also an inner axis: more of it is refused when built.
-                if isinstance(name, str) and name != "?" and name in inner:
+            for axis, name in enumerate(spec.full_shape):
+                # Of an input that the batch shares, the node says that this is no batch, whatever it is called.
+                if isinstance(name, str) and name != "?" and not (spec.is_shared and name in batches):
                     axes.setdefault(name, []).append((index, axis))
         self._shared = {name: found for name, found in axes.items() if len({index for index, _ in found}) > 1}
 
-    def conflict(self, items: Sequence[tuple[int, ...]]) -> str:
-        """Return what is wrong with items of these shapes, one for each input, without the batch axis, or nothing."""
+    def conflict(self, shapes: Sequence[tuple[int, ...]]) -> str:
+        """Return what is wrong with inputs of these shapes, as the model gets them for one request, or nothing."""
         for name, found in self._shared.items():
             sizes: dict[int, set[int]] = {}
             for index, axis in found:
-                sizes.setdefault(index, set()).add((1, *items[index])[axis])
+                if axis < len(shapes[index]):  # else it is of a shape that the model has not declared
+                    sizes.setdefault(index, set()).add(shapes[index][axis])
             if any(len(own) > 1 for own in sizes.values()):
                 continue
             (first, expected), *others = [(index, own.pop()) for index, own in sizes.items()]
@@ -205,12 +222,6 @@ def _numbers_of(key: str, text: int | str, shape: Shape) -> tuple[int, ...]:
 
 
 def _fixed_batch(specs: list[InputSpec]) -> int | None:
-    for spec in specs:
-        if not spec.shape:
-            raise ConfigError(
-                f"input {spec.name!r} has no batch axis (it is a scalar, or its shape is not declared): export it with "
-                f"an axis for the requests in front, such as (batch, 1), or make a constant of it"
-            )
     fixed = {spec.shape[0]: spec.name for spec in specs if isinstance(spec.shape[0], int)}
     if len(fixed) > 1:
         sizes = ", ".join(f"{size} in {name!r}" for size, name in fixed.items())
@@ -220,22 +231,38 @@ def _fixed_batch(specs: list[InputSpec]) -> int | None:
 
 def _batch_range(specs: list[InputSpec]) -> tuple[int, int | None]:
     """Return the smallest and the largest batch of a model that says what it takes; None: there is no largest."""
-    ranges = [spec.ranges[0] for spec in specs if spec.ranges]
+    ranges = [spec.ranges[0] for spec in specs if spec.ranges and not spec.is_shared]
     low = max((low for low, _ in ranges), default=1)
     return low, min((high for _, high in ranges if high is not None), default=None)
 
 
-def _refuse_moved_batch(specs: list[InputSpec], fixed_batch: int | None) -> None:
+def _refuse_no_batch(specs: list[InputSpec]) -> None:
+    """Raise ConfigError if there is no axis along which requests could be joined."""
+    if all(spec.is_shared for spec in specs):
+        spec = specs[0]
+        raise ConfigError(
+            f"input {spec.name!r} has no batch axis, and no other input has one: expected an axis for the requests, "
+            f"got the axes {spec.full_shape}; max=1 runs one request at a time, as it comes, and "
+            f"batch_axis = {{ {spec.name} = 0 }} names the axis, if there is one"
+        )
+
+
+def _refuse_moved_batch(specs: list[InputSpec]) -> None:
     """Raise ConfigError if the axis along which requests would be joined is also another one: they would be mixed."""
-    firsts = {spec.shape[0]: spec.name for spec in specs if isinstance(spec.shape[0], str) and spec.shape[0] != "?"}
+    joined = {
+        spec.shape[0]: spec
+        for spec in specs
+        if not spec.is_shared and isinstance(spec.shape[0], str) and spec.shape[0] != "?"
+    }
     for spec in specs:
-        for axis, name in enumerate(spec.shape[1:], 1):
-            if isinstance(name, str) and name in firsts:
-                way = "" if (fixed_batch or 1) > 1 else ", or run one request at a time, with max=1"
+        for axis, name in enumerate(spec.full_shape):
+            if axis != spec.axis and isinstance(name, str) and name in joined:
+                first = joined[name]
                 raise ConfigError(
-                    f"the axis {name!r} is the first of input {firsts[name]!r} and axis {axis} of input {spec.name!r}, "
-                    f"but requests are joined along the first axis of every input: "
-                    f"export the model with the batch in front everywhere{way}"
+                    f"the axis {name!r} is axis {first.axis} of input {first.name!r} and axis {axis} of input "
+                    f"{spec.name!r}: requests are joined along one of them, and it is not clear which; batch_axis = "
+                    f"{{ {first.name} = {first.axis} }} says for each input on which axis the requests are, "
+                    f"'none' that it has none, and max=1 runs one request at a time"
                 )
 
 

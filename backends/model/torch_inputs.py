@@ -64,6 +64,7 @@ class TorchInputs(RequestReader):
         else:
             self.profiles = make_profiles(specs, max, min)
             super().__init__(name, loaded.names, len(specs), specs, self.profiles)
+        self.runs_alone = False
         self._misfit_of = loaded.rules.misfit if loaded.rules is not None else lambda items: None
         for profile in self.profiles:
             items = profile.largest_items()
@@ -128,7 +129,9 @@ class TorchInputs(RequestReader):
         except Unreadable as error:
             raise self._unusable(index, str(error)) from error
 
-    def _check_items(self, items: tuple[tuple[int, ...], ...], targets: Sequence[Any]) -> None:
+    def _check_items(
+        self, items: tuple[tuple[int, ...], ...], rows: Sequence[int | None], targets: Sequence[Any]
+    ) -> None:
         if (problem := self._misfit_of(items)) is not None:
             raise KernelError(f"{self._model}, input {self._name_of(problem[0])!r}: expected {problem[1]}")
         if self._channels and not any(

@@ -121,7 +121,7 @@ def test_what_is_filled_up_must_not_depend_on_what_fills_it(limits: Any) -> None
     """Also where the graph carries the batch axis: zeros would change the answer."""
     known = [Output("y", is_carried=True)]
     prove(lambda x: x + 1, limits=limits, known=known)
-    with pytest.raises(ConfigError, match=r"output 'y': .* without a fixed batch and without min, max=1 runs one"):
+    with pytest.raises(ConfigError, match=r"output 'y': .* without min, max=1 runs one"):
         prove(lambda x: x + x.mean(0), limits=limits, known=known)
 
 
@@ -401,27 +401,20 @@ def test_first_axes_of_different_names_that_are_the_batch_are_taken() -> None:
     assert [result[0, 0] for result in run(backend, *data)] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("model", "limits"),
-    [
-        (state_model(), {}),
-        (state_model(), {"max": 1}),
-        (state_model(), {"max": 2}),
-        (state_model(), {"max": 4}),
-        (state_model(), {"max": 2, "rows": "batch"}),
-        (state_model("layers"), {"max": 2}),
-    ],
-)
-def test_a_batch_on_another_axis_is_refused(model: bytes, limits: Any) -> None:
+@pytest.mark.parametrize("limits", [{}, {"max": 1}, {"max": 2}, {"max": 4}, {"max": 2, "rows": "batch"}])
+@pytest.mark.parametrize("model", [state_model(), state_model("layers"), state_model(2, ("seq", "batch", 4))])
+def test_a_batch_on_another_axis_is_found_by_its_name(model: bytes, limits: Any) -> None:
     """The state's first axis is no batch, neither a fixed one to be filled up nor an open one."""
-    with pytest.raises(
-        ConfigError, match=r"axis 'batch' is the first of input 'x' and axis 1 of input 'state', .*in front everywhere"
-    ):
-        OnnxTensor(model=model, **limits)
+    backend = OnnxTensor(model=model, **limits)
+    assert backend.max_batch == limits.get("max", 1)
+    x, state = np.ones((1, 4), np.float32), np.arange(8, dtype=np.float32).reshape(2, 1, 4)
+    data = [[number * x if "seq" not in str(model) else number * x[:, None], number * state] for number in (1, 2, 3)]
+    results = [result.ravel().tolist() for result in run(backend, *data)]
+    assert results == [[number * (each + 1) for each in (4, 6, 8, 10)] for number in (1, 2, 3)]
 
 
 def test_a_batch_on_another_axis_can_run_one_request_at_a_time() -> None:
-    """Where no size is fixed, it is 1 everywhere; a state for two is another error than a wrong number."""
+    """Where the file calls an axis of two inputs the same, they have one size there."""
     backend = OnnxTensor(model=state_model("layers"))
     x, state = np.ones((1, 4), np.float32), np.full((1, 1, 4), 2, np.float32)
     assert run(backend, [x, state])[0].tolist() == [[3, 3, 3, 3]]
@@ -431,9 +424,16 @@ def test_a_batch_on_another_axis_can_run_one_request_at_a_time() -> None:
 
 def test_a_fixed_size_in_front_of_one_input_is_no_batch_of_the_others() -> None:
     """Under other names, too, and with every size fixed: two layers are not two requests."""
-    for model in (state_model(2, ("b", 4), "c"), state_model(2, (2, 4), "c"), state_model(2, ("seq", "batch", 4))):
-        with pytest.raises(ConfigError, match="there is no proof"):
-            OnnxTensor(model=model)
+    with pytest.raises(ConfigError, match="there is no proof"):
+        OnnxTensor(model=state_model(2, (2, 4), "c"))
+    for limits in ({"max": 2}, {"max": 1}):
+        model = state_model(2, ("b", 4), "c")
+        if limits["max"] > 1:
+            with pytest.raises(ConfigError, match="there is no proof"):
+                OnnxTensor(model=model, **limits)
+        else:
+            x, state = np.ones((5, 4), np.float32), np.ones((2, 5, 4), np.float32)
+            assert run(OnnxTensor(model=model, **limits), [x, state])[0].tolist() == [[3] * 4] * 5
 
 
 @pytest.mark.parametrize(

@@ -362,7 +362,7 @@ def test_inputs_that_share_an_axis_and_a_batch_on_another_one_are_seen_by_their_
         run(backend, [*rows(1), *rows(1, width=1)])
     node = helper.make_node("Add", ["x", "state"], ["y"])
     model = make_model([node], {"x": ["n", 4], "state": [2, "n", 4]}, {"y": [2, "n", 4]})
-    with pytest.raises(ConfigError, match="axis 'n' is the first of input 'x' and axis 1 of input 'state'"):
+    with pytest.raises(ConfigError, match="axis 'n' is axis 0 of input 'x' and axis 1 of input 'state'"):
         tensorrt.TensorrtTensor(model=model, max="2x4,2x2x4")
 
 
