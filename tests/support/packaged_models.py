@@ -92,7 +92,9 @@ class Stream:
 
 
 def file_of(package: str, file: str) -> Path | None:
-    """Return where a file of an installed package is; None: it is not there."""
+    """Return where a file of an installed package is; None: it is not there. Without a package, a path is as it is."""
+    if not package:
+        return Path(file)
     try:
         path = Path(str(distribution(package.partition("==")[0]).locate_file(file)))
     except PackageNotFoundError:
