@@ -35,6 +35,7 @@ cdef class Instance:
     cdef readonly int index                     # of its token
     cdef bint retry_alone                       # built: a batch that fails is run again one by one
     cdef bint keeps_input                       # built: a batch changes no value that it is handed
+    cdef bint is_replaced                       # GIL: others serve, by another backend: what it makes of a state is not kept
 
 
 @cython.final
@@ -131,6 +132,7 @@ cdef class Station:
     cdef readonly int64_t halved                # batches run in halves, as memory ran out
     cdef atomic[int64_t] reasons[8]             # atomic, relaxed
     cdef public ResultCache cache               # built: at the front, the node's answers; or None
+    cdef public States states                   # built: the node's, the same at all its places; or None
 
     # What the log tells of a gate, at the front of a node; see notices.pxi. All GIL.
     cdef readonly int64_t no_room               # requests for which there was none: callers', and those of a node before
@@ -165,6 +167,7 @@ cdef class Station:
 
 include "engine/lookers.pxi"
 include "engine/cached.pxi"
+include "engine/sequenced.pxi"
 
 
 @cython.final
@@ -231,7 +234,8 @@ cdef class Node:
     cdef int restart_limit                      # how often one request may enter again here
     cdef object subgraph                        # the Jump or MapReduce backend, or None
     cdef ResultCache cache                      # the answers that it has given, or None
-    cdef bint is_plain                          # it has neither: what may run there is ready
+    cdef States states                          # what it keeps for sequences, or None
+    cdef bint is_plain                          # it has none of these: what may run there is ready
     cdef readonly Entry jump                    # where its parts enter
     cdef object bucket                          # GIL: None, a key (str) or a callable
     cdef object weigh                           # GIL: None or a callable
@@ -290,6 +294,7 @@ cdef class Entry:
     cdef vector[int32_t] readers                # by slot: how many will read it
     cdef int leaf_count
     cdef tuple leaves                           # of Node, in file order
+    cdef tuple stateful                         # of Node: those on the way that have states; None: there are none
     cdef Node restart                           # where a request that has passed all leaves enters again, or None
     cdef list exits                             # GIL: by node index, an Exit or None
     cdef Line line                              # where one waits to be let in; None: nothing here has a limit
@@ -328,6 +333,7 @@ cdef class Walk:
     cdef float timeout_s                        # for the error's message, which has six digits of it
     cdef dict entered_again                     # GIL: node index -> how often; None before the first time
     cdef Branches branches                      # GIL: None where branches neither meet nor are read
+    cdef Standing standing                      # GIL: its positions in sequences; None: it has had none
     cdef int64_t entered_ns                     # when it was handed in
     cdef int64_t deadline_ns                    # when it fails if it has not ended; FOREVER
     cdef int64_t priority_ns                    # how much later it counts as having arrived, in every queue
@@ -375,6 +381,8 @@ cdef class Visit:
     cdef c_bool has_left                        # GIL: it was sent on, or failed, before the end of its batch, as another visit
     cdef c_bool is_ghost                        # queued, but its walk has ended: it holds no place
     cdef c_bool is_held                         # a batch that may hang has it
+    cdef c_bool is_in_sequence                  # GIL: it has a position: its turn there may come, or is now
+    cdef c_bool is_parked                       # GIL: its turn has not come: its position owns it
     cdef c_bool is_packed                       # GIL: queued behind many, and its dict, which had nothing but `data`, is not there
     cdef int64_t size_bytes                     # of its data, while queued; 0 where nobody counts
     cdef tuple without                          # (node, part of its backend, node that counts it) that last left it without a
@@ -419,6 +427,7 @@ cdef class Stepper:
     cdef Word returned                          # parks the thread while a worker runs a thread-bound node
     cdef object failure                         # what the visit that runs has failed with, or None
     cdef int c_run(self, Visit visit) except -1
+    cdef c_bool c_wait_for_turn(self, Visit visit) except *
     cdef int c_run_on_worker(self, Visit visit) except -1
     cdef int64_t c_slice_end(self) noexcept
     cdef c_bool c_is_over(self, Visit visit) except *

@@ -72,6 +72,7 @@ class Station:
     is_noticed: bool
     streams: bool
     cache: ResultCache | None
+    states: States | None
     lost: BaseException | None
     def __new__(
         cls,
@@ -140,6 +141,21 @@ class ResultCache:
     def flight_count(self) -> int: ...
     def clear(self) -> int: ...
     def key_of(self, request: _Request) -> bytes | None: ...
+
+@final
+class States:
+    key_name: str
+    max_states: int
+    parked: int
+    kept: int
+    started: int
+    dropped: int
+    expired: int
+    evicted: int
+    def __new__(cls, key_name: str, max_states: int, ttl_s: float) -> Self: ...
+    def __len__(self) -> int: ...
+    def drop(self, key: str | bytes | int) -> bool: ...
+    def clear(self) -> None: ...
 
 @final
 class Rule:
@@ -393,6 +409,9 @@ class Engine:
     @property
     def tallies_bytes(self) -> int: ...
     def clear_cache(self, node: str | None = ...) -> int: ...
+    def drop_state(self, node: str, key: str | bytes | int) -> bool: ...
+    @property
+    def state_keys(self) -> tuple[str, ...]: ...
     @overload
     def __call__(
         self,

@@ -34,6 +34,8 @@ Invariants, each held by the code that is named:
       The list of live walks owns them: nobody else may.
   E10 A chunk is handed on once, before the end of its request (streams, chunks). Whoever waits for room for one holds a
       token, but no caller's thread; whatever ends the request ends that wait (Walk.c_end, then ChunkStream.c_walk_ended).
+  E11 Of one sequence at a node (sequences), one request is in its queue or in a batch, the first of those that have a position;
+      whatever ends a request, or its batch, gives up its position, and the next is called (leave_sequences, end_turn).
 
 The models in proofs/ check E1, E4 and close().
 
@@ -51,6 +53,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     streams     chunks of answers: how a backend emits them, and how they are read
     caching     an answer that is there already, or on its way
     running     a batch in an instance; what its failure means for each request
+    sequences   requests of one sequence take turns, and leave each other a state
     admission   how a request gets in: checks, a place in line, its walk
     queueing    what is ready goes to its station's queue
     routing     which way a request takes: filters, joins, maps, sub-graphs, restarts
@@ -60,6 +63,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     chunks      what was emitted and not read, and how a reader gets to know
     compiled    nodes, the ways in and out of them
     loops       backends that wait for each other's calls
+    states      what a node keeps for sequences, and whose turn it is
     limits      leaving a queue, and the books of those that have a limit
     lines       who waits to be let in
     clocks      time limits, and when a batch is late
@@ -455,6 +459,8 @@ cdef class Engine:
             (<Station>station).close()
             if (<Station>station).cache is not None:
                 (<Station>station).cache.clear()
+            if (<Station>station).states is not None:
+                (<Station>station).states.clear()
         if self.clock is not None:
             self.clock.stop()
 
@@ -530,6 +536,27 @@ cdef class Engine:
             if node is None or name == node:
                 count += cache.clear()
         return count
+
+    def drop_state(self, str node, key):
+        """Forget the state of a sequence at a node that has ``state_of``; its next request begins anew.
+
+        Requests of the sequence that were submitted before run first, with the state. Thread-safe; does not wait.
+
+        Returns:
+            True: there was a state, or such a request. False: nothing was known of the sequence.
+
+        Raises:
+            ValueError: no node has that name, or it keeps no states; or ``key`` cannot be a key (``SequenceError``).
+        """
+        keeping = {(<Node>each).name: (<Node>each).states for each in self.nodes if (<Node>each).states is not None}
+        if node not in keeping:
+            raise ValueError(f"no node {in_brief(node)} keeps states; those that do are {list(keeping)}{nearest(node, keeping)}")
+        return keeping[node].drop(key)
+
+    @property
+    def state_keys(self):
+        """The keys of a request by which nodes tell sequences apart; () where no node has ``state_of``."""
+        return tuple(dict.fromkeys((<Node>each).states.key_name for each in self.nodes if (<Node>each).states is not None))
 
     @property
     def tallies_bytes(self):
@@ -615,6 +642,7 @@ include "engine/serving.pxi"
 include "engine/streams.pxi"
 include "engine/caching.pxi"
 include "engine/running.pxi"
+include "engine/sequences.pxi"
 include "engine/admission.pxi"
 include "engine/queueing.pxi"
 include "engine/routing.pxi"
@@ -624,6 +652,7 @@ include "engine/handles.pxi"
 include "engine/chunks.pxi"
 include "engine/compiled.pxi"
 include "engine/loops.pxi"
+include "engine/states.pxi"
 include "engine/limits.pxi"
 include "engine/lines.pxi"
 include "engine/clocks.pxi"

@@ -75,6 +75,7 @@ class Backend:
         retry_alone: if it raises for a batch, run the requests again one by one.
         keeps_input: it changes no value that it was handed, so that none is copied for a second run.
         streams: it may hand on parts of its answers while it makes the rest.
+        stateful: it keeps a state for each sequence of requests, under ``request["state"]``.
         place: where the instance is, ``"cuda:1"``. None: everywhere.
         takes_forms: forms of data, made by the step before, that it takes beside what others give.
         offers_forms: forms in which it can give results to the step behind.
@@ -119,6 +120,21 @@ class Backend:
 
     streams: bool = False
     """True: ``forward`` may call ``fastpipe.emit``; its node then runs on its workers only. See ``Streaming``."""
+
+    stateful: bool = False
+    """True: what ``forward`` leaves under ``request["state"]``, the next request of the sequence finds there.
+
+    A sequence is all requests that have the same value under the key that the node's ``state_of`` names: the chunks of
+    one microphone, the pictures of one camera. They run in the order in which they were submitted, one at a time, and
+    together with those of other sequences in one batch. ``request["state"]`` is None for the first of them, any object
+    afterwards, and never part of an answer. To leave None is to begin anew.
+
+    A request that fails, is cancelled, or ends too late leaves the state as it was. That holds for what you put there;
+    an object that you change in place is what you have made of it. (If a batch is run again one by one, each request
+    meets a copy of what it met first, see ``keeps_input``.)
+
+    Of a Sequential, one step may be stateful.
+    """
 
     place: Hashable = None
     """Where the instance is, ``"cuda:1"``; set it in the constructor. None: everywhere.
@@ -326,10 +342,14 @@ class Container(Backend):
         """Keep the children; the container is where they are, and the first that is somewhere tells where data is.
 
         Raises:
-            ConfigError: if they are at different places.
+            ConfigError: if they are at different places, or more than one keeps a state.
         """
         self.children = children
         self.streams = self.streams or any(child.backend.streams for child in children)
+        stateful = [child.name for child in children if child.backend.stateful]
+        if len(stateful) > 1:
+            raise ConfigError(f"{' and '.join(stateful)} each keep a state: make nodes of them")
+        self.stateful = self.stateful or bool(stateful)
         if self.is_device_alive is None:
             probes = (child.backend.is_device_alive for child in children)
             self.is_device_alive = next((probe for probe in probes if probe is not None), None)

@@ -32,6 +32,7 @@ __all__ = [
     "ReplicaLost",
     "RequestTimeout",
     "RestartLimit",
+    "SequenceError",
     "UnknownNode",
     "WorkerDied",
 ]
@@ -169,6 +170,10 @@ class RequestTimeout(PipeError, TimeoutError):
 
 class RestartLimit(PipeError):
     """A request entered the graph again and again (``restart``) and no filter let it out."""
+
+
+class SequenceError(PipeError, ValueError):
+    """A request does not say to which sequence it belongs (``state_of``), or goes on with one of which nothing is kept."""
 
 
 class PipeClosed(PipeError):

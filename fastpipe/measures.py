@@ -82,6 +82,23 @@ class CacheStats(TypedDict):
     """Their memory, now."""
 
 
+class StateStats(TypedDict):
+    """What a node that has ``state_of`` keeps: ``kept`` is ``started`` without ``dropped``, expirations and evictions."""
+
+    kept: int
+    """Sequences that have a state, now."""
+    waiting: int
+    """Requests that have arrived and wait for earlier ones of their sequence, now. They are not in ``queued``."""
+    started: int
+    """Sequences that have begun, or begun anew: something was kept where nothing was."""
+    dropped: int
+    """States that were given up: at the end of a sequence, on request, by the backend, or as another took its place."""
+    expirations: int
+    """States that were not used for too long."""
+    evictions: int
+    """States that had to go for want of room."""
+
+
 class NodeStats(TypedDict):
     """What a node has done, or the part of it at one place."""
 
@@ -138,6 +155,8 @@ class NodeStats(TypedDict):
     """The configured ``max`` of a batch; at several places of the first."""
     cache: NotRequired[CacheStats]
     """Where the node has one; at several places they share that of the first."""
+    states: NotRequired[StateStats]
+    """Where the node has ``state_of``."""
     places: NotRequired[dict[str, NodeStats]]
     """The same for each place, where the instances are at several."""
 
@@ -187,7 +206,7 @@ LADDER_OF: Final = {
 BY_REASON: Final = ("failures", "why_batches_left")
 NOW: Final = ("queued", "running", "oldest_s", "instances", "max")
 """What ``since`` leaves as it is: it says what a node is, not what it has done."""
-NOW_OF_CACHES: Final = ("entries", "bytes")
+NOW_WITHIN: Final = {"cache": ("entries", "bytes"), "states": ("kept", "waiting")}
 
 
 def stats_of(pipe_id: str, counted: dict[str, Any], between_nodes: Callable[[], None] | None = None) -> Stats:
@@ -221,8 +240,9 @@ def _node(counted: dict[str, Any]) -> NodeStats:
     for name in LADDER_OF.keys() & counted.keys():
         if counted[name] is not None:
             counted[name] = _distribution(name, counted[name])
-    if counted["cache"] is None:
-        del counted["cache"]
+    for name in ("cache", "states"):
+        if counted[name] is None:
+            del counted[name]
     if counted["weights"] is None:  # each request weighs 1
         counted["weights"] = counted["batch_sizes"]
     return _with_sums(counted)
@@ -369,9 +389,9 @@ def _node_between(later: Any, earlier: Any) -> NodeStats:
             node[name] = _reasons_between(value, earlier[name])
         elif name in LADDER_OF:
             node[name] = _distribution_between(name, value, earlier[name])
-        elif name == "cache":
+        elif name in NOW_WITHIN:
             node[name] = {
-                each: count if each in NOW_OF_CACHES else _count_between(count, earlier[name][each])
+                each: count if each in NOW_WITHIN[name] else _count_between(count, earlier[name][each])
                 for each, count in value.items()
             }
         elif name == "places":

@@ -193,6 +193,29 @@ def _needs_cache(key: str) -> Check:
     return check
 
 
+def _state_key(value: Any) -> str | None:
+    if value == "":
+        return None
+    if not isinstance(value, str):
+        raise BadValue("a key of the request", value)
+    return value
+
+
+def _check_state_of(value: Any, written: Mapping[str, Any], largest: int | None) -> Iterator[tuple[str, str]]:
+    if value is not None and written.get("cache") is not None:
+        yield "cache", "an answer depends on the state that the requests before have left: take cache or state_of out"
+    if value in ("data", "result", "state"):
+        yield "state_of", f"{value!r} is a key of requests that means something else"
+
+
+def _needs_states(key: str) -> Check:
+    def check(value: Any, written: Mapping[str, Any], largest: int | None) -> Iterator[tuple[str, str]]:
+        if written.get(key) is not None and written.get("state_of") is None:
+            yield key, "there is no state_of"
+
+    return check
+
+
 def _table(*keys: Key) -> dict[str, Key]:
     return {key.name: key for key in keys}
 
@@ -387,6 +410,30 @@ NODE_KEYS = _table(
         read=_cache_key,
         check=_needs_cache("cache_key"),
         form=_NAMES,
+    ),
+    Key(
+        "state_of",
+        "The key of a request that says to which sequence it belongs: a backend that has a state keeps one for each.",
+        default_in_words="no states",
+        takes_none=True,
+        read=_state_key,
+        check=_check_state_of,
+        form={"type": "string", "minLength": 1},
+    ),
+    Key(
+        "max_states",
+        "How many states are kept.",
+        _REQUESTS,
+        10_000,
+        check=_needs_states("max_states"),
+    ),
+    Key(
+        "state_ttl",
+        "How many seconds a state is kept after its last use.",
+        _SECONDS,
+        600.0,
+        unit=" seconds",
+        check=_needs_states("state_ttl"),
     ),
 )
 """Keys of a node, by name; beside the nodes, they are defaults for every node."""

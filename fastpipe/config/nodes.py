@@ -157,6 +157,9 @@ class NodeReader:
                     f"S[{planned.plan.name}]"
                 )
                 self.problems.add(name, "cache", text)
+        if planned.plan is not None and is_sub_graph(planned.plan) and settings["state_of"] is not None:
+            text = f"{planned.plan.name} is a node whose work others do: give those the key"
+            self.problems.add(name, "state_of", text)
         return NodeConfig(
             name,
             planned.plan,

@@ -19,6 +19,8 @@ cdef int start_walk(Engine engine, Walk walk, Turn turn) except -1:
     try:
         visit = Visit.__new__(Visit)
         visit.request = own_request(walk)
+        if walk.entry.stateful is not None:
+            stand_in(walk, visit.request)
     except BaseException:                                       # out of memory: the walk must not stay in the books
         cancel_walk(engine, walk)
         raise

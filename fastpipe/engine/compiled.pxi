@@ -68,7 +68,8 @@ cdef class Node:
         self.weigh = weigh
         self.subgraph = subgraph
         self.cache = None if station is None else station.cache
-        self.is_plain = subgraph is None and self.cache is None
+        self.states = None if station is None else station.states
+        self.is_plain = subgraph is None and self.cache is None and self.states is None
         self.sources = sources
         self.parent_count = parent_count
         self.restart_limit = restart_limit
@@ -140,3 +141,4 @@ cdef class Entry:
             self.line = self.inner_line = Line(gates, home, None)
         self.exits = [None] * len(nodes)
         self.skips = {}
+        self.stateful = tuple([nodes[index] for index in sorted(plan.reached) if (<Node>nodes[index]).states is not None]) or None

@@ -27,6 +27,8 @@ cdef Visit take_oldest_of_all(Station front):
     cdef int64_t rank_ns
     cdef int64_t least_ns = 0
     cdef size_t i
+    if front.states is not None and front.states.parked_first is not None:
+        return front.states.parked_first.visit                  # it waits for others of its sequence: longer than who is queued
     if front.others.empty():
         return _take_oldest(front)
     while True:                                                 # until no worker has been faster

@@ -70,12 +70,13 @@ cdef object find_call_loop(Engine engine, tuple wait):
                 nodes.remove(station)
                 changed = True
         for other in list(waits):
-            if _station_awaited(other, nodes) is None and not _is_run_by(other[0], waits, other):
+            if (_station_awaited(other, nodes) is None and not _is_run_by(other[0], waits, other)
+                    and not _is_behind(other[0], waits)):
                 waits.remove(other)
                 changed = True
     station = _station_awaited(wait, nodes)
     if station is None:
-        return None
+        return _loop_of_turns(wait, waits)
     held = " and ".join(_titles(nodes))
     if is_another_inside(current_greenlet()):
         return CallLoop(f"a call waits for {station.title}, whose instances are all in calls of other greenlets of this thread, "
@@ -86,6 +87,47 @@ cdef object find_call_loop(Engine engine, tuple wait):
         what = f"room for a call of its own pipe at node {station.name!r}"
     return CallLoop(f"a backend waits for {what}; but all instances of {held} wait for such calls: "
                     "give the node more instances, or use a graph, or MapReduce")
+
+
+cdef object _loop_of_turns(tuple wait, list stuck):
+    """The error of a stuck backend whose call waits for its turn in a sequence; None: it may go on."""
+    for other in stuck:
+        if other is wait and _is_behind(wait[0], stuck):
+            return CallLoop("a backend waits for a call of its own pipe, whose turn in its sequence (state_of) comes after a request "
+                            "that such a backend has: have the backend return first, or give the call another key")
+    return None
+
+
+cdef c_bool _is_behind(object awaited, list waits) noexcept:
+    """True if what is awaited, or a part of it, waits for its turn behind a request that one of the backends that wait has."""
+    cdef Position position
+    cdef PyObject* each
+    if not isinstance(awaited, Walk) or (<Walk>awaited).standing is None:
+        return False
+    position = (<Walk>awaited).standing.own
+    while position is not None:
+        if _waits_for_one_of(position, waits):
+            return True
+        position = position.sibling
+    each = (<Walk>awaited).standing.kin
+    while each != NULL:
+        if _waits_for_one_of(<Position>each, waits):
+            return True
+        each = (<Position>each).kin_next
+    return False
+
+
+cdef c_bool _waits_for_one_of(Position position, list waits) noexcept:
+    """True if a visit has arrived before its turn, and whose turn it is is a request that one of the backends that wait has."""
+    cdef Visit visit
+    cdef Position first = position.sequence.first
+    if position.visit is None or first is position:
+        return False
+    for _, _, visits in waits:
+        for visit in visits:
+            if root_of(visit.walk) is root_of(first.walk):
+                return True
+    return False
 
 
 cdef int32_t _count_instances(Station station) noexcept:

@@ -279,6 +279,7 @@ cdef dict _measures_of(Station station):
                       "replaced": station.replaced, "switches": station.switches},
         "max": station.max_batch,
         "cache": cache_counts(station.cache),
+        "states": state_counts(station.states) if station.front is None else None,
     }
 
 

@@ -99,6 +99,8 @@ cdef int fail_visit(Engine engine, Visit visit, object error, Turn turn) noexcep
     if visit.stepper is not None:
         visit.stepper.failure = error                           # for Stepper.c_run
         return 0
+    if visit.is_in_sequence:
+        end_turn(engine, visit, False, turn)
     if visit.flight != NULL:
         return fail_flight(engine, visit, error, turn)
     note_failed(visit, error)
@@ -117,6 +119,8 @@ cdef int cancel_walk(Engine engine, Walk walk) noexcept:
     if word_set(&walk.word):
         futex_wake(&walk.word, 1)
     _tell_of_places(engine, walk)
+    if walk.standing is not None:
+        leave_sequences(engine, walk, None)
     start_called(engine, None)
     return 1
 
@@ -195,6 +199,8 @@ cdef int _deliver(Engine engine, Walk walk, Turn turn) noexcept:
     """Hand an outcome to whoever waits for it."""
     cdef Station station
     _tell_of_places(engine, walk)
+    if walk.standing is not None:
+        leave_sequences(engine, walk, turn)
     if walk.sink_kind == SINK_GATHER:
         return part_ended(engine, walk, turn)
     station = walk.home

@@ -35,7 +35,7 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
         # See _no_memory.
         fail_visit(engine, visit, _no_memory, turn)
         return 0
-    if station.c_is_limited() and not _make_room(engine, visit, turn):
+    if station.c_is_limited() and not visit.is_parked and not make_room(engine, visit, turn):
         release_bucket(visit)
         return 0
     while station.version != version:                           # others serve now than those that were asked
@@ -63,6 +63,8 @@ cdef int enqueue(Engine engine, Visit visit, Turn turn, c_bool notify) noexcept:
         return 0
     if station.queued.load(memory_order_relaxed) >= WHOLE_UP_TO and visit.stepper is None:
         _pack(visit)
+    if visit.is_parked:
+        step_out(visit.node.states, visit, position_of(visit))
     Py_INCREF(visit)                                            # E2: owned by the ticket until popped
     station.c_push(&visit.ticket)
     if engine.events is not None:
@@ -110,7 +112,7 @@ cdef int ask_for_queue(Visit visit, Station station, Turn turn) except -1:
     return 0
 
 
-cdef c_bool _make_room(Engine engine, Visit visit, Turn turn) noexcept:
+cdef c_bool make_room(Engine engine, Visit visit, Turn turn) noexcept:
     """Make sure that a visit may be put into a queue with a limit; False, and its walk has failed, if it may not."""
     cdef Station station = visit.node.station
     cdef Station front = front_of(station)

@@ -36,10 +36,14 @@ cdef int ask_filter(Engine engine, Visit visit, Turn turn) except -1:
     if status != STATUS_RUN and visit.walk.has_room:
         leave_room(visit.walk)                                  # it does not queue where it has entered
         tell_of_room(visit.walk.home)
+    if status != STATUS_RUN and node.states is not None:
+        go_round(engine, visit, turn)
     if status == STATUS_RUN:
         if node.is_plain:
             turn.ready.append(visit)
             return 0
+        if node.states is not None:
+            return await_turn(engine, visit, turn)
         return _split_up(engine, visit, turn) if node.subgraph is not None else look_up(engine, visit, turn)
     if status == STATUS_BREAK:
         # Another filter than swap would have it so, whoever left nothing before.
@@ -286,6 +290,10 @@ cdef int _restart_walk(Engine engine, Walk walk, Node node, dict answer, Turn tu
     walk.restarts += 1
     walk.entry = entry_at(engine, node)
     start_round(walk)
+    if walk.standing is not None:
+        leave_sequences(engine, walk, turn)
+    if walk.entry.stateful is not None:
+        stand_in(walk, answer)
     visit.walk = walk
     visit.round = walk.restarts
     visit.node = node
@@ -330,6 +338,8 @@ cdef int start_part(Walk part, Turn turn) except -1:
     visit.node = part.entry.node
     visit.request = PyDict_Copy(part.request)
     visit.way = ENTERED
+    if part.entry.stateful is not None:
+        stand_in(part, visit.request)
     turn.arrived.append(visit)
     return 0
 
@@ -381,6 +391,11 @@ cdef Node twin_for(Engine engine, Visit visit, Turn turn):
     """Where a request is to run: where its data is; if that is nowhere or has no instance, where there is least to do."""
     cdef Node node = visit.node
     cdef Node twin
+    cdef Position position = position_of(visit) if visit.is_in_sequence else None
+    if position is not None and position.sequence.state is not None:
+        twin = <Node>node.twin_at.get(position.sequence.place)  # where its state was made
+        if twin is not None and twin.station.lost is None:
+            return twin
     if node.place_of is not None:
         place = ask_about(visit.walk, turn, node.place_of, visit.request)
         if place is not None:

@@ -24,6 +24,8 @@ cdef int send_on(Engine engine, Visit visit, Turn turn) noexcept:
         return 0
     if visit.walk.deadline_ns >= 0 and is_over_time(visit.walk, turn) and not is_dead(visit):  # here, where it is counted
         return fail_visit(engine, visit, late_error(visit.walk), turn)
+    if visit.is_in_sequence:
+        end_turn(engine, visit, True, turn)
     try:
         advance(engine, visit, exit_of(engine, visit.walk.entry, visit.node), True, turn)
     except BaseException as error:
@@ -36,6 +38,19 @@ cdef int send_on(Engine engine, Visit visit, Turn turn) noexcept:
 
 cdef int run_batch(Engine engine, Station station, Instance instance, list visits, Turn turn) noexcept:
     """Run visits in an instance whose token is held, and send each on or fail it."""
+    cdef c_bool is_calling
+    if station.states is None:
+        return _run_batch(engine, station, instance, visits, turn)
+    is_calling = turn.is_calling
+    turn.is_calling = True                                      # all whose turns come by this batch are to be in the next
+    _run_batch(engine, station, instance, visits, turn)
+    if turn.abandoned is None:
+        end_turns(engine, station, visits, turn)
+    turn.is_calling = is_calling
+    return 0
+
+
+cdef int _run_batch(Engine engine, Station station, Instance instance, list visits, Turn turn) noexcept:
     cdef Visit visit
     cdef object cause = turn.death
     if turn.abandoned is not None:
@@ -68,13 +83,15 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
     cdef int64_t begun_ns, ended_ns
     cdef c_bool shared
     cdef object error
-    count = len(alive)
-    if count == 0:
-        return 0
     if station.lost is not None:
         for visit in alive:
             station.requests_failed += 1
             fail_visit(engine, visit, lost_error(visit, station.lost), turn)
+        return 0
+    if station.states is not None:
+        alive = give_states(engine, station, instance, alive, turn)
+    count = len(alive)
+    if count == 0:
         return 0
     visit = <Visit>alive[0]
     batch = [(<Visit>each).request for each in alive]
@@ -334,6 +351,8 @@ cdef int _put_back(Engine engine, list alive, list before, str refusal, object i
             continue
         if before is not None:
             restore(visit, before[index])
+        if visit.is_in_sequence:
+            wait_again(engine, visit, turn)
         enqueue(engine, visit, turn, True)
     return 0
 

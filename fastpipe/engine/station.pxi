@@ -414,7 +414,7 @@ cdef int32_t _count_waiting(Station front) noexcept:
     cdef size_t i
     for i in range(front.others.size()):
         waiting += (<Station>front.others[i]).queued.load(memory_order_seq_cst) - (<Station>front.others[i]).ghosts
-    return waiting
+    return waiting if front.states is None else waiting + front.states.parked
 
 
 cdef int64_t _count_waiting_bytes(Station front) noexcept:

@@ -105,6 +105,9 @@ cdef class Stepper:
             return 0
         station = visit.node.station
         self.failure = None
+        if visit.is_in_sequence and not self.c_wait_for_turn(visit):
+            note_dropped(visit)
+            return 0
         index = self.c_instance(visit)
         started = now_ns()
         if index == HAS_FAILED:
@@ -124,6 +127,8 @@ cdef class Stepper:
         failure = self.failure
         self.failure = None
         if failure is None and self.c_is_over(visit):           # a part whose time is over has not run, and the whole ends
+            if visit.is_in_sequence:
+                end_turn(engine, visit, False, self.turn)
             if has_run_here(visit):
                 note_dropped(visit)
             return 0
@@ -134,6 +139,31 @@ cdef class Stepper:
         else:
             fail_visit(engine, visit, failure, self.turn)
         return 0
+
+    cdef c_bool c_wait_for_turn(self, Visit visit) except *:
+        """Wait until those before it in its sequence have run; False: nobody waits for the visit any more. Serves signals."""
+        cdef Engine engine = self.engine
+        cdef Position position = position_of(visit)
+        cdef tuple wait = backends_here(engine, self.walk) if innermost_frame() != NULL else None
+        if wait is not None:
+            engine.waits_inside.append(wait)
+        try:
+            while position is not None and position.sequence is not None and position.sequence.first is not position:
+                if self.c_is_over(visit):
+                    return False
+                error = None if wait is None else find_call_loop(engine, wait)
+                if error is not None:
+                    raise error
+                self.returned.store(0, memory_order_release)
+                position.stepper = self
+                wait_for_word(&self.returned, self.c_slice_end())
+                position.stepper = None
+        finally:
+            if position is not None:
+                position.stepper = None
+            if wait is not None:
+                take_out(engine.waits_inside, wait)
+        return not is_dead(visit)
 
     cdef int c_run_on_worker(self, Visit visit) except -1:
         """Let the node's own thread run a visit, and wait until it has, or until it cannot. Serves signals."""

@@ -175,6 +175,8 @@ def _finish(backend, request, list failed) -> bool:
     onward.request = visit.request
     onward.round = visit.round
     onward.way = visit.way
+    if visit.is_in_sequence:
+        pass_turn(visit, onward)
     note_gone(onward)
     visit.has_left = True
     visit.is_held = False

@@ -54,6 +54,9 @@ cdef int switch_stations(Engine engine, tuple switches, object made_of) except -
         raise PipeClosed("the pipe is closed")
     for switch in switches:
         _retire_tokens(switch)
+    for switch in switches:
+        if switch.replaces_all and switch.station.states is not None:
+            forget_states(switch.station.states)
     for renewal in renewals:                                    # what old instances answer from now on is kept by nobody
         renewal.cache.c_renew(renewal)
     engine._made_of = made_of
@@ -73,6 +76,9 @@ cdef int switch_stations(Engine engine, tuple switches, object made_of) except -
     enqueue_all(engine, turn)                                   # a MapReduce may go on without its failed parts
     settle(engine, turn)
     turn.wake()
+    for switch in switches:
+        if switch.replaces_all and switch.station.states is not None:
+            let_states_go(switch.station.states)
     turn.c_raise_interrupt()
     return 0
 
@@ -131,6 +137,9 @@ cdef void _change_nodes(Engine engine, Switch switch) noexcept:
 
 cdef void _change_node(Node node, Switch switch) noexcept:
     cdef Instance instance
+    if switch.replaces_all:
+        for token in switch.retired:
+            (<Instance>node.instances[token]).is_replaced = True
     for instance in switch.opened:
         node.instances[instance.index] = instance
     node.backend_name = switch.backend_name

@@ -5,6 +5,9 @@ cdef class Turn:
     # What one hold of the GIL has produced and not yet handed out. Owned by one thread.
     cdef list arrived                           # visits at whose node the filter is to be asked
     cdef list ready                             # visits that may run now
+    cdef Position called_first                  # whose turns in their sequences have come, to be queued
+    cdef Position called_last
+    cdef c_bool is_calling                      # somebody will see to them
     cdef PyObject* settled_first                # ended walks with a future to settle, linked by Walk.settled_after; owned
     cdef PyObject* settled_last
     cdef int64_t ended_ns                       # when the batch ended whose answers are handed on; 0: none are

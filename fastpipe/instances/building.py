@@ -19,6 +19,7 @@ from fastpipe.errors import ConfigError, Mistake
 from fastpipe.filters import run, swap
 from fastpipe.instances.one import build_backend, connect, thread_name
 from fastpipe.instances.owned import Instances
+from fastpipe.instances.states import check_turns, states_of
 from fastpipe.instances.threads import Desk, Slot, Worker, WorkersKeeper, serve_shared, serve_thread_bound
 
 __all__ = ["Builder", "ThreadBound", "check_streams_alone", "max_batch_of"]
@@ -61,6 +62,8 @@ class Builder:
         for config in self.configs:
             if config.plan is not None:
                 self._build_node(config, config.plan)
+        keeping = [index for index, config in enumerate(self.configs) if self._keeps_states(config)]
+        check_turns(self.graph, keeping)
         nodes = [self._node(index) for index in range(len(self.configs))]
         for index, config in enumerate(self.configs):
             for station in self.stations.get(config.name, ()):
@@ -152,6 +155,9 @@ class Builder:
             self.instances[station] = [_core.Instance(backend, index) for index, backend in enumerate(those)]
         stations[0].join(tuple(stations[1:]))
         stations[0].cache = self._cache_of(config, backends[0])
+        states = states_of(config, backends)
+        for station in stations:
+            station.states = states
         self.stations[config.name] = stations
         self.backends[config.name] = backends[0]
         return stations
@@ -186,6 +192,9 @@ class Builder:
             text = "the backend answers in parts, which are not kept: take the cache out"
             raise ConfigError(Mistake(text, config.name, "cache"))
         return _core.ResultCache(budget_bytes, ttl_s, choice, self._is_data_read(config.name))
+
+    def _keeps_states(self, config: NodeConfig) -> bool:
+        return any(station.states is not None for station in self.stations.get(self._physical(config), ()))
 
     def _is_data_read(self, name: str) -> bool:
         """Whether somebody may read ``data`` of a request that has run here; else it need not be kept.

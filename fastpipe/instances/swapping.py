@@ -26,6 +26,7 @@ from fastpipe.instances.building import ThreadBound, check_streams_alone, max_ba
 from fastpipe.instances.logbook import Line, Logbook
 from fastpipe.instances.one import build_backend, connect, thread_name, warm_ups_in
 from fastpipe.instances.owned import Instances, time_to_drain
+from fastpipe.instances.states import check_stateful
 from fastpipe.instances.threads import Desk, Worker, WorkersKeeper, serve_once_told
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ class Swapper:
         asked = own[0].backend if own else instances[_serving(station)[0] if stays is None else stays].backend
         max_batch = max_batch_of(change.config, asked)
         self._check_streams(change, station, asked, max_batch)
+        check_stateful(change.config.name, asked, is_expected=station.states is not None)
         tokens = station.make_room(tuple(built.number for built in own), self._vacant(station), max_batch)
         change.kept.extend((station, token) for token in tokens)
         instances.extend([None] * (len(station.numbers) - len(instances)))
