@@ -104,7 +104,10 @@ class Answers:
                 parts.append([whole if is_alone else _copied(whole) for _ in run.requests])
                 continue
             prepared = prepare(output)
-            is_copied = not is_alone and not isinstance(prepared, np.ndarray) and not prepared.is_cuda
+            if is_alone:  # whole, also one without rows
+                parts.append([moved(prepared, 0, axis) if axis and axis < prepared.ndim else prepared])
+                continue
+            is_copied = not isinstance(prepared, np.ndarray) and not prepared.is_cuda
             rows = [prepared[first:last] for first, last in itertools.pairwise(ends)]
             parts.append([moved(row.clone() if is_copied else row, 0, axis) for row in rows])
         for request, results in zip(run.requests, zip(*parts, strict=True), strict=True):

@@ -19,7 +19,18 @@ from fastpipe.errors import ConfigError, nearest
 
 from .shapes import InputSpec
 
-__all__ = ["Axes", "Declared", "Wishes", "in_place", "input_axes", "moved", "read_wishes", "settled", "with_axes"]
+__all__ = [
+    "Axes",
+    "Declared",
+    "Wishes",
+    "checked_axis",
+    "in_place",
+    "input_axes",
+    "moved",
+    "read_wishes",
+    "settled",
+    "with_axes",
+]
 
 Declared = tuple[str, tuple[int | str, ...]]
 """An output as the model declares it: its name, and its axes, a size, a name, or "?"; ``()``: nothing is known."""
@@ -35,10 +46,12 @@ class Wishes:
     Args:
         axes: of inputs and outputs, by name; None: it has no axis for requests.
         columns: of outputs that have the rows of all requests together, the column with the request's number.
+        inputs: names of the model's inputs; what it speaks of else are outputs.
     """
 
     axes: Mapping[str, int | None]
     columns: Mapping[str, int]
+    inputs: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -139,7 +152,7 @@ def read_wishes(
         if name in axes:
             raise ConfigError(f"output {name!r}: split_by and batch_axis contradict each other; leave one of them out")
         columns[name] = column
-    return Wishes(axes, columns)
+    return Wishes(axes, columns, tuple(inputs or ()))
 
 
 def input_axes(specs: Sequence[InputSpec], wishes: Wishes) -> tuple[list[int | None], str]:
@@ -214,7 +227,7 @@ def _output_axes(
         if name in wishes.columns:
             continue
         if name in wishes.axes:
-            axes[name] = _checked_axis("output", name, wishes.axes[name], shape)
+            axes[name] = checked_axis("output", name, wishes.axes[name], shape)
         elif name in carried:
             axes[name] = carried[name]
         elif batch and shape.count(batch) == 1:
@@ -231,6 +244,8 @@ def _guess(shape: tuple[int | str, ...], batch: str, others: set[str], *, is_ope
     first = shape[0]
     if isinstance(first, str):
         return None if first in others else 0
+    if first == 0:
+        return None
     if not is_open:
         # Nothing is open: a batch of that size, where all agree on it.
         return 0 if is_one or first == 1 else None
@@ -272,10 +287,15 @@ def _with_first(parts: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
 
 
 def _within(spec: InputSpec, axis: int | None) -> int | None:
-    return _checked_axis("input", spec.name, axis, spec.shape)
+    return checked_axis("input", spec.name, axis, spec.shape)
 
 
-def _checked_axis(what: str, name: str, axis: int | None, shape: tuple[int | str, ...]) -> int | None:
+def checked_axis(what: str, name: str, axis: int | None, shape: tuple[int | str, ...]) -> int | None:
+    """Return an axis that a node has named, from 0, for an input or output of this shape.
+
+    Raises:
+        ConfigError: if it has no such axis.
+    """
     if axis is None or not shape:
         if axis is not None and what == "input":
             raise ConfigError(

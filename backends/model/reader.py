@@ -314,7 +314,8 @@ class RequestReader(ABC):
         Raises:
             KernelError: if it is, and that cannot be done.
         """
-        if any(count is not None and count != 1 for count in rows) or (None in rows and self._specs is None):
+        counts = {count for count in rows if count is not None}
+        if counts != {1} or (None in rows and self._specs is None):
             return False
         if self._unpadded and self._profiles[0].pad_to > 1:
             index = next(index for index, count in enumerate(rows) if count == 1)

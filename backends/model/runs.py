@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from fastpipe.announcing import announced_array
@@ -13,6 +14,8 @@ from .reader import RequestReader, Sample, UnfitError
 from .shapes import InputSpec, Profile
 
 __all__ = ["Group", "ModelBackend", "run_in_groups"]
+
+_log = logging.getLogger(__name__)
 
 Group = list[tuple[Request, Sample]]
 """Requests that run together: of equal shapes and dtypes, and no more than their profile takes."""
@@ -69,7 +72,7 @@ class ModelBackend(Backend):
         to bring all of its rows.
 
         Raises:
-            ConfigError: if the model does not run; or there is no proof, and requests are to share runs.
+            ConfigError: if requests are to share runs, and the model does not run, or there is no proof.
         """
         to_prove = prove if self._has_rows else None
         if to_prove is not None and self._reader.runs_alone:
@@ -79,7 +82,13 @@ class ModelBackend(Backend):
                 self._reader.refuse_padding(str(error))
                 self._has_rows = False
             to_prove = None
-        warm_up()
+        try:
+            warm_up()
+        except ConfigError as error:
+            # Zeros may be no valid data of a model that is right; here nothing else depends on them.
+            if not self._reader.runs_alone:
+                raise
+            _log.warning("%s: %s", self._name, error)
         if to_prove is not None:
             to_prove()
 

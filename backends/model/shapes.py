@@ -126,8 +126,13 @@ def make_profiles(specs: list[InputSpec], max: int | str | None, min: int | str 
     Raises:
         ConfigError: if the notation is wrong, or the numbers contradict the model or each other.
     """
+    if not specs and str(max) == "1":
+        return (Profile(1, 1, ()),)
     if not specs:
-        raise ConfigError("it has no inputs, so that a request can give it nothing: what it makes is a constant")
+        raise ConfigError(
+            "it has no inputs, so that a request can give it nothing: what it makes is a constant; max=1 runs it as it "
+            "is, for requests whose data is []"
+        )
     fixed_batch = _fixed_batch([spec for spec in specs if not spec.is_shared])
     most, least = _parse("max", max, len(specs)), _parse("min", min, len(specs))
     if len(most) > 1 and len(least) > 1 and len(most) != len(least):

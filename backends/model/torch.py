@@ -24,24 +24,25 @@ from fastpipe.errors import BackendError, ConfigError
 from ..gpu.devices import Claim, claim_gpu, place_of, torch_gpu
 from ..gpu.handed_on import Row
 from ..gpu.streams import InstanceStream, hand_over
-from ..ranges import check_levels
 from ..tensor.arrays import all_finite
+from .answers import Answers, Run, chosen_outputs, compared
+from .axes import Wishes, moved, read_wishes, settled
 from .inputs import Array, to_array
-from .postprocessors import find_postprocessor, is_built_in, postprocess
+from .postprocessors import find_postprocessor, is_built_in
 from .reader import UnfitError
-from .row_proof import COARSE, FINE, Output, prove_rows
+from .row_proof import COARSE, FINE, prove_rows, rows_in
 from .runs import ModelBackend, run_in_groups
 from .shapes import told_batches
 from .torch_files import Loaded, describe, load
-from .torch_graphs import Graphs, Staging, flatten
-from .torch_inputs import TorchInputs, is_image
-from .torch_programs import FLAT_OUTPUTS
+from .torch_graphs import Graphs, Staging
+from .torch_images import channels_of, check_images, column_of, normalized
+from .torch_inputs import TorchInputs
+from .torch_rows import ModelByRows, ProgramOutput, known_outputs
+from .torch_types import input_dtypes, set_precision
 
 __all__ = ["TorchTensor"]
 
 _log = logging.getLogger(__name__)
-
-_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class TorchTensor(ModelBackend):
@@ -122,6 +123,12 @@ class TorchTensor(ModelBackend):
         max: int | str | None = None,
         min: int | str | None = None,
         rows: Literal["batch"] | None = None,
+        many_rows: bool = False,
+        batch_axis: Mapping[str, Any] | None = None,
+        shared: list[str] | None = None,
+        split_by: Mapping[str, Any] | None = None,
+        outputs: list[str] | None = None,
+        result_as: Literal["list", "dict"] = "list",
         device: list[str] | None = None,
         precision: Literal["fp32", "fp16", "bf16"] | None = None,
         mean: list[float] | None = None,
@@ -137,31 +144,37 @@ class TorchTensor(ModelBackend):
         self._name = describe(model)
         self._claim: Claim | None = None
         try:
-            channels = _channels(mean, std)
+            channels = channels_of(mean, std)
             self._take_device(device)
             loaded = load(model, weights, self._device, trusted=trusted)
-            floats = _set_precision(loaded, precision)
-            known = _input_dtypes(loaded, dtypes)
-            self._inputs = TorchInputs(self._name, loaded, max, min, floats, known, channels)
-            _check_images(self._inputs, mean, std, channels)
+            floats = set_precision(loaded, precision)
+            known = input_dtypes(loaded, dtypes)
+            wishes = _wishes(loaded, batch_axis, shared, split_by)
+            self._inputs = TorchInputs(self._name, loaded, max, min, floats, known, channels, wishes)
+            check_images(self._inputs, mean, std, channels)
             plain = _on_device(loaded, self._device, channels_last=channels_last)
             if channels:
-                columns = (_column(mean, self._device), _column(std, self._device))
-                plain = _normalized(plain, channels, columns, known, floats)
-            self._module: Any = plain if compile is None else torch.compile(plain)
-            self._postprocessor = find_postprocessor(postprocessor, [()])
-            if not is_built_in(postprocessor):  # a function of the user's gets the requests themselves
-                self.keeps_input, self.takes_forms = False, ()
-            self._take(self._inputs, self._inputs.profiles)
+                columns = (column_of(mean, self._device), column_of(std, self._device))
+                plain = normalized(plain, channels, columns, known, floats)
+            declared = [output.declared for output in loaded.outputs or ()]
+            if declared:
+                chosen_outputs(outputs, [name for name, _ in declared])
+            self._axes = settled(declared, wishes, self._inputs.axes, self._inputs.batch)
+            self._take_answers(postprocessor, result_as, many_rows)
+            self._take(self._inputs, self._inputs.profiles, many_rows=many_rows)
+            module: Any = plain if compile is None else torch.compile(plain)
+            self._module = ModelByRows(module, self._axes, wishes, outputs, self._name)
             self._staging = Staging()
             self._graphs: Graphs | None = None
+            # GPUs compute in TensorFloat-32.
+            tolerance = FINE if self.place is None and floats in (torch.float32, torch.float64) else COARSE
+            to_try = ModelByRows(plain, self._axes, wishes, outputs, self._name)
+
+            def prove() -> None:
+                self._prove_rows(to_try, loaded.outputs, tolerance)
+
             with self._entered():
-                if warm_up:
-                    self._warm_up(buckets)
-                if rows is None:
-                    # GPUs compute in TensorFloat-32.
-                    is_fine = self.place is None and floats in (torch.float32, torch.float64)
-                    self._prove_rows(plain, loaded.outputs, FINE if is_fine else COARSE)
+                self._build_up(None if rows else prove, lambda: self._warm_up(buckets) if warm_up else None)
         except BaseException as error:
             self.close()
             if isinstance(error, ConfigError):
@@ -170,7 +183,7 @@ class TorchTensor(ModelBackend):
 
     def bucket(self, request: Request) -> Hashable:
         """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
-        if type(row := request.get("data")) is Row:
+        if type(row := request.get("data")) is Row and self._answers.are_plain:
             return tuple(row.whole.shape[1:]), row.whole.dtype, row.whole.device
         return super().bucket(request)
 
@@ -190,6 +203,15 @@ class TorchTensor(ModelBackend):
         self._module = self._graphs = self._staging = None  # type: ignore[assignment]
         if self._claim is not None:
             self._claim.release()
+
+    def _take_answers(self, postprocessor: Any, result_as: str, many_rows: bool) -> None:
+        """Take what becomes of the outputs."""
+        found = find_postprocessor(postprocessor, [()])
+        self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
+        if not is_built_in(postprocessor):  # a function of the user's gets the requests themselves
+            self.keeps_input = False
+        if not is_built_in(postprocessor) or not self._answers.are_plain:
+            self.takes_forms = ()
 
     def _take_device(self, device: list[str] | None) -> None:
         """Choose where the instance is: with nothing said, where its other steps are, otherwise the first GPU, if any.
@@ -223,50 +245,106 @@ class TorchTensor(ModelBackend):
         try:
             for start in range(0, len(batch), fit.profile.max_batch):
                 part = batch[start : start + fit.profile.max_batch]
-                self._run(part, [[whole[start : start + len(part)]]], fit)
+                self._run(part, [[whole[start : start + len(part)]]], fit, [1] * len(part))
         except UnfitError:  # of the only part: nobody has a result yet
             return False
         return True
 
     def _run_requests(self, group: list[tuple[Request, Any]]) -> None:
         """Run the model once, on requests of equal shapes."""
+        requests, fit = [request for request, _ in group], group[0][1].fit
         by_input = list(zip(*[sample.arrays for _, sample in group], strict=True))
-        self._run([request for request, _ in group], by_input, group[0][1].fit)
+        if fit.as_it_comes is not None:
+            self._run_as_it_comes(requests[0], group[0][1].arrays, fit)
+            return
 
-    def _run(self, requests: list[Request], by_input: Sequence[Sequence[torch.Tensor]], fit: Any) -> None:
+        def row(number: int, index: int) -> Request:
+            return self._inputs.one_row(*group[number], index)
+
+        for index, axis in enumerate(self._axes.inputs):
+            if axis:
+                rank = len(fit.item_shapes[index]) + 1
+                by_input[index] = tuple(
+                    [moved(each, axis, 0) if each.ndim == rank else each for each in by_input[index]]
+                )
+        self._run(requests, by_input, fit, [sample.fit.rows for _, sample in group], row)
+
+    def _run_as_it_comes(self, request: Request, tensors: Sequence[torch.Tensor], fit: Any) -> None:
+        """Run the model on a request as it is, and give it the outputs as they are."""
+        try:
+            inputs = [
+                tensor.to(self._device, dtype, copy=True).reshape(shape)
+                for tensor, shape, dtype in zip(tensors, fit.as_it_comes, fit.dtypes, strict=True)
+            ]
+            if (are_finite := all_finite([inputs[index] for index in fit.narrowed])) is not None and not are_finite:
+                self._inputs.refuse_overflow(fit, [[tensor] for tensor in tensors])
+            with torch.inference_mode():
+                outputs = self._module.as_it_is(*inputs)
+            outputs = [output.clone() for output in outputs]
+        except UnfitError:
+            raise
+        except Exception as error:
+            shapes = _listed(fit.as_it_comes)
+            advice = "" if self._inputs.axes else "; most models want a batch axis of 1 in front"
+            error.add_note(f"{self._name}, run with a request of shape {shapes}, as it came{advice}")
+            raise
+        if self._stream is not None:
+            hand_over(outputs)
+        self._answers.fill_alone(list(map(str, self._module.names)), outputs, request)
+
+    def _run(
+        self,
+        requests: list[Request],
+        by_input: Sequence[Sequence[torch.Tensor]],
+        fit: Any,
+        counts: Sequence[int],
+        row: Callable[[int, int], Request] | None = None,
+    ) -> None:
         """Run the model once; of each input there is a tensor for each request, or one with a row for each."""
-        count = len(requests)
-        rows = max(count, fit.profile.pad_to)
+        count = sum(counts)
+        rows = max(count, fit.profile.pad_to, 1)
         graph = self._graphs.find(fit.item_shapes, fit.dtypes, rows) if self._graphs is not None else None
         try:
             if graph is not None:
-                graph.fill(by_input, count, self._staging)
+                graph.fill(by_input, count, self._staging, self._inputs.shared)
                 inputs = graph.inputs
             else:
                 inputs = self._joined(by_input, fit, rows)
             are_finite = all_finite([inputs[index] for index in fit.narrowed])  # now: the model may work in place
             # On a GPU the answer is waited for with those of the model: it can do no harm to others' rows meanwhile.
             if are_finite is not None and not are_finite.is_cuda and not are_finite:
-                self._inputs.refuse_overflow(fit, by_input)
+                self._refuse_overflow(fit, by_input, len(requests))
             outputs = graph.replay() if graph is not None else self._run_eagerly(inputs, fit, rows)
+            names = list(map(str, self._module.names))
             # Out of inference mode, and out of what the next batch writes over: the results are the caller's. The rows
             # behind the last request's were filled in; what has no rows, as it is run alone, stays whole.
-            outputs = [(output[:count] if self._has_rows else output).clone() for output in outputs]
+            if self._has_rows:
+                outputs = self._axes.without_padding(names, outputs, count)
+            outputs = [output.clone() for output in outputs]
             if are_finite is not None and are_finite.is_cuda and not are_finite:
-                self._inputs.refuse_overflow(fit, by_input)
+                self._refuse_overflow(fit, by_input, len(requests))
         except UnfitError:
             raise
         except Exception as error:
-            error.add_note(f"{self._name}, run with {count} requests of shape {_listed(fit.item_shapes)}")
+            error.add_note(f"{self._name}, run with {len(requests)} requests of shape {_listed(fit.item_shapes)}")
             raise
         if self._stream is not None:
             hand_over(outputs)
-        postprocess(self._postprocessor, outputs, requests)
+        row_count = rows if graph is None else graph.row_count
+        self._answers.fill(Run(names, outputs, requests, counts, row_count, row))
+
+    def _refuse_overflow(self, fit: Any, by_input: Sequence[Sequence[torch.Tensor]], count: int) -> None:
+        """Raise UnfitError for the requests with a number that became infinite."""
+        one_by_one = [list(each[0][:, None].unbind()) if len(each) < count else each for each in by_input]
+        self._inputs.refuse_overflow(fit, one_by_one)
 
     def _joined(self, by_input: Sequence[Sequence[torch.Tensor]], fit: Any, rows: int) -> list[torch.Tensor]:
         """Return new tensors of so many rows, in the types that the model gets."""
         inputs = []
         for index, (tensors, shape, dtype) in enumerate(zip(by_input, fit.item_shapes, fit.dtypes, strict=True)):
+            if index in self._inputs.shared:
+                inputs.append(tensors[0].to(self._device, dtype, copy=True).reshape(shape))
+                continue
             joined = self._staging.join(index, tensors, shape, self._device)
             if rows > len(joined):
                 joined = torch.cat([joined, joined.new_zeros((rows - len(joined), *shape))])
@@ -281,16 +359,9 @@ class TorchTensor(ModelBackend):
         with torch.inference_mode():
             return self._checked(self._module(*inputs), rows)
 
-    def _checked(self, given: Any, rows: int) -> list[torch.Tensor]:
-        """Return what the model gave as a list of tensors, each with so many rows."""
-        outputs = flatten(given)
-        names = list(given) if isinstance(given, dict) else list(range(len(outputs)))
-        for name, output in zip(names, outputs, strict=True):
-            if not isinstance(output, torch.Tensor):
-                raise BackendError(
-                    f"{self._name}, output {name!r}: expected a tensor, got a {type(output).__name__}: {FLAT_OUTPUTS}"
-                )
-        if problem := self._row_problem(names, [output.shape for output in outputs], rows):
+    def _checked(self, outputs: list[torch.Tensor], rows: int) -> list[torch.Tensor]:
+        """Return what the model gave, if each has so many rows."""
+        if problem := self._row_problem(self._module.names, [output.shape for output in outputs], rows):
             raise BackendError(f"{self._name}, {problem}")
         return outputs
 
@@ -306,15 +377,17 @@ class TorchTensor(ModelBackend):
             items, dtypes = known
             sizes = _sizes(profile.max_batch, profile.pad_to, buckets)
             zeros = [
-                torch.zeros((sizes[0], *item), dtype=dtype, device=self._device)
-                for item, dtype in zip(items, dtypes, strict=True)
+                torch.zeros(
+                    item if index in self._inputs.shared else (sizes[0], *item), dtype=dtype, device=self._device
+                )
+                for index, (item, dtype) in enumerate(zip(items, dtypes, strict=True))
             ]
             self._run_on_zeros(zeros, sizes)
             warmed += sizes
             if self._stream is not None:
                 if self._graphs is None:
                     self._graphs = Graphs()
-                reason = self._graphs.capture(self._module, zeros, sizes)
+                reason = self._graphs.capture(self._module, zeros, sizes, self._inputs.shared)
                 if reason:
                     _say_once(f"{self._name}: it is run without CUDA graphs, as it cannot be captured: {reason}")
         self.warmed_up = told_batches(warmed)
@@ -330,7 +403,11 @@ class TorchTensor(ModelBackend):
                 # Twice: some of torch's work is the second run's.
                 for size in [size for size in sizes for _ in range(2)]:
                     # Copies, as the model may work in place.
-                    self._checked(self._module(*[each[:size].clone() for each in zeros]), size)
+                    inputs = [
+                        each.clone() if index in self._inputs.shared else each[:size].clone()
+                        for index, each in enumerate(zeros)
+                    ]
+                    self._checked(self._module(*inputs), size)
             if self._stream is not None:
                 torch.cuda.current_stream().synchronize()
         except BackendError as error:  # of the outputs
@@ -342,26 +419,40 @@ class TorchTensor(ModelBackend):
                 f"dtypes says what a model takes, warm_up=false leaves it out"
             ) from error
 
-    def _prove_rows(self, module: Any, outputs: Sequence[Output] | None, tolerance: float) -> None:
+    def _prove_rows(self, module: ModelByRows, outputs: Sequence[ProgramOutput] | None, tolerance: float) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
+        specs = self._inputs.trial_specs()
 
         def run(arrays: list[Array]) -> list[Array]:
-            dtypes = self._inputs.targets([array.shape[1:] for array in arrays])
+            items = [array.shape[index not in self._inputs.shared :] for index, array in enumerate(arrays)]
+            dtypes = self._inputs.targets(items)
             # Copies, since a model may work in place.
             inputs = [torch.tensor(array).to(self._device, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
             with torch.inference_mode():
-                given = flatten(module(*inputs))
-            # Copies again, of what may be a buffer of its own; what is no tensor has no rows.
-            return [np.array(to_array(each) if isinstance(each, torch.Tensor) else None) for each in given]
+                given = module(*inputs)
+            # Copies again, of what may be a buffer of its own.
+            found = [np.array(to_array(each)) for each in given]
+            return compared(self._axes, list(map(str, module.names)), found, rows_in(specs or (), arrays))
 
         prove_rows(
             run,
-            self._inputs.trial_specs(),
+            specs,
             self._inputs.profiles,
-            outputs,
+            known_outputs(outputs, self._axes, specs, module.chosen),
             tolerance=tolerance,
             is_padded=self._graphs is not None,
         )
+
+
+def _wishes(
+    loaded: Loaded,
+    batch_axis: Mapping[str, Any] | None,
+    shared: Sequence[str] | None,
+    split_by: Mapping[str, Any] | None,
+) -> Wishes:
+    """Return what the node says of axes; the outputs' names are known of exported programs only."""
+    outputs = None if loaded.outputs is None else [str(output.name) for output in loaded.outputs]
+    return read_wishes(batch_axis, shared, split_by, loaded.names, outputs)
 
 
 def _on_device(loaded: Loaded, device: torch.device, *, channels_last: bool) -> Any:
@@ -370,82 +461,6 @@ def _on_device(loaded: Loaded, device: torch.device, *, channels_last: bool) -> 
     if channels_last:
         module = module.to(memory_format=torch.channels_last)
     return module if loaded.arrange is None else loaded.arrange(module)
-
-
-def _normalized(
-    module: Any,
-    channels: int,
-    mean_and_std: tuple[torch.Tensor | None, torch.Tensor | None],
-    dtypes: Sequence[torch.dtype] | None,
-    floats: torch.dtype,
-) -> Callable[..., Any]:
-    """Return a model with mean and std, tensors of shape (1, channels, 1, 1) or None, in front of its image inputs."""
-    mean, std = mean_and_std
-
-    def run(*inputs: torch.Tensor) -> Any:
-        given = []
-        for index, tensor in enumerate(inputs):
-            if is_image(tensor.shape, tensor.dtype, channels):
-                if mean is not None:
-                    tensor = tensor - mean
-                if std is not None:
-                    tensor = tensor / std
-                tensor = tensor.to(floats if dtypes is None else dtypes[index])
-            given.append(tensor)
-        return module(*given)
-
-    return run
-
-
-def _channels(mean: list[float] | None, std: list[float] | None) -> int:
-    """Return how many channels images have that are normalised; 0: there is no normalisation."""
-    counts = {len(values) for values in (mean, std) if values is not None}
-    if len(counts - {1}) > 1 or 0 in counts:
-        raise ConfigError(f"mean and std need one number, or one for each channel, got {mean} and {std}")
-    check_levels(mean, std)
-    return max(counts, default=0)
-
-
-def _column(values: list[float] | None, device: torch.device) -> torch.Tensor | None:
-    return None if values is None else torch.tensor(values, dtype=torch.float32, device=device).reshape(1, -1, 1, 1)
-
-
-def _check_images(inputs: TorchInputs, mean: Any, std: Any, channels: int) -> None:
-    for profile in inputs.profiles if channels else ():
-        known = inputs.largest(profile)
-        if known is not None and not any(
-            is_image((1, *item), dtype, channels) for item, dtype in zip(*known, strict=True)
-        ):
-            raise ConfigError(
-                f"mean and std with {channels} channels fit no input: expected floats of shape (batch, {channels}, "
-                f"height, width), the model has {_listed(known[0])} in a batch"
-            )
-
-
-def _set_precision(loaded: Loaded, precision: str | None) -> torch.dtype:
-    """Give the model its type, and return it."""
-    tensors = [*loaded.module.parameters(), *loaded.module.buffers()]
-    own = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
-    wanted = own if precision is None else _PRECISIONS[precision]
-    if wanted == own:
-        return own
-    if loaded.is_exported:
-        raise ConfigError(f"precision: an exported program computes as it was exported, in {own}; got {precision}")
-    loaded.module.to(wanted)
-    return wanted
-
-
-def _input_dtypes(loaded: Loaded, names: list[str] | None) -> list[torch.dtype] | None:
-    if names is None:
-        return loaded.dtypes
-    found = [getattr(torch, name, None) for name in names]
-    for name, dtype in zip(names, found, strict=True):
-        if not isinstance(dtype, torch.dtype):
-            raise ConfigError(f"dtypes: torch has no type {name!r}")
-    dtypes = [dtype for dtype in found if isinstance(dtype, torch.dtype)]
-    if loaded.dtypes is not None and dtypes != loaded.dtypes:
-        raise ConfigError(f"dtypes: an exported program takes what it was exported with, {_listed(loaded.dtypes)}")
-    return dtypes
 
 
 def _sizes(largest: int, pad_to: int, buckets: Sequence[int] | None) -> list[int]:

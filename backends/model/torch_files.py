@@ -20,11 +20,10 @@ import torch
 
 from fastpipe.errors import ConfigError
 
-from .row_proof import Output
 from .shapes import InputSpec
 from .torch_archives import Suspicious, harmless_copy, kind_of
 from .torch_programs import SizeRules, read_program
-from .torch_rows import outputs_of
+from .torch_rows import ProgramOutput
 
 __all__ = ["Loaded", "describe", "load"]
 
@@ -42,7 +41,7 @@ class Loaded(NamedTuple):
     is_exported: bool  # its types are a part of its graph
     rules: SizeRules | None = None  # of an exported program
     arrange: Callable[[Any], Callable[..., Any]] | None = None  # makes of it what is called with tensors alone
-    outputs: list[Output] | None = None  # what an exported program's graph says of its outputs
+    outputs: list[ProgramOutput] | None = None  # what an exported program's graph says of its outputs
 
 
 def describe(model: Any) -> str:
@@ -178,5 +177,5 @@ def _exported(program: Any, device: torch.device) -> Loaded:
         True,
         rules=found.rules,
         arrange=found.arrange,
-        outputs=outputs_of(program, found.specs),
+        outputs=found.outputs,
     )

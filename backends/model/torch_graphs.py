@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
-__all__ = ["Graph", "Graphs", "Staging", "flatten"]
+__all__ = ["Graph", "Graphs", "Staging"]
 
 # Others may go on working on the GPU while a graph is captured, but not capture, too.
 _capturing = threading.Lock()
@@ -59,17 +59,30 @@ class Graph:
 
     Args:
         graph: torch's.
-        inputs: what it reads, ``size`` rows each.
+        inputs: what it reads, ``row_count`` rows each.
         outputs: what it writes.
+        row_count: the size of its batch.
     """
 
-    def __init__(self, graph: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
-        self._graph, self.inputs, self._outputs = graph, inputs, outputs
+    def __init__(self, graph: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor], row_count: int) -> None:
+        self._graph, self.inputs, self._outputs, self.row_count = graph, inputs, outputs, row_count
 
-    def fill(self, by_input: Sequence[Sequence[torch.Tensor]], count: int, staging: Staging) -> None:
-        """Queue the copy of a batch of ``count`` rows into the inputs; those behind it become zeros."""
+    def fill(
+        self,
+        by_input: Sequence[Sequence[torch.Tensor]],
+        count: int,
+        staging: Staging,
+        shared: Collection[int] = (),
+    ) -> None:
+        """Queue the copy of a batch of ``count`` rows into the inputs; those behind it become zeros.
+
+        Of inputs in ``shared``, which have no rows, the first tensor is the whole.
+        """
         for index, (buffer, tensors) in enumerate(zip(self.inputs, by_input, strict=True)):
             first = tensors[0]
+            if index in shared:
+                buffer.copy_(first.reshape(buffer.shape), non_blocking=True)
+                continue
             target = buffer[:count] if count < len(buffer) else buffer
             if first.device == buffer.device and first.dtype == buffer.dtype and len(tensors) > 1:
                 torch.cat(_with_batch_axis(tensors, buffer.ndim), out=target)
@@ -104,13 +117,16 @@ class Graphs:
                 return graph
         return None
 
-    def capture(self, module: Any, inputs: list[torch.Tensor], sizes: Sequence[int]) -> str:
+    def capture(
+        self, module: Any, inputs: list[torch.Tensor], sizes: Sequence[int], shared: Collection[int] = ()
+    ) -> str:
         """Capture the model, warm, on the current stream, once for each size.
 
         Args:
             module: the model.
             inputs: with as many rows as the largest size; they become the graphs' own.
             sizes: the largest first.
+            shared: those of the inputs that have no rows.
 
         Returns:
             Why it cannot be captured; nothing if it has been.
@@ -118,7 +134,7 @@ class Graphs:
         made: list[tuple[int, Graph]] = []
         for size in sizes:
             graph = torch.cuda.CUDAGraph()
-            views = [each[:size] for each in inputs]
+            views = [each if index in shared else each[:size] for index, each in enumerate(inputs)]
             try:
                 with (
                     _capturing,
@@ -130,23 +146,16 @@ class Graphs:
                         capture_error_mode="thread_local",
                     ),
                 ):
-                    outputs = flatten(module(*views))
+                    outputs = module(*views)
             except Exception as error:  # torch's, or the model's, about what a capture must not do
                 self.is_complete = False
                 cause = error.__context__ or error
                 return str(cause).strip().partition("\n")[0]
-            made.insert(0, (size, Graph(graph, views, outputs)))
-        shapes = tuple(tuple(each.shape[1:]) for each in inputs)
+            made.insert(0, (size, Graph(graph, views, outputs, size)))
+        shapes = tuple(tuple(each.shape[index not in shared :]) for index, each in enumerate(inputs))
         self._graphs[shapes, tuple(each.dtype for each in inputs)] = made
         return ""
 
 
 def _with_batch_axis(tensors: Sequence[torch.Tensor], rank: int) -> list[torch.Tensor]:
     return [tensor if tensor.ndim == rank else tensor[None] for tensor in tensors]
-
-
-def flatten(outputs: Any) -> list[Any]:
-    """Return what a model gave as a list: of a mapping, its values."""
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    return list(outputs) if isinstance(outputs, list | tuple) else [outputs]

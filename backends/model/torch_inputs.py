@@ -14,6 +14,7 @@ from fastpipe.errors import ConfigError, KernelError
 
 from ..gpu.handed_on import Row
 from ..tensor.arrays import Unreadable, as_tensor, is_ordinary, overflow_in
+from .axes import Wishes, checked_axis, input_axes, with_axes
 from .inputs import to_array
 from .reader import Fit, RequestReader, Sample, Signature
 from .shapes import InputSpec, Profile, make_profiles, ranks_of
@@ -37,6 +38,12 @@ class TorchInputs(RequestReader):
         floats: the type in which the model computes; what comes as another float, or as uint8, becomes that.
         dtypes: of the inputs, if they are known.
         channels: of images that are normalised; 0: none are. Those become float32.
+        wishes: what the node says of axes.
+
+    Attributes:
+        axes: where each input has the requests; None: the batch shares it. ``()``: nobody knows its inputs.
+        batch: what the batch is called in an exported program.
+        shared: the inputs that the batch shares.
 
     Raises:
         ConfigError: if ``max`` and ``min`` do not fit the model.
@@ -55,8 +62,16 @@ class TorchInputs(RequestReader):
         floats: torch.dtype,
         dtypes: Sequence[torch.dtype] | None,
         channels: int,
+        wishes: Wishes,
     ) -> None:
-        specs = loaded.specs or _specs_of(max, min, loaded)
+        self.batch = ""
+        if loaded.specs:
+            axes, self.batch = input_axes(loaded.specs, wishes)
+            specs: list[InputSpec] | None = with_axes(loaded.specs, axes)
+        else:
+            specs = _specs_of(max, min, loaded, wishes)
+        self.axes = tuple([spec.axis for spec in specs or ()])
+        self.shared = frozenset([index for index, axis in enumerate(self.axes) if axis is None])
         self._floats, self._dtypes, self._channels = floats, dtypes, channels
         if specs is None:
             self.profiles = make_profiles([InputSpec("input", np.dtype(np.float32), ("batch",))], max, min)
@@ -64,8 +79,10 @@ class TorchInputs(RequestReader):
         else:
             self.profiles = make_profiles(specs, max, min)
             super().__init__(name, loaded.names, len(specs), specs, self.profiles)
-        self.runs_alone = False
-        self._misfit_of = loaded.rules.misfit if loaded.rules is not None else lambda items: None
+        rules = loaded.rules.with_specs(specs) if loaded.rules is not None and specs is not None else None
+        self._misfit_of = rules.misfit if rules is not None else lambda items: None
+        if rules is not None and not self.runs_alone and (reason := rules.batch_problem()):
+            raise ConfigError(reason)
         for profile in self.profiles:
             items = profile.largest_items()
             if items is not None and (problem := self._misfit_of(items)) is not None:
@@ -149,9 +166,7 @@ class TorchInputs(RequestReader):
         return bool(largest > torch.finfo(wanted).max)
 
     def _lost(self, fit: Fit, index: int, given: Sequence[Any], joined: Any) -> Iterable[float | None]:
-        rank = len(fit.item_shapes[index]) + 1
-        rows = [row for tensor in given for row in (tensor if tensor.ndim == rank else tensor[None])]
-        return [overflow_in(row, fit.dtypes[index]) for row in rows]
+        return [overflow_in(tensor, fit.dtypes[index]) for tensor in given]
 
     def _range_of(self, dtype: Any) -> tuple[str, float]:
         return str(dtype).removeprefix("torch."), torch.finfo(dtype).max
@@ -196,10 +211,15 @@ def _may_become(given: torch.dtype, wanted: torch.dtype) -> bool:
         return False
 
 
-def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded) -> list[InputSpec] | None:
+def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded, wishes: Wishes) -> list[InputSpec] | None:
     """Return the inputs as ``max`` or ``min`` have them; None if they only say how many requests there are."""
     ranks = ranks_of(max) or ranks_of(min)
     if ranks is None:
+        if said := [name for name in wishes.axes if name in wishes.inputs]:
+            raise ConfigError(
+                f"input {said[0]!r}, batch_axis or shared: expected shapes in max, as in '8x3x224x224', as the model "
+                f"does not say how many axes its inputs have, got max={max!r}"
+            )
         return None
     names = loaded.names or []
     count = len(loaded.names) if loaded.names is not None else None
@@ -208,11 +228,10 @@ def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded) -> l
             f"max or min has shapes of {len(ranks)} inputs, but the model takes "
             f"{loaded.required if count in (None, loaded.required) else f'{loaded.required} to {count}'}"
         )
-    return [
-        InputSpec(
-            names[index] if index < len(names) else f"{index}",
-            np.dtype(np.float32),
-            ("batch", *["?"] * (rank - 1)),
-        )
-        for index, rank in enumerate(ranks)
-    ]
+    specs = []
+    for index, rank in enumerate(ranks):
+        name = names[index] if index < len(names) else f"{index}"
+        # In max the batch comes first, wherever the model has it; of what has none, the number in front is no axis.
+        axis = checked_axis("input", name, wishes.axes.get(name, 0), ("?",) * rank)
+        specs.append(InputSpec(name, np.dtype(np.float32), ("batch", *["?"] * (rank - 1)), axis=axis))
+    return specs

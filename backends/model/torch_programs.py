@@ -13,8 +13,9 @@ from torch.utils import _pytree as pytree
 from fastpipe.errors import ConfigError
 
 from .shapes import InputSpec
+from .torch_rows import FLAT_OUTPUTS, ProgramOutput, outputs_of
 
-__all__ = ["FLAT_OUTPUTS", "Program", "SizeRules", "read_program"]
+__all__ = ["Program", "SizeRules", "read_program"]
 
 Range = tuple[int, int | None]
 _ENDLESS = 2**62  # from here on torch means that there is no largest
@@ -41,9 +42,26 @@ class SizeRules:
     Thread-safety: any thread may call it.
     """
 
-    def __init__(self, items: Sequence[Mapping[int, _Axis]], names: Sequence[str]) -> None:
-        self._items = items  # of each input, its open axes, by their index in an item
-        self._names = names
+    def __init__(self, axes: Sequence[Mapping[int, _Axis | None]], specs: Sequence[InputSpec]) -> None:
+        self._axes = axes  # of each input, its open axes, by their index; None: of no simple kind
+        self._specs = specs
+
+    def with_specs(self, specs: Sequence[InputSpec]) -> SizeRules:
+        """Return the rules for the same inputs, where it is known on which axis they have the batch."""
+        return SizeRules(self._axes, specs)
+
+    def batch_problem(self) -> str:
+        """Return why requests cannot be joined along the batch axis; nothing if they can."""
+        for spec, axes in zip(self._specs, self._axes, strict=True):
+            if spec.axis is None or spec.axis not in axes:
+                continue
+            axis = axes[spec.axis]
+            if axis is None or (axis.factor, axis.offset) != (1, 0):
+                return (
+                    f"input {spec.name!r} takes batches of {spec.shape[0]} only; export the program with a batch axis "
+                    f"of its own, Dim('batch'), or run one request at a time, as it comes, with max=1"
+                )
+        return ""
 
     def misfit(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, str] | None:
         """Return which input has a size that cannot be, and what it should be in words; or None.
@@ -52,18 +70,20 @@ class SizeRules:
             shapes: of each input's item, without the batch axis, with as many axes as the program has.
         """
         found: dict[str, tuple[int, str]] = {}  # symbol -> its value, and where that is from
-        for index, (axes, shape) in enumerate(zip(self._items, shapes, strict=True)):
+        for index, (spec, axes, shape) in enumerate(zip(self._specs, self._axes, shapes, strict=True)):
             for number, axis in axes.items():
-                size = shape[number]
+                if axis is None or number == spec.axis:
+                    continue
+                size = shape[number if spec.axis is None or number < spec.axis else number - 1]
                 value, rest = divmod(size - axis.offset, axis.factor)
                 low, high = axis.range
                 if rest or value < low or (high is not None and value > high):
-                    return index, f"{_in_words(axis)} in axis {number + 1}, as it was exported for, not {size}"
-                here = f"axis {number + 1} of {self._names[index]!r}"
+                    return index, f"{_in_words(axis)} in axis {number}, as it was exported for, not {size}"
+                here = f"axis {number} of {spec.name!r}"
                 value_there, there = found.setdefault(axis.symbol, (value, here))
                 if value_there != value:
                     wanted = axis.factor * value_there + axis.offset
-                    return index, f"{wanted} in axis {number + 1}, which goes with {there}, not {size}"
+                    return index, f"{wanted} in axis {number}, which goes with {there}, not {size}"
         return None
 
 
@@ -76,6 +96,7 @@ class Program(NamedTuple):
     dtypes: list[torch.dtype]
     rules: SizeRules
     arrange: Callable[[Any], Callable[..., Any]] | None  # makes of the module what is called with tensors alone
+    outputs: list[ProgramOutput]
 
 
 def read_program(program: Any, device: torch.device) -> Program:
@@ -111,7 +132,6 @@ def read_program(program: Any, device: torch.device) -> Program:
         names.append(given.arg.name)
         dtypes.append(value.dtype)
         axes = {index: _axis(size, ranges) for index, size in enumerate(value.shape) if not isinstance(size, int)}
-        _check_batch(given.arg.name, value, axes.get(0))
         specs.append(
             InputSpec(
                 given.arg.name,
@@ -120,14 +140,15 @@ def read_program(program: Any, device: torch.device) -> Program:
                 tuple(_range_of_size(size, axes.get(index)) for index, size in enumerate(value.shape)),
             )
         )
-        items.append({index - 1: axis for index, axis in axes.items() if index and axis is not None})
+        items.append(axes)
     in_spec, arrange = program.call_spec.in_spec, None
     _put_together(in_spec, "inputs")
-    _check_outputs(_put_together(program.call_spec.out_spec, "outputs"))
+    output_names = _output_names(_put_together(program.call_spec.out_spec, "outputs"))
     if in_spec != pytree.tree_structure(((0,) * len(names), {})):
         arrange = partial(_arranged, in_spec=in_spec, leaves=leaves)
     module = move_to_device_pass(program, device).module()
-    return Program(module, names, specs, dtypes, SizeRules(items, names), arrange)
+    outputs = outputs_of(program, output_names)
+    return Program(module, names, specs, dtypes, SizeRules(items, specs), arrange, outputs)
 
 
 _HERE = object()
@@ -160,31 +181,16 @@ def _put_together(spec: Any, what: str) -> Any:
         ) from error
 
 
-def _check_outputs(outputs: Any) -> None:
-    named = outputs.items() if isinstance(outputs, dict) else enumerate(outputs if _is_listed(outputs) else [outputs])
-    for name, output in named:
+def _output_names(outputs: Any) -> list[int | str]:
+    named = outputs if isinstance(outputs, dict) else dict(enumerate(outputs if _is_listed(outputs) else [outputs]))
+    for name, output in named.items():
         if output is not _HERE:
             raise ConfigError(f"output {name!r} is a {type(output).__name__} of outputs: {FLAT_OUTPUTS}")
+    return list(named)
 
 
 def _is_listed(outputs: Any) -> bool:
     return isinstance(outputs, list | tuple)
-
-
-FLAT_OUTPUTS = (
-    "a model may give a tensor, a list or tuple of tensors, or a dict of tensors, whose values are taken in their "
-    "order; one that gives more than that needs a module around it which gives them flat"
-)
-"""What to do about a model whose outputs are nested, or no tensors."""
-
-
-def _check_batch(name: str, value: torch.Tensor, axis: _Axis | None) -> None:
-    is_open = bool(value.ndim) and not isinstance(value.shape[0], int)
-    if is_open and (axis is None or (axis.factor, axis.offset) != (1, 0)):
-        raise ConfigError(
-            f"input {name!r} takes batches of {value.shape[0]} only; export the program with a batch axis of its own, "
-            f"Dim('batch')"
-        )
 
 
 def _axis(size: Any, ranges: Mapping[str, Range]) -> _Axis | None:

@@ -173,7 +173,7 @@ def test_what_a_graph_reads_is_looked_at_before_it_is_replayed() -> None:
         written.copy_(read)
         read.zero_()
 
-    graph = torch_graphs.Graph(SimpleNamespace(replay=replay), [read], [written])
+    graph = torch_graphs.Graph(SimpleNamespace(replay=replay), [read], [written], 4)
     backend._graphs = SimpleNamespace(find=lambda *_: graph, is_complete=True)  # a stand-in for one on a GPU
     batch = [{"data": torch.full((1, 3), number)} for number in (1.0, 7e4, 2.0)]
     assert list(errors_of(backend, batch)) == [1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -394,7 +395,7 @@ def test_a_request_that_does_not_fit_fails_alone() -> None:
         ),
         ({"max": "4x3x6x5"}, [torch.zeros(3, 6, 5)] * 2, "expected 1 tensor, for image, got 2"),
         ({"max": "4x3x6x5"}, {"picture": torch.zeros(3, 6, 5)}, r"inputs \['image'\], got \['picture'\]"),
-        ({}, torch.zeros(3, 6, 5), r"expected a tensor with a batch axis of 1 in front .*, got .* \(3, 6, 5\)"),
+        ({"max": 2, "rows": "batch"}, torch.zeros(3, 6, 5), r"with a batch axis of 1 in front .*, got .* \(3, 6, 5\)"),
         ({"mean": [0.0, 0.0]}, torch.zeros(1, 3, 6, 5), "no input is an image of 2 channels for mean and std"),
         ({"model": Sums()}, torch.zeros(1, 3), "expected 2 to 3 tensors, for values, places, scale, got 1"),
         ({"model": torch.nn.Identity(), "max": "2x3", "dtypes": ["int64"]}, torch.zeros(3), "expected torch.int64 "),
@@ -408,6 +409,16 @@ def test_what_is_wrong_with_a_request_is_told(keywords: Any, data: Any, message:
     assert isinstance(caught.value.errors[0], KernelError)
     with pytest.raises(KernelError, match=message):
         raise caught.value.errors[0]
+
+
+def test_a_request_that_runs_alone_comes_as_it_is_and_a_failure_says_what_most_models_want() -> None:
+    """A module of unknown shapes gets what the request has: one picture without a batch axis is no batch."""
+    backend = TorchTensor(model=torch.nn.Flatten(0), device=["cpu"])
+    assert run(backend, torch.ones(3, 2))[0].shape == (6,)
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
+        run(TorchTensor(model=Scores(), device=["cpu"]), torch.zeros(3, 6, 5))
+    note = r"run with a request of shape \(3, 6, 5\), as it came; most models want a batch axis of 1 in front"
+    assert any(re.search(note, each) for each in caught.value.__notes__)
 
 
 def test_a_request_without_data_is_told() -> None:
