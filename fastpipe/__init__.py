@@ -62,12 +62,13 @@ from fastpipe.errors import (
     ReplicaLost,
     RequestTimeout,
     RestartLimit,
+    SequenceError,
     UnknownNode,
     WorkerDied,
 )
 from fastpipe.filters import Filter, Status, filter
 from fastpipe.functions import backend
-from fastpipe.measures import CacheStats, Distribution, InstanceStats, NodeStats, RequestStats, Stats
+from fastpipe.measures import CacheStats, Distribution, InstanceStats, NodeStats, RequestStats, StateStats, Stats
 from fastpipe.pipe import Pipe
 from fastpipe.streaming import Streaming
 
@@ -103,7 +104,9 @@ __all__ = [
     "RequestStats",
     "RequestTimeout",
     "RestartLimit",
+    "SequenceError",
     "Sequential",
+    "StateStats",
     "Stats",
     "Status",
     "Step",

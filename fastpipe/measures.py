@@ -18,6 +18,7 @@ __all__ = [
     "InstanceStats",
     "NodeStats",
     "RequestStats",
+    "StateStats",
     "Stats",
     "between",
     "edges",
