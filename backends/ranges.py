@@ -15,6 +15,8 @@ import numpy as np
 from fastpipe.contract import Backend, Between
 from fastpipe.errors import ConfigError, KernelError
 
+from .kinds import is_float, largest_of
+
 __all__ = [
     "MOST_PIXELS",
     "MaxPixels",
@@ -97,10 +99,10 @@ def fits(number: float, lowest: float, highest: float) -> bool:
 
 def may_overflow(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
     """Say whether a finite number of one type may be infinite in the other."""
-    if wanted.kind != "f" or given.kind not in "iuf":
+    if not is_float(wanted) or not (given.kind in "iu" or is_float(given)):
         return False
-    largest = np.finfo(given).max if given.kind == "f" else np.iinfo(given).max
-    return float(largest) > float(np.finfo(wanted).max)
+    largest = largest_of(given) if is_float(given) else float(np.iinfo(given).max)
+    return largest > largest_of(wanted)
 
 
 def overflow(given: Any, converted: Any) -> float | None:

@@ -45,6 +45,7 @@ _DATATYPE_OF = {
     **{f"float{bits}": f"FP{bits}" for bits in (16, 32, 64)},
     "bfloat16": "BF16",
     "bool": "BOOL",
+    "object": "BYTES",
 }
 
 
@@ -53,14 +54,15 @@ def announced_array(name: str, dtype: str, shape: Sequence[object], key: str) ->
 
     Args:
         name: as the model calls it.
-        dtype: NumPy's name for it.
+        dtype: NumPy's name for it; objects are text.
         shape: of one sample; what is no int there is any size.
         key: of the request's dict.
     """
     datatype = _DATATYPE_OF.get(dtype)
     if datatype is None:
         return None
-    return (Announced(name, datatype, tuple(size if isinstance(size, int) else -1 for size in shape), key),)
+    sizes = tuple(size if isinstance(size, int) else -1 for size in shape)
+    return (Announced(name, datatype, sizes, key, text=datatype == "BYTES"),)
 
 
 IMAGE_FILE = (Announced("data", "BYTES", (1,), "data"),)

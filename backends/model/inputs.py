@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fastpipe.errors import KernelError
 
+from ..kinds import TEXT, as_text, blank, dtype_name, from_torch, is_narrow, largest_of, may_become, tensor_of
 from ..odd_arrays import oddity
 from ..ranges import may_overflow, overflow
 from .reader import Fit, RequestReader, Signature
@@ -36,10 +37,11 @@ class ModelInputs(RequestReader):
     def __init__(self, model: str, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         super().__init__(model, [spec.name for spec in specs], len(specs), specs, profiles)
         self._dtypes = [spec.dtype for spec in specs]
+        self._has_text = TEXT in self._dtypes
         self._axis_names = SharedAxes(specs)
 
     def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
-        if type(data) is np.ndarray:
+        if type(data) is np.ndarray and not self._has_text:
             return self._in_order((data,)), False
         pairs = [self._to_array(index, value) for index, value in enumerate(self._in_order(data))]
         return tuple([array for array, _ in pairs]), any(from_torch for _, from_torch in pairs)
@@ -53,7 +55,12 @@ class ModelInputs(RequestReader):
             raise self._unusable(index, odd)
         # Who sends a tensor has imported torch; this module never does.
         is_torch = isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
+        dtype = self._dtypes[index]
         try:
+            if dtype == TEXT and (text := as_text(value)) is not None:
+                return text, False
+            if is_torch and is_narrow(dtype) and (narrow := from_torch(value, dtype)) is not None:
+                return narrow, True
             if is_torch:
                 return value.detach().numpy(), True
             if isinstance(value, np.ndarray | np.generic):
@@ -61,6 +68,8 @@ class ModelInputs(RequestReader):
             if hasattr(value, "__dlpack__"):
                 return np.from_dlpack(value), False
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            if dtype == TEXT:
+                raise self._unusable(index, str(error)) from None
             # It is on another device, or of a type that NumPy lacks (bfloat16). Moving and converting it is left to a
             # step of the pipe, where its cost can be seen.
             advice = "; a step before has to make one of it on the CPU, of a type that NumPy has, such as float32"
@@ -71,9 +80,7 @@ class ModelInputs(RequestReader):
         return self._dtypes[index]
 
     def _may_become(self, given: Any, wanted: Any) -> bool:
-        if wanted.kind == "f":
-            return bool(given.kind in "biuf")
-        return bool(np.can_cast(given, wanted, "safe"))
+        return may_become(given, wanted)
 
     def _may_overflow(self, given: Any, wanted: Any) -> bool:
         return may_overflow(given, wanted)
@@ -85,13 +92,13 @@ class ModelInputs(RequestReader):
         return [overflow(array, _converted(array, self._dtypes[index])) for array in given]
 
     def _range_of(self, dtype: Any) -> tuple[str, float]:
-        return dtype.name, float(np.finfo(dtype).max)
+        return dtype.name, largest_of(dtype)
 
     def _expected_dtype(self, index: int) -> str:
-        return str(self._dtypes[index].name)
+        return dtype_name(self._dtypes[index])
 
     def _shown(self, dtype: Any) -> str:
-        return str(dtype.name)
+        return dtype_name(dtype)
 
     def _check_items(
         self, items: tuple[tuple[int, ...], ...], rows: Sequence[int | None], targets: Sequence[Any]
@@ -125,6 +132,10 @@ def gather(
         arrays = [np.moveaxis(each, axis, 0) if each.ndim == len(shape) else each for each in arrays]
     if len(arrays) == 1 and first.size == math.prod(shape):
         return np.ascontiguousarray(_converted(arrays[0], dtype)).reshape(shape)
+    if dtype == TEXT:
+        rows = [each if each.ndim == len(shape) else each[np.newaxis] for each in arrays]
+        missing_rows = row_count - sum([len(each) for each in rows])
+        return np.concatenate([*rows, blank((missing_rows, *item_shape), dtype)])
     # bytes.join copies under one hold of the GIL, while np.concatenate gives it up for every array of more than a few
     # kilobytes and may wait 5 ms to get it back from a thread that runs Python. It is no slower, and the memory is
     # fresh for each batch, so nothing here can be overwritten while somebody still reads it.
@@ -142,9 +153,9 @@ def as_it_comes(array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> A
 
 
 def zeros(specs: Sequence[InputSpec], items: Sequence[tuple[int, ...]], row_count: int) -> list[Array]:
-    """Return inputs of zeros, with the requests in front."""
+    """Return inputs of zeros, or of empty text, with the requests in front."""
     return [
-        np.zeros(item if spec.is_shared else (row_count, *item), spec.dtype)
+        blank(item if spec.is_shared else (row_count, *item), spec.dtype)
         for spec, item in zip(specs, items, strict=True)
     ]
 
@@ -158,8 +169,7 @@ def _converted(array: Array, dtype: np.dtype[Any]) -> Array:
 
 def to_torch(arrays: Sequence[Array]) -> list[Any]:
     """Return arrays as torch tensors over the same memory; for requests that brought tensors, so torch is there."""
-    from_numpy = sys.modules["torch"].from_numpy
-    return [from_numpy(array) for array in arrays]
+    return [tensor_of(array) for array in arrays]
 
 
 def to_array(tensor: Any) -> Array:

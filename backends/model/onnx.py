@@ -13,25 +13,31 @@ import hashlib
 import json
 import math
 import os
+import tempfile
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
-import onnxruntime
 
 from fastpipe.announcing import announced_array
 from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
-from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
+from fastpipe.errors import BackendError, ConfigError, KernelError
 
 from .answers import Answers, Run, chosen_outputs, compared
 from .axes import Declared, input_axes, read_wishes, settled, with_axes
 from .encrypted import ModelKey
 from .inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
 from .onnx_files import weights_beside
-from .onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
+from .onnx_graph import HALF_INPUTS, LARGEST_HALF, RAW_SUFFIX, prepare
+from .onnx_kinds import axes_of, comparable, dtype_of, input_spec, plain
+from .onnx_options import RuntimeSettings
 from .onnx_rows import Graph, known_outputs, read_once
+from .onnx_session import RuntimeSession
+from .onnx_values import check_postprocessor, tensors_of, values_of
 from .postprocessors import find_postprocessor, is_built_in
 from .reader import Sample
 from .row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
@@ -41,18 +47,22 @@ from .source import open_model
 
 __all__ = ["OnnxTensor"]
 
-_DTYPES = {
-    "tensor(bool)": np.dtype(np.bool_),
-    "tensor(double)": np.dtype(np.float64),
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(float16)": np.dtype(np.float16),
-    **{f"tensor({name})": np.dtype(name) for name in ("int8", "int16", "int32", "int64")},
-    **{f"tensor({name})": np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64")},
-}
+
+class Session(Protocol):
+    """A model that is loaded, in whatever runs it."""
+
+    inputs: list[Any]  # each with name, type and shape, as ONNX Runtime has them
+    outputs: list[Any]
+    metadata: dict[str, str]
+
+    def run(self, names: Sequence[str], values: Sequence[Any]) -> list[Any]:
+        """Return these outputs of the model for a value of each input, in its order."""
 
 
-class OnnxTensor(ModelBackend):
-    """Run an ONNX model on the CPU (or by another execution provider of ONNX Runtime) in batches.
+class OnnxModel(ModelBackend):
+    """Run an ONNX model in batches: what all backends have in common whose models are ONNX files.
+
+    A subclass says by ``_open_session`` what runs them, and sets ``_is_fine`` and ``_runtime`` there.
 
     **In**: ``data`` is an array, or for several inputs a list of arrays in the model's order or a mapping from input
     name to array. Each is one sample, with a batch axis of 1 in front (``1CHW``) or without (``CHW``): NumPy, torch,
@@ -106,7 +116,6 @@ class OnnxTensor(ModelBackend):
             of a run, one row for each request, and the requests, and returns a result for each, or None if it has
             filled the requests itself.
         threads: computing threads of all instances together. Without it, the CPUs this process may use.
-        providers: names of execution providers, in order of preference.
         warm_up: run every batch size once, on zeros, while the instance is built. Where an item's size is open, this
             needs ``max`` to have shapes, and is done with those.
         model_key: of an encrypted model: the environment variable that holds it, or a callable that returns it. A model
@@ -117,6 +126,13 @@ class OnnxTensor(ModelBackend):
         MissingExtra: if ``mean``, ``std``, ``fuse`` or ``precision`` ask for a changed graph and the package onnx is
             missing, or the model is encrypted and cryptography is.
     """
+
+    _is_fine = True
+    """Whether it computes in float32 as a CPU does, so that rows are held against each other finely."""
+    _runtime = ""
+    """What else an answer depends on than model and shapes."""
+    _custom_ops: Sequence[Path] = ()
+    """Libraries with operators of the model."""
 
     def __init__(
         self,
@@ -138,19 +154,33 @@ class OnnxTensor(ModelBackend):
         outputs: list[str] | None = None,
         result_as: Literal["list", "dict"] = "list",
         threads: Annotated[int, Between(1, 4096)] | None = None,
-        providers: list[str] | None = None,
         warm_up: bool = True,
         model_key: ModelKey | None = None,
     ) -> None:
         self._name = f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
+        scratch = ExitStack()
         try:
             source = open_model(model, model_key).model
+            key = _identity(source), precision, repr((mean, std)), fuse
             is_normalized = mean is not None or std is not None
             if is_normalized or fuse or precision == "fp16":
-                source = prepare(source, half=precision == "fp16", mean=mean, std=std, fuses=fuse)
-            self._session = _open_session(source, (threads or usable_cpu_count()) // instance_num, providers)
-            specs = [_input_spec(each, RAW_SUFFIX if is_normalized else "") for each in self._session.get_inputs()]
-            declared = self._choose_outputs(outputs)
+                folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="fastpipe-")))
+                changes: dict[str, Any] = {"half": precision == "fp16", "mean": mean, "std": std, "fuses": fuse}
+                source = prepare(source, **changes, custom_ops=self._custom_ops, folder=folder)
+            self._session: Any = self._open_session(source, (threads or usable_cpu_count()) // instance_num)
+            chosen = self._choose_outputs(outputs)
+            suffix = RAW_SUFFIX if is_normalized else ""
+            names = [name.removesuffix(suffix) for name in self._feed_names]
+            self._values = values_of(self._name, names, self._session.inputs, chosen, max)
+            self._has_maps = any(value.type.startswith("seq(map(") for value in chosen) and is_built_in(postprocessor)
+            if self._values is not None:
+                others = {"min": min, "batch_axis": batch_axis, "shared": shared, "split_by": split_by}
+                others |= {"many_rows": many_rows, "precision": precision == "fp16" and precision}
+                self._take_values(postprocessor, [key for key, value in others.items() if value], result_as == "dict")
+                return
+            check_postprocessor(postprocessor, chosen)
+            specs = [input_spec(each, suffix) for each in self._session.inputs]
+            declared = [(value.name, axes_of(value)) for value in chosen]
             wishes = read_wishes(
                 batch_axis, shared, split_by, [spec.name for spec in specs], [name for name, _ in declared]
             )
@@ -161,12 +191,13 @@ class OnnxTensor(ModelBackend):
             self._inputs = ModelInputs(self._name, specs, profiles)
             halves = []
             if precision == "fp16":  # written by prepare(); of a file as it is, they are anybody's
-                halves = json.loads(self._session.get_modelmeta().custom_metadata_map[HALF_INPUTS])
+                halves = json.loads(self._session.metadata[HALF_INPUTS])
             # Checked when a batch is run, not whenever a request is looked at.
             self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
             self._take(self._inputs, profiles, specs, many_rows=many_rows)
-            key = _identity(source), precision
-            graph = read_once(key, source, dict(zip(self._feed_names, axes, strict=True))) if self._has_rows else None
+            graph = None
+            if self._has_rows:
+                graph = read_once(key, source, dict(zip(self._feed_names, axes, strict=True)))
             self._axes = settled(declared, wishes, axes, batch, graph.carried if graph else None)
             found = find_postprocessor(postprocessor, self._axes.row_shapes(declared))
             self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
@@ -174,13 +205,19 @@ class OnnxTensor(ModelBackend):
             self._announce(declared, postprocessor)
 
             def prove() -> None:
-                is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
-                proof = key, max, min, tuple(providers or ()), tuple(self._output_names), str(self._axes)
+                is_fine = precision == "fp32" and self._is_fine
+                proof = key, max, min, self._runtime, tuple(self._output_names), str(self._axes)
                 prove_once(proof, lambda: self._prove_rows(graph, specs, profiles, is_fine=is_fine))
 
             self._build_up(prove if rows is None else None, lambda: self._warm_up(specs, profiles) if warm_up else None)
         except ConfigError as error:
             raise self._named(error) from error.__cause__
+        finally:
+            scratch.close()
+
+    def bucket(self, request: Request) -> Hashable:
+        """Return the shapes and dtypes of a request's data: what must be equal within a batch."""
+        return "values" if self._values is not None else super().bucket(request)
 
     def forward(self, batch: list[Request]) -> None:
         """Run the model on a batch; requests whose shapes differ are run apart.
@@ -189,32 +226,62 @@ class OnnxTensor(ModelBackend):
             ItemErrors: for the requests that the model cannot take.
             Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
         """
-        run_in_groups(self._inputs_to_run, batch, self._run_requests)
+        run_in_groups(self._values or self._inputs_to_run, batch, self._run_requests)
+
+    @abstractmethod
+    def _open_session(self, source: Path | bytes, thread_count: int) -> Session:
+        """Return the model, loaded, to be run with so many threads."""
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
         self._session = None
 
-    def _choose_outputs(self, wanted: Sequence[str] | None) -> list[Declared]:
+    def _choose_outputs(self, wanted: Sequence[str] | None) -> list[Any]:
         """Take the names of inputs and outputs; return the outputs that are handed on."""
-        known = {value.name: value for value in self._session.get_outputs()}
-        self._feed_names = [value.name for value in self._session.get_inputs()]
+        known = {value.name: value for value in self._session.outputs}
+        self._feed_names = [value.name for value in self._session.inputs]
         self._output_names = chosen_outputs(wanted, list(known))
-        for name in self._output_names:
-            _dtype("output", known[name])
-        return [(name, _shape_of(known[name])) for name in self._output_names]
+        return [known[name] for name in self._output_names]
+
+    def _take_values(self, postprocessor: Any, unfit_keys: Sequence[str], as_dict: bool) -> None:
+        """Take requests as they come, one at a time, as values of which no batch can be made."""
+        if unfit_keys:
+            raise ConfigError(
+                f"it takes or gives sequences, maps or what may be missing, and so runs one request at a time as it "
+                f"comes: leave out {', '.join(unfit_keys)}"
+            )
+        if is_built_in(postprocessor) and postprocessor not in ("split", "cpu"):
+            raise ConfigError(f"postprocessor={postprocessor!r} needs arrays: take split, or a function of your own")
+        found = find_postprocessor("split" if is_built_in(postprocessor) else postprocessor, [])
+        self._answers = Answers(found, self._axes, as_dict=as_dict, has_many_rows=False)
+        self.keeps_input = is_built_in(postprocessor)
+        self.max_batch = 1
 
     def _announce(self, declared: Sequence[Declared], postprocessor: Any) -> None:
         """Tell servers of an only output."""
         if len(declared) == 1 and self._has_rows and self._answers.are_plain and postprocessor in ("split", "cpu"):
             ((name, shape),) = declared
-            dtype = next(_dtype("output", value) for value in self._session.get_outputs() if value.name == name)
-            self.announced_outputs = announced_array(name, dtype.name, shape[1:], "result")
+            kind = next(value.type for value in self._session.outputs if value.name == name)
+            if not kind.startswith("seq("):
+                self.announced_outputs = announced_array(name, dtype_of("output", name, kind).name, shape[1:], "result")
 
     def _run_requests(self, group: Group) -> None:
         """Run the model once, on requests of equal shapes."""
+        self._fill(group)
+        if self._has_maps:
+            for request, _ in group:
+                request["result"] = plain(request["result"])
+
+    def _fill(self, group: Group) -> None:
         fit = group[0][1].fit
         requests = [request for request, _ in group]
+        if self._values is not None:
+            ((request, sample),) = group
+            outputs = self._call(sample.arrays)
+            self._answers.fill_alone(
+                self._output_names, [tensors_of(each) for each in outputs] if sample.is_torch else outputs, request
+            )
+            return
         by_input = list(zip(*[sample.arrays for _, sample in group], strict=True))
         if fit.as_it_comes is not None:
             alone = zip(group[0][1].arrays, fit.as_it_comes, self._dtypes, strict=True)
@@ -256,9 +323,7 @@ class OnnxTensor(ModelBackend):
             Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
         """
         try:
-            outputs: list[Array] = self._session.run(
-                self._output_names, dict(zip(self._feed_names, arrays, strict=True))
-            )
+            outputs: list[Array] = self._session.run(self._output_names, arrays)
         except Exception as error:
             error.add_note(f"{self._name}, run with inputs of shape {_shapes(arrays)}")
             raise
@@ -307,10 +372,67 @@ class OnnxTensor(ModelBackend):
 
         def run(arrays: list[Array]) -> list[Array]:
             row_count = rows_in(specs, arrays)
-            return compared(self._axes, self._output_names, self._compute(arrays), row_count)
+            outputs = [comparable(output) for output in self._compute(arrays)]
+            return compared(self._axes, self._output_names, outputs, row_count)
 
         tolerance = max(FINE if is_fine else COARSE, graph.tolerance if graph is not None else FINE)
         prove_rows(run, specs, profiles, known_outputs(graph, self._axes, self._output_names), tolerance=tolerance)
+
+
+class OnnxTensor(OnnxModel):
+    """Run an ONNX model in ONNX Runtime, on the CPU or by another of its execution providers, in batches.
+
+    What goes in and out, and the parameters not named here, are those of ``OnnxModel``: ``model``, ``max``, ``min``,
+    ``rows``, ``instance_num``, ``precision``, ``mean``, ``std``, ``fuse``, ``postprocessor``, ``threads``,
+    ``warm_up`` and ``model_key``.
+
+    Args:
+        providers: names of execution providers, in order of preference; ONNX Runtime gives each operator to the first
+            that has it, and what none has to the CPU. One that this ONNX Runtime lacks, or that cannot be started, is
+            an error.
+        provider_options: of each provider, by its name, as ONNX Runtime documents them:
+            ``{"CUDAExecutionProvider": {"device_id": 1}}``.
+        fallback: leave out providers that cannot be had, and say so in the log; if none is left, take the CPU.
+        session_options: of ONNX Runtime's ``SessionOptions``, by their names, the levels and modes as ``"all"``,
+            ``"parallel"`` and so on; names with a dot are configuration entries: ``session.disable_prepacking``.
+            Unless they say otherwise, idle threads do not spin, and ONNX Runtime logs nothing that it also raises.
+        run_options: of each run, in the same form; ``{"memory.enable_memory_arena_shrinkage": "cpu:0"}`` gives memory
+            back after each.
+        custom_ops: libraries with operators of one's own, loaded before the model.
+        trusted: load them; their code is run.
+
+    Raises:
+        ConfigError: also if an option does not exist, or a library is not there or not ``trusted``.
+    """
+
+    def __init__(
+        self,
+        *,
+        providers: list[str] | None = None,
+        provider_options: Mapping[str, Any] | None = None,
+        fallback: bool = False,
+        session_options: Mapping[str, Any] | None = None,
+        run_options: Mapping[str, Any] | None = None,
+        custom_ops: list[Path] | None = None,
+        trusted: bool = False,
+        **of_the_model: Any,
+    ) -> None:
+        self._settings = RuntimeSettings(
+            providers=providers or ["CPUExecutionProvider"],
+            provider_options=provider_options or {},
+            falls_back=fallback,
+            session=session_options or {},
+            run=run_options or {},
+            custom_ops=[Path(path) for path in custom_ops or ()],
+            trusted=trusted,
+        )
+        self._custom_ops = self._settings.custom_ops
+        super().__init__(**of_the_model)
+
+    def _open_session(self, source: Path | bytes, thread_count: int) -> Session:
+        session = RuntimeSession(source, thread_count, self._settings)
+        self._is_fine, self._runtime = self._settings.is_plain, self._settings.identity
+        return session
 
 
 def _identity(source: Path | bytes) -> Hashable:
@@ -363,62 +485,5 @@ def _largest(array: Array) -> float:
     return max(float(numbers.max()), -float(numbers.min())) if numbers.size else 0.0
 
 
-def _open_session(source: Path | bytes, thread_count: int, providers: list[str] | None) -> Any:
-    """Return a session that is quiet, does not spin, and does not fall back to another provider in silence."""
-    available = onnxruntime.get_available_providers()
-    wanted = providers or ["CPUExecutionProvider"]
-    for name in wanted:
-        if name not in available:
-            raise ConfigError(
-                f"this ONNX Runtime has no provider {name!r}{nearest(name, available)}; it has {', '.join(available)}"
-            )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = LOG_SEVERITY
-    options.intra_op_num_threads = max(1, thread_count)
-    options.inter_op_num_threads = 1
-    # A thread that spins takes the CPU from the other instances, and burns the quota of a cgroup.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    try:
-        session = onnxruntime.InferenceSession(source, options, providers=wanted)
-    except Exception as error:  # ONNX Runtime's errors have no base class of their own
-        raise ConfigError(f"ONNX Runtime cannot load it: {str(error).strip()}") from error
-    session.disable_fallback()
-    refused = [name for name in wanted if name not in session.get_providers()]
-    if refused:
-        raise ConfigError(f"the provider {refused[0]!r} could not be started; see the log of ONNX Runtime")
-    return session
-
-
-def _input_spec(value: Any, added_suffix: str) -> InputSpec:
-    return InputSpec(value.name.removesuffix(added_suffix), _dtype("input", value), _shape_of(value))
-
-
-def _shape_of(value: Any) -> tuple[int | str, ...]:
-    return tuple(size if isinstance(size, int) else str(size or "?") for size in value.shape)
-
-
-def _dtype(what: str, value: Any) -> np.dtype[Any]:
-    if value.type not in _DTYPES:
-        raise ConfigError(
-            f"{what} {value.name!r} is a {value.type}, which has no form in NumPy that could be batched: "
-            f"{_advice(what, value.type)}"
-        )
-    return _DTYPES[value.type]
-
-
-def _advice(what: str, kind: str) -> str:
-    """Return what to do about an input or output of a type that is not taken."""
-    if kind == "tensor(string)":
-        how = "turns text into numbers" if what == "input" else "turns numbers into text"
-        return f"leave out of the file what takes or gives text, and write a step of the pipe that {how}"
-    if kind.startswith(("seq(", "map(", "optional(")):
-        return (
-            "export it so that every output is a tensor; of a classifier of scikit-learn, without its ZipMap: "
-            "convert_sklearn(..., options={'zipmap': False})"
-        )
-    return "export it with float32 there, cast within the graph"
-
-
-def _shapes(arrays: Sequence[Array]) -> str:
-    return ", ".join(str(array.shape) for array in arrays)
+def _shapes(values: Sequence[Any]) -> str:
+    return ", ".join(str(getattr(value, "shape", type(value).__name__)) for value in values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ import numpy as np
 from fastpipe.errors import ConfigError, MissingExtra
 
 from ..ranges import check_levels
-from .onnx_files import is_ort_format, weights_beside
+from .onnx_files import is_ort_format
 from .onnx_fusions import fuse
+from .onnx_weights import graphs_in, serialized, with_types
 
 if TYPE_CHECKING:
     import onnx
@@ -45,8 +46,10 @@ def prepare(
     std: list[float] | None,
     fuses: bool = False,
     choose_float32: Callable[[list[str]], list[str]] | None = None,
-) -> bytes:
-    """Return the model with the changes, as the bytes of an ONNX file.
+    custom_ops: Sequence[Path] = (),
+    folder: Path | None = None,
+) -> Path | bytes:
+    """Return the model with the changes, as the bytes of an ONNX file, or as one in ``folder`` where it is too large.
 
     Args:
         model: a file, or its content. Weights in files of their own are taken in.
@@ -57,10 +60,12 @@ def prepare(
         std: then divides it; the same form, none zero.
         fuses: put together what ONNX Runtime does not; see ``onnx_fusions``.
         choose_float32: gets the names of all nodes and returns those that ``half`` leaves alone; without it, none.
+        custom_ops: libraries with operators of the model.
+        folder: for a changed model of 2 GB or more, and its weights; None: there must be none.
 
     Raises:
         ConfigError: if it is no ONNX model, no input is an image with so many channels, ``mean`` and ``std`` do not
-            fit each other, or the changed model is larger than 2 GB.
+            fit each other, or the changed model is larger than 2 GB and there is no folder.
         MissingExtra: if the package onnx is not installed.
     """
     _check_normalization(mean, std)
@@ -74,7 +79,8 @@ def prepare(
     except ImportError as error:
         raise MissingExtra("OnnxTensor with mean, std, fuse or precision='fp16'", "cpu", error) from error
     try:
-        return _changed(model, half, mean, std, fuses, choose_float32 or (lambda names: []))
+        changed = _changed(model, half, mean, std, fuses, choose_float32 or (lambda names: []), custom_ops)
+        return serialized(changed, folder)
     except (ConfigError, MissingExtra):
         raise
     except Exception as error:  # whatever protobuf, onnx and the converter make of a bad file
@@ -95,11 +101,12 @@ def _changed(
     std: list[float] | None,
     fuses: bool,
     choose_float32: Callable[[list[str]], list[str]],
-) -> bytes:
+    custom_ops: Sequence[Path],
+) -> onnx.ModelProto:
     import onnx
 
     if half:
-        loaded = _folded(model)
+        loaded = _folded(model, custom_ops)
     elif isinstance(model, bytes):
         loaded = onnx.load_from_string(model)
     else:
@@ -113,16 +120,10 @@ def _changed(
         _normalize_images(loaded, mean, std)
     if half:
         _note_half_inputs(loaded)
-    try:
-        changed: bytes = loaded.SerializeToString()
-    except ValueError as error:
-        raise ConfigError(
-            f"with mean, std, fuse or precision='fp16' a model must be smaller than 2 GB: {error}"
-        ) from error
-    return changed
+    return loaded
 
 
-def _folded(model: Path | bytes) -> onnx.ModelProto:
+def _folded(model: Path | bytes, custom_ops: Sequence[Path]) -> onnx.ModelProto:
     """Return the model with constants computed and batch normalisations merged into the convolutions before them.
 
     Half precision needs it: a variance may be far beyond float16's 65504 where the weights it is merged into are small.
@@ -136,25 +137,20 @@ def _folded(model: Path | bytes) -> onnx.ModelProto:
         options.log_severity_level = LOG_SEVERITY
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
+        # All of them, whatever their size: weights beside the model would otherwise be looked for beside this file.
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "folded.data")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "0")
         options.intra_op_num_threads = 1
-        onnxruntime.InferenceSession(_with_weights_inside(model), options, providers=["CPUExecutionProvider"])
+        for library in custom_ops:
+            options.register_custom_ops_library(str(library))
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return onnx.load(options.optimized_model_filepath)
-
-
-def _with_weights_inside(model: Path | bytes) -> Path | bytes:
-    """Return the model in one piece: what ONNX Runtime writes elsewhere would look there for the weights beside it."""
-    import onnx
-
-    if isinstance(model, bytes) or not weights_beside(model):
-        return model
-    content: bytes = onnx.load(model).SerializeToString()
-    return content
 
 
 def _halved(model: onnx.ModelProto, choose_float32: Callable[[list[str]], list[str]]) -> onnx.ModelProto:
     converter = _float16_converter()
     chosen = choose_float32([node.name for node in model.graph.node])
-    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    nodes = [node for graph in graphs_in(model.graph) for node in graph.node]
     taken = {node.name for node in nodes}
     for number, node in enumerate(nodes):  # they are chosen by name, and converted nodes are told from new ones by it
         if not node.name:
@@ -166,19 +162,10 @@ def _halved(model: onnx.ModelProto, choose_float32: Callable[[list[str]], list[s
     always = converter.ALWAYS_FLOAT_INPUTS  # whose inputs the converter knows by number
     kept = [node.name for node in nodes if node.op_type not in always and not _takes_float16(node, versions)]
     halved: onnx.ModelProto = converter.convert_float_to_float16(
-        model, keep_io_types=True, node_block_list=[*chosen, *kept]
+        with_types(model), keep_io_types=True, disable_shape_infer=True, node_block_list=[*chosen, *kept]
     )
     _drop_detours(halved, taken)
     return halved
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield a graph and those inside it."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _graphs(inner)
 
 
 def _takes_float16(node: onnx.NodeProto, versions: Mapping[str, int]) -> bool:
@@ -203,7 +190,7 @@ def _drop_detours(model: onnx.ModelProto, old_names: set[str]) -> None:
     """Lead what went from float32 to float16 and back, for the converter's sake alone, past float16."""
     from onnx import TensorProto
 
-    for graph in _graphs(model.graph):
+    for graph in graphs_in(model.graph):
         casts = {
             node.output[0]: (node, next(each.i for each in node.attribute if each.name == "to"))
             for node in graph.node
@@ -215,8 +202,8 @@ def _drop_detours(model: onnx.ModelProto, old_names: set[str]) -> None:
                 node.op_type = "Identity"
                 del node.attribute[:]
                 node.input[0] = source.input[0]
-        read = {name for each in _graphs(graph) for node in each.node for name in node.input}
-        read |= {value.name for each in _graphs(graph) for value in each.output}
+        read = {name for each in graphs_in(graph) for node in each.node for name in node.input}
+        read |= {value.name for each in graphs_in(graph) for value in each.output}
         for source, _ in casts.values():
             if source.op_type == "Cast" and source.output[0] not in read:
                 graph.node.remove(source)
@@ -226,7 +213,7 @@ def _note_half_inputs(model: onnx.ModelProto) -> None:
     """Write down which inputs become float16 as they are: what is larger than that can hold would become infinite."""
     from onnx import TensorProto, helper
 
-    read = {name for graph in _graphs(model.graph) for node in graph.node for name in node.input}
+    read = {name for graph in graphs_in(model.graph) for node in graph.node for name in node.input}
     read |= {value.name for value in model.graph.output}
     floats = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     halves = {

@@ -27,6 +27,7 @@ import numpy as np
 
 from fastpipe.errors import ConfigError
 
+from ..kinds import TEXT, blank, is_float, random_text
 from .inputs import Array
 from .shapes import InputSpec, Profile
 
@@ -260,7 +261,7 @@ class _Trials:
         """Return what one row gives, in the smallest batch there is, with zeros behind it."""
 
         def with_zeros(array: Array) -> Array:
-            padded = np.zeros((self._least, *array.shape[1:]), array.dtype)
+            padded = blank((self._least, *array.shape[1:]), array.dtype)
             padded[0] = array[row]
             return padded
 
@@ -311,15 +312,15 @@ class _Trials:
                 shapes = f"{found[0].shape[1:]} and {arrays[0].shape[1:]}"
                 raise _ContradictionError(index, f"{problem}: its shape is {shapes}")
             given, wanted = np.concatenate(found), np.concatenate(arrays)
-            is_float = wanted.dtype.kind in "fc"
-            is_off = _is_off(given, wanted, self._tolerance) if is_float else given != wanted
+            floats = wanted.dtype.kind in "fc"
+            is_off = _is_off(given, wanted, self._tolerance) if floats else given != wanted
             off = int(np.count_nonzero(is_off))
-            if not is_float:
+            if not floats:
                 before, total = self._off.get(index, (0, 0))
                 self._off[index] = before + off, total + wanted.size
             elif off > _FLOATS_OFF * wanted.size:
                 raise _ContradictionError(index, f"{problem}: {off} of {wanted.size} numbers differ")
-            if is_together and wanted[0].size <= _LARGEST_COUNTED:
+            if is_together and math.prod(wanted.shape[1:]) <= _LARGEST_COUNTED:
                 key = index, wanted.shape[1:]
                 counts, total = self._rows_off.get(key, (0, 0))
                 self._rows_off[key] = counts + is_off.sum(axis=0), total + len(wanted)
@@ -336,14 +337,16 @@ def _moved(array: Array, indices: Sequence[int]) -> Array:
 
 def _numbers(spec: InputSpec, shape: tuple[int, ...], kind: _Kind, random: np.random.Generator) -> Array:
     """Return pseudo-random data, rows first. Bytes are pixels; whole numbers are small, as every table has them."""
-    is_float = spec.dtype.kind == "f"
-    if is_float and kind.floats == 0:
+    if spec.dtype == TEXT:
+        return random_text(shape, random, are_numbers=kind.is_one)
+    floats = is_float(spec.dtype)
+    if floats and kind.floats == 0:
         numbers: Array = random.random(shape)
-    elif is_float and kind.floats == 1:
+    elif floats and kind.floats == 1:
         numbers = random.standard_normal(shape)
         for row, mean in zip(numbers, _MEANS, strict=False):
             row += mean
-    elif is_float or spec.dtype == np.uint8:
+    elif floats or spec.dtype == np.uint8:
         numbers = np.asarray(random.integers(0, 256, shape))
         numbers[1:2] = 0
     else:
@@ -353,7 +356,9 @@ def _numbers(spec: InputSpec, shape: tuple[int, ...], kind: _Kind, random: np.ra
 
 def _shared_numbers(spec: InputSpec, item: tuple[int, ...], kind: _Kind, random: np.random.Generator) -> Array:
     """Return pseudo-random data that all rows have together: floats from 0 to 1, and small whole numbers."""
-    if spec.dtype.kind == "f":
+    if spec.dtype == TEXT:
+        return random_text(item, random, are_numbers=kind.is_one)
+    if is_float(spec.dtype):
         return np.asarray(random.random(item), spec.dtype)
     whole = np.ones(item) if kind.is_one else random.integers(0, 2, item)
     return np.asarray(whole, spec.dtype)

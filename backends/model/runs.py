@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Protocol
 
 from fastpipe.announcing import announced_array
 from fastpipe.contract import Backend, Request
@@ -111,7 +112,14 @@ class ModelBackend(Backend):
         return ""
 
 
-def run_in_groups(inputs: RequestReader, batch: list[Request], run: Callable[[Group], None]) -> None:
+class Reader(Protocol):
+    """Reads the data of requests."""
+
+    def read(self, request: Request) -> Sample:
+        """Return the data of a request, checked."""
+
+
+def run_in_groups(inputs: Reader, batch: list[Request], run: Callable[[Group], None]) -> None:
     """Call ``run`` for each group of a batch.
 
     Raises:

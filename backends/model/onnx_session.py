@@ -1,0 +1,169 @@
+"""Sessions of ONNX Runtime: how one is opened, and what goes in and out."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from fastpipe.errors import ConfigError, nearest
+
+from .onnx_kinds import ELEMENT_NUMBERS, dtype_of, is_narrow_kind, rows_of
+from .onnx_options import RuntimeSettings, run_options, session_options
+
+__all__ = ["RuntimeSession"]
+
+_log = logging.getLogger(__name__)
+
+_CPU = "CPUExecutionProvider"
+# With this variable, ONNX Runtime takes a session's options from the file, in place of the caller's.
+_FROM_MODEL = "ORT_LOAD_CONFIG_FROM_MODEL"
+
+
+class RuntimeSession:
+    """A session that is quiet, does not spin, and does not fall back to another provider in silence.
+
+    Args:
+        source: an ONNX file, or the content of one.
+        thread_count: of this session; at least one is taken.
+        settings: providers and options.
+
+    Raises:
+        ConfigError: if the model cannot be loaded, or a provider not be started.
+    """
+
+    def __init__(self, source: Path | bytes, thread_count: int, settings: RuntimeSettings) -> None:
+        wanted = _available(settings)
+        options = session_options(settings, thread_count)
+        for path in settings.custom_ops:
+            try:
+                options.register_custom_ops_library(str(path))
+            except Exception as error:  # ONNX Runtime's errors have no base class of their own
+                raise ConfigError(f"custom_ops: '{path}' cannot be loaded: {_first_line(error)}") from error
+        self._session: Any = _opened(source, options, wanted, settings)
+        self._run_options = run_options(settings)
+        self.inputs = list(self._session.get_inputs())
+        self.outputs = list(self._session.get_outputs())
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        if os.environ.get(_FROM_MODEL) == "1" and "ort_config" in self.metadata:
+            raise ConfigError(
+                f"its metadata has options for ONNX Runtime ('ort_config'), which take the place of all that is said "
+                f"here, as the environment variable {_FROM_MODEL} is set: unset it, or take 'ort_config' out of the "
+                f"file's metadata"
+            )
+        self._input_names = [value.name for value in self.inputs]
+        self._kinds = {value.name: value.type for value in self.outputs}
+        self._has_narrow = _check_narrow([*self.inputs, *self.outputs])
+        self._has_maps = any(kind.startswith("seq(map(") for kind in self._kinds.values())
+
+    def run(self, names: Sequence[str], values: Sequence[Any]) -> list[Any]:
+        """Return these outputs of the model for a value of each input, in its order.
+
+        Rows of maps are returned as ``Rows``, and what NumPy lacks in dtypes of ml_dtypes.
+        """
+        feeds = dict(zip(self._input_names, values, strict=True))
+        if self._has_narrow:
+            return self._run_narrow(names, feeds)
+        outputs: list[Any] = self._session.run(names, feeds, self._run_options)
+        if self._has_maps:
+            return [
+                rows_of(output) if self._kinds[name].startswith("seq(map(") else output
+                for name, output in zip(names, outputs, strict=True)
+            ]
+        return outputs
+
+    def _run_narrow(self, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
+        """Run the model on OrtValues: of NumPy's arrays, ONNX Runtime takes and gives only dtypes that NumPy has."""
+        given = {name: _value_of(array) for name, array in feeds.items()}
+        outputs = self._session.run_with_ort_values(names, given, self._run_options)
+        return [_array_of(output, self._kinds[name]) for name, output in zip(names, outputs, strict=True)]
+
+
+def _check_narrow(values: Sequence[Any]) -> bool:
+    """Say whether any value has a dtype that NumPy lacks.
+
+    Raises:
+        ConfigError: if ONNX Runtime cannot run such a model from Python.
+    """
+    narrow = next((value for value in values if is_narrow_kind(value.type)), None)
+    if narrow is None:
+        return False
+    where = f"{narrow.name!r} is a {narrow.type}"
+    if not hasattr(onnxruntime.OrtValue, "ortvalue_from_numpy_with_onnx_type"):
+        raise ConfigError(f"{where}, which needs ONNX Runtime 1.20 or newer, got {onnxruntime.__version__}")
+    for value in values:
+        if value.type == "tensor(string)" or not value.type.startswith("tensor("):
+            raise ConfigError(
+                f"{where} and {value.name!r} a {value.type}, which ONNX Runtime does not take together from Python: "
+                f"export it with float32 in the first, cast in the graph"
+            )
+    return True
+
+
+def _value_of(array: Any) -> Any:
+    number = ELEMENT_NUMBERS.get(array.dtype.name)
+    if number is None:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    bits = array.view(np.uint16 if array.itemsize == 2 else np.uint8)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, number)
+
+
+def _array_of(value: Any, kind: str) -> Any:
+    """Return an OrtValue on the CPU as an array of its own memory."""
+    dtype = dtype_of("output", "", kind)
+    if dtype.name not in ELEMENT_NUMBERS:
+        return value.numpy()
+    array = np.empty(value.shape(), dtype)
+    if array.nbytes:
+        ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
+    return array
+
+
+def _available(settings: RuntimeSettings) -> list[tuple[str, dict[str, str]]]:
+    """Return the providers that this ONNX Runtime has, with their options.
+
+    Raises:
+        ConfigError: if one is missing that must not be left out.
+    """
+    available = onnxruntime.get_available_providers()
+    for name in settings.providers:
+        if name not in available:
+            lacks = f"this ONNX Runtime has no provider {name!r}"
+            if not settings.falls_back:
+                has = f"{nearest(name, available)}; it has {', '.join(available)}"
+                raise ConfigError(f"{lacks}{has}; with fallback=true it is left out")
+            _log.warning("%s: it is left out", lacks)
+    return [each for each in settings.with_options() if each[0] in available] or [(_CPU, {})]
+
+
+def _opened(
+    source: Path | bytes, options: Any, providers: list[tuple[str, dict[str, str]]], settings: RuntimeSettings
+) -> Any:
+    try:
+        # Its own fallback would print, and take other providers than those asked for.
+        session = onnxruntime.InferenceSession(source, options, providers=providers, enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's errors have no base class of their own
+        if settings.falls_back and providers[0][0] != _CPU:
+            _log.warning("the provider %r could not be started and is left out: %s", providers[0][0], error)
+            return _opened(source, options, providers[1:] or [(_CPU, {})], settings)
+        raise ConfigError(f"ONNX Runtime cannot load it: {str(error).strip()}") from error
+    session.disable_fallback()
+    refused = [name for name, _ in providers if name not in session.get_providers()]
+    if refused and not settings.falls_back:
+        raise ConfigError(
+            f"the provider {refused[0]!r} could not be started; see the log of ONNX Runtime, which session_options = "
+            f"{{log_severity_level = 3}} has written to stderr; with fallback=true it is left out"
+        )
+    for name in refused:
+        _log.warning("the provider %r could not be started and is left out", name)
+    return session
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
