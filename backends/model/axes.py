@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,14 @@ Declared = tuple[str, tuple[int | str, ...]]
 
 # What exporters and people call the axis of the requests. A name is no proof: it decides what is tried.
 _BATCH_NAMES = {"n", "b", "bs", "bsz"}
+
+
+class Said(NamedTuple):
+    """The keys of a node about axes, as they were written."""
+
+    batch_axis: Mapping[str, Any] | None
+    shared: Sequence[str] | None
+    split_by: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class Axes:
         ]
 
 
-def in_place(shape: Sequence[int], axis: int | None) -> tuple[int, ...]:
+def in_place(shape: Sequence[Any], axis: int | None) -> tuple[Any, ...]:
     """Return the shape of an output that ``to_rows`` has changed, as the model has it."""
     if not axis or axis >= len(shape):
         return tuple(shape)
@@ -197,7 +205,7 @@ def with_axes(specs: Sequence[InputSpec], axes: Sequence[int | None]) -> list[In
 
 
 def settled(
-    outputs: Sequence[Declared],
+    outputs: Sequence[Declared] | None,
     wishes: Wishes,
     axes: Sequence[int | None],
     batch: str = "",
@@ -206,7 +214,7 @@ def settled(
     """Return where a model has the requests.
 
     Args:
-        outputs: as the model declares them.
+        outputs: as the model declares them; None: it does not, and what the node says of them is all that is known.
         wishes: of the node.
         axes: of the inputs.
         batch: what the batch is called in the file; "": nothing.
@@ -215,6 +223,15 @@ def settled(
     Raises:
         ConfigError: if an output has no axis of that number.
     """
+    if outputs is None:
+        said = {name: axis for name, axis in wishes.axes.items() if axis != 0}
+        for name, axis in said.items():
+            if axis is not None and axis < 0 and name not in wishes.inputs:
+                raise ConfigError(
+                    f"output {name!r}, batch_axis: expected an axis counted from 0, as the model does not say how many "
+                    f"it has, got {axis}"
+                )
+        return Axes(tuple(axes), said, wishes.columns)
     return Axes(tuple(axes), _output_axes(outputs, wishes, batch, carried or {}), wishes.columns)
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from ..tensor.arrays import Unreadable, as_tensor, overflow_in
+from .axes import moved
 from .inputs import ModelInputs
 from .reader import Fit, Signature
+from .shapes import InputSpec
 
-__all__ = ["EngineInputs", "torch_dtype"]
+__all__ = ["EngineInputs", "fill", "torch_dtype"]
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -39,7 +41,9 @@ _NUMPY_DTYPES = {
 class EngineInputs(ModelInputs):
     """Reads requests as torch tensors, where they are."""
 
-    runs_alone = False
+    def _takes_rows(self, spec: InputSpec, count: int) -> bool:
+        """Say whether a request may bring so many rows: an engine for one request takes one, or a fixed number."""
+        return self._takes_many_rows or (isinstance(spec.shape[0], int) and count == spec.shape[0])
 
     def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
         return tuple([self._to_tensor(index, value) for index, value in enumerate(self._in_order(data))]), True
@@ -58,3 +62,25 @@ class EngineInputs(ModelInputs):
         if tensor.dtype not in _NUMPY_DTYPES:
             raise self._unusable(index, f"a tensor of {tensor.dtype}")
         return tensor
+
+
+def fill(spec: InputSpec, batch: torch.Tensor, rows: Sequence[torch.Tensor], *, is_whole: bool) -> None:
+    """Copy rows of any number into a batch, converted if need be; what is behind them becomes zeros.
+
+    ``is_whole``: the only one is the batch as it is; so is the first of what all share.
+    """
+    if is_whole or spec.axis is None:
+        batch.copy_(rows[0].reshape(batch.shape), non_blocking=True)
+        return
+    target = moved(batch, spec.axis, 0)
+    given = [moved(row, spec.axis, 0) if row.ndim == batch.ndim else row[None] for row in rows]
+    on_device = [row.to(batch.device, non_blocking=True) for row in given]
+    count = sum(map(len, on_device))
+    if len(rows) == 1:
+        target[:count].copy_(on_device[0])
+    elif spec.axis:
+        target[:count].copy_(torch.cat(on_device))
+    else:
+        torch.cat(on_device, out=target[:count])
+    if count < len(target):
+        target[count:].zero_()

@@ -86,7 +86,7 @@ class RequestReader(ABC):
     noun = "array"
     """What messages call one of the things that a request has."""
 
-    runs_alone = True
+    runs_alone: bool
     """Whether every request has a run for itself, and may so have any shape that the model takes."""
 
     def __init__(
@@ -108,7 +108,7 @@ class RequestReader(ABC):
         # Where several profiles take a request, it goes where it can share a run with the most others.
         self._profiles = sorted(profiles, key=lambda profile: -profile.max_batch)
         self.max_batch = self._profiles[0].max_batch
-        self.runs_alone = self.max_batch == 1 and type(self).runs_alone
+        self.runs_alone = self.max_batch == 1
         # Checking costs 4 us, looking up what was checked before a tenth of that. Filled by any thread; two that find
         # out the same thing at the same time do no harm.
         self._fits: dict[Hashable, Fit] = {}

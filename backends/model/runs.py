@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastpipe.announcing import announced_array
 from fastpipe.contract import Backend, Request
@@ -97,7 +97,7 @@ class ModelBackend(Backend):
         """Return an error that names the model."""
         return ConfigError(*[f"{self._name}: {problem}" for problem in error.problems])
 
-    def _row_problem(self, names: Sequence[object], shapes: Sequence[Sequence[int]], row_count: int) -> str:
+    def _row_problem(self, names: Sequence[object], shapes: Sequence[Sequence[Any]], row_count: int) -> str:
         """Return which output has too few rows, or too many; nothing if none has, or none needs any."""
         for name, shape in zip(names, shapes, strict=True):
             if not self._has_rows or not self._axes.has_rows(str(name)) or tuple(shape[:1]) == (row_count,):

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 
 from fastpipe.contract import Between, Existing, Request
@@ -26,16 +25,19 @@ from fastpipe.errors import BackendError, ConfigError, MissingExtra
 from ..gpu.devices import DeviceId, claim_gpu, place_of, torch_gpu
 from ..gpu.streams import InstanceStream, hand_over
 from ..tensor.arrays import all_finite
+from .answers import Answers, Run, chosen_outputs, compared
+from .axes import Said, settled
 from .encrypted import ModelKey, decrypt, encrypt
 from .engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
-from .engine_inputs import EngineInputs, torch_dtype
-from .inputs import Array, to_array
+from .engine_inputs import EngineInputs, fill, torch_dtype
+from .engine_shapes import EngineAxes, open_shape, profile_shapes
+from .inputs import Array, to_array, zeros
 from .onnx_graph import RAW_SUFFIX
 from .onnx_precision import Precision, with_precision
-from .onnx_rows import Graph, read_graph
-from .postprocessors import find_postprocessor, is_built_in, postprocess
+from .onnx_rows import Graph, known_outputs, read_graph
+from .postprocessors import find_postprocessor, is_built_in
 from .reader import Fit, UnfitError
-from .row_proof import COARSE, Output, prove_rows
+from .row_proof import COARSE, prove_rows, rows_in
 from .runs import Group, ModelBackend, run_in_groups
 from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import ModelSource, fingerprint, open_model
@@ -47,8 +49,8 @@ __all__ = ["TensorrtTensor"]
 # builds come one after the other anyway.
 _engines: weakref.WeakValueDictionary[tuple[str, int], Engine] = weakref.WeakValueDictionary()
 _engines_lock = threading.Lock()
-# Those of them whose outputs' rows are known to be the requests'.
-_proved: weakref.WeakSet[Engine] = weakref.WeakSet()
+# Those of them whose outputs' rows are known to be the requests', with the axes and outputs for which they are.
+_proved: weakref.WeakKeyDictionary[Engine, set[object]] = weakref.WeakKeyDictionary()
 
 
 class TensorrtTensor(ModelBackend):
@@ -109,6 +111,12 @@ class TensorrtTensor(ModelBackend):
         max: int | str | None = None,
         min: int | str | None = None,
         rows: Literal["batch"] | None = None,
+        many_rows: bool = False,
+        batch_axis: Mapping[str, Any] | None = None,
+        shared: list[str] | None = None,
+        split_by: Mapping[str, Any] | None = None,
+        outputs: list[str] | None = None,
+        result_as: Literal["list", "dict"] = "list",
         precision: Precision = "fp32",
         precision_fp32: list[str] | None = None,
         precision_fp16: list[str] | None = None,
@@ -139,29 +147,36 @@ class TensorrtTensor(ModelBackend):
                 std=std,
             )
             cache = EngineCache(model_cache or default_folder(), model_cache_bytes)
-            wanted = _Wanted(library, source._replace(model=changed), self._gpu, max, min)
+            added_suffix = RAW_SUFFIX if mean is not None or std is not None else ""
+            own_axes = EngineAxes(changed, read_graph(changed), added_suffix, Said(batch_axis, shared, split_by))
+            wanted = _Wanted(library, source._replace(model=changed), self._gpu, max, min, own_axes)
             with _use(self._gpu), _engines_lock:
                 self._engine = _shared_engine(wanted, cache)
-            graph = read_graph(changed)
-            added_suffix = RAW_SUFFIX if mean is not None or std is not None else ""
-            specs = _named(_specs(self._engine.inputs), graph, added_suffix)
+            specs, wishes, batch = own_axes.specs(self._engine.inputs, [info.name for info in self._engine.outputs])
             profiles = make_profiles(specs, max, min)
             self._inputs = EngineInputs(self._name, specs, profiles)
-            self._take(self._inputs, profiles)
-            self._output_names = [info.name for info in self._engine.outputs]
-            output_shapes = [tuple(size if size >= 0 else "?" for size in info.shape) for info in self._engine.outputs]
-            self._postprocessor = find_postprocessor(postprocessor, output_shapes)
+            self._take(self._inputs, profiles, many_rows=many_rows)
+            graph = own_axes.graph_of(specs)
+            self._choose_outputs(outputs)
+            declared = [(info.name, open_shape(info.shape)) for info in self._chosen]
+            axes = [spec.axis for spec in specs]
+            self._axes = settled(declared, wishes, axes, batch, graph.carried if graph is not None else None)
+            found = find_postprocessor(postprocessor, self._axes.row_shapes(declared))
+            self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
             self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
             with _use(self._gpu):
                 self._slots = {
                     profile: _Slot(self._engine, index, profile, specs, self._gpu.device)
                     for index, profile in enumerate(profiles)
                 }
-            if warm_up:
-                self._warm_up(specs, profiles)
-            if self._has_rows and rows is None and self._engine not in _proved:
-                self._prove_rows(graph, specs, profiles)
-                _proved.add(self._engine)
+            proof = str(self._axes), tuple(self._output_names)
+
+            def prove() -> None:
+                if proof not in _proved.setdefault(self._engine, set()):
+                    self._prove_rows(graph, specs, profiles)
+                    _proved[self._engine].add(proof)
+
+            self._build_up(None if rows else prove, lambda: self._warm_up(specs, profiles) if warm_up else None)
         except ConfigError as error:
             raise self._named(error) from error.__cause__
 
@@ -186,14 +201,25 @@ class TensorrtTensor(ModelBackend):
     def _run_requests(self, group: Group, stream: int) -> None:
         """Run the model once, on requests of equal shapes."""
         fit = group[0][1].fit
-        row_count = max(len(group), fit.profile.pad_to)
-        by_input = zip(*[sample.arrays for _, sample in group], strict=True)
-        outputs = self._run(fit.profile, list(by_input), fit.item_shapes, row_count, stream, fit=fit)
-        if row_count > len(group):
-            outputs = [output[: len(group)] for output in outputs]
-        postprocess(self._postprocessor, outputs, [request for request, _ in group])
+        requests = [request for request, _ in group]
+        by_input = list(zip(*[sample.arrays for _, sample in group], strict=True))
+        if fit.as_it_comes is not None:
+            outputs = self._run(fit.profile, by_input, fit.as_it_comes, stream, fit=fit)
+            self._answers.fill_alone(self._output_names, outputs, requests[0])
+            return
+        counts = [sample.fit.rows for _, sample in group]
+        total = sum(counts)
+        row_count = max(total, fit.profile.pad_to, 1)
+        outputs = self._run_rows(fit.profile, by_input, fit.item_shapes, row_count, stream, fit=fit)
+        if row_count > total:
+            outputs = self._axes.without_padding(self._output_names, outputs, total)
 
-    def _run(
+        def row(number: int, index: int) -> Request:
+            return self._inputs.one_row(*group[number], index)
+
+        self._answers.fill(Run(self._output_names, outputs, requests, counts, row_count, row))
+
+    def _run_rows(
         self,
         profile: Profile,
         by_input: Sequence[Sequence[Any]],
@@ -204,21 +230,40 @@ class TensorrtTensor(ModelBackend):
         is_trial: bool = False,
         fit: Fit | None = None,
     ) -> list[torch.Tensor]:
-        """Run the model and, but for a trial, check that every output has one row for each row of the inputs.
+        """Run the model on rows, and return its outputs with the requests in front.
+
+        But for a trial, every output is held against the number of rows; otherwise as ``_run``.
+        """
+        specs = self._slots[profile].specs
+        shapes = [spec.full(item, row_count) for spec, item in zip(specs, item_shapes, strict=True)]
+        outputs = self._run(profile, by_input, shapes, stream, row_count=None if is_trial else row_count, fit=fit)
+        return self._axes.to_rows(self._output_names, outputs)
+
+    def _run(
+        self,
+        profile: Profile,
+        by_input: Sequence[Sequence[Any]],
+        shapes: Sequence[tuple[int, ...]],
+        stream: int,
+        *,
+        row_count: int | None = None,
+        fit: Fit | None = None,
+    ) -> list[torch.Tensor]:
+        """Run the model on inputs of these shapes; ``row_count`` None: its outputs need have no rows.
 
         Raises:
             UnfitError: for the rows with a number that became infinite, of requests that ``fit`` says it may of.
         """
         slot = self._slots[profile]
-        shapes = [(row_count, *item) for item in item_shapes]
         try:
             output_shapes = slot.context.set_input_shapes(shapes, stream)
-            problem = "" if is_trial else self._row_problem(self._output_names, output_shapes, row_count)
-            if problem:
-                raise BackendError(problem)
+            if row_count is not None:
+                chosen = [(self._output_names[at], output_shapes[place]) for at, place in enumerate(self._places)]
+                if problem := self._row_problem(self._output_names, self._axes.row_shapes(chosen), row_count):
+                    raise BackendError(problem)
             inputs = [buffer[: math.prod(shape)].view(shape) for buffer, shape in zip(slot.inputs, shapes, strict=True)]
-            for batch, rows in zip(inputs, by_input, strict=True):
-                _fill(batch, rows)
+            for spec, batch, rows in zip(slot.specs, inputs, by_input, strict=True):
+                fill(spec, batch, rows, is_whole=fit is not None and fit.as_it_comes is not None)
             are_finite = None if fit is None else all_finite([inputs[index] for index in fit.narrowed])
             outputs = [
                 torch.empty(shape, dtype=dtype, device=self._gpu.device)
@@ -233,7 +278,14 @@ class TensorrtTensor(ModelBackend):
         except Exception as error:
             error.add_note(f"{self._name}, run with inputs of shape {', '.join(map(str, shapes))}")
             raise
-        return outputs
+        return [outputs[place] for place in self._places]
+
+    def _choose_outputs(self, wanted: Sequence[str] | None) -> None:
+        """Take the outputs that are handed on: their names, what is known of them, and their places in the engine."""
+        known = {info.name: info for info in self._engine.outputs}
+        self._output_names = chosen_outputs(wanted, list(known))
+        self._chosen = [known[name] for name in self._output_names]
+        self._places = [list(known).index(name) for name in self._output_names]
 
     def _warm_up(self, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         warmed: list[int] = []
@@ -250,11 +302,8 @@ class TensorrtTensor(ModelBackend):
         items = profile.largest_items()
         if items is None:
             return
-        rows = [
-            [torch.zeros((1, *item), dtype=torch_dtype(spec.dtype.name))] * size
-            for item, spec in zip(items, specs, strict=True)
-        ]
-        outputs = self._run(profile, rows, items, size, stream, is_trial=True)
+        rows = [[torch.from_numpy(array)] for array in self._axes.to_model(zeros(specs, items, size))]
+        outputs = self._run_rows(profile, rows, items, size, stream, is_trial=True)
         if problem := self._row_problem(self._output_names, [output.shape for output in outputs], size):
             raise ConfigError(problem)
 
@@ -262,17 +311,16 @@ class TensorrtTensor(ModelBackend):
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
 
         def run(arrays: list[Array]) -> list[Array]:
-            items = tuple([array.shape[1:] for array in arrays])
-            size = len(arrays[0])
+            items = tuple([array.shape[not spec.is_shared :] for spec, array in zip(specs, arrays, strict=True)])
+            size = rows_in(specs, arrays)
             profile = next(each for each in profiles if each.takes(items) and size in each.batch_sizes())
             with self._gpu.stream.entered() as current:
-                rows = [[torch.from_numpy(row) for row in np.split(array, size)] for array in arrays]
-                outputs = self._run(profile, rows, items, size, current.handle, is_trial=True)
-            return [to_array(output) for output in outputs]
+                rows = [[torch.from_numpy(array)] for array in self._axes.to_model(arrays)]
+                outputs = self._run_rows(profile, rows, items, size, current.handle, is_trial=True)
+            return compared(self._axes, self._output_names, [to_array(output) for output in outputs], size)
 
         tolerance = max(COARSE, graph.tolerance if graph is not None else COARSE)
-        outputs = graph.outputs if graph is not None else [Output(name) for name in self._output_names]
-        prove_rows(run, specs, profiles, outputs, tolerance=tolerance)
+        prove_rows(run, specs, profiles, known_outputs(graph, self._axes, self._output_names), tolerance=tolerance)
 
 
 class _Gpu(NamedTuple):
@@ -291,11 +339,13 @@ class _Wanted(NamedTuple):
     gpu: _Gpu
     max: int | str | None
     min: int | str | None
+    axes: EngineAxes
 
     def key(self) -> str:
         secret = self.source.secret
         return key_of(
             {
+                **self.axes.description(),
                 "model": fingerprint(self.source.model),
                 "max": str(self.max),
                 "min": str(self.min),
@@ -311,8 +361,9 @@ class _Wanted(NamedTuple):
 
     def profiles(self, inputs: Sequence[TensorInfo]) -> list[ProfileShapes]:
         """Return the shapes of each profile, for a network with these inputs."""
-        specs = _specs(inputs)
-        return [_profile_shapes(specs, profile) for profile in make_profiles(specs, self.max, self.min)]
+        specs, _, _ = self.axes.specs(inputs, None)
+        names = [info.name for info in inputs]
+        return [profile_shapes(names, specs, profile) for profile in make_profiles(specs, self.max, self.min)]
 
 
 class _Slot:
@@ -323,8 +374,9 @@ class _Slot:
     ) -> None:
         self.context: Context = engine.context(index)
         rows = profile.batch_sizes()[0]
+        self.specs = specs
         self.inputs = [
-            torch.empty(rows * math.prod(item), dtype=torch_dtype(spec.dtype.name), device=device)
+            torch.empty(math.prod(spec.full(item, rows)), dtype=torch_dtype(spec.dtype.name), device=device)
             for spec, item in zip(specs, profile.largest_items() or (), strict=True)
         ]
         self.addresses = [buffer.data_ptr() for buffer in self.inputs]
@@ -385,55 +437,3 @@ def _shared_engine(wanted: _Wanted, cache: EngineCache) -> Engine:
         plan = decrypt(plan, secret, "the engine that was kept")
     engine = _engines[name] = wanted.library.load(plan)
     return engine
-
-
-def _specs(inputs: Sequence[TensorInfo]) -> list[InputSpec]:
-    for info in inputs:
-        if info.dtype == "bfloat16":
-            raise ConfigError(f"input {info.name!r} is bfloat16, which no request can be checked for; make it float32")
-    return [
-        InputSpec(info.name, np.dtype(info.dtype), tuple(size if size >= 0 else "?" for size in info.shape))
-        for info in inputs
-    ]
-
-
-def _named(specs: Sequence[InputSpec], graph: Graph | None, added_suffix: str) -> list[InputSpec]:
-    """Return inputs with the names that the file has for their open axes, and without what normalisation put there."""
-    named = []
-    for spec in specs:
-        axes = graph.inputs.get(spec.name, spec.shape) if graph is not None else spec.shape
-        shape = tuple(name if size == "?" else size for size, name in zip(spec.shape, axes, strict=True))
-        named.append(InputSpec(spec.name.removesuffix(added_suffix), spec.dtype, shape))
-    return named
-
-
-def _profile_shapes(specs: Sequence[InputSpec], profile: Profile) -> ProfileShapes:
-    largest = profile.largest_items()
-    if largest is None:
-        open_inputs = [
-            f"{spec.name!r} {('batch', *spec.shape[1:])}"
-            for spec, limits in zip(specs, profile.limits, strict=True)
-            if any(high is None for _, high in limits)
-        ]
-        raise ConfigError(
-            f"max must say the largest size of every axis that the model leaves open, as in '8x3x224x224': "
-            f"{', '.join(open_inputs)}"
-        )
-    sizes = profile.batch_sizes()
-    most, least = sizes[0], sizes[-1]
-    return {
-        spec.name: ((least, *(low for low, _ in limits)), (most, *item), (most, *item))
-        for spec, limits, item in zip(specs, profile.limits, largest, strict=True)
-    }
-
-
-def _fill(batch: torch.Tensor, rows: Sequence[torch.Tensor]) -> None:
-    """Copy the rows into a batch, converted if need be; those behind the last become zeros."""
-    row_shape = (1, *batch.shape[1:])
-    on_device = [row.reshape(row_shape).to(batch.device, non_blocking=True) for row in rows]
-    if len(rows) == 1:
-        batch[:1].copy_(on_device[0])
-    else:
-        torch.cat(on_device, out=batch[: len(rows)])
-    if len(rows) < len(batch):
-        batch[len(rows) :].zero_()

@@ -156,8 +156,8 @@ class TorchTensor(ModelBackend):
             if channels:
                 columns = (column_of(mean, self._device), column_of(std, self._device))
                 plain = normalized(plain, channels, columns, known, floats)
-            declared = [output.declared for output in loaded.outputs or ()]
-            if declared:
+            declared = None if loaded.outputs is None else [output.declared for output in loaded.outputs]
+            if declared is not None:
                 chosen_outputs(outputs, [name for name, _ in declared])
             self._axes = settled(declared, wishes, self._inputs.axes, self._inputs.batch)
             self._take_answers(postprocessor, result_as, many_rows)
