@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 if not __package__:  # run as a folder: it is the package ``codes``, not a heap of modules
@@ -15,7 +14,7 @@ try:
     import fastpipe
     from codes import pipeline, sample
 except ModuleNotFoundError as error:
-    sys.exit(f"codes: {error}; README.md beside it says what to install")
+    sys.exit(f"codes: {error}; README.md beside it says what it needs")
 
 
 def main() -> int:
@@ -25,11 +24,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for pictures with a frame around each code")
     options = parser.parse_args()
     pictures = {path.name: path.read_bytes() for path in options.paths} or {"sample.jpg": sample.sample_picture()}
-    try:
-        pipe = fastpipe.Pipe(pipeline.configuration())
-    except (PackageNotFoundError, fastpipe.MissingExtra) as error:
-        sys.exit(f"codes: {error}; README.md beside it says what to install")
-    with pipe:
+    with fastpipe.Pipe(pipeline.configuration()) as pipe:
         answers = pipe.map(({"data": picture} for picture in pictures.values()), return_exceptions=True)
         for (name, picture), answer in zip(pictures.items(), answers, strict=True):
             if isinstance(answer, BaseException):
@@ -45,4 +40,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ImportError, OSError) as error:
+        sys.exit(f"codes: {str(error) or 'an empty file'}; README.md beside it says what it needs")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 if not __package__:  # run as a folder: it is the package ``embedding``, not a heap of modules
@@ -17,7 +16,7 @@ try:
     import fastpipe
     from embedding import pipeline
 except ModuleNotFoundError as error:
-    sys.exit(f"embedding: {error}; README.md beside it says what to install")
+    sys.exit(f"embedding: {error}; README.md beside it says what it needs")
 
 
 def main() -> int:
@@ -28,11 +27,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=3, help="how many of the texts are printed (default: %(default)s)")
     options = parser.parse_args()
     texts = [line for line in options.texts.read_text().splitlines() if line]
-    try:
-        pipe = fastpipe.Pipe(pipeline.configuration())
-    except (PackageNotFoundError, fastpipe.MissingExtra) as error:
-        sys.exit(f"embedding: {error}; README.md beside it says what to install")
-    with pipe:
+    if not texts:
+        raise ValueError(f"there is no text in {options.texts}")
+    with fastpipe.Pipe(pipeline.configuration()) as pipe:
         question = pipe({"data": options.question})["result"]
         vectors = np.stack([answer["result"] for answer in pipe.map({"data": text} for text in texts)])
     print(options.question)
@@ -43,4 +40,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"embedding: {str(error) or 'an empty file'}; README.md beside it says what it needs")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 if not __package__:  # run as a folder: it is the package ``file_types``, not a heap of modules
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
 
-import fastpipe
-from file_types import pipeline
+try:
+    import fastpipe
+    from file_types import pipeline
+except ModuleNotFoundError as error:
+    sys.exit(f"file_types: {error}; README.md beside it says what it needs")
 
 HERE = Path(__file__).resolve().parent
 
@@ -22,13 +24,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python examples/file_types", description=__doc__)
     parser.add_argument("paths", metavar="PATH", nargs="*", type=Path, default=[HERE], help="(default: this example)")
     given = parser.parse_args().paths
-    files = [file for path in given for file in (sorted(path.iterdir()) if path.is_dir() else [path]) if file.is_file()]
-    try:
-        pipe = fastpipe.Pipe(pipeline.configuration())
-    except (ImportError, PackageNotFoundError, fastpipe.MissingExtra) as error:
-        print(f"file_types: {error}; pip install --no-deps magika==1.0.3", file=sys.stderr)
-        return 1
-    with pipe:
+    files = [file for path in given for file in (sorted(path.glob("*.*")) if path.is_dir() else [path])]
+    with fastpipe.Pipe(pipeline.configuration()) as pipe:
         answers = pipe.map(({"data": file.read_bytes()} for file in files), return_exceptions=True)
         for file, answer in zip(files, answers, strict=True):
             if isinstance(answer, BaseException):
@@ -39,4 +36,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (ImportError, OSError) as error:
+        sys.exit(f"file_types: {error}; README.md beside it says what it needs")

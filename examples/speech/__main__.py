@@ -6,7 +6,7 @@ import argparse
 import sys
 import wave
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ try:
     import fastpipe
     from speech import pipeline
 except ModuleNotFoundError as error:
-    sys.exit(f"speech: {error}; README.md beside it says what to install")
+    sys.exit(f"speech: {error}; README.md beside it says what it needs")
 
 
 def main() -> int:
@@ -30,13 +30,9 @@ def main() -> int:
     parser.add_argument("paths", metavar="SOUND", nargs="*", type=Path, help="WAV files: mono, 16 bits, 16 kHz")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the probabilities; needs matplotlib")
     options = parser.parse_args()
-    try:
-        sounds = {str(path): samples_of(path) for path in options.paths or [sample()]}
-        pipe = fastpipe.Pipe(pipeline.configuration())
-    except (PackageNotFoundError, fastpipe.MissingExtra, ValueError, wave.Error) as error:
-        sys.exit(f"speech: {error}; README.md beside it says what it needs")
+    sounds = {str(path): samples_of(path) for path in options.paths or [sample()]}
     found: dict[str, list[float]] = {name: [] for name in sounds}
-    with pipe:
+    with fastpipe.Pipe(pipeline.configuration()) as pipe:
         for moment in range(max(map(len, sounds.values()))):
             # What the microphones have given in these 32 ms.
             requests = [{"data": each[moment], "stream": name} for name, each in sounds.items() if moment < len(each)]
@@ -99,4 +95,7 @@ def plot(sounds: Mapping[str, Any], found: Mapping[str, list[float]], path: Path
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (EOFError, ImportError, OSError, ValueError, wave.Error) as error:
+        sys.exit(f"speech: {str(error) or 'an empty file'}; README.md beside it says what it needs")

@@ -66,8 +66,21 @@ def test_the_command_prints_what_the_page_says(name: str) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
     if name == "file_types":
         shown, ran.stdout = (re.sub(r", \d+%", "", text) for text in (shown, ran.stdout))
-        ran.stdout = re.sub(r"(?m)^__pycache__.*\n", "", ran.stdout)
     assert ran.stdout == shown
+
+
+@pytest.mark.parametrize(
+    "arguments", ["codes none.jpg", "embedding word --texts none", "file_types none", "speech none"]
+)
+def test_what_is_not_there_is_said_in_one_line(arguments: str, tmp_path: Path) -> None:
+    """Also in a place where a file has the same name as a recipe."""
+    name, *others = arguments.split()
+    need(name)
+    (tmp_path / f"{name}.py").write_text("raise RuntimeError")
+    command = [sys.executable, "-P", str(EXAMPLES / name), *others]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert re.fullmatch(rf"{name}: .*No such file.*\n", ran.stderr)
 
 
 @pytest.mark.parametrize("name", sorted(NEEDED))
