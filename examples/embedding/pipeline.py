@@ -32,8 +32,6 @@ def configuration() -> dict[str, Any]:
 class Tokens(PerRequest):
     """A text -> the model's inputs: the numbers of its words and parts of words, int64 of shape (1, tokens) each.
 
-    Sets ``length``, how many tokens there are.
-
     Args:
         longest: what goes beyond so many tokens is left out.
     """
@@ -47,7 +45,6 @@ class Tokens(PerRequest):
 
     def run(self, request: Request) -> None:
         ids = np.array([self._tokenizer.encode(request["data"]).ids])
-        request["length"] = ids.shape[1]
         request["result"] = {
             "input_ids": ids,
             "attention_mask": np.ones_like(ids),

