@@ -59,16 +59,14 @@ def answers(pipe: Pipe, contents: list[Any]) -> list[dict[str, Any]]:
 @once
 @pytest.mark.parametrize("name", sorted(set(NEEDED) - {"ocr"}))  # which test_demo_ocr.py runs
 def test_the_command_prints_what_the_page_says(name: str) -> None:
-    """All but the percentages of magika, which sees the recipe's own files."""
+    """All but percentages: magika sees the recipe's own files, and versions of Pillow differ in the last bits."""
     need(name)
     page = (EXAMPLES / name / "README.md").read_text()
     (shown,) = re.findall(rf"```console\n\$ python examples/{name}\n(.*?)```", page, re.DOTALL)
     command = [sys.executable, "-P", str(EXAMPLES / name)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
-    if name == "file_types":
-        shown, ran.stdout = (re.sub(r", \d+%", "", text) for text in (shown, ran.stdout))
-    assert ran.stdout == shown
+    assert re.sub(r"\d+%", "%", ran.stdout) == re.sub(r"\d+%", "%", shown)
 
 
 @once
