@@ -4,8 +4,10 @@
     python tests/promises/real_models.py --only silero --json
 
 Every model runs in each way that it can be run: by one caller and by sixteen with ``max = 1``, and by sixteen whose
-requests share runs, where fastpipe finds the proof that they may. What it refuses must be what ``packaged_models`` says
-that it refuses. Every number is compared with that of a plain ``InferenceSession``, given one request.
+requests share runs, where fastpipe finds the proof that they may; sixteen have two instances. Of a model with a state,
+the state is handed on by the callers, then by the pipe (``state_of``). What fastpipe refuses must be what
+``packaged_models`` says that it refuses. Every number is compared with that of a plain ``InferenceSession``, given one
+request.
 
 The largest difference is in parts of the largest number of its output, or of 1 where that is smaller; a way passes that
 is no further than 1e-5. "of itself" is how far ONNX Runtime alone is from itself if it is given four requests at once.
@@ -104,7 +106,10 @@ def ways_of(model: PackagedModel, count: int = COUNT) -> Iterator[Line]:
     if not model.refused:
         ways.append((f"{CALLERS} callers, batches", CALLERS, {**model.options, "max": model.batch}))
     for way, callers, keys in ways:
-        with fastpipe.Pipe(backend="OnnxTensor", model=model.path, threads=1, **keys) as pipe:
+        instances = min(2, callers)
+        with fastpipe.Pipe(
+            backend="OnnxTensor", model=model.path, instance_num=instances, threads=instances, **keys
+        ) as pipe:
             answers = _called(lambda sample, pipe=pipe: pipe({"data": sample})["result"], samples, callers)
             wanted = alone
             if callers > 1:  # one caller with all of them: full batches, where they may share any
