@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastpipe.errors import KernelError
+from fastpipe.errors import ConfigError, KernelError
 
 from ..kinds import TEXT, as_text, blank, dtype_name, from_torch, is_narrow, largest_of, may_become, tensor_of
 from ..odd_arrays import oddity
@@ -18,7 +18,7 @@ from ..ranges import may_overflow, overflow
 from .reader import Fit, RequestReader, Signature
 from .shapes import InputSpec, Profile, SharedAxes
 
-__all__ = ["Array", "ModelInputs", "as_it_comes", "gather", "to_array", "to_torch", "zeros"]
+__all__ = ["Array", "ModelInputs", "as_it_comes", "example_of", "gather", "to_array", "to_torch", "zeros"]
 
 Array = npt.NDArray[Any]
 
@@ -51,6 +51,8 @@ class ModelInputs(RequestReader):
 
     def _to_array(self, index: int, value: Any) -> tuple[Array, bool]:
         """Return ``value`` as a NumPy array over the same memory, and whether it is a torch tensor."""
+        if self._is_plain_number(index, value):
+            return self._of_number(index, value), False
         if odd := oddity(value):
             raise self._unusable(index, odd)
         # Who sends a tensor has imported torch; this module never does.
@@ -58,7 +60,7 @@ class ModelInputs(RequestReader):
         dtype = self._dtypes[index]
         try:
             if dtype == TEXT and (text := as_text(value)) is not None:
-                return text, False
+                return (text if text.ndim else self._item_of_one(index, text)), False
             if is_torch and is_narrow(dtype) and (narrow := from_torch(value, dtype)) is not None:
                 return narrow, True
             if is_torch:
@@ -75,6 +77,22 @@ class ModelInputs(RequestReader):
             advice = "; a step before has to make one of it on the CPU, of a type that NumPy has, such as float32"
             raise self._unusable(index, f"a {type(value).__name__} that NumPy cannot read: {error}{advice}") from error
         raise self._unusable(index, f"a {type(value).__name__}, which is no array")
+
+    def _item_of_one(self, index: int, text: Array) -> Array:
+        """Return a single text as an item that has no more elements, where the model may have such."""
+        assert self._specs is not None  # noqa: S101 - see the constructor
+        sizes = self._specs[index].shape[1:]
+        return text.reshape((1,) * len(sizes)) if all(size == 1 or isinstance(size, str) for size in sizes) else text
+
+    def _of_number(self, index: int, value: bool | float) -> Array:
+        """Return a number as an array: a whole one in the type that the model wants, if that holds it."""
+        dtype = self._dtypes[index]
+        if not isinstance(value, int) or dtype.kind not in "iu":
+            return np.asarray(value)
+        limits = np.iinfo(dtype)
+        if not limits.min <= value <= limits.max:
+            raise self._unusable(index, f"the number {value}")
+        return np.asarray(value, dtype)
 
     def _target(self, index: int, given: Any, item: tuple[int, ...]) -> np.dtype[Any]:
         return self._dtypes[index]
@@ -132,7 +150,7 @@ def gather(
         arrays = [np.moveaxis(each, axis, 0) if each.ndim == len(shape) else each for each in arrays]
     if len(arrays) == 1 and first.size == math.prod(shape):
         return np.ascontiguousarray(_converted(arrays[0], dtype)).reshape(shape)
-    if dtype == TEXT:
+    if dtype.hasobject:
         rows = [each if each.ndim == len(shape) else each[np.newaxis] for each in arrays]
         missing_rows = row_count - sum([len(each) for each in rows])
         return np.concatenate([*rows, blank((missing_rows, *item_shape), dtype)])
@@ -153,11 +171,34 @@ def as_it_comes(array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> A
 
 
 def zeros(specs: Sequence[InputSpec], items: Sequence[tuple[int, ...]], row_count: int) -> list[Array]:
-    """Return inputs of zeros, or of empty text, with the requests in front."""
-    return [
-        blank(item if spec.is_shared else (row_count, *item), spec.dtype)
-        for spec, item in zip(specs, items, strict=True)
-    ]
+    """Return inputs of zeros, or of empty text, with the requests in front; of what they share, the example, if any.
+
+    Raises:
+        ConfigError: if an example has not the shape of its input.
+    """
+    arrays = []
+    for spec, item in zip(specs, items, strict=True):
+        example = example_of(spec, item)
+        shape = item if spec.is_shared else (row_count, *item)
+        arrays.append(blank(shape, spec.dtype) if example is None else example)
+    return arrays
+
+
+def example_of(spec: InputSpec, item: tuple[int, ...]) -> Array | None:
+    """Return the example of an input that a batch shares, for an item of this shape; None: there is none.
+
+    Raises:
+        ConfigError: if it has another shape, and is not one number for all.
+    """
+    if spec.example is None:
+        return None
+    try:
+        return np.broadcast_to(np.asarray(spec.example, spec.dtype), item).copy()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"input {spec.name!r}, shared: expected an example of {spec.dtype.name} of shape {item}, or one number, "
+            f"got {spec.example!r}"
+        ) from error
 
 
 def _converted(array: Array, dtype: np.dtype[Any]) -> Array:

@@ -45,7 +45,7 @@ from .runs import Group, ModelBackend, run_in_groups
 from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import open_model
 
-__all__ = ["OnnxTensor"]
+__all__ = ["OnnxModel", "OnnxTensor", "Session"]
 
 
 class Session(Protocol):
@@ -72,8 +72,17 @@ class OnnxModel(ModelBackend):
     **Out**: ``result`` is the output's row with a batch axis of 1, or a list of them where the model has several
     outputs; torch tensors if the request brought torch tensors. It is a view of an array made for this batch: yours to
     change, and it keeps the batch's outputs alive; copy it to keep one of many for long. See ``postprocessor`` for
-    other results. A model run with one request at a time (``max`` 1) may have outputs without a batch axis; they are
-    handed out whole.
+    other results.
+
+    **One request at a time** (``max`` 1, the default where no batch is fixed): the model runs as it is. A request may
+    bring any shapes that the model takes, several rows too; nothing but a missing batch axis is added, and the outputs
+    are handed out whole.
+
+    **Axes**: the requests may be on another axis than the first (``[layers, batch, n]``), and an input may have none,
+    as a scalar: then all requests of a batch share it, and those with other values run apart. The names of axes in the
+    file, and shape inference, say where; ``batch_axis`` and ``shared`` have the last word. A request brings the shapes
+    of the model, with 1 on the batch axis or without it, and gets such; in ``max`` and ``min`` the batch comes first
+    everywhere, also of what has none.
 
     **Batches**: requests of other shapes or dtypes never share a run, and a request that the model cannot take fails
     alone, with ``KernelError``. A model with a fixed batch size n takes 1 to n requests, and is fed zeros for those
@@ -98,6 +107,18 @@ class OnnxModel(ModelBackend):
             may be empty only where it says so, as in ``"1x0x4"``.
         rows: ``batch`` says that each row of every output belongs to one request, in order, and depends on it alone.
             Without it, that is proved while the instance is built (see "Rows" above).
+        many_rows: a request may bring any number of rows up to ``max``, also none. It counts as so many towards
+            ``max``, and its answer has as many. Other postprocessors than ``split``, ``cpu`` and ``SoftmaxCpu`` get a
+            request for each row, and what they set becomes a list.
+        batch_axis: by the name of an input or output, on which axis the requests are: ``{state = 1, sr = "none"}``.
+            "none": the batch shares the input; the output is one for all, and each request gets a copy.
+        shared: inputs that the batch shares: their names, or name -> example, a value with which the model is tried.
+            They are compared by value, up to 64 KiB; with more a request runs alone.
+        split_by: by the name of an output that has rows of all requests together, the column that has the request's
+            number: ``{boxes = 0}``. Each request gets its rows, with the number 0 there. A function as postprocessor
+            gets a list with an array for each request.
+        outputs: names of the outputs that are handed on, in this order. Others are not computed, and need no proof.
+        result_as: ``dict``: ``result`` has the outputs by their names, also an only one.
         instance_num: the node's number of instances, which share ``threads``.
         precision: ``fp16`` computes in half precision; inputs and outputs keep their types. A CPU without arithmetic of
             that kind is slower with it, constants beyond 65504 are clipped, and a model may lose accuracy: compare. A
@@ -149,7 +170,7 @@ class OnnxModel(ModelBackend):
         rows: Literal["batch"] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,
-        shared: list[str] | None = None,
+        shared: list[str] | Mapping[str, Any] | None = None,
         split_by: Mapping[str, Any] | None = None,
         outputs: list[str] | None = None,
         result_as: Literal["list", "dict"] = "list",
@@ -160,7 +181,8 @@ class OnnxModel(ModelBackend):
         self._name = f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
         scratch = ExitStack()
         try:
-            source = open_model(model, model_key).model
+            opened = open_model(model, model_key)
+            source, self._is_encrypted = opened.model, opened.secret is not None
             key = _identity(source), precision, repr((mean, std)), fuse
             is_normalized = mean is not None or std is not None
             if is_normalized or fuse or precision == "fp16":
@@ -185,7 +207,7 @@ class OnnxModel(ModelBackend):
                 batch_axis, shared, split_by, [spec.name for spec in specs], [name for name, _ in declared]
             )
             axes, batch = input_axes(specs, wishes)
-            specs = with_axes(specs, axes)
+            specs = with_axes(specs, axes, wishes)
             self._dtypes = [spec.dtype for spec in specs]
             profiles = make_profiles(specs, max, min)
             self._inputs = ModelInputs(self._name, specs, profiles)
@@ -206,7 +228,7 @@ class OnnxModel(ModelBackend):
 
             def prove() -> None:
                 is_fine = precision == "fp32" and self._is_fine
-                proof = key, max, min, self._runtime, tuple(self._output_names), str(self._axes)
+                proof = key, max, min, self._runtime, tuple(self._output_names), str((self._axes, shared))
                 prove_once(proof, lambda: self._prove_rows(graph, specs, profiles, is_fine=is_fine))
 
             self._build_up(prove if rows is None else None, lambda: self._warm_up(specs, profiles) if warm_up else None)
@@ -214,10 +236,6 @@ class OnnxModel(ModelBackend):
             raise self._named(error) from error.__cause__
         finally:
             scratch.close()
-
-    def bucket(self, request: Request) -> Hashable:
-        """Return the shapes and dtypes of a request's data: what must be equal within a batch."""
-        return "values" if self._values is not None else super().bucket(request)
 
     def forward(self, batch: list[Request]) -> None:
         """Run the model on a batch; requests whose shapes differ are run apart.
@@ -255,6 +273,7 @@ class OnnxModel(ModelBackend):
         found = find_postprocessor("split" if is_built_in(postprocessor) else postprocessor, [])
         self._answers = Answers(found, self._axes, as_dict=as_dict, has_many_rows=False)
         self.keeps_input = is_built_in(postprocessor)
+        self._reader: Any = self._values
         self.max_batch = 1
 
     def _announce(self, declared: Sequence[Declared], postprocessor: Any) -> None:

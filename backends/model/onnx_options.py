@@ -91,11 +91,14 @@ class RuntimeSettings:
 
     def __post_init__(self) -> None:
         problems = [*_problems_of_providers(self), *_problems_of_libraries(self)]
-        for read in (lambda: session_options(self, 1), lambda: run_options(self)):
-            try:
-                read()
-            except ConfigError as error:
-                problems += error.problems
+        try:
+            session_options(self, 1)
+        except ConfigError as error:
+            problems += error.problems
+        try:
+            run_options(self)
+        except ConfigError as error:
+            problems += error.problems
         if problems:
             raise ConfigError(*problems)
 

@@ -222,7 +222,7 @@ def test_options_of_runs_reach_every_run():
     name = "memory.enable_memory_arena_shrinkage"
     assert answer_of(OnnxTensor(model=doubling_model(), run_options={name: "cpu:0"})) == 2
     with pytest.raises(ConfigError, match="cpu:7"):
-        OnnxTensor(model=doubling_model(), run_options={name: "cpu:7"})
+        OnnxTensor(model=doubling_model(), max=2, run_options={name: "cpu:7"})
 
 
 @pytest.mark.parametrize(
