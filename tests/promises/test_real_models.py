@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +37,10 @@ def test_a_model_gives_in_every_way_what_onnx_runtime_gives_alone(name: str) -> 
 
 
 def own_model(path: Path, *, operator: str, **keys: object) -> PackagedModel:
-    """A model of one node: its numbers, less those of a neighbour for "mean"."""
+    """A model that gives its numbers, for "mean" with those of its neighbours added."""
     nodes = [
         helper.make_node("ReduceMean", ["in"], ["mean"], axes=[0]),
-        helper.make_node("Sub", ["in", "mean" if operator == "mean" else "zero"], ["out"]),
+        helper.make_node("Add", ["in", "mean" if operator == "mean" else "zero"], ["out"]),
     ]
     path.write_bytes(make_model(nodes, {"in": ["n", 4]}, {"out": ["n", 4]}, {"zero": np.zeros(1, np.float32)}))
     return PackagedModel("own", "", str(path), lambda number: {"in": np.full((1, 4), number, np.float32)}, **keys)  # type: ignore[arg-type]
@@ -52,6 +53,13 @@ def test_rows_that_are_mixed_are_a_failure(tmp_path: Path) -> None:
     assert [line.problem for line in alone] == ["", ""]
     assert "FAILS" in batched.problem
     assert batched.own > 0.1
+
+
+def test_data_that_tell_nothing_are_a_failure(tmp_path: Path) -> None:
+    """Where all answers are equal, one request could get another's."""
+    model = own_model(tmp_path / "same.onnx", operator="zero")
+    model = replace(model, sample=lambda number: {"in": np.ones((1, 4), np.float32)})
+    assert all("tells nothing" in line.problem for line in real_models.ways_of(model))
 
 
 def test_a_refusal_is_a_failure_where_none_is_expected_and_the_other_way_round(tmp_path: Path) -> None:
