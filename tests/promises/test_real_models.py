@@ -18,7 +18,9 @@ import real_models
 from helpers import once
 from onnx import helper
 from onnx_models import make_model
-from packaged_models import MODELS, STREAMS, PackagedModel
+from packaged_models import MODELS, STREAMS, PackagedModel, file_of
+
+from fastpipe import Pipe
 
 QUICK = ("magika", "PP-OCR cls", "MiniLM-L6", "silero_16k_op15", "silero_16k_sequence")
 
@@ -79,3 +81,29 @@ def test_make_installs_the_packages_that_are_tried(repository_root: Path) -> Non
     assert {model.package for model in (*MODELS, *STREAMS)} <= installed
     for page in (repository_root / "examples").glob("*/README.md"):
         assert set(re.findall(r"[\w-]+==[\w.]+", page.read_text())) <= installed
+
+
+@once
+def test_the_head_of_yolov8_finds_what_nudenet_finds() -> None:
+    """By its own loop and OpenCV's NMS over all classes, in whole numbers; pictures whose sides become whole numbers, too."""
+    path = file_of("nudenet==3.4.2", "nudenet/320n.onnx")
+    if path is None:
+        pytest.skip("nudenet is not installed here")
+    from nudenet import NudeDetector
+    from skimage import data
+
+    keys = {"max_h": 320, "max_w": 320, "pad_value": 0, "NormalizeMat::std": 255, "color": "bgr"}
+    head = {"name": "YoloV8", "iou_threshold": 0.45, "class_agnostic": True}
+    detector = NudeDetector()
+    photo = np.ascontiguousarray(data.astronaut()[..., ::-1])
+    found = 0
+    with Pipe(backend="S[ResizePadMat,NormalizeMat,OnnxTensor]", model=path, postprocessor=head, **keys) as pipe:
+        for picture in (photo, photo[:400, :300].copy(), photo[32:, 92:].copy(), photo[:, ::-1].copy()):
+            answer = pipe({"data": picture})
+            expected = detector.detect(picture)
+            np.testing.assert_allclose(answer["scores"], [each["score"] for each in expected], atol=1e-5)
+            boxes = answer["result"]
+            sizes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).reshape(-1, 4)
+            np.testing.assert_allclose(sizes - 0.5, [each["box"] for each in expected], atol=0.51)
+            found += len(expected)
+    assert found >= 4
