@@ -85,7 +85,7 @@ def test_make_installs_the_packages_that_are_tried(repository_root: Path) -> Non
 
 @once
 def test_the_head_of_yolov8_finds_what_nudenet_finds() -> None:
-    """By its own loop and OpenCV's NMS over all classes, in whole numbers; pictures whose sides become whole numbers, too."""
+    """By a loop of its own and OpenCV's NMS; in pictures whose sides are whole numbers where they are made smaller."""
     path = file_of("nudenet==3.4.2", "nudenet/320n.onnx")
     if path is None:
         pytest.skip("nudenet is not installed here")
