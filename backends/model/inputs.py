@@ -30,14 +30,18 @@ class ModelInputs(RequestReader):
         model: what messages call the model.
         specs: its inputs, in its order.
         profiles: what it takes of them; at least one.
+        device: where torch tensors are taken as they lie, in torch's words; None: nowhere.
 
     Thread-safety: any thread may call it.
     """
 
-    def __init__(self, model: str, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
+    def __init__(
+        self, model: str, specs: Sequence[InputSpec], profiles: Sequence[Profile], device: str | None = None
+    ) -> None:
         super().__init__(model, [spec.name for spec in specs], len(specs), specs, profiles)
         self._dtypes = [spec.dtype for spec in specs]
         self._has_text = TEXT in self._dtypes
+        self._device = device
         self._axis_names = SharedAxes(specs)
 
     def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
@@ -47,7 +51,17 @@ class ModelInputs(RequestReader):
         return tuple([array for array, _ in pairs]), any(from_torch for _, from_torch in pairs)
 
     def _signature(self, arrays: tuple[Any, ...]) -> Signature:
-        return tuple([(array.shape, array.dtype) for array in arrays])
+        if self._device is None:
+            return tuple([(array.shape, array.dtype) for array in arrays])
+        # Where they are, too: what is on a GPU shares no run with what is not.
+        return tuple(
+            [
+                (array.shape, array.dtype, "")
+                if isinstance(array, np.ndarray)
+                else (tuple(array.shape), self._dtypes[index], self._device)
+                for index, array in enumerate(arrays)
+            ]
+        )
 
     def _to_array(self, index: int, value: Any) -> tuple[Array, bool]:
         """Return ``value`` as a NumPy array over the same memory, and whether it is a torch tensor."""
@@ -58,6 +72,8 @@ class ModelInputs(RequestReader):
         # Who sends a tensor has imported torch; this module never does.
         is_torch = isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
         dtype = self._dtypes[index]
+        if is_torch and self._device is not None and str(value.device) == self._device:
+            return self._on_device(index, value), True
         try:
             if dtype == TEXT and (text := as_text(value)) is not None:
                 return (text if text.ndim else self._item_of_one(index, text)), False
@@ -77,6 +93,13 @@ class ModelInputs(RequestReader):
             advice = "; a step before has to make one of it on the CPU, of a type that NumPy has, such as float32"
             raise self._unusable(index, f"a {type(value).__name__} that NumPy cannot read: {error}{advice}") from error
         raise self._unusable(index, f"a {type(value).__name__}, which is no array")
+
+    def _on_device(self, index: int, tensor: Any) -> Any:
+        """Return a tensor on the model's GPU as it is; nothing is converted there."""
+        if str(tensor.dtype) != f"torch.{self._dtypes[index].name}":
+            got = f"{tensor.dtype} on {self._device}, where nothing is converted: a step before has to"
+            raise self._unusable(index, got)
+        return tensor.detach()
 
     def _item_of_one(self, index: int, text: Array) -> Array:
         """Return a single text as an item that has no more elements, where the model may have such."""
@@ -143,6 +166,8 @@ def gather(
         Fresh memory, perhaps read-only; but an array that is the whole batch already is not copied.
     """
     first = arrays[0]
+    if not isinstance(first, np.ndarray):
+        return _gather_tensors(arrays, item_shape, row_count, axis)
     if axis is None:
         return np.ascontiguousarray(_converted(first, dtype)).reshape(item_shape)
     shape = (row_count, *item_shape)
@@ -165,8 +190,22 @@ def gather(
     return _converted(batch, dtype)
 
 
+def _gather_tensors(tensors: Sequence[Any], item_shape: tuple[int, ...], row_count: int, axis: int | None) -> Any:
+    """Do as ``gather`` with torch tensors of the model's own dtype, on their device, on torch's current stream."""
+    if axis is None:
+        return tensors[0].reshape(item_shape).contiguous()
+    rank = len(item_shape) + 1
+    rows = [each.movedim(axis, 0) if each.ndim == rank else each.unsqueeze(0) for each in tensors]
+    missing = row_count - sum([len(each) for each in rows])
+    if missing:
+        rows.append(tensors[0].new_zeros((missing, *item_shape)))
+    return rows[0].contiguous() if len(rows) == 1 else sys.modules["torch"].cat(rows)
+
+
 def as_it_comes(array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Return a request's array as a model gets it that runs one request at a time."""
+    if not isinstance(array, np.ndarray):
+        return array.reshape(shape).contiguous()
     return np.ascontiguousarray(_converted(array, dtype)).reshape(shape)
 
 
@@ -210,7 +249,7 @@ def _converted(array: Array, dtype: np.dtype[Any]) -> Array:
 
 def to_torch(arrays: Sequence[Array]) -> list[Any]:
     """Return arrays as torch tensors over the same memory; for requests that brought tensors, so torch is there."""
-    return [tensor_of(array) for array in arrays]
+    return [tensor_of(array) if isinstance(array, np.ndarray) else array for array in arrays]
 
 
 def to_array(tensor: Any) -> Array:

@@ -9,37 +9,32 @@ reads ``max`` and ``min``; ``onnx_graph`` changes the graph for ``mean``, ``std`
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-import numpy as np
-
 from fastpipe.announcing import announced_array
 from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
-from fastpipe.errors import BackendError, ConfigError, KernelError
+from fastpipe.errors import BackendError, ConfigError
 
 from .answers import Answers, Run, chosen_outputs, compared
 from .axes import Declared, input_axes, read_wishes, settled, with_axes
 from .encrypted import ModelKey
+from .half_inputs import HalfInputs
 from .inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
-from .onnx_files import weights_beside
-from .onnx_graph import HALF_INPUTS, LARGEST_HALF, RAW_SUFFIX, prepare
+from .onnx_files import identity_of
+from .onnx_graph import HALF_INPUTS, RAW_SUFFIX, prepare
 from .onnx_kinds import axes_of, comparable, dtype_of, input_spec, plain
 from .onnx_options import RuntimeSettings
 from .onnx_rows import Graph, known_outputs, read_once
 from .onnx_session import RuntimeSession
 from .onnx_values import check_postprocessor, tensors_of, values_of
 from .postprocessors import find_postprocessor, is_built_in
-from .reader import Sample
 from .row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
 from .runs import Group, ModelBackend, run_in_groups
 from .shapes import InputSpec, Profile, make_profiles, told_batches
@@ -54,6 +49,7 @@ class Session(Protocol):
     inputs: list[Any]  # each with name, type and shape, as ONNX Runtime has them
     outputs: list[Any]
     metadata: dict[str, str]
+    device: str | None  # a GPU whose torch tensors it takes as they lie, in torch's words
 
     def run(self, names: Sequence[str], values: Sequence[Any]) -> list[Any]:
         """Return these outputs of the model for a value of each input, in its order."""
@@ -183,7 +179,7 @@ class OnnxModel(ModelBackend):
         try:
             opened = open_model(model, model_key)
             source, self._is_encrypted = opened.model, opened.secret is not None
-            key = _identity(source), precision, repr((mean, std)), fuse
+            key = identity_of(source), precision, repr((mean, std)), fuse
             is_normalized = mean is not None or std is not None
             if is_normalized or fuse or precision == "fp16":
                 folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="fastpipe-")))
@@ -210,12 +206,14 @@ class OnnxModel(ModelBackend):
             specs = with_axes(specs, axes, wishes)
             self._dtypes = [spec.dtype for spec in specs]
             profiles = make_profiles(specs, max, min)
-            self._inputs = ModelInputs(self._name, specs, profiles)
+            # In half precision, all values are looked at on the CPU.
+            device = None if precision == "fp16" else self._session.device
+            self._inputs = ModelInputs(self._name, specs, profiles, device)
             halves = []
             if precision == "fp16":  # written by prepare(); of a file as it is, they are anybody's
                 halves = json.loads(self._session.metadata[HALF_INPUTS])
             # Checked when a batch is run, not whenever a request is looked at.
-            self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
+            self._inputs_to_run = HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
             self._take(self._inputs, profiles, specs, many_rows=many_rows)
             graph = None
             if self._has_rows:
@@ -405,6 +403,12 @@ class OnnxTensor(OnnxModel):
     ``rows``, ``instance_num``, ``precision``, ``mean``, ``std``, ``fuse``, ``postprocessor``, ``threads``,
     ``warm_up`` and ``model_key``.
 
+    **Other values**: text is an array of ``str``; what NumPy has no dtype for is one of ml_dtypes; a row of ``ZipMap``
+    is a dict. Models with sequences, maps or what may be missing run one request at a time, as it comes.
+
+    **GPUs**: if the first provider computes on one, torch tensors of the input's dtype on it are taken as they lie, and
+    the results are tensors there.
+
     Args:
         providers: names of execution providers, in order of preference; ONNX Runtime gives each operator to the first
             that has it, and what none has to the CPU. One that this ONNX Runtime lacks, or that cannot be started, is
@@ -452,56 +456,6 @@ class OnnxTensor(OnnxModel):
         session = RuntimeSession(source, thread_count, self._settings)
         self._is_fine, self._runtime = self._settings.is_plain, self._settings.identity
         return session
-
-
-def _identity(source: Path | bytes) -> Hashable:
-    """Return what is equal for the instances of a node, and for no other model."""
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).digest()
-    files = [source.absolute(), *weights_beside(source).values()]
-    return tuple([(path, _state(path.stat())) for path in files])
-
-
-def _state(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-class _HalfInputs(ModelInputs):
-    """Reads requests for a model some of whose inputs become float16 within it.
-
-    Args:
-        model, specs, profiles: as of ``ModelInputs``.
-        halves: names of those inputs.
-    """
-
-    def __init__(
-        self, model: str, specs: Sequence[InputSpec], profiles: Sequence[Profile], halves: Sequence[str]
-    ) -> None:
-        super().__init__(model, specs, profiles)
-        self._halves = [(index, spec) for index, spec in enumerate(specs) if spec.name in halves]
-
-    def read(self, request: Request) -> Sample:
-        """Return the data of a request, checked, its values too."""
-        sample = super().read(request)
-        for index, spec in self._halves:
-            largest = _largest(sample.arrays[index])
-            if largest > LARGEST_HALF:
-                raise KernelError(
-                    f"{self._model}, input {spec.name!r}: expected values of -65504 to 65504, which is what float16 "
-                    f"can hold, got {largest:g} (or its negative); precision='fp32' takes larger ones"
-                )
-        return sample
-
-
-def _largest(array: Array) -> float:
-    """Return the largest magnitude of an array's numbers, without those that are infinite or none."""
-    if array.size == 0 or array.dtype.kind == "b":
-        return 0.0
-    largest = max(float(array.max()), -float(array.min()))
-    if math.isfinite(largest):
-        return largest
-    numbers = array[np.isfinite(array)]
-    return max(float(numbers.max()), -float(numbers.min())) if numbers.size else 0.0
 
 
 def _shapes(values: Sequence[Any]) -> str:

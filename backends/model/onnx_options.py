@@ -168,6 +168,8 @@ def session_options(settings: RuntimeSettings, thread_count: int) -> Any:
         ConfigError: for each option that does not exist, or has no such value.
     """
     given = dict(settings.session)
+    if given.get("enable_profiling"):
+        given.setdefault("profile_file_prefix", "onnxruntime_profile")  # ONNX Runtime's own
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal only: at "error", it writes to stderr what it also raises
     # A thread that spins takes the CPU from the other instances, and burns the quota of a cgroup.

@@ -132,6 +132,7 @@ class _Compiled:
         self.inputs = [_value("input", port, axes) for port in compiled.inputs]
         self.outputs = [_value("output", port, axes) for port in compiled.outputs]
         self.metadata: dict[str, str] = {}
+        self.device: str | None = None
 
     def run(self, names: Sequence[str], values: Sequence[Any]) -> list[Any]:
         """Return these outputs of the model for a value of each input, in its order; they are copies."""

@@ -165,6 +165,18 @@ def test_a_number_of_objects_is_refused_by_a_model_of_numbers():
         run(OnnxTensor(model=identity(FLOAT)), text("1", "2"))
 
 
+def test_text_without_elements_is_an_item_where_min_says_so():
+    """As of numbers; alone, in a batch and padded."""
+    backend = OnnxTensor(model=identity(TensorProto.STRING, ("n", "words")), max=3, min="2x0")
+    empty = np.empty((0,), object)
+    assert [result.shape for result in run(backend, empty, empty, text("a")) + run(backend, empty)] == [
+        (1, 0),
+        (1, 0),
+        (1, 1),
+        (1, 0),
+    ]
+
+
 def test_text_is_padded_with_empty_text():
     """A batch of a fixed size, of which two are missing."""
     seen = []
@@ -399,6 +411,15 @@ def test_narrow_floats_go_in_and_out_as_dtypes_of_ml_dtypes(name):
         assert {result.dtype for result in results} == {dtype}
     alone[0][:] = 7
     assert run(backend, items[0])[0].astype(float).tolist() == [[1, -2]]
+
+
+@narrow
+def test_narrow_floats_without_elements_are_an_item_where_min_says_so():
+    """There is nothing to be copied."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    backend = OnnxTensor(model=identity(TensorProto.BFLOAT16, ("n", "w")), max=2, min="1x0")
+    results = run(backend, np.zeros((0,), ml_dtypes.bfloat16), np.zeros((1, 0)))
+    assert [(result.shape, result.dtype.name) for result in results] == [((1, 0), "bfloat16")] * 2
 
 
 @narrow

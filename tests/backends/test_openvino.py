@@ -90,6 +90,13 @@ def test_scalars_several_inputs_and_chosen_outputs_go_as_they_come():
     assert run(OpenvinoTensor(model=model, outputs=["z"]), data)[0].tolist() == [[6, 6]] * 3
 
 
+def test_an_empty_axis_is_run_where_min_says_so():
+    """Pictures without boxes."""
+    model = make_model([helper.make_node("Add", ["x", "x"], ["y"])], {"x": ["n", "w", 4]}, {"y": ["n", "w", 4]})
+    backend = OpenvinoTensor(model=model, max=2, min="1x0x4")
+    assert [result.shape for result in run(backend, *[np.zeros((0, 4), np.float32)] * 2)] == [(1, 0, 4)] * 2
+
+
 def test_names_of_axes_are_read_from_the_file():
     """OpenVINO has none: where the batch is behind another axis, and where it is in front."""
     node = helper.make_node("Concat", ["state", "state"], ["y"], axis=2)
