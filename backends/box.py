@@ -23,6 +23,7 @@ _MODULES = {
     "image.geometry": "ResizeMat PillowResizeMat ResizePadMat TopLeftResizeMat=ResizePadMat LetterBoxMat "
     "ResizeCenterPadMat=LetterBoxMat DynamicResizeMat AlignMat CropMat CropResizeMat PerspectiveTransformMat",
     "model.onnx": "OnnxTensor",
+    "model.openvino": "OpenvinoTensor",
     "gpu.synchronization": "SyncTensor StreamGuard=SyncTensor TensorSync=SyncTensor Torch",
     "tensor.convert": "Mat2Tensor Mat2CpuTensor Mat2GpuTensor Tensor2Mat Tensor2Vector",
     "tensor.decode": "DecodeTensor",
@@ -40,6 +41,7 @@ EXTRAS = {
     **dict.fromkeys(("image.codec", "image.color", "image.evaluation", "image.geometry", "model.onnx"), "cpu"),
     **dict.fromkeys(("tensor.color", "tensor.convert", "tensor.decode", "tensor.geometry"), "torch"),
     **dict.fromkeys(("tensor.moves", "tensor.preprocess"), "torch"),
+    "model.openvino": "openvino",
     "model.torch": "torch",
     "model.tensorrt": "tensorrt",
 }
@@ -47,7 +49,7 @@ EXTRAS = {
 
 # Of the box, what reads or writes files, or runs code, that its parameters or a request name. All else only computes.
 NEEDS_TRUST = frozenset(
-    ("readfile", "savemat", "savetensor", "loadtensor", "onnxtensor", "tensorrttensor", "torchtensor")
+    ("readfile", "savemat", "savetensor", "loadtensor", "onnxtensor", "openvinotensor", "tensorrttensor", "torchtensor")
 )
 
 

@@ -50,7 +50,8 @@ def narrow_dtype(name: str, who: str) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError as error:
         raise MissingExtra(who, "dtypes", error) from error
-    return np.dtype(getattr(ml_dtypes, name))
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return dtype
 
 
 def is_narrow(dtype: np.dtype[Any]) -> bool:
@@ -130,9 +131,15 @@ def blank(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 def random_text(shape: tuple[int, ...], random: np.random.Generator, *, are_numbers: bool) -> npt.NDArray[Any]:
-    """Return pseudo-random words, or numbers written out, for a model that is tried."""
-    choices = np.array(_NUMBERS if are_numbers else _WORDS, TEXT)
-    return np.asarray(choices[random.integers(0, len(choices), shape)], TEXT)
+    """Return pseudo-random words, or numbers written out, for a model that is tried: half of them are in no list."""
+    choices = _NUMBERS if are_numbers else _WORDS
+    picked = zip(random.integers(0, len(choices), shape).flat, random.integers(0, 2000, shape).flat, strict=True)
+    found = np.empty(shape, TEXT)
+    found.reshape(-1)[:] = [
+        choices[index] if number < 1000 else str(number) if are_numbers else f"{choices[index]}{number}"
+        for index, number in picked
+    ]
+    return found
 
 
 def as_float32(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

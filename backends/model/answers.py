@@ -17,7 +17,7 @@ from fastpipe.contract import Request
 from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
 from .axes import Axes, moved
-from .postprocessors import Postprocessor, Preparation, on_cpu, postprocess, preparation_of
+from .postprocessors import Postprocessor, Preparation, has_a_row_each, on_cpu, postprocess, preparation_of
 from .reader import UnfitError
 
 __all__ = ["Answers", "Run", "chosen_outputs", "compared", "given_back"]
@@ -47,7 +47,7 @@ class Answers:
         has_many_rows: requests may bring any number of rows.
 
     Raises:
-        ConfigError: if the postprocessor gives no arrays that could be in a dict.
+        ConfigError: if the postprocessor cannot do with that.
     """
 
     def __init__(self, postprocessor: Postprocessor, axes: Axes, *, as_dict: bool, has_many_rows: bool) -> None:
@@ -55,6 +55,11 @@ class Answers:
         self._as_dict, self._has_many_rows = as_dict, has_many_rows
         self._prepare: Preparation | None = preparation_of(postprocessor)
         self.are_plain = axes.is_plain and not as_dict and not has_many_rows
+        if axes.columns and has_a_row_each(postprocessor):
+            raise ConfigError(
+                f"output {next(iter(axes.columns))!r}, split_by: expected the postprocessor split, cpu, SoftmaxCpu, or "
+                f"a function of yours, which gets a list with an array for each request; the others need a row for each"
+            )
         if as_dict and self._prepare is None:
             raise ConfigError(
                 "result_as = 'dict' goes with the postprocessors split, cpu and SoftmaxCpu; another one gives results "

@@ -10,7 +10,7 @@ there and back. An array that a whole batch shares has no axis for them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ class Said(NamedTuple):
     """The keys of a node about axes, as they were written."""
 
     batch_axis: Mapping[str, Any] | None
-    shared: Sequence[str] | None
+    shared: Sequence[str] | Mapping[str, Any] | None
     split_by: Mapping[str, Any] | None
 
 
@@ -55,11 +55,13 @@ class Wishes:
         axes: of inputs and outputs, by name; None: it has no axis for requests.
         columns: of outputs that have the rows of all requests together, the column with the request's number.
         inputs: names of the model's inputs; what it speaks of else are outputs.
+        examples: values of inputs that the batch shares, with which the model is tried.
     """
 
     axes: Mapping[str, int | None]
     columns: Mapping[str, int]
     inputs: Sequence[str] = ()
+    examples: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def moved(array: Any, source: int | None, target: int | None) -> Any:
 
 def read_wishes(
     batch_axis: Mapping[str, Any] | None,
-    shared: Sequence[str] | None,
+    shared: Sequence[str] | Mapping[str, Any] | None,
     split_by: Mapping[str, Any] | None,
     inputs: Sequence[str] | None,
     outputs: Sequence[str] | None,
@@ -160,7 +162,8 @@ def read_wishes(
         if name in axes:
             raise ConfigError(f"output {name!r}: split_by and batch_axis contradict each other; leave one of them out")
         columns[name] = column
-    return Wishes(axes, columns, tuple(inputs or ()))
+    examples = shared if isinstance(shared, Mapping) else {}
+    return Wishes(axes, columns, tuple(inputs or ()), examples)
 
 
 def input_axes(specs: Sequence[InputSpec], wishes: Wishes) -> tuple[list[int | None], str]:
@@ -191,13 +194,14 @@ def input_axes(specs: Sequence[InputSpec], wishes: Wishes) -> tuple[list[int | N
     return axes, batch
 
 
-def with_axes(specs: Sequence[InputSpec], axes: Sequence[int | None]) -> list[InputSpec]:
+def with_axes(specs: Sequence[InputSpec], axes: Sequence[int | None], wishes: Wishes) -> list[InputSpec]:
     """Return inputs whose ``shape`` begins with the batch, given with their axes in the model's order."""
     found = []
     for spec, axis in zip(specs, axes, strict=True):
         if axis is None:
             ranges = ((1, None), *spec.ranges) if spec.ranges else ()
-            found.append(replace(spec, shape=("?", *spec.shape), ranges=ranges, axis=None))
+            example = wishes.examples.get(spec.name)
+            found.append(replace(spec, shape=("?", *spec.shape), ranges=ranges, axis=None, example=example))
         else:
             shape, ranges = _with_first(spec.shape, axis), _with_first(spec.ranges, axis)
             found.append(replace(spec, shape=shape, ranges=ranges, axis=axis))
@@ -289,11 +293,12 @@ def _batch_name(specs: Sequence[InputSpec], said: Mapping[str, int | None]) -> s
 def _rank(name: str, shapes: Sequence[tuple[int | str, ...]]) -> tuple[bool, int, str]:
     """Return how likely a name is the batch's: by the word, then by how many inputs have it in front.
 
-    One that says nothing may be elsewhere only behind a number of layers.
+    One that says nothing may be elsewhere only behind a number of layers; a letter has to be in front of some input, as
+    it may stand for points or boxes as well.
     """
-    is_word = "batch" in name.lower() or name.lower() in _BATCH_NAMES
     once = [shape for shape in shapes if shape.count(name) == 1]
     elsewhere = [shape[0] for shape in once if shape[0] != name]
+    is_word = "batch" in name.lower() or (name.lower() in _BATCH_NAMES and len(elsewhere) < len(once))
     if not is_word and not all(isinstance(first, int) and first > 1 for first in elsewhere):
         return False, 0, name
     return is_word and bool(once), len(once) - len(elsewhere), name

@@ -55,6 +55,8 @@ class EngineInputs(ModelInputs):
         return [overflow_in(row, torch_dtype(fit.dtypes[index].name)) for row in given]
 
     def _to_tensor(self, index: int, value: Any) -> torch.Tensor:
+        if self._is_plain_number(index, value):
+            return torch.from_numpy(self._of_number(index, value))
         try:
             tensor = as_tensor(value)
         except Unreadable as error:

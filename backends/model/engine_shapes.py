@@ -28,7 +28,7 @@ class EngineAxes(NamedTuple):
 
     def description(self) -> dict[str, str]:
         """Return what an engine depends on."""
-        said = (self.said.batch_axis, self.said.shared)
+        said = (self.said.batch_axis, list(self.said.shared or ()))
         return {"axes": str(said)} if any(said) else {}
 
     def specs(self, inputs: Sequence[TensorInfo], outputs: Sequence[str] | None) -> tuple[list[InputSpec], Wishes, str]:
@@ -41,7 +41,7 @@ class EngineAxes(NamedTuple):
         specs = _named(_specs(inputs), self.graph, self.added_suffix)
         wishes = read_wishes(*self.said, [spec.name for spec in specs], outputs)
         axes, batch = input_axes(specs, wishes)
-        return with_axes(specs, axes), wishes, batch
+        return with_axes(specs, axes, wishes), wishes, batch
 
     def graph_of(self, specs: Sequence[InputSpec]) -> Graph | None:
         """Return what the file says where the inputs have the batch on these axes; None: nothing can be read."""

@@ -9,43 +9,38 @@ reads ``max`` and ``min``; ``onnx_graph`` changes the graph for ``mean``, ``std`
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-import numpy as np
-
 from fastpipe.announcing import announced_array
 from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
-from fastpipe.errors import BackendError, ConfigError, KernelError
+from fastpipe.errors import BackendError, ConfigError
 
 from .answers import Answers, Run, chosen_outputs, compared
 from .axes import Declared, input_axes, read_wishes, settled, with_axes
 from .encrypted import ModelKey
+from .half_inputs import HalfInputs
 from .inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
-from .onnx_files import weights_beside
-from .onnx_graph import HALF_INPUTS, LARGEST_HALF, RAW_SUFFIX, prepare
+from .onnx_files import identity_of
+from .onnx_graph import HALF_INPUTS, RAW_SUFFIX, prepare
 from .onnx_kinds import axes_of, comparable, dtype_of, input_spec, plain
 from .onnx_options import RuntimeSettings
 from .onnx_rows import Graph, known_outputs, read_once
 from .onnx_session import RuntimeSession
 from .onnx_values import check_postprocessor, tensors_of, values_of
 from .postprocessors import find_postprocessor, is_built_in
-from .reader import Sample
 from .row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
 from .runs import Group, ModelBackend, run_in_groups
 from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import open_model
 
-__all__ = ["OnnxTensor"]
+__all__ = ["OnnxModel", "OnnxTensor", "Session"]
 
 
 class Session(Protocol):
@@ -54,6 +49,7 @@ class Session(Protocol):
     inputs: list[Any]  # each with name, type and shape, as ONNX Runtime has them
     outputs: list[Any]
     metadata: dict[str, str]
+    device: str | None  # a GPU whose torch tensors it takes as they lie, in torch's words
 
     def run(self, names: Sequence[str], values: Sequence[Any]) -> list[Any]:
         """Return these outputs of the model for a value of each input, in its order."""
@@ -72,8 +68,17 @@ class OnnxModel(ModelBackend):
     **Out**: ``result`` is the output's row with a batch axis of 1, or a list of them where the model has several
     outputs; torch tensors if the request brought torch tensors. It is a view of an array made for this batch: yours to
     change, and it keeps the batch's outputs alive; copy it to keep one of many for long. See ``postprocessor`` for
-    other results. A model run with one request at a time (``max`` 1) may have outputs without a batch axis; they are
-    handed out whole.
+    other results.
+
+    **One request at a time** (``max`` 1, the default where no batch is fixed): the model runs as it is. A request may
+    bring any shapes that the model takes, several rows too; nothing but a missing batch axis is added, and the outputs
+    are handed out whole.
+
+    **Axes**: the requests may be on another axis than the first (``[layers, batch, n]``), and an input may have none,
+    as a scalar: then all requests of a batch share it, and those with other values run apart. The names of axes in the
+    file, and shape inference, say where; ``batch_axis`` and ``shared`` have the last word. A request brings the shapes
+    of the model, with 1 on the batch axis or without it, and gets such; in ``max`` and ``min`` the batch comes first
+    everywhere, also of what has none.
 
     **Batches**: requests of other shapes or dtypes never share a run, and a request that the model cannot take fails
     alone, with ``KernelError``. A model with a fixed batch size n takes 1 to n requests, and is fed zeros for those
@@ -98,6 +103,18 @@ class OnnxModel(ModelBackend):
             may be empty only where it says so, as in ``"1x0x4"``.
         rows: ``batch`` says that each row of every output belongs to one request, in order, and depends on it alone.
             Without it, that is proved while the instance is built (see "Rows" above).
+        many_rows: a request may bring any number of rows up to ``max``, also none. It counts as so many towards
+            ``max``, and its answer has as many. Other postprocessors than ``split``, ``cpu`` and ``SoftmaxCpu`` get a
+            request for each row, and what they set becomes a list.
+        batch_axis: by the name of an input or output, on which axis the requests are: ``{state = 1, sr = "none"}``.
+            "none": the batch shares the input; the output is one for all, and each request gets a copy.
+        shared: inputs that the batch shares: their names, or name -> example, a value with which the model is tried.
+            They are compared by value, up to 64 KiB; with more a request runs alone.
+        split_by: by the name of an output that has rows of all requests together, the column that has the request's
+            number: ``{boxes = 0}``. Each request gets its rows, with the number 0 there. A function as postprocessor
+            gets a list with an array for each request.
+        outputs: names of the outputs that are handed on, in this order. Others are not computed, and need no proof.
+        result_as: ``dict``: ``result`` has the outputs by their names, also an only one.
         instance_num: the node's number of instances, which share ``threads``.
         precision: ``fp16`` computes in half precision; inputs and outputs keep their types. A CPU without arithmetic of
             that kind is slower with it, constants beyond 65504 are clipped, and a model may lose accuracy: compare. A
@@ -149,7 +166,7 @@ class OnnxModel(ModelBackend):
         rows: Literal["batch"] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,
-        shared: list[str] | None = None,
+        shared: list[str] | Mapping[str, Any] | None = None,
         split_by: Mapping[str, Any] | None = None,
         outputs: list[str] | None = None,
         result_as: Literal["list", "dict"] = "list",
@@ -160,8 +177,9 @@ class OnnxModel(ModelBackend):
         self._name = f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
         scratch = ExitStack()
         try:
-            source = open_model(model, model_key).model
-            key = _identity(source), precision, repr((mean, std)), fuse
+            opened = open_model(model, model_key)
+            source, self._is_encrypted = opened.model, opened.secret is not None
+            key = identity_of(source), precision, repr((mean, std)), fuse
             is_normalized = mean is not None or std is not None
             if is_normalized or fuse or precision == "fp16":
                 folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="fastpipe-")))
@@ -185,15 +203,17 @@ class OnnxModel(ModelBackend):
                 batch_axis, shared, split_by, [spec.name for spec in specs], [name for name, _ in declared]
             )
             axes, batch = input_axes(specs, wishes)
-            specs = with_axes(specs, axes)
+            specs = with_axes(specs, axes, wishes)
             self._dtypes = [spec.dtype for spec in specs]
             profiles = make_profiles(specs, max, min)
-            self._inputs = ModelInputs(self._name, specs, profiles)
+            # In half precision, all values are looked at on the CPU.
+            device = None if precision == "fp16" else self._session.device
+            self._inputs = ModelInputs(self._name, specs, profiles, device)
             halves = []
             if precision == "fp16":  # written by prepare(); of a file as it is, they are anybody's
                 halves = json.loads(self._session.metadata[HALF_INPUTS])
             # Checked when a batch is run, not whenever a request is looked at.
-            self._inputs_to_run = _HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
+            self._inputs_to_run = HalfInputs(self._name, specs, profiles, halves) if halves else self._inputs
             self._take(self._inputs, profiles, specs, many_rows=many_rows)
             graph = None
             if self._has_rows:
@@ -206,7 +226,7 @@ class OnnxModel(ModelBackend):
 
             def prove() -> None:
                 is_fine = precision == "fp32" and self._is_fine
-                proof = key, max, min, self._runtime, tuple(self._output_names), str(self._axes)
+                proof = key, max, min, self._runtime, tuple(self._output_names), str((self._axes, shared))
                 prove_once(proof, lambda: self._prove_rows(graph, specs, profiles, is_fine=is_fine))
 
             self._build_up(prove if rows is None else None, lambda: self._warm_up(specs, profiles) if warm_up else None)
@@ -214,10 +234,6 @@ class OnnxModel(ModelBackend):
             raise self._named(error) from error.__cause__
         finally:
             scratch.close()
-
-    def bucket(self, request: Request) -> Hashable:
-        """Return the shapes and dtypes of a request's data: what must be equal within a batch."""
-        return "values" if self._values is not None else super().bucket(request)
 
     def forward(self, batch: list[Request]) -> None:
         """Run the model on a batch; requests whose shapes differ are run apart.
@@ -255,6 +271,7 @@ class OnnxModel(ModelBackend):
         found = find_postprocessor("split" if is_built_in(postprocessor) else postprocessor, [])
         self._answers = Answers(found, self._axes, as_dict=as_dict, has_many_rows=False)
         self.keeps_input = is_built_in(postprocessor)
+        self._reader: Any = self._values
         self.max_batch = 1
 
     def _announce(self, declared: Sequence[Declared], postprocessor: Any) -> None:
@@ -386,6 +403,12 @@ class OnnxTensor(OnnxModel):
     ``rows``, ``instance_num``, ``precision``, ``mean``, ``std``, ``fuse``, ``postprocessor``, ``threads``,
     ``warm_up`` and ``model_key``.
 
+    **Other values**: text is an array of ``str``; what NumPy has no dtype for is one of ml_dtypes; a row of ``ZipMap``
+    is a dict. Models with sequences, maps or what may be missing run one request at a time, as it comes.
+
+    **GPUs**: if the first provider computes on one, torch tensors of the input's dtype on it are taken as they lie, and
+    the results are tensors there.
+
     Args:
         providers: names of execution providers, in order of preference; ONNX Runtime gives each operator to the first
             that has it, and what none has to the CPU. One that this ONNX Runtime lacks, or that cannot be started, is
@@ -433,56 +456,6 @@ class OnnxTensor(OnnxModel):
         session = RuntimeSession(source, thread_count, self._settings)
         self._is_fine, self._runtime = self._settings.is_plain, self._settings.identity
         return session
-
-
-def _identity(source: Path | bytes) -> Hashable:
-    """Return what is equal for the instances of a node, and for no other model."""
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).digest()
-    files = [source.absolute(), *weights_beside(source).values()]
-    return tuple([(path, _state(path.stat())) for path in files])
-
-
-def _state(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-class _HalfInputs(ModelInputs):
-    """Reads requests for a model some of whose inputs become float16 within it.
-
-    Args:
-        model, specs, profiles: as of ``ModelInputs``.
-        halves: names of those inputs.
-    """
-
-    def __init__(
-        self, model: str, specs: Sequence[InputSpec], profiles: Sequence[Profile], halves: Sequence[str]
-    ) -> None:
-        super().__init__(model, specs, profiles)
-        self._halves = [(index, spec) for index, spec in enumerate(specs) if spec.name in halves]
-
-    def read(self, request: Request) -> Sample:
-        """Return the data of a request, checked, its values too."""
-        sample = super().read(request)
-        for index, spec in self._halves:
-            largest = _largest(sample.arrays[index])
-            if largest > LARGEST_HALF:
-                raise KernelError(
-                    f"{self._model}, input {spec.name!r}: expected values of -65504 to 65504, which is what float16 "
-                    f"can hold, got {largest:g} (or its negative); precision='fp32' takes larger ones"
-                )
-        return sample
-
-
-def _largest(array: Array) -> float:
-    """Return the largest magnitude of an array's numbers, without those that are infinite or none."""
-    if array.size == 0 or array.dtype.kind == "b":
-        return 0.0
-    largest = max(float(array.max()), -float(array.min()))
-    if math.isfinite(largest):
-        return largest
-    numbers = array[np.isfinite(array)]
-    return max(float(numbers.max()), -float(numbers.min())) if numbers.size else 0.0
 
 
 def _shapes(values: Sequence[Any]) -> str:

@@ -6,15 +6,16 @@ before any library opens one, and only those are let through that lie in the mod
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 from fastpipe.errors import ConfigError
 
-__all__ = ["is_ort_format", "weights_beside"]
+__all__ = ["identity_of", "is_ort_format", "weights_beside"]
 
 # Of each kind of message in onnx.proto, the fields that lead to an external file: number -> the kind of what is there.
 _MODEL, _GRAPH, _NODE, _ATTRIBUTE, _TENSOR, _SPARSE, _FUNCTION, _TRAINING, _ENTRY = range(9)
@@ -71,6 +72,18 @@ def weights_beside(model: Path | bytes) -> dict[str, Path]:
         return {}
     folder = model.parent
     return {location: _checked(folder, location, size_bytes) for location, size_bytes in sorted(locations.items())}
+
+
+def identity_of(source: Path | bytes) -> Hashable:
+    """Return what is equal for the instances of a node, and for no other model."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).digest()
+    files = [source.absolute(), *weights_beside(source).values()]
+    return tuple([(path, _state(path.stat())) for path in files])
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _checked(folder: Path, location: str, size_bytes: int) -> Path:

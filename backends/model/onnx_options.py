@@ -91,11 +91,14 @@ class RuntimeSettings:
 
     def __post_init__(self) -> None:
         problems = [*_problems_of_providers(self), *_problems_of_libraries(self)]
-        for read in (lambda: session_options(self, 1), lambda: run_options(self)):
-            try:
-                read()
-            except ConfigError as error:
-                problems += error.problems
+        try:
+            session_options(self, 1)
+        except ConfigError as error:
+            problems += error.problems
+        try:
+            run_options(self)
+        except ConfigError as error:
+            problems += error.problems
         if problems:
             raise ConfigError(*problems)
 
@@ -165,6 +168,8 @@ def session_options(settings: RuntimeSettings, thread_count: int) -> Any:
         ConfigError: for each option that does not exist, or has no such value.
     """
     given = dict(settings.session)
+    if given.get("enable_profiling"):
+        given.setdefault("profile_file_prefix", "onnxruntime_profile")  # ONNX Runtime's own
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal only: at "error", it writes to stderr what it also raises
     # A thread that spins takes the CPU from the other instances, and burns the quota of a cgroup.

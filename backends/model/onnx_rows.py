@@ -13,7 +13,7 @@ from .row_proof import COARSE, FINE, Output
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Graph", "known_outputs", "read_graph", "read_once"]
+__all__ = ["Graph", "declared_axes", "known_outputs", "read_graph", "read_once"]
 
 # Two sizes of a batch that no other axis has; what follows both is the batch.
 _BATCH_SIZES = (7919, 6007)
@@ -104,6 +104,15 @@ def read_once(key: Hashable, model: Path | bytes, axes: Mapping[str, int | None]
             _read.clear()
         _read[key] = read_graph(model, axes)
     return _read[key]
+
+
+def declared_axes(model: Path | bytes) -> dict[str, tuple[int | str, ...]]:
+    """Return the axes of inputs and outputs as a file has them, by name; nothing if it cannot be read."""
+    try:
+        loaded = _load(model)
+        return {value.name: _axes(value) for value in (*loaded.graph.input, *loaded.graph.output)}
+    except Exception:  # of the import, or whatever protobuf makes of the file
+        return {}
 
 
 def _load(model: Path | bytes) -> onnx.ModelProto:

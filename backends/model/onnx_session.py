@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,16 @@ _log = logging.getLogger(__name__)
 _CPU = "CPUExecutionProvider"
 # With this variable, ONNX Runtime takes a session's options from the file, in place of the caller's.
 _FROM_MODEL = "ORT_LOAD_CONFIG_FROM_MODEL"
+
+
+GPUS = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda", "NvTensorRTRTXExecutionProvider": "cuda"}
+"""Of providers that compute on GPUs, what torch calls these."""
+
+ON_GPU = {
+    *("tensor(bool)", "tensor(double)", "tensor(float)", "tensor(float16)", "tensor(uint8)"),
+    *(f"tensor(int{bits})" for bits in (8, 16, 32, 64)),
+}
+"""Kinds of values that both, torch and ONNX Runtime, can have there."""
 
 
 class RuntimeSession:
@@ -58,6 +69,7 @@ class RuntimeSession:
                 f"file's metadata"
             )
         self._input_names = [value.name for value in self.inputs]
+        self.device = _device_of(self._session.get_providers(), settings, [*self.inputs, *self.outputs])
         self._kinds = {value.name: value.type for value in self.outputs}
         self._has_narrow = _check_narrow([*self.inputs, *self.outputs])
         self._has_maps = any(kind.startswith("seq(map(") for kind in self._kinds.values())
@@ -68,6 +80,8 @@ class RuntimeSession:
         Rows of maps are returned as ``Rows``, and what NumPy lacks in dtypes of ml_dtypes.
         """
         feeds = dict(zip(self._input_names, values, strict=True))
+        if self.device is not None and not all(isinstance(value, np.ndarray) for value in values):
+            return self._run_bound(names, feeds)
         if self._has_narrow:
             return self._run_narrow(names, feeds)
         outputs: list[Any] = self._session.run(names, feeds, self._run_options)
@@ -83,6 +97,42 @@ class RuntimeSession:
         given = {name: _value_of(array) for name, array in feeds.items()}
         outputs = self._session.run_with_ort_values(names, given, self._run_options)
         return [_array_of(output, self._kinds[name]) for name, output in zip(names, outputs, strict=True)]
+
+    def _run_bound(self, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
+        """Run the model on torch tensors that lie on its device, and return such; nothing leaves it."""
+        torch: Any = sys.modules["torch"]  # who has a tensor has imported it
+        kind, _, number = str(self.device).partition(":")
+        place = kind, int(number or 0)
+        # A new one for each run: one that is kept has its outputs written over by the next.
+        binding = self._session.io_binding()
+        kept = []  # until the run is over: it has their addresses alone
+        for name, given in feeds.items():
+            if isinstance(given, np.ndarray):
+                binding.bind_cpu_input(name, given)
+            else:
+                value = given.contiguous()  # with the batch on another axis, it is a view
+                kept.append(value)
+                dtype = getattr(np, str(value.dtype).removeprefix("torch.").replace("bool", "bool_"))
+                binding.bind_input(name, *place, dtype, list(value.shape), value.data_ptr())
+        for name in names:
+            binding.bind_output(name, *place)
+        if kind != "cpu":
+            # ONNX Runtime computes on a stream of its own, and waits for it at the end.
+            torch.cuda.current_stream(place[1]).synchronize()
+        binding.synchronize_inputs()
+        self._session.run_with_iobinding(binding, self._run_options)
+        binding.synchronize_outputs()
+        return [torch.from_dlpack(value) for value in binding.get_outputs()]
+
+
+def _device_of(started: Sequence[str], settings: RuntimeSettings, values: Sequence[Any]) -> str | None:
+    """Return the GPU on which a session computes, as torch calls it; None: it has none, or values cannot be there."""
+    kind = GPUS.get(started[0])
+    if kind is None or not hasattr(onnxruntime.OrtValue, "__dlpack__"):
+        return None
+    if any(value.type not in ON_GPU for value in values):
+        return None
+    return f"{kind}:{settings.provider_options.get(started[0], {}).get('device_id', 0)}" if kind != "cpu" else kind
 
 
 def _check_narrow(values: Sequence[Any]) -> bool:

@@ -219,7 +219,8 @@ class _Reading:
     def _over_the_same_memory(self, given: Any, dtype: np.dtype[Any]) -> Any:
         if dtype == TEXT and (text := as_text(given)) is not None:
             return text
-        if isinstance(given, getattr(sys.modules.get("torch"), "Tensor", ())):
+        torch: Any = sys.modules.get("torch")  # who has a tensor has imported it
+        if torch is not None and isinstance(given, torch.Tensor):
             self.is_torch = True
             narrow = from_torch(given, dtype) if is_narrow(dtype) else None
             return given.detach().numpy() if narrow is None else narrow

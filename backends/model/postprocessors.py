@@ -30,6 +30,7 @@ __all__ = [
     "Postprocessor",
     "Preparation",
     "find_postprocessor",
+    "has_a_row_each",
     "is_built_in",
     "on_cpu",
     "postprocess",
@@ -69,6 +70,11 @@ def find_postprocessor(
     if options:
         raise ConfigError(f"postprocessor {name!r} has no options, got {', '.join(map(str, options))}")
     return _checked(name, found, output_shapes)
+
+
+def has_a_row_each(postprocessor: Postprocessor) -> bool:
+    """Say whether a postprocessor is one of ours that needs outputs with a row for each request."""
+    return isinstance(postprocessor, Head) or any(known is postprocessor for known in (softmax_max, softmax_arg_max))
 
 
 def is_built_in(given: Any) -> bool:

@@ -241,6 +241,12 @@ class RequestReader(ABC):
         names = f", for {', '.join(self._names)}" if self._names else ""
         return f"{count} {self.noun}{'' if count == '1' else 's'}{names}"
 
+    def _is_plain_number(self, index: int, value: Any) -> bool:
+        """Say whether a value is a number of Python's, for an input without axes."""
+        if not isinstance(value, bool | int | float) or self._specs is None:
+            return False
+        return self._specs[index].is_shared and len(self._specs[index].shape) == 1
+
     def _find_fit(self, signature: Signature) -> Fit:
         """Return what is true of arrays with this signature, and remember it."""
         items, rows, targets = [], [], []

@@ -28,7 +28,7 @@ import numpy as np
 from fastpipe.errors import ConfigError
 
 from ..kinds import TEXT, blank, is_float, random_text
-from .inputs import Array
+from .inputs import Array, example_of
 from .shapes import InputSpec, Profile
 
 __all__ = ["COARSE", "FINE", "Output", "prove_once", "prove_rows", "rows_in"]
@@ -355,7 +355,9 @@ def _numbers(spec: InputSpec, shape: tuple[int, ...], kind: _Kind, random: np.ra
 
 
 def _shared_numbers(spec: InputSpec, item: tuple[int, ...], kind: _Kind, random: np.random.Generator) -> Array:
-    """Return pseudo-random data that all rows have together: floats from 0 to 1, and small whole numbers."""
+    """Return data that all rows have together: the example, or pseudo-random floats from 0 to 1 or whole numbers."""
+    if (example := example_of(spec, item)) is not None:
+        return example
     if spec.dtype == TEXT:
         return random_text(item, random, are_numbers=kind.is_one)
     if is_float(spec.dtype):

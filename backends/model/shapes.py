@@ -13,7 +13,7 @@ axis be empty.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class InputSpec:
     shape: tuple[int | str, ...]  # with the batch axis in front; a dynamic axis has a name, not a number
     ranges: tuple[tuple[int, int | None], ...] = ()  # of each axis; (): the model says nothing. None: no largest
     axis: int | None = 0  # where the model has the batch; None: nowhere, and what is in front of ``shape`` is no axis
+    example: Any = field(default=None, compare=False)  # of what the batch shares, a value that the model takes
 
     @property
     def is_shared(self) -> bool:

@@ -63,8 +63,9 @@ class TensorrtTensor(ModelBackend):
     where the model has several outputs. It is a view of memory made for this batch, never of the engine's: yours to
     change. Outside of a ``SyncTensor`` it is complete when ``forward`` returns; within one, on its stream.
 
-    **Batches, rows**: as for ``OnnxTensor``. An engine takes what lies within its profiles: ``max`` must say the
-    largest size of every axis that the model leaves open.
+    **Batches, rows, axes**: as for ``OnnxTensor``. An engine takes what lies within its profiles: ``max`` must say the
+    largest size of every axis that the model leaves open, and with ``max`` 1 a request brings one row, or all of a
+    fixed batch.
 
     **Building** takes seconds to minutes, once: the engine is kept in ``model::cache`` under a key of everything that
     it depends on (model, precision, shapes, GPU, versions), so that another GPU or TensorRT never gets the wrong one.
@@ -80,6 +81,13 @@ class TensorrtTensor(ModelBackend):
             ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
         min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.
         rows: as in ``OnnxTensor``: ``batch`` vouches for what is proved otherwise.
+        many_rows: as in ``OnnxTensor``: a request may bring any number of rows up to ``max``.
+        batch_axis: as in ``OnnxTensor``: by name, on which axis the requests are.
+        shared: as in ``OnnxTensor``: inputs that the batch shares. On a GPU they are not compared: such a request runs
+            alone.
+        split_by: as in ``OnnxTensor``: outputs with rows of all requests together -> the column with their number.
+        outputs: names of the outputs that are handed on, in this order; the engine computes all.
+        result_as: ``dict``: ``result`` has the outputs by their names, also an only one.
         precision: what the model computes in: ``fp32`` (with TensorFloat-32 where the GPU has it, TensorRT's default),
             ``fp16``, ``bf16`` (needs nvidia-modelopt), or ``int8`` for a file that is quantised already, with
             QuantizeLinear and DequantizeLinear. Inputs and outputs keep their types.
@@ -113,7 +121,7 @@ class TensorrtTensor(ModelBackend):
         rows: Literal["batch"] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,
-        shared: list[str] | None = None,
+        shared: list[str] | Mapping[str, Any] | None = None,
         split_by: Mapping[str, Any] | None = None,
         outputs: list[str] | None = None,
         result_as: Literal["list", "dict"] = "list",
@@ -169,7 +177,7 @@ class TensorrtTensor(ModelBackend):
                     profile: _Slot(self._engine, index, profile, specs, self._gpu.device)
                     for index, profile in enumerate(profiles)
                 }
-            proof = str(self._axes), tuple(self._output_names)
+            proof = str((self._axes, shared)), tuple(self._output_names)
 
             def prove() -> None:
                 if proof not in _proved.setdefault(self._engine, set()):

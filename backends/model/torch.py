@@ -61,8 +61,11 @@ class TorchTensor(ModelBackend):
 
     **Out**: ``result`` is the output's row with a batch axis of 1, or a list of them where the model has several
     outputs, on the model's device, complete. It is a view of a copy made for this batch: yours to change, and it keeps
-    the batch's outputs alive. See ``postprocessor`` for other results. A model run with one request at a time (``max``
-    1) may have outputs without a batch axis; they are handed out whole.
+    the batch's outputs alive. See ``postprocessor`` for other results.
+
+    **One request at a time, axes**: as for ``OnnxTensor``. An exported program says by its symbols on which axes the
+    requests are; of a module, ``batch_axis`` and ``shared`` do, beside shapes in ``max``. An output's name is its key
+    in the dict that the model gives, otherwise its number: ``"0"``.
 
     **Batches**: requests of other shapes, dtypes or devices never share a run, and one that the model cannot take
     fails alone, with ``KernelError``. A model with a fixed batch size n takes 1 to n requests, and is fed zeros for
@@ -90,6 +93,13 @@ class TorchTensor(ModelBackend):
         min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.
         rows: ``batch`` says that each row of every output belongs to one request, in order, and depends on it alone.
             Without it, that is proved while the instance is built.
+        many_rows: a request may bring any number of rows up to ``max``, as for ``OnnxTensor``.
+        batch_axis: by name, on which axis the requests are, as for ``OnnxTensor``; "none": on none.
+        shared: inputs that the batch shares, as for ``OnnxTensor``. On a GPU they are not compared: such a request runs
+            alone.
+        split_by: outputs with rows of all requests together -> the column with the request's number, as there.
+        outputs: names of the outputs that are handed on, in this order.
+        result_as: ``dict``: ``result`` has the outputs by their names, also an only one.
         device: ``"cpu"``; ``"cuda"`` or ``"gpu"``, the first one, ``"cuda:1"``; several, ``"cuda:0,cuda:1"``, or
             ``"all"``: each instance goes to that one of them that has the fewest. Without it, the GPU of the
             instance's other steps, otherwise ``"cuda"`` if torch sees a GPU, otherwise ``"cpu"``.
@@ -125,7 +135,7 @@ class TorchTensor(ModelBackend):
         rows: Literal["batch"] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,
-        shared: list[str] | None = None,
+        shared: list[str] | Mapping[str, Any] | None = None,
         split_by: Mapping[str, Any] | None = None,
         outputs: list[str] | None = None,
         result_as: Literal["list", "dict"] = "list",
@@ -376,12 +386,7 @@ class TorchTensor(ModelBackend):
                 continue
             items, dtypes = known
             sizes = _sizes(profile.max_batch, profile.pad_to, buckets)
-            zeros = [
-                torch.zeros(
-                    item if index in self._inputs.shared else (sizes[0], *item), dtype=dtype, device=self._device
-                )
-                for index, (item, dtype) in enumerate(zip(items, dtypes, strict=True))
-            ]
+            zeros = [tensor.to(self._device) for tensor in self._inputs.zeros(items, dtypes, sizes[0])]
             self._run_on_zeros(zeros, sizes)
             warmed += sizes
             if self._stream is not None:
@@ -447,7 +452,7 @@ class TorchTensor(ModelBackend):
 def _wishes(
     loaded: Loaded,
     batch_axis: Mapping[str, Any] | None,
-    shared: Sequence[str] | None,
+    shared: Sequence[str] | Mapping[str, Any] | None,
     split_by: Mapping[str, Any] | None,
 ) -> Wishes:
     """Return what the node says of axes; the outputs' names are known of exported programs only."""

@@ -15,7 +15,7 @@ from fastpipe.errors import ConfigError, KernelError
 from ..gpu.handed_on import Row
 from ..tensor.arrays import Unreadable, as_tensor, is_ordinary, overflow_in
 from .axes import Wishes, checked_axis, input_axes, with_axes
-from .inputs import to_array
+from .inputs import to_array, zeros
 from .reader import Fit, RequestReader, Sample, Signature
 from .shapes import InputSpec, Profile, make_profiles, ranks_of
 from .torch_files import Loaded
@@ -67,7 +67,7 @@ class TorchInputs(RequestReader):
         self.batch = ""
         if loaded.specs:
             axes, self.batch = input_axes(loaded.specs, wishes)
-            specs: list[InputSpec] | None = with_axes(loaded.specs, axes)
+            specs: list[InputSpec] | None = with_axes(loaded.specs, axes, wishes)
         else:
             specs = _specs_of(max, min, loaded, wishes)
         self.axes = tuple([spec.axis for spec in specs or ()])
@@ -97,6 +97,13 @@ class TorchInputs(RequestReader):
         if items is None:
             return None
         return items, self.targets(items)
+
+    def zeros(
+        self, items: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype], row_count: int
+    ) -> list[torch.Tensor]:
+        """Return inputs of zeros, with the requests in front; of what they share, the example, if there is one."""
+        arrays = zeros(self.trial_specs() or (), items, row_count)
+        return [torch.from_numpy(array).to(dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
 
     def targets(self, items: Sequence[tuple[int, ...]]) -> list[torch.dtype]:
         """Return the types in which the model gets its inputs, for items of these shapes."""
@@ -141,6 +148,8 @@ class TorchInputs(RequestReader):
             self._single_fits[signature[0]] = fit
 
     def _to_tensor(self, index: int, value: Any) -> torch.Tensor:
+        if self._is_plain_number(index, value):
+            return torch.from_numpy(np.asarray(value))
         try:
             return as_tensor(value)
         except Unreadable as error:
@@ -233,5 +242,6 @@ def _specs_of(max: int | str | None, min: int | str | None, loaded: Loaded, wish
         name = names[index] if index < len(names) else f"{index}"
         # In max the batch comes first, wherever the model has it; of what has none, the number in front is no axis.
         axis = checked_axis("input", name, wishes.axes.get(name, 0), ("?",) * rank)
-        specs.append(InputSpec(name, np.dtype(np.float32), ("batch", *["?"] * (rank - 1)), axis=axis))
+        shape = ("batch", *["?"] * (rank - 1))
+        specs.append(InputSpec(name, np.dtype(np.float32), shape, axis=axis, example=wishes.examples.get(name)))
     return specs

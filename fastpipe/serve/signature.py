@@ -257,7 +257,7 @@ def _answered(spec: TensorSpec, value: Any) -> Array:
     if array is None:
         return _one_element(spec, as_bytes(spec.name, value) if _is_text(value) else _json(spec, value))
     if array.ndim == len(spec.shape) + 1 and array.shape[0] == 1 and spec.datatype is not None:
-        array = array[0]  # one sample, as models of the box answer it
+        array = array.reshape(array.shape[1:])  # one sample, as models of the box answer it
     if array.dtype.kind in "OSU":
         return _of_texts(spec, array)
     if spec.datatype == "BYTES":

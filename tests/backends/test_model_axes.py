@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from typing import Any
 
@@ -13,30 +14,16 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper  # noqa: E402
-from onnx_models import FLOAT, make_model  # noqa: E402
+from onnx_models import FLOAT, make_model, places_model, speech_model  # noqa: E402
 
 import fastpipe  # noqa: E402
+from fastpipe.backends.model.axes import Wishes, input_axes  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
+from fastpipe.backends.model.shapes import InputSpec  # noqa: E402
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError  # noqa: E402
 
 HANG_S = 60
 INT64 = TensorProto.INT64
-
-
-def speech_model(batch: Any = "batch", state_batch: Any = "batch", *, declares: bool = True) -> bytes:
-    """As a detector of speech has it: audio [batch, 6], state [2, batch, 3], a scalar rate; a score and a new state."""
-    nodes = [
-        helper.make_node("MatMul", ["audio", "weights"], ["heard"]),  # (batch, 3)
-        helper.make_node("Cast", ["rate"], ["rate_float"], to=FLOAT),
-        helper.make_node("Div", ["heard", "rate_float"], ["scaled"]),
-        helper.make_node("Add", ["state", "scaled"], ["added"]),  # (2, batch, 3)
-        helper.make_node("Tanh", ["added"], ["new_state"]),
-        helper.make_node("ReduceSum", ["new_state", "axes"], ["score"], keepdims=0),
-    ]
-    weights = np.random.default_rng(3).standard_normal((6, 3)).astype(np.float32)
-    inputs = {"audio": [batch, 6], "state": [2, state_batch, 3], "rate": (INT64, [])}
-    outputs = {"score": [batch, 3] if declares else None, "new_state": [2, state_batch, 3] if declares else None}
-    return make_model(nodes, inputs, outputs, {"weights": weights, "axes": np.array([0])})
 
 
 def speech_data(number: int, rate: int = 2) -> dict[str, Any]:
@@ -137,6 +124,44 @@ def test_requests_with_other_values_of_what_is_shared_do_not_meet() -> None:
     assert sizes.seen == [(3, 6), (2, 6)]
 
 
+def test_names_in_the_file_are_enough_without_the_package_onnx(monkeypatch: Any) -> None:
+    """What the file declares of its outputs says on which axis to look; trials are the proof."""
+    model = speech_model()
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    backend = OnnxTensor(model=model, max=3)
+    data = [speech_data(number) for number in range(3)]
+    for results, each in zip(run(backend, *data), data, strict=True):
+        assert_same(results, alone(model, each))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected", "batch"),
+    [
+        ([("batch", 3, "h", "w")], [0], "batch"),
+        ([("?", 3)], [0], ""),
+        ([(1, 3, "N")], [0], ""),  # points, not pictures
+        ([(8, "seq"), (8, "seq")], [0, 0], ""),
+        ([("N", "H", "W")], [0], "N"),
+        ([("seq", "batch", 4), (2, "batch", 4)], [1, 1], "batch"),
+        ([("s0", "s1"), ("s0", "s1"), (2, "s0", 8)], [0, 0, 1], "s0"),
+        ([("?", "?"), (2, "?", 128), ()], [0, 1, None], ""),
+        ([("n", "seq"), ("seq",)], [0, None], "n"),
+        ([("tokens",), ("batch_size",)], [0, 0], "batch_size"),
+        ([("unk__1", 3), ("unk__2", 3)], [0, 0], ""),
+        ([("batch", 4), (3,), (1,), (2, 3)], [0, None, None, None], "batch"),
+        ([(3, 4, 5), (5,)], [None, None], ""),
+        ([(1, 3, 8), (2, 1, 64)], [0, None], ""),
+        ([("batch", "seq"), ("seq", "batch")], [0, 1], "batch"),
+        ([("p", "q"), ("q", "p")], [0, 0], ""),
+        ([(0, 5)], [None], ""),
+    ],
+)
+def test_where_the_batch_is_by_the_shapes_of_a_file(shapes: Any, expected: Any, batch: str) -> None:
+    """A guess, which trials have to bear out."""
+    specs = [InputSpec(f"x{place}", np.dtype(np.float32), shape) for place, shape in enumerate(shapes)]
+    assert input_axes(specs, Wishes({}, {})) == (expected, batch)
+
+
 def test_what_is_shared_may_be_a_vector_and_is_compared_by_value() -> None:
     """Equal arrays in other memory meet; an input too large to be compared runs alone, and its answer is right."""
     node = helper.make_node("MatMul", ["x", "scales"], ["y"])
@@ -149,6 +174,40 @@ def test_what_is_shared_may_be_a_vector_and_is_compared_by_value() -> None:
     large = [[np.ones((1, 200), np.float32), np.ones((200, 200), np.float32)] for _ in range(2)]
     assert [float(result[0, 0]) for result in run(backend, *large)] == [200, 200]
     assert sizes.seen == [(3, 2), (1, 200), (1, 200)]
+
+
+def test_an_input_without_axes_takes_a_plain_number() -> None:
+    """Whole or not, as the model wants it; one that it cannot hold fails its request alone."""
+    backend = OnnxTensor(model=speech_model(), max=3)
+    data = [{**speech_data(number), "rate": rate} for number, rate in enumerate([2, np.int64(2), 5])]
+    for results, each in zip(run(backend, *data), data, strict=True):
+        assert_same(results, alone(speech_model(), {**each, "rate": np.array(each["rate"])}))
+    for rate, problem in ((0.5, "got float64"), (2**70, "got the number 1180591620717411303424"), ("2", "got a str")):
+        with pytest.raises(ItemErrors, match=f"input 'rate': expected int64 of shape .*{problem}"):
+            run(backend, {**speech_data(1), "rate": rate})
+    with pytest.raises(ItemErrors, match=r"input 'audio': .*got a int, which is no array"):
+        run(backend, {**speech_data(1), "audio": 1})
+
+
+def test_a_model_may_be_tried_with_an_example_of_what_is_shared() -> None:
+    """A rate of 0 or 1, as trials have it, is none; an example is, and other values still run."""
+    nodes = [
+        helper.make_node("Div", ["thousand", "rate"], ["step"]),  # whole numbers: fails for 0
+        helper.make_node("Unsqueeze", ["step", "axes"], ["steps"]),
+        helper.make_node("Cast", ["steps"], ["float_steps"], to=FLOAT),
+        helper.make_node("Mul", ["x", "float_steps"], ["y"]),
+    ]
+    constants = {"thousand": np.array(1000), "axes": np.array([0])}
+    model = make_model(nodes, {"x": ["n", 2], "rate": (INT64, [])}, {"y": ["n", 2]}, constants)
+    with pytest.raises(ConfigError, match="warm-up with zeros"):
+        OnnxTensor(model=model, max=3)
+    backend = OnnxTensor(model=model, max=3, shared={"rate": 500})
+    data = [[np.ones(2, np.float32), np.array(rate)] for rate in (500, 250, 500)]
+    assert [result.tolist() for result in run(backend, *data)] == [[[2, 2]], [[4, 4]], [[2, 2]]]
+    with pytest.raises(
+        ConfigError, match=r"input 'rate', shared: expected an example of int64 of shape \(\), .* got 'x'"
+    ):
+        OnnxTensor(model=model, max=3, shared={"rate": "x"})
 
 
 def test_an_input_of_one_number_may_come_without_its_axis() -> None:
@@ -213,6 +272,7 @@ def test_an_output_that_is_one_for_the_whole_batch_is_handed_to_each_request() -
         ({"outputs": ["score", "score"]}, "outputs: expected names of outputs, each once"),
         ({"outputs": []}, "outputs: expected names of outputs, each once"),
         ({"shared": ["audio", "state", "rate"], "max": 2}, "input 'audio' has no batch axis, and no other input has"),
+        ({"split_by": {"score": 0}, "postprocessor": "YoloV8"}, "output 'score', split_by: expected the postprocessor"),
         ({"result_as": "dict", "postprocessor": "SoftmaxMax", "outputs": ["score"]}, "goes with the postprocessors"),
         ({"many_rows": True}, "many_rows: expected max above 1"),
         (
@@ -458,19 +518,24 @@ def test_a_postprocessor_sees_a_request_for_each_row_and_gives_a_list(
     assert all(request["kept"] == 1 for request in batch)
 
 
+def test_a_row_that_a_postprocessor_refuses_fails_its_request_alone() -> None:
+    """Each row has its own part of the data, by the names of the inputs."""
+    node = helper.make_node("Mul", ["tokens", "one"], ["y"])
+    touch = helper.make_node("Identity", ["attention_mask"], ["unused"])
+    inputs = {"tokens": ["n", 3, 2], "attention_mask": ["n", 3]}
+    outputs = {"y": ["n", 3, 2], "unused": ["n", 3]}
+    model = make_model([node, touch], inputs, outputs, {"one": np.ones(1, np.float32)})
+    backend = OnnxTensor(model=model, max=4, many_rows=True, postprocessor="MeanPooling")
+    tokens = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    masks = [[[1, 0, 0], [0, 0, 1]], [[1, 1, 1], [1, 0.5, 0]]]
+    batch: list[Any] = [{"data": {"tokens": tokens, "attention_mask": np.float32(mask)}} for mask in masks]
+    with pytest.raises(ItemErrors, match="expected a mask of 3 numbers, each 0 or 1") as caught:
+        backend.forward(batch)
+    assert list(caught.value.errors) == [1]
+    assert np.asarray(batch[0]["result"]).tolist() == [[0, 1], [10, 11]]
+
+
 # ---- rows of all requests together -----------------------------------------------------------------------------------
-
-
-def places_model() -> bytes:
-    """Where a picture is above a half: (picture, row, column) for each place, for all together; and its mean."""
-    nodes = [
-        helper.make_node("Greater", ["x", "half"], ["above"]),
-        helper.make_node("NonZero", ["above"], ["places"]),
-        helper.make_node("Transpose", ["places"], ["boxes"], perm=[1, 0]),
-        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2], keepdims=0),
-    ]
-    outputs = {"boxes": (INT64, ["boxes", 3]), "mean": ["n"]}
-    return make_model(nodes, {"x": ["n", 4, 4]}, outputs, {"half": np.float32(0.5)})
 
 
 def pictures(*counts: int) -> list[Any]:

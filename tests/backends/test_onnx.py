@@ -830,28 +830,6 @@ def test_a_file_that_is_no_model_is_named(content, problem, options, tmp_path):
         OnnxTensor(model=str(path), **options)
 
 
-def text_model():
-    """The names of classes."""
-    node = helper.make_node("Gather", ["names", "x"], ["y"])
-    names = helper.make_tensor("names", TensorProto.STRING, [2], [b"cat", b"dog"])
-    x = helper.make_tensor_value_info("x", TensorProto.INT64, ["n"])
-    y = helper.make_tensor_value_info("y", TensorProto.STRING, ["n"])
-    graph = helper.make_graph([node], "graph", [x], [y], [names])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
-
-
-def zip_map_model():
-    """What skl2onnx puts behind a classifier, unless it is told not to."""
-    domain = "ai.onnx.ml"
-    node = helper.make_node("ZipMap", ["x"], ["y"], domain=domain, classlabels_int64s=[0, 1])
-    x = helper.make_tensor_value_info("x", FLOAT, ["n", 2])
-    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(FLOAT, []))
-    y = helper.make_value_info("y", helper.make_sequence_type_proto(kind))
-    imports = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 3)]
-    graph = helper.make_graph([node], "graph", [x], [y])
-    return helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString()
-
-
 @pytest.mark.parametrize(
     ("model", "limits", "problem"),
     [
@@ -866,18 +844,6 @@ def zip_map_model():
         (doubling_model(()), {"max": 2}, "input 'x' has no batch axis, and no other input has one: .*max=1"),
         (two_by_two_model(), {"max": "2x3x4x4,3"}, "must be the same for every input"),
         (doubling_model(("n", "w")), {"max": "1x2;1x3;1x4", "min": "1x1;1x2"}, "has 3 profiles, min='1x1;1x2' has 2"),
-        (
-            identity_model(kind=TensorProto.STRING),
-            {},
-            r"input 'x' is a tensor\(string\).*write a step of the pipe that",
-        ),
-        (
-            identity_model(kind=TensorProto.BFLOAT16),
-            {},
-            r"input 'x' is a tensor\(bfloat16\).*export it with float32 there",
-        ),
-        (text_model(), {}, r"output 'y' is a tensor\(string\).*a step of the pipe that turns numbers into text"),
-        (zip_map_model(), {}, r"output 'y' is a seq\(map\(.*options=\{'zipmap': False\}"),
         (doubling_model(), {"providers": ["CpuExecutionProvider"]}, "did you mean 'CPUExecutionProvider'"),
     ],
 )

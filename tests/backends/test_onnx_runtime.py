@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -19,9 +20,9 @@ from onnx import helper  # noqa: E402
 from onnx_models import FLOAT, make_model  # noqa: E402
 
 import fastpipe  # noqa: E402
-from fastpipe.backends.model import onnx_options, onnx_weights  # noqa: E402
+from fastpipe.backends.model import onnx_options, onnx_session, onnx_weights  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
-from fastpipe.errors import ConfigError  # noqa: E402
+from fastpipe.errors import ConfigError, ItemErrors  # noqa: E402
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 CPU = "CPUExecutionProvider"
@@ -159,6 +160,23 @@ def test_options_reach_the_session(monkeypatch):
     assert (plain.log_severity_level, plain.enable_mem_pattern) == (4, True)
 
 
+@pytest.mark.parametrize("prefix", [{}, {"profile_file_prefix": "mine"}])
+def test_each_instance_writes_a_profile_of_its_own(prefix, monkeypatch, tmp_path):
+    """Once it is closed; ONNX Runtime would name both by the second in which they began."""
+    monkeypatch.chdir(tmp_path)
+    with fastpipe.Pipe(
+        backend="OnnxTensor",
+        model=doubling_model(),
+        instance_num=2,
+        session_options={"enable_profiling": True, **prefix},
+    ) as pipe:
+        assert pipe({"data": np.ones(4, np.float32)})["result"].tolist() == [[2] * 4]
+    del pipe
+    gc.collect()
+    begin = prefix.get("profile_file_prefix", "onnxruntime_profile")
+    assert [path.name.startswith(f"{begin}-{os.getpid()}-") for path in tmp_path.iterdir()] == [True, True]
+
+
 def test_an_axis_can_be_fixed():
     """It is then the model's own: a batch of exactly two, padded."""
     sizes = []
@@ -222,7 +240,7 @@ def test_options_of_runs_reach_every_run():
     name = "memory.enable_memory_arena_shrinkage"
     assert answer_of(OnnxTensor(model=doubling_model(), run_options={name: "cpu:0"})) == 2
     with pytest.raises(ConfigError, match="cpu:7"):
-        OnnxTensor(model=doubling_model(), run_options={name: "cpu:7"})
+        OnnxTensor(model=doubling_model(), max=2, run_options={name: "cpu:7"})
 
 
 @pytest.mark.parametrize(
@@ -361,3 +379,108 @@ def test_a_large_model_is_not_handed_to_shape_inference(monkeypatch):
     assert seen[0] < 1000
     assert after.graph.initializer[0].SerializeToString() == before.graph.initializer[0].SerializeToString()
     assert {value.name for value in after.graph.value_info} == {"flat", "wide"}
+
+
+# ---- tensors on a GPU ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    """Return torch, whose CPU stands in for a GPU: its tensors are bound by their addresses, as a GPU's would be."""
+    found = pytest.importorskip("torch")
+    if not hasattr(onnxruntime.OrtValue, "__dlpack__"):
+        pytest.skip("this ONNX Runtime does not hand over tensors")
+    monkeypatch.setattr(onnx_session, "GPUS", {CPU: "cpu"})
+    return found
+
+
+@pytest.fixture
+def bound(monkeypatch):
+    """Return a list that gets the shapes of the inputs of each run on tensors."""
+    shapes = []
+    real = onnx_session.RuntimeSession._run_bound
+
+    def run(self, names, feeds):
+        shapes.append([tuple(value.shape) for value in feeds.values()])
+        return real(self, names, feeds)
+
+    monkeypatch.setattr(onnx_session.RuntimeSession, "_run_bound", run)
+    return shapes
+
+
+def run_on(backend, *data):
+    """Run the data as one batch and return the results."""
+    batch: list[dict[str, Any]] = [{"data": item} for item in data]
+    backend.forward(batch)
+    return [request["result"] for request in batch]
+
+
+def test_tensors_on_the_models_device_are_not_brought_to_numpy(torch, bound):
+    """In batches, with and without a batch axis, padded; results are tensors of their own."""
+    backend = OnnxTensor(model=doubling_model(), max=4, min=3)
+    data = [torch.full((4,), 1.0), torch.full((1, 4), 2.0)]
+    results = run_on(backend, *data)
+    assert bound == [[(3, 4)]]
+    assert [result.tolist() for result in results] == [[[2] * 4], [[4] * 4]]
+    kept = results[0].clone()
+    more = run_on(backend, torch.full((4,), 9.0))
+    assert (results[0] == kept).all()
+    assert more[0].data_ptr() != results[0].data_ptr()
+    assert [item.tolist() for item in data] == [[1] * 4, [[2] * 4]]
+
+
+def test_a_chain_of_models_stays_on_the_device(torch, bound):
+    """The second takes what the first gives, without a step in between."""
+    with fastpipe.Pipe(backend="S[OnnxTensor,OnnxTensor]", model=doubling_model(), max=2) as pipe:
+        assert pipe({"data": torch.full((4,), 3.0)})["result"].tolist() == [[12] * 4]
+    assert bound == [[(1, 4)], [(1, 4)]]
+
+
+def test_an_output_that_is_its_input_is_a_copy(torch, bound):
+    """What the caller brought is not handed to somebody else."""
+    model = make_model([helper.make_node("Identity", ["x"], ["y"])], {"x": ["n", 4]}, {"y": ["n", 4]})
+    given = torch.ones((1, 4))
+    (result,) = run_on(OnnxTensor(model=model), given)
+    result[:] = 5
+    assert given.tolist() == [[1] * 4]
+    assert len(bound) == 1
+
+
+def test_arrays_and_tensors_share_no_run(torch, bound):
+    """Each comes back as what it came."""
+    backend = OnnxTensor(model=doubling_model(), max=4)
+    results = run_on(backend, np.ones(4, np.float32), torch.ones(4), np.zeros(4, np.float32))
+    assert [type(result).__module__ for result in results] == ["numpy", "torch", "numpy"]
+    assert bound == [[(1, 4)]]
+    assert len({backend.bucket({"data": each}) for each in (np.ones(4, np.float32), torch.ones(4))}) == 2
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_tensors_with_the_batch_elsewhere_are_joined_there(torch, bound, axis):
+    """And given back so, of any strides."""
+    shape = [2, 3, 3]
+    shape[axis] = "batch"
+    model = make_model([helper.make_node("Neg", ["x"], ["y"])], {"x": shape}, {"y": shape})
+    items = [torch.arange(6.0).reshape(3, 2).T.unsqueeze(axis), torch.ones(2, 3).unsqueeze(axis)]
+    results = run_on(OnnxTensor(model=model, max=2), *items)
+    assert [result.tolist() for result in results] == [(-item).tolist() for item in items]
+    assert len(bound) == 1
+
+
+def test_nothing_is_converted_on_the_device(torch):
+    """A step before has to; its request fails alone."""
+    backend = OnnxTensor(model=doubling_model(), max=2)
+    batch: list[dict[str, Any]] = [{"data": torch.ones(4)}, {"data": torch.ones(4, dtype=torch.float64)}]
+    with pytest.raises(ItemErrors, match=r"got torch\.float64 on cpu, where nothing is converted") as caught:
+        backend.forward(batch)
+    assert caught.value.errors.keys() == {1}
+    assert batch[0]["result"].tolist() == [[2] * 4]
+
+
+def test_the_device_is_the_first_providers(monkeypatch):
+    """With its number; none where a value is text, or the provider computes on the CPU."""
+    Sessions(monkeypatch)
+    options = {"model": doubling_model(), "provider_options": {CUDA: {"device_id": 1}}}
+    has_dlpack = hasattr(onnxruntime.OrtValue, "__dlpack__")
+    assert OnnxTensor(**options, providers=[CUDA, CPU])._session.device == ("cuda:1" if has_dlpack else None)
+    assert OnnxTensor(model=doubling_model())._session.device is None

@@ -368,6 +368,66 @@ def test_inputs_that_share_an_axis_and_a_batch_on_another_one_are_seen_by_their_
     assert [result.tolist() for result in results] == [(10 + states[0]).tolist(), (20 + states[1]).tolist()]
 
 
+def gated_model():
+    """A state [2, "y", 4] plus x ["x", 4], times a scale that all share; and, per row, the sum of the state."""
+    nodes = [
+        helper.make_node("Add", ["state", "x"], ["added"]),
+        helper.make_node("Mul", ["added", "scale"], ["new_state"]),
+        helper.make_node("ReduceSum", ["state", "axes"], ["total"], keepdims=0),
+    ]
+    inputs = {"x": ["x", 4], "state": [2, "y", 4], "scale": [1]}
+    return make_model(nodes, inputs, {"new_state": None, "total": None}, {"axes": np.array([0, 2])})
+
+
+@pytest.mark.parametrize("many_rows", [False, True])
+def test_a_state_on_its_second_axis_and_a_shared_input_reach_an_engine(tensorrt, many_rows):
+    """Requests with another scale run apart; the engine is built for the axes as the model has them."""
+    keys = {"batch_axis": {"state": 1, "new_state": 1}, "shared": ["scale"], "many_rows": many_rows}
+    backend = tensorrt.TensorrtTensor(
+        model=gated_model(), max=6, result_as="dict", outputs=["total", "new_state"], **keys
+    )
+    random, data = np.random.default_rng(1), []
+    for count, scale in [(2, 1), (1, 2), (3, 1), (0, 1)] if many_rows else [(1, 1), (1, 2), (1, 1)]:
+        x, state = random.standard_normal((count, 4)), random.standard_normal((2, count, 4))
+        data.append([np.float32(x), np.float32(state), np.float32([scale])])
+    batch = [{"data": each} for each in data]
+    backend.forward(batch)
+    for request, (x, state, scale) in zip(batch, data, strict=True):
+        result = {name: tensor.numpy() for name, tensor in request["result"].items()}
+        assert list(result) == ["total", "new_state"]
+        np.testing.assert_allclose(result["new_state"], (state + x) * scale, rtol=1e-5)
+        np.testing.assert_allclose(result["total"], state.sum((0, 2)), rtol=1e-4, atol=1e-5)
+        assert result["new_state"].shape == (2, len(x), 4)
+    with pytest.raises(ItemErrors, match=r"input 'state': expected float32 of shape \(2, 4\), with"):
+        run(backend, [data[0][0], data[0][1][..., :3], data[0][2]])
+
+
+def test_an_engine_for_one_request_takes_all_rows_of_a_fixed_batch(tensorrt):
+    """Where a batch cannot be filled up; an engine with an open batch takes one row, for which it is built."""
+    nodes = [helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0]), helper.make_node("Sub", ["x", "mean"], ["y"])]
+    model = make_model(nodes, {"x": [3, 2]}, {"y": [3, 2]})
+    with pytest.raises(ConfigError, match="no proof"):
+        tensorrt.TensorrtTensor(model=model)
+    backend = tensorrt.TensorrtTensor(model=model, max=1)
+    assert run(backend, np.arange(6, dtype=np.float32).reshape(3, 2))[0].tolist() == [[-2, -2], [0, 0], [2, 2]]
+    with pytest.raises(ItemErrors, match=r"with a batch axis of 3 in front \(.*is not what it is alone"):
+        run(backend, *rows(1, width=2))
+    with pytest.raises(ItemErrors, match="with or without a batch axis of 1 in front, got"):
+        run(tensorrt.TensorrtTensor(model=doubling_model()), np.ones((3, 4), np.float32))
+
+
+def test_rows_with_the_number_of_their_picture_are_given_back_from_an_engine(tensorrt):
+    """As many for each request as it has, also none."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["flat"]),
+        helper.make_node("Identity", ["flat"], ["boxes"]),
+    ]
+    model = make_model(nodes, {"x": ["n", 4]}, {"boxes": None}, {"shape": np.array([-1, 2])})
+    backend = tensorrt.TensorrtTensor(model=model, max=2, split_by={"boxes": 0}, rows="batch")
+    data = [np.array(each, np.float32) for each in ([1, 5, 1, 6], [0, 7, 1, 8])]
+    assert [result.tolist() for result in run(backend, *data)] == [[[0, 7]], [[0, 5], [0, 6], [0, 8]]]
+
+
 def test_the_wider_unsigned_integers_are_converted(tensorrt):
     """torch knows them, but has no common type for them and others."""
     torch = sys.modules["torch"]

@@ -91,6 +91,23 @@ def test_an_exported_program_says_by_its_symbols_where_the_batch_is(tmp_path: Pa
     assert_same(run(alone_backend, whole)[0], alone(whole))
 
 
+def test_a_module_is_tried_with_the_example_of_what_is_shared() -> None:
+    """A speed that it would not take otherwise."""
+
+    class Picky(torch.nn.Module):
+        def forward(self, x: Any, speed: Any) -> Any:
+            if speed < 2:
+                raise ValueError("too slow")
+            return x / speed
+
+    keys: Any = {"model": Picky(), "max": "3x2,3", "device": ["cpu"]}
+    with pytest.raises(ConfigError, match="too slow"):
+        TorchTensor(shared=["speed"], **keys)
+    backend = TorchTensor(shared={"speed": 4.0}, **keys)
+    data = [[torch.ones(2), speed] for speed in (torch.tensor(2.0), 2.0, 2)]
+    assert [each.tolist() for each in run(backend, *data)] == [[[0.5, 0.5]]] * 3
+
+
 def test_a_graph_gets_what_is_shared_once_and_rows_where_they_belong() -> None:
     """A stand-in for one on a GPU: its buffers have the requests in front."""
     inputs = [torch.ones(4, 3), torch.ones(2)]

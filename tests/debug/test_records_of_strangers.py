@@ -204,7 +204,8 @@ def test_every_backend_of_the_box_is_known_to_compute_only_or_to_need_trust() ->
             "rm",
         ),
     }
-    needs_trust = {"LoadTensor", "OnnxTensor", "ReadFile", "SaveMat", "SaveTensor", "TensorrtTensor", "TorchTensor"}
+    needs_trust = {"LoadTensor", "OnnxTensor", "OpenvinoTensor", "ReadFile", "SaveMat", "SaveTensor", "TensorrtTensor"}
+    needs_trust |= {"TorchTensor"}
     in_the_box = {name for name, _, _ in registry._BUILT_IN.values()}
     assert in_the_box == computes | needs_trust
     assert {name.lower() for name in needs_trust} == registry._NEEDS_TRUST

@@ -313,3 +313,29 @@ def test_the_table_of_the_gpu_says_what_was_reached(bench: Any, monkeypatch: pyt
         "classify": [True],
         "several_gpus": [False],
     }
+
+
+# ---- the runtimes of models --------------------------------------------------------------------------------------
+
+
+def test_runtimes_are_compared_in_pairs_on_a_model_of_ones_own(tmp_path: Path) -> None:
+    """Each has its time with its spread, and its error; ONNX Runtime is compared with itself, too."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("openvino")
+    from onnx_models import color_model
+
+    (tmp_path / "color.onnx").write_bytes(color_model())
+    script, settings = str(BENCH / "model_runtimes.py"), ["--rounds", "2", "--seconds", "0.01", "--batch", "2"]
+    ran = subprocess.run(
+        [sys.executable, "-P", script, f"{tmp_path / 'color.onnx'}@1x3x8x8", *settings],
+        env={**os.environ, "PYTHONPATH": str(BENCH)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    rows = [line for line in ran.stdout.splitlines() if line.startswith(("| ONNX Runtime", "| OpenVINO"))]
+    assert rows[0].startswith("| ONNX Runtime fp32 |")
+    assert "| 1.00 (1.00, 1.00) |" in rows[0]
+    assert rows[1].startswith("| OpenVINO fp32 |")
+    assert float(rows[1].rstrip("| ").rpartition("|")[2]) < 1e-5

