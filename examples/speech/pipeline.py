@@ -1,6 +1,6 @@
 """The steps around the model, and the configuration (``speech.toml``, beside this file).
 
-The model sees 512 samples, and the 64 before them, and hands on what it remembers of the stream. Both are the state.
+The model sees 512 samples and the 64 before them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ __all__ = ["RATE_HZ", "SAMPLES", "Frame", "Probability", "configuration"]
 RATE_HZ = 16000
 SAMPLES = 512
 _SAMPLES_BEFORE = 64
-_NOTHING_REMEMBERED = np.zeros((2, 1, 128), np.float32)
 
 
 def configuration() -> dict[str, Any]:
@@ -35,7 +34,7 @@ def configuration() -> dict[str, Any]:
 
 
 class Frame(PerRequest):
-    """512 samples, float32 from -1 to 1, and the stream's state -> the model's inputs."""
+    """512 samples, float32 from -1 to 1 -> the model's inputs. The last 64 are kept for the stream's next request."""
 
     stateful = True
     keeps_input = True
@@ -44,21 +43,15 @@ class Frame(PerRequest):
         samples = np.asarray(request["data"], np.float32)
         if samples.shape != (SAMPLES,):
             raise ValueError(f"expected {SAMPLES} samples, got an array of shape {samples.shape}")
-        before, remembered = request["state"] or (np.zeros(_SAMPLES_BEFORE, np.float32), _NOTHING_REMEMBERED)
-        request["samples"] = samples
-        request["result"] = {
-            "input": np.concatenate([before, samples])[None],
-            "state": remembered,
-            "sr": np.array(RATE_HZ, np.int64),
-        }
+        before = np.zeros(_SAMPLES_BEFORE, np.float32) if request["state"] is None else request["state"]
+        request["state"] = samples[-_SAMPLES_BEFORE:].copy()
+        request["result"] = {"input": np.concatenate([before, samples])[None], "sr": np.array(RATE_HZ, np.int64)}
 
 
 class Probability(PerRequest):
-    """The model's outputs -> the probability that somebody speaks, and the stream's state for its next request."""
+    """The model's output -> the probability that somebody speaks."""
 
     keeps_input = True
 
     def run(self, request: Request) -> None:
-        probability, remembered = request["data"]
-        request["state"] = request.pop("samples")[-_SAMPLES_BEFORE:].copy(), remembered.copy()
-        request["result"] = float(probability[0, 0])
+        request["result"] = float(request["data"][0, 0])

@@ -158,7 +158,7 @@ def ways_of_stream(stream: Stream, steps: int = STEPS) -> Iterator[Line]:
         for step in range(steps):
             outputs = session.run(None, alone.request(step)["data"])
             alone.take(dict(zip(names, outputs, strict=True)))
-        expected.append(alone.outputs)
+        expected.append(alone)
     axes = _inputs_of(session)
     most = 1 if stream.refused else 4
     for way, count, keys in (
@@ -176,7 +176,11 @@ def ways_of_stream(stream: Stream, steps: int = STEPS) -> Iterator[Line]:
                 _called(functools.partial(_followed, pipe, steps), followers, count)
             line = Line(stream.name, axes, way, largest_batch=_largest_batch(pipe))
         pairs = zip((each.outputs for each in followers), expected[:count], strict=True)
-        line.difference = max(_difference(*each) for given, wanted in pairs for each in zip(given, wanted, strict=True))
+        line.difference = max(
+            _difference(list(given.values()), [wanted[name] for name in given])
+            for followed, alone in pairs
+            for given, wanted in zip(followed, alone.outputs, strict=True)
+        )
         if not line.difference <= LARGEST_DIFFERENCE:
             line.problem = f"{line.difference:.1e} FAILS"
         yield line
@@ -196,36 +200,24 @@ class Follower:
     def __init__(self, stream: Stream, number: int, *, hands_on: bool = True) -> None:
         self._stream, self._number, self._hands_on = stream, number, hands_on
         self._state = stream.first_state()
-        self.outputs: list[list[Array]] = []
+        self.outputs: list[dict[str, Array]] = []
 
     def request(self, step: int) -> fastpipe.Request:
         inputs = _inputs(self._stream, self._number, step)
         return {"data": {**inputs, **self._state} if self._hands_on else inputs, "stream": self._number}
 
     def take(self, found: dict[str, Array]) -> None:
-        self._state = self._stream.next_state(found)
-        self.outputs.append(list(found.values()))
+        if self._hands_on:
+            self._state = self._stream.next_state(found)
+        self.outputs.append(found)
 
 
 def _pipe_of(stream: Stream, **keys: Any) -> fastpipe.Pipe:
-    """Return a pipe of the model; with ``state_of`` it keeps the states."""
-
-    class Enter(fastpipe.PerRequest):
-        stateful = True
-        keeps_input = True
-
-        def run(self, request: fastpipe.Request) -> None:
-            request["result"] = {**request["data"], **(request["state"] or stream.first_state())}
-
-    class Leave(fastpipe.PerRequest):
-        keeps_input = True
-
-        def run(self, request: fastpipe.Request) -> None:
-            request["state"], request["result"] = stream.next_state(request["data"]), request["data"]
-
+    """Return a pipe of the model; with ``state_of`` it keeps the states, and its results are the other outputs."""
     model = {"model": stream.path, "threads": 1, "result_as": "dict", **stream.options}
-    backend: Any = fastpipe.Sequential(Enter, "OnnxTensor", Leave) if "state_of" in keys else "OnnxTensor"
-    return fastpipe.Pipe(backend=backend, **model, **keys)
+    if "state_of" in keys:
+        model["state"] = {name: output for name, (_, output) in stream.state.items()}
+    return fastpipe.Pipe(backend="OnnxTensor", **model, **keys)
 
 
 def _followed(pipe: fastpipe.Pipe, steps: int, follower: Follower) -> None:
