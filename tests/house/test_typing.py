@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOMS = ("kernels", "backends")
+EXAMPLES = ("codes", "embedding", "file_types", "ocr", "speech")  # those that are packages
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,10 @@ def as_installed() -> Path:
     for source in [*(root / "fastpipe").iterdir(), *(root / room for room in ROOMS)]:
         if source.suffix in {"", ".py", ".pyi", ".typed"} and source.name != "__pycache__":
             (package / source.name).symlink_to(source)
-    example = package.parent / "ocr"
-    example.unlink(missing_ok=True)
-    example.symlink_to(root / "examples" / "ocr")
+    for name in EXAMPLES:
+        example = package.parent / name
+        example.unlink(missing_ok=True)
+        example.symlink_to(root / "examples" / name)
     return package.parent
 
 
@@ -38,16 +40,15 @@ def test_the_package_passes_strict_mypy(as_installed: Path, repository_root: Pat
     pytest.importorskip("mypy", reason="mypy is not installed here")
     settings = ["--config-file", str(repository_root / "pyproject.toml")]
     ran = subprocess.run(
-        [sys.executable, "-m", "mypy", *settings, "-p", "fastpipe", "-p", "ocr"],
+        [sys.executable, "-m", "mypy", *settings, *(word for name in ("fastpipe", *EXAMPLES) for word in ("-p", name))],
         cwd=as_installed,
         capture_output=True,
         text=True,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    sources = [
-        path for room in ("fastpipe", *ROOMS, "examples/ocr") for path in (repository_root / room).rglob("*.py*")
-    ]
+    rooms = ("fastpipe", *ROOMS, *(f"examples/{name}" for name in EXAMPLES))
+    sources = [path for room in rooms for path in (repository_root / room).rglob("*.py*")]
     count = sum(path.suffix in {".py", ".pyi"} for path in sources)
     assert f"no issues found in {count} source files" in ran.stdout
 

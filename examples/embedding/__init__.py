@@ -1,0 +1,1 @@
+"""Which text means nearly the same? Found by a language model: ``python examples/embedding``."""

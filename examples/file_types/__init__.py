@@ -1,0 +1,1 @@
+"""What kind of file is it? Told by magika's model from its bytes: ``python examples/file_types``."""
