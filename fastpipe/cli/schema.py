@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from fastpipe.config import registry
-from fastpipe.config.keys import NODE_KEYS, PIPE_KEYS, Key
+from fastpipe.config.key import Key
+from fastpipe.config.keys import NODE_KEYS, PIPE_KEYS
 from fastpipe.config.values import LISTS, Parameter, constructor_parameters
 from fastpipe.contract import Backend, Between, Container
 from fastpipe.errors import MissingExtra

@@ -15,7 +15,8 @@ from typing import Any
 
 from fastpipe.config import registry
 from fastpipe.config.described import NodeConfig
-from fastpipe.config.keys import NODE_KEYS, Key, default_settings
+from fastpipe.config.key import Key
+from fastpipe.config.keys import NODE_KEYS, default_settings
 from fastpipe.config.plan import StepPlan, TreePlanner, is_grafting, resolve_filter
 from fastpipe.config.problems import NO_BACKEND, Problems
 from fastpipe.config.sub_graphs import is_sub_graph, proxied

@@ -289,7 +289,7 @@ def test_an_output_that_is_one_for_the_whole_batch_is_handed_to_each_request() -
 @pytest.mark.parametrize(
     ("keys", "problem"),
     [
-        ({"batch_axis": {"sate": 1}}, "batch_axis: the model has no input or output 'sate'; did you mean 'state'"),
+        ({"batch_axis": {"statee": 1}}, "batch_axis: the model has no input or output 'statee'; did you mean 'state'"),
         (
             {"batch_axis": {"state": 3}},
             "input 'state', batch_axis: expected an axis from 0 to 2, or 'none', got 3; its",

@@ -11,7 +11,8 @@ import pytest
 from fastpipe import _core
 from fastpipe.cli.check import check
 from fastpipe.cli.schema import schema
-from fastpipe.config.keys import NODE_KEYS, PIPE_KEYS, Key, station_settings
+from fastpipe.config.key import Key
+from fastpipe.config.keys import NODE_KEYS, PIPE_KEYS, station_settings
 from fastpipe.config.reading import examine, load
 from fastpipe.contract import Between
 from fastpipe.errors import ConfigError
