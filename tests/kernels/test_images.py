@@ -5,15 +5,20 @@ from __future__ import annotations
 import ctypes
 import itertools
 import random
+import shutil
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jpeg_header
 import numpy as np
 import pytest
+import sanitize
+from helpers import once
 
 from fastpipe.kernels import _images, cuda
 
@@ -141,6 +146,30 @@ def test_headers_of_files_by_libraries_are_read_as_in_python() -> None:
             read_by_both(content[:length])
     for content in damaged(images, 2000, seed=2):
         read_by_both(content)
+
+
+@once
+def test_nothing_is_read_outside_of_a_file(tmp_path: Path, repository_root: Path) -> None:
+    """By AddressSanitizer, which reports a planted mistake."""
+    address = sanitize.SANITIZERS["address"]
+    if shutil.which(sanitize.compiler()[0]) is None or not sanitize.library_path(address.libraries[0]):
+        pytest.skip("needs g++ and AddressSanitizer")
+    files = []
+    for number, content in enumerate(whole_jpegs().values()):
+        files.append(tmp_path / f"{number}.jpg")
+        files[-1].write_bytes(content)
+    command = [*sanitize.compiler(), "-std=c++17", "-O1", "-g", f"-fsanitize={address.flags}"]
+    command += ["-fno-sanitize-recover=all", "-I", str(repository_root / "kernels")]
+    source = repository_root / "tests" / "support" / "jpeg_fuzzer.cpp"
+    for planted in ([], ["-DPLANTED"]):
+        program = tmp_path / "fuzzer"
+        subprocess.run([*command, *planted, str(source), "-o", str(program)], check=True)
+        ran = subprocess.run([program, "200000", "1", *files], capture_output=True, text=True, check=False)
+        if planted:
+            assert "heap-buffer-overflow" in ran.stderr
+        else:
+            assert (ran.returncode, ran.stderr) == (0, "")
+            assert int(ran.stdout.split()[0]) > 50_000
 
 
 def test_a_search_goes_over_all_of_a_file() -> None:
