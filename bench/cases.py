@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +26,17 @@ from contestants import (
     SleepAlone,
     Trial,
     counted,
+)
+from work import (
+    INSTANCES,
+    LARGEST_BATCH,
+    ideal_of_batches,
+    ideal_of_device,
+    ideal_of_instances,
+    sleep_3_ms,
+    sleep_5_ms,
+    sleep_by_size,
+    sleep_by_size_on_one_device,
 )
 
 __all__ = ["BEFORE", "FIGURES", "OURS", "Case", "Figure", "Goal", "all_cases"]
@@ -129,59 +138,6 @@ class Case:
         contestants = {OURS: self.contestants[OURS], BEFORE: self.contestants[OURS]} | dict(self.contestants)
         goals = [Goal(clients, figure, limit, over=BEFORE) for clients, figure, limit in self.goals_over_before]
         return replace(self, contestants=contestants, goals=(*self.goals, *goals))
-
-
-# ---- work ----------------------------------------------------------------------------------------------------------
-
-
-def sleep_5_ms(_: int) -> None:
-    """Wait as long as a small model would compute, with the GIL released."""
-    time.sleep(0.005)
-
-
-def sleep_3_ms(_: int) -> None:
-    """Wait as long as a model on a GPU would compute, whatever the size of the batch."""
-    time.sleep(0.003)
-
-
-def ideal_of_batches(instances: int, _: int) -> float:
-    """Return requests/s of full batches of 64 that follow each other without a pause."""
-    return instances * 64 / 0.003
-
-
-def batch_cost_s(size: float) -> float:
-    """Return what a batch costs in the cases with a load: 2 ms, and 0.25 ms for each request."""
-    return 0.002 + 0.00025 * size
-
-
-def sleep_by_size(size: int) -> None:
-    """Wait as long as a model would compute that likes batches."""
-    time.sleep(batch_cost_s(size))
-
-
-_device = threading.Lock()
-
-
-def sleep_by_size_on_one_device(size: int) -> None:
-    """The same if the instances share one device, which does one thing at a time."""
-    with _device:
-        time.sleep(batch_cost_s(size))
-
-
-LARGEST_BATCH = 8
-INSTANCES = 2
-
-
-def ideal_of_instances(clients: int) -> float:
-    """Return requests/s if every batch were as full as the clients allow, and every instance always busy."""
-    instances = min(INSTANCES, clients)
-    size = min(LARGEST_BATCH, clients / instances)
-    return instances * size / batch_cost_s(size)
-
-
-def ideal_of_device(_: int) -> float:
-    """Return requests/s of one instance with full batches."""
-    return LARGEST_BATCH / batch_cost_s(LARGEST_BATCH)
 
 
 # ---- contestants ---------------------------------------------------------------------------------------------------
@@ -310,7 +266,7 @@ def _batching() -> list[Case]:
                 name=f"woken together, {instances}",
                 question=f"How soon are {clients} callers back whom batches of 64, 3 ms each, answer at once?",
                 clients=(clients,),
-                contestants=_in_batches(Node(instances, 64, work=sleep_3_ms)),
+                contestants=_in_batches(Node(instances, 64, timeout_ms=2.0, work=sleep_3_ms)),
                 figures=("share", "requests_per_s", "p50_us", "p99_us", "mean_batch"),
                 ideal_per_s=functools.partial(ideal_of_batches, instances),
                 goals_over_before=((clients, "requests_per_s", 1.4), (clients, "p99_us", 1.0)),

@@ -17,7 +17,7 @@ from libcpp.mutex cimport mutex
 from libcpp.vector cimport vector
 
 from fastpipe.engine.batching cimport Load, Verdict
-from fastpipe.engine.chain cimport Chain
+from fastpipe.engine.chain cimport Chain, Sleeper
 from fastpipe.engine.costs cimport Costs
 from fastpipe.engine.hanging cimport Watched
 from fastpipe.engine.histogram cimport Histogram
@@ -117,6 +117,7 @@ cdef class Station:
     cdef atomic[int64_t] latest_arrival_ns
     cdef atomic[int64_t] latest_answer_ns
     cdef atomic[int64_t] usual_gap_ns
+    cdef atomic[int64_t] longest_gap_ns         # it is forgotten over some 64 further ones
     cdef atomic[int32_t] owed                   # callers just answered who have not come back yet
     cdef Costs cost_alone                       # of batches that ran while the other instances were idle. Where: both
     cdef Costs cost_shared                      # the same while others were busy
@@ -320,7 +321,7 @@ cdef class Walk:
     cdef c_bool is_context_entered              # GIL: some batch runs in `context`, which only one can at a time
     cdef Word word                              # parks the caller; set after `outcome`
     cdef int sink_index                         # Gather: which part
-    cdef int32_t place                          # in `chain`
+    cdef Sleeper* sleeper                       # its entry in `chain`
     cdef Chain* chain                           # in which its caller is woken; written before `word` is SET, then the caller's. Or NULL
     cdef int leaves_left                        # GIL
     cdef int restarts                           # GIL: its rounds

@@ -13,15 +13,20 @@
 #define OPEN 0              /* Walk.word */
 #define PARKED 1
 #define SET 2
+#define ASLEEP 0            /* Sleeper.woken_ns */
+#define WOKEN 1
+#define BY_ITSELF 2
 #define NOBODY 99
 
 byte word[SLEEPERS];
 bool asleep[SLEEPERS];      /* in the kernel */
 bool is_member[SLEEPERS];   /* Walk.chain */
-byte sleepers[SLEEPERS];    /* of the chain, in the order of their answers */
-byte count;
-byte credits;               /* with `started`, one word */
+byte entry[SLEEPERS];       /* woken_ns of each member */
+byte order[SLEEPERS];       /* of the chain: who is to be woken, in the order of their answers */
+byte count;                 /* of those in it */
 bool started;
+byte next;                  /* place of who is to be woken next; Chain.next, once it has started */
+byte awake = 1;             /* whoever is to start it */
 byte holders = 1;
 bool is_freed;
 byte signals, gone;
@@ -31,51 +36,75 @@ inline chain_let_go()
     atomic { assert(!is_freed && holders > 0); holders--; is_freed = holders == 0 }
 }
 
-inline futex_wake(who)
+/* chain_wake: `woke` says whether it has woken somebody. */
+inline wake()
 {
-    asleep[who] = false
-}
-
-/* chain_leave: `credit` is the first of the one or two that it gives. */
-inline leave(me)
-{
-    if                                                          /* chain_awake: it was woken soon, or slowly */
-    :: given = 1
-    :: given = 2
-    fi;
-    atomic {
-        assert(is_member[me] && !is_freed);
-        is_member[me] = false;
-        credit = NOBODY;
+    woke = false;
+    atomic { assert(!is_freed); has_next = started && next < count };
+    if
+    :: !has_next
+    :: else ->
+#ifndef BUG_COUNTS_AFTERWARDS
+        awake++;
+#endif
+        do
+        :: atomic {                                             /* the exchange of chain.next */
+            assert(!is_freed);
+            if
+            :: next < count -> who = order[next]; next++
+            :: else -> who = NOBODY
+            fi };
+            if
+            :: who == NOBODY -> break
+            :: else
+            fi;
+            atomic {                                            /* the exchange of woken_ns, then futex_wake */
+                if
+                :: entry[who] == ASLEEP -> entry[who] = WOKEN; woke = true
+#ifdef BUG_WAKES_WHO_HAS_GONE
+                :: entry[who] == BY_ITSELF -> woke = true
+#endif
+                :: else
+                fi
+            };
+            if
+            :: woke ->
+#ifdef BUG_COUNTS_AFTERWARDS
+                awake++;
+#endif
+                asleep[who] = false;
+                break
+            :: else
+            fi
+        od;
+#ifndef BUG_COUNTS_AFTERWARDS
         if
-        :: started -> credit = credits
-        :: else
-        fi;
-#ifdef BUG_EARLY_LEAVE_GIVES_NOTHING
-        if
-        :: started -> credits = credits + given
+        :: !woke -> awake--
         :: else
         fi
+#endif
+    fi;
+    who = NOBODY
+}
+
+/* The end of chain_go_on, and of chain_start: one who was counted is so no longer. */
+inline go_on()
+{
+#ifdef BUG_NOBODY_WAKES_THE_NEXT
+    atomic { was = 0; awake-- };
 #else
-        credits = credits + given
+    atomic { was = awake; awake-- };
 #endif
-    };
-#ifdef BUG_LETS_GO_FIRST
-    chain_let_go();
-#endif
-    do
-    :: given > 0 && credit < count -> atomic { assert(!is_freed); futex_wake(sleepers[credit]) }; credit++; given--
-    :: else -> break
-    od;
-#ifndef BUG_LETS_GO_FIRST
-    chain_let_go()
-#endif
+    if
+    :: was == 1 -> wake()
+    :: else
+    fi
 }
 
 proctype Sleeper(byte me)
 {
-    byte credit, given;
-    bool why;
+    byte who, was;
+    bool why, woke, has_next;
 park:                                                           /* word_wait, without the GIL */
     atomic {
         if
@@ -111,10 +140,27 @@ again:
     :: goto park
     :: true -> goto away                                        /* it takes for ever, or raises */
     fi;
-is_set:                                                         /* wait_for_answer */
-    if
-    :: is_member[me] -> leave(me)
-    :: else
+is_set:
+    if                                                          /* chain_go_on */
+    :: !is_member[me]
+    :: else ->
+        atomic { assert(!is_freed); was = entry[me]; entry[me] = BY_ITSELF };
+        if
+        :: was == ASLEEP
+        :: was == WOKEN ->
+#ifdef BUG_LETS_GO_FIRST
+            chain_let_go();
+#endif
+            if                                                  /* at the gate it may wake one, more would be the same again */
+            :: wake()
+            :: true
+            fi;
+            go_on()
+        fi;
+        is_member[me] = false;
+#ifndef BUG_LETS_GO_FIRST
+        chain_let_go()
+#endif
     fi;
 away:                                                           /* it need not come back to the pipe */
     atomic { gone++ }
@@ -122,13 +168,14 @@ away:                                                           /* it need not c
 
 proctype Worker()
 {
-    byte k, end;
+    byte k, who, was;
+    bool woke, has_next;
     do
     :: k < SLEEPERS ->
         atomic {                                                /* c_answer, with the GIL */
             if
             :: word[k] == PARKED ->
-                sleepers[count] = k;
+                order[count] = k;
                 count++;
                 holders++;
                 is_member[k] = true
@@ -139,25 +186,13 @@ proctype Worker()
         k++
     :: else -> break
     od;
-    atomic {                                                    /* chain_start, without the GIL */
-        assert(!is_freed);
-#ifdef BUG_START_FORGETS_WHO_LEFT
-        end = DEPTH;
-#else
-        end = credits + DEPTH;
-#endif
-        credits = credits + DEPTH;
-        started = true;
-        if
-        :: end > count -> end = count
-        :: else
-        fi
-    };
+    atomic { assert(!is_freed); started = true };               /* chain_start, without the GIL */
     k = 0;
     do
-    :: k < end -> atomic { assert(!is_freed); futex_wake(sleepers[k]) }; k++
+    :: k < DEPTH -> wake(); k++
     :: else -> break
     od;
+    go_on();
     chain_let_go()
 }
 

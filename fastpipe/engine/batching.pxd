@@ -4,8 +4,10 @@
 #   * a full batch leaves at once; without an idle instance there is nothing to decide, and requests collect by themselves;
 #   * waiting pays only while company is likely and close: requests are upstream, or callers that were just answered are
 #     about to come back (they do so within microseconds of each other). What already runs in this node is no company;
-#   * it is never worth more than a part of what a batch costs, as that is all that company can save, and the patience
-#     starts again with each arrival: a burst is taken whole, and the gap after it ends the wait;
+#   * it is never worth more than a part of what a batch costs, and the patience starts again with each arrival: a burst is
+#     taken whole, and the gap after it ends the wait. Where measured costs say that one batch is cheaper than two, the longest
+#     of the latest gaps is waited for: callers that are woken together come back with pauses, as each needs the GIL, and those
+#     who miss one batch because of a pause would miss each following one, too;
 #   * several idle instances share a short queue if measured times say that this is faster.
 
 from libc.stdint cimport int32_t, int64_t
@@ -33,6 +35,9 @@ cdef enum:
     SHORTEST_WAIT_NS = 20_000
     # Company is expected for this many times the usual gap between arrivals ...
     GAPS_OF_PATIENCE = 4
+    # ... or, where company saves something, for the longest of the latest gaps and this part of it, up to a part of that ...
+    MARGIN_PART_OF_LONGEST_GAP = 4
+    PATIENCE_PART_OF_SAVING = 2
     # ... but for at most this part of what the batch costs.
     PATIENCE_PART_OF_COST = 4
 
@@ -43,9 +48,11 @@ cdef struct Load:           # everything a rule may look at; times in ns on one 
     int64_t idle_since_ns       # when the first of the idle instances became idle
     int64_t latest_event_ns     # last arrival here, or last answer given, whichever is later
     int64_t usual_gap_ns        # between arrivals of one burst
+    int64_t longest_gap_ns      # of the latest of them
     int64_t timeout_ns          # batching_timeout
     int64_t cost_alone_ns       # a batch of all who are here or expected, other instances idle; 0: not measured yet
     int64_t cost_shared_ns      # a batch of a fair share of them, other instances busy too; 0: not measured yet
+    int64_t saving_ns           # what one batch of all who are here or expected costs less than one of each; 0: nothing, or not measured
     double queued_weight        # of the bucket to go next
     double max_weight           # the node's max
     int32_t queued              # requests of that bucket
@@ -114,7 +121,9 @@ cdef inline Verdict decide_adaptive(const Load* load) noexcept nogil:
         return _dispatch_shared(load, FULL)
     if load.now_ns >= timeout_at:
         return _dispatch_shared(load, TIMEOUT)
-    patience = min(load.usual_gap_ns * GAPS_OF_PATIENCE, load.cost_alone_ns // PATIENCE_PART_OF_COST)
+    patience = max(load.usual_gap_ns * GAPS_OF_PATIENCE,
+                   min(load.longest_gap_ns + load.longest_gap_ns // MARGIN_PART_OF_LONGEST_GAP, load.saving_ns // PATIENCE_PART_OF_SAVING))
+    patience = min(patience, load.cost_alone_ns // PATIENCE_PART_OF_COST)
     if patience < SHORTEST_WAIT_NS:
         return _dispatch_shared(load, NOT_WORTH)
     until = min(load.latest_event_ns + patience, timeout_at)

@@ -1,54 +1,60 @@
 # Chains: callers who sleep and whose answers are there are woken in a chain, as each of them needs the GIL before it can go on.
 #
-#     worker ─ start ─► the first few ─ leave, each, once it has the GIL ─► one further ─► ...
+#     worker ─ start ─► the first few ─ at the gate, without the GIL, they wake further ones ─ one at a time: the GIL ─► gone on
 #
 # If all were woken at once, all but one would queue for the GIL: then every release of it wakes one more thread, the slow way,
 # and nobody runs meanwhile. So a few are awake at a time (gate.hpp says how many), and the next wakes up while one runs. Where
 # there are no more than MOST_AT_ONCE, all are woken at once: whoever has the GIL has no time to lose with wake-ups then.
 #
-# A sleeper's word is SET before start, so whoever wakes up, however late or early, finds its answer. Each member leaves once,
+# A sleeper's word is SET before start, so whoever wakes up, however late or early, finds its answer. Each member goes on once,
 # when it has seen the end of its walk, before any user code can run on its thread: only who is PARKED becomes one, and whoever
 # stops waiting takes that back first (word_unpark), both with the GIL held. So nobody depends on what others do with their
-# answers, nor on a thread that a signal has called away. Whoever was woken slowly gives one credit more: cores are taken, and a
-# chain of slow wake-ups would take long.
+# answers, nor on a thread that a signal has called away.
 #
-# No lost wake-up  Each leave gives a credit, or more, start gives ``depth`` >= 1 of them, and credit i wakes sleeper i. Leaves
-#                  before start count, too: their credits are used by start. If sleeper j slept for ever, no more than j credits
-#                  were given; so all of those before it were woken, and have left or will, which is ``depth`` credits more.
+# No lost wake-up  ``awake`` counts those who are on their way: woken by another, and not gone on yet; and whoever is just about to
+#                  wake one. Whoever takes it to 0 wakes the next before it goes on, if there is one. So if somebody sleeps,
+#                  somebody is on the way, and a thread that is woken comes. Who has woken up by itself says so in its entry, and is
+#                  never counted: the two sides of that exchange one word, so one of them sees the other.
 #                  proofs/chain.pml checks it.
 
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport calloc, free, realloc
-from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed
+from libc.stdlib cimport calloc, free
+from libcpp cimport bool as c_bool
+from libcpp.atomic cimport atomic, memory_order_acq_rel, memory_order_acquire, memory_order_relaxed, memory_order_release
 
-from fastpipe.engine.parking cimport Word, futex_wake, kernel_now_ns
+from fastpipe.engine.parking cimport Word, cpu_pause, futex_wake, kernel_now_ns
 
 cdef extern from "engine/gate.hpp" namespace "fastpipe" nogil:
     int64_t wake_depth() noexcept
     atomic[int64_t] wake_ns
     void note_time(atomic[int64_t]& mean, int64_t taken_ns) noexcept
-    void enter_gate(int64_t longest_lease_ns) noexcept
+    int64_t lease_at_gate(int64_t longest_lease_ns, int64_t depth) noexcept
+    c_bool pass_gate(int64_t lease_ns, int64_t now) noexcept
     void note_gil_taken() noexcept
     void leave_gate() noexcept
 
 cdef enum:
-    FIRST_ROOM = 16
-    STARTED = 0x40000000                    # in ``credits``
     MOST_AT_ONCE = 16
-    SLOW_WAKE_NS = 200000
+    LONGEST_LEASES = 4          # somebody stands at the gate
+
+cdef enum:                      # Sleeper.woken_ns; otherwise when it was woken
+    ASLEEP = 0
+    BY_ITSELF = -1              # it has woken up, and nobody had woken it
 
 
 cdef struct Sleeper:
     Word* word
-    atomic[int64_t] woken_ns                # when it was woken; 0: it was not
+    atomic[int64_t] woken_ns
+    Sleeper* after
 
 
 cdef struct Chain:
-    atomic[int64_t] credits                 # given, and STARTED from start on
+    atomic[Sleeper*] next                   # who is to be woken next; NULL: nobody, or it has not started
+    atomic[int32_t] awake                   # see above
     atomic[int32_t] holders                 # members, and the turn until it has started it; the last one frees it
-    int32_t count                           # of sleepers; written before start
-    int32_t room
-    Sleeper* sleepers                       # in the order of their answers
+    int32_t count                           # of sleepers
+    Sleeper* first                          # in the order of their answers
+    Sleeper* last
 
 
 cdef inline Chain* chain_new() noexcept nogil:
@@ -56,65 +62,87 @@ cdef inline Chain* chain_new() noexcept nogil:
     cdef Chain* chain = <Chain*>calloc(1, sizeof(Chain))
     if chain != NULL:
         chain.holders.store(1, memory_order_relaxed)
+        chain.awake.store(1, memory_order_relaxed)              # whoever is to start it
     return chain
 
 
 cdef inline void chain_let_go(Chain* chain) noexcept nogil:
+    cdef Sleeper* sleeper
     if chain.holders.fetch_sub(1, memory_order_acq_rel) == 1:
-        free(chain.sleepers)
+        while chain.first != NULL:
+            sleeper = chain.first
+            chain.first = sleeper.after
+            free(sleeper)
         free(chain)
 
 
-cdef inline int32_t chain_join(Chain* chain, Word* word) noexcept nogil:
-    """Add a sleeper to a chain that has not started; its place, -1: no memory. Its word is to be SET only after that."""
-    cdef void* grown
-    cdef int32_t room
-    if chain.count == chain.room:
-        room = FIRST_ROOM if chain.room == 0 else 2 * chain.room
-        grown = realloc(chain.sleepers, room * sizeof(Sleeper))
-        if grown == NULL:
-            return -1
-        chain.sleepers = <Sleeper*>grown
-        chain.room = room
-    chain.sleepers[chain.count].word = word
-    chain.sleepers[chain.count].woken_ns.store(0, memory_order_relaxed)
+cdef inline Sleeper* chain_join(Chain* chain, Word* word) noexcept nogil:
+    """Add a sleeper to a chain that has not started; its entry, NULL: no memory. Its word is to be SET only after that."""
+    cdef Sleeper* sleeper = <Sleeper*>calloc(1, sizeof(Sleeper))
+    if sleeper == NULL:
+        return NULL
+    sleeper.word = word
+    if chain.last == NULL:
+        chain.first = sleeper
+    else:
+        chain.last.after = sleeper
+    chain.last = sleeper
     chain.count += 1
     chain.holders.fetch_add(1, memory_order_relaxed)
-    return chain.count - 1
+    return sleeper
 
 
-cdef inline void chain_wake(Chain* chain, int64_t begin, int64_t end) noexcept nogil:
-    """Wake those at some places, as far as there are any."""
-    cdef int64_t place
-    for place in range(begin, min(end, <int64_t>chain.count)):
-        chain.sleepers[place].woken_ns.store(kernel_now_ns(), memory_order_relaxed)
-        futex_wake(chain.sleepers[place].word, 1)
+cdef inline c_bool chain_wake(Chain* chain) noexcept nogil:
+    """Wake the next one who still sleeps; False: there is none. The caller is counted in ``awake``, or has taken it to 0."""
+    cdef int64_t state
+    cdef Sleeper* sleeper = chain.next.load(memory_order_acquire)
+    if sleeper == NULL:
+        return False
+    chain.awake.fetch_add(1, memory_order_acq_rel)              # for the one to be woken, who may be gone before this returns
+    while sleeper != NULL:
+        if not chain.next.compare_exchange_strong(sleeper, sleeper.after, memory_order_acq_rel, memory_order_acquire):
+            continue
+        state = ASLEEP
+        if sleeper.woken_ns.compare_exchange_strong(state, kernel_now_ns(), memory_order_acq_rel, memory_order_acquire):
+            futex_wake(sleeper.word, 1)
+            return True
+        sleeper = chain.next.load(memory_order_acquire)
+    chain.awake.fetch_sub(1, memory_order_acq_rel)              # at 0 or not: nobody is left to be woken
+    return False
 
 
 cdef inline void chain_start(Chain* chain) noexcept nogil:
     """Wake the first few of those who are still there. The chain is no longer the caller's."""
-    cdef int64_t depth = wake_depth() if chain.count > MOST_AT_ONCE else MOST_AT_ONCE
-    cdef int64_t left = chain.credits.fetch_add(STARTED + depth, memory_order_acq_rel)     # its members see all sleepers
-    chain_wake(chain, 0, left + depth)
+    cdef int64_t count = wake_depth() if chain.count > MOST_AT_ONCE else MOST_AT_ONCE
+    chain.next.store(chain.first, memory_order_release)
+    while count > 0 and chain_wake(chain):
+        count -= 1
+    if chain.awake.fetch_sub(1, memory_order_acq_rel) == 1:
+        chain_wake(chain)                                       # those woken have gone on meanwhile
     chain_let_go(chain)
 
 
-cdef inline int64_t chain_awake(Chain* chain, int32_t place) noexcept nogil:
-    """Note that a member is awake; how many credits it is to give."""
-    cdef int64_t woken_ns, taken_ns
-    if chain.credits.load(memory_order_acquire) < STARTED:  # it woke up by itself, and the list of sleepers may still move
-        return 1
-    woken_ns = chain.sleepers[place].woken_ns.load(memory_order_relaxed)
-    if woken_ns == 0:
-        return 1
-    taken_ns = kernel_now_ns() - woken_ns
-    note_time(wake_ns, taken_ns)
-    return 2 if taken_ns > SLOW_WAKE_NS else 1
+cdef inline void chain_go_on(Chain* chain, Sleeper* sleeper, int64_t longest_lease_ns) noexcept nogil:
+    """Wait for a turn to take the GIL, and see to it that the next ones wake up. The caller is a member, once.
 
-
-cdef inline void chain_leave(Chain* chain, int64_t credits) noexcept nogil:
-    """Wake further ones of a chain. The caller is a member, once; the chain is no longer its."""
-    cdef int64_t first = chain.credits.fetch_add(credits, memory_order_acq_rel) - STARTED
-    if first >= 0:
-        chain_wake(chain, first, first + credits)
-    chain_let_go(chain)
+    longest_lease_ns: see gate.hpp; 0 where there are no cores to spin on.
+    """
+    cdef int64_t now = kernel_now_ns()
+    cdef int64_t woken_ns = sleeper.woken_ns.exchange(BY_ITSELF, memory_order_acq_rel)
+    cdef int64_t depth, lease_ns, give_up_ns
+    if woken_ns != ASLEEP:
+        note_time(wake_ns, now - woken_ns)
+    depth = wake_depth()
+    lease_ns = lease_at_gate(longest_lease_ns, depth)
+    give_up_ns = now + LONGEST_LEASES * longest_lease_ns
+    while lease_ns != 0 and now < give_up_ns and not pass_gate(lease_ns, now):
+        if woken_ns == ASLEEP or chain.awake.load(memory_order_relaxed) >= depth or not chain_wake(chain):
+            cpu_pause()
+        now = kernel_now_ns()
+    if woken_ns == ASLEEP:
+        return
+    if lease_ns == 0:                                           # nobody stands at the gate to do it
+        while chain.awake.load(memory_order_relaxed) < depth and chain_wake(chain):
+            pass
+    if chain.awake.fetch_sub(1, memory_order_acq_rel) == 1:
+        chain_wake(chain)

@@ -8,7 +8,7 @@ from libcpp.atomic cimport memory_order_relaxed, memory_order_seq_cst
 from fastpipe.engine.batching cimport (
     DISPATCH, LATE, RULE, TIMEOUT, WAIT_UNTIL, decide_adaptive, decide_greedy, decide_preferred, decide_timeout,
 )
-from fastpipe.engine.costs cimport cost_of
+from fastpipe.engine.costs cimport Costs, cost_of
 from fastpipe.engine.inbox cimport inbox_pop
 from fastpipe.engine.parking cimport now_ns
 from fastpipe.engine.ranking cimport (
@@ -123,6 +123,7 @@ cdef void _fill_in_but_queue(Station station, Load* load) noexcept nogil:
     load.latest_event_ns = max(station.latest_arrival_ns.load(memory_order_relaxed),
                                station.latest_answer_ns.load(memory_order_relaxed))
     load.usual_gap_ns = station.usual_gap_ns.load(memory_order_relaxed)
+    load.longest_gap_ns = station.longest_gap_ns.load(memory_order_relaxed)
     load.company = _count_company(station) if station.life.load(memory_order_relaxed) == OPEN_FOR_ALL else 0
 
 
@@ -139,13 +140,18 @@ cdef void _add_arrival(Station station, Load* load, double weight) noexcept nogi
 cdef void _fill_in_costs(Station station, Load* load) noexcept nogil:
     """Fill in the measured costs of the batches that a rule has to choose between."""
     cdef int32_t expected
+    cdef Costs* costs
     load.cost_alone_ns = 0
     load.cost_shared_ns = 0
+    load.saving_ns = 0
     if station.batches and load.queued > 0:
         expected = min(load.queued + max(load.company, 0), station.max_batch)
         load.cost_alone_ns = cost_of(&station.cost_alone, expected)
         if load.idle_instances > 1:
             load.cost_shared_ns = cost_of(&station.cost_shared, expected // load.idle_instances)
+        if expected > load.queued:
+            costs = &station.cost_shared if load.busy_instances > 0 else &station.cost_alone
+            load.saving_ns = max(0, cost_of(costs, load.queued) + cost_of(costs, expected - load.queued) - cost_of(costs, expected))
 
 
 cdef c_bool asks_rule_object(Station station, const Load* load) noexcept nogil:
@@ -334,10 +340,12 @@ cdef dict _load_as_dict(const Load* load):
         "oldest_ms": (load.now_ns - load.oldest_ns) / 1e6,
         "latest_event_ms": (load.now_ns - load.latest_event_ns) / 1e6,
         "usual_gap_ms": load.usual_gap_ns / 1e6,
+        "longest_gap_ms": load.longest_gap_ns / 1e6,
         "batching_timeout_ms": load.timeout_ns / 1e6,
         "idle_instances": load.idle_instances,
         "busy_instances": load.busy_instances,
         "company": load.company,
         "cost_alone_ms": load.cost_alone_ns / 1e6,
         "cost_shared_ms": load.cost_shared_ns / 1e6,
+        "saving_ms": load.saving_ns / 1e6,
     }

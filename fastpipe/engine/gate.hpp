@@ -17,9 +17,8 @@
 
 namespace fastpipe {
 
-constexpr int64_t LONGEST_LEASES = 4;       // somebody stands at the gate
 constexpr int64_t LEASE_MARGIN_NS = 2000;
-constexpr int64_t MOST_AT_GATE = 8;         // if more are awake, cores are scarce
+constexpr int64_t MOST_AT_GATE = 12;        // if more are awake, cores are scarce
 constexpr int64_t LONGEST_NOTED_NS = 1000000;
 
 // Smoothed over some sixteen callers.
@@ -33,10 +32,10 @@ inline void note_time(std::atomic<int64_t>& mean, int64_t taken_ns) noexcept {
     mean.store(known + (taken_ns - known) / 16, std::memory_order_relaxed);
 }
 
-// How many are to be on their way to the GIL at once; at least one.
+// How many are to be on their way to the GIL at once: those that wake up while one has it, and one that stands at the gate.
 inline int64_t wake_depth() noexcept {
     int64_t hold = std::max<int64_t>(hold_ns.load(std::memory_order_relaxed), 500);
-    return std::max<int64_t>(1, (wake_ns.load(std::memory_order_relaxed) + hold / 2) / hold);
+    return 1 + std::max<int64_t>(1, (wake_ns.load(std::memory_order_relaxed) + hold / 2) / hold);
 }
 
 struct Passage {
@@ -60,21 +59,20 @@ inline void leave_gate() noexcept {
     here = Passage{};
 }
 
-// Wait for a turn to take the GIL, spinning. longest_lease_ns: 0 where there are no cores to spin on.
-inline void enter_gate(int64_t longest_lease_ns) noexcept {
-    const int64_t lease = 2 * hold_ns.load(std::memory_order_relaxed) + LEASE_MARGIN_NS;
-    if (lease > longest_lease_ns || wake_depth() > MOST_AT_GATE) return;
-    int64_t now = kernel_now_ns();
-    const int64_t give_up_ns = now + LONGEST_LEASES * longest_lease_ns;
-    for (; now < give_up_ns; now = kernel_now_ns()) {
-        int64_t closed_until = gate_closed_until_ns.load(std::memory_order_relaxed);
-        if (closed_until <= now &&
-            gate_closed_until_ns.compare_exchange_strong(closed_until, now + lease, std::memory_order_relaxed)) {
-            passage().until_ns = now + lease;
-            return;
-        }
-        cpu_pause();
-    }
+// How long whoever passes the gate keeps it closed for the others; 0: nobody is to wait at it.
+inline int64_t lease_at_gate(int64_t longest_lease_ns, int64_t depth) noexcept {
+    const int64_t lease_ns = 2 * hold_ns.load(std::memory_order_relaxed) + LEASE_MARGIN_NS;
+    return lease_ns > longest_lease_ns || depth > MOST_AT_GATE ? 0 : lease_ns;
+}
+
+// Pass, if it is this thread's turn to take the GIL.
+inline bool pass_gate(int64_t lease_ns, int64_t now) noexcept {
+    int64_t closed_until = gate_closed_until_ns.load(std::memory_order_relaxed);
+    if (closed_until > now ||
+        !gate_closed_until_ns.compare_exchange_strong(closed_until, now + lease_ns, std::memory_order_relaxed))
+        return false;
+    passage().until_ns = now + lease_ns;
+    return true;
 }
 
 // This thread, which was woken, has the GIL.

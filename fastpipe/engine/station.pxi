@@ -63,6 +63,7 @@ cdef class Station:
         if name is not None:
             self.c_make_histograms(max_batch)
         self.usual_gap_ns.store(FIRST_GAP_NS, memory_order_relaxed)
+        self.longest_gap_ns.store(FIRST_GAP_NS, memory_order_relaxed)
 
     def __dealloc__(self):
         tokens_free(&self.tokens)
@@ -322,11 +323,13 @@ cdef class Station:
                                   self.latest_answer_ns.load(memory_order_relaxed))
         cdef int64_t gap = now - latest
         cdef int64_t usual = self.usual_gap_ns.load(memory_order_relaxed)
+        cdef int64_t longest = self.longest_gap_ns.load(memory_order_relaxed)
         cdef int32_t owed = self.owed.load(memory_order_relaxed)
         # A pause longer than half of a batch is no part of a burst: it says nothing about the gaps inside one, and who
         # was expected back has not come.
         if 0 <= gap < cost_of(&self.cost_alone, 1) // 2:
             self.usual_gap_ns.store(usual + (gap - usual) // 8, memory_order_relaxed)
+            self.longest_gap_ns.store(gap if gap > longest else longest - (longest - gap) // 64, memory_order_relaxed)
         else:
             self.owed.store(0, memory_order_relaxed)
             owed = 0

@@ -37,8 +37,8 @@ cdef class Turn:
             if self.chain == NULL:
                 self.chain = chain_new()
             if self.chain != NULL:
-                walk.place = chain_join(self.chain, &walk.word)
-                if walk.place >= 0:
+                walk.sleeper = chain_join(self.chain, &walk.word)
+                if walk.sleeper != NULL:
                     walk.chain = self.chain
         if word_set(&walk.word) and walk.chain == NULL:
             self.c_will_wake(&walk.word)

@@ -6,7 +6,7 @@
 
 from cpython.exc cimport PyErr_CheckSignals
 
-from fastpipe.engine.chain cimport Chain, chain_awake, chain_leave, enter_gate, leave_gate, note_gil_taken
+from fastpipe.engine.chain cimport Chain, chain_go_on, chain_let_go, leave_gate, note_gil_taken
 from fastpipe.engine.parking cimport (
     events_leave, events_prepare, events_sleep, is_settling, kernel_now_ns, now_ns, word_unpark, word_wait,
 )
@@ -46,23 +46,21 @@ cdef inline int64_t first_slice(int64_t deadline_ns) noexcept nogil:
 
 
 cdef int wait_for_answer(Walk walk, int64_t deadline_ns) except -1:
-    """What wait_for_word does, for a walk's own word: whoever was woken in a chain goes through the gate, and wakes the next."""
+    """What wait_for_word does, for a walk's own word: whoever was woken in a chain goes through its gate, and sees to the next."""
     cdef int why
-    cdef int64_t credits = 1
     cdef Chain* chain
     while True:
         with nogil:
             leave_gate()
             why = word_wait(&walk.word, first_slice(deadline_ns), _spin_ns)
             if why == 0 and walk.chain != NULL:
-                credits = chain_awake(walk.chain, walk.place)
-                enter_gate(_longest_lease_ns)
+                chain_go_on(walk.chain, walk.sleeper, _longest_lease_ns)
         if why == 0:
             if walk.chain != NULL:
                 note_gil_taken()
                 chain = walk.chain
                 walk.chain = NULL
-                chain_leave(chain, credits)
+                chain_let_go(chain)
             return 1
         # What runs on this thread from here on may take as long as it likes: no chain is to count on it.
         if not word_unpark(&walk.word):

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from helpers import time_stands_still
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastpipe import Backend, Pipe, Request
+from fastpipe import Backend, Pipe, Request, _core
 from fastpipe._core import decide
 
 WAIT_S = 20.0
@@ -88,6 +89,13 @@ ADAPTIVE = [
     ({"queued": 1, "company": 1, "usual_gap_ns": MS}, (WAIT, MS)),
     # ... and until the timeout of the oldest.
     ({"queued": 1, "company": 1, "oldest_ns": NOW - 99 * MS // 10}, (WAIT, MS // 10)),
+    # Where one batch is cheaper than two: for a little more than the longest of the latest gaps,
+    ({"queued": 1, "company": 1, "longest_gap_ns": MS * 64 // 100, "saving_ns": 3 * MS}, (WAIT, MS * 80 // 100)),
+    # ... at most half of what is saved, and a quarter of what the batch costs.
+    ({"queued": 1, "company": 1, "longest_gap_ns": 5 * MS, "saving_ns": MS}, (WAIT, MS // 2)),
+    ({"queued": 1, "company": 1, "longest_gap_ns": 5 * MS, "saving_ns": 3 * MS}, (WAIT, MS)),
+    # Where it is not: for four usual gaps, as if there had been no longer one.
+    ({"queued": 1, "company": 1, "longest_gap_ns": 5 * MS, "saving_ns": 0}, (WAIT, 4 * MS // 10)),
     # What a request waited for an instance, it did not wait for company.
     ({"queued": 1, "company": 1, "oldest_ns": NOW - 50 * MS, "idle_since_ns": NOW}, (WAIT, 4 * MS // 10)),
     # It was expected and did not come.
@@ -175,6 +183,8 @@ def test_decide_knows_its_fields() -> None:
     idle_for_ns=st.integers(0, 30 * MS),
     quiet_ns=st.integers(0, 30 * MS),
     gap_ns=st.integers(0, 5 * MS),
+    longest_ns=st.integers(0, 50 * MS),
+    saving_ns=st.integers(0, 50 * MS),
     cost_ns=st.integers(0, 50 * MS),
     shared_ns=st.integers(0, 50 * MS),
     timeout_ns=st.integers(0, 20 * MS),
@@ -189,6 +199,8 @@ def test_no_rule_waits_beyond_the_timeout_or_dispatches_nothing(
     idle_for_ns: int,
     quiet_ns: int,
     gap_ns: int,
+    longest_ns: int,
+    saving_ns: int,
     cost_ns: int,
     shared_ns: int,
     timeout_ns: int,
@@ -202,6 +214,8 @@ def test_no_rule_waits_beyond_the_timeout_or_dispatches_nothing(
         idle_since_ns=NOW - idle_for_ns,
         latest_event_ns=NOW - quiet_ns,
         usual_gap_ns=gap_ns,
+        longest_gap_ns=longest_ns,
+        saving_ns=saving_ns,
         timeout_ns=timeout_ns,
         cost_alone_ns=cost_ns,
         cost_shared_ns=shared_ns,
@@ -377,6 +391,42 @@ def test_many_clients_meet_in_full_batches() -> None:
         if means[-1] > 5:
             break
     assert max(means) > 5
+
+
+class TellTale(Backend):
+    """A batch takes 8 ms; as the rule, it keeps what it is told, and dispatches all."""
+
+    max_batch = 4
+
+    def __init__(self) -> None:
+        self.loads: list[dict[str, Any]] = []
+
+    def forward(self, batch: list[Request]) -> None:
+        time.sleep(0.008)  # the cost of a batch is measured by the kernel's clock, the gaps are not
+        for request in batch:
+            request["result"] = request["data"]
+
+    def decide(self, load: dict[str, Any]) -> int:
+        self.loads.append(load)
+        return int(load["queued"])
+
+
+def test_what_the_gaps_between_requests_have_been_and_what_company_saves() -> None:
+    """The longest gap is forgotten bit by bit; a pause beyond half of a batch is no gap within a burst."""
+    backend = TellTale()
+    with time_stands_still(), Pipe(backend=backend, batching=backend) as pipe:
+        for gap_ns in (0, 2 * MS, 0, 10_000 * MS, 0):
+            _core._advance_time(gap_ns)
+            pipe({"data": 0})
+        longest = [load["longest_gap_ms"] for load in backend.loads]
+        assert longest[1:] == pytest.approx([2, 2 * 63 / 64, 2 * 63 / 64, 2 * 63**2 / 64**2], rel=1e-6)
+        assert [load["saving_ms"] for load in backend.loads] == [0.0] * 5  # nobody else is expected
+        pipe([{"data": 0}, {"data": 1}, {"data": 2}])
+        pipe({"data": 0})  # two callers of the list are expected back
+    of_one_ms = backend.loads[-2]["cost_alone_ms"]  # of the nearest size that was measured
+    load = backend.loads[-1]
+    assert (load["queued"], load["company"]) == (1, 2)
+    assert load["saving_ms"] == pytest.approx(max(0, of_one_ms + of_one_ms - load["cost_alone_ms"]))
 
 
 def test_an_upstream_node_is_company() -> None:
