@@ -14,33 +14,40 @@ cdef extern from "nvjpeg.hpp" namespace "nvjpeg" nogil:
         int (*record)(void*, void*) noexcept
         int (*wait)(void*, void*, unsigned) noexcept
 
-    cdef cppclass Engines:
-        void* handle
-        void* state
+    cdef cppclass Decoder:
+        void* handles[2]
+        void* states[2]
         void* stream
         void* before
         void* after
-        int is_prepared
-        int helpers
+
+    cdef cppclass Batch:
+        int count
         int output
+        const uint8_t* const* sources
+        const size_t* sizes
+        Destination* targets
+        const Header* headers
+        int32_t* is_refused
 
     cdef cppclass Outcome:
         int step
         int status
-        int64_t elapsed_ns
         int32_t refused
+        int way
 
-    Outcome decode(
-        const Functions& call,
-        Engines* engines,
-        void* caller,
-        int count,
-        const uint8_t* const* sources,
-        const size_t* sizes,
-        Destination* targets,
-        const Header* headers,
-        int32_t* is_refused,
-    ) noexcept
+    cdef cppclass CppDecoders "nvjpeg::Decoders":
+        CppDecoders(const Functions& functions) except +
+        void add(const Decoder& decoder, int way_count) except +
+        bint is_short() noexcept
+        Outcome decode(const Batch& batch, void* caller, bint tells) noexcept
+
+    cdef cppclass CppChooser "nvjpeg::Chooser":
+        int next() noexcept
+        void begin(int way) noexcept
+        void tell(int way, double cost) noexcept
+        void drop(int way) noexcept
+
     void widest_first(const Header* headers, int32_t count, int32_t* order) noexcept
 
 
@@ -60,7 +67,7 @@ cdef enum:
 cdef class Jpegs:
     """The JPEGs of a batch that a GPU takes, in the order of their requests.
 
-    ``sort``, then ``blocks`` and ``place``, ``Nvjpeg.decode``, and ``hand_on``, or ``targets`` for who does that
+    ``sort``, then ``blocks`` and ``place``, ``Decoders.decode``, and ``hand_on``, or ``targets`` for who does that
     otherwise. What it was given is kept until the next ``sort``: the library reads it until the batch is decoded.
 
     Not thread-safe.
@@ -112,15 +119,6 @@ cdef class Jpegs:
         PyMem_Free(self.order)
         PyMem_Free(self.places)
         PyMem_Free(self.columns)
-
-    @property
-    def size_bytes(self):
-        """How many bytes the images have, encoded."""
-        cdef size_t total = 0
-        cdef Py_ssize_t number
-        for number in range(self.count):
-            total += self.sizes[number]
-        return total
 
     def sort(self, list requests, int64_t max_pixels, unchanging, dict errors):
         """Read the headers of a batch, and keep the images that a GPU's JPEG engines take.
@@ -313,10 +311,35 @@ cdef void turn(ImageRow* row, const Destination* stored, const Header* header) n
 
 
 @cython.final
-cdef class Nvjpeg:
-    """The functions by which a batch is decoded. Made of their addresses; the libraries must stay loaded."""
+cdef class Chooser:
+    """Which way to decode is quicker just now, the pipelined (0) or the plain one (1): for tests of it."""
 
-    cdef Functions functions
+    cdef CppChooser chooser
+
+    def choose(self):
+        """Return the way of the next batch."""
+        cdef int way = self.chooser.next()
+        self.chooser.begin(way)
+        return way
+
+    def tell(self, int way, double cost):
+        """Take in what a batch has cost, in nanoseconds a byte."""
+        self.chooser.tell(way, cost)
+
+    def drop(self, int way):
+        """Take in that a batch says nothing of those to come."""
+        self.chooser.drop(way)
+
+
+@cython.final
+cdef class Decoders:
+    """What decodes on one GPU, for everybody in the process; see nvjpeg.hpp. Any thread may call it.
+
+    Args:
+        addresses: of the functions in NAMES; the libraries must stay loaded.
+    """
+
+    cdef CppDecoders* decoders
 
     NAMES = (
         "nvjpegGetImageInfo",
@@ -328,51 +351,75 @@ cdef class Nvjpeg:
         "cuStreamWaitEvent",
     )
 
-    def __init__(self, addresses):
-        cdef uintptr_t info, prepare, decode_, query, synchronize, record, wait
-        info, prepare, decode_, query, synchronize, record, wait = addresses
-        self.functions.info = <int (*)(void*, const uint8_t*, size_t, int*, int*, int*, int*) noexcept nogil>info
-        self.functions.prepare = <int (*)(void*, void*, int, int, int) noexcept nogil>prepare
-        self.functions.decode = <int (*)(
+    cdef bint is_ready
+
+    def __cinit__(self, addresses):
+        cdef uintptr_t info, prepare, decode, query, synchronize, record, wait
+        cdef Functions functions
+        info, prepare, decode, query, synchronize, record, wait = addresses
+        functions.info = <int (*)(void*, const uint8_t*, size_t, int*, int*, int*, int*) noexcept nogil>info
+        functions.prepare = <int (*)(void*, void*, int, int, int) noexcept nogil>prepare
+        functions.decode = <int (*)(
             void*, void*, const uint8_t* const*, const size_t*, Destination*, void*
-        ) noexcept nogil>decode_
-        self.functions.query = <int (*)(void*) noexcept nogil>query
-        self.functions.synchronize = <int (*)(void*) noexcept nogil>synchronize
-        self.functions.record = <int (*)(void*, void*) noexcept nogil>record
-        self.functions.wait = <int (*)(void*, void*, unsigned) noexcept nogil>wait
+        ) noexcept nogil>decode
+        functions.query = <int (*)(void*) noexcept nogil>query
+        functions.synchronize = <int (*)(void*) noexcept nogil>synchronize
+        functions.record = <int (*)(void*, void*) noexcept nogil>record
+        functions.wait = <int (*)(void*, void*, unsigned) noexcept nogil>wait
+        self.decoders = new CppDecoders(functions)
 
-    def decode(
-        self,
-        Jpegs images,
-        uintptr_t handle,
-        uintptr_t state,
-        uintptr_t stream,
-        uintptr_t before,
-        uintptr_t after,
-        bint is_prepared,
-        int helpers,
-        int output,
-        uintptr_t caller,
-    ):
-        """Decode a batch, placed, on a stream that waits for the caller's, and for which the caller's waits.
+    def __dealloc__(self):
+        del self.decoders
 
-        The GIL is given up, once; nobody else may use any of the handles, nor the images, meanwhile.
+    def add(self, list ways, uintptr_t stream, uintptr_t before, uintptr_t after):
+        """Add a decoder, whose handles are to live as long as this may be called.
+
+        Args:
+            ways: handle and state of each way: the pipelined one, and the plain one, if there is one.
+            stream: on which it decodes.
+            before: an event of its own.
+            after: another one.
+        """
+        cdef Decoder decoder
+        cdef uintptr_t handle, state
+        cdef Py_ssize_t number = 0
+        if not 1 <= len(ways) <= 2:
+            raise ValueError(f"ways: expected one or two, got {len(ways)}")
+        for handle, state in ways:
+            decoder.handles[number], decoder.states[number] = <void*>handle, <void*>state
+            number += 1
+        decoder.stream, decoder.before, decoder.after = <void*>stream, <void*>before, <void*>after
+        self.decoders.add(decoder, <int>number)
+        self.is_ready = True
+
+    @property
+    def is_short(self):
+        """Whether another decoder would be of use just now."""
+        return self.decoders.is_short()
+
+    def decode(self, Jpegs images, int output, uintptr_t caller, bint tells):
+        """Decode a batch, placed, behind what is queued on a stream of the caller's, which waits for its pixels.
+
+        The GIL is given up, once; nobody else may use the images meanwhile.
+
+        Args:
+            images: the batch.
+            output: nvJPEG's number of what is made.
+            caller: the stream.
+            tells: whether what it costs says something of the batches to come.
 
         Returns:
-            The name of the function that has failed ("": none), what it returned, how many nanoseconds the decoding
-            call took, how many images were refused (nothing is decoded then), and whether the state is prepared for a
-            batch of this size.
+            The name of the function that has failed ("": none), what it returned, and how many images were refused
+            (nothing is decoded then).
         """
-        cdef Engines engines
+        cdef Batch batch
         cdef Outcome outcome
         images.check_placed()
-        engines.handle, engines.state, engines.stream = <void*>handle, <void*>state, <void*>stream
-        engines.before, engines.after = <void*>before, <void*>after
-        engines.is_prepared, engines.helpers, engines.output = is_prepared, helpers, output
+        if not self.is_ready:
+            raise ValueError("there is no decoder")
+        batch.count, batch.output, batch.sources = <int>images.count, output, images.sources
+        batch.sizes, batch.targets, batch.headers = images.sizes, images.destinations, images.headers
+        batch.is_refused = images.is_refused
         with nogil:
-            outcome = decode(
-                self.functions, &engines, <void*>caller, <int>images.count, images.sources, images.sizes,
-                images.destinations, images.headers, images.is_refused,
-            )
-        name = self.NAMES[outcome.step] if outcome.step >= 0 else ""
-        return name, outcome.status, outcome.elapsed_ns, outcome.refused, bool(engines.is_prepared)
+            outcome = self.decoders.decode(batch, <void*>caller, tells)
+        return self.NAMES[outcome.step] if outcome.step >= 0 else "", outcome.status, outcome.refused

@@ -2,8 +2,13 @@
 #pragma once
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <deque>
+#include <limits>
+#include <mutex>
 #include <numeric>
 
 #include "jpeg.hpp"
@@ -32,62 +37,225 @@ struct Functions {
 // In the order of Functions; NOTHING: all went well.
 enum Step { NOTHING = -1, INFO, PREPARE, DECODE, QUERY, SYNCHRONIZE, RECORD, WAIT };
 
-// What decodes, and on which streams; nobody else uses any of it meanwhile.
-struct Engines {
-    void *handle, *state, *stream, *before, *after;
-    int is_prepared, helpers, output;
+// The two ways in which the library uses the engines; where a GPU has none, there is the first only.
+enum Way { PIPELINED, PLAIN };
+
+// Which of the two ways is quicker just now, for batches of about one size.
+//
+// The other way is tried once in so many batches, four times as rarely after each time that it lost; and at once, if the
+// pipelined way takes twice as long as it did at its best: that is how it looks when a model shares the GPU.
+class Chooser {
+public:
+    // The way of the next batch; that is a trial if it is not the usual one, and has to be told or dropped.
+    int next() const { return left_ > 0 || is_trying_ ? current_ : 1 - current_; }
+    int current() const { return current_; }
+    void begin(int way) { is_trying_ = is_trying_ || way != current_; }
+
+    // Take in what a batch has cost, in nanoseconds a byte.
+    void tell(int way, double cost) {
+        const double usual = costs_[current_];
+        if (way == current_) {
+            costs_[way] = usual < 0 ? cost : (usual + cost) / 2;
+            best_ = std::min(best_, cost);
+            left_--;
+            if (way == PIPELINED && cost > SLOWED * best_)
+                left_ = 0;
+            return;
+        }
+        is_trying_ = false;
+        if (usual >= 0 && cost < BETTER * usual) {
+            current_ = way;
+            costs_[way] = best_ = cost;
+            gap_ = FIRST_GAP;
+        } else {
+            gap_ = std::min(gap_ * GROWTH, LONGEST_GAP);
+        }
+        left_ = gap_;
+    }
+
+    // A batch says nothing of those to come.
+    void drop(int way) {
+        if (way != current_)
+            is_trying_ = false;
+    }
+
+private:
+    static constexpr int FIRST_GAP = 4, LONGEST_GAP = 4096, GROWTH = 4;  // batches
+    static constexpr double SLOWED = 2.0, BETTER = 0.9;                  // more than that is noise
+    int current_ = PIPELINED, gap_ = FIRST_GAP, left_ = FIRST_GAP;
+    bool is_trying_ = false;
+    double costs_[2] = {-1, -1};  // below 0: none is known
+    double best_ = std::numeric_limits<double>::infinity();
+};
+
+// Handles of the library and of the driver, which one thread uses at a time.
+struct Decoder {
+    void *handles[2] = {}, *states[2] = {};
+    void *stream = nullptr, *before = nullptr, *after = nullptr;
+    int counts[2] = {}, outputs[2] = {};  // what each way is prepared for
+    bool is_taken = false;
+};
+
+// A batch, placed.
+struct Batch {
+    int count, output;
+    const uint8_t* const* sources;
+    const size_t* sizes;
+    Destination* targets;
+    const jpeg::Header* headers;
+    int32_t* is_refused;
 };
 
 struct Outcome {
-    int step;             // which function failed
-    int status;           // what it returned
-    int64_t elapsed_ns;   // of the decoding call
-    int32_t refused;      // images of which the library thinks otherwise than their header was read; nothing was decoded
+    int step = NOTHING;   // which function failed
+    int status = 0;       // what it returned
+    int32_t refused = 0;  // images of which the library thinks otherwise than their header was read; nothing was decoded
+    int way = 0;
 };
 
-// Decode a batch behind what is queued on a stream, and have that stream wait for it.
-inline Outcome decode(const Functions& call, Engines* engines, void* caller, int count, const uint8_t* const* sources,
-                      const size_t* sizes, Destination* targets, const jpeg::Header* headers, int32_t* is_refused) {
-    Outcome outcome{NOTHING, 0, 0, 0};
-    // Memory is there for the size that was read; the decoder must not have read another one.
-    for (int number = 0; number < count; number++) {
-        int channels = 0, sampling = -1, widths[4] = {}, heights[4] = {};
-        const int status =
-            call.info(engines->handle, sources[number], sizes[number], &channels, &sampling, widths, heights);
-        is_refused[number] = status || !is_taken(sampling) || widths[0] != headers[number].width
-            || heights[0] != headers[number].height;
-        outcome.refused += is_refused[number];
+// What decodes on one GPU, for everybody in the process.
+//
+// Callers take turns, in the order in which they came, and without the GIL: else a decoder would be idle for as long as
+// a thread waits for that. One batch is decoded at a time where the plain way is the quicker, as two then make each other
+// slower, and while a way is tried; otherwise as many as there are decoders.
+class Decoders {
+public:
+    explicit Decoders(const Functions& functions) : call_(functions) {}
+
+    void add(const Decoder& decoder, int way_count) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        way_count_ = way_count;
+        decoders_.push_back(decoder);
+        changed_.notify_all();
     }
-    if (outcome.refused)
-        return outcome;
-    const auto failed = [&](int step, int status) {
-        if (status)
-            outcome.step = step, outcome.status = status;
-        return status != 0;
-    };
-    // The library may hang if a batch begins while it is still at work on the one before.
-    if (call.query(engines->stream) && failed(SYNCHRONIZE, call.synchronize(engines->stream)))
-        return outcome;
-    if (!engines->is_prepared) {
-        if (failed(PREPARE, call.prepare(engines->handle, engines->state, count, engines->helpers, engines->output)))
+
+    // Whether another decoder would have been of use just now.
+    bool is_short() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return running_ == decoders_.size() && !is_alone_;
+    }
+
+    // Decode a batch behind what is queued on a stream, and have that stream wait for it.
+    Outcome decode(const Batch& batch, void* caller, bool tells) {
+        Outcome outcome;
+        refuse(batch, &outcome);
+        if (outcome.refused)
             return outcome;
-        engines->is_prepared = 1;
-    }
-    if (failed(RECORD, call.record(engines->before, caller)) || failed(WAIT, call.wait(engines->stream, engines->before, 0)))
+        size_t total_bytes = 0;
+        for (int number = 0; number < batch.count; number++)
+            total_bytes += batch.sizes[number];
+        Chooser& chooser = choosers_[size_class(batch.count)];
+        bool is_alone;
+        size_t before;
+        Decoder* decoder = take(chooser, tells, &outcome.way, &is_alone, &before);
+        const auto begun = std::chrono::steady_clock::now();
+        const bool is_done = run(batch, decoder, outcome.way, caller, &outcome);
+        const double elapsed_ns = std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begun).count();
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const double sharers = (before + running_) / 2.0;  // who decodes at the same time has its part of the engines
+        if (tells && is_done)
+            chooser.tell(outcome.way, elapsed_ns / sharers / std::max<size_t>(1, total_bytes));
+        else
+            chooser.drop(outcome.way);
+        decoder->is_taken = false;
+        running_--;
+        is_alone_ = is_alone_ && !is_alone;
+        changed_.notify_all();
         return outcome;
-    const auto begun = std::chrono::steady_clock::now();
-    const int status = call.decode(engines->handle, engines->state, sources, sizes, targets, engines->stream);
-    outcome.elapsed_ns =
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begun).count();
-    if (status) {
-        engines->is_prepared = 0;
-        if (failed(SYNCHRONIZE, call.synchronize(engines->stream)))
-            return outcome;
     }
-    if (!failed(RECORD, call.record(engines->after, engines->stream)) && !failed(WAIT, call.wait(caller, engines->after, 0)))
-        failed(DECODE, status);
-    return outcome;
-}
+
+private:
+    static int size_class(int count) {
+        int bits = 0;
+        for (; count; count >>= 1)
+            bits++;
+        return bits;
+    }
+
+    // Note the images that are not to be decoded: memory is there for the size that was read from the header.
+    void refuse(const Batch& batch, Outcome* outcome) {
+        void* handle;
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            handle = decoders_.front().handles[0];
+        }
+        for (int number = 0; number < batch.count; number++) {
+            int channels = 0, sampling = -1, widths[4] = {}, heights[4] = {};
+            const int status =
+                call_.info(handle, batch.sources[number], batch.sizes[number], &channels, &sampling, widths, heights);
+            const jpeg::Header& header = batch.headers[number];
+            batch.is_refused[number] =
+                status || !is_taken(sampling) || widths[0] != header.width || heights[0] != header.height;
+            outcome->refused += batch.is_refused[number];
+        }
+    }
+
+    // Wait for a decoder, behind all who came before; return it, the way, and how many are at work with it.
+    Decoder* take(Chooser& chooser, bool tells, int* way, bool* is_alone, size_t* running) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        const uint64_t mine = arrived_++;
+        for (;; changed_.wait(lock)) {
+            if (mine != served_ || is_alone_)
+                continue;
+            *way = way_count_ > 1 && tells ? chooser.next() : way_count_ > 1 ? chooser.current() : PIPELINED;
+            *is_alone = *way == PLAIN || *way != chooser.current();
+            if (*is_alone ? running_ == 0 : running_ < decoders_.size())
+                break;
+        }
+        served_++;
+        chooser.begin(*way);
+        is_alone_ = *is_alone;
+        *running = ++running_;
+        for (Decoder& decoder : decoders_)
+            if (!decoder.is_taken) {
+                decoder.is_taken = true;
+                changed_.notify_all();  // the next in line may have its turn, too
+                return &decoder;
+            }
+        std::abort();  // fewer are at work than there are
+    }
+
+    bool run(const Batch& batch, Decoder* decoder, int way, void* caller, Outcome* outcome) {
+        const auto failed = [&](int step, int status) {
+            if (status)
+                outcome->step = step, outcome->status = status;
+            return status != 0;
+        };
+        void *stream = decoder->stream, *handle = decoder->handles[way], *state = decoder->states[way];
+        // The library may hang if a batch begins while it is still at work on the one before, in either way.
+        if (call_.query(stream) && failed(SYNCHRONIZE, call_.synchronize(stream)))
+            return false;
+        if (decoder->counts[way] != batch.count || decoder->outputs[way] != batch.output) {
+            decoder->counts[way] = 0;
+            if (failed(PREPARE, call_.prepare(handle, state, batch.count, HELPERS, batch.output)))
+                return false;
+            decoder->counts[way] = batch.count, decoder->outputs[way] = batch.output;
+        }
+        if (failed(RECORD, call_.record(decoder->before, caller)) || failed(WAIT, call_.wait(stream, decoder->before, 0)))
+            return false;
+        const int status = call_.decode(handle, state, batch.sources, batch.sizes, batch.targets, stream);
+        if (status) {
+            decoder->counts[way] = 0;
+            if (failed(SYNCHRONIZE, call_.synchronize(stream)))
+                return false;
+        }
+        if (failed(RECORD, call_.record(decoder->after, stream)) || failed(WAIT, call_.wait(caller, decoder->after, 0)))
+            return false;
+        return !failed(DECODE, status);
+    }
+
+    static constexpr int HELPERS = 1;  // threads of the CPU, which the engines do not need
+
+    const Functions call_;
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::deque<Decoder> decoders_;  // never moved
+    Chooser choosers_[33];          // by the size class of a batch: one image costs more a byte than many do
+    int way_count_ = 1;
+    uint64_t arrived_ = 0, served_ = 0;  // whose turn it is
+    size_t running_ = 0;
+    bool is_alone_ = false;  // somebody decodes who must be alone
+};
 
 // The numbers of images, the widest first; those of one width in their order.
 inline void widest_first(const jpeg::Header* headers, int32_t count, int32_t* order) {

@@ -6,12 +6,12 @@ called for a batch is called in C, by ``fastpipe.kernels._images``, behind one r
 and destroys.
 
 **Two decoders a GPU.** The JPEG engines are hardware of their own, and one decoder nearly keeps them busy. A second one
-bridges what a thread takes to get the GIL back; more make all of them slower beside a model. So the instances of a
-process share what there is for a GPU (``_Pool``), and take turns.
+bridges what is between its batches; more make all of them slower, and so do two beside a model. So the instances of a
+process share what there is for a GPU (``_Pool``), and take turns, in C and without the GIL (``Decoders``).
 
 **Two ways to decode.** With pipelining (nvJPEG's default) a batch takes a seventh less time while the GPU is idle, and
-twenty times as long as soon as another stream has kernels queued, whatever its priority. Which of the two is quicker
-depends on what else runs, so it is measured: ``_Chooser``.
+much longer as soon as another stream has kernels queued, whatever its priority. Which of the two is quicker depends on
+what else runs, so it is measured (``Chooser`` of nvjpeg.hpp).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import threading
-from collections import defaultdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from fastpipe.errors import MissingExtra
-from fastpipe.kernels._images import Jpegs, Nvjpeg
+from fastpipe.kernels._images import Decoders, Jpegs
 
 __all__ = ["REFUSED", "SUCCESS", "BatchDecoder", "Library", "load", "status_name"]
 
-# On an H200, images/s by 1 / 2 / 4 (one run): 517x606 to tensors by map 21.8k / 28.7k / 27.8k; 1280x720 to
-# classes by map, two instances, 9.0k / 8.2k / 6.8k; lists beside a thread that computes, share 0.47 / 0.71 / 1.04.
+# On an H200, images/s by 1 / 2 / 4 decoders (one run): 517x606 to tensors by map 21.8k / 28.7k / 27.8k. To classes by
+# map, three instances, 1 / 2 (another run): 517x606 12.7k / 11.7k, 640x640 12.5k / 10.3k, 1280x720 10.8k / 8.1k; there
+# the plain way is the quicker, by which one at a time decodes.
 MOST_DECODERS = 2
 
 LIBRARY = "libnvjpeg.so.13"
@@ -41,7 +41,6 @@ DRIVER = "libcuda.so.1"
 _ENGINES, _KERNELS = 3, 2  # backends: the JPEG engines; where a GPU has none, its cores
 _NO_PIPELINE, _INTERPOLATE = 1 << 0, 1 << 5  # flags
 _INTERLEAVED = {"rgb": 5, "bgr": 6}
-_HELPERS = 1  # threads of the CPU, which the engines do not need
 _NON_BLOCKING_STREAM, _UNTIMED_EVENT = 1, 2  # of the driver
 
 SUCCESS = 0
@@ -96,7 +95,7 @@ _DRIVER_FUNCTIONS: dict[str, list[Any]] = {
 
 
 class Library:
-    """nvJPEG's shared library and CUDA's driver, loaded; ``of_batches`` are the functions that decode a batch.
+    """nvJPEG's shared library and CUDA's driver, loaded; ``of_batches``: where the functions are that decode a batch.
 
     Args:
         path: of ``libnvjpeg.so``; also a name that the loader finds.
@@ -108,9 +107,9 @@ class Library:
 
     def __init__(self, path: str, driver: str = DRIVER) -> None:
         self.nvjpeg, self.driver = _loaded(path, _FUNCTIONS), _loaded(driver, _DRIVER_FUNCTIONS)
-        libraries = [self.driver if name.startswith("cu") else self.nvjpeg for name in Nvjpeg.NAMES]
-        functions = [getattr(library, name) for library, name in zip(libraries, Nvjpeg.NAMES, strict=True)]
-        self.of_batches = Nvjpeg([ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions])
+        libraries = [self.driver if name.startswith("cu") else self.nvjpeg for name in Decoders.NAMES]
+        functions = [getattr(library, name) for library, name in zip(libraries, Decoders.NAMES, strict=True)]
+        self.of_batches = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
 
 
 def _loaded(path: str, functions: dict[str, list[Any]]) -> Any:
@@ -141,60 +140,15 @@ def load() -> Library:
         raise MissingExtra("DecodeTensor", "cuda", ImportError(str(error), name=name)) from error
 
 
-# ---- which way -------------------------------------------------------------------------------------------------------
-
-_PIPELINED, _PLAIN = 0, 1
-
-
-class _Chooser:
-    """Which of the two ways is quicker just now, for batches of about one size.
-
-    The other way is tried once in so many batches, four times as rarely after each time that it lost; and at once, if
-    the pipelined way takes twice as long as it did at its best: that is how it looks when a model shares the GPU.
-    """
-
-    FIRST_GAP, LONGEST_GAP, GROWTH = 4, 4096, 4  # batches
-    SLOWED = 2.0
-    BETTER = 0.9  # less is noise
-
-    def __init__(self) -> None:
-        self.current = _PIPELINED
-        self._costs: list[float | None] = [None, None]
-        self._best = float("inf")
-        self._gap = self._left = self.FIRST_GAP
-
-    def choose(self) -> int:
-        """Return the way of the next batch."""
-        return self.current if self._left > 0 else 1 - self.current
-
-    def note(self, way: int, cost: float) -> None:
-        """Take in what a batch has cost, in nanoseconds a byte."""
-        usual = self._costs[self.current]
-        if way == self.current:
-            self._costs[way] = cost if usual is None else (usual + cost) / 2
-            self._best = min(self._best, cost)
-            self._left -= 1
-            if way == _PIPELINED and cost > self.SLOWED * self._best:
-                self._left = 0
-            return
-        if usual is not None and cost < self.BETTER * usual:
-            self.current, self._best, self._gap = way, cost, self.FIRST_GAP
-            self._costs[way] = cost
-        else:
-            self._gap = min(self._gap * self.GROWTH, self.LONGEST_GAP)
-        self._left = self._gap
-
-
 # ---- what all instances share ----------------------------------------------------------------------------------------
 
 
 class _Way:
-    """A handle of nvJPEG with its state, in which batches of one size and one order of channels can be decoded."""
+    """A handle of nvJPEG with its state: one of the two ways to decode."""
 
     def __init__(self, library: Library, backend: int, flags: int) -> None:
         self._library = library
         self.handle, self.state = ctypes.c_void_p(), ctypes.c_void_p()
-        self.ready_for = (0, 0)  # how many images, and the format
         try:
             check("nvjpegCreateEx", library.nvjpeg.nvjpegCreateEx(backend, None, None, flags, self.handle))
             check("nvjpegJpegStateCreate", library.nvjpeg.nvjpegJpegStateCreate(self.handle, self.state))
@@ -212,22 +166,17 @@ class _Way:
                 destroy(handle)
 
 
-class _Engines:
-    """What decodes on one GPU, with one kind of upsampling, for everybody in the process.
-
-    ``lock`` is held while a batch is decoded, without the GIL; all else here is guarded by it.
-    """
+class _Decoder:
+    """What one thread at a time decodes with, on one GPU, with one kind of upsampling."""
 
     def __init__(self, library: Library, interpolates: bool) -> None:
         self._library = library
-        self.lock = threading.Lock()
-        self._choosers: defaultdict[int, _Chooser] = defaultdict(_Chooser)
         self._stream, self._before, self._after = (ctypes.c_void_p() for _ in range(3))
         self._ways: list[_Way] = []
         flags = _INTERPOLATE if interpolates else 0
         try:
             try:
-                for flag in (0, _NO_PIPELINE):  # in the order of _PIPELINED and _PLAIN
+                for flag in (0, _NO_PIPELINE):  # in the order of Way of nvjpeg.hpp
                     self._ways.append(_Way(library, _ENGINES, flags | flag))
             except RuntimeError:
                 if self._ways:
@@ -244,37 +193,10 @@ class _Engines:
             self.close()
             raise
 
-    def decode(self, images: Jpegs, output: int, stream: int, *, tells: bool) -> int:
-        """Decode a batch: ``stream`` is waited for, and waits for its pixels. Return the status of all of it.
-
-        ``lock`` is held. ``tells``: what the batch costs says something of those to come.
-        """
-        chooser = self._choosers[images.count.bit_length()] if len(self._ways) > 1 else None
-        way = self._ways[number := chooser.choose() if chooser else 0]
-        prepared = (images.count, output)
-        is_prepared, way.ready_for = way.ready_for == prepared, (0, 0)
-        failed, status, elapsed_ns, refused_count, is_prepared = self._library.of_batches.decode(
-            images,
-            way.handle.value or 0,
-            way.state.value or 0,
-            self._stream.value or 0,
-            self._before.value or 0,
-            self._after.value or 0,
-            is_prepared,
-            _HELPERS,
-            output,
-            stream,
-        )
-        if is_prepared:
-            way.ready_for = prepared
-        if refused_count:
-            return REFUSED
-        if failed == "nvjpegDecodeBatched" and status in _FAULTS_OF_IMAGES:
-            return status
-        check(failed, status)
-        if chooser and tells:
-            chooser.note(number, elapsed_ns / max(1, images.size_bytes))
-        return SUCCESS
+    def add_to(self, decoders: Decoders) -> None:
+        """Have it take part."""
+        ways = [(way.handle.value or 0, way.state.value or 0) for way in self._ways]
+        decoders.add(ways, self._stream.value or 0, self._before.value or 0, self._after.value or 0)
 
     def close(self) -> None:
         for way in self._ways:
@@ -292,7 +214,7 @@ class _Engines:
 
 
 class _Pool:
-    """The ``_Engines`` of one GPU, with one kind of upsampling: another one is made where all are taken, up to a limit.
+    """The decoders of one GPU, with one kind of upsampling: another one is made where all are taken, up to a limit.
 
     ``users`` is guarded by ``_sharing``.
     """
@@ -300,34 +222,37 @@ class _Pool:
     def __init__(self, library: Library, interpolates: bool) -> None:
         self._library = library
         self._interpolates = interpolates
-        self._all = [_Engines(library, interpolates)]
+        self._decoders = Decoders(library.of_batches)
+        self._all: list[_Decoder] = []
         self._making = threading.Lock()
-        self._waits = 0
         self.users = 0
+        self._add()
 
     def decode(self, images: Jpegs, output: int, stream: int, *, tells: bool) -> int:
-        """Decode a batch by the first that is free: see ``_Engines.decode``."""
-        engines = self._taken()
-        try:
-            return engines.decode(images, output, stream, tells=tells)
-        finally:
-            engines.lock.release()
+        """Decode a batch: ``stream`` is waited for, and waits for its pixels. Return the status of all of it.
 
-    def _taken(self) -> _Engines:
-        for engines in self._all:
-            if engines.lock.acquire(blocking=False):
-                return engines
-        with self._making:
-            if len(self._all) < MOST_DECODERS:
-                self._all.append(_Engines(self._library, self._interpolates))
-        self._waits += 1
-        engines = self._all[self._waits % len(self._all)]  # in turns: nobody knows which will be free first
-        engines.lock.acquire()
-        return engines
+        ``tells``: what the batch costs says something of those to come.
+        """
+        if len(self._all) < MOST_DECODERS and self._decoders.is_short:
+            with self._making:
+                if len(self._all) < MOST_DECODERS:
+                    self._add()
+        failed, status, refused_count = self._decoders.decode(images, output, stream, tells)
+        if refused_count:
+            return REFUSED
+        if failed == "nvjpegDecodeBatched" and status in _FAULTS_OF_IMAGES:
+            return status
+        check(failed, status)
+        return SUCCESS
+
+    def _add(self) -> None:
+        made = _Decoder(self._library, self._interpolates)
+        self._all.append(made)
+        made.add_to(self._decoders)
 
     def close(self) -> None:
-        for engines in self._all:
-            engines.close()
+        for decoder in self._all:
+            decoder.close()
         self._all.clear()
 
 
@@ -367,8 +292,8 @@ class BatchDecoder:
         with _sharing:
             if self._key not in _shared:
                 _shared[self._key] = _Pool(library, fancy_upsampling)
-            self._engines = _shared[self._key]
-            self._engines.users += 1
+            self._pool = _shared[self._key]
+            self._pool.users += 1
             self._is_open = True
 
     def decode(self, images: Jpegs, stream: int) -> int:
@@ -380,7 +305,7 @@ class BatchDecoder:
         Raises:
             RuntimeError: if that is the GPU's fault.
         """
-        return self._engines.decode(images, self._output, stream, tells=not self.is_warming_up)
+        return self._pool.decode(images, self._output, stream, tells=not self.is_warming_up)
 
     def close(self) -> None:
         """Give everything back. May be called twice."""
@@ -388,11 +313,11 @@ class BatchDecoder:
             if not self._is_open:
                 return
             self._is_open = False
-            self._engines.users -= 1
-            if self._engines.users:
+            self._pool.users -= 1
+            if self._pool.users:
                 return
             del _shared[self._key]
-        self._engines.close()
+        self._pool.close()
 
     def __del__(self) -> None:
         if getattr(self, "_is_open", False):

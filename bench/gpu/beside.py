@@ -5,7 +5,7 @@
 FOLDER holds another build: check its commit out, and run ``python setup.py build --build-lib FOLDER`` there. Each build
 runs in a process of its own, and windows take turns, so that a machine that slows down does so for both. Figures are
 medians; behind a ratio is its range within the rounds. ``--one-decoder``: this build once more, with one decoder a GPU.
-Last come the memory of the GPU that an instance takes, and how often a thread that wakes up finds the GIL held.
+``--memory``: what memory of the GPU instances take. The most telling cases come first.
 """
 
 from __future__ import annotations
@@ -133,13 +133,14 @@ class Case(NamedTuple):
 
 CASES = [
     *(Case(USUAL_CLASS, way) for way in ("map", "lists of 64")),
-    *(Case(USUAL_CLASS, way, (NOW, BEFORE)) for way in ("64 threads", "128 threads", "128 tasks")),
-    *(Case("to class, 2 instances", way) for way in ("map", "lists of 64")),
-    *(Case("to class, 4 instances", way, (NOW, ONE_DECODER)) for way in ("map", "lists of 64")),
-    *(Case(TENSOR, way, (NOW, BEFORE)) for way in ("map", "lists of 64", "64 threads", "128 threads")),
+    *(Case(USUAL_CLASS, way, (NOW, BEFORE)) for way in ("64 threads", "128 threads")),
+    *(Case(TENSOR, way) for way in ("map", "lists of 64")),
+    *(Case(TENSOR, way, (NOW, BEFORE)) for way in ("64 threads", "128 threads")),
     *(Case(pipe, "one client", (NOW, BEFORE)) for pipe in ONE_CLIENT),
     *(Case(FOR_BUSY, way, (NOW, BEFORE)) for way in WAYS if way.startswith(f"lists of {BUSY_LIST}")),
     Case(USUAL_CLASS, "map, and how often the GIL is held", (NOW, BEFORE)),
+    *(Case(pipe, "map", (NOW, BEFORE)) for pipe in CLASS_PIPES if pipe != USUAL_CLASS),
+    Case(USUAL_CLASS, "128 tasks", (NOW, BEFORE)),
 ]
 
 
@@ -274,7 +275,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run everything, print it as it comes, and return it."""
     window, rounds = (Window(0.2, 0.4), 1) if arguments.quick else (Window(0.3, 0.7), arguments.rounds)
     names = [NOW, *([BEFORE] if arguments.baseline else []), *([ONE_DECODER] if arguments.one_decoder else [])]
-    cases = [case for case in CASES if arguments.only is None or case.pipe.startswith(arguments.only)]
+    cases = [case for case in CASES if arguments.only is None or case.pipe.startswith(arguments.only)][
+        : arguments.cases
+    ]
     baseline = arguments.baseline and arguments.baseline.resolve()
     running = {name: Contestant(name, baseline, arguments.images) for name in names}
     rows: list[dict[str, Any]] = []
@@ -298,14 +301,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     finally:
         for each in running.values():
             each.stop()
-    memory = Contestant(NOW, None, arguments.images)
-    try:
-        memory_mb = memory.ask(memory=True)
-    finally:
-        memory.stop()
+    memory_mb = memory_of(arguments.images) if arguments.memory else {}
     for what, mb in memory_mb.items():
         print(f"{what:48} {mb:8.0f} MB", flush=True)
     return {"rows": rows, "memory_mb": memory_mb}
+
+
+def memory_of(images: Path | None) -> dict[str, float]:
+    """Return what instances of this build take of the GPU's memory, in MB, measured in a process of its own."""
+    asked = Contestant(NOW, None, images)
+    try:
+        answer: dict[str, float] = asked.ask(memory=True)
+    finally:
+        asked.stop()
+    return answer
 
 
 def line_of(row: Mapping[str, Any]) -> str:
@@ -334,6 +343,8 @@ if __name__ == "__main__":
             "baseline": {"type": Path, "metavar": "FOLDER", "help": "another build of fastpipe"},
             "one-decoder": {"action": "store_true", "help": "this build with one decoder a GPU, too"},
             "only": {"metavar": "PIPE", "help": "pipes whose names begin so"},
+            "cases": {"type": int, "help": "the first so many cases"},
+            "memory": {"action": "store_true", "help": "what memory of the GPU instances take, too"},
             "rounds": {"type": int, "default": 3, "help": "windows of each build (default: %(default)s)"},
         },
     )

@@ -20,13 +20,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from helpers import calls_of
+from helpers import WAIT_S, calls_of
 
 import fastpipe
 from fastpipe.backends.gpu.handed_on import Pixels
 from fastpipe.backends.tensor import nvjpeg
 from fastpipe.backends.tensor.nvjpeg import SUCCESS, BatchDecoder, Library
 from fastpipe.errors import ConfigError, DecodeError, ItemErrors, MissingExtra
+from fastpipe.kernels._images import Chooser
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
@@ -68,7 +69,7 @@ class Fake:
 
     USUAL: ClassVar = {
         **dict.fromkeys(("no_engines", "refuse", "break", "made", "batches", "largest", "with_gil", "without_gil"), 0),
-        **dict.fromkeys(("most_inside", "synchronized", "priority", "lingers"), 0),
+        **dict.fromkeys(("most_inside", "synchronized", "priority", "lingers", "holds", "pipelined_ms"), 0),
         "flags": -1,
     }
 
@@ -178,6 +179,13 @@ def test_no_batch_begins_while_the_library_is_at_work_on_another(fake: Fake) -> 
     decoder.close()
 
 
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+
+
 def test_instances_on_one_gpu_share_two_decoders(fake: Fake) -> None:
     """The second is made when the first is taken; whoever is the last gives them back."""
     library = fake.load()
@@ -186,15 +194,18 @@ def test_instances_on_one_gpu_share_two_decoders(fake: Fake) -> None:
     other = new_decoder(library, device=1)
     assert fake.live == 2 * of_one
     images = [jpeg(30, 20)] * 4
-    pool = nvjpeg._shared[0, True]
-    with pool._all[0].lock:  # as if it decoded
-        np.testing.assert_array_equal(decoded(decoders[1], images)[0][3], pixels_of(images[0], 30, 20, "bgr"))
-    assert fake.live == 3 * of_one
     with ThreadPoolExecutor(3) as executor:
+        fake.set(holds=1)
+        first, second = (executor.submit(decoded, decoder, images) for decoder in decoders[:2])
+        wait_until(lambda: fake.inside == 2)
+        assert fake.live == 3 * of_one
+        fake.set(holds=0)
+        np.testing.assert_array_equal(first.result()[0][3], pixels_of(images[0], 30, 20, "rgb"))
+        np.testing.assert_array_equal(second.result()[0][3], pixels_of(images[0], 30, 20, "bgr"))
         for _ in range(20):
             for future in [executor.submit(decoded, decoder, images) for decoder in decoders]:
                 assert future.result()[1] == SUCCESS
-    assert fake.most_inside <= 2
+    assert fake.most_inside == 2
     assert fake.live == 3 * of_one
     for decoder in (decoders[0], other, decoders[1]):
         decoder.close()
@@ -202,45 +213,79 @@ def test_instances_on_one_gpu_share_two_decoders(fake: Fake) -> None:
     decoders[2].close()
 
 
-def test_each_batch_goes_the_way_that_was_chosen_and_tells_what_it_cost(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """There is a chooser for each order of magnitude: one image costs more a byte than many do."""
-    noted: list[tuple[Any, int, float]] = []
-    monkeypatch.setattr(nvjpeg._Chooser, "choose", lambda self: len(noted) % 2)
-    monkeypatch.setattr(nvjpeg._Chooser, "note", lambda self, way, cost: noted.append((self, way, cost)))
+def test_the_quicker_way_is_found_and_taken_by_one_at_a_time_if_it_is_the_plain_one(fake: Fake) -> None:
+    """For batches of about one size; what only warms up says nothing."""
+    fake.set(pipelined_ms=20)
+    library = fake.load()
+    decoders = [new_decoder(library) for _ in range(3)]
+    images = [jpeg(30, 20)] * 4
+
+    def ways(count: int, images: list[bytes]) -> list[int]:
+        found = []
+        for _ in range(count):
+            assert decoded(decoders[0], images)[1] == SUCCESS
+            found.append(fake.flags & 1)
+        return found
+
+    decoders[0].is_warming_up = True
+    assert ways(6, images) == [0] * 6
+    decoders[0].is_warming_up = False
+    assert ways(6, images) == [0] * 4 + [1] * 2
+    assert ways(2, images[:1]) == [0] * 2
+    fake.set(most_inside=0)
+    with ThreadPoolExecutor(3) as executor:
+        for _ in range(2):
+            for future in [executor.submit(decoded, decoder, images) for decoder in decoders]:
+                assert future.result()[1] == SUCCESS
+    assert fake.most_inside == 1
+    for decoder in decoders:
+        decoder.close()
+
+
+def test_a_damaged_batch_takes_no_trial_away(fake: Fake) -> None:
+    """The way that was to be tried is tried with the next one."""
+    fake.set(pipelined_ms=20)
     decoder = new_decoder(fake.load())
-    for count in (1, 1, 4, 4):
-        begun_ns = time.perf_counter_ns()
-        decoded(decoder, [jpeg(4, 4)] * count)
-        _, way, cost = noted[-1]
-        assert fake.flags & 1 == way
-        assert 0 < cost * count * len(jpeg(4, 4)) <= time.perf_counter_ns() - begun_ns
-    assert [way for _, way, _ in noted] == [0, 1, 0, 1]
-    assert noted[0][0] is noted[1][0] is not noted[2][0] is noted[3][0]
-    decoder.is_warming_up = True
-    decoded(decoder, [jpeg(4, 4)])
-    assert len(noted) == 4
+    images = [jpeg(4, 4)] * 2
+    for _ in range(4):
+        decoded(decoder, images)
+    decoded(decoder, [jpeg(4, 4), jpeg(4, 4, b"CORRUPT")])
+    assert fake.flags & 1
+    decoded(decoder, images)
+    decoded(decoder, images)
+    assert fake.flags & 1
     decoder.close()
 
 
 def test_the_chooser_by_its_numbers() -> None:
     """Costs of the two ways as they come, and what is chosen."""
-    chooser = nvjpeg._Chooser()
+    chooser = Chooser()
 
     def run(costs: tuple[float, float], batches: int) -> list[int]:
         chosen = []
         for _ in range(batches):
             chosen.append(chooser.choose())
-            chooser.note(chosen[-1], costs[chosen[-1]])
+            chooser.tell(chosen[-1], costs[chosen[-1]])
         return chosen
 
     assert run((1.0, 1.15), 21) == [0] * 4 + [1] + [0] * 16
     assert run((20.0, 1.15), 4) == [1, 0, 1, 1]  # lost against what the first cost before; then it is seen
-    chooser = nvjpeg._Chooser()
+    chooser = Chooser()
     assert run((1.0, 1.15), 10) == [0] * 4 + [1] + [0] * 5
     assert run((20.0, 1.15), 10) == [0] + [1] * 5 + [0] + [1] * 3  # tried at once; then the other, in vain
     assert run((1.0, 1.15), 14)[-1] == 0  # 16 batches after that
+
+
+def test_one_batch_at_a_time_is_a_trial() -> None:
+    """While it runs, others go the usual way; one that says nothing is no trial."""
+    chooser = Chooser()
+    for _ in range(4):
+        chooser.tell(chooser.choose(), 1.0)
+    assert [chooser.choose() for _ in range(3)] == [1, 0, 0]
+    chooser.drop(0)
+    assert chooser.choose() == 0
+    chooser.drop(1)
+    assert chooser.choose() == 1
 
 
 def test_a_gpu_without_engines_decodes_by_its_cores(fake: Fake) -> None:

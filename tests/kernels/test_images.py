@@ -296,7 +296,6 @@ def test_what_a_gpu_takes_is_sorted_from_the_rest() -> None:
     assert images.count == 3
     assert [target[0] for target in images.targets()] == [0, 3, 9]
     assert [target[5] for target in images.targets()] == [1, 5, 1]
-    assert images.size_bytes == sum(len(contents[number]) for number in (0, 3, 9))
     with_error: dict[int, BaseException] = {}
     assert images.sort([{}, {"data": jpeg()}], 1 << 30, bytes, with_error) == []
     assert isinstance(with_error[0], KeyError)
@@ -374,7 +373,7 @@ def test_pixels_say_where_an_image_was_placed() -> None:
 def test_what_has_changed_has_to_be_placed_anew() -> None:
     """Nothing is written to where others were."""
     images = _images.Jpegs(2)
-    decoder = _images.Nvjpeg([0] * len(_images.Nvjpeg.NAMES))
+    decoders = _images.Decoders([0] * len(_images.Decoders.NAMES))
     changes: list[Any] = [
         lambda: images.sort([{"data": jpeg()}], 1 << 30, bytes, {}),
         images.blocks,
@@ -388,7 +387,15 @@ def test_what_has_changed_has_to_be_placed_anew() -> None:
         changed = change()
         batch = changed if isinstance(changed, _images.Jpegs) else images
         with pytest.raises(ValueError, match="the images have not been placed"):
-            decoder.decode(batch, 1, 1, 1, 1, 1, False, 1, 5, 1)
+            decoders.decode(batch, 5, 1, True)
+    sorted_by(images, [jpeg()])
+    images.blocks()
+    images.place([1000])
+    with pytest.raises(ValueError, match="there is no decoder"):
+        decoders.decode(images, 5, 1, True)
+    for ways in ([], [(1, 1)] * 3):
+        with pytest.raises(ValueError, match="ways: expected one or two"):
+            decoders.add(ways, 1, 1, 1)
     sorted_by(images, [])
     assert images.blocks() == []
     with pytest.raises(ValueError, match="expected 0 blocks"):
@@ -402,7 +409,7 @@ def test_one_of_a_batch_alone_is_a_batch() -> None:
     alone = images.alone(1)
     assert alone.blocks() == [(7, 16)]
     assert alone.targets() == [(2, 0, 0, 7, 9, 1)]
-    assert (images.count, alone.count, alone.size_bytes) == (2, 1, len(jpeg(width=9, height=7)))
+    assert (images.count, alone.count) == (2, 1)
     for number in (-1, 2):
         with pytest.raises(IndexError, match=f"there are 2 images, and no {number}"):
             images.alone(number)
