@@ -275,9 +275,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run everything, print it as it comes, and return it."""
     window, rounds = (Window(0.2, 0.4), 1) if arguments.quick else (Window(0.3, 0.7), arguments.rounds)
     names = [NOW, *([BEFORE] if arguments.baseline else []), *([ONE_DECODER] if arguments.one_decoder else [])]
-    cases = [case for case in CASES if arguments.only is None or case.pipe.startswith(arguments.only)][
-        : arguments.cases
-    ]
+    cases = [case for case in CASES if case.pipe.startswith(arguments.only)][: arguments.cases]
     baseline = arguments.baseline and arguments.baseline.resolve()
     running = {name: Contestant(name, baseline, arguments.images) for name in names}
     rows: list[dict[str, Any]] = []
@@ -342,7 +340,7 @@ if __name__ == "__main__":
         **{
             "baseline": {"type": Path, "metavar": "FOLDER", "help": "another build of fastpipe"},
             "one-decoder": {"action": "store_true", "help": "this build with one decoder a GPU, too"},
-            "only": {"metavar": "PIPE", "help": "pipes whose names begin so"},
+            "only": {"metavar": "PIPE", "default": "", "help": "pipes whose names begin so"},
             "cases": {"type": int, "help": "the first so many cases"},
             "memory": {"action": "store_true", "help": "what memory of the GPU instances take, too"},
             "rounds": {"type": int, "default": 3, "help": "windows of each build (default: %(default)s)"},
