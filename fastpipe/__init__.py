@@ -26,7 +26,7 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
     contents            what values contain, for the result cache
     snapshots, cpus, forks, faults     batches as they came, CPUs, locks after a fork, kinds of trouble
     contract            how to write a backend
-    filters, results, summaries, errors, redaction, announcing      what everybody uses
+    filters, results, summaries, errors, redaction, announcing, padding      what everybody uses
 """
 
 from importlib.util import find_spec as _find_spec

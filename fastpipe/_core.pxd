@@ -22,6 +22,7 @@ from fastpipe.engine.costs cimport Costs
 from fastpipe.engine.hanging cimport Watched
 from fastpipe.engine.histogram cimport Histogram
 from fastpipe.engine.inbox cimport Inbox, Ticket
+from fastpipe.engine.lengths cimport Bounds
 from fastpipe.engine.noting cimport Event, Text
 from fastpipe.engine.parking cimport EventCount, Word
 from fastpipe.engine.ranking cimport Batch, Ranked
@@ -35,6 +36,8 @@ cdef class Instance:
     cdef readonly int index                     # of its token
     cdef bint retry_alone                       # built: a batch that fails is run again one by one
     cdef bint keeps_input                       # built: a batch changes no value that it is handed
+    cdef tuple padding_counts                   # built: what its parts have padded since they were last read
+    cdef bint has_padding                       # built: there are some
 
 
 @cython.final
@@ -69,6 +72,8 @@ cdef class Station:
     cdef readonly tuple upstream                # built: stations whose requests may still come here
     cdef vector[PyObject*] upstream_stations    # built: the same, for nogil code; kept alive by `upstream`
     cdef bint has_buckets                       # both
+    cdef bint has_lengths                       # both: a batch is padded to its longest request, within `bounds`
+    cdef Bounds bounds                          # both
     cdef dict bucket_ids                        # GIL: bucket -> [number, queued requests that have it, bucket]
     cdef int64_t next_bucket_id                 # GIL
 
@@ -130,6 +135,8 @@ cdef class Station:
     cdef readonly int64_t gil_acquires
     cdef readonly int64_t busy_ns
     cdef readonly int64_t halved                # batches run in halves, as memory ran out
+    cdef int64_t[2] padding                     # elements of requests that ran, and of padding beside them
+    cdef bint has_padding                       # both: some backend counts them, or did
     cdef atomic[int64_t] reasons[8]             # atomic, relaxed
     cdef public ResultCache cache               # built: at the front, the node's answers; or None
 
@@ -236,6 +243,7 @@ cdef class Node:
     cdef readonly Entry jump                    # where its parts enter
     cdef object bucket                          # GIL: None, a key (str) or a callable
     cdef object weigh                           # GIL: None or a callable
+    cdef object length_of                       # GIL: None or a callable
     cdef readonly tuple twins                   # of Node: itself at each place, if its instances are at several; else None. Its own
                                                 # station is then the first place's
     cdef dict twin_at                           # place -> Node
@@ -251,6 +259,9 @@ cdef class Switch:
     cdef object backend_name
     cdef object bucket                          # for the node, as `weigh` and `place_of`
     cdef object weigh
+    cdef object length_of
+    cdef Bounds bounds
+    cdef bint has_padding
     cdef object place_of
     cdef object place
     cdef int max_batch

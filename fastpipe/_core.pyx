@@ -19,7 +19,8 @@ Invariants, each held by the code that is named:
       and then looks at ``queued``; both sequentially consistent, so at least one of them sees the other and notifies.
       A worker announces itself before it looks (EventCount), so a notification between look and sleep is not lost.
   E5  Nobody is overtaken, but by priority: a caller takes a token only if nothing is queued; workers take the oldest
-      first, where a priority counts as having come earlier or later (ranking.pxd).
+      first, where a priority counts as having come earlier or later (ranking.pxd). Whoever is of another bucket, or too
+      different in length (lengths.pxd), is passed by, but never the oldest, unless its bucket can still wait.
       Nor is anybody who waits to be let in: whoever frees a place gives it to the first of the line, under the same hold
       of the GIL (tell_of_room), so there is never room for the first of a line.
   E6  User code is entered in enter_user_code and, a backend's forward, in run_backend, with no mutex held.
@@ -65,6 +66,7 @@ field, are in _core.pxd; what is pure (the inbox, the waiting, the order, the ru
     clocks      time limits, and when a batch is late
     measuring   what is counted of each request and batch, and how it is read
     forming     what leaves as a batch
+    lengths     the same where it is padded to its longest request
     events      what happens, noted for a timeline
     answers     what a node's cache keeps
     contents    what a request is, as a key
@@ -560,6 +562,7 @@ cdef class Engine:
         cdef Verdict verdict
         cdef int64_t number                                     # of its bucket; -1: nobody queued has it
         cdef double weight
+        cdef int32_t length
         if station is None:
             return {}
         visit = Visit.__new__(Visit)
@@ -570,13 +573,14 @@ cdef class Engine:
             visit.node = twin_for(self, visit, None)
             station = visit.node.station
         weight = weight_of(visit, None) if station.batches else 1.0
+        length = length_of(visit, None) if station.has_lengths else 0
         bucket = bucket_of(visit, None) if station.has_buckets else None
         entry = station.bucket_ids.get(bucket)
         number = entry[0] if entry is not None else -1 if station.has_buckets else 0
         with nogil:
             station.desk.lock()
             drain_inbox(station)
-            fill_load_with(station, &load, number, weight)
+            fill_load_with(station, &load, number, weight, length)
             station.desk.unlock()
         preview = {
             "max_batch": station.max_batch,
@@ -629,6 +633,7 @@ include "engine/lines.pxi"
 include "engine/clocks.pxi"
 include "engine/measuring.pxi"
 include "engine/forming.pxi"
+include "engine/lengths.pxi"
 include "engine/events.pxi"
 include "engine/answers.pxi"
 include "engine/contents.pxi"

@@ -37,6 +37,7 @@ from typing import Any
 
 from fastpipe.announcing import Announced
 from fastpipe.errors import BackendError, ConfigError, ItemErrors
+from fastpipe.padding import PaddingCount
 from fastpipe.results import checked_parts
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Child",
     "Container",
     "Existing",
+    "PaddingCount",
     "PerRequest",
     "Request",
     "Site",
@@ -82,10 +84,13 @@ class Backend:
         warmed_up: what the constructor has run, for the log.
         announced_inputs: what its requests have, for a server.
         announced_outputs: what they have when they leave it.
+        max_padded, max_padding: how much a batch may be padded, with ``length_of``.
+        padding_counts: how much it has padded.
 
     Methods that a subclass may define; here they are None:
         bucket(self, request): only requests with equal buckets share a batch.
         weigh(self, request): as how many a request counts.
+        length_of(self, request): how long it is, where a batch is padded to its longest.
         place_of(self, request): where its data is, in the words of ``place``.
         is_device_alive(self): asked after an error of its device's library, whether that still answers.
         why_no_result(self, request): which part of it left a request without a result.
@@ -199,6 +204,21 @@ class Backend:
 
     It is then the weight of a batch that is limited: of requests that weigh less than 1, it may hold more.
     """
+
+    length_of: Callable[[Request], int] | None = None
+    """``def length_of(self, request)``: how long a request is, at least 1, where a batch is padded to its longest.
+
+    A batch then holds the oldest request, and with it the most of similar length that keep the two bounds below.
+    """
+
+    max_padded: int | None = None
+    """The longest length times the requests of a batch is at most this. None: it may be anything."""
+
+    max_padding: float = 1.0
+    """The greatest share of a batch that may be padding, from 0 to 1: 0.15 keeps 4 of 100 from one of 200."""
+
+    padding_counts: tuple[PaddingCount, ...] = ()
+    """Where the instance, and its parts, count what they pad, for ``stats()``; set in the constructor."""
 
     place_of: Callable[[Request], Hashable] | None = None
     """``def place_of(self, request)``: where a request's data is, in the words of ``place``. None: anywhere.
@@ -330,6 +350,7 @@ class Container(Backend):
         """
         self.children = children
         self.streams = self.streams or any(child.backend.streams for child in children)
+        self.padding_counts = tuple([count for child in children for count in child.backend.padding_counts])
         if self.is_device_alive is None:
             probes = (child.backend.is_device_alive for child in children)
             self.is_device_alive = next((probe for probe in probes if probe is not None), None)

@@ -17,6 +17,7 @@ __all__ = [
     "Distribution",
     "InstanceStats",
     "NodeStats",
+    "PaddingStats",
     "RequestStats",
     "Stats",
     "between",
@@ -82,6 +83,17 @@ class CacheStats(TypedDict):
     """Their memory, now."""
 
 
+class PaddingStats(TypedDict):
+    """What a model was fed, in elements along the axis that is padded: tokens, say."""
+
+    own: int
+    """Those of requests."""
+    padding: int
+    """Those that were made up beside them, to fill up requests, or a batch."""
+    share: float | None
+    """Which part of all of them that is; None: nothing has run."""
+
+
 class NodeStats(TypedDict):
     """What a node has done, or the part of it at one place."""
 
@@ -136,6 +148,8 @@ class NodeStats(TypedDict):
     instances: InstanceStats
     max: int
     """The configured ``max`` of a batch; at several places of the first."""
+    padding: NotRequired[PaddingStats]
+    """Where a backend pads requests to one length."""
     cache: NotRequired[CacheStats]
     """Where the node has one; at several places they share that of the first."""
     places: NotRequired[dict[str, NodeStats]]
@@ -221,8 +235,9 @@ def _node(counted: dict[str, Any]) -> NodeStats:
     for name in LADDER_OF.keys() & counted.keys():
         if counted[name] is not None:
             counted[name] = _distribution(name, counted[name])
-    if counted["cache"] is None:
-        del counted["cache"]
+    for name in ("cache", "padding"):
+        if counted[name] is None:
+            del counted[name]
     if counted["weights"] is None:  # each request weighs 1
         counted["weights"] = counted["batch_sizes"]
     return _with_sums(counted)
@@ -232,6 +247,9 @@ def _with_sums(counted: dict[str, Any]) -> NodeStats:
     """Return a node's counters with those that follow from others."""
     counted["mean_batch"] = counted["requests"] / counted["batches"] if counted["batches"] else 0.0
     counted["expired"] = counted["failures"].get("timeout", 0)
+    if padding := counted.get("padding"):
+        total = padding["own"] + padding["padding"]
+        counted["padding"] = {**padding, "share": padding["padding"] / total if total else None}
     return cast("NodeStats", counted)
 
 
@@ -374,6 +392,9 @@ def _node_between(later: Any, earlier: Any) -> NodeStats:
                 each: count if each in NOW_OF_CACHES else _count_between(count, earlier[name][each])
                 for each, count in value.items()
             }
+        elif name == "padding":
+            before = earlier.get(name, {})  # none before a swap
+            node[name] = {each: _count_between(value[each], before.get(each, 0)) for each in ("own", "padding")}
         elif name == "places":
             node[name] = {place: _node_between(there, earlier[name][place]) for place, there in value.items()}
         elif name != "mean_batch":

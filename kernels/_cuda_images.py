@@ -18,6 +18,7 @@ __all__ = [
     "Images",
     "adopted",
     "checked_images",
+    "chosen",
     "table_of",
     "with_places",
 ]
@@ -100,6 +101,16 @@ def table_of(images: Images) -> Array:
     table = np.repeat(rows, images.number)
     table["address"] += (np.arange(images.number) * images.stride).astype(np.uint64)
     return table
+
+
+def chosen(images: Images, indices: Any) -> Images:
+    """Return images by their numbers, any of them several times."""
+    numbers = np.asarray(indices)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise KernelError(f"indices: expected whole numbers, got {numbers.dtype} of shape {numbers.shape}")
+    if numbers.size and (numbers.min() < 0 or numbers.max() >= images.number):
+        raise KernelError(f"indices: expected numbers of {images.number} images, got {numbers.tolist()}")
+    return images._replace(rows=images.rows[numbers], number=len(numbers))
 
 
 def with_places(images: Images, places: Any, size: tuple[int, int]) -> tuple[Images, Array]:

@@ -33,7 +33,7 @@ from fastpipe.errors import KernelError
 from ._arguments import CHANNELS, Array, Color, check_fill, check_levels
 from ._cuda_bands import Extent, Limits, Pieces, opencv_pieces, pillow_pieces
 from ._cuda_device import OUTPUTS, Device, Slot, device
-from ._cuda_images import IMAGE, Images, adopted, checked_images, table_of, with_places
+from ._cuda_images import IMAGE, Images, adopted, checked_images, chosen, table_of, with_places
 from ._device_arrays import stream_handle
 from ._launches import extent_of, write_first_row, write_rows
 from .reference import BLUE, GREEN, RED
@@ -237,6 +237,7 @@ class Workspace:
         *,
         indices: Any = None,
         border: Literal["fill", "repeat"] = "fill",
+        as_opencv_4: bool = False,
         fill: int | Sequence[int] = 0,
         mean: float | Sequence[float] = 0.0,
         std: float | Sequence[float] = 1.0,
@@ -256,6 +257,7 @@ class Workspace:
             width: of the results.
             indices: for each matrix, the number of its image; by default each image has one matrix.
             border: what lies outside of an image: "fill", or the pixel of its edge that is nearest, "repeat".
+            as_opencv_4: round positions to 1/32 of a pixel, as OpenCV up to 4 does; by default they are finer.
             fill: as for ``resize_normalize``; so are all others.
             mean: see there.
             std: see there.
@@ -278,12 +280,7 @@ class Workspace:
         checked = self._images(images, source)
         checked = checked._replace(rows=table_of(checked), is_array=False, stride=0)
         if indices is not None:
-            numbers = np.asarray(indices)
-            if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-                raise KernelError(f"indices: expected whole numbers, got {numbers.dtype} of shape {numbers.shape}")
-            if numbers.size and (numbers.min() < 0 or numbers.max() >= checked.number):
-                raise KernelError(f"indices: expected numbers of {checked.number} images, got {numbers.tolist()}")
-            checked = checked._replace(rows=checked.rows[numbers], number=len(numbers))
+            checked = chosen(checked, indices)
         wanted = np.ascontiguousarray(matrices, np.float64)
         if wanted.shape != (checked.number, 3, 3):
             raise KernelError(f"matrices: expected shape {(checked.number, 3, 3)}, got {wanted.shape}")
@@ -301,7 +298,7 @@ class Workspace:
             pieces,
             False,
             matrices=wanted.reshape(-1, 9),
-            variant=border == "repeat",
+            variant=(border == "repeat") + 2 * as_opencv_4,
         )
 
     def _images(self, images: Any, source: Color) -> Images:
@@ -322,7 +319,7 @@ class Workspace:
         *,
         has_places: bool = False,
         matrices: Array | None = None,
-        variant: bool = False,
+        variant: int = 0,
     ) -> Any:
         """Launch a kernel for all images; ``blocks`` for each."""
         gpu, count = self._device, images.number

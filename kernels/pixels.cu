@@ -38,7 +38,7 @@ struct Batch {
     int band_rows, strip_columns;  // how resize_pillow cuts up the result; groups of a thread of normalize
     int most_bands;  // that a block of either resize makes
     int shared_bytes;  // of a block
-    int variant;  // of resize_pillow: not 0 is Pillow 13's order of passes; of warp: not 0 repeats the border
+    int variant;  // of resize_pillow: not 0 is Pillow 13's order of passes; of warp: see there
     // How a byte becomes a number; cuda.py keeps this part from call to call.
     int planes;
     int is_reversed;  // plane 0 comes from channel 2, and plane 2 from channel 0

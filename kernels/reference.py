@@ -206,12 +206,20 @@ def _resampled(lines: Array, new_side: int) -> Array:
 
 
 def warp(
-    image: Array, matrix: Array, height: int, width: int, *, border: str = "fill", fill: int | Sequence[int] = 0
+    image: Array,
+    matrix: Array,
+    height: int,
+    width: int,
+    *,
+    border: str = "fill",
+    fill: int | Sequence[int] = 0,
+    as_opencv_4: bool = False,
 ) -> Array:
     """Return a part of an image that is seen through a perspective matrix, as an upright rectangle, bilinear.
 
-    Positions are computed in float64 and weights rounded to 11 bits after the point; OpenCV's, depending on its
-    version, have 5 bits or are float32, so that its results differ a little where the image is steep.
+    Positions are computed in float64 and weights rounded to 11 bits after the point. OpenCV 5 has float32 for both, so
+    that its results differ by 1 here and there. OpenCV 4 rounds positions to 5 bits, which is more where the image is
+    steep.
 
     Args:
         image: uint8, (h, w, 3), not empty; any strides. Not modified.
@@ -220,6 +228,7 @@ def warp(
         width: of the result, at least 1.
         border: what lies outside of the image: "fill", or the pixel of its edge that is nearest, "repeat".
         fill: a byte, or one for each channel.
+        as_opencv_4: round positions as ``cv2.warpPerspective`` up to 4 does: on x86-64, its bits.
 
     Returns:
         A new uint8 array (height, width, 3).
@@ -231,9 +240,15 @@ def warp(
     m = np.asarray(matrix, np.float64)
     y, x = np.indices((height, width)).astype(np.float64)
     with np.errstate(all="ignore"):  # a position may be infinite, or none at all
-        depth = m[2, 0] * x + m[2, 1] * y + m[2, 2]
-        columns = (m[0, 0] * x + m[0, 1] * y + m[0, 2]) / depth
-        rows = (m[1, 0] * x + m[1, 1] * y + m[1, 2]) / depth
+        if as_opencv_4:  # it adds up from the start of a block of columns on
+            start = x - x % min(1024 // min(16, height), width)
+            columns, rows, depth = (m[i, 0] * start + m[i, 1] * y + m[i, 2] + m[i, 0] * (x - start) for i in range(3))
+            scale = np.where(depth != 0, 32 / depth, 0)
+            columns, rows = np.rint(columns * scale) / 32, np.rint(rows * scale) / 32
+        else:
+            depth = m[2, 0] * x + m[2, 1] * y + m[2, 2]
+            columns = (m[0, 0] * x + m[0, 1] * y + m[0, 2]) / depth
+            rows = (m[1, 0] * x + m[1, 1] * y + m[1, 2]) / depth
     sides = image.shape[:2]
     first, weight = [], []
     for position, side in ((rows, sides[0]), (columns, sides[1])):

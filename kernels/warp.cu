@@ -3,10 +3,12 @@
 // reference.warp.
 //
 // Grid: (tiles of the result, 1, boxes). A thread has a pixel. Where it comes from is computed in double, so that it is
-// known to 1 / 2**11 of a pixel anywhere in the largest image, and to the same bits as on the CPU.
+// known to 1 / 2**11 of a pixel anywhere in the largest image, and to the same bits as on the CPU. OpenCV 4 rounds it to
+// 1 / 2**5, and adds it up from the start of a block of columns on, which is done here where it is asked for.
 
 const int COLUMNS = 32;
 const int THREAD_ROWS = 8;  // blockDim.y
+const int REPEATS_BORDER = 1, AS_OPENCV_4 = 2;  // of `variant`, as cuda.py has them
 
 // Which two pixels of a row or column a position lies between, and the weight of the second times 2**11.
 struct Between {
@@ -26,7 +28,7 @@ __device__ inline Between between(double position, int side)
 
 __device__ inline int byte_at(const Batch& batch, const Image& image, int y, int x, int channel)
 {
-    if (batch.variant) {
+    if (batch.variant & REPEATS_BORDER) {
         y = min(max(y, 0), image.height - 1);
         x = min(max(x, 0), image.width - 1);
     } else if (y < 0 || y >= image.height || x < 0 || x >= image.width) {
@@ -50,9 +52,19 @@ extern "C" __global__ void __launch_bounds__(COLUMNS * THREAD_ROWS) warp(const _
         return;
 
     const double* m = batch.matrices + 9 * number;
-    const double depth = m[6] * x + m[7] * y + m[8];
-    const Between columns = between((m[0] * x + m[1] * y + m[2]) / depth, image.width);
-    const Between rows = between((m[3] * x + m[4] * y + m[5]) / depth, image.height);
+    double column, row;
+    if (batch.variant & AS_OPENCV_4) {
+        const int start = x - x % min(1024 / min(16, batch.height), batch.width), behind = x - start;
+        const double depth = (m[6] * start + m[7] * y + m[8]) + m[6] * behind;
+        const double scale = depth != 0 ? 32 / depth : 0;
+        column = rint(((m[0] * start + m[1] * y + m[2]) + m[0] * behind) * scale) / 32;
+        row = rint(((m[3] * start + m[4] * y + m[5]) + m[3] * behind) * scale) / 32;
+    } else {
+        const double depth = m[6] * x + m[7] * y + m[8];
+        column = (m[0] * x + m[1] * y + m[2]) / depth;
+        row = (m[3] * x + m[4] * y + m[5]) / depth;
+    }
+    const Between columns = between(column, image.width), rows = between(row, image.height);
     int channels[3];
     #pragma unroll
     for (int channel = 0; channel < 3; channel++) {

@@ -37,9 +37,10 @@ class Sequential(Container):
     in it again, alone (unless the child says ``retry_alone = False``). Those that fail again have failed; the others
     go on through all steps.
 
-    **Buckets and weights.** The node's batches are formed by the first child's ``bucket`` and ``weigh``: what later
-    children will see is not known before the first has run. A later child that has them gets the batch in parts,
-    each of one bucket and of no more than its ``max_batch`` in weight.
+    **Buckets, weights, lengths.** The node's batches are formed by the first child's ``bucket``, ``weigh`` and
+    ``length_of``: what later children will see is not known before the first has run. A later child that has a
+    ``bucket`` or a ``weigh`` gets the batch in parts, each of one bucket and of no more than its ``max_batch`` in
+    weight.
 
     **Forms.** Two neighbours without a filter between them may agree on a form of data that nobody else sees
     (``Backend.takes_forms``): behind the second, ``data`` is what it was before the first.
@@ -73,6 +74,9 @@ class Sequential(Container):
             self.bucket = first.bucket
         if first.weigh is not None:
             self.weigh = first.weigh
+        if first.length_of is not None:
+            self.length_of = first.length_of
+            self.max_padded, self.max_padding = first.max_padded, first.max_padding
         for before, after in itertools.pairwise(self._steps):
             after.agree_with(before)
         self._surrounds = [child.backend.surround for child in children if child.backend.surround is not None]

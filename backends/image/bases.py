@@ -7,13 +7,23 @@ from typing import Any, Literal
 import numpy as np
 
 from fastpipe.contract import Backend, PerRequest, Request
-from fastpipe.errors import ConfigError, MissingExtra
+from fastpipe.errors import ConfigError, KernelError, MissingExtra
 from fastpipe.summaries import summarize
 
 from ..ranges import MOST_PIXELS, MaxPixels, box_of, check_size
 from .requests import LARGEST_SIDE, Pixels, Side
 
-__all__ = ["Interpolation", "Pillow", "PillowResize", "Sized", "box_within", "fitted", "padded_size", "side_of"]
+__all__ = [
+    "Interpolation",
+    "Pillow",
+    "PillowFilter",
+    "PillowResize",
+    "Sized",
+    "box_within",
+    "fitted",
+    "padded_size",
+    "side_of",
+]
 
 
 _Choice = tuple[int | None, int | None]
@@ -44,25 +54,39 @@ _PILLOW_NAMES: dict[Interpolation, str] = {
 }
 
 
+PillowFilter = Literal["pillow", "pillow12", "pillow13"]
+
+
 class Pillow:
     """Pillow's ``resize``.
+
+    Pillow resizes along one axis, rounds to bytes, and then along the other. Up to 12, the first is along rows; from 13
+    on along columns where the height shrinks by more than twice as many pixels as the width, which gives other bytes.
 
     Args:
         backend: whose name an error has.
         interpolation: how.
+        filter: "pillow": as the Pillow that is installed. "pillow12" and "pillow13": as that Pillow, whichever is
+            installed, by its own passes in the other order.
 
     Raises:
         MissingExtra: if Pillow is not installed.
     """
 
-    def __init__(self, backend: Backend, interpolation: Interpolation) -> None:
+    def __init__(self, backend: Backend, interpolation: Interpolation, filter: PillowFilter = "pillow") -> None:
         try:
             import PIL.Image
         except ImportError as error:
             raise MissingExtra(type(backend).__name__, "cpu", error) from error
+        self._backend = type(backend).__name__
         self._image = PIL.Image
-        self._filter = PIL.Image.Resampling[_PILLOW_NAMES[interpolation]]
-        self.version = int(PIL.__version__.partition(".")[0])
+        self._way = PIL.Image.Resampling[_PILLOW_NAMES[interpolation]]
+        version = int(PIL.__version__.partition(".")[0])
+        installed: PillowFilter = "pillow13" if version >= 13 else "pillow12"
+        self.filter: PillowFilter = installed if filter == "pillow" else filter
+        """Of the two, the one whose bytes are given."""
+        # Which order a later version takes was not tried.
+        self._is_direct = filter == "pillow" or (filter == installed and version <= 13)
 
     def resized(self, pixels: Pixels, height: int, width: int, extent: tuple[float, float] | None = None) -> Pixels:
         """Return pixels of one or three channels at another size; perhaps read-only.
@@ -72,11 +96,34 @@ class Pillow:
             height: of the result.
             width: of the result.
             extent: how many of its rows and columns are resized; None: all.
+
+        Raises:
+            KernelError: if Pillow would have to make too large an image on the way, in an order that is not its own.
         """
         image = self._image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
-        box = None if extent is None else (0, 0, extent[1], extent[0])
-        resized = image.resize((width, height), self._filter, box)
+        rows, columns = extent or pixels.shape[:2]
+        if self._is_direct:
+            resized = image.resize((width, height), self._way, None if extent is None else (0, 0, columns, rows))
+        elif self._goes_down_first(image.height - height, image.width - width):
+            self._check_pixels(height, image.width)
+            between = image.resize((image.width, height), self._way, (0, 0, image.width, rows))
+            resized = between.resize((width, height), self._way, (0, 0, columns, height))
+        else:
+            self._check_pixels(image.height, width)
+            between = image.resize((width, image.height), self._way, (0, 0, columns, image.height))
+            resized = between.resize((width, height), self._way, (0, 0, width, rows))
         return np.asarray(resized).reshape(height, width, *pixels.shape[2:])
+
+    def _goes_down_first(self, less_high: int, less_wide: int) -> bool:
+        """Say whether columns come first, given by how many pixels each side shrinks: ImagingResampleInner's rule."""
+        return self.filter == "pillow13" and less_high > 0 and less_high > 2 * less_wide
+
+    def _check_pixels(self, height: int, width: int) -> None:
+        if height * width > MOST_PIXELS:
+            raise KernelError(
+                f"{self._backend}: filter = {self.filter!r} would make an image of {height} x {width} pixels on the "
+                f"way, more than {MOST_PIXELS}"
+            )
 
 
 class PillowResize(Sized):
@@ -88,10 +135,11 @@ class PillowResize(Sized):
         resize_h: Side,
         resize_w: Side,
         interpolation: Interpolation = "linear",
+        filter: PillowFilter = "pillow",
         max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
         super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
-        self._pillow = Pillow(self, interpolation)
+        self._pillow = Pillow(self, interpolation, filter)
 
     def resized(self, pixels: Pixels, extent: tuple[float, float] | None = None) -> Pixels:
         """Return pixels of one or three channels at the wanted size; perhaps read-only; see ``Pillow.resized``."""

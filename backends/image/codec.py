@@ -70,7 +70,8 @@ class DecodeMat(PerRequest):
 
     **More formats**, as Pillow decodes them, where ``more_formats`` names them: TIFF (one page; the request's own
     ``page`` counts before the parameter), GIF (the first frame), JPEG 2000 and AVIF (stills of 8 bits). A kind of them
-    that is not decoded, or not to the right numbers, fails with DecodeError, which says which kind that is.
+    that is not decoded, or not to the right numbers, fails with DecodeError, which says which kind that is. HEIC needs
+    the package pillow-heif, which no extra brings: its wheels carry x265, and so are under the GPL.
 
     **Cut JPEGs.** With ``truncated = "keep"`` a JPEG without its last bytes is decoded as far as it goes, gray from
     there on (a progressive one is coarser instead), and the request's ``truncated`` is set to True.
@@ -98,7 +99,7 @@ class DecodeMat(PerRequest):
 
     Raises:
         ConfigError: while a pipe is built, if scale is "auto" and the next step does not say what it needs; if the
-            installed Pillow does not decode one of more_formats.
+            installed Pillow does not decode one of more_formats; for HEIC, if pillow-heif is not installed.
         MissingExtra: if more_formats has any, and Pillow is not installed.
         DecodeError: if an image has more than ``max_pixels``, or a JPEG more than 100 scans, or a TIFF no such page;
             for kinds of more_formats that are not decoded.
@@ -168,7 +169,9 @@ class DecodeMat(PerRequest):
         if self._least_size is None:
             request["result"] = upright
         else:
-            request["source_size"] = height, width = _upright_size(header._replace(orientation=orientation))
+            whole = _upright_size(header._replace(orientation=orientation))
+            # A HEIC's boxes turn it, and cut something off, while it is decoded; it is never scaled.
+            request["source_size"] = height, width = whole if eighths != WHOLE else upright.shape[:2]
             request["result"] = ScaledImage(upright, height, width, eighths / WHOLE)
 
     def hand_on(self, form: type, taker: Any) -> None:

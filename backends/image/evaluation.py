@@ -32,13 +32,13 @@ class ResizeShorterMat(PerRequest):
     Args:
         shorter_side: of the results.
         filter: "pillow": as Pillow resizes, which smooths what it makes smaller, and as torchvision does with Pillow's
-            images. "opencv": as ``ResizeMat``.
+            images. "pillow12" and "pillow13": as that version, see ``PillowResizeMat``. "opencv": as ``ResizeMat``.
         interpolation: "linear", "area", "cubic" or "lanczos", as of ``PillowResizeMat`` and ``ResizeMat``.
         max_pixels: a request for a larger image fails before anything is allocated for it.
 
     Raises:
-        MissingExtra: if filter is "pillow" and Pillow is not installed.
-        KernelError: if the result has more than ``max_pixels``, or with "pillow" neither one nor three channels.
+        MissingExtra: if Pillow is not installed, and filter is not "opencv".
+        KernelError: if the result has more than ``max_pixels``, or for Pillow neither one nor three channels.
     """
 
     keeps_input = True
@@ -48,7 +48,7 @@ class ResizeShorterMat(PerRequest):
         self,
         *,
         shorter_side: Side,
-        filter: Literal["pillow", "opencv"] = "pillow",
+        filter: Literal["pillow", "pillow12", "pillow13", "opencv"] = "pillow",
         interpolation: Interpolation = "linear",
         max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
@@ -56,7 +56,7 @@ class ResizeShorterMat(PerRequest):
         self.shorter_side = shorter_side
         self.interpolation: Interpolation = interpolation
         self.max_pixels = max_pixels
-        self._pillow = Pillow(self, interpolation) if filter == "pillow" else None
+        self._pillow = None if filter == "opencv" else Pillow(self, interpolation, filter)
 
     def run(self, request: Request) -> None:
         pixels = pixels_of(request, self)

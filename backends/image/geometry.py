@@ -23,6 +23,7 @@ from fastpipe.summaries import summarize
 from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, fits, numbers_of
 from .bases import Interpolation, PillowResize, Sized, box_within, fitted, padded_size, side_of
 from .opencv_resize import resized_by_opencv
+from .opencv_warp import WarpWay, warped_by_opencv
 from .requests import LARGEST_SIDE, Pixels, ScaledImage, Side, channels_of, extent_of, pixels_of, source_size_of
 
 __all__ = [
@@ -147,10 +148,12 @@ class PillowResizeMat(PillowResize):
         resize_h: height of the results.
         resize_w: width of the results.
         interpolation: "linear", "area", "cubic" or "lanczos": Pillow's BILINEAR, BOX, BICUBIC and LANCZOS.
+        filter: "pillow": the bytes of the Pillow that is installed. "pillow12" or "pillow13": those of that version,
+            whichever is installed; portraits that become smaller differ.
         max_pixels: a larger size is a ConfigError.
 
     Raises:
-        KernelError: if there are neither one nor three channels.
+        KernelError: if there are neither one nor three channels, or the image between the passes would be too large.
     """
 
     keeps_input = True
@@ -360,6 +363,8 @@ class PerspectiveTransformMat(PerRequest):
     Args:
         rotate_tall: turn a result that is at least 1.5 times as high as wide by 90 degrees, anticlockwise: upright
             text, as PP-OCR does.
+        warp: "opencv": as the OpenCV that is installed. "opencv4" and "opencv5": as that version, which differ by some
+            levels; the one that is not installed takes much longer. See docs/images.md.
         max_pixels: a request for a larger image fails before anything is allocated for it.
 
     Raises:
@@ -370,8 +375,11 @@ class PerspectiveTransformMat(PerRequest):
 
     keeps_input = True
 
-    def __init__(self, *, rotate_tall: bool = False, max_pixels: MaxPixels = MOST_PIXELS) -> None:
+    def __init__(
+        self, *, rotate_tall: bool = False, warp: WarpWay = "opencv", max_pixels: MaxPixels = MOST_PIXELS
+    ) -> None:
         self.rotate_tall = rotate_tall
+        self.warp: WarpWay = warp
         self.max_pixels = max_pixels
 
     def run(self, request: Request) -> None:
@@ -387,9 +395,7 @@ class PerspectiveTransformMat(PerRequest):
         check_pixels(self, height, width, channels_of(pixels), self.max_pixels)
         corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
         matrix = cv2.getPerspectiveTransform(quad, corners)
-        result = cv2.warpPerspective(
-            pixels, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-        )
+        result = warped_by_opencv(pixels, matrix, height, width, self.warp)
         if self.rotate_tall and height >= 1.5 * width:
             result = cv2.rotate(result, cv2.ROTATE_90_COUNTERCLOCKWISE)
         request["result"] = result.reshape(result.shape[:2] + pixels.shape[2:])

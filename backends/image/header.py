@@ -15,7 +15,9 @@ from fastpipe.kernels._images import read_jpeg, read_orientation
 
 __all__ = ["ImageHeader", "MoreFormat", "read_header"]
 
-MoreFormat = Literal["tiff", "gif", "jpeg2000", "avif"]  # what is decoded only where it is asked for; see more_headers
+MoreFormat = Literal[
+    "tiff", "gif", "jpeg2000", "avif", "heic"
+]  # what is decoded only where it is asked for; see more_headers
 
 
 class ImageHeader(NamedTuple):
@@ -30,8 +32,8 @@ class ImageHeader(NamedTuple):
     orientation: int = 1  # EXIF's: 1 is upright, 2 to 8 are the other ways to hold and to mirror
     scans: int = 1  # of a JPEG: how often the decoder goes over all of its pixels
     pieces: tuple[bytes | memoryview, ...] = ()  # joined, what the decoder should see; empty: all of it
-    kind: str = ""  # "tiff", "gif", "jpeg2000" or "avif"; empty: what read_header() reads
-    bits: int = 8  # of a channel; only TIFF's and those beyond 8 of JPEG 2000 and AVIF are told
+    kind: str = ""  # one of MoreFormat; empty: what read_header() reads
+    bits: int = 8  # of a channel; only TIFF's and those beyond 8 of JPEG 2000, AVIF and HEIC are told
     refusal: str = ""  # why it is not decoded, if that is neither its size nor damage
 
 

@@ -1,18 +1,17 @@
-"""What a GIF, JPEG 2000 or AVIF says about itself, as ``header`` does for the formats that are always decoded.
+"""What a GIF or JPEG 2000 says about itself, as ``header`` does for the formats that are always decoded.
 
-These are decoded only where ``DecodeMat`` is told to. Their headers can promise a decoder much more than a size: tiles
-by the ten thousand, precincts of one pixel, a frame that is larger than the picture. Each of these limits is here.
+These are decoded only where ``DecodeMat`` is told to, as are those of ``tiff`` and ``heif``. Their headers can promise
+a decoder much more than a size: tiles by the ten thousand, precincts of one pixel. Each of these limits is here.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
 
 from ..ranges import MOST_PIXELS
-from .av1 import largest_frame
-from .header import MOST_EXIF_BYTES, MOST_STEPS, ImageHeader
+from .boxes import boxes_of
+from .header import MOST_STEPS, ImageHeader
+from .heif import read_avif, read_heic
 from .tiff import is_tiff, read_tiff
 
 __all__ = ["read_more"]
@@ -21,13 +20,13 @@ __all__ = ["read_more"]
 def read_more(
     encoded: memoryview, formats: frozenset[str], page: int, *, most_pixels: int = MOST_PIXELS
 ) -> ImageHeader | None:
-    """Return the header of a TIFF, GIF, JPEG 2000 or AVIF; None for anything else, and for one that is damaged.
+    """Return the header of a TIFF, GIF, JPEG 2000, AVIF or HEIC; None for anything else, and for one that is damaged.
 
     Args:
         encoded: the file's bytes, of format "B"; the header refers to parts of them.
         formats: which of them are wanted.
         page: which of a TIFF's pages.
-        most_pixels: of a TIFF or AVIF with more, only the size is looked at.
+        most_pixels: of a TIFF, AVIF or HEIC with more, only the size is looked at.
     """
     start = bytes(encoded[:12])
     try:
@@ -37,8 +36,9 @@ def read_more(
             return _read_gif(encoded)
         if "jpeg2000" in formats and (start.startswith(CODESTREAM_START) or start == JP2_START):
             return _read_jpeg2000(encoded)
-        if "avif" in formats and start[4:8] == b"ftyp":
-            return _read_avif(encoded, most_pixels)
+        if start[4:8] == b"ftyp":
+            header = read_avif(encoded, most_pixels) if "avif" in formats else None
+            return read_heic(encoded, most_pixels) if header is None and "heic" in formats else header
     except (struct.error, IndexError):  # it ends inside of its header
         return None
     return None
@@ -101,36 +101,6 @@ def _read_gif(encoded: memoryview) -> ImageHeader:
     return damaged
 
 
-# ---- boxes, of which JPEG 2000 and AVIF consist ----------------------------------------------------------------------
-
-
-class _Box(NamedTuple):
-    kind: bytes
-    whole: memoryview
-    content: memoryview
-
-
-def _boxes(data: memoryview) -> Iterator[_Box]:
-    """Yield the boxes of a file or of a box; IndexError if one is damaged or reaches beyond the end."""
-    at = 0
-    for _ in range(MOST_STEPS):
-        if at == len(data):
-            return
-        length, kind = struct.unpack_from(">I4s", data, at)
-        content_at = at + 8
-        if length == 1:
-            (length,) = struct.unpack_from(">Q", data, content_at)
-            content_at += 8
-        elif length == 0:
-            length = len(data) - at
-        end = at + length
-        if not content_at <= end <= len(data):
-            raise IndexError
-        yield _Box(kind, data[at:end], data[content_at:end])
-        at = end
-    raise IndexError
-
-
 # ---- JPEG 2000 -------------------------------------------------------------------------------------------------------
 
 CODESTREAM_START = b"\xff\x4f\xff\x51"  # the marker of its sizes follows
@@ -158,11 +128,11 @@ def _read_jpeg2000(encoded: memoryview) -> ImageHeader:
     codestream = encoded
     if bytes(encoded[:4]) != CODESTREAM_START:
         parts, codestream = [], encoded[:0]
-        for box in _boxes(encoded):
+        for box in boxes_of(encoded):
             if box.kind in (b"jP  ", b"ftyp", b"jp2h", b"jp2c"):
                 parts.append(box.whole)
             if box.kind == b"jp2h":
-                inner = next(_boxes(box.content), None)  # the first there has to be
+                inner = next(boxes_of(box.content), None)  # the first there has to be
                 if inner is None or inner.kind != b"ihdr":
                     raise IndexError
                 height, width = struct.unpack_from(">II", inner.content)
@@ -248,127 +218,3 @@ def _check_coding(style: int, coding: memoryview) -> None:
     precincts = bytes(coding[5 : 6 + levels]) if style & 1 else b""
     if any(min(sizes & 15, sizes >> 4) < LEAST_PRECINCT_EXPONENT for sizes in precincts):
         raise _Refused("a JPEG 2000 of precincts below 32 x 32 is not decoded")
-
-
-# ---- AVIF ------------------------------------------------------------------------------------------------------------
-
-MOST_ITEMS = 64  # a picture with alpha, EXIF and XMP has four; one of a grid has more
-FULL_BOX = 4  # bytes: version and flags
-
-
-class _Items(NamedTuple):
-    """What the box "meta" says: the picture's number, kinds and sizes of items, and where their bytes are."""
-
-    primary: int
-    kinds: dict[int, bytes]
-    extents: dict[int, list[memoryview]]
-    sizes: list[tuple[int, int]]
-    bits: int
-
-
-def _read_avif(encoded: memoryview, most_pixels: int) -> ImageHeader | None:
-    """Read a still AVIF: one item, perhaps with alpha. None for a relative such as HEIC.
-
-    The decoder takes its memory by what the coded frames say of themselves, so those are asked, too.
-    """
-    first = next(_boxes(encoded), None)
-    if first is None or b"avif" not in [
-        bytes(first.content[at : at + 4]) for at in (0, *range(8, len(first.content), 4))
-    ]:
-        return None
-    if bytes(first.content[:4]) == b"avis":
-        return ImageHeader(0, 0, kind="avif", refusal="an animated AVIF is not decoded")
-    metas = [box.content for box in _boxes(encoded) if box.kind == b"meta"]
-    if len(metas) != 1:
-        return None
-    items = _read_items(metas[0][FULL_BOX:], encoded)
-    if items is None or not items.sizes:
-        return None
-    width, height = max(size[0] for size in items.sizes), max(size[1] for size in items.sizes)
-    header = ImageHeader(width, height, kind="avif", bits=items.bits)
-    if width * height > most_pixels:
-        return header
-    if items.kinds.get(items.primary) != b"av01" or len(set(items.sizes)) != 1:
-        return header._replace(refusal="an AVIF that is put together of several (a grid, layers) is not decoded")
-    if items.bits != 8:
-        return header._replace(refusal=f"an AVIF of {items.bits} bits a channel is not decoded; 8 bits are")
-    for number, kind in items.kinds.items():
-        if kind == b"Exif" and sum(map(len, items.extents.get(number, []))) > MOST_EXIF_BYTES:
-            return header._replace(
-                refusal=f"an AVIF with more than {MOST_EXIF_BYTES} bytes of EXIF data is not decoded"
-            )
-        if kind == b"av01":
-            frame = largest_frame(b"".join(items.extents.get(number, [])))
-            if frame is None or frame[0] > width or frame[1] > height:
-                return header._replace(is_complete=False)
-    return header
-
-
-def _read_items(meta: memoryview, encoded: memoryview) -> _Items | None:
-    boxes: dict[bytes, memoryview] = {}
-    for box in _boxes(meta):
-        if box.kind in boxes:
-            return None  # a decoder might take the other one
-        boxes[box.kind] = box.content
-    if not {b"pitm", b"iinf", b"iloc", b"iprp"} <= set(boxes):
-        return None
-    primary_layout = ">H" if boxes[b"pitm"][0] == 0 else ">I"
-    (primary,) = struct.unpack_from(primary_layout, boxes[b"pitm"], FULL_BOX)
-    information = boxes[b"iinf"]
-    kinds: dict[int, bytes] = {}
-    for box in _boxes(information[FULL_BOX + (2 if information[0] == 0 else 4) :]):
-        number_bytes = {2: 2, 3: 4}.get(box.content[0])
-        if box.kind != b"infe" or number_bytes is None or len(kinds) >= MOST_ITEMS:
-            return None
-        number = int.from_bytes(box.content[4 : 4 + number_bytes], "big")
-        kinds[number] = bytes(box.content[6 + number_bytes : 10 + number_bytes])
-    sizes, bits = [], 8
-    properties = next((box.content for box in _boxes(boxes[b"iprp"]) if box.kind == b"ipco"), encoded[:0])
-    for box in _boxes(properties):
-        if box.kind == b"ispe":
-            sizes.append(struct.unpack_from(">II", box.content, FULL_BOX))
-        elif box.kind == b"av1C" and box.content[2] & 0x40:
-            bits = 12 if box.content[2] & 0x20 else 10
-    extents = _extents(boxes[b"iloc"], encoded, boxes.get(b"idat", encoded[:0]))
-    return _Items(primary, kinds, extents, sizes, bits)
-
-
-def _extents(locations: memoryview, encoded: memoryview, inside: memoryview) -> dict[int, list[memoryview]]:
-    """Return the bytes of each item: parts of the file, or of the box "idat"."""
-    version = locations[0]
-    offset_bytes, length_bytes = locations[4] >> 4, locations[4] & 15
-    base_bytes, index_bytes = locations[5] >> 4, locations[5] & 15 if version else 0
-    number_bytes = 2 if version < 2 else 4
-    at = 6
-
-    def take(size_bytes: int) -> int:
-        nonlocal at
-        at += size_bytes
-        if at > len(locations):
-            raise IndexError
-        return int.from_bytes(locations[at - size_bytes : at], "big")
-
-    result: dict[int, list[memoryview]] = {}
-    total = 0  # of all: items may share bytes of the file, and each is looked at
-    for _ in range(_few(take(number_bytes))):
-        number = take(number_bytes)
-        method = take(2) & 15 if version else 0
-        take(2)  # the file it is in: this one
-        base = take(base_bytes)
-        source = {0: encoded, 1: inside}.get(method, encoded[:0])
-        for _ in range(_few(take(2))):
-            take(index_bytes)
-            start = base + take(offset_bytes)
-            end = start + take(length_bytes)
-            total += end - start
-            if start == end or end > len(source) or total > len(encoded):
-                raise IndexError
-            result.setdefault(number, []).append(source[start:end])
-    return result
-
-
-def _few(count: int) -> int:
-    """Return a number of items, or of parts of one; IndexError if they are too many to look at: none may be hidden."""
-    if count > MOST_ITEMS:
-        raise IndexError
-    return count

@@ -1,4 +1,4 @@
-"""The formats that Pillow decodes for ``DecodeMat``, where it is told to: TIFF, GIF, JPEG 2000 and AVIF.
+"""The formats that Pillow decodes for ``DecodeMat``, where it is told to: TIFF, GIF, JPEG 2000, AVIF and HEIC.
 
 Pillow's classes are called themselves: ``Image.open`` would try all formats, and warn, or refuse, by a limit of the
 whole process. What is too large, cut, or of a kind that comes out wrong has been refused by the header.
@@ -31,7 +31,7 @@ class PillowFormats:
 
     Raises:
         MissingExtra: if Pillow is not installed.
-        ConfigError: if it was built without one of them.
+        ConfigError: if it was built without one of them; if HEIC is wanted, and pillow-heif is not installed.
 
     Thread-safety: any number of threads may decode at once.
     """
@@ -69,6 +69,8 @@ class PillowFormats:
             else:
                 if AvifImagePlugin.SUPPORTED:
                     self._classes["avif"] = AvifImagePlugin.AvifImageFile
+        if "heic" in formats:
+            self._classes["heic"] = _heic_class(backend)
         if missing := sorted(formats - set(self._classes)):
             raise ConfigError(
                 f"{backend}: more_formats has {', '.join(missing)}, which the installed Pillow {PIL.__version__} does "
@@ -84,10 +86,11 @@ class PillowFormats:
         """
         try:
             with self._classes[header.kind](io.BytesIO(content)) as image:
-                if image.size != (header.width, header.height):
+                if not _is_expected(image.size, header):
                     return None  # room was reckoned for another image
                 image.load()
-                # Of AVIF, Pillow makes it of the boxes "irot" and "imir", which are what counts there.
+                # Of AVIF, Pillow makes it of the boxes "irot" and "imir", which are what counts there; a HEIC is
+                # upright already.
                 orientation = image.getexif().get(ORIENTATION_TAG, 1) if header.kind == "avif" else header.orientation
                 pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         except MemoryError:
@@ -100,3 +103,22 @@ class PillowFormats:
         except Exception:  # damaged files make it raise errors of a dozen kinds, AttributeError and TypeError too
             return None
         return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), orientation
+
+
+def _is_expected(size: tuple[int, int], header: ImageHeader) -> bool:
+    """Say whether an image is as large as its header says; of a HEIC, boxes may turn it and cut something off."""
+    if header.kind == "heic":
+        return size[0] * size[1] <= header.width * header.height
+    return size == (header.width, header.height)
+
+
+def _heic_class(backend: str) -> Any:
+    """Return the class that decodes HEIC, which nobody gets who has not installed it for that."""
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ConfigError(
+            f"{backend}: more_formats has heic, which needs the package pillow-heif; no extra of fastpipe brings it, "
+            "since its wheels carry x265 and so are under the GPL: if that suits you, pip install pillow-heif"
+        ) from error
+    return pillow_heif.HeifImageFile

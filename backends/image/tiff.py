@@ -2,7 +2,8 @@
 
 A TIFF is a chain of directories, one a page, with texts, color profiles and further directories hanging on each. What
 goes on to a decoder is the file with one new directory at its end, which has what makes the pixels of the page and
-nothing else. So no decoder follows chains or reads metadata, and all decoders agree on which page is meant.
+nothing else. So no decoder follows chains or reads metadata, and all decoders agree on which page is meant. A BigTIFF,
+whose numbers have 64 bits, goes on as a TIFF of 32: no decoder has to know that kind.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ LARGEST_TILE_SIDE = 1024  # of an image that is smaller; a decoder makes room fo
 ENTRY_BYTES = 12
 INLINE_BYTES = 4  # of an entry: a value of so many bytes stands in its place, a longer one elsewhere
 DIRECTORY_END = 4  # bytes: where the next directory is
+MOST_ENTRIES = 65_535  # as many as a TIFF can say; a BigTIFF can say more
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, ORIENTATION = 256, 257, 258, 259, 262, 274
 STRIP_OFFSETS, CHANNELS, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 277, 278, 279, 284
@@ -29,8 +31,9 @@ TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, SAMPLE_FORMAT = 322, 323, 324
 FILL_ORDER, FAX3_OPTIONS, FAX4_OPTIONS, PREDICTOR, COLOR_MAP, EXTRA_SAMPLES = 266, 292, 293, 317, 320, 338
 JPEG_TABLES, YCBCR_WEIGHTS, YCBCR_SAMPLING, YCBCR_POSITION, BLACK_AND_WHITE = 347, 529, 530, 531, 532
 
-# Of what has no fixed number of values, how many there may be.
-_MOST_VALUES = {JPEG_TABLES: 65_536, COLOR_MAP: 3 * 256, BITS: 8, SAMPLE_FORMAT: 8, EXTRA_SAMPLES: 8}
+# Of what has no fixed number of values, how many there may be; of channels as many as can be, so that it is said in
+# words which are too many.
+_MOST_VALUES = {JPEG_TABLES: 65_536, COLOR_MAP: 3 << 16, **dict.fromkeys((BITS, SAMPLE_FORMAT, EXTRA_SAMPLES), 65_535)}
 _DATA_TAGS = frozenset({STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES})
 _KEPT = frozenset(
     {WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, ROWS_PER_STRIP, PLANAR, TILE_WIDTH, TILE_HEIGHT}
@@ -39,12 +42,15 @@ _KEPT = frozenset(
     | _DATA_TAGS
 )
 _LETTERS = {1: "B", 3: "H", 4: "I"}  # the types of numbers -> struct's
-_TYPE_BYTES = {1: 1, 3: 2, 4: 4, 5: 8, 7: 1}
-_LONG = 4
+_TYPE_BYTES = {1: 1, 3: 2, 4: 4, 5: 8, 7: 1, 16: 8}
+_LONG, _LONG_8 = 4, 16
 ASSOCIATED_ALPHA = 1  # of EXTRA_SAMPLES
 
 _NOT_COMPRESSED, _JPEG = 1, 7
-_COMPRESSIONS = frozenset({_NOT_COMPRESSED, 3, 4, 5, _JPEG, 8, 32_773, 32_946})  # fax, LZW, deflate, PackBits
+_PREDICTED = frozenset({5, 8, 32_946})  # LZW, deflate: what a predictor is meant for
+_COMPRESSIONS = frozenset({_NOT_COMPRESSED, 3, 4, _JPEG, 32_773}) | _PREDICTED  # fax, PackBits
+SEPARATE = 2  # of PLANAR: each channel has strips of its own
+LOWEST_BIT_FIRST = 2  # of FILL_ORDER
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 # What the channels may be -> how many of them there may be; one more than the colors need is alpha.
 _CHANNELS_OF = {WHITE_IS_ZERO: (1,), BLACK_IS_ZERO: (1, 2), RGB: (3, 4), PALETTE: (1,), CMYK: (4,), YCBCR: (3,)}
@@ -64,6 +70,28 @@ class _Value(NamedTuple):
     kind: int
     length: int
     data: bytes
+
+
+class _Kind(NamedTuple):
+    """How the numbers of a file are written: of a TIFF, or of a BigTIFF."""
+
+    order: str
+    entry_count: str
+    """struct's letters, as of the next."""
+    offset: str
+    entry_bytes: int
+    inline_bytes: int
+    first_at: int
+    """Where it is said where the first directory is."""
+
+
+def _kind_of(encoded: memoryview) -> _Kind:
+    order = "<" if encoded[0] == ord("I") else ">"
+    if 43 not in bytes(encoded[2:4]):
+        return _Kind(order, "H", "I", ENTRY_BYTES, INLINE_BYTES, 4)
+    if struct.unpack_from(f"{order}HH", encoded, 4) != (8, 0):  # bytes of an offset, and nothing
+        raise _Damaged
+    return _Kind(order, "Q", "Q", 20, 8, 8)
 
 
 class _Refused(Exception):
@@ -87,14 +115,13 @@ def read_tiff(encoded: memoryview, page: int, most_pixels: int) -> ImageHeader |
         page: its number in the chain of directories, from 0.
         most_pixels: of what has more, only the size is looked at.
     """
-    if 43 in bytes(encoded[2:4]):
-        return ImageHeader(0, 0, kind="tiff", refusal="a BigTIFF is not decoded; save it as TIFF")
-    order = "<" if encoded[0] == ord("I") else ">"
     width = height = 0
     try:
+        kind = _kind_of(encoded)
+        order = kind.order
         if len(encoded) > MOST_FILE_BYTES:
             raise _Refused("a TIFF of 4 GB is not decoded")
-        values = _directory(encoded, order, _directory_at(encoded, order, page))
+        values = _directory(encoded, kind, _directory_at(encoded, kind, page))
         width, height = _number(values, order, WIDTH), _number(values, order, HEIGHT)
         if not width or not height:
             return None
@@ -107,7 +134,7 @@ def read_tiff(encoded: memoryview, page: int, most_pixels: int) -> ImageHeader |
         return ImageHeader(width, height, kind="tiff", refusal=str(refused))
     except _Damaged:
         return ImageHeader(width, height, is_complete=False)
-    except struct.error:  # it ends inside of its header
+    except (struct.error, OverflowError):  # it ends inside of its header, or leads to where no file ends
         return None
     del values[ORIENTATION]
     return ImageHeader(
@@ -120,14 +147,15 @@ def read_tiff(encoded: memoryview, page: int, most_pixels: int) -> ImageHeader |
     )
 
 
-def _directory_at(encoded: memoryview, order: str, page: int) -> int:
+def _directory_at(encoded: memoryview, kind: _Kind, page: int) -> int:
     """Return where the directory of a page is."""
-    (at,) = struct.unpack_from(f"{order}I", encoded, 4)
+    offset, count = f"{kind.order}{kind.offset}", struct.Struct(f"{kind.order}{kind.entry_count}")
+    (at,) = struct.unpack_from(offset, encoded, kind.first_at)
     seen: set[int] = set()
     for number in range(page):
         seen.add(at)
-        (entry_count,) = struct.unpack_from(f"{order}H", encoded, at)
-        (at,) = struct.unpack_from(f"{order}I", encoded, at + 2 + ENTRY_BYTES * entry_count)
+        (entry_count,) = count.unpack_from(encoded, at)
+        (at,) = struct.unpack_from(offset, encoded, at + count.size + kind.entry_bytes * entry_count)
         if at == 0:
             raise _Refused(f"the TIFF has {number + 1} page{'s' if number else ''}, so there is no page {page}")
         if at in seen:
@@ -135,25 +163,40 @@ def _directory_at(encoded: memoryview, order: str, page: int) -> int:
     return int(at)
 
 
-def _directory(encoded: memoryview, order: str, at: int) -> dict[int, _Value]:
-    """Return what is needed of a directory: the first of a tag counts."""
-    (entry_count,) = struct.unpack_from(f"{order}H", encoded, at)
+def _directory(encoded: memoryview, kind: _Kind, at: int) -> dict[int, _Value]:
+    """Return what is needed of a directory, as a TIFF has it: the first of a tag counts."""
+    order, entry_bytes = kind.order, kind.entry_bytes
+    count_layout, entry_layout = struct.Struct(f"{order}{kind.entry_count}"), struct.Struct(f"{order}HH{kind.offset}")
+    (entry_count,) = count_layout.unpack_from(encoded, at)
+    if entry_count > MOST_ENTRIES:
+        raise _Damaged
     values: dict[int, _Value] = {}
-    for entry_at in range(at + 2, at + 2 + ENTRY_BYTES * entry_count, ENTRY_BYTES):
-        tag, kind, count = struct.unpack_from(f"{order}HHI", encoded, entry_at)
+    first_at = at + count_layout.size
+    for entry_at in range(first_at, first_at + entry_bytes * entry_count, entry_bytes):
+        tag, type_number, count = entry_layout.unpack_from(encoded, entry_at)
         if (tag not in _KEPT and tag != ORIENTATION) or tag in values:
             continue
-        size_bytes = _TYPE_BYTES.get(kind, 0) * count
-        value_at = entry_at + 8
-        if size_bytes > INLINE_BYTES:
-            (value_at,) = struct.unpack_from(f"{order}I", encoded, value_at)
+        size_bytes = _TYPE_BYTES.get(type_number, 0) * count
+        value_at = entry_at + entry_layout.size
+        if size_bytes > kind.inline_bytes:
+            (value_at,) = struct.unpack_from(f"{order}{kind.offset}", encoded, value_at)
         is_too_long = tag not in _DATA_TAGS and count > _MOST_VALUES.get(tag, 16)
         if size_bytes == 0 or value_at + size_bytes > len(encoded) or is_too_long:
             raise _Damaged
-        values[tag] = _Value(kind, count, bytes(encoded[value_at : value_at + size_bytes]))
+        values[tag] = _value(order, type_number, count, bytes(encoded[value_at : value_at + size_bytes]))
     if values.get(ORIENTATION, _Value(0, 0, b"")).kind not in _LETTERS:
         values[ORIENTATION] = _Value(3, 1, struct.pack(f"{order}H", 1))
     return values
+
+
+def _value(order: str, type_number: int, count: int, data: bytes) -> _Value:
+    """Return what stands under a tag, numbers of 64 bits as such of 32, in which no file is as long as they can say."""
+    if type_number != _LONG_8:
+        return _Value(type_number, count, data)
+    try:
+        return _Value(_LONG, count, struct.pack(f"{order}{count}I", *struct.unpack(f"{order}{count}Q", data)))
+    except struct.error:
+        raise _Damaged from None
 
 
 def _numbers(values: dict[int, _Value], order: str, tag: int) -> tuple[int, ...]:
@@ -175,6 +218,7 @@ def _check_kind(values: dict[int, _Value], order: str) -> int:
     photometric = _number(values, order, PHOTOMETRIC, BLACK_IS_ZERO)
     channels = _number(values, order, CHANNELS, 1)
     bits = set(_numbers(values, order, BITS) or (1,))
+    is_separate = channels > 1 and _number(values, order, PLANAR, 1) == SEPARATE
     if compression not in _COMPRESSIONS:
         raise _Refused(
             f"a TIFF of compression {compression} is not decoded; none, fax (3, 4), LZW, JPEG (7), deflate and "
@@ -187,19 +231,42 @@ def _check_kind(values: dict[int, _Value], order: str) -> int:
         )
     if set(_numbers(values, order, SAMPLE_FORMAT)) - {1, 4}:
         raise _Refused("a TIFF of signed or floating point numbers is not decoded")
-    if len(bits) != 1 or not bits <= set(_BITS_OF[photometric]) or (bits == {16} and channels == 2):
+    if len(bits) != 1 or not bits <= set(_BITS_OF[photometric]) or (channels == 2 and bits != {8}):
         raise _Refused(
             f"a TIFF of photometric interpretation {photometric}, {channels} channels and {sorted(bits)} bits is not "
             "decoded; 8 bits are, and 16 of gray (black is 0) or RGB"
         )
-    if bits == {16} and channels > 1 and _number(values, order, PLANAR, 1) != 1:
-        raise _Refused("a TIFF of 16 bits whose channels are apart (planar configuration 2) is not decoded")
+    if is_separate and (bits == {16} or channels == 2 or photometric == YCBCR):
+        words = "16 bits" if bits == {16} else "YCbCr" if photometric == YCBCR else "gray with alpha"
+        raise _Refused(f"a TIFF of {words} whose channels are apart (planar configuration 2) is not decoded")
+    if bits == {16} and compression == _JPEG:
+        raise _Refused("a TIFF of 16 bits in JPEG is not decoded")
+    if _number(values, order, FILL_ORDER, 1) == LOWEST_BIT_FIRST and not _is_turned_by_pillow(
+        photometric, channels, max(bits), is_compressed=compression != _NOT_COMPRESSED
+    ):
+        raise _Refused(
+            f"a TIFF of photometric interpretation {photometric}, {channels} channels and {max(bits)} bits in the "
+            "other order (fill order 2) is not decoded"
+        )
+    if _number(values, order, PREDICTOR, 1) != 1 and compression not in _PREDICTED:
+        raise _Refused(f"a TIFF of compression {compression} with a predictor is not decoded")  # readers disagree
     if bits == {16} and ASSOCIATED_ALPHA in _numbers(values, order, EXTRA_SAMPLES):
         raise _Refused("a TIFF of 16 bits whose colors are multiplied by alpha is not decoded")
+    if photometric == PALETTE and COLOR_MAP in values and values[COLOR_MAP].length > 3 * 256:
+        raise _Damaged
     is_subsampled = _numbers(values, order, YCBCR_SAMPLING) != (1, 1)
     if photometric == YCBCR and compression == _NOT_COMPRESSED and is_subsampled:
         raise _Refused("a TIFF of YCbCr that is subsampled and not compressed is not decoded")  # Pillow misreads it
     return bits.pop()
+
+
+def _is_turned_by_pillow(photometric: int, channels: int, bits: int, *, is_compressed: bool) -> bool:
+    """Say whether Pillow knows pixels whose bytes have their lowest bit first."""
+    if channels not in (1, 3):
+        return False
+    is_palette_of_bytes = photometric == PALETTE and bits == 8
+    is_inverted_bits = photometric == WHITE_IS_ZERO and bits < 8
+    return is_compressed or photometric in (BLACK_IS_ZERO, RGB) or is_palette_of_bytes or is_inverted_bits
 
 
 def _check_data(values: dict[int, _Value], order: str, encoded: memoryview) -> None:
@@ -227,18 +294,42 @@ def _check_data(values: dict[int, _Value], order: str, encoded: memoryview) -> N
         raise _Refused(f"a TIFF of {width * height} pixels in {count} strips or tiles is not decoded")
     for tag in _DATA_TAGS - {offsets, sizes}:
         values.pop(tag, None)
-    if _number(values, order, PLANAR, 1) == 2:
+    if _number(values, order, PLANAR, 1) == SEPARATE:
         count *= channels
+    if offsets in values and sizes not in values:
+        raise _Refused("a TIFF that does not say how long its strips or tiles are is not decoded")
     if not values.get(offsets, _Value(0, 0, b"")).length == values.get(sizes, _Value(0, 0, b"")).length == count:
         raise _Damaged
     piece_sizes = _numbers(values, order, sizes)
+    if not all(piece_sizes):
+        raise _Refused("a TIFF with strips or tiles that are not there (a sparse one) is not decoded")
     pairs = zip(_numbers(values, order, offsets), piece_sizes, strict=True)
-    if not all(size and start + size <= len(encoded) for start, size in pairs):
+    if not all(start + size <= len(encoded) for start, size in pairs):
         raise _Damaged
+    if _number(values, order, COMPRESSION, _NOT_COMPRESSED) == _NOT_COMPRESSED:
+        _check_sizes(values, order, piece_sizes)
     # Pieces may share their bytes, and each is gone over again: together they are no more than the file and its pixels.
     bits = max(_numbers(values, order, BITS) or (1,))
     if sum(piece_sizes) > 2 * (len(encoded) + width * height * channels * max(bits, 8) // 8):
         raise _Damaged
+
+
+def _check_sizes(values: dict[int, _Value], order: str, piece_sizes: tuple[int, ...]) -> None:
+    """Check that what is not compressed is as long as its pixels: decoders would read on behind it, or not at all."""
+    height, channels = _number(values, order, HEIGHT), _number(values, order, CHANNELS, 1)
+    bits = max(_numbers(values, order, BITS) or (1,))
+    if channels > 1 and _number(values, order, PLANAR, 1) == SEPARATE:
+        channels = 1
+    is_tiled = TILE_WIDTH in values
+    width = _number(values, order, TILE_WIDTH if is_tiled else WIDTH)
+    rows = _number(values, order, TILE_HEIGHT if is_tiled else ROWS_PER_STRIP)
+    row_bytes = (width * channels * bits + 7) // 8
+    pieces_down = -(-height // rows)  # of strips, the last of each channel may have fewer rows
+    last_rows = rows if is_tiled else height - rows * (pieces_down - 1)
+    for number, size_bytes in enumerate(piece_sizes):
+        is_last = not is_tiled and number % pieces_down == pieces_down - 1
+        if size_bytes < row_bytes * (last_rows if is_last else rows):
+            raise _Damaged
 
 
 def _alone(encoded: memoryview, order: str, values: dict[int, _Value]) -> tuple[bytes | memoryview, ...]:
@@ -254,6 +345,6 @@ def _alone(encoded: memoryview, order: str, values: dict[int, _Value]) -> tuple[
         else:
             entries += struct.pack(f"{order}I", data_at + len(data))
             data += value.data + bytes(len(value.data) % 2)
-    start = bytes(encoded[:4]) + struct.pack(f"{order}I", directory_at)
+    start = struct.pack(f"{order}2sHI", bytes(encoded[:2]), 42, directory_at)
     directory = struct.pack(f"{order}H", len(values)) + bytes(entries) + bytes(DIRECTORY_END) + bytes(data)
     return (start, encoded[len(start) :], padding, directory)

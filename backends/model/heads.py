@@ -186,18 +186,19 @@ def _activated(scores: Floats, head: TopK | CtcGreedy) -> Floats:
     """Return scores as probabilities over the last axis, by the head's activation.
 
     Raises:
-        KernelError: if they have no softmax, as the largest is infinite or no number.
+        KernelError: if the largest is infinite or no number, so that nothing can be said of any.
     """
+    largest = scores.max(axis=-1, keepdims=True)
+    if not np.isfinite(largest).all():
+        raise KernelError(
+            f"postprocessor {type(head).__name__}: expected finite "
+            f"{'scores' if head.activation == 'none' else f'numbers for the {head.activation}'}, got "
+            f"{float(largest[~np.isfinite(largest)][0]):g}; has the model overflowed in half precision?"
+        )
     if head.activation == "none":
         return scores
     if head.activation == "sigmoid":
         return 1 / (1 + np.exp(-scores))
-    largest = scores.max(axis=-1, keepdims=True)
-    if not np.isfinite(largest).all():
-        raise KernelError(
-            f"postprocessor {type(head).__name__}: expected finite numbers for the softmax, got "
-            f"{float(largest[~np.isfinite(largest)][0]):g}; has the model overflowed in half precision?"
-        )
     exponentials = np.exp(scores - largest)
     probabilities: Floats = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return probabilities

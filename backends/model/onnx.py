@@ -9,6 +9,7 @@ reads ``max`` and ``min``; ``onnx_graph`` changes the graph for ``mean``, ``std`
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -27,13 +28,15 @@ from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
 from .encrypted import ModelKey
 from .inputs import Array, ModelInputs, gather, to_torch
+from .length_axes import Pad, read_pad
+from .length_proof import prove_lengths, prove_lengths_once
 from .onnx_files import weights_beside
 from .onnx_graph import HALF_INPUTS, LARGEST_HALF, LOG_SEVERITY, RAW_SUFFIX, prepare
 from .onnx_rows import read_graph
-from .postprocessors import find_postprocessor, is_built_in, postprocess
+from .postprocessors import find_postprocessor, is_built_in
 from .reader import Sample
 from .row_proof import COARSE, FINE, Output, prove_once, prove_rows
-from .runs import Group, ModelBackend, run_in_groups
+from .runs import Group, ModelBackend
 from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import open_model
 
@@ -103,6 +106,10 @@ class OnnxTensor(ModelBackend):
             mapping with ``name`` and options, or as an object; or a callable ``f(outputs, batch)``: it gets the outputs
             of a run, one row for each request, and the requests, and returns a result for each, or None if it has
             filled the requests itself.
+        pad: requests of different lengths share a run, padded: ``longest`` (to the longest of the run), a list of
+            lengths (to the next of them), or a mapping with that as ``to``, and ``axis``, ``value``, ``mask``,
+            ``length``, ``outputs``, ``max_padding``: see docs/lengths.md. Outputs are cut to the request's own length.
+        max_tokens: with ``pad``: requests of a run times what they are padded to, at most.
         threads: computing threads of all instances together. Without it, the CPUs this process may use.
         providers: names of execution providers, in order of preference.
         warm_up: run every batch size once, on zeros, while the instance is built. Where an item's size is open, this
@@ -129,6 +136,8 @@ class OnnxTensor(ModelBackend):
         fuse: bool = False,
         postprocessor: str | Mapping[str, Any] | Callable[..., Any] = "split",
         rows: Literal["batch"] | None = None,
+        pad: str | list[int] | Mapping[str, Any] | None = None,
+        max_tokens: Annotated[int, Between(1, 2**31 - 1)] | None = None,
         threads: Annotated[int, Between(1, 4096)] | None = None,
         providers: list[str] | None = None,
         warm_up: bool = True,
@@ -164,11 +173,13 @@ class OnnxTensor(ModelBackend):
                 self.announced_outputs = announced_array(output.name, dtype, output.shape[1:], "result")
             if warm_up:
                 self._warm_up(specs, profiles)
+            is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
+            key = _identity(source), max, min, tuple(providers or ())
             if self._has_rows and rows is None:
-                is_fine = precision == "fp32" and providers in (None, ["CPUExecutionProvider"])
-                prove_once(
-                    (_identity(source), max, min, tuple(providers or ())),
-                    lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine),
+                prove_once(key, lambda: self._prove_rows(source, specs, profiles, is_fine=is_fine))
+            if (padding := read_pad(pad, max_tokens)) is not None:
+                self._take_lengths(
+                    padding, specs, profiles, key, FINE if is_fine else COARSE, is_vouched=rows is not None
                 )
         except ConfigError as error:
             raise self._named(error) from error.__cause__
@@ -180,7 +191,7 @@ class OnnxTensor(ModelBackend):
             ItemErrors: for the requests that the model cannot take.
             Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
         """
-        run_in_groups(self._inputs_to_run, batch, self._run_requests)
+        self._run_batch(self._inputs_to_run, batch, self._run_requests)
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
@@ -202,7 +213,7 @@ class OnnxTensor(ModelBackend):
             outputs = [output[: len(group)] for output in outputs]
         if group[0][1].is_torch:
             outputs = to_torch(outputs)
-        postprocess(self._postprocessor, outputs, [request for request, _ in group])
+        self._finish(outputs, [request for request, _ in group], row_count)
 
     def _compute(self, arrays: Sequence[Array]) -> list[Array]:
         """Run the model."""
@@ -242,6 +253,25 @@ class OnnxTensor(ModelBackend):
                     raise ConfigError(problem)
                 sizes.append(size)
         self.warmed_up = told_batches(sizes)
+
+    def _take_lengths(
+        self,
+        pad: Pad,
+        specs: Sequence[InputSpec],
+        profiles: Sequence[Profile],
+        key: Hashable,
+        tolerance: float,
+        *,
+        is_vouched: bool,
+    ) -> None:
+        """Take requests of different lengths; raise ConfigError if there is no proof that padding changes nothing."""
+        outputs = [(value.name, [size or "?" for size in value.shape]) for value in self._session.get_outputs()]
+        axes = self._pad(pad, specs, outputs, profiles, functools.partial(ModelInputs, self._name))
+        prove_lengths_once(
+            (key, repr(pad), is_vouched),
+            axes,
+            lambda: prove_lengths(self._compute, axes, profiles, tolerance, is_vouched=is_vouched),
+        )
 
     def _prove_rows(
         self,

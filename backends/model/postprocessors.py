@@ -25,6 +25,9 @@ from fastpipe.summaries import summarize
 from .detectors import Detr, Nms, RtDetr, YoloV5, YoloV8, YoloV10
 from .head import Head, build_head, check_outputs
 from .heads import CosineSimilarity, CtcGreedy, L2Normalize, MeanPooling, TopK
+from .instance_masks import YoloV5Seg, YoloV8Seg
+from .key_points import YoloV8Pose
+from .rotated_boxes import NmsRotated, YoloV8Obb
 
 __all__ = ["Postprocessor", "find_postprocessor", "is_built_in", "postprocess"]
 
@@ -167,9 +170,19 @@ _HEADS: dict[str, type[Head]] = {
     "YoloV9": YoloV8,
     "YoloV10": YoloV10,
     "YoloV11": YoloV8,
+    "YoloV8Obb": YoloV8Obb,
+    "YoloV11Obb": YoloV8Obb,
+    "YoloV5Seg": YoloV5Seg,
+    "YoloV7Seg": YoloV5Seg,
+    "YoloV8Seg": YoloV8Seg,
+    "YoloV9Seg": YoloV8Seg,
+    "YoloV11Seg": YoloV8Seg,
+    "YoloV8Pose": YoloV8Pose,
+    "YoloV11Pose": YoloV8Pose,
     "RtDetr": RtDetr,
     "Detr": Detr,
     "Nms": Nms,
+    "NmsRotated": NmsRotated,
     "TopK": TopK,
     "CtcGreedy": CtcGreedy,
     "MeanPooling": MeanPooling,

@@ -32,7 +32,7 @@ class Fit(NamedTuple):
     profile: Profile
     item_shapes: tuple[tuple[int, ...], ...]  # of each input, without the batch axis
     dtypes: tuple[Any, ...]  # what the model gets
-    key: Hashable  # equal for all that may share a batch, with or without a batch axis
+    key: tuple[Hashable, Hashable]  # equal for all that may share a batch, with or without a batch axis
     narrowed: tuple[int, ...]  # the inputs whose numbers may become infinite in the type that the model gets
 
 
@@ -108,6 +108,22 @@ class RequestReader(ABC):
         arrays, is_torch = self._arrays(request["data"])
         signature = self._signature(arrays)
         return Sample(arrays, self._fits.get(signature) or self._find_fit(signature), is_torch)
+
+    def key_apart_from(self, sample: Sample, axes: Sequence[int | None]) -> Hashable:
+        """Return what is equal for all that may share a batch once one axis of each input is padded; None: it is not.
+
+        Args:
+            sample: of a request.
+            axes: of each input, without the batch.
+        """
+        items = tuple(
+            [
+                item if axis is None else item[:axis] + item[axis + 1 :]
+                for item, axis in zip(sample.fit.item_shapes, axes, strict=True)
+            ]
+        )
+        _, others = sample.fit.key
+        return items, others, sample.is_torch
 
     def refuse_overflow(self, fit: Fit, by_input: Sequence[Sequence[Any]], joined: Sequence[Any] | None = None) -> None:
         """Look for requests that have a number which is infinite in the type that the model gets.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 from fastpipe.announcing import announced_array
 from fastpipe.contract import Backend, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
+from .length_axes import LengthAxes, Pad
+from .lengths import Lengths
+from .postprocessors import Postprocessor, postprocess
 from .reader import RequestReader, Sample, UnfitError
 from .shapes import InputSpec, Profile
 
@@ -21,6 +26,8 @@ class ModelBackend(Backend):
     """Base of the backends that run a model; the constructor sets ``_name``, then calls ``_take`` with its inputs."""
 
     _name: str
+    _postprocessor: Postprocessor
+    _lengths: Lengths | None = None  # requests of different lengths share a run
 
     def _take(self, inputs: RequestReader, profiles: Sequence[Profile], specs: Sequence[InputSpec] = ()) -> None:
         self._reader = inputs
@@ -33,9 +40,57 @@ class ModelBackend(Backend):
     def bucket(self, request: Request) -> Hashable:
         """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
         try:
+            if self._lengths is not None:
+                return self._lengths.reader.measure(request).key
             return self._reader.read(request).key
         except KernelError:
             return "misfit"  # run_in_groups() tells its caller why
+
+    def _pad(
+        self,
+        pad: Pad,
+        specs: Sequence[InputSpec],
+        outputs: Sequence[tuple[str | int, Sequence[Any] | None]],
+        profiles: Sequence[Profile],
+        reader_of: Callable[[Sequence[InputSpec], Sequence[Profile]], RequestReader] | None,
+    ) -> LengthAxes:
+        """Take requests of different lengths, as ``pad`` says; called behind ``_take``.
+
+        Args:
+            pad: what is written.
+            specs: the inputs, with the types that a request's data become.
+            outputs: of each its name, and its shape if it is known; (): nothing is known of them.
+            profiles: what the model takes.
+            reader_of: makes a reader for inputs that are open where the model has one length; None: there is no such.
+        """
+        axes = LengthAxes.of(pad, specs, outputs)
+        axes.check(profiles)
+        reader = self._reader
+        if axes.fixed is not None:
+            if reader_of is None:
+                raise ConfigError(f"pad: expected an input whose length is open, got one of {axes.fixed}")
+            reader = reader_of(*axes.opened(specs, profiles))
+        self._lengths = Lengths(reader, axes, self._name)
+        self.length_of = functools.partial(_length_of, self._lengths)
+        self.max_padded = axes.max_tokens
+        self.max_padding = axes.max_padding if not axes.buckets else 1.0
+        self.padding_counts = (self._lengths.count,)
+        return axes
+
+    def _run_batch(self, inputs: Any, batch: list[Request], run: Callable[[Group], None]) -> None:
+        """Call ``run`` for each group of a batch, as ``run_in_groups`` does; requests of similar lengths are padded."""
+        if self._lengths is None:
+            run_in_groups(inputs, batch, run)
+        else:
+            self._lengths.run(inputs, batch, run, run_in_groups)
+
+    def _finish(self, outputs: list[Any], requests: list[Request], row_count: int) -> None:
+        """Make results of the outputs of a run, which have a row for each request; it had ``row_count`` rows."""
+        if self._lengths is None:
+            postprocess(self._postprocessor, outputs, requests)
+        else:
+            finish = functools.partial(postprocess, self._postprocessor)
+            self._lengths.finish(outputs, requests, row_count, finish)
 
     def _named(self, error: ConfigError) -> ConfigError:
         """Return an error that names the model."""
@@ -52,8 +107,22 @@ class ModelBackend(Backend):
         return ""
 
 
-def run_in_groups(inputs: RequestReader, batch: list[Request], run: Callable[[Group], None]) -> None:
+def _length_of(lengths: Lengths, request: Request) -> int:
+    """Return how long a request is for the engine: what it is padded to, where that is known."""
+    try:
+        measured = lengths.reader.measure(request)
+    except KernelError:
+        return 1  # forward() tells its caller why
+    return measured.target or measured.length
+
+
+def run_in_groups(inputs: Any, batch: list[Request], run: Callable[[Group], None]) -> None:
     """Call ``run`` for each group of a batch.
+
+    Args:
+        inputs: a ``RequestReader``, or what else has its ``read``.
+        batch: the requests.
+        run: what runs some of them, of equal shapes.
 
     Raises:
         ItemErrors: for the requests that the model cannot take; the others have run.

@@ -7,15 +7,17 @@ give, in NumPy alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SoftMethod", "overlaps", "soften", "suppress"]
+__all__ = ["Overlaps", "SoftMethod", "overlaps", "soften", "suppress"]
 
 Array = npt.NDArray[Any]
 SoftMethod = Literal["linear", "gaussian"]
+Overlaps = Callable[[Array, Array], Array]  # of one box with each of the others
 
 
 def overlaps(box: Array, boxes: Array) -> Array:
@@ -30,7 +32,15 @@ def overlaps(box: Array, boxes: Array) -> Array:
     return found
 
 
-def suppress(boxes: Array, scores: Array, classes: Array | None, *, iou_threshold: float, most: int) -> Array:
+def suppress(
+    boxes: Array,
+    scores: Array,
+    classes: Array | None,
+    *,
+    iou_threshold: float,
+    most: int,
+    overlaps: Overlaps = overlaps,
+) -> Array:
     """Return the indices of the boxes that stay, best score first; of equal scores, the first.
 
     Args:
@@ -39,6 +49,7 @@ def suppress(boxes: Array, scores: Array, classes: Array | None, *, iou_threshol
         classes: see above.
         iou_threshold: what overlaps a better one by more is suppressed.
         most: so many stay at most.
+        overlaps: what says by how much boxes overlap, where they are of another form.
     """
     remaining = np.argsort(-scores, kind="stable")
     kept: list[int] = []
@@ -62,6 +73,7 @@ def soften(
     sigma: float,
     score_threshold: float,
     most: int,
+    overlaps: Overlaps = overlaps,
 ) -> tuple[Array, Array]:
     """Return the indices of the boxes that stay, and their new scores, best first: soft-NMS (Bodla et al., 2017).
 
@@ -77,6 +89,7 @@ def soften(
         sigma: see ``method``.
         score_threshold: boxes whose score is not above it any more are dropped.
         most: so many stay at most.
+        overlaps: see ``suppress``.
     """
     current = scores.astype(np.float64)
     remaining = np.arange(len(current))

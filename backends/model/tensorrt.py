@@ -9,6 +9,7 @@ torch tensors on the GPU in place of NumPy's arrays.
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
 import threading
@@ -30,13 +31,15 @@ from .encrypted import ModelKey, decrypt, encrypt
 from .engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
 from .engine_inputs import EngineInputs, torch_dtype
 from .inputs import Array, to_array
+from .length_axes import LengthAxes, read_pad
+from .length_proof import prove_lengths
 from .onnx_graph import RAW_SUFFIX
 from .onnx_precision import Precision, with_precision
 from .onnx_rows import Graph, read_graph
-from .postprocessors import find_postprocessor, is_built_in, postprocess
+from .postprocessors import find_postprocessor, is_built_in
 from .reader import Fit, UnfitError
 from .row_proof import COARSE, Output, prove_rows
-from .runs import Group, ModelBackend, run_in_groups
+from .runs import Group, ModelBackend
 from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import ModelSource, fingerprint, open_model
 from .tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
@@ -78,6 +81,8 @@ class TensorrtTensor(ModelBackend):
             ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
         min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.
         rows: as in ``OnnxTensor``: ``batch`` vouches for what is proved otherwise.
+        pad: requests of different lengths share a run, padded; as for ``OnnxTensor``.
+        max_tokens: with ``pad``: requests of a run times what they are padded to, at most.
         precision: what the model computes in: ``fp32`` (with TensorFloat-32 where the GPU has it, TensorRT's default),
             ``fp16``, ``bf16`` (needs nvidia-modelopt), or ``int8`` for a file that is quantised already, with
             QuantizeLinear and DequantizeLinear. Inputs and outputs keep their types.
@@ -109,6 +114,8 @@ class TensorrtTensor(ModelBackend):
         max: int | str | None = None,
         min: int | str | None = None,
         rows: Literal["batch"] | None = None,
+        pad: str | list[int] | Mapping[str, Any] | None = None,
+        max_tokens: Annotated[int, Between(1, 2**31 - 1)] | None = None,
         precision: Precision = "fp32",
         precision_fp32: list[str] | None = None,
         precision_fp16: list[str] | None = None,
@@ -151,6 +158,10 @@ class TensorrtTensor(ModelBackend):
             self._output_names = [info.name for info in self._engine.outputs]
             output_shapes = [tuple(size if size >= 0 else "?" for size in info.shape) for info in self._engine.outputs]
             self._postprocessor = find_postprocessor(postprocessor, output_shapes)
+            axes: LengthAxes | None = None
+            if (padding := read_pad(pad, max_tokens)) is not None:
+                shapes = list(zip(self._output_names, output_shapes, strict=True))
+                axes = self._pad(padding, specs, shapes, profiles, functools.partial(EngineInputs, self._name))
             self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
             with _use(self._gpu):
                 self._slots = {
@@ -162,6 +173,9 @@ class TensorrtTensor(ModelBackend):
             if self._has_rows and rows is None and self._engine not in _proved:
                 self._prove_rows(graph, specs, profiles)
                 _proved.add(self._engine)
+            if axes is not None:
+                run = functools.partial(self._try, profiles)
+                prove_lengths(run, axes, profiles, _tolerance(graph), is_vouched=rows is not None)
         except ConfigError as error:
             raise self._named(error) from error.__cause__
 
@@ -173,7 +187,7 @@ class TensorrtTensor(ModelBackend):
             BackendError: if TensorRT refuses, with its reasons and a note that names the model.
         """
         with self._gpu.stream.entered() as current:
-            run_in_groups(self._inputs, batch, lambda group: self._run_requests(group, current.handle))
+            self._run_batch(self._inputs, batch, lambda group: self._run_requests(group, current.handle))
             for request in batch:
                 hand_over(request.get("result"))
 
@@ -191,7 +205,7 @@ class TensorrtTensor(ModelBackend):
         outputs = self._run(fit.profile, list(by_input), fit.item_shapes, row_count, stream, fit=fit)
         if row_count > len(group):
             outputs = [output[: len(group)] for output in outputs]
-        postprocess(self._postprocessor, outputs, [request for request, _ in group])
+        self._finish(outputs, [request for request, _ in group], row_count)
 
     def _run(
         self,
@@ -258,21 +272,27 @@ class TensorrtTensor(ModelBackend):
         if problem := self._row_problem(self._output_names, [output.shape for output in outputs], size):
             raise ConfigError(problem)
 
+    def _try(self, profiles: Sequence[Profile], arrays: list[Array]) -> list[Array]:
+        """Run the model on data that was made up."""
+        items = tuple([array.shape[1:] for array in arrays])
+        size = len(arrays[0])
+        profile = next((each for each in profiles if each.takes(items) and size in each.batch_sizes()), None)
+        if profile is None:
+            raise ConfigError(f"no profile takes {size} of {items}")
+        with self._gpu.stream.entered() as current:
+            rows = [[torch.from_numpy(row) for row in np.split(array, size)] for array in arrays]
+            outputs = self._run(profile, rows, items, size, current.handle, is_trial=True)
+        return [to_array(output) for output in outputs]
+
     def _prove_rows(self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
-
-        def run(arrays: list[Array]) -> list[Array]:
-            items = tuple([array.shape[1:] for array in arrays])
-            size = len(arrays[0])
-            profile = next(each for each in profiles if each.takes(items) and size in each.batch_sizes())
-            with self._gpu.stream.entered() as current:
-                rows = [[torch.from_numpy(row) for row in np.split(array, size)] for array in arrays]
-                outputs = self._run(profile, rows, items, size, current.handle, is_trial=True)
-            return [to_array(output) for output in outputs]
-
-        tolerance = max(COARSE, graph.tolerance if graph is not None else COARSE)
         outputs = graph.outputs if graph is not None else [Output(name) for name in self._output_names]
-        prove_rows(run, specs, profiles, outputs, tolerance=tolerance)
+        run = functools.partial(self._try, profiles)
+        prove_rows(run, specs, profiles, outputs, tolerance=_tolerance(graph))
+
+
+def _tolerance(graph: Graph | None) -> float:
+    return max(COARSE, graph.tolerance if graph is not None else COARSE)
 
 
 class _Gpu(NamedTuple):

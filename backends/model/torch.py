@@ -9,6 +9,7 @@ into results. ``torch_files`` loads the model; ``torch_graphs`` captures and rep
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,10 +29,12 @@ from ..gpu.streams import InstanceStream, hand_over
 from ..ranges import check_levels
 from ..tensor.arrays import all_finite
 from .inputs import Array, to_array
-from .postprocessors import find_postprocessor, is_built_in, postprocess
+from .length_axes import LengthAxes, Pad, read_pad
+from .length_proof import prove_lengths
+from .postprocessors import find_postprocessor, is_built_in
 from .reader import UnfitError
 from .row_proof import COARSE, FINE, Output, prove_rows
-from .runs import ModelBackend, run_in_groups
+from .runs import ModelBackend
 from .shapes import told_batches
 from .torch_files import Loaded, describe, load
 from .torch_graphs import Graphs, Staging, flatten
@@ -90,6 +93,8 @@ class TorchTensor(ModelBackend):
         min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form.
         rows: ``batch`` says that each row of every output belongs to one request, in order, and depends on it alone.
             Without it, that is proved while the instance is built.
+        pad: as for ``OnnxTensor``. On a GPU, only what is as long as ``max`` has a CUDA graph.
+        max_tokens: with ``pad``: requests of a run times what they are padded to, at most.
         device: ``"cpu"``; ``"cuda"`` or ``"gpu"``, the first one, ``"cuda:1"``; several, ``"cuda:0,cuda:1"``, or
             ``"all"``: each instance goes to that one of them that has the fewest. Without it, the GPU of the
             instance's other steps, otherwise ``"cuda"`` if torch sees a GPU, otherwise ``"cpu"``.
@@ -123,6 +128,8 @@ class TorchTensor(ModelBackend):
         max: int | str | None = None,
         min: int | str | None = None,
         rows: Literal["batch"] | None = None,
+        pad: str | list[int] | Mapping[str, Any] | None = None,
+        max_tokens: Annotated[int, Between(1, 2**31 - 1)] | None = None,
         device: list[str] | None = None,
         precision: Literal["fp32", "fp16", "bf16"] | None = None,
         mean: list[float] | None = None,
@@ -154,15 +161,20 @@ class TorchTensor(ModelBackend):
             if not is_built_in(postprocessor):  # a function of the user's gets the requests themselves
                 self.keeps_input, self.takes_forms = False, ()
             self._take(self._inputs, self._inputs.profiles)
+            axes = self._take_lengths(read_pad(pad, max_tokens))
             self._staging = Staging()
             self._graphs: Graphs | None = None
             with self._entered():
                 if warm_up:
                     self._warm_up(buckets)
-                if rows is None:
-                    # GPUs compute in TensorFloat-32.
-                    is_fine = self.place is None and floats in (torch.float32, torch.float64)
-                    self._prove_rows(plain, loaded.outputs, FINE if is_fine else COARSE)
+                # GPUs compute in TensorFloat-32.
+                is_fine = self.place is None and floats in (torch.float32, torch.float64)
+                tolerance, is_vouched = FINE if is_fine else COARSE, rows is not None
+                run = functools.partial(self._compute, plain)
+                if not is_vouched:
+                    self._prove_rows(run, loaded.outputs, tolerance)
+                if axes is not None:
+                    prove_lengths(run, axes, self._inputs.profiles, tolerance, is_vouched=is_vouched)
         except BaseException as error:
             self.close()
             if isinstance(error, ConfigError):
@@ -184,7 +196,7 @@ class TorchTensor(ModelBackend):
         """
         with self._entered():
             if not self._run_whole(batch):
-                run_in_groups(self._inputs, batch, self._run_requests)
+                self._run_batch(self._inputs, batch, self._run_requests)
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
@@ -257,7 +269,7 @@ class TorchTensor(ModelBackend):
             raise
         if self._stream is not None:
             hand_over(outputs)
-        postprocess(self._postprocessor, outputs, requests)
+        self._finish(outputs, requests, rows)
 
     def _joined(self, by_input: Sequence[Sequence[torch.Tensor]], fit: Any, rows: int) -> list[torch.Tensor]:
         """Return new tensors of so many rows, in the types that the model gets."""
@@ -272,7 +284,7 @@ class TorchTensor(ModelBackend):
 
     def _run_eagerly(self, inputs: Sequence[torch.Tensor], fit: Any, rows: int) -> list[torch.Tensor]:
         """Run the model on tensors of its own, and check that every output has one row for each row of the inputs."""
-        if self._graphs is not None and self._graphs.is_complete:
+        if self._graphs is not None and self._graphs.is_complete and self._lengths is None:
             _say_once(f"{self._name}: requests of shape {_listed(fit.item_shapes)} are run without a CUDA graph")
         with torch.inference_mode():
             return self._checked(self._module(*inputs), rows)
@@ -338,18 +350,30 @@ class TorchTensor(ModelBackend):
                 f"dtypes says what a model takes, warm_up=false leaves it out"
             ) from error
 
-    def _prove_rows(self, module: Any, outputs: Sequence[Output] | None, tolerance: float) -> None:
+    def _take_lengths(self, pad: Pad | None) -> LengthAxes | None:
+        """Take requests of different lengths, if ``pad`` says so."""
+        if pad is None:
+            return None
+        specs = self._inputs.trial_specs()
+        if specs is None:
+            raise ConfigError("pad: expected shapes in max, such as '8x512', which say where the length is, got none")
+        self.takes_forms = ()
+        return self._pad(pad, specs, (), self._inputs.profiles, None)
+
+    def _compute(self, module: Any, arrays: list[Array]) -> list[Array]:
+        """Run the model on data that was made up."""
+        dtypes = self._inputs.targets([array.shape[1:] for array in arrays])
+        # Copies, since a model may work in place.
+        inputs = [torch.tensor(array).to(self._device, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
+        with torch.inference_mode():
+            given = flatten(module(*inputs))
+        # Copies again, of what may be a buffer of its own; what is no tensor has no rows.
+        return [np.array(to_array(each) if isinstance(each, torch.Tensor) else None) for each in given]
+
+    def _prove_rows(
+        self, run: Callable[[list[Array]], list[Array]], outputs: Sequence[Output] | None, tolerance: float
+    ) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
-
-        def run(arrays: list[Array]) -> list[Array]:
-            dtypes = self._inputs.targets([array.shape[1:] for array in arrays])
-            # Copies, since a model may work in place.
-            inputs = [torch.tensor(array).to(self._device, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
-            with torch.inference_mode():
-                given = flatten(module(*inputs))
-            # Copies again, of what may be a buffer of its own; what is no tensor has no rows.
-            return [np.array(to_array(each) if isinstance(each, torch.Tensor) else None) for each in given]
-
         prove_rows(
             run,
             self._inputs.trial_specs(),

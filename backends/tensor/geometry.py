@@ -13,7 +13,7 @@ from fastpipe.contract import Backend, Between, Request
 from fastpipe.errors import ConfigError, KernelError
 from fastpipe.summaries import summarize
 
-from ..image.bases import PillowResize, Sized, box_within, fitted, padded_size, side_of
+from ..image.bases import PillowFilter, PillowResize, Sized, box_within, fitted, padded_size, side_of
 from ..image.requests import LARGEST_SIDE, Side
 from ..ranges import MOST_PIXELS, MaxPixels, check_pixels, check_size, fits, numbers_of
 from .requests import PerTensor, image_of
@@ -26,6 +26,8 @@ __all__ = [
     "ResizeTensor",
     "WarpAffineTensor",
 ]
+
+PIXELS_AT_A_TIME = 1 << 20  # of a result whose positions are computed one by one: 100 MB of them at most
 
 
 # ---- size ------------------------------------------------------------------------------------------------------------
@@ -55,11 +57,12 @@ class PillowResizeTensor(PillowResize, PerTensor):
     """A uint8 image of another size, equal to Pillow's ``resize(..., BILINEAR)``, which smooths what becomes smaller.
 
     On the CPU Pillow does it, channel by channel, so that BGR is as good as RGB; on a GPU ``fastpipe.kernels.cuda``
-    does, with the bits of the Pillow that is installed.
+    does, with the same bits.
 
     Args:
         resize_h: height of the results.
         resize_w: width of the results.
+        filter: "pillow", "pillow12" or "pillow13", as of ``PillowResizeMat``.
         max_pixels: a larger size is a ConfigError.
 
     Raises:
@@ -69,8 +72,15 @@ class PillowResizeTensor(PillowResize, PerTensor):
 
     keeps_input = True
 
-    def __init__(self, *, resize_h: Side, resize_w: Side, max_pixels: MaxPixels = MOST_PIXELS) -> None:
-        super().__init__(resize_h=resize_h, resize_w=resize_w, max_pixels=max_pixels)
+    def __init__(
+        self,
+        *,
+        resize_h: Side,
+        resize_w: Side,
+        filter: PillowFilter = "pillow",
+        max_pixels: MaxPixels = MOST_PIXELS,
+    ) -> None:
+        super().__init__(resize_h=resize_h, resize_w=resize_w, filter=filter, max_pixels=max_pixels)
         self._workspaces: dict[int, Any] = {}  # of the GPUs that images came on
 
     def run(self, request: Request) -> None:
@@ -99,7 +109,7 @@ class PillowResizeTensor(PillowResize, PerTensor):
         if number not in self._workspaces:
             self._workspaces[number] = cuda.Workspace(number)
         workspace = self._workspaces[number]
-        way: Literal["pillow", "pillow13"] = "pillow13" if self._pillow.version >= 13 else "pillow"
+        way: Literal["pillow", "pillow13"] = "pillow13" if self._pillow.filter == "pillow13" else "pillow"
         whole: torch.Tensor = workspace.resize_normalize(
             [given], *self.size, filter=way, source=color, target=color, dtype="float32"
         )
@@ -234,6 +244,8 @@ class WarpAffineTensor(PerTensor):
         target_h: height of the result.
         target_w: width of the result.
         pad_value: one number for all channels, within the range of the result's dtype.
+        warp: "opencv5": as OpenCV 5, which computes with float32; of 255, the results differ by at most 0.1. "opencv4":
+            as OpenCV 4, which rounds where a pixel comes from to 1/32 of a pixel; by at most 0.001.
         max_pixels: what is larger is not made: a ConfigError, or for an image of more than four channels a KernelError.
 
     Raises:
@@ -245,7 +257,13 @@ class WarpAffineTensor(PerTensor):
     keeps_input = True
 
     def __init__(
-        self, *, target_h: Side, target_w: Side, pad_value: float = 0.0, max_pixels: MaxPixels = MOST_PIXELS
+        self,
+        *,
+        target_h: Side,
+        target_w: Side,
+        pad_value: float = 0.0,
+        warp: Literal["opencv5", "opencv4"] = "opencv5",
+        max_pixels: MaxPixels = MOST_PIXELS,
     ) -> None:
         super().__init__()
         if problems := _pad_value_problems(self, [pad_value]):
@@ -254,6 +272,7 @@ class WarpAffineTensor(PerTensor):
         self.max_pixels = max_pixels
         self.size = (target_h, target_w)
         self.pad_value = pad_value
+        self.warp = warp
 
     def run(self, request: Request) -> None:
         image = _floats(image_of(request, self))
@@ -270,6 +289,10 @@ class WarpAffineTensor(PerTensor):
             raise ValueError(
                 f"WarpAffineTensor: expected a matrix of 2 x 3 that has an inverse, got {summarize(given)}"
             )
+        warped = self._as_opencv_4(image, matrix) if self.warp == "opencv4" else self._finely(image, matrix)
+        request["result"] = warped.to(image.dtype)
+
+    def _finely(self, image: torch.Tensor, matrix: Any) -> torch.Tensor:
         (height, width), (new_height, new_width) = image.shape[2:], self.size
         # From pixels of the result to pixels of the image, and both to the scale from -1 to 1 that grid_sample has,
         # whose ends are the outer edges of the outermost pixels.
@@ -280,7 +303,25 @@ class WarpAffineTensor(PerTensor):
         warped = torch.nn.functional.grid_sample(
             image.float() - self.pad_value, grid, mode="bilinear", padding_mode="zeros", align_corners=False
         )
-        request["result"] = (warped + self.pad_value).to(image.dtype)
+        return warped + self.pad_value
+
+    def _as_opencv_4(self, image: torch.Tensor, matrix: Any) -> torch.Tensor:
+        height, width = image.shape[2:]
+        new_height, new_width = self.size
+        pixels = image[0].float()
+        result = torch.zeros((image.shape[1], *self.size), device=image.device)
+        step = max(1, PIXELS_AT_A_TIME // new_width)
+        for start in range(0, new_height, step):
+            rows = range(start, min(start + step, new_height))
+            y, x = _sources_of_opencv_4(matrix, rows, new_width)
+            top, down, is_line = _taps(y, height, image.device)
+            left, across, is_column = _taps(x, width, image.device)
+            for line in range(2):
+                for column in range(2):
+                    is_inside = is_line[line] & is_column[column]
+                    found = torch.where(is_inside, pixels[:, top[line], left[column]], self.pad_value)
+                    result[:, start : rows.stop] += found * (down[line] * across[column])
+        return result[None]
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
@@ -342,3 +383,31 @@ def _pad_value_problems(backend: Backend, pad_value: Sequence[float]) -> list[st
 def _to_pixels(width: int, height: int) -> Any:
     """Return the matrix from the scale -1 to 1 to the positions of pixels, whole numbers at their centers."""
     return np.array([[width / 2, 0, (width - 1) / 2], [0, height / 2, (height - 1) / 2], [0, 0, 1]])
+
+
+def _sources_of_opencv_4(matrix: Any, rows: range, width: int) -> tuple[Any, Any]:
+    """Return from which y and x of an image each pixel of some rows comes, in 32nds of a pixel: int64, (rows, width).
+
+    OpenCV rounds what a column adds, and where a row begins, to 1/1024 of a pixel, and then their sum.
+    """
+    (a, b, c), (d, e, f) = matrix.tolist()
+    determinant = a * e - b * d
+    a, b, d, e = e / determinant, -b / determinant, -d / determinant, a / determinant
+    x, y = np.arange(width), np.arange(rows.start, rows.stop)[:, np.newaxis]
+    limits = np.iinfo(np.int32)
+
+    def whole(numbers: Any) -> Any:
+        return np.rint(numbers * 1024).clip(limits.min, limits.max).astype(np.int64)
+
+    at_y = whole(e * y - d * c - e * f) + whole(d * x)
+    at_x = whole(b * y - a * c - b * f) + whole(a * x)
+    return (at_y + 16) >> 5, (at_x + 16) >> 5
+
+
+def _taps(source: Any, side: int, device: torch.device) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return, for positions in 32nds of a pixel, the two pixels beside each, their weights, and which are inside."""
+    positions = torch.from_numpy(source).to(device, non_blocking=True)
+    part = (positions % 32).float() / 32
+    beside = [positions // 32, positions // 32 + 1]
+    is_inside = [(number >= 0) & (number < side) for number in beside]
+    return [number.clamp(0, side - 1) for number in beside], [1 - part, part], is_inside

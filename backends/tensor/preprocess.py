@@ -55,8 +55,9 @@ class ResizeNormalizeTensor(OnGpu):
     Args:
         resize_h: height of the results.
         resize_w: width of the results.
-        filter: "opencv": bilinear, as ``ResizeMat``. "pillow": with antialiasing, as ``PillowResizeMat`` up to Pillow
-            12. "pillow13": as Pillow 13, which does the height first where that is quicker.
+        filter: "opencv": bilinear, as ``ResizeMat``. "pillow12" (or "pillow"): with antialiasing, as
+            ``PillowResizeMat`` up to Pillow 12. "pillow13": as Pillow 13, which does the height first where that is
+            quicker.
         color: what the channels are to be, "rgb", "bgr" or "gray"; by default what they are. Set in the request.
         mean: a number or one per channel of the result, in its order, on the scale 0-255; without it, 0.
         std: the same, none zero; without it, 1.
@@ -84,7 +85,7 @@ class ResizeNormalizeTensor(OnGpu):
         *,
         resize_h: Annotated[int, Between(1, 32_768)],
         resize_w: Annotated[int, Between(1, 32_768)],
-        filter: Literal["opencv", "pillow", "pillow13"] = "opencv",
+        filter: Literal["opencv", "pillow", "pillow12", "pillow13"] = "opencv",
         color: Literal["rgb", "bgr", "gray"] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -100,7 +101,7 @@ class ResizeNormalizeTensor(OnGpu):
         mean, std, color = levels_of("ResizeNormalizeTensor", preset, color, mean, std)
         self.max_batch = max
         self.height, self.width = resize_h, resize_w
-        self.filter: cuda.Filter = filter
+        self.filter: cuda.Filter = "pillow" if filter == "pillow12" else filter
         self.color: cuda.Color | None = color
         # One number is that of every channel, also where gray comes between.
         self.mean: float | tuple[float, ...] = mean[0] if len(mean) == 1 else tuple(mean)

@@ -48,6 +48,8 @@ cdef class Instance:
         self.index = index
         self.retry_alone = backend.retry_alone
         self.keeps_input = backend.keeps_input
+        self.padding_counts = tuple(backend.padding_counts)
+        self.has_padding = len(self.padding_counts) > 0
 
 
 @cython.final
@@ -55,7 +57,7 @@ cdef class Node:
     """A node of the compiled graph."""
 
     def __init__(self, str name, int index, Station station, list instances, str backend_name, *, object filter,
-                 str filter_kind, object bucket, object weigh, object subgraph, object sources, int parent_count,
+                 str filter_kind, object bucket, object weigh, object length_of, object subgraph, object sources, int parent_count,
                  int restart_limit):
         self.name = name
         self.index = index
@@ -66,6 +68,7 @@ cdef class Node:
         self.filter_kind = {"default": FILTER_DEFAULT, "run": FILTER_RUN, "swap": FILTER_SWAP, "call": FILTER_CALL}[filter_kind]
         self.bucket = bucket
         self.weigh = weigh
+        self.length_of = length_of
         self.subgraph = subgraph
         self.cache = None if station is None else station.cache
         self.is_plain = subgraph is None and self.cache is None
@@ -83,6 +86,7 @@ cdef class Node:
         """Have a backend and no other say what a request weighs, where its data is, and, unless the node does, its bucket."""
         self.bucket = backend.bucket if bucket is None else bucket
         self.weigh = backend.weigh
+        self.length_of = backend.length_of
         if self.twins is not None:
             self.place_of = backend.place_of
 

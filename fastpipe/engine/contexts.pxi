@@ -79,6 +79,14 @@ cdef double weight_of(Visit visit, Turn turn) except? -1:
     return weight
 
 
+cdef int32_t length_of(Visit visit, Turn turn) except? -1:
+    """How long a visit is, where a batch is padded to its longest."""
+    cdef object length = ask_about(visit.walk, turn, visit.node.length_of, visit.request)
+    if not isinstance(length, int) or not 0 < length < 1 << 31:
+        raise ValueError(f"length_of must return a whole number from 1 to {(1 << 31) - 1}; node {visit.node.name!r} got {length!r}")
+    return length
+
+
 cdef object _copy_of_context(Visit visit, list batch):
     """The context of one visit of the batch that this thread runs. Alone, or on its caller's thread, that is the current one."""
     cdef Walk root = root_of(visit.walk)

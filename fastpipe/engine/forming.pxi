@@ -59,6 +59,8 @@ cdef int64_t _weigh_queue(Station station, Load* load) noexcept nogil:
     load.queued_weight = 0
     if ticket == NULL:
         return 0
+    if station.has_lengths:
+        return weigh_similar(station, load)
     if not station.has_buckets:
         load.queued = station.staged.count
         load.queued_weight = station.staged.weight
@@ -98,11 +100,14 @@ cdef int64_t fill_load(Station station, Load* load) noexcept nogil:
     return bucket
 
 
-cdef void fill_load_with(Station station, Load* load, int64_t bucket, double weight) noexcept nogil:
+cdef void fill_load_with(Station station, Load* load, int64_t bucket, double weight, int32_t length) noexcept nogil:
     """Describe the moment in which one more request came, and what has its bucket is to go next. Mutex held."""
     cdef Ticket* ticket = station.staged.first
     load.queued = 0
     load.queued_weight = 0
+    if station.has_lengths:
+        weigh_similar_with(station, load, bucket, length)
+        ticket = NULL
     while ticket != NULL:
         if ticket.bucket == bucket:
             load.oldest_ns = ticket.arrival_ns if load.queued == 0 else load.oldest_ns
@@ -176,6 +181,9 @@ cdef void take_staged(Station station, Batch* batch, int64_t bucket, int32_t siz
     cdef int32_t before = taken.count
     batch.bucket = bucket
     cursor_begin(&cursor, &station.staged)
+    if station.has_lengths:
+        take_similar(station, batch, bucket, size)
+        cursor.at = NULL
     while cursor.at != NULL and taken.count - before < size and taken.weight < station.max_batch:
         if cursor.at.bucket != bucket:
             cursor_pass(&cursor, &station.staged)
@@ -222,6 +230,10 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
         verdict[0] = _ask_rule_object(<PyObject*>station, &load)
         station.desk.lock()
     else:
+        if station.has_lengths and load.queued < station.staged.count:
+            # Others wait that do not fit: this batch waits for nobody, and is not shared between instances that have them to run.
+            load.company = 0
+            load.idle_instances = min(load.idle_instances, 1)
         verdict[0] = decide_by_rule(station, &load)
     if _is_to_leave(station, batch.instance, worker):
         verdict.action = LEAVE
@@ -244,8 +256,8 @@ cdef c_bool try_take(Station station, Batch* batch, int worker, Verdict* verdict
                 batch.instance = -1
     elif verdict.action == WAIT_UNTIL:
         # Wake the collecting worker when the batch is full or everybody who was expected is here. Where a count does
-        # not tell (weights, buckets, rules of other kinds), at every arrival.
-        if (station.rule != RULE_ADAPTIVE or station.has_buckets or station.has_weights.load(memory_order_relaxed)
+        # not tell (weights, buckets, lengths, rules of other kinds), at every arrival.
+        if (station.rule != RULE_ADAPTIVE or station.has_buckets or station.has_lengths or station.has_weights.load(memory_order_relaxed)
                 or load.company <= 0):
             # What has been seen, not what is counted: a ticket may be counted before its push can be seen.
             station.wake_at.store(station.staged.count + 1, memory_order_seq_cst)

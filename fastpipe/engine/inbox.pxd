@@ -31,6 +31,7 @@ cdef struct Ticket:
     int64_t rank_ns             # the queue's order: the arrival, moved by the request's priority
     int64_t bucket              # only equal buckets share a batch
     double weight               # counts so much towards the node's max
+    int32_t length              # what it is padded from; 0 where nobody asks
     int32_t links_above         # while staged: how many of the next are in use
     Ticket* above[LINKS_ABOVE]
 

@@ -118,6 +118,19 @@ cdef inline void note_batch(Station station, list visits, int32_t count, int64_t
     histogram_add(&station.weights, <int64_t>(weight * WEIGHT_ONE))
 
 
+cdef int note_padding(Station station, Instance instance) noexcept:
+    """A batch has run, whatever became of it: count what its backend has padded."""
+    cdef object count
+    try:
+        for count in instance.padding_counts:
+            station.padding[0] += <int64_t>count.own
+            station.padding[1] += <int64_t>count.padding
+            count.own = count.padding = 0
+    except BaseException:                                       # somebody has put something else there
+        return 0
+    return 0
+
+
 cdef c_bool _ends_here(Visit visit) noexcept:
     """True once for each visit of a station: a worker that dies fails what it has found dead before, too."""
     if visit.flight != NULL:
@@ -278,6 +291,7 @@ cdef dict _measures_of(Station station):
         "instances": {"count": station.instance_count, "in_service": station.in_service, "hung": absent,
                       "replaced": station.replaced, "switches": station.switches},
         "max": station.max_batch,
+        "padding": {"own": station.padding[0], "padding": station.padding[1]} if station.has_padding else None,
         "cache": cache_counts(station.cache),
     }
 

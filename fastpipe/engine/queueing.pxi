@@ -94,9 +94,10 @@ cdef inline int unpack(Visit visit) except -1:
 
 
 cdef int ask_for_queue(Visit visit, Station station, Turn turn) except -1:
-    """Ask what a visit weighs, and what its bucket is; its ticket knows it from now on."""
+    """Ask what a visit weighs, how long it is, and what its bucket is; its ticket knows it from now on."""
     cdef list entry
     visit.ticket.weight = weight_of(visit, turn) if station.batches else 1.0
+    visit.ticket.length = length_of(visit, turn) if station.has_lengths else 0
     visit.ticket.bucket = 0
     if visit.node.bucket is not None and station.batches:
         key = bucket_of(visit, turn)

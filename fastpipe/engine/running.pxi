@@ -117,6 +117,8 @@ cdef int _run_claimed(Engine engine, Station station, Instance instance, list vi
         turn.ended_ns = ended_ns
     station.busy_ns += elapsed_ns
     note_batch(station, alive, count, ended_ns - begun_ns)
+    if instance.has_padding:
+        note_padding(station, instance)
     if error is None:
         cost_note(&station.cost_shared if shared else &station.cost_alone, count, elapsed_ns)
         for visit in alive:

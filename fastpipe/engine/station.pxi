@@ -26,6 +26,15 @@ cdef enum:
     ANOTHER_LIFE = 2
 
 
+cdef Bounds bounds_of(object backend, int max_batch) except *:
+    """What a batch of a backend may be padded to."""
+    cdef Bounds bounds
+    bounds.most_requests = max_batch
+    bounds.most_padded = (<int64_t>1 << 62) if backend.max_padded is None else backend.max_padded
+    bounds.most_padding = backend.max_padding
+    return bounds
+
+
 @cython.final
 cdef class Station:
     """Queue, tokens and batching of one node. See ``_core.pxd`` for who owns what."""
@@ -193,6 +202,12 @@ cdef class Station:
     def title(self):
         """The node as in a sentence, and where, if its instances are at several places: ``node 'resize' at cuda:1``."""
         return f"node {self.name!r}{at_place(self)}"
+
+    def bound_by(self, object backend):
+        """Have batches keep the bounds of a backend that pads to the longest request; called once, while building."""
+        self.bounds = bounds_of(backend, self.max_batch)
+        self.has_lengths = backend.length_of is not None and self.batches
+        self.has_padding = len(backend.padding_counts) > 0
 
     def may_stream(self):
         """Say that its backends may emit chunks; called once, while building.

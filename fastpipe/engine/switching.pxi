@@ -34,6 +34,9 @@ cdef class Switch:
         self.backend_name = backend_name
         self.bucket = backend.bucket if bucket is None else bucket
         self.weigh = backend.weigh
+        self.length_of = backend.length_of
+        self.bounds = bounds_of(backend, max_batch)
+        self.has_padding = len(backend.padding_counts) > 0
         self.place_of = backend.place_of
         self.place = backend.place
         self.max_batch = max_batch
@@ -104,6 +107,9 @@ cdef void _retire_tokens(Switch switch) noexcept:
     station.instance_count += <int>len(switch.opened) - <int>len(switch.retired)
     station.c_set_kind(switch.max_batch, switch.thread_bound)
     station.has_buckets = switch.has_buckets
+    station.has_lengths = switch.length_of is not None and station.batches
+    station.bounds = switch.bounds
+    station.has_padding = station.has_padding or switch.has_padding
     if switch.replaces_all:
         station.era += 1
         station.sharing = 0
@@ -136,6 +142,7 @@ cdef void _change_node(Node node, Switch switch) noexcept:
     node.backend_name = switch.backend_name
     node.bucket = switch.bucket
     node.weigh = switch.weigh
+    node.length_of = switch.length_of
     node.place_of = switch.place_of
 
 

@@ -11,6 +11,7 @@ from fastpipe.engine.costs cimport Costs, cost_note, cost_of, costs_free, costs_
 from fastpipe.engine.hanging cimport Watched, late_at_ns
 from fastpipe.engine.histogram cimport Histogram, histogram_add, upper_edge
 from fastpipe.engine.inbox cimport LINKS_ABOVE
+from fastpipe.engine.lengths cimport LOOKED_AT, Bounds, Similar, choose_similar, is_chosen
 from fastpipe.engine.parking cimport frozen_ns, hooked_points, now_ns
 from fastpipe.engine.ranking cimport (
     Cursor, Ranked, Taken, cursor_begin, cursor_move, cursor_pass, next_of, ranked_append, ranked_init, ranked_insert, taken_init,
@@ -143,6 +144,28 @@ def decide(str rule, *, list preferred=None, **load_fields):
     else:
         verdict = decide_preferred(&load, sizes.data(), <int32_t>sizes.size())
     return _ACTIONS[verdict.action], _REASONS[verdict.reason], verdict.until_ns, verdict.size
+
+
+def similar(list lengths, int most_requests, int64_t most_padded, double most_padding):
+    """Which of some lengths, the oldest first, share a batch: (their positions, whether it is full)."""
+    cdef int32_t[LOOKED_AT] given
+    cdef Bounds bounds = Bounds(most_requests, most_padded, most_padding)
+    cdef Similar chosen
+    cdef int32_t position
+    if not 0 < len(lengths) <= LOOKED_AT:
+        raise ValueError(f"from 1 to {LOOKED_AT} lengths, got {len(lengths)}")
+    for position, length in enumerate(lengths):
+        given[position] = length
+    choose_similar(given, <int32_t>len(lengths), &bounds, &chosen)
+    positions = []
+    own = []
+    for position in range(<int32_t>len(lengths)):
+        if is_chosen(&chosen, position):
+            positions.append(position)
+            own.append(lengths[position])
+    if (chosen.count, chosen.own, chosen.longest) != (len(own), sum(own), max(own)):
+        raise AssertionError("what was counted is not what was chosen")
+    return positions, chosen.is_full
 
 
 cdef int _hold(c_bool invariant) except -1:

@@ -170,6 +170,7 @@ class Builder:
             numbers=tuple(numbers),
             **station_settings(config.settings),
         )
+        station.bound_by(first)
         if any(backend.streams for backend in backends):
             if isinstance(first, Container):
                 check_streams_alone(station.name, station.max_batch)
@@ -231,6 +232,7 @@ class Builder:
             filter_kind=_filter_kind(config.filter),
             bucket=owner.bucket if owner.bucket is not None else backend.bucket,
             weigh=backend.weigh,
+            length_of=backend.length_of,
             subgraph=backend if isinstance(backend, SubGraph) else None,
             sources=_engine_sources(met.sources),
             parent_count=len(met.parents),

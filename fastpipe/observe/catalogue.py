@@ -98,6 +98,11 @@ def _cached(node: NodeStats) -> Mapping[str, int] | None:
     }
 
 
+def _padded(node: NodeStats) -> Mapping[str, int] | None:
+    padding = node.get("padding")
+    return None if padding is None else {"request": padding["own"], "padding": padding["padding"]}
+
+
 def _dropped_answers(node: NodeStats) -> Mapping[str, int] | None:
     cache = node.get("cache")
     return None if cache is None else {"evicted": cache["evictions"], "expired": cache["expirations"]}
@@ -228,6 +233,14 @@ OF_NODES = (
         "Weight of a batch, where not all weigh 1.",
         _weights,
         ladder="weights",
+    ),
+    Measure(
+        "fastpipe.node.elements",
+        "counter",
+        "{element}",
+        "Elements along the padded axis that a model was fed: tokens, say.",
+        _padded,
+        "of",
     ),
     Measure("fastpipe.node.queued", "gauge", "{request}", "Requests in the queue.", _of("queued"), adds_up=True),
     Measure("fastpipe.node.running", "gauge", "{request}", "Requests in instances.", _of("running"), adds_up=True),

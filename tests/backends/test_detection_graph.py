@@ -194,6 +194,71 @@ def test_detect_crop_and_classify_is_one_graph(detecting_file: Path) -> None:
         assert request["scores"].tolist() == [1] * len(squares)
 
 
+LETTERBOX = {"max_h": 64, "max_w": 64, "color": "rgb", "NormalizeMat::std": 255, "max": 4}
+
+
+def test_masks_lie_on_what_is_cut_out_of_the_picture() -> None:
+    """Of a square that is half red, the half is found, in pixels of the picture; of a whole one all but the edges."""
+    pixels = picture((0, 0, RED), (2, 1, BLUE))
+    pixels[:16, :32] = 0
+    backend = "S[DecodeMat,LetterBoxMat,NormalizeMat,OnnxTensor]"
+    head = {"name": "YoloV8Seg", "score_threshold": 0.4}
+    with fastpipe.Pipe(backend=backend, model=detector_model(kind="seg"), postprocessor=head, **LETTERBOX) as pipe:
+        answer = pipe({"data": cv2.imencode(".png", pixels)[1].tobytes()})
+    assert answer["result"].tolist() == [[64, 32, 96, 64], [0, 0, 32, 32]]
+    for box, mask, level in zip(answer["result"].astype(int), answer["masks"], (0, 2), strict=True):
+        left, top, right, bottom = box
+        seen = pixels[top:bottom, left:right, level] > 0
+        assert mask.shape == seen.shape == (32, 32)
+        assert (mask != seen).mean() < 0.2  # a prototype's pixel is eight of the picture
+        assert mask[seen].mean() > 0.9
+
+
+def test_key_points_are_those_of_the_picture() -> None:
+    """The centres of the boxes; of many callers, each has its own."""
+    backend = "S[DecodeMat,LetterBoxMat,NormalizeMat,OnnxTensor]"
+    head = {"name": "YoloV8Pose", "class_count": 3}
+    places = [(0, 0, RED), (3, 1, GREEN), (2, 0, BLUE)]
+    with fastpipe.Pipe(backend=backend, model=detector_model(kind="pose"), postprocessor=head, **LETTERBOX) as pipe:
+        requests = [{"data": cv2.imencode(".png", picture(place))[1].tobytes()} for place in places]
+        pipe(requests)
+    for request, (column, row, number) in zip(requests, places, strict=True):
+        assert request["key_points"].tolist() == [[[32 * column + 16, 32 * row + 16, 1]]]
+        assert request["classes"].tolist() == [number]
+
+
+def test_turned_boxes_are_cut_out_upright() -> None:
+    """Each corner list is a part's quad; what was at the right of the picture is above in the crop."""
+    pixels = picture((1, 0, RED))
+    pixels[:32, 48:64] = (0, 0, 128)  # the right half is darker
+    graph = {
+        "decode": {"backend": "DecodeMat", "next": "detect,each_box"},
+        "detect": {
+            "backend": "S[LetterBoxMat,NormalizeMat,OnnxTensor]",
+            "model": detector_model(kind="obb"),
+            "postprocessor": "YoloV8Obb",
+            "next": "each_box",
+            **LETTERBOX,
+        },
+        "each_box": {
+            "backend": "MapReduce",
+            "map": "decode[result:data],detect[quads:quad,result:boxes]",
+            "split": "quad",
+            "share": "data",
+            "jump": "crop",
+        },
+        "crop": {"backend": "PerspectiveTransformMat"},
+    }
+    with fastpipe.Pipe(graph) as pipe:
+        answer = pipe({"data": cv2.imencode(".png", pixels)[1].tobytes()})
+    np.testing.assert_allclose(answer["boxes"], [[48, 16, 32, 32, np.pi / 2]], atol=1e-4)
+    (crop,) = answer["result"]
+    assert crop.shape == (32, 32, 3)
+    # Its upper edge runs down at the right side of the square: the step takes corners for pixels, so it is the first
+    # column behind it.
+    np.testing.assert_array_equal(crop[1:], np.rot90(pixels[:32, 32:64])[:-1])
+
+
 def test_a_mistake_in_the_options_is_found_when_the_pipe_is_built(detecting_file: Path) -> None:
     """With model, option and the nearest name."""
     detecting_file.write_text(detecting_file.read_text().replace("score_threshold", "score_treshold"))

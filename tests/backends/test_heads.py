@@ -53,19 +53,34 @@ def test_top_k_of_fewer_classes_is_all_of_them_the_first_of_equals_first() -> No
     assert (request["result"].tolist(), request["scores"].tolist()) == ([1, 2, 0], [0.5, 0.5, 0])
 
 
-@pytest.mark.parametrize("kind", [TopK, CtcGreedy])
+@pytest.mark.parametrize(
+    ("kind", "activation", "expected"),
+    [
+        (TopK, "softmax", "numbers for the softmax"),
+        (TopK, "sigmoid", "numbers for the sigmoid"),
+        (TopK, "none", "scores"),
+        (CtcGreedy, "softmax", "numbers for the softmax"),
+        (CtcGreedy, "none", "scores"),
+    ],
+)
 @pytest.mark.parametrize("number", ["inf", "nan"])
-def test_numbers_without_a_softmax_fail_their_request_alone(kind: Any, number: str) -> None:
+def test_numbers_of_which_none_is_the_largest_fail_their_request_alone(
+    kind: Any, activation: str, expected: str, number: str
+) -> None:
     """As those of a model that overflows in float16: infinite, or none; -inf is a probability of 0."""
     logits = np.array([[[0, -np.inf, 0]], [[1, float(number), 0]]], np.float32)
     batch: list[dict[str, Any]] = [{"data": None}, {"data": None}]
     with pytest.raises(UnfitError) as caught:
-        kind(activation="softmax")([logits[:, 0] if kind is TopK else logits], batch)
+        kind(activation=activation)([logits[:, 0] if kind is TopK else logits], batch)
     assert list(caught.value.errors) == [1]
-    expected = f"postprocessor {kind.__name__}: expected finite numbers for the softmax, got {number}; has the model"
-    assert expected in str(caught.value.errors[1])
+    words = f"postprocessor {kind.__name__}: expected finite {expected}, got {number}; has the model overflowed"
+    assert words in str(caught.value.errors[1])
     assert "result" not in batch[1]
-    assert batch[0]["scores"].tolist() == [0.5, 0.5, 0] if kind is TopK else batch[0]["score"] == 0.0
+    if kind is TopK:
+        scores = {"softmax": [0.5, 0.5, 0], "sigmoid": [0.5, 0.5, 0], "none": [0, 0, -np.inf]}
+        assert batch[0]["scores"].tolist() == scores[activation]
+    else:
+        assert batch[0]["score"] == 0.0
 
 
 def test_an_output_is_chosen_by_its_number() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ import pytest
 cv2 = pytest.importorskip("cv2", reason="the image backends need OpenCV")
 Image = pytest.importorskip("PIL.Image", reason="the tests of images need Pillow")
 
+import PIL  # noqa: E402
+
 import fastpipe  # noqa: E402
+from fastpipe.backends.image.bases import Pillow  # noqa: E402
 from fastpipe.backends.image.codec import DecodeMat  # noqa: E402
 from fastpipe.backends.image.color import NormalizeMat  # noqa: E402
 from fastpipe.backends.image.evaluation import CenterCropMat, ResizeShorterMat  # noqa: E402
@@ -23,6 +28,7 @@ from fastpipe.backends.image.geometry import (  # noqa: E402
     ResizePadMat,
 )
 from fastpipe.errors import ConfigError, KernelError, MissingExtra  # noqa: E402
+from fastpipe.kernels import reference  # noqa: E402
 
 INTERPOLATIONS: list[Any] = ["linear", "area", "cubic", "lanczos"]
 BY_OPENCV = {
@@ -96,6 +102,65 @@ def test_the_other_steps_that_resize_do_it_the_same_way(interpolation: Any) -> N
 def test_an_unknown_interpolation_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="'linear', 'area', 'cubic' or 'lanczos'"):
         fastpipe.Pipe(backend="ResizeMat", resize_h=4, resize_w=4, interpolation="bicubic")
+
+
+# Of the image below, made 40 x 23 by Pillow 12.3.0 and by 13.0.0 for x86-64: the checksums of the bytes.
+OF_A_PORTRAIT = {
+    "linear": {"pillow12": 3090498068, "pillow13": 785943999},
+    "area": {"pillow12": 1614923453, "pillow13": 159494097},
+    "cubic": {"pillow12": 3904470761, "pillow13": 2082276913},
+    "lanczos": {"pillow12": 2341267646, "pillow13": 2105443005},
+}
+
+
+def portrait() -> Any:
+    y, x, channel = np.indices((90, 31, 3))
+    return ((x * x * 7 + y * y * 13 + x * y * 5 + channel * 97) % 256).astype(np.uint8)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="Pillow may round a weight differently")
+@each_interpolation
+@pytest.mark.parametrize("filter", ["pillow12", "pillow13"])
+def test_two_versions_of_pillow_are_told_apart_by_name(interpolation: Any, filter: Any) -> None:
+    """Whichever is installed: the bytes are those that each of the two really made."""
+    backend = PillowResizeMat(resize_h=40, resize_w=23, interpolation=interpolation, filter=filter)
+    assert crc32(run(backend, portrait()).tobytes()) == OF_A_PORTRAIT[interpolation][filter]
+
+
+@each_interpolation
+def test_the_installed_pillow_is_one_of_the_two(interpolation: Any) -> None:
+    """By name, the same bytes as by Pillow itself, of any shape and of a part of an image; and without a name."""
+    installed: Any = "pillow13" if int(PIL.__version__.partition(".")[0]) >= 13 else "pillow12"
+    for height, width in [*SIZES, (300, 200), (200, 61)]:
+        pixels = noise(height, width)
+        for extent in (None, (height - 0.75, width - 0.25)):
+            box = None if extent is None else (0, 0, extent[1], extent[0])
+            expected = np.asarray(Image.fromarray(pixels).resize((60, 45), BY_PILLOW[interpolation], box))
+            for filter in (installed, "pillow"):
+                pillow = Pillow(PillowResizeMat(resize_h=1, resize_w=1), interpolation, filter)
+                pillow._is_direct = filter == "pillow"  # by name, in two passes also where one would do
+                np.testing.assert_array_equal(pillow.resized(pixels, 45, 60, extent), expected)
+
+
+@pytest.mark.parametrize("filter", ["pillow12", "pillow13"])
+def test_each_order_is_that_of_the_reference(filter: Any) -> None:
+    """Bilinear, against Pillow's arithmetic in plain NumPy; of PillowResizeMat and ResizeShorterMat."""
+    for height, width in [*SIZES, (300, 200), (200, 61)]:
+        pixels = noise(height, width)
+        expected = reference.resize_pillow(pixels, 45, 60, as_pillow_13=filter == "pillow13")
+        np.testing.assert_array_equal(run(PillowResizeMat(resize_h=45, resize_w=60, filter=filter), pixels), expected)
+    pixels = noise(200, 61)
+    expected = reference.resize_pillow(pixels, 98, 30, as_pillow_13=filter == "pillow13")
+    np.testing.assert_array_equal(run(ResizeShorterMat(shorter_side=30, filter=filter), pixels), expected)
+
+
+def test_an_order_that_needs_a_huge_image_on_the_way_is_refused() -> None:
+    """Rows of a tall strip first would be a row of the result for each of its own."""
+    other: Any = "pillow12" if int(PIL.__version__.partition(".")[0]) >= 13 else "pillow13"
+    pixels = np.zeros((1_000_000, 1) if other == "pillow12" else (1000, 300_000), np.uint8)
+    keys = {"resize_h": 1, "resize_w": 1000} if other == "pillow12" else {"resize_h": 900, "resize_w": 299_999}
+    with pytest.raises(KernelError, match=f"PillowResizeMat: filter = '{other}' would make an image of"):
+        run(PillowResizeMat(filter=other, max_pixels=1 << 30, **keys), pixels)
 
 
 # ---- shorter side, middle --------------------------------------------------------------------------------------------

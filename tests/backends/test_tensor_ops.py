@@ -14,6 +14,7 @@ import pytest
 import fastpipe
 from fastpipe.config.registry import find
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
+from fastpipe.kernels import reference
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastpipe-engine[torch]'")
 ops: Any = pytest.importorskip("fastpipe.backends.tensor.geometry")
@@ -90,6 +91,19 @@ def test_a_pillow_resize_is_pillows_bit_for_bit(device: str, channels: int) -> N
             result = run(backend, data.to(device))
             assert result.dtype == torch.uint8
             np.testing.assert_array_equal(result[0].cpu().numpy(), planes)
+
+
+@pytest.mark.parametrize("filter", ["pillow12", "pillow13"])
+def test_a_pillow_resize_is_that_of_a_version(device: str, filter: Any) -> None:
+    """Of a portrait, in which the two differ, whichever is installed."""
+    pytest.importorskip("PIL.Image", reason="Pillow is not installed (extra cpu)")
+    if device == "cuda":
+        pytest.importorskip("cupy", reason="CuPy is not installed (extra cuda)")
+    pixels = image(3, 90, 31)
+    result = run(ops.PillowResizeTensor(resize_h=40, resize_w=23, filter=filter), pixels.to(device))
+    given = np.ascontiguousarray(pixels[0].permute(1, 2, 0).numpy())
+    expected = reference.resize_pillow(given, 40, 23, as_pillow_13=filter == "pillow13")
+    np.testing.assert_array_equal(result[0].permute(1, 2, 0).cpu().numpy(), expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 20), (20, 10), (16, 16), (3, 100), (100, 3)])

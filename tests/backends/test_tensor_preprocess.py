@@ -81,15 +81,23 @@ def tensor_of(pixels: Any) -> Any:
     return memory[..., :width]
 
 
-@pytest.mark.parametrize("filter", ["opencv", "pillow"])
+@pytest.mark.parametrize("filter", ["opencv", "pillow", "pillow12", "pillow13"])
 def test_images_of_different_sizes_are_one_launch(build: Callable[..., Any], filter: Any) -> None:
     """With the floats of the reference."""
     backend = build(filter=filter, color="rgb", mean=MEAN, std=STD)
-    pixels = [picture(20, 30), picture(14, 10), picture(5, 60)]
+    pixels = [picture(20, 30), picture(14, 10), picture(5, 60), picture(90, 12)]
     requests = [{"data": tensor_of(image), "color": "bgr"} for image in pixels]
     backend.forward(requests)
     expected = reference.resize_normalize(
-        pixels, 14, 10, filter=filter, mean=MEAN, std=STD, source="bgr", target="rgb", dtype="float32"
+        pixels,
+        14,
+        10,
+        filter=filter.removesuffix("12"),
+        mean=MEAN,
+        std=STD,
+        source="bgr",
+        target="rgb",
+        dtype="float32",
     )
     assert len(backend.launches) == 1
     for request, row in zip(requests, expected, strict=True):

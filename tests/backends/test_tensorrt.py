@@ -18,6 +18,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from fake_tensorrt import MODULES, NAMES, make  # noqa: E402
+from length_models import elementwise  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 from onnx_models import FLOAT, make_model  # noqa: E402
 
@@ -161,6 +162,20 @@ def test_each_request_gets_its_own_row_with_a_batch_axis_of_one(tensorrt, batch_
     results = run(backend, *data)
     assert [result.shape for result in results] == [(1, 4)] * batch_size
     assert [result[0, 0] for result in results] == [2 * number for number in range(batch_size)]
+
+
+def test_requests_of_different_lengths_are_padded_and_their_results_cut(tensorrt):
+    """As in OnnxTensor: by the names that the file has for the engine's open axes; the engine gets one shape."""
+    backend = tensorrt.TensorrtTensor(model=elementwise(), max="4x64x3", pad="longest", max_tokens=40)
+    asked = [np.full((length, 3), length, np.float32) for length in (9, 10, 8)]
+    batch = [{"data": item} for item in asked]
+    backend.forward(batch)
+    for item, request in zip(asked, batch, strict=True):
+        doubled, turned = (np.asarray(result) for result in request["result"])
+        np.testing.assert_array_equal(doubled, 2 * item[None])
+        np.testing.assert_array_equal(turned, 2 * item.T[None])
+    assert (backend.padding_counts[0].own, backend.padding_counts[0].padding) == (27, 3)
+    assert (backend.max_padded, [backend.length_of(request) for request in batch]) == (40, [9, 10, 8])
 
 
 def test_results_stay_what_they_are_while_the_engine_runs_on(tensorrt):

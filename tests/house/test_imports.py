@@ -48,7 +48,7 @@ FLOORS = [
     ["fastpipe.faults"],
     ["fastpipe.contract"],
     ["fastpipe.filters", "fastpipe.results", "fastpipe.summaries", "fastpipe.observe.perfetto"],
-    ["fastpipe.errors", "fastpipe.redaction", "fastpipe.announcing"],
+    ["fastpipe.errors", "fastpipe.redaction", "fastpipe.announcing", "fastpipe.padding"],
 ]
 """The house; ``fastpipe`` itself is the package, with its public names. Rooms on one floor do not know each other."""
 

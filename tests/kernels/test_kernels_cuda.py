@@ -303,20 +303,29 @@ CORNERS = np.array(
 )
 
 
+@pytest.mark.parametrize("as_opencv_4", [False, True])
 @pytest.mark.parametrize("border", ["fill", "repeat"])
-def test_boxes_of_several_images_are_cut_out(place: Place, border: Any) -> None:
+def test_boxes_of_several_images_are_cut_out(place: Place, border: Any, as_opencv_4: bool) -> None:
     """Turned, mirrored, beyond the edges: the bytes of the reference, in one launch."""
     images = [image(200, 300, seed=seed) for seed in range(2)]
     indices = [0, 1, 1, 0]
     matrices = reference.perspective(CORNERS, 48, 100)
     expected = np.stack(
         [
-            reference.warp(images[index], matrix, 48, 100, border=border, fill=[9, 8, 7])
+            reference.warp(images[index], matrix, 48, 100, border=border, fill=[9, 8, 7], as_opencv_4=as_opencv_4)
             for index, matrix in zip(indices, matrices, strict=True)
         ]
     )
     result = place.workspace.warp_normalize(
-        place.put_all(images), matrices, 48, 100, indices=indices, border=border, fill=[7, 8, 9], **LOOK
+        place.put_all(images),
+        matrices,
+        48,
+        100,
+        indices=indices,
+        border=border,
+        as_opencv_4=as_opencv_4,
+        fill=[7, 8, 9],
+        **LOOK,
     )
     np.testing.assert_array_equal(place.get(result), reference.normalize(expected, **LOOK))
 

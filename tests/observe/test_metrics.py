@@ -28,6 +28,7 @@ import fastpipe
 from fastpipe import Backend, Pipe, QueueFull, Request
 from fastpipe.measures import edges
 from fastpipe.observe import catalogue, metrics, pipes
+from fastpipe.padding import PaddingCount
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMTOOL = shutil.which("promtool")
@@ -205,8 +206,16 @@ def test_weights_refusals_and_what_waits_are_shown(prometheus_client: Any) -> No
     """A full queue, and requests that weigh other than 1."""
 
     class Heavy(Gate):
+        def __init__(self) -> None:
+            super().__init__()
+            self.padding_counts = (PaddingCount(),)
+
         def weigh(self, request: Request) -> float:
             return 2.0
+
+        def forward(self, batch: list[Request]) -> None:
+            super().forward(batch)
+            self.padding_counts[0].add(own=3, padded=4)
 
     gate = Heavy()
     with Pipe({"n": {"backend": gate, "max": 4, "max_queue": 1, "when_full": "reject"}}) as pipe:
@@ -229,6 +238,8 @@ def test_weights_refusals_and_what_waits_are_shown(prometheus_client: Any) -> No
     assert samples['fastpipe_node_batch_weight_sum{node="n",pipe="p"}'] == 4
     assert samples['fastpipe_node_batch_weight_bucket{le="1.0",node="n",pipe="p"}'] == 0
     assert samples['fastpipe_node_batch_weight_bucket{le="2.0",node="n",pipe="p"}'] == 2
+    assert samples['fastpipe_node_elements_total{node="n",of="request",pipe="p"}'] == 6
+    assert samples['fastpipe_node_elements_total{node="n",of="padding",pipe="p"}'] == 2
 
 
 def test_requests_go_on_in_the_middle_of_a_scrape(prometheus_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -527,7 +538,7 @@ def test_instruments_have_the_names_units_and_numbers_of_the_catalogue(otel: Any
         pipe({"data": 2})
         found = points_of(reader.get_metrics_data())
         expected = {each.name: each for each in catalogue.ALL if each.kind != "histogram"}
-        without_points = {"fastpipe.node.batches_left"}
+        without_points = {"fastpipe.node.batches_left", "fastpipe.node.elements"}
         assert found.keys() == expected.keys() - without_points
         assert {(m.unit, m.description) for m in found.values()} == {
             (expected[name].unit, expected[name].text) for name in found
@@ -616,7 +627,9 @@ def test_names_for_prometheus_are_those_that_opentelemetrys_exporter_makes(otel:
     before = set(client.REGISTRY._collector_to_names)
     provider = MeterProvider([exporter.PrometheusMetricReader()])
     (collector,) = set(client.REGISTRY._collector_to_names) - before
-    with Pipe({"n": {"backend": Adds(bad=(1,)), "max": 4, "cache": "1MB"}}) as pipe:
+    backend = Adds(bad=(1,))
+    backend.padding_counts = (PaddingCount(),)
+    with Pipe({"n": {"backend": backend, "max": 4, "cache": "1MB"}}) as pipe:
         metrics.instrument({"ocr": pipe}, provider)
         with pytest.raises(ValueError, match="bad"):
             pipe({"data": 1})

@@ -626,6 +626,9 @@ def asked_in_contexts() -> None:
         def bucket(self, request: Request) -> int:
             return 0
 
+        def length_of(self, request: Request) -> int:
+            return 1
+
     call(Pipe(a={"backend": Bound, "filter": runs, "next": "b"}, b={"backend": Asks, "filter": moves}))
 
 

@@ -41,7 +41,7 @@ def headers() -> tuple[Reads, Iterator[bytes]]:
     from fastpipe.backends.image.header import read_header
     from fastpipe.backends.image.more_headers import read_more
 
-    formats = frozenset(("tiff", "gif", "jpeg2000", "avif"))
+    formats = frozenset(("tiff", "gif", "jpeg2000", "avif", "heic"))
 
     def read(content: bytes) -> None:
         header = read_header(memoryview(content)) or read_more(memoryview(content), formats, 0)
@@ -50,7 +50,7 @@ def headers() -> tuple[Reads, Iterator[bytes]]:
             assert header.height >= 0
             assert header.pieces is None or sum(map(len, header.pieces)) <= 2 * len(content) + 4096
 
-    images = {**image_corpus.all_images(), **dict(image_corpus.more_images())}
+    images = {**image_corpus.all_images(), **dict(image_corpus.more_images()), "heic": image_corpus.SMALL_HEIC}
     return read, (content for content in images.values() if len(content) < 4096)
 
 

@@ -40,6 +40,7 @@ TESTS = [
     "tests/engine/test_core_stress.py",
     "tests/engine/test_engine.py",
     "tests/engine/test_batching.py",
+    "tests/engine/test_lengths.py",
     "tests/engine/test_limits.py",
     "tests/engine/test_faults.py",
     "tests/engine/test_hangs.py",

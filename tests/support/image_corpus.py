@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import itertools
 import struct
@@ -255,6 +256,8 @@ def more_images() -> Iterator[tuple[str, bytes]]:
     for compression in ("group3", "group4"):
         yield f"tiff {compression}", by_pillow(image.convert("1"), "tiff", compression=compression)
     yield "tiff EXIF 6", by_pillow(image, "tiff", exif=exif_of(6))
+    for compression in (None, "tiff_lzw"):  # from Pillow 11.1 on; before, it is no BigTIFF
+        yield f"tiff BigTIFF {compression}", by_pillow(image, "tiff", big_tiff=True, compression=compression)
     yield "gif", by_pillow(image, "gif")
     yield "gif gray", by_pillow(image.convert("L"), "gif", comment=b"no comment")
     frames = [Image.fromarray(picture(seed=seed)) for seed in (1, 2)]
@@ -271,6 +274,18 @@ def more_images() -> Iterator[tuple[str, bytes]]:
         yield "avif gray", by_pillow(image.convert("L"), "avif")
         yield "avif alpha", by_pillow(image.convert("RGBA"), "avif")
         yield "avif EXIF 6", by_pillow(image, "avif", exif=exif_of(6))
+
+
+# The picture below, 26 x 19, in a frame of 64 x 64, as pillow-heif 1.8.1 wrote it with quality 30.
+SMALL_HEIC = base64.b64decode(
+    "AAAAGGZ0eXBoZWljAAAAAG1pZjFoZWljAAABfG1ldGEAAAAAAAAAIWhkbHIAAAAAAAAAAHBpY3QAAAAAAAAAAAAAAAAAAAAAImlsb2MAAAAAREAA"
+    "AQABAAAAAAGcAAEAAAAAAAAAnQAAACNpaW5mAAAAAAABAAAAFWluZmUCAAAAAAEAAGh2YzEAAAAADnBpdG0AAAAAAAEAAAD8aXBycAAAANxpcGNv"
+    "AAAAdWh2Y0MBA3AAAACQAAAAAAAe8AD8/fj4AAAPA2AAAQAYQAEMAf//A3AAAAMAkAAAAwAAAwAeugJAYQABAClCAQEDcAAAAwCQAAADAAADAB6g"
+    "IIEFluqumubgIaDAgAAADIAAAAMAhGIAAQAGRAHBc8GJAAAAE2NvbHJuY2x4AAEADQAGgAAAABRpc3BlAAAAAAAAAEAAAABAAAAAKGNsYXAAAAAa"
+    "AAAAAQAAABMAAAAB////2gAAAAL////TAAAAAgAAABBwaXhpAAAAAAMICAgAAAAYaXBtYQAAAAAAAAABAAEFgQIDBYQAAAClbWRhdAAAAJkoAa8Z"
+    "IeevF+9b0jjzQuJz9aSYNZP91ZA7WWySBinkg3o13lJvbuxPkRLBjfwooa4qv25qTf/VxHQHV6/dXDxMvVVK7i2YJm8+HroNJWR0EC5Pn+99od6A"
+    "2zjnD+COjoqrdt5EWZMS8dpjGldN5Cb0Izm5O1OChlALWYJxHpTdI2vY93yJHs6A81AT9XnjshbpPI0wqNWnJGA="
+)
 
 
 def decoded_images() -> dict[str, bytes]:

@@ -1,0 +1,316 @@
+"""Requests of different lengths in one run of a model: padded to one length, and their outputs cut back to their own.
+
+    {"backend": "OnnxTensor", "model": "embed.onnx", "max": 32, "pad": "longest", "max_tokens": 4096}
+    {..., "pad": {"to": [32, 128, 512], "axis": "seq", "value": {"input_ids": 1}}}
+
+How a request travels: ``LengthReader`` makes the mask and the length that the model wants and the request has not
+brought, and tells the engine how long the request is and what it may share a batch with. When a batch is run,
+``Lengths.run`` divides it into runs that keep the bounds, pads, and has the backend run them as if requests of equal
+shape had come; ``Lengths.finish`` cuts the outputs for each request before the postprocessor sees them.
+
+That padding changes no answer is proved by trials: ``length_proof``. Which axes are padded, and which of the outputs
+have the length: ``length_axes``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastpipe.contract import Request
+from fastpipe.errors import KernelError
+from fastpipe.padding import PaddingCount
+
+from .length_axes import LengthAxes
+from .reader import RequestReader, Sample
+
+__all__ = ["LengthReader", "Lengths", "Measured"]
+
+# So many masks and lengths are kept, each for all requests of that length; then one starts anew.
+_KEPT = 1024
+
+
+class Measured(NamedTuple):
+    """A request that was read."""
+
+    sample: Sample
+    length: int
+    target: int  # what it is padded to; 0: the longest of its run
+    key: Hashable  # equal for all that may share a batch
+
+
+class _PaddedSample(Sample):
+    """A request's data, padded; requests of different runs never share a key."""
+
+    run: int = 0
+
+    @property
+    def key(self) -> Hashable:
+        return self.run
+
+
+class LengthReader:
+    """Reads requests whose lengths differ.
+
+    Args:
+        reader: reads the same as they are, of whatever length the model takes.
+        axes: what is padded, and how.
+        model: what messages call the model.
+
+    Thread-safety: any thread may call it.
+    """
+
+    def __init__(self, reader: RequestReader, axes: LengthAxes, model: str) -> None:
+        self._reader = reader
+        self._axes = axes
+        self._model = model
+        self.max_batch = reader.max_batch
+        self._made = [index for index in (axes.mask, axes.length) if index is not None]
+        self._kept: dict[tuple[int, int], Any] = {}
+
+    def measure(self, request: Request) -> Measured:
+        """Return the data of a request, with what is made for it, checked; and how long it is.
+
+        Raises:
+            KernelError: if the model cannot take it; the message has the model, the input, the axis, expected and got.
+        """
+        data = request.get("data")
+        if self._made and "data" in request:
+            request = {"data": self._completed(data)}
+        sample = self._reader.read(request)
+        length = self._length(sample.fit.item_shapes)
+        target = self._axes.target(length)
+        if target is None or max(target, length) > (self._axes.max_tokens or sys.maxsize):
+            raise self._too_long(sample.fit.item_shapes, length)
+        key = self._reader.key_apart_from(sample, self._axes.of_inputs)
+        return Measured(sample, length, target, (key, target))
+
+    def _length(self, items: Sequence[tuple[int, ...]]) -> int:
+        """Return the length of a request, which all of its padded inputs have to have."""
+        first, *others = [
+            (index, items[index][axis]) for index, axis in enumerate(self._axes.of_inputs) if axis is not None
+        ]
+        for index, size in others:
+            if size != first[1]:
+                name, other = self._axes.names[first[0]], self._axes.names[index]
+                raise KernelError(
+                    f"{self._model}, input {other!r}, axis {self._axis_of(index)}: expected {first[1]}, the length of "
+                    f"input {name!r}, got {size}: the inputs that are padded need one length"
+                )
+        if first[1] < 1:
+            raise KernelError(
+                f"{self._model}, input {self._axes.names[first[0]]!r}, axis {self._axis_of(first[0])}: expected a "
+                f"length of at least 1, got {first[1]}"
+            )
+        return first[1]
+
+    def _axis_of(self, index: int) -> int:
+        return (self._axes.of_inputs[index] or 0) + 1  # as the model counts, with the batch in front
+
+    def _too_long(self, items: Sequence[tuple[int, ...]], length: int) -> KernelError:
+        index = next(index for index, axis in enumerate(self._axes.of_inputs) if axis is not None)
+        buckets, budget = self._axes.buckets, self._axes.max_tokens
+        if buckets and length > buckets[-1]:
+            most, advice = buckets[-1], f"pad to a longer one than {buckets[-1]}, or shorten it before"
+        else:
+            most, advice = budget or 0, "raise max_tokens, or shorten it before"
+        return KernelError(
+            f"{self._model}, input {self._axes.names[index]!r}, axis {self._axis_of(index)}: "
+            f"expected a length of at most {most}, got {length}: {advice}"
+        )
+
+    def _completed(self, data: Any) -> Any:
+        """Return a request's data with the mask and the length that it has not brought."""
+        names = self._axes.names
+        missing = self._made
+        if isinstance(data, Mapping):
+            missing = [index for index in self._made if names[index] not in data]
+            if not missing or not all(name in data or index in missing for index, name in enumerate(names)):
+                return data  # the reader says what is wrong, if anything is
+            given = [data.get(name) for name in names]
+            if len(data) + len(missing) != len(names):
+                return data
+        else:
+            values = list(data) if isinstance(data, list | tuple) else [data]
+            if len(values) != len(names) - len(missing):
+                return data
+            source = iter(values)
+            given = [None if index in missing else next(source) for index in range(len(names))]
+        length = self._length_of_given(given)
+        for index in missing:
+            given[index] = self._made_for(index, length)
+        return given
+
+    def _length_of_given(self, given: Sequence[Any]) -> int:
+        for index, axis in enumerate(self._axes.of_inputs):
+            if axis is not None and given[index] is not None:
+                shape = _shape_of(given[index])
+                if len(shape) == self._axes.ranks[index]:
+                    shape = shape[1:]
+                if axis < len(shape):
+                    return shape[axis]
+        return 1  # no array, or one of the wrong rank: the reader says so
+
+    def _made_for(self, index: int, length: int) -> Any:
+        """Return the mask, or the length, of a request: those of one length share it, so nobody may change it."""
+        made = self._kept.get((index, length))
+        if made is None:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            self._kept[index, length] = made = self._axes.made(index, length)
+            made.flags.writeable = False
+        return made
+
+
+class _PaddedReader:
+    """Hands out what was padded before: what ``run_in_groups`` asks for the requests of a batch."""
+
+    def __init__(self) -> None:
+        self.samples: dict[int, Sample | KernelError] = {}  # by id of the request
+
+    def read(self, request: Request) -> Sample:
+        found = self.samples[id(request)]
+        if isinstance(found, KernelError):
+            raise found
+        return found
+
+
+Runner = Callable[[Any, list[Request], Any], None]
+"""``run_in_groups``."""
+
+
+class Lengths:
+    """What a backend does with requests of different lengths.
+
+    Args:
+        reader: reads requests as they are.
+        axes: what is padded, and how.
+        model: what messages call the model.
+
+    Thread-safety: ``reader`` may be used by any thread, everything else by one at a time.
+    """
+
+    def __init__(self, reader: RequestReader, axes: LengthAxes, model: str) -> None:
+        self.reader = LengthReader(reader, axes, model)
+        self.count = PaddingCount()
+        self.axes = axes
+        self._lengths: dict[int, int] = {}  # by id of a request of the batch that runs
+
+    def run(self, inputs: RequestReader, batch: list[Request], run_group: Any, runner: Runner) -> None:
+        """Run a batch: ``runner`` is given all of it, and ``run_group`` what shares a run, padded.
+
+        Args:
+            inputs: reads requests once they are padded.
+            batch: the requests.
+            run_group: runs those of one run.
+            runner: ``run_in_groups``.
+
+        Raises:
+            What ``runner`` raises.
+        """
+        padded = _PaddedReader()
+        by_key: dict[Hashable, list[tuple[Request, Measured]]] = {}
+        for request in batch:
+            try:
+                measured = self.reader.measure(request)
+            except KernelError as error:
+                padded.samples[id(request)] = error
+                continue
+            self._lengths[id(request)] = measured.length
+            by_key.setdefault(measured.key, []).append((request, measured))
+        try:
+            for number, run in enumerate(run for group in by_key.values() for run in self._runs(group)):
+                self._pad(inputs, run, number, padded)
+            runner(padded, batch, run_group)
+        finally:
+            self._lengths.clear()
+
+    def finish(
+        self,
+        outputs: list[Any],
+        requests: list[Request],
+        row_count: int,
+        postprocess: Callable[[list[Any], list[Request]], None],
+    ) -> None:
+        """Hand the outputs of a run to the postprocessor, each request's cut to its own length.
+
+        Requests of one length are handed over together, and all of them where no output has the length.
+
+        Args:
+            outputs: with a row for each request, in their order.
+            requests: of the run.
+            row_count: of the run, with those that were filled in.
+            postprocess: fills in the results of requests, from outputs with a row for each.
+        """
+        lengths = [self._lengths[id(request)] for request in requests]
+        target = self.axes.target(max(lengths)) or max(lengths)
+        self.count.add(sum(lengths), row_count * target)
+        if not any(self.axes.of_outputs) or all(length == target for length in lengths):
+            postprocess(outputs, requests)
+        elif len(set(lengths)) == 1:
+            postprocess(self.axes.cut(outputs, lengths[0], target), requests)
+        else:
+            for row, (request, length) in enumerate(zip(requests, lengths, strict=True)):
+                own = [output[row : row + 1] for output in outputs]
+                postprocess(_alone(self.axes.cut(own, length, target)), [request])
+
+    def _runs(self, group: list[tuple[Request, Measured]]) -> Iterable[list[tuple[Request, Measured]]]:
+        """Divide requests that may share a run by length, so that each run keeps the bounds.
+
+        A batch that the engine has formed by length is one run; what others have formed is divided.
+        """
+        group = sorted(group, key=lambda each: -each[1].length)
+        run: list[tuple[Request, Measured]] = []
+        own = longest = 0
+        for each in group:
+            length, target = each[1].length, each[1].target
+            if run and not self.axes.is_within(len(run) + 1, own + length, longest, has_target=target > 0):
+                yield run
+                run, own = [], 0
+            if not run:
+                longest = target or length
+            run.append(each)
+            own += length
+        if run:
+            yield run
+
+    def _pad(
+        self, inputs: RequestReader, run: list[tuple[Request, Measured]], number: int, padded: _PaddedReader
+    ) -> None:
+        """Pad the requests of a run to one length."""
+        target = run[0][1].target or run[0][1].length
+        for request, measured in run:
+            arrays = [
+                self.axes.padded(index, array, measured.sample.fit.item_shapes[index], target)
+                for index, array in enumerate(measured.sample.arrays)
+            ]
+            try:
+                found = inputs.read({"data": arrays})
+            except KernelError as error:  # the model takes no length like that
+                padded.samples[id(request)] = error
+                continue
+            sample = _PaddedSample(found.arrays, found.fit, measured.sample.is_torch)
+            sample.run = number
+            padded.samples[id(request)] = sample
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    """Return the shape of an array; (): it is none that has one."""
+    try:
+        if not hasattr(value, "shape") and hasattr(value, "__dlpack__"):
+            value = np.from_dlpack(value)
+        return tuple([int(size) for size in value.shape])
+    except Exception:  # of any library, about arrays unlike others: the reader says what they are
+        return ()
+
+
+def _alone(outputs: list[Any]) -> list[Any]:
+    """Return one request's outputs; torch's on the CPU as copies: who saves a view saves what it is a view of."""
+    torch = sys.modules.get("torch")
+    return [
+        output.clone() if torch is not None and isinstance(output, torch.Tensor) and not output.is_cuda else output
+        for output in outputs
+    ]
