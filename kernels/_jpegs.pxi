@@ -14,8 +14,9 @@ cdef extern from "nvjpeg.hpp" namespace "nvjpeg" nogil:
         int (*record)(void*, void*) noexcept
         int (*wait)(void*, void*, unsigned) noexcept
 
-    cdef cppclass Decoder:
-        void* handles[2]
+    cdef cppclass Handles:
+        int way_count
+        void* libraries[2]
         void* states[2]
         void* stream
         void* before
@@ -34,19 +35,14 @@ cdef extern from "nvjpeg.hpp" namespace "nvjpeg" nogil:
         int step
         int status
         int32_t refused
-        int way
 
-    cdef cppclass CppDecoders "nvjpeg::Decoders":
-        CppDecoders(const Functions& functions) except +
-        void add(const Decoder& decoder, int way_count) except +
-        bint is_short() noexcept
+    cdef cppclass CppDecoder "nvjpeg::Decoder":
+        CppDecoder(const Functions& functions, const Handles& handles) except +
         Outcome decode(const Batch& batch, void* caller, bint tells) noexcept
 
     cdef cppclass CppChooser "nvjpeg::Chooser":
-        int next() noexcept
-        void begin(int way) noexcept
+        int choose() noexcept
         void tell(int way, double cost) noexcept
-        void drop(int way) noexcept
 
     void widest_first(const Header* headers, int32_t count, int32_t* order) noexcept
 
@@ -67,7 +63,7 @@ cdef enum:
 cdef class Jpegs:
     """The JPEGs of a batch that a GPU takes, in the order of their requests.
 
-    ``sort``, then ``blocks`` and ``place``, ``Decoders.decode``, and ``hand_on``, or ``targets`` for who does that
+    ``sort``, then ``blocks`` and ``place``, ``Decoder.decode``, and ``hand_on``, or ``targets`` for who does that
     otherwise. What it was given is kept until the next ``sort``: the library reads it until the batch is decoded.
 
     Not thread-safe.
@@ -318,28 +314,27 @@ cdef class Chooser:
 
     def choose(self):
         """Return the way of the next batch."""
-        cdef int way = self.chooser.next()
-        self.chooser.begin(way)
-        return way
+        return self.chooser.choose()
 
     def tell(self, int way, double cost):
         """Take in what a batch has cost, in nanoseconds a byte."""
         self.chooser.tell(way, cost)
 
-    def drop(self, int way):
-        """Take in that a batch says nothing of those to come."""
-        self.chooser.drop(way)
-
 
 @cython.final
-cdef class Decoders:
+cdef class Decoder:
     """What decodes on one GPU, for everybody in the process; see nvjpeg.hpp. Any thread may call it.
 
     Args:
         addresses: of the functions in NAMES; the libraries must stay loaded.
+        ways: handle and state of each way: the pipelined one, and the plain one, if there is one. These and the
+            following are to live as long as ``decode`` may be called.
+        stream: on which it decodes.
+        before: an event of its own.
+        after: another one.
     """
 
-    cdef CppDecoders* decoders
+    cdef CppDecoder* decoder
 
     NAMES = (
         "nvjpegGetImageInfo",
@@ -351,11 +346,10 @@ cdef class Decoders:
         "cuStreamWaitEvent",
     )
 
-    cdef bint is_ready
-
-    def __cinit__(self, addresses):
-        cdef uintptr_t info, prepare, decode, query, synchronize, record, wait
+    def __cinit__(self, addresses, list ways, uintptr_t stream, uintptr_t before, uintptr_t after):
+        cdef uintptr_t info, prepare, decode, query, synchronize, record, wait, library, state
         cdef Functions functions
+        cdef Handles handles
         info, prepare, decode, query, synchronize, record, wait = addresses
         functions.info = <int (*)(void*, const uint8_t*, size_t, int*, int*, int*, int*) noexcept nogil>info
         functions.prepare = <int (*)(void*, void*, int, int, int) noexcept nogil>prepare
@@ -366,36 +360,16 @@ cdef class Decoders:
         functions.synchronize = <int (*)(void*) noexcept nogil>synchronize
         functions.record = <int (*)(void*, void*) noexcept nogil>record
         functions.wait = <int (*)(void*, void*, unsigned) noexcept nogil>wait
-        self.decoders = new CppDecoders(functions)
-
-    def __dealloc__(self):
-        del self.decoders
-
-    def add(self, list ways, uintptr_t stream, uintptr_t before, uintptr_t after):
-        """Add a decoder, whose handles are to live as long as this may be called.
-
-        Args:
-            ways: handle and state of each way: the pipelined one, and the plain one, if there is one.
-            stream: on which it decodes.
-            before: an event of its own.
-            after: another one.
-        """
-        cdef Decoder decoder
-        cdef uintptr_t handle, state
-        cdef Py_ssize_t number = 0
         if not 1 <= len(ways) <= 2:
             raise ValueError(f"ways: expected one or two, got {len(ways)}")
-        for handle, state in ways:
-            decoder.handles[number], decoder.states[number] = <void*>handle, <void*>state
-            number += 1
-        decoder.stream, decoder.before, decoder.after = <void*>stream, <void*>before, <void*>after
-        self.decoders.add(decoder, <int>number)
-        self.is_ready = True
+        for library, state in ways:
+            handles.libraries[handles.way_count], handles.states[handles.way_count] = <void*>library, <void*>state
+            handles.way_count += 1
+        handles.stream, handles.before, handles.after = <void*>stream, <void*>before, <void*>after
+        self.decoder = new CppDecoder(functions, handles)
 
-    @property
-    def is_short(self):
-        """Whether another decoder would be of use just now."""
-        return self.decoders.is_short()
+    def __dealloc__(self):
+        del self.decoder
 
     def decode(self, Jpegs images, int output, uintptr_t caller, bint tells):
         """Decode a batch, placed, behind what is queued on a stream of the caller's, which waits for its pixels.
@@ -415,11 +389,9 @@ cdef class Decoders:
         cdef Batch batch
         cdef Outcome outcome
         images.check_placed()
-        if not self.is_ready:
-            raise ValueError("there is no decoder")
         batch.count, batch.output, batch.sources = <int>images.count, output, images.sources
         batch.sizes, batch.targets, batch.headers = images.sizes, images.destinations, images.headers
         batch.is_refused = images.is_refused
         with nogil:
-            outcome = self.decoders.decode(batch, <void*>caller, tells)
+            outcome = self.decoder.decode(batch, <void*>caller, tells)
         return self.NAMES[outcome.step] if outcome.step >= 0 else "", outcome.status, outcome.refused

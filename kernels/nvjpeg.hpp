@@ -5,8 +5,6 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <deque>
 #include <limits>
 #include <mutex>
 #include <numeric>
@@ -46,10 +44,9 @@ enum Way { PIPELINED, PLAIN };
 // pipelined way takes twice as long as it did at its best: that is how it looks when a model shares the GPU.
 class Chooser {
 public:
-    // The way of the next batch; that is a trial if it is not the usual one, and has to be told or dropped.
-    int next() const { return left_ > 0 || is_trying_ ? current_ : 1 - current_; }
+    // The way of the next batch.
+    int choose() const { return left_ > 0 ? current_ : 1 - current_; }
     int current() const { return current_; }
-    void begin(int way) { is_trying_ = is_trying_ || way != current_; }
 
     // Take in what a batch has cost, in nanoseconds a byte.
     void tell(int way, double cost) {
@@ -62,7 +59,6 @@ public:
                 left_ = 0;
             return;
         }
-        is_trying_ = false;
         if (usual >= 0 && cost < BETTER * usual) {
             current_ = way;
             costs_[way] = best_ = cost;
@@ -73,27 +69,19 @@ public:
         left_ = gap_;
     }
 
-    // A batch says nothing of those to come.
-    void drop(int way) {
-        if (way != current_)
-            is_trying_ = false;
-    }
-
 private:
     static constexpr int FIRST_GAP = 4, LONGEST_GAP = 4096, GROWTH = 4;  // batches
     static constexpr double SLOWED = 2.0, BETTER = 0.9;                  // more than that is noise
     int current_ = PIPELINED, gap_ = FIRST_GAP, left_ = FIRST_GAP;
-    bool is_trying_ = false;
     double costs_[2] = {-1, -1};  // below 0: none is known
     double best_ = std::numeric_limits<double>::infinity();
 };
 
 // Handles of the library and of the driver, which one thread uses at a time.
-struct Decoder {
-    void *handles[2] = {}, *states[2] = {};
+struct Handles {
+    int way_count = 0;
+    void *libraries[2] = {}, *states[2] = {};  // of each way
     void *stream = nullptr, *before = nullptr, *after = nullptr;
-    int counts[2] = {}, outputs[2] = {};  // what each way is prepared for
-    bool is_taken = false;
 };
 
 // A batch, placed.
@@ -109,57 +97,39 @@ struct Batch {
 struct Outcome {
     int step = NOTHING;   // which function failed
     int status = 0;       // what it returned
-    int32_t refused = 0;  // images of which the library thinks otherwise than their header was read; nothing was decoded
-    int way = 0;
+    int32_t refused = 0;  // images of which the library thinks otherwise than we read; nothing was decoded
 };
 
-// What decodes on one GPU, for everybody in the process.
-//
-// Callers take turns, in the order in which they came, and without the GIL: else a decoder would be idle for as long as
-// a thread waits for that. One batch is decoded at a time where the plain way is the quicker, as two then make each other
-// slower, and while a way is tried; otherwise as many as there are decoders.
-class Decoders {
+// What decodes on one GPU, for everybody in the process. Callers take turns, in the order in which they came, and without
+// the GIL: else it would be idle for as long as the thread that was last waits for that.
+class Decoder {
 public:
-    explicit Decoders(const Functions& functions) : call_(functions) {}
-
-    void add(const Decoder& decoder, int way_count) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        way_count_ = way_count;
-        decoders_.push_back(decoder);
-        changed_.notify_all();
-    }
-
-    // Whether another decoder would have been of use just now.
-    bool is_short() {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        return running_ == decoders_.size() && !is_alone_;
-    }
+    Decoder(const Functions& functions, const Handles& handles) : call_(functions), handles_(handles) {}
 
     // Decode a batch behind what is queued on a stream, and have that stream wait for it.
+    // tells: whether what the batch costs says something of those to come.
     Outcome decode(const Batch& batch, void* caller, bool tells) {
         Outcome outcome;
         refuse(batch, &outcome);
         if (outcome.refused)
             return outcome;
-        size_t total_bytes = 0;
+        size_t total_bytes = 1;
         for (int number = 0; number < batch.count; number++)
             total_bytes += batch.sizes[number];
+        {
+            std::unique_lock<std::mutex> lock(mutex_);
+            const uint64_t mine = arrived_++;
+            changed_.wait(lock, [&] { return served_ == mine; });
+        }
         Chooser& chooser = choosers_[size_class(batch.count)];
-        bool is_alone;
-        size_t before;
-        Decoder* decoder = take(chooser, tells, &outcome.way, &is_alone, &before);
+        const int way = handles_.way_count < 2 ? int(PIPELINED) : tells ? chooser.choose() : chooser.current();
         const auto begun = std::chrono::steady_clock::now();
-        const bool is_done = run(batch, decoder, outcome.way, caller, &outcome);
-        const double elapsed_ns = std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - begun).count();
-        const std::lock_guard<std::mutex> lock(mutex_);
-        const double sharers = (before + running_) / 2.0;  // who decodes at the same time has its part of the engines
+        const bool is_done = run(batch, way, caller, &outcome);
+        const std::chrono::duration<double, std::nano> elapsed = std::chrono::steady_clock::now() - begun;
         if (tells && is_done)
-            chooser.tell(outcome.way, elapsed_ns / sharers / std::max<size_t>(1, total_bytes));
-        else
-            chooser.drop(outcome.way);
-        decoder->is_taken = false;
-        running_--;
-        is_alone_ = is_alone_ && !is_alone;
+            chooser.tell(way, elapsed.count() / double(total_bytes));
+        const std::lock_guard<std::mutex> lock(mutex_);
+        served_++;
         changed_.notify_all();
         return outcome;
     }
@@ -173,16 +143,12 @@ private:
     }
 
     // Note the images that are not to be decoded: memory is there for the size that was read from the header.
-    void refuse(const Batch& batch, Outcome* outcome) {
-        void* handle;
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            handle = decoders_.front().handles[0];
-        }
+    // A handle of the library may be used by any number of threads.
+    void refuse(const Batch& batch, Outcome* outcome) const {
         for (int number = 0; number < batch.count; number++) {
             int channels = 0, sampling = -1, widths[4] = {}, heights[4] = {};
-            const int status =
-                call_.info(handle, batch.sources[number], batch.sizes[number], &channels, &sampling, widths, heights);
+            const int status = call_.info(handles_.libraries[0], batch.sources[number], batch.sizes[number], &channels,
+                                          &sampling, widths, heights);
             const jpeg::Header& header = batch.headers[number];
             batch.is_refused[number] =
                 status || !is_taken(sampling) || widths[0] != header.width || heights[0] != header.height;
@@ -190,56 +156,32 @@ private:
         }
     }
 
-    // Wait for a decoder, behind all who came before; return it, the way, and how many are at work with it.
-    Decoder* take(Chooser& chooser, bool tells, int* way, bool* is_alone, size_t* running) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        const uint64_t mine = arrived_++;
-        for (;; changed_.wait(lock)) {
-            if (mine != served_ || is_alone_)
-                continue;
-            *way = way_count_ > 1 && tells ? chooser.next() : way_count_ > 1 ? chooser.current() : PIPELINED;
-            *is_alone = *way == PLAIN || *way != chooser.current();
-            if (*is_alone ? running_ == 0 : running_ < decoders_.size())
-                break;
-        }
-        served_++;
-        chooser.begin(*way);
-        is_alone_ = *is_alone;
-        *running = ++running_;
-        for (Decoder& decoder : decoders_)
-            if (!decoder.is_taken) {
-                decoder.is_taken = true;
-                changed_.notify_all();  // the next in line may have its turn, too
-                return &decoder;
-            }
-        std::abort();  // fewer are at work than there are
-    }
-
-    bool run(const Batch& batch, Decoder* decoder, int way, void* caller, Outcome* outcome) {
+    // It is the caller's turn.
+    bool run(const Batch& batch, int way, void* caller, Outcome* outcome) {
         const auto failed = [&](int step, int status) {
             if (status)
                 outcome->step = step, outcome->status = status;
             return status != 0;
         };
-        void *stream = decoder->stream, *handle = decoder->handles[way], *state = decoder->states[way];
+        void *stream = handles_.stream, *library = handles_.libraries[way], *state = handles_.states[way];
         // The library may hang if a batch begins while it is still at work on the one before, in either way.
         if (call_.query(stream) && failed(SYNCHRONIZE, call_.synchronize(stream)))
             return false;
-        if (decoder->counts[way] != batch.count || decoder->outputs[way] != batch.output) {
-            decoder->counts[way] = 0;
-            if (failed(PREPARE, call_.prepare(handle, state, batch.count, HELPERS, batch.output)))
+        if (counts_[way] != batch.count || outputs_[way] != batch.output) {
+            counts_[way] = 0;
+            if (failed(PREPARE, call_.prepare(library, state, batch.count, HELPERS, batch.output)))
                 return false;
-            decoder->counts[way] = batch.count, decoder->outputs[way] = batch.output;
+            counts_[way] = batch.count, outputs_[way] = batch.output;
         }
-        if (failed(RECORD, call_.record(decoder->before, caller)) || failed(WAIT, call_.wait(stream, decoder->before, 0)))
+        if (failed(RECORD, call_.record(handles_.before, caller)) || failed(WAIT, call_.wait(stream, handles_.before, 0)))
             return false;
-        const int status = call_.decode(handle, state, batch.sources, batch.sizes, batch.targets, stream);
+        const int status = call_.decode(library, state, batch.sources, batch.sizes, batch.targets, stream);
         if (status) {
-            decoder->counts[way] = 0;
+            counts_[way] = 0;
             if (failed(SYNCHRONIZE, call_.synchronize(stream)))
                 return false;
         }
-        if (failed(RECORD, call_.record(decoder->after, stream)) || failed(WAIT, call_.wait(caller, decoder->after, 0)))
+        if (failed(RECORD, call_.record(handles_.after, stream)) || failed(WAIT, call_.wait(caller, handles_.after, 0)))
             return false;
         return !failed(DECODE, status);
     }
@@ -247,14 +189,12 @@ private:
     static constexpr int HELPERS = 1;  // threads of the CPU, which the engines do not need
 
     const Functions call_;
-    std::mutex mutex_;
+    const Handles handles_;
+    std::mutex mutex_;  // of whose turn it is; what follows those is used by whoever has it
     std::condition_variable changed_;
-    std::deque<Decoder> decoders_;  // never moved
-    Chooser choosers_[33];          // by the size class of a batch: one image costs more a byte than many do
-    int way_count_ = 1;
-    uint64_t arrived_ = 0, served_ = 0;  // whose turn it is
-    size_t running_ = 0;
-    bool is_alone_ = false;  // somebody decodes who must be alone
+    uint64_t arrived_ = 0, served_ = 0;
+    int counts_[2] = {}, outputs_[2] = {};  // what each way is prepared for
+    Chooser choosers_[33];  // by the size class of a batch: one image costs more a byte than many do
 };
 
 // The numbers of images, the widest first; those of one width in their order.

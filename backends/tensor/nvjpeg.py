@@ -5,9 +5,9 @@ times for each image, and a thread that wants the GIL back from one that compute
 called for a batch is called in C, by ``fastpipe.kernels._images``, behind one release of the GIL; here is what makes
 and destroys.
 
-**Two decoders a GPU.** The JPEG engines are hardware of their own, and one decoder nearly keeps them busy. A second one
-bridges what is between its batches; more make all of them slower, and so do two beside a model. So the instances of a
-process share what there is for a GPU (``_Pool``), and take turns, in C and without the GIL (``Decoders``).
+**One decoder a GPU.** The JPEG engines are hardware of their own, and one decoder keeps them busy as long as it does not
+wait for a thread that waits for the GIL: so the instances of a process share it, and take turns in C. On an H200 a second
+one changed no rate by more than 3 %; with turns taken in Python, it made JPEG to class slower by up to a quarter.
 
 **Two ways to decode.** With pipelining (nvJPEG's default) a batch takes a seventh less time while the GPU is idle, and
 much longer as soon as another stream has kernels queued, whatever its priority. Which of the two is quicker depends on
@@ -24,14 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from fastpipe.errors import MissingExtra
-from fastpipe.kernels._images import Decoders, Jpegs
+from fastpipe.kernels._images import Decoder, Jpegs
 
 __all__ = ["REFUSED", "SUCCESS", "BatchDecoder", "Library", "load", "status_name"]
-
-# On an H200, images/s by 1 / 2 / 4 decoders (one run): 517x606 to tensors by map 21.8k / 28.7k / 27.8k. To classes by
-# map, three instances, 1 / 2 (another run): 517x606 12.7k / 11.7k, 640x640 12.5k / 10.3k, 1280x720 10.8k / 8.1k; there
-# the plain way is the quicker, by which one at a time decodes.
-MOST_DECODERS = 2
 
 LIBRARY = "libnvjpeg.so.13"
 DRIVER = "libcuda.so.1"
@@ -107,8 +102,8 @@ class Library:
 
     def __init__(self, path: str, driver: str = DRIVER) -> None:
         self.nvjpeg, self.driver = _loaded(path, _FUNCTIONS), _loaded(driver, _DRIVER_FUNCTIONS)
-        libraries = [self.driver if name.startswith("cu") else self.nvjpeg for name in Decoders.NAMES]
-        functions = [getattr(library, name) for library, name in zip(libraries, Decoders.NAMES, strict=True)]
+        libraries = [self.driver if name.startswith("cu") else self.nvjpeg for name in Decoder.NAMES]
+        functions = [getattr(library, name) for library, name in zip(libraries, Decoder.NAMES, strict=True)]
         self.of_batches = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
 
 
@@ -166,13 +161,17 @@ class _Way:
                 destroy(handle)
 
 
-class _Decoder:
-    """What one thread at a time decodes with, on one GPU, with one kind of upsampling."""
+class _Engines:
+    """What decodes on one GPU, with one kind of upsampling, for everybody in the process.
+
+    ``users`` is guarded by ``_sharing``.
+    """
 
     def __init__(self, library: Library, interpolates: bool) -> None:
         self._library = library
         self._stream, self._before, self._after = (ctypes.c_void_p() for _ in range(3))
         self._ways: list[_Way] = []
+        self.users = 0
         flags = _INTERPOLATE if interpolates else 0
         try:
             try:
@@ -189,14 +188,25 @@ class _Decoder:
             check("cuStreamCreateWithPriority", create(self._stream, _NON_BLOCKING_STREAM, greatest))
             for event in (self._before, self._after):
                 check("cuEventCreate", driver.cuEventCreate(event, _UNTIMED_EVENT))
+            ways = [(way.handle.value or 0, way.state.value or 0) for way in self._ways]
+            others = [handle.value or 0 for handle in (self._stream, self._before, self._after)]
+            self._decoder = Decoder(library.of_batches, ways, *others)
         except BaseException:
             self.close()
             raise
 
-    def add_to(self, decoders: Decoders) -> None:
-        """Have it take part."""
-        ways = [(way.handle.value or 0, way.state.value or 0) for way in self._ways]
-        decoders.add(ways, self._stream.value or 0, self._before.value or 0, self._after.value or 0)
+    def decode(self, images: Jpegs, output: int, stream: int, *, tells: bool) -> int:
+        """Decode a batch: ``stream`` is waited for, and waits for its pixels. Return the status of all of it.
+
+        ``tells``: what the batch costs says something of those to come.
+        """
+        failed, status, refused_count = self._decoder.decode(images, output, stream, tells)
+        if refused_count:
+            return REFUSED
+        if failed == "nvjpegDecodeBatched" and status in _FAULTS_OF_IMAGES:
+            return status
+        check(failed, status)
+        return SUCCESS
 
     def close(self) -> None:
         for way in self._ways:
@@ -213,52 +223,9 @@ class _Decoder:
                 destroy(handle)
 
 
-class _Pool:
-    """The decoders of one GPU, with one kind of upsampling: another one is made where all are taken, up to a limit.
-
-    ``users`` is guarded by ``_sharing``.
-    """
-
-    def __init__(self, library: Library, interpolates: bool) -> None:
-        self._library = library
-        self._interpolates = interpolates
-        self._decoders = Decoders(library.of_batches)
-        self._all: list[_Decoder] = []
-        self._making = threading.Lock()
-        self.users = 0
-        self._add()
-
-    def decode(self, images: Jpegs, output: int, stream: int, *, tells: bool) -> int:
-        """Decode a batch: ``stream`` is waited for, and waits for its pixels. Return the status of all of it.
-
-        ``tells``: what the batch costs says something of those to come.
-        """
-        if len(self._all) < MOST_DECODERS and self._decoders.is_short:
-            with self._making:
-                if len(self._all) < MOST_DECODERS:
-                    self._add()
-        failed, status, refused_count = self._decoders.decode(images, output, stream, tells)
-        if refused_count:
-            return REFUSED
-        if failed == "nvjpegDecodeBatched" and status in _FAULTS_OF_IMAGES:
-            return status
-        check(failed, status)
-        return SUCCESS
-
-    def _add(self) -> None:
-        made = _Decoder(self._library, self._interpolates)
-        self._all.append(made)
-        made.add_to(self._decoders)
-
-    def close(self) -> None:
-        for decoder in self._all:
-            decoder.close()
-        self._all.clear()
-
-
 # Reentrant: making a decoder may collect garbage, and with it another decoder, which is closed then.
 _sharing = threading.RLock()
-_shared: dict[tuple[int, bool], _Pool] = {}
+_shared: dict[tuple[int, bool], _Engines] = {}
 
 
 # ---- a decoder -------------------------------------------------------------------------------------------------------
@@ -291,9 +258,9 @@ class BatchDecoder:
         self.images = Jpegs(max_batch)
         with _sharing:
             if self._key not in _shared:
-                _shared[self._key] = _Pool(library, fancy_upsampling)
-            self._pool = _shared[self._key]
-            self._pool.users += 1
+                _shared[self._key] = _Engines(library, fancy_upsampling)
+            self._engines = _shared[self._key]
+            self._engines.users += 1
             self._is_open = True
 
     def decode(self, images: Jpegs, stream: int) -> int:
@@ -305,7 +272,7 @@ class BatchDecoder:
         Raises:
             RuntimeError: if that is the GPU's fault.
         """
-        return self._pool.decode(images, self._output, stream, tells=not self.is_warming_up)
+        return self._engines.decode(images, self._output, stream, tells=not self.is_warming_up)
 
     def close(self) -> None:
         """Give everything back. May be called twice."""
@@ -313,11 +280,11 @@ class BatchDecoder:
             if not self._is_open:
                 return
             self._is_open = False
-            self._pool.users -= 1
-            if self._pool.users:
+            self._engines.users -= 1
+            if self._engines.users:
                 return
             del _shared[self._key]
-        self._pool.close()
+        self._engines.close()
 
     def __del__(self) -> None:
         if getattr(self, "_is_open", False):

@@ -373,7 +373,8 @@ def test_pixels_say_where_an_image_was_placed() -> None:
 def test_what_has_changed_has_to_be_placed_anew() -> None:
     """Nothing is written to where others were."""
     images = _images.Jpegs(2)
-    decoders = _images.Decoders([0] * len(_images.Decoders.NAMES))
+    functions = [0] * len(_images.Decoder.NAMES)
+    decoder = _images.Decoder(functions, [(1, 1)], 1, 1, 1)
     changes: list[Any] = [
         lambda: images.sort([{"data": jpeg()}], 1 << 30, bytes, {}),
         images.blocks,
@@ -387,15 +388,10 @@ def test_what_has_changed_has_to_be_placed_anew() -> None:
         changed = change()
         batch = changed if isinstance(changed, _images.Jpegs) else images
         with pytest.raises(ValueError, match="the images have not been placed"):
-            decoders.decode(batch, 5, 1, True)
-    sorted_by(images, [jpeg()])
-    images.blocks()
-    images.place([1000])
-    with pytest.raises(ValueError, match="there is no decoder"):
-        decoders.decode(images, 5, 1, True)
+            decoder.decode(batch, 5, 1, True)
     for ways in ([], [(1, 1)] * 3):
         with pytest.raises(ValueError, match="ways: expected one or two"):
-            decoders.add(ways, 1, 1, 1)
+            _images.Decoder(functions, ways, 1, 1, 1)
     sorted_by(images, [])
     assert images.blocks() == []
     with pytest.raises(ValueError, match="expected 0 blocks"):
