@@ -4,7 +4,8 @@
 
 FOLDER holds another build: check its commit out, and run ``python setup.py build --build-lib FOLDER`` there. Each build
 runs in a process of its own, and windows take turns, so that a machine that slows down does so for both. Figures are
-medians; behind a ratio is its range within the rounds. ``--memory``: what memory of the GPU instances take. The most telling cases come first.
+medians; behind a ratio is its range within the rounds. The most telling cases come first. ``--memory``: what memory of
+the GPU instances take, too.
 """
 
 from __future__ import annotations
@@ -130,10 +131,8 @@ class Case(NamedTuple):
 
 
 CASES = [
-    *(Case(USUAL_CLASS, way) for way in ("map", "lists of 64")),
-    *(Case(USUAL_CLASS, way) for way in ("64 threads", "128 threads")),
-    *(Case(TENSOR, way) for way in ("map", "lists of 64")),
-    *(Case(TENSOR, way) for way in ("64 threads", "128 threads")),
+    *(Case(USUAL_CLASS, way) for way in ("map", "lists of 64", "64 threads", "128 threads")),
+    *(Case(TENSOR, way) for way in ("map", "lists of 64", "64 threads", "128 threads")),
     *(Case(pipe, "one client") for pipe in ONE_CLIENT),
     *(Case(FOR_BUSY, way) for way in WAYS if way.startswith(f"lists of {BUSY_LIST}")),
     Case(USUAL_CLASS, "map, and how often the GIL is held"),
