@@ -5,8 +5,8 @@ times for each image, and a thread that wants the GIL back from one that compute
 called for a batch is called in C, by ``fastpipe.kernels._images``, behind one release of the GIL; here is what makes
 and destroys.
 
-**One decoder a GPU.** The JPEG engines are hardware of their own, and one decoder keeps them busy, if it does not wait for
-a thread that waits for the GIL: so the instances of a process share it, and take turns in C. On an H200 a second one
+**One decoder a GPU.** The JPEG engines are hardware of their own. One decoder keeps them busy, unless it waits for a
+thread that waits for the GIL: so the instances of a process share it, and take turns in C. On an H200 a second one
 changed no rate by more than 3 %; with turns taken in Python, it made JPEG to class slower by up to a quarter.
 
 **Two ways to decode.** With pipelining (nvJPEG's default) a batch takes a seventh less time while the GPU is idle, and
