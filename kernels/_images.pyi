@@ -33,8 +33,6 @@ def whole_of(requests: list[dict[str, Any]]) -> Any: ...
 class Jpegs:
     count: int
     def __new__(cls, most: int) -> Jpegs: ...
-    @property
-    def size_bytes(self) -> int: ...
     def sort(
         self,
         requests: list[dict[str, Any]],
@@ -50,19 +48,14 @@ class Jpegs:
     def alone(self, number: int) -> Jpegs: ...
 
 @final
-class Nvjpeg:
+class Chooser:
+    def choose(self) -> int: ...
+    def tell(self, way: int, cost: float) -> None: ...
+
+@final
+class Decoder:
     NAMES: ClassVar[tuple[str, ...]]
-    def __init__(self, addresses: Sequence[int]) -> None: ...
-    def decode(
-        self,
-        images: Jpegs,
-        handle: int,
-        state: int,
-        stream: int,
-        before: int,
-        after: int,
-        is_prepared: bool,
-        helpers: int,
-        output: int,
-        caller: int,
-    ) -> tuple[str, int, int, int, bool]: ...
+    def __new__(
+        cls, addresses: Sequence[int], ways: list[tuple[int, int]], stream: int, before: int, after: int
+    ) -> Decoder: ...
+    def decode(self, images: Jpegs, output: int, caller: int, tells: bool) -> tuple[str, int, int]: ...

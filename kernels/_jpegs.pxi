@@ -14,33 +14,36 @@ cdef extern from "nvjpeg.hpp" namespace "nvjpeg" nogil:
         int (*record)(void*, void*) noexcept
         int (*wait)(void*, void*, unsigned) noexcept
 
-    cdef cppclass Engines:
-        void* handle
-        void* state
+    cdef cppclass Handles:
+        int way_count
+        void* libraries[2]
+        void* states[2]
         void* stream
         void* before
         void* after
-        int is_prepared
-        int helpers
+
+    cdef cppclass Batch:
+        int count
         int output
+        const uint8_t* const* sources
+        const size_t* sizes
+        Destination* targets
+        const Header* headers
+        int32_t* is_refused
 
     cdef cppclass Outcome:
         int step
         int status
-        int64_t elapsed_ns
         int32_t refused
 
-    Outcome decode(
-        const Functions& call,
-        Engines* engines,
-        void* caller,
-        int count,
-        const uint8_t* const* sources,
-        const size_t* sizes,
-        Destination* targets,
-        const Header* headers,
-        int32_t* is_refused,
-    ) noexcept
+    cdef cppclass CppDecoder "nvjpeg::Decoder":
+        CppDecoder(const Functions& functions, const Handles& handles) except +
+        Outcome decode(const Batch& batch, void* caller, bint tells) noexcept
+
+    cdef cppclass CppChooser "nvjpeg::Chooser":
+        int choose() noexcept
+        void tell(int way, double cost) noexcept
+
     void widest_first(const Header* headers, int32_t count, int32_t* order) noexcept
 
 
@@ -60,7 +63,7 @@ cdef enum:
 cdef class Jpegs:
     """The JPEGs of a batch that a GPU takes, in the order of their requests.
 
-    ``sort``, then ``blocks`` and ``place``, ``Nvjpeg.decode``, and ``hand_on``, or ``targets`` for who does that
+    ``sort``, then ``blocks`` and ``place``, ``Decoder.decode``, and ``hand_on``, or ``targets`` for who does that
     otherwise. What it was given is kept until the next ``sort``: the library reads it until the batch is decoded.
 
     Not thread-safe.
@@ -112,15 +115,6 @@ cdef class Jpegs:
         PyMem_Free(self.order)
         PyMem_Free(self.places)
         PyMem_Free(self.columns)
-
-    @property
-    def size_bytes(self):
-        """How many bytes the images have, encoded."""
-        cdef size_t total = 0
-        cdef Py_ssize_t number
-        for number in range(self.count):
-            total += self.sizes[number]
-        return total
 
     def sort(self, list requests, int64_t max_pixels, unchanging, dict errors):
         """Read the headers of a batch, and keep the images that a GPU's JPEG engines take.
@@ -313,10 +307,34 @@ cdef void turn(ImageRow* row, const Destination* stored, const Header* header) n
 
 
 @cython.final
-cdef class Nvjpeg:
-    """The functions by which a batch is decoded. Made of their addresses; the libraries must stay loaded."""
+cdef class Chooser:
+    """Which way to decode is quicker just now, the pipelined (0) or the plain one (1): for tests of it."""
 
-    cdef Functions functions
+    cdef CppChooser chooser
+
+    def choose(self):
+        """Return the way of the next batch."""
+        return self.chooser.choose()
+
+    def tell(self, int way, double cost):
+        """Take in what a batch has cost, in nanoseconds a byte."""
+        self.chooser.tell(way, cost)
+
+
+@cython.final
+cdef class Decoder:
+    """What decodes on one GPU, for everybody in the process; see nvjpeg.hpp. Any thread may call it.
+
+    Args:
+        addresses: of the functions in NAMES; the libraries must stay loaded.
+        ways: handle and state of each way: the pipelined one, and the plain one, if there is one. These and the
+            following are to live as long as ``decode`` may be called.
+        stream: on which it decodes.
+        before: an event of its own.
+        after: another one.
+    """
+
+    cdef CppDecoder* decoder
 
     NAMES = (
         "nvjpegGetImageInfo",
@@ -328,51 +346,52 @@ cdef class Nvjpeg:
         "cuStreamWaitEvent",
     )
 
-    def __init__(self, addresses):
-        cdef uintptr_t info, prepare, decode_, query, synchronize, record, wait
-        info, prepare, decode_, query, synchronize, record, wait = addresses
-        self.functions.info = <int (*)(void*, const uint8_t*, size_t, int*, int*, int*, int*) noexcept nogil>info
-        self.functions.prepare = <int (*)(void*, void*, int, int, int) noexcept nogil>prepare
-        self.functions.decode = <int (*)(
+    def __cinit__(self, addresses, list ways, uintptr_t stream, uintptr_t before, uintptr_t after):
+        cdef uintptr_t info, prepare, decode, query, synchronize, record, wait, library, state
+        cdef Functions functions
+        cdef Handles handles
+        info, prepare, decode, query, synchronize, record, wait = addresses
+        functions.info = <int (*)(void*, const uint8_t*, size_t, int*, int*, int*, int*) noexcept nogil>info
+        functions.prepare = <int (*)(void*, void*, int, int, int) noexcept nogil>prepare
+        functions.decode = <int (*)(
             void*, void*, const uint8_t* const*, const size_t*, Destination*, void*
-        ) noexcept nogil>decode_
-        self.functions.query = <int (*)(void*) noexcept nogil>query
-        self.functions.synchronize = <int (*)(void*) noexcept nogil>synchronize
-        self.functions.record = <int (*)(void*, void*) noexcept nogil>record
-        self.functions.wait = <int (*)(void*, void*, unsigned) noexcept nogil>wait
+        ) noexcept nogil>decode
+        functions.query = <int (*)(void*) noexcept nogil>query
+        functions.synchronize = <int (*)(void*) noexcept nogil>synchronize
+        functions.record = <int (*)(void*, void*) noexcept nogil>record
+        functions.wait = <int (*)(void*, void*, unsigned) noexcept nogil>wait
+        if not 1 <= len(ways) <= 2:
+            raise ValueError(f"ways: expected one or two, got {len(ways)}")
+        for library, state in ways:
+            handles.libraries[handles.way_count], handles.states[handles.way_count] = <void*>library, <void*>state
+            handles.way_count += 1
+        handles.stream, handles.before, handles.after = <void*>stream, <void*>before, <void*>after
+        self.decoder = new CppDecoder(functions, handles)
 
-    def decode(
-        self,
-        Jpegs images,
-        uintptr_t handle,
-        uintptr_t state,
-        uintptr_t stream,
-        uintptr_t before,
-        uintptr_t after,
-        bint is_prepared,
-        int helpers,
-        int output,
-        uintptr_t caller,
-    ):
-        """Decode a batch, placed, on a stream that waits for the caller's, and for which the caller's waits.
+    def __dealloc__(self):
+        del self.decoder
 
-        The GIL is given up, once; nobody else may use any of the handles, nor the images, meanwhile.
+    def decode(self, Jpegs images, int output, uintptr_t caller, bint tells):
+        """Decode a batch, placed, behind what is queued on a stream of the caller's, which waits for its pixels.
+
+        The GIL is given up, once; nobody else may use the images meanwhile.
+
+        Args:
+            images: the batch.
+            output: nvJPEG's number of what is made.
+            caller: the stream.
+            tells: whether what it costs says something of the batches to come.
 
         Returns:
-            The name of the function that has failed ("": none), what it returned, how many nanoseconds the decoding
-            call took, how many images were refused (nothing is decoded then), and whether the state is prepared for a
-            batch of this size.
+            The name of the function that has failed ("": none), what it returned, and how many images were refused
+            (nothing is decoded then).
         """
-        cdef Engines engines
+        cdef Batch batch
         cdef Outcome outcome
         images.check_placed()
-        engines.handle, engines.state, engines.stream = <void*>handle, <void*>state, <void*>stream
-        engines.before, engines.after = <void*>before, <void*>after
-        engines.is_prepared, engines.helpers, engines.output = is_prepared, helpers, output
+        batch.count, batch.output, batch.sources = <int>images.count, output, images.sources
+        batch.sizes, batch.targets, batch.headers = images.sizes, images.destinations, images.headers
+        batch.is_refused = images.is_refused
         with nogil:
-            outcome = decode(
-                self.functions, &engines, <void*>caller, <int>images.count, images.sources, images.sizes,
-                images.destinations, images.headers, images.is_refused,
-            )
-        name = self.NAMES[outcome.step] if outcome.step >= 0 else ""
-        return name, outcome.status, outcome.elapsed_ns, outcome.refused, bool(engines.is_prepared)
+            outcome = self.decoder.decode(batch, <void*>caller, tells)
+        return self.NAMES[outcome.step] if outcome.step >= 0 else "", outcome.status, outcome.refused

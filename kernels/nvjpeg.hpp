@@ -2,8 +2,11 @@
 #pragma once
 #include <algorithm>
 #include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <mutex>
 #include <numeric>
 
 #include "jpeg.hpp"
@@ -32,62 +35,167 @@ struct Functions {
 // In the order of Functions; NOTHING: all went well.
 enum Step { NOTHING = -1, INFO, PREPARE, DECODE, QUERY, SYNCHRONIZE, RECORD, WAIT };
 
-// What decodes, and on which streams; nobody else uses any of it meanwhile.
-struct Engines {
-    void *handle, *state, *stream, *before, *after;
-    int is_prepared, helpers, output;
+// The two ways in which the library uses the engines; where a GPU has none, there is the first only.
+enum Way { PIPELINED, PLAIN };
+
+// Which of the two ways is quicker just now, for batches of about one size.
+//
+// The other way is tried once in so many batches, four times as rarely after each time that it lost; and at once, if the
+// pipelined way takes twice as long as it did at its best: that is how it looks when a model shares the GPU.
+class Chooser {
+public:
+    // The way of the next batch.
+    int choose() const { return left_ > 0 ? current_ : 1 - current_; }
+    int current() const { return current_; }
+
+    // Take in what a batch has cost, in nanoseconds a byte.
+    void tell(int way, double cost) {
+        const double usual = costs_[current_];
+        if (way == current_) {
+            costs_[way] = usual < 0 ? cost : (usual + cost) / 2;
+            best_ = std::min(best_, cost);
+            left_--;
+            if (way == PIPELINED && cost > SLOWED * best_)
+                left_ = 0;
+            return;
+        }
+        if (usual >= 0 && cost < BETTER * usual) {
+            current_ = way;
+            costs_[way] = best_ = cost;
+            gap_ = FIRST_GAP;
+        } else {
+            gap_ = std::min(gap_ * GROWTH, LONGEST_GAP);
+        }
+        left_ = gap_;
+    }
+
+private:
+    static constexpr int FIRST_GAP = 4, LONGEST_GAP = 4096, GROWTH = 4;  // batches
+    static constexpr double SLOWED = 2.0, BETTER = 0.9;                  // more than that is noise
+    int current_ = PIPELINED, gap_ = FIRST_GAP, left_ = FIRST_GAP;
+    double costs_[2] = {-1, -1};  // below 0: none is known
+    double best_ = std::numeric_limits<double>::infinity();
+};
+
+// Handles of the library and of the driver, which one thread uses at a time.
+struct Handles {
+    int way_count = 0;
+    void *libraries[2] = {}, *states[2] = {};  // of each way
+    void *stream = nullptr, *before = nullptr, *after = nullptr;
+};
+
+// A batch, placed.
+struct Batch {
+    int count, output;
+    const uint8_t* const* sources;
+    const size_t* sizes;
+    Destination* targets;
+    const jpeg::Header* headers;
+    int32_t* is_refused;
 };
 
 struct Outcome {
-    int step;             // which function failed
-    int status;           // what it returned
-    int64_t elapsed_ns;   // of the decoding call
-    int32_t refused;      // images of which the library thinks otherwise than their header was read; nothing was decoded
+    int step = NOTHING;   // which function failed
+    int status = 0;       // what it returned
+    int32_t refused = 0;  // images of which the library thinks otherwise than we read; nothing was decoded
 };
 
-// Decode a batch behind what is queued on a stream, and have that stream wait for it.
-inline Outcome decode(const Functions& call, Engines* engines, void* caller, int count, const uint8_t* const* sources,
-                      const size_t* sizes, Destination* targets, const jpeg::Header* headers, int32_t* is_refused) {
-    Outcome outcome{NOTHING, 0, 0, 0};
-    // Memory is there for the size that was read; the decoder must not have read another one.
-    for (int number = 0; number < count; number++) {
-        int channels = 0, sampling = -1, widths[4] = {}, heights[4] = {};
-        const int status =
-            call.info(engines->handle, sources[number], sizes[number], &channels, &sampling, widths, heights);
-        is_refused[number] = status || !is_taken(sampling) || widths[0] != headers[number].width
-            || heights[0] != headers[number].height;
-        outcome.refused += is_refused[number];
-    }
-    if (outcome.refused)
-        return outcome;
-    const auto failed = [&](int step, int status) {
-        if (status)
-            outcome.step = step, outcome.status = status;
-        return status != 0;
-    };
-    // The library may hang if a batch begins while it is still at work on the one before.
-    if (call.query(engines->stream) && failed(SYNCHRONIZE, call.synchronize(engines->stream)))
-        return outcome;
-    if (!engines->is_prepared) {
-        if (failed(PREPARE, call.prepare(engines->handle, engines->state, count, engines->helpers, engines->output)))
+// What decodes on one GPU, for everybody in the process. Callers take turns, in the order in which they came, and without
+// the GIL: else it would be idle for as long as the thread that was last waits for that.
+class Decoder {
+public:
+    Decoder(const Functions& functions, const Handles& handles) : call_(functions), handles_(handles) {}
+
+    // Decode a batch behind what is queued on a stream, and have that stream wait for it.
+    // tells: whether what the batch costs says something of those to come.
+    Outcome decode(const Batch& batch, void* caller, bool tells) {
+        Outcome outcome;
+        refuse(batch, &outcome);
+        if (outcome.refused)
             return outcome;
-        engines->is_prepared = 1;
-    }
-    if (failed(RECORD, call.record(engines->before, caller)) || failed(WAIT, call.wait(engines->stream, engines->before, 0)))
+        size_t total_bytes = 1;
+        for (int number = 0; number < batch.count; number++)
+            total_bytes += batch.sizes[number];
+        {
+            std::unique_lock<std::mutex> lock(mutex_);
+            const uint64_t mine = arrived_++;
+            changed_.wait(lock, [&] { return served_ == mine; });
+        }
+        Chooser& chooser = choosers_[size_class(batch.count)];
+        const int way = handles_.way_count < 2 ? int(PIPELINED) : tells ? chooser.choose() : chooser.current();
+        const auto begun = std::chrono::steady_clock::now();
+        const bool is_done = run(batch, way, caller, &outcome);
+        const std::chrono::duration<double, std::nano> elapsed = std::chrono::steady_clock::now() - begun;
+        if (tells && is_done)
+            chooser.tell(way, elapsed.count() / double(total_bytes));
+        const std::lock_guard<std::mutex> lock(mutex_);
+        served_++;
+        changed_.notify_all();
         return outcome;
-    const auto begun = std::chrono::steady_clock::now();
-    const int status = call.decode(engines->handle, engines->state, sources, sizes, targets, engines->stream);
-    outcome.elapsed_ns =
-        std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - begun).count();
-    if (status) {
-        engines->is_prepared = 0;
-        if (failed(SYNCHRONIZE, call.synchronize(engines->stream)))
-            return outcome;
     }
-    if (!failed(RECORD, call.record(engines->after, engines->stream)) && !failed(WAIT, call.wait(caller, engines->after, 0)))
-        failed(DECODE, status);
-    return outcome;
-}
+
+private:
+    static int size_class(int count) {
+        int bits = 0;
+        for (; count; count >>= 1)
+            bits++;
+        return bits;
+    }
+
+    // Note the images that are not to be decoded: memory is there for the size that was read from the header.
+    // A handle of the library may be used by any number of threads.
+    void refuse(const Batch& batch, Outcome* outcome) const {
+        for (int number = 0; number < batch.count; number++) {
+            int channels = 0, sampling = -1, widths[4] = {}, heights[4] = {};
+            const int status = call_.info(handles_.libraries[0], batch.sources[number], batch.sizes[number], &channels,
+                                          &sampling, widths, heights);
+            const jpeg::Header& header = batch.headers[number];
+            batch.is_refused[number] =
+                status || !is_taken(sampling) || widths[0] != header.width || heights[0] != header.height;
+            outcome->refused += batch.is_refused[number];
+        }
+    }
+
+    // It is the caller's turn.
+    bool run(const Batch& batch, int way, void* caller, Outcome* outcome) {
+        const auto failed = [&](int step, int status) {
+            if (status)
+                outcome->step = step, outcome->status = status;
+            return status != 0;
+        };
+        void *stream = handles_.stream, *library = handles_.libraries[way], *state = handles_.states[way];
+        // The library may hang if a batch begins while it is still at work on the one before, in either way.
+        if (call_.query(stream) && failed(SYNCHRONIZE, call_.synchronize(stream)))
+            return false;
+        if (counts_[way] != batch.count || outputs_[way] != batch.output) {
+            counts_[way] = 0;
+            if (failed(PREPARE, call_.prepare(library, state, batch.count, HELPERS, batch.output)))
+                return false;
+            counts_[way] = batch.count, outputs_[way] = batch.output;
+        }
+        if (failed(RECORD, call_.record(handles_.before, caller)) || failed(WAIT, call_.wait(stream, handles_.before, 0)))
+            return false;
+        const int status = call_.decode(library, state, batch.sources, batch.sizes, batch.targets, stream);
+        if (status) {
+            counts_[way] = 0;
+            if (failed(SYNCHRONIZE, call_.synchronize(stream)))
+                return false;
+        }
+        if (failed(RECORD, call_.record(handles_.after, stream)) || failed(WAIT, call_.wait(caller, handles_.after, 0)))
+            return false;
+        return !failed(DECODE, status);
+    }
+
+    static constexpr int HELPERS = 1;  // threads of the CPU, which the engines do not need
+
+    const Functions call_;
+    const Handles handles_;
+    std::mutex mutex_;  // of whose turn it is; what follows those is used by whoever has it
+    std::condition_variable changed_;
+    uint64_t arrived_ = 0, served_ = 0;
+    int counts_[2] = {}, outputs_[2] = {};  // what each way is prepared for
+    Chooser choosers_[33];  // by the size class of a batch: one image costs more a byte than many do
+};
 
 // The numbers of images, the widest first; those of one width in their order.
 inline void widest_first(const jpeg::Header* headers, int32_t count, int32_t* order) {

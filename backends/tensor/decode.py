@@ -51,8 +51,8 @@ class DecodeTensor(OnGpu):
     else (other formats; progressive JPEGs; CMYK, RGB or 12 bits in a JPEG; JPEGs that the GPU refuses or fails at) is
     decoded by ``DecodeMat`` on threads of the CPU, meanwhile, and copied to the GPU. ``hybrid`` changes that. Which of
     them decoded an image is seen only in the last bits: each rounds in its own way, by 1 of 255 at most. All instances
-    of a process that are on one GPU share two decoders, and take turns. Two instances: while one decodes, the callers
-    of the other are answered and come back.
+    of a process that are on one GPU share a decoder, and take turns without the GIL. Two instances: while one decodes,
+    the callers of the other are answered and come back.
 
     **Beside a model on the same GPU**, one of nvJPEG's two ways to use the engines is twenty times slower; elsewhere it
     is a seventh faster. The decoder measures which of them is quicker just now.

@@ -5,13 +5,13 @@ times for each image, and a thread that wants the GIL back from one that compute
 called for a batch is called in C, by ``fastpipe.kernels._images``, behind one release of the GIL; here is what makes
 and destroys.
 
-**Two decoders a GPU.** The JPEG engines are hardware of their own, and one decoder nearly keeps them busy. A second one
-bridges what a thread takes to get the GIL back; more make all of them slower beside a model. So the instances of a
-process share what there is for a GPU (``_Pool``), and take turns.
+**One decoder a GPU.** The JPEG engines are hardware of their own. One decoder keeps them busy, unless it waits for a
+thread that waits for the GIL: so the instances of a process share it, and take turns in C. On an H200 a second one
+changed no rate by more than 3 %; with turns taken in Python, it made JPEG to class slower by up to a quarter.
 
 **Two ways to decode.** With pipelining (nvJPEG's default) a batch takes a seventh less time while the GPU is idle, and
-twenty times as long as soon as another stream has kernels queued, whatever its priority. Which of the two is quicker
-depends on what else runs, so it is measured: ``_Chooser``.
+much longer as soon as another stream has kernels queued, whatever its priority. Which of the two is quicker depends on
+what else runs, so it is measured (``Chooser`` of nvjpeg.hpp).
 """
 
 from __future__ import annotations
@@ -19,19 +19,14 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import threading
-from collections import defaultdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from fastpipe.errors import MissingExtra
-from fastpipe.kernels._images import Jpegs, Nvjpeg
+from fastpipe.kernels._images import Decoder, Jpegs
 
 __all__ = ["REFUSED", "SUCCESS", "BatchDecoder", "Library", "load", "status_name"]
-
-# On an H200, images/s by 1 / 2 / 4 (one run): 517x606 to tensors by map 21.8k / 28.7k / 27.8k; 1280x720 to
-# classes by map, two instances, 9.0k / 8.2k / 6.8k; lists beside a thread that computes, share 0.47 / 0.71 / 1.04.
-MOST_DECODERS = 2
 
 LIBRARY = "libnvjpeg.so.13"
 DRIVER = "libcuda.so.1"
@@ -41,7 +36,6 @@ DRIVER = "libcuda.so.1"
 _ENGINES, _KERNELS = 3, 2  # backends: the JPEG engines; where a GPU has none, its cores
 _NO_PIPELINE, _INTERPOLATE = 1 << 0, 1 << 5  # flags
 _INTERLEAVED = {"rgb": 5, "bgr": 6}
-_HELPERS = 1  # threads of the CPU, which the engines do not need
 _NON_BLOCKING_STREAM, _UNTIMED_EVENT = 1, 2  # of the driver
 
 SUCCESS = 0
@@ -96,7 +90,7 @@ _DRIVER_FUNCTIONS: dict[str, list[Any]] = {
 
 
 class Library:
-    """nvJPEG's shared library and CUDA's driver, loaded; ``of_batches`` are the functions that decode a batch.
+    """nvJPEG's shared library and CUDA's driver, loaded; ``of_batches``: where the functions are that decode a batch.
 
     Args:
         path: of ``libnvjpeg.so``; also a name that the loader finds.
@@ -108,9 +102,9 @@ class Library:
 
     def __init__(self, path: str, driver: str = DRIVER) -> None:
         self.nvjpeg, self.driver = _loaded(path, _FUNCTIONS), _loaded(driver, _DRIVER_FUNCTIONS)
-        libraries = [self.driver if name.startswith("cu") else self.nvjpeg for name in Nvjpeg.NAMES]
-        functions = [getattr(library, name) for library, name in zip(libraries, Nvjpeg.NAMES, strict=True)]
-        self.of_batches = Nvjpeg([ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions])
+        libraries = [self.driver if name.startswith("cu") else self.nvjpeg for name in Decoder.NAMES]
+        functions = [getattr(library, name) for library, name in zip(libraries, Decoder.NAMES, strict=True)]
+        self.of_batches = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
 
 
 def _loaded(path: str, functions: dict[str, list[Any]]) -> Any:
@@ -141,60 +135,15 @@ def load() -> Library:
         raise MissingExtra("DecodeTensor", "cuda", ImportError(str(error), name=name)) from error
 
 
-# ---- which way -------------------------------------------------------------------------------------------------------
-
-_PIPELINED, _PLAIN = 0, 1
-
-
-class _Chooser:
-    """Which of the two ways is quicker just now, for batches of about one size.
-
-    The other way is tried once in so many batches, four times as rarely after each time that it lost; and at once, if
-    the pipelined way takes twice as long as it did at its best: that is how it looks when a model shares the GPU.
-    """
-
-    FIRST_GAP, LONGEST_GAP, GROWTH = 4, 4096, 4  # batches
-    SLOWED = 2.0
-    BETTER = 0.9  # less is noise
-
-    def __init__(self) -> None:
-        self.current = _PIPELINED
-        self._costs: list[float | None] = [None, None]
-        self._best = float("inf")
-        self._gap = self._left = self.FIRST_GAP
-
-    def choose(self) -> int:
-        """Return the way of the next batch."""
-        return self.current if self._left > 0 else 1 - self.current
-
-    def note(self, way: int, cost: float) -> None:
-        """Take in what a batch has cost, in nanoseconds a byte."""
-        usual = self._costs[self.current]
-        if way == self.current:
-            self._costs[way] = cost if usual is None else (usual + cost) / 2
-            self._best = min(self._best, cost)
-            self._left -= 1
-            if way == _PIPELINED and cost > self.SLOWED * self._best:
-                self._left = 0
-            return
-        if usual is not None and cost < self.BETTER * usual:
-            self.current, self._best, self._gap = way, cost, self.FIRST_GAP
-            self._costs[way] = cost
-        else:
-            self._gap = min(self._gap * self.GROWTH, self.LONGEST_GAP)
-        self._left = self._gap
-
-
 # ---- what all instances share ----------------------------------------------------------------------------------------
 
 
 class _Way:
-    """A handle of nvJPEG with its state, in which batches of one size and one order of channels can be decoded."""
+    """A handle of nvJPEG with its state: one of the two ways to decode."""
 
     def __init__(self, library: Library, backend: int, flags: int) -> None:
         self._library = library
         self.handle, self.state = ctypes.c_void_p(), ctypes.c_void_p()
-        self.ready_for = (0, 0)  # how many images, and the format
         try:
             check("nvjpegCreateEx", library.nvjpeg.nvjpegCreateEx(backend, None, None, flags, self.handle))
             check("nvjpegJpegStateCreate", library.nvjpeg.nvjpegJpegStateCreate(self.handle, self.state))
@@ -215,19 +164,18 @@ class _Way:
 class _Engines:
     """What decodes on one GPU, with one kind of upsampling, for everybody in the process.
 
-    ``lock`` is held while a batch is decoded, without the GIL; all else here is guarded by it.
+    ``users`` is guarded by ``_sharing``.
     """
 
     def __init__(self, library: Library, interpolates: bool) -> None:
         self._library = library
-        self.lock = threading.Lock()
-        self._choosers: defaultdict[int, _Chooser] = defaultdict(_Chooser)
         self._stream, self._before, self._after = (ctypes.c_void_p() for _ in range(3))
         self._ways: list[_Way] = []
+        self.users = 0
         flags = _INTERPOLATE if interpolates else 0
         try:
             try:
-                for flag in (0, _NO_PIPELINE):  # in the order of _PIPELINED and _PLAIN
+                for flag in (0, _NO_PIPELINE):  # in the order of Way of nvjpeg.hpp
                     self._ways.append(_Way(library, _ENGINES, flags | flag))
             except RuntimeError:
                 if self._ways:
@@ -240,6 +188,9 @@ class _Engines:
             check("cuStreamCreateWithPriority", create(self._stream, _NON_BLOCKING_STREAM, greatest))
             for event in (self._before, self._after):
                 check("cuEventCreate", driver.cuEventCreate(event, _UNTIMED_EVENT))
+            ways = [(way.handle.value or 0, way.state.value or 0) for way in self._ways]
+            others = [handle.value or 0 for handle in (self._stream, self._before, self._after)]
+            self._decoder = Decoder(library.of_batches, ways, *others)
         except BaseException:
             self.close()
             raise
@@ -247,33 +198,14 @@ class _Engines:
     def decode(self, images: Jpegs, output: int, stream: int, *, tells: bool) -> int:
         """Decode a batch: ``stream`` is waited for, and waits for its pixels. Return the status of all of it.
 
-        ``lock`` is held. ``tells``: what the batch costs says something of those to come.
+        ``tells``: what the batch costs says something of those to come.
         """
-        chooser = self._choosers[images.count.bit_length()] if len(self._ways) > 1 else None
-        way = self._ways[number := chooser.choose() if chooser else 0]
-        prepared = (images.count, output)
-        is_prepared, way.ready_for = way.ready_for == prepared, (0, 0)
-        failed, status, elapsed_ns, refused_count, is_prepared = self._library.of_batches.decode(
-            images,
-            way.handle.value or 0,
-            way.state.value or 0,
-            self._stream.value or 0,
-            self._before.value or 0,
-            self._after.value or 0,
-            is_prepared,
-            _HELPERS,
-            output,
-            stream,
-        )
-        if is_prepared:
-            way.ready_for = prepared
+        failed, status, refused_count = self._decoder.decode(images, output, stream, tells)
         if refused_count:
             return REFUSED
         if failed == "nvjpegDecodeBatched" and status in _FAULTS_OF_IMAGES:
             return status
         check(failed, status)
-        if chooser and tells:
-            chooser.note(number, elapsed_ns / max(1, images.size_bytes))
         return SUCCESS
 
     def close(self) -> None:
@@ -291,49 +223,9 @@ class _Engines:
                 destroy(handle)
 
 
-class _Pool:
-    """The ``_Engines`` of one GPU, with one kind of upsampling: another one is made where all are taken, up to a limit.
-
-    ``users`` is guarded by ``_sharing``.
-    """
-
-    def __init__(self, library: Library, interpolates: bool) -> None:
-        self._library = library
-        self._interpolates = interpolates
-        self._all = [_Engines(library, interpolates)]
-        self._making = threading.Lock()
-        self._waits = 0
-        self.users = 0
-
-    def decode(self, images: Jpegs, output: int, stream: int, *, tells: bool) -> int:
-        """Decode a batch by the first that is free: see ``_Engines.decode``."""
-        engines = self._taken()
-        try:
-            return engines.decode(images, output, stream, tells=tells)
-        finally:
-            engines.lock.release()
-
-    def _taken(self) -> _Engines:
-        for engines in self._all:
-            if engines.lock.acquire(blocking=False):
-                return engines
-        with self._making:
-            if len(self._all) < MOST_DECODERS:
-                self._all.append(_Engines(self._library, self._interpolates))
-        self._waits += 1
-        engines = self._all[self._waits % len(self._all)]  # in turns: nobody knows which will be free first
-        engines.lock.acquire()
-        return engines
-
-    def close(self) -> None:
-        for engines in self._all:
-            engines.close()
-        self._all.clear()
-
-
 # Reentrant: making a decoder may collect garbage, and with it another decoder, which is closed then.
 _sharing = threading.RLock()
-_shared: dict[tuple[int, bool], _Pool] = {}
+_shared: dict[tuple[int, bool], _Engines] = {}
 
 
 # ---- a decoder -------------------------------------------------------------------------------------------------------
@@ -366,7 +258,7 @@ class BatchDecoder:
         self.images = Jpegs(max_batch)
         with _sharing:
             if self._key not in _shared:
-                _shared[self._key] = _Pool(library, fancy_upsampling)
+                _shared[self._key] = _Engines(library, fancy_upsampling)
             self._engines = _shared[self._key]
             self._engines.users += 1
             self._is_open = True

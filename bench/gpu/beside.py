@@ -1,11 +1,11 @@
 """Is it faster than it was? JPEG to tensor and to class, by this build and by another, in turns.
 
-    python bench/gpu/beside.py --baseline FOLDER [--quick] [--images FOLDER] [--json FILE] [--one-decoder]
+    python bench/gpu/beside.py --baseline FOLDER [--quick] [--images FOLDER] [--json FILE]
 
 FOLDER holds another build: check its commit out, and run ``python setup.py build --build-lib FOLDER`` there. Each build
 runs in a process of its own, and windows take turns, so that a machine that slows down does so for both. Figures are
-medians; behind a ratio is its range within the rounds. ``--one-decoder``: this build once more, with one decoder a GPU.
-Last come the memory of the GPU that an instance takes, and how often a thread that wakes up finds the GIL held.
+medians; behind a ratio is its range within the rounds. The most telling cases come first. ``--memory``: what memory of
+the GPU instances take, too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Self
 import callers
 from common import BusyThread, Numbers, Spread, Window
 
-NOW, BEFORE, ONE_DECODER = "now", "before", "one decoder"
+NOW, BEFORE = "now", "before"
 BUSY_LIST = 256
 
 SAMPLE_EVERY_S = 0.0003
@@ -128,18 +128,16 @@ class Case(NamedTuple):
 
     pipe: str
     way: str
-    contestants: tuple[str, ...] = (NOW, BEFORE, ONE_DECODER)
 
 
 CASES = [
-    *(Case(USUAL_CLASS, way) for way in ("map", "lists of 64")),
-    *(Case(USUAL_CLASS, way, (NOW, BEFORE)) for way in ("64 threads", "128 threads", "128 tasks")),
-    *(Case("to class, 2 instances", way) for way in ("map", "lists of 64")),
-    *(Case("to class, 4 instances", way, (NOW, ONE_DECODER)) for way in ("map", "lists of 64")),
-    *(Case(TENSOR, way, (NOW, BEFORE)) for way in ("map", "lists of 64", "64 threads", "128 threads")),
-    *(Case(pipe, "one client", (NOW, BEFORE)) for pipe in ONE_CLIENT),
-    *(Case(FOR_BUSY, way, (NOW, BEFORE)) for way in WAYS if way.startswith(f"lists of {BUSY_LIST}")),
-    Case(USUAL_CLASS, "map, and how often the GIL is held", (NOW, BEFORE)),
+    *(Case(USUAL_CLASS, way) for way in ("map", "lists of 64", "64 threads", "128 threads")),
+    *(Case(TENSOR, way) for way in ("map", "lists of 64", "64 threads", "128 threads")),
+    *(Case(pipe, "one client") for pipe in ONE_CLIENT),
+    *(Case(FOR_BUSY, way) for way in WAYS if way.startswith(f"lists of {BUSY_LIST}")),
+    Case(USUAL_CLASS, "map, and how often the GIL is held"),
+    *(Case(pipe, "map") for pipe in CLASS_PIPES if pipe != USUAL_CLASS),
+    Case(USUAL_CLASS, "128 tasks"),
 ]
 
 
@@ -164,7 +162,7 @@ class Contestant:
     """A process with one of the builds.
 
     Args:
-        name: NOW, BEFORE or ONE_DECODER.
+        name: NOW or BEFORE.
         baseline: the folder of the other build.
         images: the folder of the images; None: scikit-image's.
     """
@@ -221,10 +219,6 @@ def be_contestant(about: Mapping[str, Any]) -> None:
 
     if about["name"] == BEFORE and not Path(fastpipe.__file__).is_relative_to(about["baseline"]):
         raise RuntimeError(f"fastpipe is that of {fastpipe.__file__}, not that of {about['baseline']}")
-    if about["name"] == ONE_DECODER:
-        from fastpipe.backends.tensor import nvjpeg
-
-        nvjpeg.MOST_DECODERS = 1
     encoded = decode.images(about["images"] and Path(about["images"]))
     pipes: dict[str, fastpipe.Pipe] = {}
     for line in sys.stdin:
@@ -273,23 +267,20 @@ def memory_of_instances(encoded: Mapping[str, bytes]) -> dict[str, float]:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run everything, print it as it comes, and return it."""
     window, rounds = (Window(0.2, 0.4), 1) if arguments.quick else (Window(0.3, 0.7), arguments.rounds)
-    names = [NOW, *([BEFORE] if arguments.baseline else []), *([ONE_DECODER] if arguments.one_decoder else [])]
-    cases = [case for case in CASES if arguments.only is None or case.pipe.startswith(arguments.only)]
+    names = [NOW, *([BEFORE] if arguments.baseline else [])]
+    cases = [case for case in CASES if case.pipe.startswith(arguments.only)][: arguments.cases]
     baseline = arguments.baseline and arguments.baseline.resolve()
     running = {name: Contestant(name, baseline, arguments.images) for name in names}
     rows: list[dict[str, Any]] = []
     try:
         for pipe in dict.fromkeys(case.pipe for case in cases):
-            wanted = {name for case in cases if case.pipe == pipe for name in case.contestants}
-            asked = [each for name, each in running.items() if name in wanted]
-            for each in asked:
+            for each in running.values():
                 each.send(prepare=pipe)
-            found = [each.answer() for each in asked]
+            found = [each.answer() for each in running.values()]
         for case, image in itertools.product(cases, found[0]):
-            turns = [name for name in names if name in case.contestants]
-            windows: dict[str, list[Numbers]] = {name: [] for name in turns}
+            windows: dict[str, list[Numbers]] = {name: [] for name in names}
             for number in range(rounds):
-                for name in turns[number % len(turns) :] + turns[: number % len(turns)]:
+                for name in names[:: -1 if number % 2 else 1]:
                     asked_for = {"pipe": case.pipe, "way": case.way, "image": image}
                     seconds = (window.warm_up_s, window.measured_s)
                     windows[name].append(running[name].ask(**asked_for, window=seconds))
@@ -298,14 +289,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     finally:
         for each in running.values():
             each.stop()
-    memory = Contestant(NOW, None, arguments.images)
-    try:
-        memory_mb = memory.ask(memory=True)
-    finally:
-        memory.stop()
+    memory_mb = memory_of(arguments.images) if arguments.memory else {}
     for what, mb in memory_mb.items():
         print(f"{what:48} {mb:8.0f} MB", flush=True)
     return {"rows": rows, "memory_mb": memory_mb}
+
+
+def memory_of(images: Path | None) -> dict[str, float]:
+    """Return what instances of this build take of the GPU's memory, in MB, measured in a process of its own."""
+    asked = Contestant(NOW, None, images)
+    try:
+        answer: dict[str, float] = asked.ask(memory=True)
+    finally:
+        asked.stop()
+    return answer
 
 
 def line_of(row: Mapping[str, Any]) -> str:
@@ -330,11 +327,10 @@ if __name__ == "__main__":
         os._exit(0)  # not all threads of libraries let the interpreter end
     given = callers.arguments_of(
         __doc__,
-        **{
-            "baseline": {"type": Path, "metavar": "FOLDER", "help": "another build of fastpipe"},
-            "one-decoder": {"action": "store_true", "help": "this build with one decoder a GPU, too"},
-            "only": {"metavar": "PIPE", "help": "pipes whose names begin so"},
-            "rounds": {"type": int, "default": 3, "help": "windows of each build (default: %(default)s)"},
-        },
+        baseline={"type": Path, "metavar": "FOLDER", "help": "another build of fastpipe"},
+        only={"metavar": "PIPE", "default": "", "help": "pipes whose names begin so"},
+        cases={"type": int, "help": "the first so many cases"},
+        memory={"action": "store_true", "help": "what memory of the GPU instances take, too"},
+        rounds={"type": int, "default": 3, "help": "windows of each build (default: %(default)s)"},
     )
     callers.write(measure(given), given, "beside")

@@ -198,7 +198,7 @@ def main() -> int:
         else:
             command += ["--quick"] * arguments.quick
             command += ["--images", str(arguments.images)] if arguments.images else []
-            command += ["--baseline", str(arguments.baseline)] if name == "beside" else []
+            command += ["--baseline", str(arguments.baseline), "--memory"] if name == "beside" else []
         if subprocess.run(command).returncode:
             failed.append(name)
             continue

@@ -5,15 +5,20 @@ from __future__ import annotations
 import ctypes
 import itertools
 import random
+import shutil
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jpeg_header
 import numpy as np
 import pytest
+import sanitize
+from helpers import once
 
 from fastpipe.kernels import _images, cuda
 
@@ -143,6 +148,30 @@ def test_headers_of_files_by_libraries_are_read_as_in_python() -> None:
         read_by_both(content)
 
 
+@once
+def test_nothing_is_read_outside_of_a_file(tmp_path: Path, repository_root: Path) -> None:
+    """By AddressSanitizer, which reports a planted mistake."""
+    address = sanitize.SANITIZERS["address"]
+    if shutil.which(sanitize.compiler()[0]) is None or not sanitize.library_path(address.libraries[0]):
+        pytest.skip("needs g++ and AddressSanitizer")
+    files = []
+    for number, content in enumerate(whole_jpegs().values()):
+        files.append(tmp_path / f"{number}.jpg")
+        files[-1].write_bytes(content)
+    command = [*sanitize.compiler(), "-std=c++17", "-O1", "-g", f"-fsanitize={address.flags}"]
+    command += ["-fno-sanitize-recover=all", "-I", str(repository_root / "kernels")]
+    source = repository_root / "tests" / "support" / "jpeg_fuzzer.cpp"
+    for planted in ([], ["-DPLANTED"]):
+        program = tmp_path / "fuzzer"
+        subprocess.run([*command, *planted, str(source), "-o", str(program)], check=True)
+        ran = subprocess.run([program, "200000", "1", *files], capture_output=True, text=True, check=False)
+        if planted:
+            assert "heap-buffer-overflow" in ran.stderr
+        else:
+            assert (ran.returncode, ran.stderr) == (0, "")
+            assert int(ran.stdout.split()[0]) > 50_000
+
+
 def test_a_search_goes_over_all_of_a_file() -> None:
     """Ends and scans at every place around the steps in which it is done."""
     start = jpeg()[:-2]
@@ -267,7 +296,6 @@ def test_what_a_gpu_takes_is_sorted_from_the_rest() -> None:
     assert images.count == 3
     assert [target[0] for target in images.targets()] == [0, 3, 9]
     assert [target[5] for target in images.targets()] == [1, 5, 1]
-    assert images.size_bytes == sum(len(contents[number]) for number in (0, 3, 9))
     with_error: dict[int, BaseException] = {}
     assert images.sort([{}, {"data": jpeg()}], 1 << 30, bytes, with_error) == []
     assert isinstance(with_error[0], KeyError)
@@ -345,7 +373,8 @@ def test_pixels_say_where_an_image_was_placed() -> None:
 def test_what_has_changed_has_to_be_placed_anew() -> None:
     """Nothing is written to where others were."""
     images = _images.Jpegs(2)
-    decoder = _images.Nvjpeg([0] * len(_images.Nvjpeg.NAMES))
+    functions = [0] * len(_images.Decoder.NAMES)
+    decoder = _images.Decoder(functions, [(1, 1)], 1, 1, 1)
     changes: list[Any] = [
         lambda: images.sort([{"data": jpeg()}], 1 << 30, bytes, {}),
         images.blocks,
@@ -359,7 +388,10 @@ def test_what_has_changed_has_to_be_placed_anew() -> None:
         changed = change()
         batch = changed if isinstance(changed, _images.Jpegs) else images
         with pytest.raises(ValueError, match="the images have not been placed"):
-            decoder.decode(batch, 1, 1, 1, 1, 1, False, 1, 5, 1)
+            decoder.decode(batch, 5, 1, True)
+    for ways in ([], [(1, 1)] * 3):
+        with pytest.raises(ValueError, match="ways: expected one or two"):
+            _images.Decoder(functions, ways, 1, 1, 1)
     sorted_by(images, [])
     assert images.blocks() == []
     with pytest.raises(ValueError, match="expected 0 blocks"):
@@ -373,7 +405,7 @@ def test_one_of_a_batch_alone_is_a_batch() -> None:
     alone = images.alone(1)
     assert alone.blocks() == [(7, 16)]
     assert alone.targets() == [(2, 0, 0, 7, 9, 1)]
-    assert (images.count, alone.count, alone.size_bytes) == (2, 1, len(jpeg(width=9, height=7)))
+    assert (images.count, alone.count) == (2, 1)
     for number in (-1, 2):
         with pytest.raises(IndexError, match=f"there are 2 images, and no {number}"):
             images.alone(number)

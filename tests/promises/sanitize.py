@@ -34,7 +34,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What enters the engine from many threads, or ends a request, a pipe or a process in an unusual way; what reads JPEGs;
+# What enters the engine from many threads, or ends a request, a pipe or a process in an unusual way; what takes JPEGs;
 # and the compiled kernels, with every layout of an image.
 TESTS = [
     "tests/engine/test_core_stress.py",
@@ -55,6 +55,7 @@ TESTS = [
     "tests/engine/test_streaming_graphs.py",
     "tests/engine/test_streaming_readers.py",
     "tests/engine/test_swap.py",
+    "tests/backends/test_nvjpeg.py",
     "tests/kernels/test_images.py",
     "tests/kernels/test_kernels.py",
 ]

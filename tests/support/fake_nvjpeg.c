@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct { unsigned char* channel[4]; size_t pitch[4]; } Image;
 typedef struct { int kind, backend, count, output; unsigned flags; void* recorded_on; } Handle;
@@ -16,6 +17,8 @@ enum { LIBRARY = 71, STATE, STREAM, EVENT };
 int fake_no_engines = 0, fake_refuse = 0, fake_break = 0, fake_priority = 0, fake_lingers = 0;
 int fake_live = 0, fake_made = 0, fake_with_gil = 0, fake_without_gil = 0, fake_batches = 0, fake_largest = 0;
 int fake_inside = 0, fake_most_inside = 0, fake_flags = -1, fake_synchronized = 0;
+volatile int fake_holds = 0; /* batches stay in the call */
+int fake_pipelined_ms = 0;   /* how long a batch takes in that way */
 void *fake_waited = 0, *fake_waits = 0; /* which streams of the caller's came before and behind */
 
 static void need(int condition, const char* what)
@@ -114,6 +117,8 @@ int nvjpegDecodeBatched(void* h, void* s, const unsigned char** sources, const s
     ((Handle*)stream)->count = fake_lingers;
     int inside = __atomic_add_fetch(&fake_inside, 1, __ATOMIC_SEQ_CST);
     if (inside > fake_most_inside) fake_most_inside = inside;
+    while (fake_holds) usleep(1000);
+    if (!(library->flags & 1)) usleep(1000 * fake_pipelined_ms);
     int status = 0;
     if (fake_break) status = 6;
     fake_batches++;
