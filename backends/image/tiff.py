@@ -183,18 +183,21 @@ def _directory(encoded: memoryview, kind: _Kind, at: int) -> dict[int, _Value]:
         is_too_long = tag not in _DATA_TAGS and count > _MOST_VALUES.get(tag, 16)
         if size_bytes == 0 or value_at + size_bytes > len(encoded) or is_too_long:
             raise _Damaged
-        values[tag] = _value(order, type_number, count, bytes(encoded[value_at : value_at + size_bytes]))
+        value = _Value(type_number, count, bytes(encoded[value_at : value_at + size_bytes]))
+        # Those of strips and tiles only once it is clear that there are not more of them than the size asks for.
+        values[tag] = value if tag in _DATA_TAGS else _of_32_bits(order, value)
     if values.get(ORIENTATION, _Value(0, 0, b"")).kind not in _LETTERS:
         values[ORIENTATION] = _Value(3, 1, struct.pack(f"{order}H", 1))
     return values
 
 
-def _value(order: str, type_number: int, count: int, data: bytes) -> _Value:
-    """Return what stands under a tag, numbers of 64 bits as such of 32, in which no file is as long as they can say."""
-    if type_number != _LONG_8:
-        return _Value(type_number, count, data)
+def _of_32_bits(order: str, value: _Value) -> _Value:
+    """Return numbers of 64 bits as such of 32, in which no file is as long as they can say; others as they are."""
+    if value.kind != _LONG_8:
+        return value
+    numbers = struct.unpack(f"{order}{value.length}Q", value.data)
     try:
-        return _Value(_LONG, count, struct.pack(f"{order}{count}I", *struct.unpack(f"{order}{count}Q", data)))
+        return _Value(_LONG, value.length, struct.pack(f"{order}{value.length}I", *numbers))
     except struct.error:
         raise _Damaged from None
 
@@ -300,6 +303,7 @@ def _check_data(values: dict[int, _Value], order: str, encoded: memoryview) -> N
         raise _Refused("a TIFF that does not say how long its strips or tiles are is not decoded")
     if not values.get(offsets, _Value(0, 0, b"")).length == values.get(sizes, _Value(0, 0, b"")).length == count:
         raise _Damaged
+    values.update({tag: _of_32_bits(order, values[tag]) for tag in (offsets, sizes)})
     piece_sizes = _numbers(values, order, sizes)
     if not all(piece_sizes):
         raise _Refused("a TIFF with strips or tiles that are not there (a sparse one) is not decoded")

@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,22 @@ def test_a_bigtiff_is_decoded_as_a_tiff(dtype: Any, compression: Any, order: Any
             assert run(damaged) == {"data": damaged}
         for length in range(0, len(content) - 1, 997):
             assert "result" not in run(content[:length], page=1)
+
+
+def test_a_bigtiff_of_more_strips_than_its_pixels_need_is_not_read_number_by_number() -> None:
+    """A list as long as the file, in a picture of 64 x 64: it is given up before it takes five times its bytes."""
+    count = 200_000
+    entries = [(256, 3, 1, 64), (257, 3, 1, 64), (273, 16, count, 200), (279, 16, count, 200)]
+    directory = b"".join(struct.pack("<HHQQ", *entry) for entry in entries)
+    start = b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, len(entries)) + directory + bytes(8)
+    content = memoryview(start.ljust(200, b"\0") + struct.pack("<Q", 1000) * count)
+    tracemalloc.start()
+    header = tiff_reader.read_tiff(content, 0, 10**6)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert header is not None
+    assert (header.width, header.height, header.is_complete) == (64, 64, False)
+    assert peak_bytes < 3 * len(content)
 
 
 def test_a_tiff_in_pieces_that_are_not_there_or_not_measured_is_refused_in_words() -> None:
