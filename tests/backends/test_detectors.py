@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastpipe.backends.gpu.handed_on import Row
 from fastpipe.backends.model.detectors import Detr, Nms, RtDetr, YoloV5, YoloV8, YoloV10
 from fastpipe.backends.model.postprocessors import find_postprocessor
 from fastpipe.backends.model.reader import UnfitError
@@ -315,6 +316,10 @@ def test_boxes_of_a_stretched_picture_are_those_of_its_source_size(shape: tuple[
     output = yolo_v8(np.array([[24.0, 16, 48, 32]]), np.array([[0.9]]))[None]
     (request,) = fill(YoloV8(), [output], [{"data": np.zeros(shape), "source_size": (640, 192)}])
     assert request["result"].tolist() == [[48, 160, 96, 320]]
+    for row in range(2 if len(shape) == 3 else 0):  # of the tensor of a batch, as steps on a GPU hand it on
+        data = Row(np.zeros((2, *shape)), row)
+        (request,) = fill(YoloV8(), [output], [{"data": data, "source_size": (640, 192)}])
+        assert request["result"].tolist() == [[48, 160, 96, 320]]
 
 
 @pytest.mark.parametrize(
