@@ -245,11 +245,12 @@ def _check_kind(values: dict[int, _Value], order: str) -> int:
     if bits == {16} and compression == _JPEG:
         raise _Refused("a TIFF of 16 bits in JPEG is not decoded")
     if _number(values, order, FILL_ORDER, 1) == LOWEST_BIT_FIRST and not _is_turned_by_pillow(
-        photometric, channels, max(bits), is_compressed=compression != _NOT_COMPRESSED
+        photometric, channels, max(bits), is_compressed=compression != _NOT_COMPRESSED, is_separate=is_separate
     ):
+        words = " that are apart" if is_separate else ""
         raise _Refused(
-            f"a TIFF of photometric interpretation {photometric}, {channels} channels and {max(bits)} bits in the "
-            "other order (fill order 2) is not decoded"
+            f"a TIFF of photometric interpretation {photometric}, {channels} channels{words} and {max(bits)} bits in "
+            "the other order (fill order 2) is not decoded"
         )
     if _number(values, order, PREDICTOR, 1) != 1 and compression not in _PREDICTED:
         raise _Refused(f"a TIFF of compression {compression} with a predictor is not decoded")  # readers disagree
@@ -263,19 +264,23 @@ def _check_kind(values: dict[int, _Value], order: str) -> int:
     return bits.pop()
 
 
-def _is_turned_by_pillow(photometric: int, channels: int, bits: int, *, is_compressed: bool) -> bool:
+def _is_turned_by_pillow(photometric: int, channels: int, bits: int, *, is_compressed: bool, is_separate: bool) -> bool:
     """Say whether Pillow knows pixels whose bytes have their lowest bit first."""
     if channels not in (1, 3):
         return False
     is_palette_of_bytes = photometric == PALETTE and bits == 8
     is_inverted_bits = photometric == WHITE_IS_ZERO and bits < 8
-    return is_compressed or photometric in (BLACK_IS_ZERO, RGB) or is_palette_of_bytes or is_inverted_bits
+    if is_compressed or is_separate:
+        return is_compressed
+    return photometric in (BLACK_IS_ZERO, RGB) or is_palette_of_bytes or is_inverted_bits
 
 
 def _check_data(values: dict[int, _Value], order: str, encoded: memoryview) -> None:
     """Check that all strips or tiles are there, and none is much larger than the image."""
     width, height = _number(values, order, WIDTH), _number(values, order, HEIGHT)
     channels = _number(values, order, CHANNELS, 1)
+    if channels == 1:
+        values.pop(PLANAR, None)  # it says nothing then; Pillow forgets by it that white is 0
     if TILE_WIDTH in values or TILE_HEIGHT in values:
         tile_width, tile_height = _number(values, order, TILE_WIDTH), _number(values, order, TILE_HEIGHT)
         if not (1 <= tile_width < max(width + 16, LARGEST_TILE_SIDE + 1)) or not (

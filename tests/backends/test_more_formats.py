@@ -357,6 +357,16 @@ def test_bytes_with_their_lowest_bit_first_are_turned_or_refused_in_words() -> N
     np.testing.assert_array_equal(gray, np.repeat(pixels[..., :1], 3, axis=2))
     with pytest.raises(DecodeError, match=r"4 channels and 8 bits in the other order \(fill order 2\) is not decoded"):
         run(written_tiff(np.dstack([turned, turned[..., :1]]), "<", extra=2, fill_order=2))
+    with pytest.raises(DecodeError, match="3 channels that are apart and 8 bits in the other order"):
+        run(written_tiff(turned, "<", fill_order=2, is_planar=True))
+
+
+def test_one_channel_cannot_be_apart_from_others() -> None:
+    """A planar configuration of 2 says nothing of it; Pillow would take 0 for black then, though it is white."""
+    gray = corpus.picture()[..., :1]
+    for options in ({"rows": 7}, {"tile": 16}):
+        white_is_zero = with_tag(written_tiff(gray, "<", is_planar=True, **options), 262, value=0)
+        np.testing.assert_array_equal(run(white_is_zero)["result"], np.repeat(255 - gray, 3, axis=2))
 
 
 @pytest.mark.parametrize("options", [{"rows": 4}, {"tile": 16}, {"rows": 4, "is_planar": True}], ids=str)
