@@ -56,18 +56,21 @@ _PILLOW_NAMES: dict[Interpolation, str] = {
 
 PillowFilter = Literal["pillow", "pillow12", "pillow13"]
 
+TALL = 100  # times as high as wide: what Pillow 12.2 and 12.3, and no other, resize along columns first
+
 
 class Pillow:
     """Pillow's ``resize``.
 
     Pillow resizes along one axis, rounds to bytes, and then along the other. Up to 12, the first is along rows; from 13
     on along columns where the height shrinks by more than twice as many pixels as the width, which gives other bytes.
+    (12.2 and 12.3 have an order of their own for images more than a hundred times as high as wide.)
 
     Args:
         backend: whose name an error has.
         interpolation: how.
-        filter: "pillow": as the Pillow that is installed. "pillow12" and "pillow13": as that Pillow, whichever is
-            installed, by its own passes in the other order.
+        filter: "pillow": as the Pillow that is installed. "pillow12" and "pillow13": as Pillow up to 12.1, and as
+            13, whichever is installed, by its own passes in the other order.
 
     Raises:
         MissingExtra: if Pillow is not installed.
@@ -81,12 +84,13 @@ class Pillow:
         self._backend = type(backend).__name__
         self._image = PIL.Image
         self._way = PIL.Image.Resampling[_PILLOW_NAMES[interpolation]]
-        version = int(PIL.__version__.partition(".")[0])
+        version, minor = (int(number) for number in PIL.__version__.split(".")[:2])
         installed: PillowFilter = "pillow13" if version >= 13 else "pillow12"
         self.filter: PillowFilter = installed if filter == "pillow" else filter
         """Of the two, the one whose bytes are given."""
         # Which order a later version takes was not tried.
         self._is_direct = filter == "pillow" or (filter == installed and version <= 13)
+        self._is_direct_if_tall = self._is_direct and (filter == "pillow" or version != 12 or minor < 2)
 
     def resized(self, pixels: Pixels, height: int, width: int, extent: tuple[float, float] | None = None) -> Pixels:
         """Return pixels of one or three channels at another size; perhaps read-only.
@@ -102,7 +106,7 @@ class Pillow:
         """
         image = self._image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
         rows, columns = extent or pixels.shape[:2]
-        if self._is_direct:
+        if self._is_direct_if_tall if image.height > TALL * image.width else self._is_direct:
             resized = image.resize((width, height), self._way, None if extent is None else (0, 0, columns, rows))
         elif self._goes_down_first(image.height - height, image.width - width):
             self._check_pixels(height, image.width)

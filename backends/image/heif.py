@@ -1,8 +1,8 @@
 """What an AVIF or HEIC says about itself: files of boxes, with items such as a picture, its tiles, alpha and EXIF data.
 
-The decoders take their memory by what the coded frames say of themselves, so those are asked, too. EXIF data never
-reaches a decoder: it may be damaged, or made to be walked through, and says nothing that counts, since these files say
-in boxes ("irot", "imir") how a picture is turned.
+The decoders take their memory by what the coded frames say of themselves, so those are asked, too. Metadata such as
+EXIF never reaches a decoder: it may be damaged, compressed, or made to be walked through, and says nothing that counts,
+since these files say in boxes ("irot", "imir") how a picture is turned.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ from typing import NamedTuple
 from .av1 import largest_frame
 from .boxes import Box, boxes_of
 from .header import ImageHeader
-from .hevc import MOST_CONFIGURATION_BYTES, Frame, has_parameters, largest_hevc_frame
+from .hevc import MOST_CONFIGURATION_BYTES, Frame, is_picture, largest_hevc_frame
 
 __all__ = ["read_avif", "read_heic"]
 
 FULL_BOX = 4  # bytes: version and flags
 MOST_AVIF_ITEMS = 64  # a picture with alpha, EXIF and XMP has four; one of a grid has more
 MOST_HEIC_ITEMS = 900  # a picture of 48 million pixels has some two hundred tiles; libheif takes a thousand
+MOST_BRANDS = 64  # real files have less than ten
+MOST_EXTENTS, MOST_PARTS = 4096, 4096  # of all items together; usual is one a tile
 MOST_PROPERTIES, MOST_ASSOCIATIONS = 1024, 16_384
 NOTHING = b"skip"  # a kind of item that decoders pass over
 
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis"})
+METADATA = frozenset({b"Exif", b"mime", b"uri "})
 # What an HEIC may have beside its picture: metadata, and a recipe for the brightness of other screens.
-PASSED_OVER = frozenset({b"Exif", b"mime", b"uri ", b"tmap"})
+PASSED_OVER = METADATA | {b"tmap"}
 # Frames are coded in blocks of up to 64 x 64; tiles may reach beyond the picture.
 BLOCK = 64
 FEW_TILE_PIXELS, MOST_COVERED = 1 << 22, 4
@@ -42,8 +45,8 @@ class _Items(NamedTuple):
     of_item: dict[int, list[int]]
     parts: dict[int, list[int]]
     """Of a grid, the items it is put together of."""
-    exif_at: list[int]
-    """Where in the file it is said that an item has EXIF data."""
+    metadata_at: list[int]
+    """Where in the file it is said that an item has metadata."""
 
     def content(self, number: int) -> bytes:
         return b"".join(self.extents.get(number, []))
@@ -77,7 +80,7 @@ def read_avif(encoded: memoryview, most_pixels: int) -> ImageHeader | None:
     if not sizes:
         return None
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    header = ImageHeader(width, height, kind="avif", pieces=_without_exif(encoded, items))
+    header = ImageHeader(width, height, kind="avif", pieces=_without_metadata(encoded, items))
     for box in items.properties:
         if box.kind == b"av1C" and box.content[2] & 0x40:
             header = header._replace(bits=12 if box.content[2] & 0x20 else 10)
@@ -106,7 +109,7 @@ def read_heic(encoded: memoryview, most_pixels: int) -> ImageHeader | None:
     width, height = items.size_of(items.primary)
     if not width or not height:
         return None
-    header = ImageHeader(width, height, kind="heic", pieces=_without_exif(encoded, items))
+    header = ImageHeader(width, height, kind="heic", pieces=_without_metadata(encoded, items))
     if width * height > most_pixels:
         return header
     if items.kinds.get(items.primary) not in (b"hvc1", b"grid"):
@@ -141,7 +144,7 @@ def _frames(items: _Items) -> dict[int, Frame] | None:
         if key not in known:
             known[key] = largest_hevc_frame(key)
         frame = known[key]
-        if frame is None or has_parameters(items.content(number), key):
+        if frame is None or not is_picture(items.content(number), key):
             return None
         frames[number] = frame
     return frames or None
@@ -178,13 +181,14 @@ def _brands(encoded: memoryview) -> list[bytes]:
     first = next(boxes_of(encoded), None)
     if first is None:
         return []
+    _few(len(first.content) // 4, MOST_BRANDS)
     return [bytes(first.content[at : at + 4]) for at in (0, *range(8, len(first.content), 4))]
 
 
 def _items_of(encoded: memoryview, most_items: int) -> _Items:
     """Return the items of a file; IndexError if it has not exactly one list of them, or too many."""
-    metas = [box for box in boxes_of(encoded) if box.kind == b"meta"]
-    if len(metas) != 1:
+    metas = [box for box in boxes_of(encoded) if box.kind in (b"meta", b"mini")]
+    if len(metas) != 1 or metas[0].kind != b"meta":  # a short list, "mini", would count instead
         raise IndexError
     meta = metas[0].content[FULL_BOX:]
     boxes: dict[bytes, Box] = {}
@@ -198,7 +202,7 @@ def _items_of(encoded: memoryview, most_items: int) -> _Items:
     (primary,) = struct.unpack_from(">H" if primary_box[0] == 0 else ">I", primary_box, FULL_BOX)
     first_at = FULL_BOX + (2 if information[0] == 0 else 4)
     kinds: dict[int, bytes] = {}
-    exif_at = []
+    metadata_at = []
     for box in boxes_of(information[first_at:]):
         number_bytes = {2: 2, 3: 4}.get(box.content[0])
         if box.kind != b"infe" or number_bytes is None or len(kinds) >= most_items:
@@ -207,21 +211,21 @@ def _items_of(encoded: memoryview, most_items: int) -> _Items:
         if number in kinds:
             raise IndexError
         kinds[number] = bytes(box.content[6 + number_bytes : 10 + number_bytes])
-        if kinds[number] == b"Exif":
+        if kinds[number] in METADATA:
             inner = boxes[b"iinf"].content_at + first_at + box.content_at + 6 + number_bytes
-            exif_at.append(metas[0].content_at + FULL_BOX + inner)
+            metadata_at.append(metas[0].content_at + FULL_BOX + inner)
     inside = boxes[b"idat"].content if b"idat" in boxes else encoded[:0]
     extents = _extents(boxes[b"iloc"].content, encoded, inside, most_items)
     properties, of_item = _properties(boxes[b"iprp"].content)
     parts = _parts(boxes[b"iref"].content) if b"iref" in boxes else {}
-    return _Items(primary, kinds, extents, properties, of_item, parts, exif_at)
+    return _Items(primary, kinds, extents, properties, of_item, parts, metadata_at)
 
 
-def _without_exif(encoded: memoryview, items: _Items) -> tuple[memoryview | bytes, ...]:
-    """Return the file with its EXIF data called something that decoders pass over."""
+def _without_metadata(encoded: memoryview, items: _Items) -> tuple[memoryview | bytes, ...]:
+    """Return the file with its metadata called something that decoders pass over."""
     pieces: list[memoryview | bytes] = []
     start = 0
-    for at in sorted(items.exif_at):
+    for at in sorted(items.metadata_at):
         pieces += [encoded[start:at], NOTHING]
         start = at + len(NOTHING)
     return (*pieces, encoded[start:])
@@ -245,7 +249,7 @@ def _extents(
         return int.from_bytes(locations[at - size_bytes : at], "big")
 
     result: dict[int, list[memoryview]] = {}
-    total = 0  # of all: items may share bytes of the file, and each is looked at
+    total = extent_count = 0  # of all: items may share bytes of the file, and each is looked at
     for _ in range(_few(take(number_bytes), most_items)):
         number = take(number_bytes)
         if number in result:
@@ -255,7 +259,9 @@ def _extents(
         take(2)  # the file it is in: this one
         base = take(base_bytes)
         source = {0: encoded, 1: inside}.get(method, encoded[:0])
-        for _ in range(_few(take(2), most_items)):
+        count = take(2)
+        extent_count = _few(extent_count + count, MOST_EXTENTS)
+        for _ in range(count):
             take(index_bytes)
             start = base + take(offset_bytes)
             end = start + take(length_bytes)
@@ -311,12 +317,14 @@ def _parts(references: memoryview) -> dict[int, list[int]]:
     """Return by item what it is put together of."""
     layout = struct.Struct(">H" if references[0] == 0 else ">I")
     parts: dict[int, list[int]] = {}
+    total = 0
     for box in boxes_of(references[FULL_BOX:]):
         if box.kind == b"dimg":
             (number,) = layout.unpack_from(box.content)
+            if number in parts:
+                raise IndexError  # a decoder might take the other one
             (count,) = struct.unpack_from(">H", box.content, layout.size)
+            total = _few(total + _few(count, MOST_HEIC_ITEMS), MOST_PARTS)
             numbers = box.content[layout.size + 2 :]
-            parts[number] = [
-                layout.unpack_from(numbers, layout.size * at)[0] for at in range(_few(count, MOST_HEIC_ITEMS))
-            ]
+            parts[number] = [layout.unpack_from(numbers, layout.size * at)[0] for at in range(count)]
     return parts

@@ -5,15 +5,18 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-__all__ = ["MOST_CONFIGURATION_BYTES", "Frame", "has_parameters", "largest_hevc_frame"]
+__all__ = ["MOST_CONFIGURATION_BYTES", "Frame", "is_picture", "largest_hevc_frame"]
 
 SEQUENCE_PARAMETERS = 33  # a kind of NAL unit, the pieces of which HEVC's streams consist
+FIRST_OTHER_UNIT = 32  # units of a lower kind are slices of a picture
+FIRST_SLICE = 0x80  # of the first byte behind the header: with this slice a picture begins
 NAL_HEADER = 2  # bytes
+LENGTH_BYTES = 4  # libheif reads so many whatever the configuration says, so no others are read here
 MOST_UNITS = 1024  # of an item; a picture has a few
 MOST_SETS = 16  # of a configuration; usual are three, one of them with sizes
 MOST_CONFIGURATION_BYTES = 65_536
 CONFIGURATION_HEADER = 22  # bytes of "hvcC" before the parameter sets
-MOST_PARAMETER_BYTES = 1024  # of a set, which has some fifty
+MOST_PARAMETER_BYTES = 256  # of a set, which has some fifty; what is needed comes first
 PROFILE_BITS, LEVEL_BITS = 88, 8
 MOST_GOLOMB_ZEROS = 20  # no number that is needed has more bits
 
@@ -46,24 +49,30 @@ def largest_hevc_frame(configuration: bytes | memoryview) -> Frame | None:
     return Frame(*(max(numbers) for numbers in zip(*frames, strict=True)))
 
 
-def has_parameters(stream: bytes, configuration: bytes | memoryview) -> bool:
-    """Say whether a stream has parameter sets of its own, which an item must not have, or is damaged.
+def is_picture(stream: bytes, configuration: bytes | memoryview) -> bool:
+    """Say whether a stream is one picture, whole, without parameter sets of its own, which an item must not have.
 
     Args:
         stream: NAL units, each behind its length.
         configuration: the content of the box "hvcC", which says in how many bytes lengths are.
     """
-    length_bytes = (configuration[21] & 3) + 1
-    at = 0
+    if configuration[21] & 3 != LENGTH_BYTES - 1:
+        return False
+    at = pictures = 0
     for _ in range(MOST_UNITS):
         if at == len(stream):
+            return pictures == 1
+        length = int.from_bytes(stream[at : at + LENGTH_BYTES], "big")
+        at += LENGTH_BYTES
+        if length < NAL_HEADER or at + length > len(stream):
             return False
-        length = int.from_bytes(stream[at : at + length_bytes], "big")
-        at += length_bytes
-        if length < NAL_HEADER or at + length > len(stream) or stream[at] >> 1 & 63 == SEQUENCE_PARAMETERS:
-            return True
+        kind = stream[at] >> 1 & 63
+        if kind == SEQUENCE_PARAMETERS:
+            return False
+        if kind < FIRST_OTHER_UNIT and (length == NAL_HEADER or stream[at + NAL_HEADER] & FIRST_SLICE):
+            pictures += 1
         at += length
-    return True
+    return False
 
 
 def _sets_of(configuration: bytes) -> list[bytes]:
@@ -107,7 +116,8 @@ class _Bits:
 
 def _frame_of(unit: bytes) -> Frame:
     """Return the size in a sequence parameter set, as HEVC's specification has it (7.3.2.2)."""
-    take = _Bits(unit[NAL_HEADER:].replace(b"\0\0\3", b"\0\0"))  # a 3 that keeps start codes from appearing
+    # Without each 3 that keeps start codes from appearing; where the header ends in zeros, they count, too.
+    take = _Bits(unit.replace(b"\0\0\3", b"\0\0")[NAL_HEADER:])
     take(4)
     sub_layers = take(3)
     take(1 + PROFILE_BITS + LEVEL_BITS)

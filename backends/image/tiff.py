@@ -183,18 +183,21 @@ def _directory(encoded: memoryview, kind: _Kind, at: int) -> dict[int, _Value]:
         is_too_long = tag not in _DATA_TAGS and count > _MOST_VALUES.get(tag, 16)
         if size_bytes == 0 or value_at + size_bytes > len(encoded) or is_too_long:
             raise _Damaged
-        values[tag] = _value(order, type_number, count, bytes(encoded[value_at : value_at + size_bytes]))
+        value = _Value(type_number, count, bytes(encoded[value_at : value_at + size_bytes]))
+        # Those of strips and tiles only once it is clear that there are not more of them than the size asks for.
+        values[tag] = value if tag in _DATA_TAGS else _of_32_bits(order, value)
     if values.get(ORIENTATION, _Value(0, 0, b"")).kind not in _LETTERS:
         values[ORIENTATION] = _Value(3, 1, struct.pack(f"{order}H", 1))
     return values
 
 
-def _value(order: str, type_number: int, count: int, data: bytes) -> _Value:
-    """Return what stands under a tag, numbers of 64 bits as such of 32, in which no file is as long as they can say."""
-    if type_number != _LONG_8:
-        return _Value(type_number, count, data)
+def _of_32_bits(order: str, value: _Value) -> _Value:
+    """Return numbers of 64 bits as such of 32, in which no file is as long as they can say; others as they are."""
+    if value.kind != _LONG_8:
+        return value
+    numbers = struct.unpack(f"{order}{value.length}Q", value.data)
     try:
-        return _Value(_LONG, count, struct.pack(f"{order}{count}I", *struct.unpack(f"{order}{count}Q", data)))
+        return _Value(_LONG, value.length, struct.pack(f"{order}{value.length}I", *numbers))
     except struct.error:
         raise _Damaged from None
 
@@ -242,11 +245,12 @@ def _check_kind(values: dict[int, _Value], order: str) -> int:
     if bits == {16} and compression == _JPEG:
         raise _Refused("a TIFF of 16 bits in JPEG is not decoded")
     if _number(values, order, FILL_ORDER, 1) == LOWEST_BIT_FIRST and not _is_turned_by_pillow(
-        photometric, channels, max(bits), is_compressed=compression != _NOT_COMPRESSED
+        photometric, channels, max(bits), is_compressed=compression != _NOT_COMPRESSED, is_separate=is_separate
     ):
+        words = " that are apart" if is_separate else ""
         raise _Refused(
-            f"a TIFF of photometric interpretation {photometric}, {channels} channels and {max(bits)} bits in the "
-            "other order (fill order 2) is not decoded"
+            f"a TIFF of photometric interpretation {photometric}, {channels} channels{words} and {max(bits)} bits in "
+            "the other order (fill order 2) is not decoded"
         )
     if _number(values, order, PREDICTOR, 1) != 1 and compression not in _PREDICTED:
         raise _Refused(f"a TIFF of compression {compression} with a predictor is not decoded")  # readers disagree
@@ -260,19 +264,23 @@ def _check_kind(values: dict[int, _Value], order: str) -> int:
     return bits.pop()
 
 
-def _is_turned_by_pillow(photometric: int, channels: int, bits: int, *, is_compressed: bool) -> bool:
+def _is_turned_by_pillow(photometric: int, channels: int, bits: int, *, is_compressed: bool, is_separate: bool) -> bool:
     """Say whether Pillow knows pixels whose bytes have their lowest bit first."""
     if channels not in (1, 3):
         return False
     is_palette_of_bytes = photometric == PALETTE and bits == 8
     is_inverted_bits = photometric == WHITE_IS_ZERO and bits < 8
-    return is_compressed or photometric in (BLACK_IS_ZERO, RGB) or is_palette_of_bytes or is_inverted_bits
+    if is_compressed or is_separate:
+        return is_compressed
+    return photometric in (BLACK_IS_ZERO, RGB) or is_palette_of_bytes or is_inverted_bits
 
 
 def _check_data(values: dict[int, _Value], order: str, encoded: memoryview) -> None:
     """Check that all strips or tiles are there, and none is much larger than the image."""
     width, height = _number(values, order, WIDTH), _number(values, order, HEIGHT)
     channels = _number(values, order, CHANNELS, 1)
+    if channels == 1:
+        values.pop(PLANAR, None)  # it says nothing then; Pillow forgets by it that white is 0
     if TILE_WIDTH in values or TILE_HEIGHT in values:
         tile_width, tile_height = _number(values, order, TILE_WIDTH), _number(values, order, TILE_HEIGHT)
         if not (1 <= tile_width < max(width + 16, LARGEST_TILE_SIDE + 1)) or not (
@@ -300,6 +308,7 @@ def _check_data(values: dict[int, _Value], order: str, encoded: memoryview) -> N
         raise _Refused("a TIFF that does not say how long its strips or tiles are is not decoded")
     if not values.get(offsets, _Value(0, 0, b"")).length == values.get(sizes, _Value(0, 0, b"")).length == count:
         raise _Damaged
+    values.update({tag: _of_32_bits(order, values[tag]) for tag in (offsets, sizes)})
     piece_sizes = _numbers(values, order, sizes)
     if not all(piece_sizes):
         raise _Refused("a TIFF with strips or tiles that are not there (a sparse one) is not decoded")

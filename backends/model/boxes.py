@@ -15,6 +15,7 @@ from fastpipe.contract import Request
 from fastpipe.errors import KernelError
 from fastpipe.summaries import summarize
 
+from ..gpu.handed_on import Row
 from ..ranges import numbers_of
 
 __all__ = ["Form", "Placement", "as_corners", "input_size", "placement_of"]
@@ -85,8 +86,8 @@ def placement_of(request: Request, *, are_normalized: bool) -> Placement:
 def input_size(request: Request) -> tuple[int, int]:
     """Return height and width of the image that the model was given: its last axes, or those before the channels."""
     data = request["data"]
-    if isinstance(data, tuple) and hasattr(data, "tensor"):  # a Row, which steps on a GPU hand on
-        data = data.tensor
+    if isinstance(data, Row):  # which steps on a GPU hand on; its tensor has the same size
+        data = data.whole
     arrays = data.values() if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else [data]
     for array in arrays:
         shape = tuple(getattr(array, "shape", ()))

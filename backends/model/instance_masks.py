@@ -21,6 +21,7 @@ import numpy.typing as npt
 from fastpipe.contract import Between, Request
 from fastpipe.errors import KernelError
 
+from ..image.requests import LARGEST_SIDE
 from ..ranges import MOST_PIXELS, MaxPixels, box_of
 from .boxes import Placement, as_corners, input_size
 from .detector import Found, Suppressing, unless
@@ -70,6 +71,12 @@ class _Masked(Suppressing):
             raise KernelError(
                 f"postprocessor {type(self).__name__}: expected masks of at most max_pixels = {self.max_pixels} "
                 f"together, got {len(boxes)} of {total} pixels; a larger max_pixels allows them"
+            )
+        longest = max(span.stop - span.start for both in spans for span in both)
+        if longest > LARGEST_SIDE:  # a few numbers for each row and column are kept while a mask is made
+            raise KernelError(
+                f"postprocessor {type(self).__name__}: expected boxes of at most {LARGEST_SIDE} pixels a side, for the "
+                f"masks, got one of {longest}"
             )
         _, prototypes = self.split(rows)
         height, width = input_size(request)

@@ -56,9 +56,8 @@ def suppress(
     while len(remaining) and len(kept) < most:
         best, rest = remaining[0], remaining[1:]
         kept.append(int(best))
-        is_suppressed = overlaps(boxes[best], boxes[rest]) > iou_threshold
-        if classes is not None:
-            is_suppressed &= classes[rest] == classes[best]
+        is_suppressed = _rivals(best, rest, classes)  # only of those, overlaps are computed: they may be costly
+        is_suppressed[is_suppressed] = overlaps(boxes[best], boxes[rest[is_suppressed]]) > iou_threshold
         remaining = rest[~is_suppressed]
     return np.array(kept, np.int64)
 
@@ -102,13 +101,17 @@ def soften(
         best = int(remaining[place])
         kept.append(best)
         remaining = np.delete(remaining, place)
-        overlap = overlaps(boxes[best], boxes[remaining])
+        rivals = remaining[_rivals(best, remaining, classes)]
+        overlap = overlaps(boxes[best], boxes[rivals])
         if method == "linear":
             factors = np.where(overlap > iou_threshold, 1 - overlap, 1.0)
         else:
             factors = np.exp(-overlap * overlap / sigma)
-        if classes is not None:
-            factors[classes[remaining] != classes[best]] = 1.0
-        current[remaining] *= factors
+        current[rivals] *= factors
     indices = np.array(kept, np.int64)
     return indices, current[indices]
+
+
+def _rivals(best: int, others: Array, classes: Array | None) -> Array:
+    """Return which of the others a box may suppress."""
+    return np.ones(len(others), bool) if classes is None else classes[others] == classes[best]

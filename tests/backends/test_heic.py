@@ -19,11 +19,12 @@ import fastpipe  # noqa: E402
 from fastpipe.backends.image import heif  # noqa: E402
 from fastpipe.backends.image.codec import DecodeMat  # noqa: E402
 from fastpipe.backends.image.header import ImageHeader  # noqa: E402
-from fastpipe.backends.image.hevc import Frame, has_parameters, largest_hevc_frame  # noqa: E402
+from fastpipe.backends.image.hevc import Frame, is_picture, largest_hevc_frame  # noqa: E402
 from fastpipe.backends.image.more_headers import read_more  # noqa: E402
 from fastpipe.errors import ConfigError, DecodeError  # noqa: E402
 
-PICTURE = b"\0\0\0\x04\x28\1\0\0"  # a NAL unit of a picture, which has no sizes in it
+PICTURE = b"\0\0\0\x04\x28\1\x80\0"  # a NAL unit with the first slice of a picture, which has no sizes in it
+SLICE = b"\0\0\0\x04\x28\1\0\0"  # with a further one
 
 
 def header_of(content: bytes, most_pixels: int = 10**6) -> ImageHeader | None:
@@ -56,9 +57,9 @@ def parameters(width: int, height: int, *, bits: int = 8, sub_layers: int = 0, i
     return b"\x42\1" + bytes(escaped)
 
 
-def configuration(*units: bytes) -> bytes:
+def configuration(*units: bytes, length_bytes: int = 4) -> bytes:
     arrays = b"".join(struct.pack(">BHH", 0x80 | unit[0] >> 1, 1, len(unit)) + unit for unit in units)
-    return bytes(21) + b"\x03" + bytes([len(units)]) + arrays
+    return bytes(21) + bytes([length_bytes - 1]) + bytes([len(units)]) + arrays
 
 
 def heic(
@@ -141,13 +142,26 @@ def test_the_size_of_a_frame_is_read_from_its_parameters(sub_layers: int, is_cut
     assert largest_hevc_frame(b"") is None
 
 
-def test_an_item_has_no_parameters_of_its_own() -> None:
-    """They could say anything; nor is it damaged, or in a thousand pieces."""
+def test_an_item_is_one_picture_without_parameters_of_its_own() -> None:
+    """They could say anything; nor is it damaged, in a thousand pieces, or many pictures for the price of one."""
     setting, unit = configuration(parameters(64, 64)), parameters(9000, 9000)
-    assert not has_parameters(PICTURE * 1023, setting)
-    assert not has_parameters(b"", setting)
-    for stream in (PICTURE + struct.pack(">I", len(unit)) + unit, PICTURE[:-1], PICTURE * 1025, bytes(4)):
-        assert has_parameters(stream, setting)
+    end = struct.pack(">I", 2) + b"\x48\1"
+    for stream in (PICTURE, PICTURE + SLICE * 1022, PICTURE + SLICE + end):
+        assert is_picture(stream, setting)
+    hidden = struct.pack(">I", len(unit)) + unit
+    for stream in (PICTURE + hidden, PICTURE[:-1], PICTURE + SLICE * 1023, bytes(4), b"", SLICE, PICTURE * 2):
+        assert not is_picture(stream, setting)
+    # By lengths of two bytes, a slice; by those of four, which libheif reads whatever is said, it begins with a size.
+    for length_bytes in (1, 2, 4):
+        setting = configuration(parameters(64, 64), length_bytes=length_bytes)
+        stream = (4).to_bytes(length_bytes, "big") + PICTURE[4:]
+        assert is_picture(stream, setting) == (length_bytes == 4)
+
+
+def test_zeros_of_a_header_count_for_the_byte_that_keeps_start_codes_from_appearing() -> None:
+    """Decoders take it out of the whole unit, so that all bits behind it are elsewhere."""
+    unit = parameters(304, 200)
+    assert largest_hevc_frame(configuration(unit[:1] + b"\0\0\3" + unit[3:])) == Frame(304, 200, 8)
 
 
 def test_a_frame_that_is_larger_than_its_picture_gives_no_result() -> None:
@@ -232,6 +246,8 @@ def test_a_list_of_items_that_two_readers_could_read_differently_gives_no_result
         heic([item], properties, primary=5),
         heic([item], [extent(0, 64), *properties[1:]]),
         heic([(b"hvc1", PICTURE, [1] * 255)] * 80, properties),
+        heic([item], properties, brands=b"heic\0\0\0\0" + b"heic" * 64),
+        heic([item], properties) + box(b"mini", b"another list"),
     ):
         assert header_of(content) is None
     whole = single(64, 64, unit)
@@ -240,15 +256,51 @@ def test_a_list_of_items_that_two_readers_could_read_differently_gives_no_result
         assert header is None or not header.is_complete
 
 
-def test_exif_data_never_reaches_the_decoder() -> None:
-    """It is called something else on the way, with nothing moved."""
+def test_the_parts_of_a_grid_are_said_once() -> None:
+    """Decoders take the first list, whatever a second says: tiles of a gigabyte behind small ones, or the reverse."""
+    content = grid(2, 2, 100, 100, 64)
+    header = header_of(content)
+    assert header is not None
+    assert header.is_complete
+    parts = struct.pack(">HH4H", 1, 4, 2, 2, 2, 2)
+    layout = struct.pack(">BBBBHH", 0, 0, 1, 1, 100, 100)
+    properties = [extent(100, 100), extent(64, 64), box(b"hvcC", configuration(parameters(64, 64)))]
+    items = [(b"grid", layout, [1]), (b"hvc1", PICTURE, [2, 3])]
+    assert heic(items, properties, references=box(b"dimg", parts)) == content
+    assert header_of(heic(items, properties, references=box(b"dimg", parts) * 2)) is None
+
+
+def test_lists_that_are_made_to_be_walked_through_give_no_result() -> None:
+    """Of parts of items, and of parts of grids: a few hundred in each are many in all."""
+    unit = parameters(64, 64)
+    properties = [extent(64, 64), box(b"hvcC", configuration(unit))]
+    item = (b"hvc1", PICTURE, [1, 2])
+    for grids, is_read in ((4, True), (5, False)):
+        references = b"".join(box(b"dimg", struct.pack(">HH900H", number, 900, *[1] * 900)) for number in range(grids))
+        assert (header_of(heic([item], properties, references=references)) is not None) == is_read
+    for items in (4, 5):
+        locations = b"\0\0\0\0\x44\0" + struct.pack(">H", items)
+        for number in range(items):
+            locations += struct.pack(">HHH", number, 0, 900) + struct.pack(">II", 0, 1) * 900
+        arguments = (memoryview(locations), memoryview(bytes(9000)), memoryview(b""), 900)
+        if items == 4:
+            assert [len(parts) for parts in heif._extents(*arguments).values()] == [900] * items
+        else:
+            with pytest.raises(IndexError):
+                heif._extents(*arguments)
+
+
+def test_metadata_never_reaches_the_decoder() -> None:
+    """It is called something else on the way, with nothing moved: it may be damaged, or compressed a thousandfold."""
     content = heic(
-        [(b"hvc1", PICTURE, [1, 2]), (b"Exif", b"\0\0\0\0MM damaged", [])],
+        [(b"hvc1", PICTURE, [1, 2]), (b"Exif", b"\0\0\0\0MM damaged", []), (b"mime", b"x", []), (b"uri ", b"x", [])],
         [extent(64, 64), box(b"hvcC", configuration(parameters(64, 64)))],
     )
     header = header_of(content)
     assert header is not None
-    assert b"".join(header.pieces) == content.replace(b"Exif", b"skip")
+    assert b"".join(header.pieces) == content.replace(b"Exif", b"skip").replace(b"mime", b"skip").replace(
+        b"uri ", b"skip"
+    )
 
 
 def test_without_pillow_heif_the_licence_is_said_when_the_pipe_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

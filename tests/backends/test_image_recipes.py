@@ -144,8 +144,8 @@ def test_the_installed_pillow_is_one_of_the_two(interpolation: Any) -> None:
 
 @pytest.mark.parametrize("filter", ["pillow12", "pillow13"])
 def test_each_order_is_that_of_the_reference(filter: Any) -> None:
-    """Bilinear, against Pillow's arithmetic in plain NumPy; of PillowResizeMat and ResizeShorterMat."""
-    for height, width in [*SIZES, (300, 200), (200, 61)]:
+    """Bilinear, against Pillow's arithmetic in plain NumPy; of PillowResizeMat and ResizeShorterMat; tall ones, too."""
+    for height, width in [*SIZES, (300, 200), (200, 61), (365, 3), (371, 2)]:
         pixels = noise(height, width)
         expected = reference.resize_pillow(pixels, 45, 60, as_pillow_13=filter == "pillow13")
         np.testing.assert_array_equal(run(PillowResizeMat(resize_h=45, resize_w=60, filter=filter), pixels), expected)

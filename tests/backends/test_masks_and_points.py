@@ -152,6 +152,11 @@ def test_boxes_of_any_size_are_refused_before_anything_is_allocated() -> None:
     corners = np.array([[-1e30, 0, 1e30, 64]])
     outputs = [segmenting(corners, np.array([[0.9]]), numbers(7, 1, FACTORS)), numbers(8, 1, FACTORS, 16, 24)]
     assert "a larger max_pixels allows them" in failure(YoloV8Seg(), outputs)
+    corners = np.array([[0, 0, 8e7, 2]])
+    outputs[0] = segmenting(corners, np.array([[0.9]]), numbers(7, 1, FACTORS))
+    assert "expected boxes of at most 1048576 pixels a side, for the masks, got one of 80000000" in failure(
+        YoloV8Seg(), outputs
+    )
 
 
 def test_numbers_that_are_none_make_no_mask() -> None:

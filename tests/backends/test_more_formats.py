@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,22 @@ def test_a_bigtiff_is_decoded_as_a_tiff(dtype: Any, compression: Any, order: Any
             assert "result" not in run(content[:length], page=1)
 
 
+def test_a_bigtiff_of_more_strips_than_its_pixels_need_is_not_read_number_by_number() -> None:
+    """A list as long as the file, in a picture of 64 x 64: it is given up before it takes five times its bytes."""
+    count = 200_000
+    entries = [(256, 3, 1, 64), (257, 3, 1, 64), (273, 16, count, 200), (279, 16, count, 200)]
+    directory = b"".join(struct.pack("<HHQQ", *entry) for entry in entries)
+    start = b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, len(entries)) + directory + bytes(8)
+    content = memoryview(start.ljust(200, b"\0") + struct.pack("<Q", 1000) * count)
+    tracemalloc.start()
+    header = tiff_reader.read_tiff(content, 0, 10**6)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert header is not None
+    assert (header.width, header.height, header.is_complete) == (64, 64, False)
+    assert peak_bytes < 3 * len(content)
+
+
 def test_a_tiff_in_pieces_that_are_not_there_or_not_measured_is_refused_in_words() -> None:
     """Sparse, as geographers' programs write; and without the lengths that the specification demands."""
     with pytest.raises(DecodeError, match="strips or tiles that are not there"):
@@ -340,6 +357,16 @@ def test_bytes_with_their_lowest_bit_first_are_turned_or_refused_in_words() -> N
     np.testing.assert_array_equal(gray, np.repeat(pixels[..., :1], 3, axis=2))
     with pytest.raises(DecodeError, match=r"4 channels and 8 bits in the other order \(fill order 2\) is not decoded"):
         run(written_tiff(np.dstack([turned, turned[..., :1]]), "<", extra=2, fill_order=2))
+    with pytest.raises(DecodeError, match="3 channels that are apart and 8 bits in the other order"):
+        run(written_tiff(turned, "<", fill_order=2, is_planar=True))
+
+
+def test_one_channel_cannot_be_apart_from_others() -> None:
+    """A planar configuration of 2 says nothing of it; Pillow would take 0 for black then, though it is white."""
+    gray = corpus.picture()[..., :1]
+    for options in ({"rows": 7}, {"tile": 16}):
+        white_is_zero = with_tag(written_tiff(gray, "<", is_planar=True, **options), 262, value=0)
+        np.testing.assert_array_equal(run(white_is_zero)["result"], np.repeat(255 - gray, 3, axis=2))
 
 
 @pytest.mark.parametrize("options", [{"rows": 4}, {"tile": 16}, {"rows": 4, "is_planar": True}], ids=str)
