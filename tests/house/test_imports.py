@@ -33,6 +33,8 @@ FLOORS = [
     ["fastpipe._maps", "fastpipe._streams"],
     ["fastpipe.debug", "fastpipe.observe.timeline"],
     ["fastpipe.show"],
+    ["fastpipe.models"],
+    ["fastpipe.train"],
     ["fastpipe.instances"],
     ["fastpipe.process"],
     ["fastpipe._future", "fastpipe.measures", "fastpipe.observe.stream_rows"],
