@@ -41,17 +41,18 @@ def line_of(config: PipeConfig, before: str | None) -> list[Link]:
 
     Args:
         config: all nodes.
-        before: the name of a node, or of a step within one; None: the first step that runs a model, or all nodes.
+        before: the name of a node, or of a step, or ``"node::step"``; None: the first step that runs a model, or all.
 
     Raises:
         ConfigError: they are no line, or one of them cannot be run so, or nothing is left; the message names the node.
     """
     nodes = {node.name: node for node in config.nodes}
-    ends = _end(nodes, before)
+    place, ends = _end(nodes, before)
     links: list[Link] = []
     for node in _walk(config, before, ends):
         plan = _plan_of(node, nodes)
-        head, tail = (None, plan) if node.name == before else split(plan, ends, node.name)
+        ends_here = ends if place in (None, node.name) else _never
+        head, tail = (None, plan) if node.name == before else split(plan, ends_here, node.name)
         if head is not None:
             _check(node, head, is_first=not links)
             links.append(Link(node.name, head, node.filter))
@@ -67,17 +68,26 @@ def line_of(config: PipeConfig, before: str | None) -> list[Link]:
     return links
 
 
-def model_behind(config: PipeConfig) -> tuple[str, StepPlan]:
-    """Return the first step of a description that runs a model, and the name of its node.
+def model_behind(config: PipeConfig, node: str | None) -> tuple[str, StepPlan, bool]:
+    """Return the node of the first step that runs a model, that step, and whether a request comes there as it is.
+
+    Args:
+        config: all nodes.
+        node: the name of the node to look in; None: in all, in the order they are written.
 
     Raises:
-        ConfigError: none does.
+        ConfigError: none does, or there is no such node.
     """
-    for node in config.nodes:
-        for step in () if node.plan is None else node.plan.steps():
+    names = [each.name for each in config.nodes]
+    if node is not None and node not in names:
+        raise ConfigError(f"no node is named {node!r}{nearest(node, names)}")
+    for each in config.nodes:
+        for step in each.plan.steps() if each.plan is not None and node in (None, each.name) else ():
             if _is_model(step):
-                return node.name, step
-    raise ConfigError("no node runs a model: there is nothing to compare or to calibrate")
+                head, _ = split(each.plan or step, lambda other, found=step: other is found, each.name)
+                is_root = not any(each.name in other.next for other in config.nodes)
+                return each.name, step, head is None and is_root
+    raise ConfigError(f"no {'node' if node is None else f'step of {node!r}'} runs a model")
 
 
 def split(plan: StepPlan, ends: Ends, node: str) -> tuple[StepPlan | None, StepPlan | None]:
@@ -115,17 +125,25 @@ def _is_model(step: StepPlan) -> bool:
     return issubclass(step.kind, ModelBackend)
 
 
-def _end(nodes: dict[str, NodeConfig], before: str | None) -> Ends:
-    """Return what says of a step that the line ends in front of it."""
+def _end(nodes: dict[str, NodeConfig], before: str | None) -> tuple[str | None, Ends]:
+    """Return what says of a step that the line ends in front of it, and the only node in which that counts."""
     if before is None:
-        return _is_model
+        return None, _is_model
     if before in nodes:
-        return lambda step: False
-    names = {step.name.lower(): step.name for node in nodes.values() if node.plan for step in node.plan.steps()}
-    if before.lower() not in names:
+        return None, _never
+    place, _, step_name = before.rpartition("::")
+    if place and place not in nodes:
+        raise ConfigError(f"no node is named {place!r}{nearest(place, nodes)}")
+    within = [nodes[place]] if place else nodes.values()
+    names = {step.name.lower(): step.name for node in within if node.plan for step in node.plan.steps()}
+    if step_name.lower() not in names:
         known = [*nodes, *names.values()]
-        raise ConfigError(f"no node and no step is named {before!r}{nearest(before, known)}")
-    return lambda step: step.name.lower() == before.lower()
+        raise ConfigError(f"no node and no step is named {before!r}{nearest(step_name, known)}")
+    return place or None, lambda step: step.name.lower() == step_name.lower()
+
+
+def _never(step: StepPlan) -> bool:
+    return False
 
 
 def _plan_of(node: NodeConfig, nodes: dict[str, NodeConfig]) -> StepPlan:

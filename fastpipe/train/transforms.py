@@ -45,8 +45,8 @@ class Transform:
 
     Args:
         source: the path of the TOML file that is served, or a mapping, as of ``fastpipe.Pipe``.
-        before: the name of the node, or of the step, in front of which the transform ends. Default: the first that
-            runs a model; without one, all nodes belong to it.
+        before: the name of the node, or of the step, or ``"node::step"``, in front of which the transform ends.
+            Default: the first that runs a model; without one, all nodes belong to it.
         augment: called with the data in front of ``augment_before`` (an image there: NumPy, uint8, height, width,
             channels), returns what goes on. Leave it out to evaluate. With workers that are spawned it has to be
             picklable, as functions of modules are.
