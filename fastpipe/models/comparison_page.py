@@ -23,7 +23,7 @@ figure { margin: 0; padding: .7rem; border: 1px solid #8884; border-radius: .5re
 figure.other { border-color: #d33; }
 img, .none { display: block; width: 100%; height: 200px; object-fit: contain; background: #8882; }
 .none { display: grid; place-items: center; color: #888; }
-figcaption { margin-top: .5rem; overflow-wrap: anywhere; }
+figcaption { margin-top: .5rem; font-size: .85rem; overflow-wrap: anywhere; }
 figcaption b { font-weight: 600; }
 """
 

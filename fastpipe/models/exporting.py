@@ -17,6 +17,8 @@ from fastpipe.models.sessions import Array, axes_in_words, gap_between, open_ses
 __all__ = ["Exported", "export"]
 
 BATCHES = (1, 2, 3)
+EXAMPLE_ROWS = 2
+"""Torch takes the size 1 for a constant."""
 OPSET = 18
 TOLERANCE = 1e-3
 """How far a number may be from torch's, of the largest in its output."""
@@ -100,7 +102,7 @@ def export(
         )
     data = {size: _numbers(items, kinds, size) for size in BATCHES}
     names = (loaded.names or [])[: len(items)] or [f"input_{index}" for index in range(len(items))]
-    proto = _exported(torch, loaded.module, data[2], names, opset)
+    proto = _exported(torch, loaded.module, data[EXAMPLE_ROWS], names, opset)
     expected = {size: _outputs_of(torch, loaded.module, arrays) for size, arrays in data.items()}
 
     def check(name: str, content: bytes) -> _Checked:
@@ -172,7 +174,7 @@ def _numbers(items: Sequence[tuple[int, ...]], dtypes: Sequence[Any], size: int)
 
 
 def _exported(torch: Any, module: Any, example: list[Any], names: list[str], opset: int) -> bytes:
-    """Return the ONNX file; example has two rows, as torch takes the size 1 for a constant."""
+    """Return the content of the ONNX file."""
     axes = tuple({0: torch.export.Dim(BATCH_AXIS)} for _ in example)
     try:
         with _quiet():
@@ -222,7 +224,10 @@ def _name_batch_axis(proto: Any) -> None:
     for value in proto.graph.input:
         axes = value.type.tensor_type.shape.dim
         if not axes or not axes[0].dim_param:
-            raise PipeError(f"the batch axis of input {value.name!r} is fixed in what torch has exported")
+            raise PipeError(
+                f"the batch axis of input {value.name!r} is fixed in what torch has exported: something in the module "
+                f"makes a constant of it, as reshape({EXAMPLE_ROWS}, 10) does; write reshape(-1, 10), or flatten(1)"
+            )
         symbols.add(axes[0].dim_param)
     for value in [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]:
         for axis in value.type.tensor_type.shape.dim:
