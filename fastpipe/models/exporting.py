@@ -291,7 +291,7 @@ def _simplifiers() -> list[tuple[str, Callable[[bytes], bytes]]]:
     Raises:
         PipeError: none is.
     """
-    found = []
+    found: list[tuple[str, Callable[[bytes], bytes]]] = []
     for name, simplify in (("onnxsim", _with_onnxsim), ("onnxslim", _with_onnxslim)):
         with contextlib.suppress(ImportError):
             __import__(name)

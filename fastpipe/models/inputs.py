@@ -100,8 +100,8 @@ class Model:
         return replace(self, plan=replace(self.plan, parameters={**self.plan.parameters, **changes}))
 
     def build(self) -> Backend:
-        """Return the step alone, whose results are the rows of its outputs."""
-        parameters = {key: value for key, value in self.plan.parameters.items() if key != "postprocessor"}
+        """Return the step alone, whose results are the rows of its outputs, on the CPU."""
+        parameters = {**self.plan.parameters, "postprocessor": "cpu"}
         return build_backend(replace(self.plan, parameters=parameters), self.node, 0)
 
     def normalized(self, data: Array) -> Array:

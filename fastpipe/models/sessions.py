@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import MissingExtra, PipeError
 
-__all__ = ["Array", "axes_in_words", "gap_between", "open_session", "run_session", "tools_missing"]
+__all__ = ["Array", "axes_in_words", "dtype_of", "gap_between", "open_session", "run_session", "tools_missing"]
 
 Array = npt.NDArray[Any]
 _ERRORS_ONLY = 3
@@ -43,6 +43,12 @@ def run_session(session: Any, arrays: Sequence[Array]) -> list[Array]:
     """Return the outputs of one run, in the model's order."""
     feeds = {value.name: array for value, array in zip(session.get_inputs(), arrays, strict=True)}
     return [np.asarray(output) for output in session.run(None, feeds)]
+
+
+def dtype_of(value: Any) -> np.dtype[Any]:
+    """Return the NumPy type of an input or output of a session."""
+    name = str(value.type).removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
 
 
 def axes_in_words(values: Sequence[Any]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fastpipe.backends.flow.sequential import Sequential
@@ -84,7 +86,7 @@ def model_behind(config: PipeConfig, node: str | None) -> tuple[str, StepPlan, b
     for each in config.nodes:
         for step in each.plan.steps() if each.plan is not None and node in (None, each.name) else ():
             if _is_model(step):
-                head, _ = split(each.plan or step, lambda other, found=step: other is found, each.name)
+                head, _ = split(each.plan or step, partial(operator.is_, step), each.name)
                 is_root = not any(each.name in other.next for other in config.nodes)
                 return each.name, step, head is None and is_root
     raise ConfigError(f"no {'node' if node is None else f'step of {node!r}'} runs a model")
