@@ -146,6 +146,27 @@ def test_the_model_of_another_file_gets_the_same_data(folder: Path) -> None:
     assert (found.count, found.largest) == (12, 0.0)
 
 
+def test_a_second_model_gets_what_the_first_one_gives(folder: Path) -> None:
+    """By the name of its node; in front of it the first one runs as it does in the pipe."""
+    helper = onnx.helper
+    twice = make_model(  # type: ignore[no-untyped-call]
+        [helper.make_node("Add", ["scores", "scores"], ["twice"])],
+        {"scores": ["batch", 3]},
+        {"twice": ["batch", 3]},
+    )
+    (folder / "twice.onnx").write_bytes(twice)
+    text = TOML.replace('postprocessor = "SoftmaxArgMax"', 'next = "last"')
+    (folder / "two.toml").write_text(f'{text}\n[last]\nbackend = "OnnxTensor"\nmodel = "twice.onnx"\n')
+    second = model_of(folder / "two.toml", "last")
+    assert second.path.name == "twice.onnx"
+    assert second.transform is not None
+    assert [step.partition(":")[0] for step in second.transform.steps] == ["decode", "prepare", "model"]
+    found = compare(second, other_model(second, folder / "twice.onnx", {}), files(folder), names=("a", "b"))
+    assert (found.count, found.largest) == (12, 0.0)
+    with pytest.raises(ConfigError, match="no node is named 'lst'; did you mean 'last'"):
+        model_of(folder / "two.toml", "lst")
+
+
 def test_what_cannot_be_compared_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No other model, no file, no model in the pipe, no data, other outputs."""
     first = model_of(folder / "pipeline.toml")

@@ -161,6 +161,39 @@ def test_a_fork_to_models_ends_the_transform_there() -> None:
     assert transform(config, before="small").steps == ["decode: DecodeMat"]
 
 
+def test_a_step_of_one_node_is_meant_by_both_names() -> None:
+    """Where several nodes have a step of that name; a model may then be part of the transform of the next."""
+    config: dict[str, Any] = {
+        "first": {"backend": "S[DecodeMat,ResizeMat]", **SIZED, "next": "second"},
+        "second": {"backend": "S[CvtColorMat,ResizeMat,Identity]", "color": "rgb", "resize_h": 9, "resize_w": 9},
+    }
+    assert transform(config, before="ResizeMat").steps == ["first: S[DecodeMat]"]
+    shorter = transform(config, before="second::ResizeMat")
+    assert shorter.steps == ["first: S[DecodeMat,ResizeMat]", "second: S[CvtColorMat]"]
+    assert shorter(FILES["jpeg"]).shape == (48, 40, 3)
+    with pytest.raises(ConfigError, match="no node is named 'third'"):
+        transform(config, before="third::ResizeMat")
+    with pytest.raises(ConfigError, match="no node and no step is named 'first::CvtColorMat'"):
+        transform(config, before="first::CvtColorMat")
+
+
+def test_augment_in_front_of_a_step_with_a_filter_is_as_the_step_is() -> None:
+    """Run leaves data and result as they are; what decides whether the step runs at all is refused."""
+    seen: list[Any] = []
+
+    def look(data: Any) -> Any:
+        seen.append(type(data))
+        return data
+
+    plain = transform(ALL_IN_ONE)
+    looking = transform(ALL_IN_ONE, augment=look, augment_before="ThrowIfNoResult")
+    assert same(looking(FILES["jpeg"]), plain(FILES["jpeg"]))
+    assert seen == [bytes]
+    config = {**ALL_IN_ONE, "backend": "S[DecodeMat,(or)ThrowIfNoResult,ResizeMat,NormalizeMat,OnnxTensor]"}
+    with pytest.raises(ConfigError, match="decides whether it runs"):
+        transform(config, augment=look, augment_before="ThrowIfNoResult")
+
+
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "a fork": (
         {
