@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastpipe.config.values import BadValue, coerce, constructor_parameters
 from fastpipe.contract import Backend, Request
 from fastpipe.errors import ConfigError, PipeError
 from fastpipe.models.inputs import Model, Samples, Source, model_of
@@ -83,7 +84,7 @@ def other_model(first: Model, other: Path | None, changes: Mapping[str, Any]) ->
         changes: parameters of the step, such as ``precision``.
 
     Raises:
-        PipeError: there is no such file; or it is the same model.
+        PipeError: there is no such file or parameter, or its value is none; or nothing is to be compared.
     """
     if other is None and not changes:
         raise PipeError("there is nothing to compare with: name another model, or a precision")
@@ -93,16 +94,16 @@ def other_model(first: Model, other: Path | None, changes: Mapping[str, Any]) ->
         second = replace(model_of(other), transform=None)
     else:
         second = first if other is None else first.with_parameters(model=other.absolute())
-    unknown = [key for key in changes if key not in _parameters(second)]
-    if unknown:
-        raise PipeError(f"{second.plan.name} has no {unknown[0]}")
-    return second.with_parameters(**changes)
-
-
-def _parameters(model: Model) -> set[str]:
-    from fastpipe.config.values import constructor_parameters
-
-    return set(constructor_parameters(model.plan.kind))
+    takes = constructor_parameters(second.plan.kind)
+    values = {}
+    for key, value in changes.items():
+        if key not in takes:
+            raise PipeError(f"{second.plan.name} has no {key}")
+        try:
+            values[key] = coerce(value, takes[key].annotation, None)
+        except BadValue as problem:
+            raise PipeError(f"{second.plan.name}: {key}: {problem}") from None
+    return second.with_parameters(**values)
 
 
 def compare(first: Model, second: Model, samples: Source, *, names: tuple[str, str], worst: int = WORST) -> Comparison:

@@ -174,6 +174,8 @@ def test_what_cannot_be_compared_is_said(folder: Path, capsys: pytest.CaptureFix
         other_model(first, folder / "none.onnx", {})
     with pytest.raises(PipeError, match="OnnxTensor has no colour"):
         other_model(first, None, {"colour": 1})
+    assert main(["compare", "pipeline.toml", "--precision", "fp17", "--data", "@photos"]) == 1
+    assert "OnnxTensor: precision: must be 'fp32' or 'fp16'" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="runs a model"):
         model_of({"backend": "DecodeMat"})
     with pytest.raises(PipeError, match="no sample could be compared, the data is empty"):
