@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import once
 
 from fastpipe import ConfigError, NoResult, PipeError
 from fastpipe.train import Dataset, collate
@@ -136,7 +135,6 @@ if __name__ == "__main__":
 """
 
 
-@once
 def test_workers_give_the_same_tensors_forked_and_spawned(photos: Path, tmp_path: Path) -> None:
     """Each builds its own nodes, also where the parent has built them before; OpenCV has one thread in a worker."""
     script = tmp_path / "loaders.py"
