@@ -15,6 +15,7 @@ The house has floors, and an import goes down only (``tests/house/test_imports.p
     pipe, _maps, _streams      Pipe: what a service calls, watches and closes; map and amap; stream and astream
     debug               one request node by node; records of requests
     show                pictures of a graph, and the debugger's cards
+    models, train       models exported, quantized and compared; nodes as a transform for torch's DataLoader
     instances           from plans to objects of backends and their threads; what replaces one that hangs
     process             signals, fork and exit, once in a process
     measures            what ``stats()`` returns, of what the engine has counted

@@ -190,6 +190,20 @@ _TOOLS = {
         "serve pipes over HTTP and gRPC",
         "Serve pipes by the Open Inference Protocol v2, over HTTP and gRPC, until a signal ends it.",
     ),
+    "export": (
+        "write a torch model as ONNX",
+        "Write a torch model as an ONNX file whose batch axis is open: tried in batches of 1, 2 and 3 beside torch, "
+        "and proved to keep requests apart.",
+    ),
+    "quantize": (
+        "write a pipe's model in INT8",
+        "Write the ONNX model of a pipe in INT8, calibrated on real data through the pipe's own nodes.",
+    ),
+    "compare": (
+        "compare two models on real data",
+        "Run two models, or one in two precisions, on real data through the pipe's own nodes, and say how far apart "
+        "they are.",
+    ),
     "live": ("watch a running pipe", "Show what the pipe of a running service does, node by node, each second."),
 }
 """Commands with a module of their own, which has ``add_arguments`` and ``run``: their help, and description."""

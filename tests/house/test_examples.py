@@ -108,3 +108,16 @@ def test_the_web_service_answers_its_own_route_and_the_protocol(monkeypatch: pyt
             assert Image.open(io.BytesIO(answer.content[length + 4 :])).size == (96, 96)
 
     asyncio.run(main())
+
+
+def test_a_net_is_trained_with_the_nodes_that_serve_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pipe answers is what the trained net says of the transform's tensors, for each of the test images."""
+    for needed in ("cv2", "skimage", "torch"):
+        pytest.importorskip(needed)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch's threads wait for each other where others use the CPUs
+    lines = run("training/train.py", "--seconds", "1", "--workers", "0", "--out", tmp_path / "net.pt2").splitlines()
+    assert lines[0].startswith("trained: ")
+    assert lines[1].startswith("served: 120 of 120 classes as the trained net says, ")
+    right = int(lines[1].split(", ")[1].split()[0])
+    assert right > 45  # of 8 classes, chance would have 15
+    assert (tmp_path / "net.pt2").stat().st_size > 100_000

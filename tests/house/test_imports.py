@@ -16,8 +16,18 @@ INSTALLED_AS = {"fastpipe": "fastpipe", "kernels": "fastpipe.kernels", "backends
 
 OPTIONAL = {
     *("PIL", "cryptography", "cupy", "cv2", "grpc", "matplotlib", "modelopt", "nvidia", "onnx", "onnxruntime"),
-    *("opentelemetry", "openvino", "optuna", "prometheus_client", "ray", "resvg_py", "rich", "simplejpeg", "skimage"),
-    *("tensorrt", "tensorrt_rtx", "tomlkit", "torch"),
+    *(
+        "onnxscript",
+        "onnxsim",
+        "onnxslim",
+        "opentelemetry",
+        "openvino",
+        "optuna",
+        "prometheus_client",
+        "ray",
+        "resvg_py",
+    ),
+    *("rich", "simplejpeg", "skimage", "tensorrt", "tensorrt_rtx", "tomlkit", "torch", "torchvision"),
     *("google", "grpc", "httptools", "ml_dtypes", "orjson", "starlette", "uvicorn", "uvloop"),
 }
 
@@ -33,6 +43,8 @@ FLOORS = [
     ["fastpipe._maps", "fastpipe._streams"],
     ["fastpipe.debug", "fastpipe.observe.timeline"],
     ["fastpipe.show"],
+    ["fastpipe.models"],
+    ["fastpipe.train"],
     ["fastpipe.instances"],
     ["fastpipe.process"],
     ["fastpipe._future", "fastpipe.measures", "fastpipe.observe.stream_rows"],
@@ -165,10 +177,10 @@ def test_chapters_of_the_engine_call_downwards() -> None:
     assert foreign == set(), "an underscore says that a function is its chapter's own"
 
 
-@pytest.mark.parametrize("module", ["fastpipe", "fastpipe.kernels", "fastpipe.backends", "fastpipe.serve"])
-def test_importing_loads_no_optional_library_and_prints_nothing(module: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", ["", ".kernels", ".backends", ".serve", ".train", ".models.comparing"])
+def test_importing_loads_no_optional_library_and_prints_nothing(room: str, tmp_path: Path) -> None:
     """Optional libraries are loaded by the backend that needs them, not by an import."""
-    script = f"import sys, {module}; print(*sorted({OPTIONAL} & set(sys.modules)), end='')"
+    script = f"import sys, fastpipe{room}; print(*sorted({OPTIONAL} & set(sys.modules)), end='')"
     ran = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
