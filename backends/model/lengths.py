@@ -196,7 +196,7 @@ class Lengths:
         self.reader = LengthReader(reader, axes, model)
         self.count = PaddingCount()
         self.axes = axes
-        self._lengths: dict[int, int] = {}  # by id of a request of the batch that runs
+        self._lengths: dict[int, tuple[int, int]] = {}  # by id of a request that runs: its own, and the padded one
 
     def run(self, inputs: RequestReader, batch: list[Request], run_group: Any, runner: Runner) -> None:
         """Run a batch: ``runner`` is given all of it, and ``run_group`` what shares a run, padded.
@@ -218,7 +218,6 @@ class Lengths:
             except KernelError as error:
                 padded.samples[id(request)] = error
                 continue
-            self._lengths[id(request)] = measured.length
             by_key.setdefault(measured.key, []).append((request, measured))
         try:
             for number, run in enumerate(run for group in by_key.values() for run in self._runs(group)):
@@ -244,8 +243,9 @@ class Lengths:
             row_count: of the run, with those that were filled in.
             postprocess: fills in the results of requests, from outputs with a row for each.
         """
-        lengths = [self._lengths[id(request)] for request in requests]
-        target = self.axes.target(max(lengths)) or max(lengths)
+        lengths = [self._lengths[id(request)][0] for request in requests]
+        # All have been padded to the same; whose length that was may have been found unfit.
+        target = self._lengths[id(requests[0])][1]
         self.count.add(sum(lengths), row_count * target)
         if not any(self.axes.of_outputs) or all(length == target for length in lengths):
             postprocess(outputs, requests)
@@ -288,6 +288,7 @@ class Lengths:
         """Pad the requests of a run to one length."""
         target = run[0][1].target or run[0][1].length
         for request, measured in run:
+            self._lengths[id(request)] = measured.length, target
             arrays = [
                 self.axes.padded(index, array, target, spec.axis if array.ndim == len(spec.shape) else None)
                 for index, (spec, array) in enumerate(zip(self.axes.specs, measured.sample.arrays, strict=True))

@@ -40,6 +40,23 @@ def run(backend, *data):
     return [request["result"] for request in batch]
 
 
+def test_a_state_goes_from_run_to_run():
+    """Each sequence its own, on another axis than the first; it is OnnxTensor's code."""
+    nodes = [
+        helper.make_node("Add", ["h", "x"], ["hn"]),
+        helper.make_node("ReduceSum", ["hn", "first"], ["y"], keepdims=0),
+    ]
+    outputs = {"y": ["batch", 3], "hn": [2, "batch", 3]}
+    model = make_model(nodes, {"x": ["batch", 3], "h": [2, "batch", 3]}, outputs, {"first": np.array([0])})
+    keys = {"model": model, "state": {"h": "hn"}, "state_of": "id", "max": 4}
+    with fastpipe.Pipe(backend="OpenvinoTensor", **keys) as pipe:
+        futures = [
+            pipe.submit({"data": np.full(3, number, np.float32), "id": key}) for number in (1, 2, 3) for key in "ab"
+        ]
+        sums = [future.result(20)["result"][0, 0] for future in futures]
+    assert sums == [2, 2, 6, 6, 12, 12]
+
+
 def images(*sizes):
     """Return pixels, one image for each size."""
     random = np.random.default_rng(1)

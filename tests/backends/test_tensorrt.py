@@ -18,7 +18,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from fake_tensorrt import MODULES, NAMES, make  # noqa: E402
-from length_models import elementwise  # noqa: E402
+from length_models import elementwise, time_major  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 from onnx_models import FLOAT, make_model  # noqa: E402
 
@@ -176,6 +176,17 @@ def test_requests_of_different_lengths_are_padded_and_their_results_cut(tensorrt
         np.testing.assert_array_equal(turned, 2 * item.T[None])
     assert (backend.padding_counts[0].own, backend.padding_counts[0].padding) == (27, 3)
     assert (backend.max_padded, [backend.length_of(request) for request in batch]) == (40, [9, 10, 8])
+
+
+def test_lengths_in_front_of_the_requests_are_padded_and_cut_in_place(tensorrt):
+    backend = tensorrt.TensorrtTensor(model=time_major(), max="4x64x3", pad=[16])
+    asked = [np.full((length, 1, 3), length, np.float32) for length in (9, 12, 9)]
+    batch = [{"data": item} for item in asked]
+    backend.forward(batch)
+    for item, request in zip(asked, batch, strict=True):
+        doubled, turned = request["result"]
+        np.testing.assert_array_equal(np.asarray(doubled), 2 * item)
+        np.testing.assert_array_equal(np.asarray(turned), 2 * item.transpose(2, 0, 1))
 
 
 def test_results_stay_what_they_are_while_the_engine_runs_on(tensorrt):

@@ -298,12 +298,27 @@ def test_the_table_of_the_gpu_says_what_was_reached(bench: Any, monkeypatch: pyt
         {"what": "cuda:0, map", "images_per_s": 10.0, "each": {"cuda:0": 10.0}, "ratio_to_one_gpu": 1.0},
         {"what": "all, map", "images_per_s": 18.0, "each": {"cuda:0": 9.0, "cuda:1": 9.0}, "ratio_to_one_gpu": 1.8},
     ]
-    numbers = {
+    windows = {
+        name: [{"requests_per_s": rate} for rate in rates]
+        for name, rates in {"now": (110.0, 120.0, 90.0), "before": (100.0, 100.0, 100.0), "slow": (80.0,) * 3}.items()
+    }
+    beside = [
+        {
+            "image": "1080p",
+            "pipe": "to tensor",
+            "way": "map",
+            "windows": {"before": windows[before], "now": windows[now]},
+        }
+        for before, now in (("before", "now"), ("before", "slow"))
+    ]
+    alone = {"image": "1080p", "pipe": "to class", "way": "map", "windows": {"now": windows["now"]}}
+    numbers: dict[str, Any] = {
         "kernels": {"rows": kernels},
         "decode": {"rows": decoded},
         "torch_model": models,
         "classify": classified,
         "several_gpus": several,
+        "beside": {"rows": [*beside, alone], "memory_mb": {"to tensor": 900.0}},
     }
     reached = {name: [line.is_reached for line in make(numbers[name])] for name, make in lines_of.items()}
     assert reached == {
@@ -312,6 +327,7 @@ def test_the_table_of_the_gpu_says_what_was_reached(bench: Any, monkeypatch: pyt
         "torch_model": [True],
         "classify": [True],
         "several_gpus": [False],
+        "beside": [True, False, True],
     }
 
 

@@ -73,6 +73,15 @@ def elementwise():
     return make_model(nodes, {"x": ["n", "t", 3]}, {"doubled": ["n", "t", 3], "turned": ["n", 3, "t"]})
 
 
+def time_major(batch="batch"):
+    """Return a model of floats (t, batch, 3): doubled in the same shape, and turned, (3, t, batch)."""
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["doubled"]),
+        helper.make_node("Transpose", ["doubled"], ["turned"], perm=[2, 0, 1]),
+    ]
+    return make_model(nodes, {"x": ["t", batch, 3]}, {"doubled": ["t", batch, 3], "turned": [3, "t", batch]})
+
+
 def convolution(bias):
     """Return a convolution of width 3 over time behind a bias, (n, 1, t) to (n, 1, t): at its edge padding may leak."""
     nodes = [
