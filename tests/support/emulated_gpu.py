@@ -144,17 +144,9 @@ class EmulatedDevice:
             f'#include "{EMULATOR}"\n#define OUTPUT {output}\n{room}{source}{BEHIND.format(kernel=name)}'
         )
         library = written.with_suffix(".so")
-        # Some distributions have glibc end a process whose longjmp goes to another stack, which is how fibers take turns.
-        options = [
-            "-std=c++17",
-            "-O2",
-            "-U_FORTIFY_SOURCE",
-            "-fPIC",
-            "-shared",
-            "-ffp-contract=off",
-            "-fno-strict-aliasing",
-            "-w",
-        ]
+        options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
+        # Where it is on by default, glibc ends a process whose longjmp goes to another stack, as fibers do.
+        options.append("-U_FORTIFY_SOURCE")
         options.append("-fno-gnu-unique")  # or shared memory of one library would be that of another, too
         subprocess.run(["g++", *options, str(written), "-o", str(library)], check=True)
         return ctypes.CDLL(str(library))
