@@ -85,7 +85,8 @@ class Backend:
         warmed_up: what the constructor has run, for the log.
         announced_inputs: what its requests have, for a server.
         announced_outputs: what they have when they leave it.
-        max_padded, max_padding: how much a batch may be padded, with ``length_of``.
+        max_padded: the longest length times the requests of a batch, at most, with ``length_of``.
+        max_padding: the greatest share of a batch that may be padding.
         padding_counts: how much it has padded.
 
     Methods that a subclass may define; here they are None:
