@@ -85,8 +85,8 @@ class Backend:
         warmed_up: what the constructor has run, for the log.
         announced_inputs: what its requests have, for a server.
         announced_outputs: what they have when they leave it.
-        max_padded: how many elements a batch may have, padding included, with ``length_of``.
-        max_padding: which share of them may be padding.
+        max_padded: the longest length times the requests of a batch, at most, with ``length_of``.
+        max_padding: the greatest share of a batch that may be padding.
         padding_counts: how much it has padded.
 
     Methods that a subclass may define; here they are None:
