@@ -6,6 +6,7 @@ before any library opens one, and only those are let through that lie in the mod
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import mmap
 import os
@@ -60,7 +61,7 @@ def weights_beside(model: Path | bytes) -> dict[str, Path]:
         if isinstance(model, bytes):
             locations = {} if is_ort_format(model) else _locations(model)
         else:
-            locations = {} if is_ort_format(model) else _locations_in(model)
+            locations = {} if is_ort_format(model) else _locations_in(model.absolute(), _state(model.stat()))
     except _Unreadable as error:
         raise ConfigError(f"it is no ONNX model: {error}") from None
     if isinstance(model, bytes):
@@ -113,7 +114,10 @@ class _Unreadable(Exception):
     """It is no protobuf message."""
 
 
-def _locations_in(path: Path) -> dict[str, int]:
+# Each instance of a node asks, several times; reading a graph takes Python milliseconds.
+@functools.lru_cache(maxsize=64)
+def _locations_in(path: Path, state: tuple[int, ...]) -> dict[str, int]:
+    """Return what ``_locations`` does for a file, which is in that ``state``; not to be changed."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise _Unreadable("it is empty")

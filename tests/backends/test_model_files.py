@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 
 from fastpipe.backends.model.encrypted import KEY_VARIABLE, encrypt, find_key  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
-from fastpipe.backends.model.onnx_files import weights_beside  # noqa: E402
+from fastpipe.backends.model.onnx_files import _locations_in, weights_beside  # noqa: E402
 from fastpipe.backends.model.source import ModelSource, fingerprint, open_model  # noqa: E402
 
 WEIGHTS = np.arange(16, dtype=np.float32).reshape(4, 4)
@@ -326,3 +326,22 @@ def test_a_source_shows_neither_key_nor_model() -> None:
     assert repr(source) == str(source) == "ModelSource(7 bytes, encrypted)"
     assert repr(ModelSource(Path("m.onnx"), None)) == "ModelSource('m.onnx')"
     assert logging.makeLogRecord({"msg": "%s", "args": (source,)}).getMessage() == "ModelSource(7 bytes, encrypted)"
+
+
+def test_a_model_is_read_again_only_where_its_file_has_changed(tmp_path: Path) -> None:
+    """Each instance asks for the files beside it; the names are kept, whether those files are there is not."""
+    model = tmp_path / "model.onnx"
+    model.write_bytes(model_at("one.bin"))
+    (tmp_path / "one.bin").write_bytes(bytes(64))
+    (tmp_path / "two.bin").write_bytes(bytes(64))
+    reads_before = _locations_in.cache_info().misses
+    for _ in range(3):
+        assert weights_beside(model) == {"one.bin": tmp_path / "one.bin"}
+    assert _locations_in.cache_info().misses == reads_before + 1
+    (tmp_path / "one.bin").unlink()
+    with pytest.raises(ConfigError, match=r"'one\.bin', which cannot be read"):
+        weights_beside(model)
+    changed = tmp_path / "changed"
+    changed.write_bytes(model_at("two.bin"))
+    changed.replace(model)
+    assert weights_beside(model) == {"two.bin": tmp_path / "two.bin"}
