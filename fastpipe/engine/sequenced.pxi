@@ -10,6 +10,7 @@ cdef class Sequence:
     cdef int64_t used_ns                        # when the last of its requests was gone
     cdef Position first                         # those who have a position, in the order of their turns
     cdef Position last
+    cdef int64_t on_their_way                   # of these: they have not arrived at the node
     cdef PyObject* older                        # neighbours among those that have a state and no requests; not owned
     cdef PyObject* newer
     cdef c_bool is_idle                         # it is among them
