@@ -134,7 +134,7 @@ def test_a_state_whose_destructor_waits_for_the_pipe_is_refused_that(way: str) -
 
 
 def test_a_key_that_comes_late_does_not_wait_for_those_who_wait_for_it() -> None:
-    """The first gets its key at the node, where the second has a turn since it was submitted, but waits elsewhere for the first.
+    """The first gets its key at the node, behind the second, which waits elsewhere for the first.
 
     first:  keeps (late, behind the second's turn at keeps.again)
     second: other (behind the first's turn there), then keeps.again
