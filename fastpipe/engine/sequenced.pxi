@@ -40,6 +40,7 @@ cdef class Position:
     cdef c_bool drops                           # nothing is kept once it and all before it are gone: drop_state()
     cdef c_bool is_called                       # it is in a turn's list of those who may run now
     cdef c_bool is_handed                       # it has the state in its dict
+    cdef c_bool is_outdated                     # that is another backend's: it is queued again, and to be handed another one
     cdef c_bool is_running                      # in a batch: whatever becomes of its walk, the next waits for the end of that
 
 

@@ -204,13 +204,14 @@ cdef list give_states(Engine engine, Station station, Instance instance, list vi
             continue
         position.is_running = True
         position.instance = instance
-        if not position.is_handed:                              # else it is run again, and has what it was given then
+        if not position.is_handed or position.is_outdated:      # else it is run again, and has what it was given then
             state = _find_state(engine, position)
             if state is None and position.goes_on:
                 fail_visit(engine, visit, _gone_error(visit, position), turn)
                 continue
             visit.request["state"] = state
             position.is_handed = True
+            position.is_outdated = False
         position.sequence.place = station.place
         ready.append(visit)
     _queue_called(engine, station, turn)                        # behind those that have failed: now, not after the batch
@@ -305,6 +306,7 @@ cdef int wait_again(Engine engine, Visit visit, Turn turn) noexcept:
     if is_dead(visit):
         return end_turn(engine, visit, False, turn)
     position.is_running = False
+    position.is_outdated = position.instance.is_replaced
     return 0
 
 

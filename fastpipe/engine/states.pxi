@@ -133,6 +133,8 @@ cdef void forget_states(States states) noexcept:
     cdef Sequence sequence
     while PyDict_Next(states.sequences, &position, &key, &value):
         sequence = <Sequence>value
+        if sequence.first is not None and not sequence.first.is_running:
+            sequence.first.is_outdated = True
         if sequence.state is not None:
             sequence.forgotten, sequence.state = sequence.state, None
             states.kept -= 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -170,3 +173,62 @@ def _is_slow(request: Request) -> Status:
 def _names_itself(request: Request) -> Status:
     request["id"] = request.pop("later", request["id"])
     return _goes_on(request)
+
+
+class Interrupts(Backend):
+    """The result is all data of the sequence so far, and its own title; Ctrl-C hits the main thread where it is told to."""
+
+    stateful = True
+    max_batch = 4
+
+    def __init__(self, *, title: str, act: Callable[[], None]) -> None:
+        self.title = title
+        self.act = act
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            request["state"] = [*(request["state"] or ()), request["data"]]
+            request["result"] = self.title, tuple(request["state"])
+        if threading.current_thread() is threading.main_thread() and any("is_others" in request for request in batch):
+            self.act()
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(WAIT_S)
+
+
+@pytest.mark.parametrize("is_swapped", [False, True], ids=["same backend", "another backend"])
+def test_ctrl_c_in_a_batch_with_others_requests_leaves_them_their_turns(is_swapped: bool) -> None:
+    """One that goes back to the queue finds the state that it has found before; another backend's, once that has been swapped."""
+    other: list[Any] = []
+    swapping: list[threading.Thread] = []
+
+    def act() -> None:
+        if is_swapped:
+            swapping.append(threading.Thread(target=pipe.swap, args=("main", {"title": "new"})))
+            swapping[0].start()
+            until(lambda: pipe.stats()["nodes"]["main"]["instances"]["switches"] == 1)
+
+    def queue_others() -> None:
+        """Just as the list's requests are queued: the worker has not looked yet."""
+        if not other:
+            other.append(None)
+            other[0] = pipe.submit({"data": 2, "id": "a", "is_others": True})
+            other.append(pipe.submit({"data": 3, "id": "a"}))
+
+    with Pipe(backend=Interrupts, title="old", act=act, state_of="id", batching="greedy") as pipe:
+        held = threading.Event()
+        assert pipe.submit({"data": 1, "id": "a"}).result(WAIT_S)["result"] == ("old", (1,))
+        _core._hook("take", lambda: threading.current_thread() is threading.main_thread() or held.wait(WAIT_S))
+        _core._hook("pushed", queue_others)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                pipe([{"data": 0, "id": f"own {number}"} for number in range(2)])
+        finally:
+            _core._hook("pushed", None)
+            _core._hook("take", None)
+            held.set()
+        results = [future.result(WAIT_S)["result"] for future in other]
+        if is_swapped:
+            assert results == [("new", (2,)), ("new", (2, 3))]
+            swapping[0].join(WAIT_S)
+        else:
+            assert results == [("old", (1, 2)), ("old", (1, 2, 3))]
