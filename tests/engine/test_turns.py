@@ -176,7 +176,7 @@ def _names_itself(request: Request) -> Status:
 
 
 class Interrupts(Backend):
-    """The result is all data of the sequence so far, and its own title; Ctrl-C hits the main thread where it is told to."""
+    """The result is all data of the sequence so far, and its title; Ctrl-C hits the main thread where told to."""
 
     stateful = True
     max_batch = 4
@@ -197,7 +197,7 @@ class Interrupts(Backend):
 
 @pytest.mark.parametrize("is_swapped", [False, True], ids=["same backend", "another backend"])
 def test_ctrl_c_in_a_batch_with_others_requests_leaves_them_their_turns(is_swapped: bool) -> None:
-    """One that goes back to the queue finds the state that it has found before; another backend's, once that has been swapped."""
+    """One that goes back to the queue finds what it has found before, but no state of a backend that was replaced."""
     other: list[Any] = []
     swapping: list[threading.Thread] = []
 
