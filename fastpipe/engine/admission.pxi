@@ -18,13 +18,13 @@ cdef int start_walk(Engine engine, Walk walk, Turn turn) except -1:
     cdef Visit visit
     try:
         visit = Visit.__new__(Visit)
+        visit.walk = walk
         visit.request = own_request(walk)
         if walk.entry.stateful is not None:
-            stand_in(walk, visit.request)
+            stand_in(visit)
     except BaseException:                                       # out of memory: the walk must not stay in the books
         cancel_walk(engine, walk)
         raise
-    visit.walk = walk
     visit.node = walk.entry.node
     visit.way = ENTERED
     if walk.home is not None and walk.home.batches and visit.node.twins is None:

@@ -292,13 +292,13 @@ cdef int _restart_walk(Engine engine, Walk walk, Node node, dict answer, Turn tu
     start_round(walk)
     if walk.standing is not None:
         leave_sequences(engine, walk, turn)
-    if walk.entry.stateful is not None:
-        stand_in(walk, answer)
     visit.walk = walk
     visit.round = walk.restarts
     visit.node = node
     visit.request = answer
     visit.way = RESTARTED
+    if walk.entry.stateful is not None:
+        stand_in(visit)
     turn.arrived.append(visit)
     if turn.observer is not None:
         turn.observer.restarted(node.name, part_of(walk), count)
@@ -339,7 +339,7 @@ cdef int start_part(Walk part, Turn turn) except -1:
     visit.request = PyDict_Copy(part.request)
     visit.way = ENTERED
     if part.entry.stateful is not None:
-        stand_in(part, visit.request)
+        stand_in(visit)
     turn.arrived.append(visit)
     return 0
 

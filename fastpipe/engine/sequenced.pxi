@@ -10,6 +10,7 @@ cdef class Sequence:
     cdef int64_t used_ns                        # when the last of its requests was gone
     cdef Position first                         # those who have a position, in the order of their turns
     cdef Position last
+    cdef int64_t on_their_way                   # of these: they have not arrived at the node
     cdef PyObject* older                        # neighbours among those that have a state and no requests; not owned
     cdef PyObject* newer
     cdef c_bool is_idle                         # it is among them
@@ -39,6 +40,7 @@ cdef class Position:
     cdef c_bool drops                           # nothing is kept once it and all before it are gone: drop_state()
     cdef c_bool is_called                       # it is in a turn's list of those who may run now
     cdef c_bool is_handed                       # it has the state in its dict
+    cdef c_bool is_outdated                     # that is another backend's: it is queued again, and to be handed another one
     cdef c_bool is_running                      # in a batch: whatever becomes of its walk, the next waits for the end of that
 
 

@@ -33,16 +33,22 @@ cdef int await_turn(Engine engine, Visit visit, Turn turn) except -1:
     name = key_of(states, <object>key)
     starts = _flag(visit.request, "sequence_start")
     ends = _flag(visit.request, "sequence_end")
+    if is_dead(visit):                                          # what it was asked has taken its time
+        note_dropped(visit)
+        return 0
     position = position_for(visit, states)
     if position is not None and position.sequence.key != name:  # a node before has named another
         _yield_to_next(engine, position, turn)
         position = None
     if position is None:
-        position = stand_at_end(visit.walk, states, name)
+        position = take_position(visit, states, name, True)
+        if position is None:
+            note_dropped(visit)
+            return 0
     position.starts = starts == 1
     position.goes_on = starts == 0
     position.ends = ends == 1
-    position.visit = visit
+    arrive(position, visit)
     visit.is_in_sequence = True
     if turn.stepper != NULL or position.sequence.first is position:
         turn.ready.append(visit)                                # a stepper waits for its turn itself
@@ -69,13 +75,22 @@ cdef int _flag(dict request, str name) except -2:
 
 cdef int go_round(Engine engine, Visit visit, Turn turn) except -1:
     """A visit does not run at a node that keeps states: others need not wait for it."""
-    cdef Position position = position_for(visit, visit.node.states)
+    cdef Position position = None if is_dead(visit) else position_for(visit, visit.node.states)
     return 0 if position is None else _yield_to_next(engine, position, turn)
 
 
 cdef int _yield_to_next(Engine engine, Position position, Turn turn) except -1:
-    cdef Sequence sequence = release(position)
+    cdef Sequence sequence = _release_turn(engine, position)
     return 0 if sequence is None else _call(engine, sequence, turn)
+
+
+cdef Sequence _release_turn(Engine engine, Position position):
+    """What release does; states that are dropped by it may have destructors, which must not wait for the pipe."""
+    cdef Frame* frame = enter_frame(<void*>engine, True, current_greenlet())
+    try:
+        return release(position)
+    finally:
+        leave_frame(frame)
 
 
 cdef int leave_sequences(Engine engine, Walk walk, Turn turn) noexcept:
@@ -89,7 +104,7 @@ cdef int leave_sequences(Engine engine, Walk walk, Turn turn) noexcept:
     while position is not None:
         sequence = None
         try:
-            sequence = release(position)
+            sequence = _release_turn(engine, position)
         except BaseException as error:
             report(error, engine)
         if sequence is not None:
@@ -189,18 +204,28 @@ cdef list give_states(Engine engine, Station station, Instance instance, list vi
             continue
         position.is_running = True
         position.instance = instance
-        if not position.is_handed:                              # else it is run again, and has what it was given then
-            state = find_state(position.states, position.sequence, position.starts)
+        if not position.is_handed or position.is_outdated:      # else it is run again, and has what it was given then
+            state = _find_state(engine, position)
             if state is None and position.goes_on:
                 fail_visit(engine, visit, _gone_error(visit, position), turn)
                 continue
             visit.request["state"] = state
             position.is_handed = True
+            position.is_outdated = False
         position.sequence.place = station.place
         ready.append(visit)
     _queue_called(engine, station, turn)                        # behind those that have failed: now, not after the batch
     turn.is_calling = True
     return ready
+
+
+cdef object _find_state(Engine engine, Position position):
+    """What a request is given; what was kept before it begins its sequence anew is dropped, as in _release_turn."""
+    cdef Frame* frame = enter_frame(<void*>engine, True, current_greenlet())
+    try:
+        return find_state(position.states, position.sequence, position.starts)
+    finally:
+        leave_frame(frame)
 
 
 cdef object _gone_error(Visit visit, Position position):
@@ -217,22 +242,32 @@ cdef int end_turn(Engine engine, Visit visit, c_bool has_run, Turn turn) noexcep
     """A visit has run, or fails: take over what it leaves to the next, and call that."""
     cdef Position position = position_of(visit)
     cdef Sequence sequence = None
-    cdef object state = None
     visit.is_in_sequence = False
     if position is None:
         return 0
     try:
         if position.is_handed:
-            state = visit.request.pop("state", None)
-            if has_run and not is_dead(visit):
-                keep_state(position, state)
+            _take_over(engine, visit, position, has_run)
     except BaseException as error:
         report(error, engine)
     try:
-        sequence = release(position)
+        sequence = _release_turn(engine, position)
     except BaseException as error:
         report(error, engine)
     return 0 if sequence is None else _call(engine, sequence, turn)
+
+
+cdef int _take_over(Engine engine, Visit visit, Position position, c_bool has_run) except -1:
+    """Keep the state that a visit has left, if it has run; what nobody keeps is dropped, as in _release_turn."""
+    cdef Frame* frame = enter_frame(<void*>engine, True, current_greenlet())
+    try:
+        state = visit.request.pop("state", None)
+        if has_run and not is_dead(visit):
+            keep_state(position, state)
+        state = None
+    finally:
+        leave_frame(frame)
+    return 0
 
 
 cdef int end_turns(Engine engine, Station station, list visits, Turn turn) noexcept:
@@ -271,6 +306,7 @@ cdef int wait_again(Engine engine, Visit visit, Turn turn) noexcept:
     if is_dead(visit):
         return end_turn(engine, visit, False, turn)
     position.is_running = False
+    position.is_outdated = position.instance.is_replaced
     return 0
 
 

@@ -2,18 +2,21 @@
 #
 # A request that may come to the node takes a position in its sequence when it sets out, at the end: so turns are in the order
 # of submission, however requests overtake each other on their way. One whose key is not known then, or is another when it
-# arrives, takes it when it arrives. A position is given up when its request has run, fails, goes round the node, enters
-# again, or ends; but not while it is in a batch.
+# arrives, takes it when it arrives, before those who are on their way. A position is given up when its request has run, fails,
+# goes round the node, enters again, or ends; but not while it is in a batch.
 #
 # Guarantees   Of what is kept, not more than ``max_states``, but for sequences that have requests in flight; what was not used
 #              for longest goes first. A position is in its sequence's list from stand_in to release, which needs no memory.
+#              Nobody waits for each other: whoever has taken its position on arrival waits for none that is on its way, and all
+#              others for what was submitted before them.
 # Assumes      The GIL. Keys are of no class of users: no code of theirs runs when they are looked for. What is dropped may run
-#              a destructor, after the books are right: whoever reads on behind that reads anew.
+#              a destructor, after the books are right: whoever reads on behind that reads anew. It is told by a frame that it must
+#              not wait for the pipe: the thread may hold an instance, or be about to call who is next.
 
 cimport cython
 from cpython.dict cimport PyDict_GetItem, PyDict_Next
 
-from fastpipe.engine.parking cimport now_ns
+from fastpipe.engine.parking cimport Frame, enter_frame, leave_frame, now_ns
 
 from operator import index as index_of
 
@@ -130,6 +133,8 @@ cdef void forget_states(States states) noexcept:
     cdef Sequence sequence
     while PyDict_Next(states.sequences, &position, &key, &value):
         sequence = <Sequence>value
+        if sequence.first is not None and not sequence.first.is_running:
+            sequence.first.is_outdated = True
         if sequence.state is not None:
             sequence.forgotten, sequence.state = sequence.state, None
             states.kept -= 1
@@ -225,50 +230,54 @@ cdef int _become_idle(States states, Sequence sequence) except -1:
 # ---- whose turn it is ------------------------------------------------------------------------------------------
 
 
-cdef int stand_in(Walk walk, dict request) except -1:
-    """Take a position wherever a walk, that sets out with a request, may come to a node that keeps states."""
+cdef int stand_in(Visit visit) except -1:
+    """Take a position wherever a walk, that sets out with a visit, may come to a node that keeps states."""
     cdef Node node
     cdef PyObject* key
-    for node in walk.entry.stateful:
-        key = PyDict_GetItem(request, node.states.key_name)
+    for node in visit.walk.entry.stateful:
+        key = PyDict_GetItem(visit.request, node.states.key_name)
         if key == NULL:
             continue
         try:
             found = key_of(node.states, <object>key)
         except Exception:                                       # what is wrong is said if the request comes there
             continue
-        stand_at_end(walk, node.states, found)
+        take_position(visit, node.states, found, False)
     return 0
 
 
-cdef Position stand_at_end(Walk walk, States states, object key):
-    """Take a position at the end of a sequence."""
+cdef Position take_position(Visit visit, States states, object key, c_bool has_arrived):
+    """Take a position for a visit's walk in a sequence; None: that has ended, or has gone on without the visit.
+
+    ``has_arrived``: at the node, and then it stands before those who have not; else it sets out, and stands at the end.
+    """
+    cdef Walk walk = visit.walk
     cdef Position position = Position.__new__(Position)
-    cdef Sequence sequence = <Sequence>states.sequences.get(key)
+    cdef Sequence sequence
     cdef Standing whole = None
-    cdef object _expired = None                                 # until all is in order
-    if walk.standing is None:
-        walk.standing = Standing.__new__(Standing)
+    cdef object expired = None                                  # until all is in order
+    cdef Frame* frame
+    _stand(walk)
     if walk.sink_kind == SINK_GATHER:
         whole = _standing_of_root(walk)
+    # What is made may have a destructor run, in which the sequence is begun or ends: it is looked for behind all of that.
+    sequence = <Sequence>states.sequences.get(key)
     if sequence is None:
         sequence = Sequence.__new__(Sequence)
         sequence.key = key
-        states.sequences[key] = sequence
+        sequence = <Sequence>states.sequences.setdefault(key, sequence)
+    if is_dead(visit):                                          # so may the walk, and then nobody would give the position up
+        _forget_if_unused(states, sequence)
+        return None
     if sequence.is_idle:                                        # from here on nothing needs memory
         _leave_idle(states, sequence)
         if now_ns() - sequence.used_ns >= states.ttl_ns:
-            _expired = _replace_state(states, sequence, None)
+            expired = _replace_state(states, sequence, None)
             states.expired += 1
     position.states = states
     position.sequence = sequence
     position.walk = walk
-    if sequence.last is None:
-        sequence.first = position
-    else:
-        position.before = <PyObject*>sequence.last
-        sequence.last.next = position
-    sequence.last = position
+    _join(sequence, position, _first_on_its_way(sequence) if has_arrived else None)
     position.sibling = walk.standing.own
     walk.standing.own = position
     if whole is not None:
@@ -277,7 +286,53 @@ cdef Position stand_at_end(Walk walk, States states, object key):
         if whole.kin != NULL:
             (<Position>whole.kin).kin_before = <PyObject*>position
         whole.kin = <PyObject*>position
+    if expired is not None:
+        frame = enter_frame(<void*>walk.engine, True, current_greenlet())
+        expired = None
+        leave_frame(frame)
     return position
+
+
+cdef Position _first_on_its_way(Sequence sequence):
+    """The first who has not arrived at the node; None: all have."""
+    cdef Position position = sequence.first if sequence.on_their_way > 0 else None
+    while position is not None and position.visit is not None:
+        position = position.next
+    return position
+
+
+cdef void _join(Sequence sequence, Position position, Position after) noexcept:
+    """Put a position before another one; None: at the end."""
+    cdef PyObject* before = <PyObject*>sequence.last if after is None else after.before
+    if sequence.last is None:
+        before = NULL
+    position.before = before
+    position.next = after
+    if before == NULL:
+        sequence.first = position
+    else:
+        (<Position>before).next = position
+    if after is None:
+        sequence.last = position
+    else:
+        after.before = <PyObject*>position
+    sequence.on_their_way += 1
+
+
+cdef void arrive(Position position, Visit visit) noexcept:
+    """Have a visit that has come to its node have the position that its walk has there."""
+    position.visit = visit
+    position.sequence.on_their_way -= 1
+
+
+cdef int _stand(Walk walk) except -1:
+    """Have a walk have positions."""
+    cdef Standing standing
+    if walk.standing is None:
+        standing = Standing.__new__(Standing)
+        if walk.standing is None:                               # a destructor may have let others run
+            walk.standing = standing
+    return 0
 
 
 cdef Standing _standing_of_root(Walk part):
@@ -285,8 +340,7 @@ cdef Standing _standing_of_root(Walk part):
     cdef Walk walk = part
     while walk.sink_kind == SINK_GATHER:
         walk = (<Gather>walk.sink).visit.walk
-        if walk.standing is None:
-            walk.standing = Standing.__new__(Standing)
+        _stand(walk)
         walk.standing.has_parts = True
     return walk.standing
 
@@ -328,6 +382,7 @@ cdef Sequence release(Position position):
     else:
         after.before = position.before
     _leave_walk(position)
+    sequence.on_their_way -= visit is None
     position.next = None
     position.before = NULL
     position.sequence = None

@@ -19,13 +19,13 @@ ctypedef int (*Condition)(object owner) except -1       # what is waited for: 0 
 cdef int check_may_wait(Engine engine) except -1:
     """A callback of a future runs on a worker's thread: if it waited there, the worker could be the one it waits for.
 
-    So does a method of a dict's subclass, while an answer is written, and what traces the pipe; its thread may even hold an
-    instance.
+    So does a method of a dict's subclass, while an answer is written, what traces the pipe, and the destructor of a state; its
+    thread may even hold an instance.
     """
     if is_settling(<void*>engine):
         raise PipeError("a callback of a future of this pipe must not wait for the pipe, nor must a method of a dict to which "
-                        "it writes an answer, nor what traces it (a sampler, an exporter): they run on the thread that may have "
-                        "to do the work; use submit() there")
+                        "it writes an answer, nor what traces it (a sampler, an exporter), nor the destructor of a state that "
+                        "it drops: they run on the thread that may have to do the work; use submit() there")
     return 0
 
 
