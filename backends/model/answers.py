@@ -204,14 +204,20 @@ def given_back(output: Any, column: int, counts: Sequence[int], row_count: int) 
     return "", parts
 
 
-def _tabled(output: Any, column: int, row_count: int) -> Any:
+def _tabled(name: str, output: Any, column: int, row_count: int) -> Any:
     """Return an output of rows of all requests as one with a row for each request, for comparisons.
 
     Of each request as many as are compared, with a flag for each, as float64: (row_count, rows, columns + 1).
+
+    Raises:
+        ConfigError: if there is no such column, or it does not have the numbers of requests.
     """
     problem, parts = given_back(output, column, [1] * row_count, row_count)
     if problem:
-        raise ValueError(problem)
+        raise ConfigError(
+            f"output {name!r}, split_by: {problem}; split_by = {{ {name} = ... }} says in which column, from 0, the "
+            f"number of the request is; if there is none, max=1 runs one request at a time, as it comes"
+        )
     table = np.zeros((row_count, _ROWS_COMPARED, output.shape[1] + 1))
     for row, part in zip(table, parts, strict=True):
         kept = part[:_ROWS_COMPARED]
@@ -228,7 +234,7 @@ def compared(axes: Axes, names: Sequence[str], outputs: Sequence[Any], row_count
     rows = []
     for name, output in zip(names, outputs, strict=True):
         if name in axes.columns:
-            rows.append(_tabled(output, axes.columns[name], row_count))
+            rows.append(_tabled(name, output, axes.columns[name], row_count))
         elif axes.has_rows(name):
             rows.append(output)
         else:

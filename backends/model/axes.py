@@ -9,6 +9,7 @@ there and back. An array that a whole batch shares has no axis for them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -38,6 +39,9 @@ Declared = tuple[str, tuple[int | str, ...]]
 
 # What exporters and people call the axis of the requests. A name is no proof: it decides what is tried.
 _BATCH_NAMES = {"n", "b", "bs", "bsz"}
+
+# An open axis of which the file says nothing, and one that got a number from torch's exporter, as nobody had named it.
+_NO_NAME = re.compile(r"\?|.*_dynamic_axes_\d+", re.DOTALL)
 
 
 class Said(NamedTuple):
@@ -202,7 +206,10 @@ def with_axes(specs: Sequence[InputSpec], axes: Sequence[int | None], wishes: Wi
         if axis is None:
             ranges = ((1, None), *spec.ranges) if spec.ranges else ()
             example = wishes.examples.get(spec.name)
-            found.append(replace(spec, shape=("?", *spec.shape), ranges=ranges, axis=None, example=example))
+            is_said = spec.name in wishes.axes
+            found.append(
+                replace(spec, shape=("?", *spec.shape), ranges=ranges, axis=None, example=example, is_said=is_said)
+            )
         else:
             shape, ranges = _with_first(spec.shape, axis), _with_first(spec.ranges, axis)
             found.append(replace(spec, shape=shape, ranges=ranges, axis=axis))
@@ -273,7 +280,7 @@ def _guess(shape: tuple[int | str, ...], batch: str, others: set[str], *, is_ope
         return 0 if is_one or first == 1 else None
     # Beside inputs whose batch is open, what is fixed in front is none: layers of a state, whose open axis is the
     # batch, or numbers for all.
-    unnamed = [axis for axis, size in enumerate(shape) if size == "?"]
+    unnamed = [axis for axis, size in enumerate(shape) if isinstance(size, str) and _NO_NAME.fullmatch(size)]
     return unnamed[0] if len(unnamed) == 1 else None
 
 

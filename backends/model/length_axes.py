@@ -87,9 +87,12 @@ def read_pad(pad: Any, max_tokens: int | None) -> Pad | None:
     is_longest = isinstance(to, str) and to.lower() == "longest"
     share = options.get("max_padding", MOST_PADDING)
     if not _is_number(share) or not 0 <= share <= 1:
-        raise ConfigError(f"pad: max_padding: expected a number from 0 to 1, got {summarize(share)}")
+        raise ConfigError(f"pad.max_padding: expected a number from 0 to 1, got {summarize(share)}")
     if not isinstance(options.get("outputs", {}), Mapping):
-        raise ConfigError(f"pad: outputs: expected a table with axes by output, got {summarize(options['outputs'])}")
+        raise ConfigError(
+            f"pad.outputs: expected a table with the axes of each output that have the length, such as "
+            f"{{ hidden = 1 }}, or {{ hidden = [] }} for one that has it nowhere, got {summarize(options['outputs'])}"
+        )
     return Pad("longest" if is_longest else _buckets(to, max_tokens), max_tokens=max_tokens, **options)
 
 
@@ -427,14 +430,15 @@ def _output_axes(
     for name, shape in outputs:
         said = by_name.get(str(name))
         if said is not None:
-            axes = said if isinstance(said, list | tuple) else [said]
             rank = sys.maxsize if shape is None else len(shape)
             batch = batch_axes.get(str(name), 0)
+            named = () if shape is None else in_place(shape, batch)
+            axes = [_numbered(axis, named) for axis in (said if isinstance(said, list | tuple) else [said])]
             if not all(_is_whole(axis) and 0 <= axis < rank and axis != batch for axis in axes):
-                of = "" if shape is None else f" of {in_place(shape, batch)}"
+                of = "" if shape is None else f" of {named}"
                 raise ConfigError(
-                    f"pad.outputs: output {name!r}: expected an axis{of}, but not the batch, which is {batch}, got "
-                    f"{summarize(said)}"
+                    f"pad.outputs: output {name!r}: expected an axis{of}, but not the batch, which is {batch}, by its "
+                    f"number or name, got {summarize(said)}"
                 )
             found.append(tuple([Cut(axis if axis > batch else axis + 1) for axis in axes]))
         elif shape and symbol is not None and symbol in shape[1:]:
@@ -442,6 +446,11 @@ def _output_axes(
         else:
             found.append(None)
     return found
+
+
+def _numbered(axis: Any, names: Sequence[Any]) -> Any:
+    """Return the number of an axis that is given by its name, if only one has it; else what is given."""
+    return names.index(axis) if isinstance(axis, str) and names.count(axis) == 1 else axis
 
 
 def _check_names(key: str, given: Any, known: Sequence[str], what: str) -> None:

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastpipe.errors import ConfigError
+
 from .onnx_model import OnnxModel, Session
 from .onnx_options import RuntimeSettings
 from .onnx_session import RuntimeSession
+from .source import name_of
 
 __all__ = ["OnnxTensor"]
 
@@ -62,15 +65,19 @@ class OnnxTensor(OnnxModel):
         trusted: bool = False,
         **of_the_model: Any,
     ) -> None:
-        self._settings = RuntimeSettings(
-            providers=providers or ["CPUExecutionProvider"],
-            provider_options=provider_options or {},
-            falls_back=fallback,
-            session=session_options or {},
-            run=run_options or {},
-            custom_ops=[Path(path) for path in custom_ops or ()],
-            trusted=trusted,
-        )
+        try:
+            self._settings = RuntimeSettings(
+                providers=providers or ["CPUExecutionProvider"],
+                provider_options=provider_options or {},
+                falls_back=fallback,
+                session=session_options or {},
+                run=run_options or {},
+                custom_ops=[Path(path) for path in custom_ops or ()],
+                trusted=trusted,
+            )
+        except ConfigError as error:
+            self._name = name_of(of_the_model.get("model", ""))
+            raise self._named(error) from error.__cause__
         self._custom_ops = self._settings.custom_ops
         super().__init__(**of_the_model)
 

@@ -38,7 +38,7 @@ from .postprocessors import find_postprocessor, is_built_in
 from .row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
 from .runs import Group, ModelBackend
 from .shapes import InputSpec, Profile, make_profiles, told_batches
-from .source import open_model
+from .source import name_of, open_model
 from .state import ModelState, StateWish, read_state, with_states
 
 __all__ = ["OnnxModel", "Session"]
@@ -186,7 +186,7 @@ class OnnxModel(ModelBackend):
         warm_up: bool = True,
         model_key: ModelKey | None = None,
     ) -> None:
-        self._name = f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
+        self._name = name_of(model)
         scratch = ExitStack()
         try:
             opened = open_model(model, model_key)

@@ -128,7 +128,10 @@ def _problems_of_providers(settings: RuntimeSettings) -> list[str]:
     problems += [f"providers has {name!r} twice" for name in dict.fromkeys(wanted) if wanted.count(name) > 1]
     for name, options in settings.provider_options.items():
         if name not in wanted:
-            problems.append(f"provider_options has {name!r}, which is none of the providers{nearest(name, wanted)}")
+            problems.append(
+                f"provider_options has {name!r}, which is none of the providers{nearest(name, wanted)}; expected a "
+                f"table for each of {wanted}, by its name"
+            )
         elif not isinstance(options, Mapping):
             problems.append(f"provider_options must have a table for {name!r}, got {options!r}")
         elif name == _CPU and options:

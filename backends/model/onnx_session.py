@@ -6,7 +6,7 @@ import ctypes
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class RuntimeSession:
                 raise ConfigError(f"custom_ops: '{path}' cannot be loaded: {_first_line(error)}") from error
         self._session: Any = _opened(source, options, wanted, settings)
         self._run_options = run_options(settings)
+        _check_fixed_axes(self._session.get_inputs(), settings.session.get("free_dimension_overrides", {}))
         self.inputs = list(self._session.get_inputs())
         self.outputs = list(self._session.get_outputs())
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
@@ -186,10 +187,34 @@ def _available(settings: RuntimeSettings) -> list[tuple[str, dict[str, str]]]:
         if name not in available:
             lacks = f"this ONNX Runtime has no provider {name!r}"
             if not settings.falls_back:
-                has = f"{nearest(name, available)}; it has {', '.join(available)}"
-                raise ConfigError(f"{lacks}{has}; with fallback=true it is left out")
+                raise ConfigError(
+                    f"providers: {lacks}{_meant(name, available)}; it has {', '.join(available)}; with "
+                    f"fallback=true it is left out"
+                )
             _log.warning("%s: it is left out", lacks)
     return [each for each in settings.with_options() if each[0] in available] or [(_CPU, {})]
+
+
+def _meant(name: str, available: Sequence[str]) -> str:
+    """Return what is meant by a provider that this ONNX Runtime lacks: one of other builds, or one that is misspelt."""
+    known = onnxruntime.get_all_providers()
+    if name in known:
+        return ", which another build of it may have, such as the package onnxruntime-gpu"
+    full = f"{name}ExecutionProvider".lower()  # "cpu" and "CUDA" are what people say
+    short = [each for each in known if each.lower() == full]
+    return f"; did you mean {short[0]!r}?" if short else nearest(name, [*available, *known])
+
+
+def _check_fixed_axes(inputs: Sequence[Any], overrides: Mapping[str, int]) -> None:
+    """Raise ConfigError for an axis that was to get a size and that no input has: ONNX Runtime says nothing of it."""
+    sizes = {size for value in inputs for size in value.shape}
+    for axis, size in overrides.items():
+        if size not in sizes:
+            still_open = list(dict.fromkeys(each for value in inputs for each in value.shape if isinstance(each, str)))
+            raise ConfigError(
+                f"session_options: free_dimension_overrides: expected the name of an open axis of an input, got "
+                f"{axis!r}{nearest(axis, still_open)}; the model's are {still_open}"
+            )
 
 
 def _opened(

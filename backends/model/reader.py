@@ -257,7 +257,10 @@ class RequestReader(ABC):
                 raise KernelError(f"{self._model}: expected data for the inputs {names}, got {summarize(list(data))}")
             values = tuple([data[name] for name in given])
         if len(values) < self._required or (self._most is not None and len(values) > self._most):
-            raise KernelError(f"{self._model}: expected {self._expected_count()}, got {len(values)}")
+            advice = ""
+            if isinstance(data, list | tuple) and data and all(isinstance(each, int | float) for each in data):
+                advice = " numbers; a list has an array for each input: np.array(data) makes one of numbers"
+            raise KernelError(f"{self._model}: expected {self._expected_count()}, got {len(values)}{advice}")
         return values
 
     def _expected_count(self) -> str:
@@ -409,6 +412,9 @@ class RequestReader(ABC):
 
     def _misfit(self, index: int, dtype: Any, shape: tuple[int, ...]) -> KernelError:
         advice = "" if self._specs is None else advice_on_empty(self._specs, index, shape, self._profiles)
+        spec = None if self._specs is None else self._specs[index]
+        if spec is not None and not spec.is_shared and shape == spec.full_shape and not self.runs_alone:
+            advice = f"; axis {spec.axis} counts as the batch, as the model fixes it: max=1 takes it as a whole"
         return self._unusable(index, f"{self._shown(dtype)} of shape {shape}{advice}")
 
     def _unusable(self, index: int, got: str) -> KernelError:

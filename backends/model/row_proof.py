@@ -104,16 +104,18 @@ def prove_rows(
     several = [profile for profile in profiles if profile.batch_sizes()[0] > 1]
     if not several:
         return
+    is_fixed = any(isinstance(spec.shape[0], int) for spec in specs or () if not spec.is_shared)
+    refusal = partial(_refusal, profiles=several, is_fixed=is_fixed)
     for output in outputs or ():
         if output.counted_by and not output.is_carried:
             reason = f"{output.counted_by} makes as many rows as the data have it"
-            raise _refusal(f"output {output.name!r}: ", reason, several)
+            raise refusal(f"output {output.name!r}: ", reason)
         if output.scaled_by:
             reason = f"{output.scaled_by} rounds by a scale that it finds in the rows of all requests together"
-            raise _refusal(f"output {output.name!r}: ", reason, several)
+            raise refusal(f"output {output.name!r}: ", reason)
     if specs is None:
         reason = "the shapes of its inputs are not known, so that nothing can be tried"
-        raise _refusal("", reason, several, _SHAPES_ADVICE)
+        raise refusal("", reason, advice=_SHAPES_ADVICE)
     # The one that is filled up proves more; small items are quicker.
     profile = min(several, key=lambda profile: (profile.pad_to == 1, _volume(profile)))
     is_padded = is_padded or profile.pad_to > 1
@@ -126,12 +128,14 @@ def prove_rows(
                 return
         except _ContradictionError as found:
             name = f"output {outputs[found.index].name!r}: " if outputs else f"output {found.index}: "
-            raise _refusal(name if found.index >= 0 else "", found.reason, several) from found.__cause__
+            raise refusal(name if found.index >= 0 else "", found.reason) from found.__cause__
         failure = failure or trials.failure
     if is_needed:
         advice = _SHAPES_ADVICE if _volume(profile) == math.inf else ""
+        if isinstance(failure, ConfigError):  # of what the node says of the outputs: it says itself what to do
+            raise failure
         problem = str(failure).strip() if failure else "its items are too large"
-        raise _refusal("", f"it cannot be tried on pseudo-random data: {problem}", several, advice) from failure
+        raise refusal("", f"it cannot be tried on pseudo-random data: {problem}", advice=advice) from failure
 
 
 def rows_in(specs: Sequence[InputSpec], arrays: Sequence[Array]) -> int:
@@ -467,11 +471,11 @@ def _within(guess: int, least: int, spec: InputSpec, axis: int) -> int:
     return size if high is None else min(size, high)
 
 
-def _refusal(what: str, reason: str, profiles: Sequence[Profile], advice: str = "") -> ConfigError:
+def _refusal(what: str, reason: str, *, profiles: Sequence[Profile], is_fixed: bool, advice: str = "") -> ConfigError:
     size = max(profile.batch_sizes()[0] for profile in profiles)
     ways = "max=1 runs one request at a time"
     if any(profile.pad_to > 1 for profile in profiles):
-        ways = "without min, max=1 runs one request at a time, as it comes"
+        ways = f"{'' if is_fixed else 'without min, '}max=1 runs one request at a time, as it comes"
     return ConfigError(
         f"{what}there is no proof that in a batch of {size} row i is that of request i, whoever shares the batch: "
         f"{reason}. {ways}{advice}; batch_axis and split_by say where requests are if that is not the first axis of "

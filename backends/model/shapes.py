@@ -47,6 +47,7 @@ class InputSpec:
     ranges: tuple[tuple[int, int | None], ...] = ()  # of each axis; (): the model says nothing. None: no largest
     axis: int | None = 0  # where the model has the batch; None: nowhere, and what is in front of ``shape`` is no axis
     example: Any = field(default=None, compare=False)  # of what the batch shares, a value that the model takes
+    is_said: bool = False  # whether the node says where the requests are, or that they are nowhere
 
     @property
     def is_shared(self) -> bool:
@@ -138,7 +139,7 @@ def make_profiles(specs: list[InputSpec], max: int | str | None, min: int | str 
             "it has no inputs, so that a request can give it nothing: what it makes is a constant; max=1 runs it as it "
             "is, for requests whose data is []"
         )
-    fixed_batch = _fixed_batch([spec for spec in specs if not spec.is_shared])
+    fixed = _fixed_batch([spec for spec in specs if not spec.is_shared])
     most, least = _parse("max", max, len(specs)), _parse("min", min, len(specs))
     if len(most) > 1 and len(least) > 1 and len(most) != len(least):
         raise ConfigError(f"max={max!r} has {len(most)} profiles, min={min!r} has {len(least)}")
@@ -146,7 +147,7 @@ def make_profiles(specs: list[InputSpec], max: int | str | None, min: int | str 
     most, least = [group * count if len(group) == 1 else group for group in (most, least)]
     profiles = []
     for largest, smallest in zip(most, least, strict=True):
-        max_batch, pad_to = _batch_limits(fixed_batch, largest.batch, smallest.batch, _batch_range(specs))
+        max_batch, pad_to = _batch_limits(fixed, largest.batch, smallest.batch, _batch_range(specs))
         limits = [
             _item_limits(spec, low, high) for spec, low, high in zip(specs, smallest.items, largest.items, strict=True)
         ]
@@ -210,7 +211,11 @@ def _parse(key: str, text: int | str | None, input_count: int) -> list[_Written]
         if len(shapes) == 1 and len(shapes[0]) == 1:
             shapes *= input_count  # a number alone is the batch, whatever the inputs are
         if len(shapes) != input_count:
-            raise ConfigError(f"{key}={text!r} has shapes of {len(shapes)} inputs, but the model has {input_count}")
+            inputs = f"{len(shapes)} input{'s' * (len(shapes) > 1)}"
+            raise ConfigError(
+                f"{key}={text!r} has shapes of {inputs}, but the model has {input_count}: expected one for each, with "
+                f"commas between them and the batch as the first number of each, or the batch alone"
+            )
         batches = {shape[0] for shape in shapes}
         if len(batches) > 1:
             raise ConfigError(f"{key}={text!r}: the first number is the batch and must be the same for every input")
@@ -231,12 +236,19 @@ def _numbers_of(key: str, text: int | str, shape: Shape) -> tuple[int, ...]:
     return tuple(int(number) for number in shape)
 
 
-def _fixed_batch(specs: list[InputSpec]) -> int | None:
-    fixed = {spec.shape[0]: spec.name for spec in specs if isinstance(spec.shape[0], int)}
+def _fixed_batch(specs: list[InputSpec]) -> InputSpec | None:
+    """Return an input that fixes the batch; None: no input does."""
+    fixed: dict[int, InputSpec] = {}
+    for spec in specs:
+        if isinstance(spec.shape[0], int):
+            fixed.setdefault(spec.shape[0], spec)
     if len(fixed) > 1:
-        sizes = ", ".join(f"{size} in {name!r}" for size, name in fixed.items())
-        raise ConfigError(f"the inputs have different fixed batch sizes: {sizes}")
-    return next((size for size in fixed if isinstance(size, int)), None)
+        sizes = ", ".join(f"{size} in {spec.name!r}" for size, spec in fixed.items())
+        raise ConfigError(
+            f"the inputs have different fixed batch sizes: {sizes}; shared = [...] names those that all requests "
+            f"share, batch_axis says where the others have the requests, and max=1 runs one at a time, as it comes"
+        )
+    return next(iter(fixed.values()), None)
 
 
 def _batch_range(specs: list[InputSpec]) -> tuple[int, int | None]:
@@ -265,6 +277,8 @@ def _refuse_moved_batch(specs: list[InputSpec]) -> None:
         if not spec.is_shared and isinstance(spec.shape[0], str) and spec.shape[0] != "?"
     }
     for spec in specs:
+        if spec.is_shared and spec.is_said:
+            continue  # the trials show whether it is true
         for axis, name in enumerate(spec.full_shape):
             if axis != spec.axis and isinstance(name, str) and name in joined:
                 first = joined[name]
@@ -277,17 +291,25 @@ def _refuse_moved_batch(specs: list[InputSpec]) -> None:
 
 
 def _batch_limits(
-    fixed: int | None, most: int | None, least: int | None, allowed: tuple[int, int | None]
+    spec: InputSpec | None, most: int | None, least: int | None, allowed: tuple[int, int | None]
 ) -> tuple[int, int]:
-    """Return how many requests run together, and up to how many they are padded."""
+    """Return how many requests run together, and up to how many they are padded.
+
+    Args:
+        spec: an input that fixes the batch; None: no input does.
+        most: what ``max`` says.
+        least: what ``min`` says.
+        allowed: the smallest and the largest batch that the model says it takes.
+    """
+    fixed = None if spec is None else int(spec.shape[0])
     max_batch = most or fixed or least or 1
     low, high = allowed
     if least is not None and least > max_batch:
         raise ConfigError(f"the batch of min is {least}, that of max only {max_batch}")
-    if fixed is not None and max_batch > fixed:
+    if spec is not None and fixed is not None and max_batch > fixed:
         raise ConfigError(
-            f"max is a batch of {max_batch}, but the model's is fixed at {fixed}: "
-            f"lower max, or export the model with a dynamic batch axis"
+            f"input {spec.name!r}, axis {spec.axis}: max is a batch of {max_batch}, but the model's is fixed at "
+            f"{fixed}: lower max, or export the model with a dynamic batch axis; max=1 runs one at a time, as it comes"
         )
     if high is not None and max_batch > high:
         raise ConfigError(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
-from fastpipe.errors import ConfigError
+from fastpipe.errors import ConfigError, nearest
 
 from .encrypted import KEY_VARIABLE, ModelKey, decrypt, find_key, is_encrypted
 from .onnx_files import weights_beside
 
-__all__ = ["ModelSource", "fingerprint", "open_model"]
+__all__ = ["ModelSource", "fingerprint", "name_of", "open_model"]
 
 _LONGEST_MAGIC = 64
+# So many entries of a folder are looked at for a file whose name is misspelt.
+_MOST_BESIDE = 1000
 
 
 class ModelSource(NamedTuple):
@@ -26,6 +29,11 @@ class ModelSource(NamedTuple):
         """Say what it is, and nothing of what is in it: others' tools print the variables of a traceback."""
         what = f"{len(self.model)} bytes" if isinstance(self.model, bytes) else repr(str(self.model))
         return f"ModelSource({what}{', encrypted' if self.secret is not None else ''})"
+
+
+def name_of(model: Path | str | bytes) -> str:
+    """Return what messages call a model."""
+    return f"model of {len(model)} bytes" if isinstance(model, bytes) else f"model '{model}'"
 
 
 def open_model(model: Path | str | bytes, key: ModelKey | None) -> ModelSource:
@@ -51,7 +59,7 @@ def _opened(model: Path | str | bytes, key: ModelKey | None) -> ModelSource:
     else:
         path = Path(model)
         if not path.is_file():
-            raise ConfigError(f"there is {'a folder' if path.is_dir() else 'nothing'} at {path.absolute()}, not a file")
+            raise ConfigError(f"there is {_found_at(path)} at {path.absolute()}, not a file{_like(path)}")
         with path.open("rb") as file:
             content, name = file.read(_LONGEST_MAGIC), str(path)
             if is_encrypted(content):
@@ -64,6 +72,19 @@ def _opened(model: Path | str | bytes, key: ModelKey | None) -> ModelSource:
     if key is not None:
         raise ConfigError("model_key is given, but it is not encrypted: somebody may have put another in its place")
     return ModelSource(content, None)
+
+
+def _found_at(path: Path) -> str:
+    return "a folder" if path.is_dir() else "nothing"
+
+
+def _like(path: Path) -> str:
+    """Return which file beside it may be meant; nothing if none is."""
+    try:
+        names = [each.name for each in itertools.islice(path.parent.iterdir(), _MOST_BESIDE) if each.is_file()]
+    except OSError:  # there is no such folder, or it may not be read
+        return ""
+    return nearest(path.name, names)
 
 
 def fingerprint(model: Path | bytes) -> str:

@@ -40,7 +40,12 @@ def read_state(written: Mapping[str, Any] | None, inputs: Sequence[str], outputs
             raise ConfigError(f"state: the model has no input {name!r}{nearest(name, inputs)}; it has {list(inputs)}")
         if unknown := table.keys() - {"output", "initial"}:
             raise ConfigError(f"state, input {name!r}: expected output and initial, got {sorted(unknown)[0]!r}")
-        output = table.get("output")
+        if "output" not in table:
+            raise ConfigError(
+                f"state, input {name!r}: expected output, the name of the output that is this input of the next run, "
+                f"got only {', '.join(map(repr, table)) or 'an empty table'}; it has {list(outputs)}"
+            )
+        output = table["output"]
         if output not in outputs:
             near = nearest(str(output), outputs)
             raise ConfigError(
@@ -143,6 +148,7 @@ def _initial(wish: StateWish, spec: InputSpec, shares_runs: bool) -> Array:
         raise ConfigError(f"state, input {wish.input!r}: initial is no {spec.dtype.name}: {error}") from error
     shape = spec.shape[1:]
     if given.ndim:
+        _check_shape(wish, spec, given.shape)
         return given
     if any(isinstance(size, str) for size in shape):
         raise ConfigError(
@@ -150,3 +156,23 @@ def _initial(wish: StateWish, spec: InputSpec, shares_runs: bool) -> Array:
             f'begins with, {wish.input} = {{ output = "{wish.output}", initial = [...] }}'
         )
     return np.full([int(size) for size in shape], given, spec.dtype)
+
+
+def _check_shape(wish: StateWish, spec: InputSpec, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError if a sequence begins with what is not of one request's shape; the batch axis may be missing."""
+    wanted, given = spec.shape[1:], list(shape)
+    if spec.axis is not None and len(given) == len(wanted) + 1 and given[spec.axis] == 1:
+        del given[spec.axis]
+    whole = (spec.shape[0], *wanted) if spec.axis is None else None
+    fits = any(
+        len(each) == len(given)
+        and all(isinstance(size, str) or size == got for size, got in zip(each, given, strict=True))
+        for each in (wanted, whole)
+        if each is not None
+    )
+    if not fits:
+        text = ", ".join(map(str, wanted)) + "," * (len(wanted) == 1)
+        raise ConfigError(
+            f"state, input {wish.input!r}, initial: expected one request's, of shape ({text}), or one number, which "
+            f"fills it, got shape {shape}"
+        )

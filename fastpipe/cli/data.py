@@ -2,6 +2,7 @@
 
     7, text, "'text'"     a Python literal, or else the text itself, as the request's ``data``
     @photo.jpg            the bytes of a file
+    @ids.npy, @in.npz     the array of a file of NumPy's; the arrays, by their names
     @photos/              a request for each file in a folder and the folders in it
     @lines.jsonl          a request for each line: a JSON object is the request itself, another value is its data
     @-                    the same, from the standard input
@@ -16,6 +17,7 @@ import ast
 import json
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,20 +25,28 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastpipe.contract import Request
 from fastpipe.errors import PipeError
 
-__all__ = ["HELP", "Input", "Inputs", "data_of", "loaded"]
+__all__ = ["HELP", "Input", "Inputs", "UnreadableData", "data_of", "loaded"]
 
 HELP = (
-    "what becomes the request's 'data': a Python literal, text, @FILE for the bytes of a file, @FOLDER/ for each file "
-    "in it, @FILE.jsonl for each line (an object is the whole request), @- for lines on the standard input; KEY=VALUE "
-    "sets another key of every request. May be given several times"
+    "what becomes the request's 'data': a Python literal, text, @FILE for the bytes of a file, @FILE.npy for an array "
+    "(@FILE.npz: arrays by name), @FOLDER/ for each file in it, @FILE.jsonl for each line (an object is the whole "
+    "request), @- for lines on the standard input; KEY=VALUE sets another key of every request. May be given several "
+    "times"
 )
 STANDARD_INPUT = "-"
 LINES_SUFFIXES = (".jsonl", ".ndjson")
+ARRAY_SUFFIXES = (".npy", ".npz")
 MOST_LOADED_BYTES = 512 << 20
 _KEYED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+
+
+class UnreadableData(PipeError, ValueError):
+    """What ``--data`` names is there, and is not what its name says."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Input:
     place: str
     """A relative path for files that are made of it; no two inputs of one command have the same."""
     read: Callable[[], Request]
-    """Return the request, a new dict. Raises OSError, or ValueError where a line is no JSON."""
+    """Return the request, a new dict. Raises OSError, or UnreadableData where a line is no JSON, or a file no array."""
 
 
 class Inputs:
@@ -101,13 +111,14 @@ class Inputs:
 
 
 def data_of(text: str) -> Any:
-    """Return one value: ``@PATH`` is the bytes of a file, a Python literal what it says, all else the text itself.
+    """Return one value: ``@PATH`` is what a file has, a Python literal what it says, all else the text itself.
 
     Raises:
         OSError: the file cannot be read.
+        UnreadableData: it is called as one of NumPy's, and is none.
     """
     if text.startswith("@"):
-        return Path(text[1:]).read_bytes()
+        return _content_of(text[1:])
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -119,14 +130,14 @@ def loaded(inputs: Inputs, most: int) -> tuple[list[Request], bool]:
 
     Raises:
         PipeError: there is none.
-        OSError, ValueError: one cannot be read.
+        OSError, UnreadableData: one cannot be read.
     """
     requests: list[Request] = []
     size_bytes = 0
     iterator = iter(inputs)
     for item in islice(iterator, most):
         requests.append(item.read())
-        size_bytes += sum(len(value) for value in requests[-1].values() if isinstance(value, bytes))
+        size_bytes += sum(map(_size_bytes, requests[-1].values()))
         if size_bytes > MOST_LOADED_BYTES:
             break
     if not requests:
@@ -180,12 +191,34 @@ def _request_of(line: bytes, where: str) -> Request:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where}: the line is no JSON: {error}") from None
+        raise UnreadableData(f"{where}: the line is no JSON: {error}") from None
     return value if isinstance(value, dict) else {"data": value}
 
 
 def _request_of_file(path: str) -> Request:
-    return {"data": Path(path).read_bytes()}
+    return {"data": _content_of(path)}
+
+
+def _content_of(path: str) -> Any:
+    """Return the bytes of a file; of one of NumPy's the array, or the arrays by their names."""
+    if not path.endswith(ARRAY_SUFFIXES):
+        return Path(path).read_bytes()
+    try:
+        # Files may come from anybody, and a pickle is code.
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return dict(found)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        reason = str(error).partition(". ")[0]  # behind it, NumPy says how to run the code
+        raise UnreadableData(f"{path}: expected arrays that NumPy reads without running code, got: {reason}") from None
+
+
+def _size_bytes(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(map(_size_bytes, value.values()))
+    return len(value) if isinstance(value, bytes) else getattr(value, "nbytes", 0)
 
 
 def _files_in(folder: str) -> Iterator[str]:

@@ -27,7 +27,7 @@ def build_backend(plan: StepPlan, node: str, index: int, place: Hashable = None)
     """Build an instance, at ``place`` if that is given; what goes wrong is raised with a note that names it."""
     try:
         with building(Site(place)):
-            backend = plan.build()
+            backend = _built(plan, node)
         if not callable(getattr(backend, "forward", None)):
             raise ConfigError(f"{type(backend).__name__} has no forward(batch)")
         if unmet := _unmet_in(backend):
@@ -43,8 +43,21 @@ def build_backend(plan: StepPlan, node: str, index: int, place: Hashable = None)
     return backend
 
 
+def _built(plan: StepPlan, node: str) -> Backend:
+    try:
+        return plan.build()
+    except ConfigError as error:
+        if type(error) is not ConfigError or any(problem.node is not None for problem in error.problems):
+            raise
+        # Backends do not know at which node they are; a reader of "model 'x'" with two nodes of it has to.
+        told = ConfigError(*_at(node, list(error.problems))).with_traceback(error.__traceback__)
+        for note in getattr(error, "__notes__", ()):
+            told.add_note(note)
+        raise told from error.__cause__
+
+
 def _at(node: str, unmet: list[str]) -> list[Mistake]:
-    return [Mistake(sentence, node) for sentence in unmet]
+    return [Mistake(str(sentence), node) for sentence in unmet]
 
 
 def connect(engine: _core.Engine, configs: tuple[NodeConfig, ...], backend: Backend) -> None:

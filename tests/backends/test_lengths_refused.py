@@ -69,7 +69,11 @@ def test_an_output_that_follows_the_length_otherwise_is_refused() -> None:
             {"pad": {"to": "longest", "max_padding": 15}},
             "expected a number from 0 to 1, got 15",
         ),
-        (embedder(), {"pad": {"to": "longest", "outputs": [1]}}, "pad: outputs: expected a table"),
+        (
+            embedder(),
+            {"pad": {"to": "longest", "outputs": [1]}},
+            r"pad.outputs: expected a table .* such as \{ hidden = 1 \}",
+        ),
         (
             embedder(),
             {"pad": {"to": "longest", "axis": "sec"}},

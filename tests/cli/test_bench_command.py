@@ -96,6 +96,19 @@ def test_the_command_shows_a_table(in_folder: Path, capsys: pytest.CaptureFixtur
     assert lines[-1].split()[0] == "slow"
 
 
+@pytest.mark.parametrize("command", ["bench", "debug", "tune"])
+def test_data_that_cannot_be_read_are_said_in_a_line(
+    command: str, in_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by a traceback."""
+    if command == "tune":
+        pytest.importorskip("optuna")
+        pytest.importorskip("tomlkit")
+    Path("lines.jsonl").write_text("{bad\n")
+    assert main([command, str(next(Path().glob("*.toml"))), "--data", "@lines.jsonl"]) == 1
+    assert "lines.jsonl:1: the line is no JSON" in capsys.readouterr().err
+
+
 def test_two_files_are_compared_in_turns(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As JSON, with the ratio of both."""
     words = ["bench", "slow.toml", "--compare", "fast.toml", "--data", "1", "--clients", "1", "--json", *QUICK]

@@ -213,6 +213,49 @@ def test_data_is_read_the_same_everywhere(in_folder: Path) -> None:
     assert Inputs(["@-"]).count() is None
 
 
+def test_a_file_of_numpy_gives_arrays_as_a_model_takes_them(in_folder: Path) -> None:
+    """One array, or several by their names; for every request, or as one file of a folder."""
+    ids, mask = np.arange(3), np.ones(3, np.float32)
+    Path("folder").mkdir()
+    np.save("folder/ids.npy", ids)
+    np.savez("both.npz", ids=ids, mask=mask)
+    one, both = [item.read()["data"] for item in Inputs(["@folder/", "@both.npz"])]
+    assert (one.dtype, one.tolist()) == (ids.dtype, [0, 1, 2])
+    assert {name: (array.dtype, array.tolist()) for name, array in both.items()} == {
+        "ids": (ids.dtype, [0, 1, 2]),
+        "mask": (mask.dtype, [1, 1, 1]),
+    }
+    (request,) = [item.read() for item in Inputs(["7", "mask=@folder/ids.npy"])]
+    assert request["mask"].tolist() == [0, 1, 2]
+    assert main(["run", "squares.toml", "--data", "@folder/ids.npy", "--out", "out.jsonl"]) == 0
+    assert lines_of("out.jsonl")[0]["answer"]["result"] == [0, 1, 4]
+
+
+@pytest.mark.parametrize("name", ["code.npy", "empty.npy", "text.npz"])
+def test_a_file_of_arrays_that_is_none_fails_alone_and_no_code_in_it_is_run(in_folder: Path, name: str) -> None:
+    """Objects are pickles, and files may come from anybody."""
+    np.save("code.npy", np.array([{}]), allow_pickle=True)
+    Path("empty.npy").write_bytes(b"")
+    Path("text.npz").write_text("text")
+    with pytest.raises(ValueError, match=f"^{name}: expected arrays that NumPy reads without running code, got: "):
+        next(iter(Inputs([f"@{name}"]))).read()
+    words = [
+        "run",
+        "squares.toml",
+        "--data",
+        f"@{name}",
+        "--data",
+        "3",
+        "--out",
+        "out.jsonl",
+        "--failures",
+        "bad.jsonl",
+    ]
+    assert main(words) == 1
+    assert [line["answer"]["result"] for line in lines_of("out.jsonl")] == [9]
+    assert [line["input"] for line in lines_of("bad.jsonl")] == [name]
+
+
 @pytest.mark.parametrize("option", ["--out", "--failures", "--timeline"])
 def test_a_full_disk_is_said_with_the_file(in_folder: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
     """Also of what is written only when the file is closed."""
