@@ -31,7 +31,7 @@ import numpy as np
 from common import Numbers, Spread, Window, WrongAnswer, closed_loop
 
 import fastpipe
-from fastpipe.backends.model.detectors import YoloV8
+from fastpipe.backends.model.heads.detectors import YoloV8
 from fastpipe.kernels import cpu
 
 DETECTOR_SIDE, CROP_SIDE = 320, 96

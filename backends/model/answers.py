@@ -17,7 +17,15 @@ from fastpipe.contract import Request
 from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 
 from .axes import Axes, moved
-from .postprocessors import Postprocessor, Preparation, has_a_row_each, on_cpu, parts_of, postprocess, preparation_of
+from .heads.postprocessors import (
+    Postprocessor,
+    Preparation,
+    has_a_row_each,
+    on_cpu,
+    parts_of,
+    postprocess,
+    preparation_of,
+)
 from .reader import RequestReader, Sample, UnfitError
 
 __all__ = ["Answers", "Run", "chosen_outputs", "compared", "given_back", "run_of"]

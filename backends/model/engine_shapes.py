@@ -11,7 +11,7 @@ import numpy as np
 from fastpipe.errors import ConfigError
 
 from .axes import Said, Wishes, input_axes, read_wishes, with_axes
-from .onnx_rows import Graph, read_graph
+from .onnx_runtime.rows import Graph, read_graph
 from .shapes import InputSpec, Profile
 from .tensorrt_api import ProfileShapes, TensorInfo
 

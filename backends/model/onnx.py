@@ -2,7 +2,7 @@
 
     {"backend": "OnnxTensor", "model": "resnet.onnx", "max": 8, "instance_num": 2}
 
-How a request travels is told in ``onnx_model``; ``onnx_session`` is what runs it, with the options of ``onnx_options``.
+How a request travels is told in ``onnx_runtime.model``; ``session`` there runs it, with what ``options`` reads.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from fastpipe.errors import ConfigError
 
-from .onnx_model import OnnxModel, Session
-from .onnx_options import RuntimeSettings
-from .onnx_session import RuntimeSession
+from .onnx_runtime.model import OnnxModel, Session
+from .onnx_runtime.options import RuntimeSettings
+from .onnx_runtime.session import RuntimeSession
 from .source import name_of
 
 __all__ = ["OnnxTensor"]

@@ -16,8 +16,8 @@ import openvino
 
 from fastpipe.errors import ConfigError, nearest
 
-from .onnx_model import OnnxModel, Session
-from .onnx_rows import declared_axes
+from .onnx_runtime.model import OnnxModel, Session
+from .onnx_runtime.rows import declared_axes
 
 __all__ = ["OpenvinoTensor"]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fastpipe.errors import ConfigError, nearest
 
 from .encrypted import KEY_VARIABLE, ModelKey, decrypt, find_key, is_encrypted
-from .onnx_files import weights_beside
+from .onnx_runtime.files import weights_beside
 
 __all__ = ["ModelSource", "fingerprint", "name_of", "open_model"]
 

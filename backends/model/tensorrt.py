@@ -2,7 +2,7 @@
 
     {"backend": "S[TensorrtTensor,SyncTensor]", "model": "resnet.onnx", "max": 8, "precision": "fp16"}
 
-How a model becomes an engine: ``source`` reads it, ``onnx_precision`` puts types and normalisation into its
+How a model becomes an engine: ``source`` reads it, ``onnx_runtime.precision`` puts types and normalisation into its
 graph, ``tensorrt_api`` builds it, ``engine_cache`` keeps what was built. How a request travels: as in ``onnx``, with
 torch tensors on the GPU in place of NumPy's arrays.
 """
@@ -32,13 +32,13 @@ from .encrypted import ModelKey, decrypt, encrypt
 from .engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
 from .engine_inputs import EngineInputs, fill, torch_dtype
 from .engine_shapes import EngineAxes, open_shape, profile_shapes
+from .heads.postprocessors import find_postprocessor, is_built_in
 from .inputs import Array, to_array, zeros
 from .length_axes import read_pad
 from .length_proof import prove_lengths
-from .onnx_graph import RAW_SUFFIX
-from .onnx_precision import Precision, with_precision
-from .onnx_rows import Graph, known_outputs, read_graph
-from .postprocessors import find_postprocessor, is_built_in
+from .onnx_runtime.graph import RAW_SUFFIX
+from .onnx_runtime.precision import Precision, with_precision
+from .onnx_runtime.rows import Graph, known_outputs, read_graph
 from .reader import Fit, UnfitError
 from .row_proof import COARSE, prove_rows, rows_in
 from .runs import Group, ModelBackend

@@ -3,8 +3,8 @@
     {"backend": "TorchTensor", "model": "resnet.pt2", "max": "64x3x224x224", "device": "cuda"}
 
 How a request travels: ``torch_inputs`` checks its data against the model, the requests of a batch are joined (on a
-GPU: into the buffer that the graph reads), the model runs, ``postprocessors`` turns the rows of a copy of its outputs
-into results. ``torch_files`` loads the model; ``torch_graphs`` captures and replays.
+GPU: into the buffer that the graph reads), the model runs, ``heads.postprocessors`` turns the rows of a copy of its
+outputs into results. ``torch_files`` loads the model; ``torch_graphs`` captures and replays.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ..gpu.streams import InstanceStream, hand_over
 from ..tensor.arrays import all_finite
 from .answers import Answers, Run, chosen_outputs, compared
 from .axes import moved, settled
+from .heads.postprocessors import find_postprocessor, is_built_in
 from .inputs import Array, to_array
 from .length_axes import read_pad
 from .length_proof import prove_lengths
-from .postprocessors import find_postprocessor, is_built_in
 from .reader import UnfitError
 from .row_proof import COARSE, FINE, prove_rows, rows_in
 from .runs import ModelBackend

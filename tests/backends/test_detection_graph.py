@@ -16,7 +16,7 @@ from onnx_models import color_model, detector_model, make_model  # noqa: E402
 
 import fastpipe  # noqa: E402
 from fastpipe.backends.image.geometry import LetterBoxMat, ResizePadMat  # noqa: E402
-from fastpipe.backends.model.detectors import YoloV8  # noqa: E402
+from fastpipe.backends.model.heads.detectors import YoloV8  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
 from fastpipe.errors import ConfigError, ItemErrors, KernelError  # noqa: E402
 

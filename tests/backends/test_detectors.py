@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from fastpipe.backends.gpu.handed_on import Row
-from fastpipe.backends.model.detectors import Detr, Nms, RtDetr, YoloV5, YoloV8, YoloV10
-from fastpipe.backends.model.postprocessors import find_postprocessor
+from fastpipe.backends.model.heads.detectors import Detr, Nms, RtDetr, YoloV5, YoloV8, YoloV10
+from fastpipe.backends.model.heads.postprocessors import find_postprocessor
+from fastpipe.backends.model.heads.suppression import overlaps, soften, suppress
 from fastpipe.backends.model.reader import UnfitError
-from fastpipe.backends.model.suppression import overlaps, soften, suppress
 from fastpipe.errors import BackendError, ConfigError
 
 EMPTY_DATA = np.zeros((3, 64, 96), np.float32)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpipe.backends.model.heads import CosineSimilarity, CtcGreedy, L2Normalize, MeanPooling, TopK
-from fastpipe.backends.model.postprocessors import find_postprocessor
+from fastpipe.backends.model.heads.postprocessors import find_postprocessor
+from fastpipe.backends.model.heads.without_boxes import CosineSimilarity, CtcGreedy, L2Normalize, MeanPooling, TopK
 from fastpipe.backends.model.reader import UnfitError
 from fastpipe.errors import BackendError, ConfigError
 

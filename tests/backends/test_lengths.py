@@ -244,7 +244,7 @@ def test_two_instances_need_one_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     proved = []
     original = length_proof.prove_lengths
     monkeypatch.setattr(
-        "fastpipe.backends.model.onnx_model.prove_lengths",
+        "fastpipe.backends.model.onnx_runtime.model.prove_lengths",
         lambda *given, **more: proved.append(original(*given, **more)),
     )
     model = embedder(output_symbol="seen once")

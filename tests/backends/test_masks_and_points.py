@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpipe.backends.model.instance_masks import PIXELS_AT_A_TIME, YoloV5Seg, YoloV8Seg
-from fastpipe.backends.model.key_points import YoloV8Pose
-from fastpipe.backends.model.postprocessors import find_postprocessor
+from fastpipe.backends.model.heads.instance_masks import PIXELS_AT_A_TIME, YoloV5Seg, YoloV8Seg
+from fastpipe.backends.model.heads.key_points import YoloV8Pose
+from fastpipe.backends.model.heads.postprocessors import find_postprocessor
 from fastpipe.backends.model.reader import UnfitError
 from fastpipe.errors import ConfigError
 

@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 
 from fastpipe.backends.model.encrypted import KEY_VARIABLE, encrypt, find_key  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
-from fastpipe.backends.model.onnx_files import _locations_in, weights_beside  # noqa: E402
+from fastpipe.backends.model.onnx_runtime.files import _locations_in, weights_beside  # noqa: E402
 from fastpipe.backends.model.source import ModelSource, fingerprint, open_model  # noqa: E402
 
 WEIGHTS = np.arange(16, dtype=np.float32).reshape(4, 4)

@@ -23,7 +23,7 @@ from onnx_models import FLOAT, make_model  # noqa: E402
 import fastpipe  # noqa: E402
 from fastpipe import cpus  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
-from fastpipe.backends.model.onnx_graph import HALF_INPUTS  # noqa: E402
+from fastpipe.backends.model.onnx_runtime.graph import HALF_INPUTS  # noqa: E402
 from fastpipe.backends.model.shapes import InputSpec, make_profiles  # noqa: E402
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, KernelError, MissingExtra  # noqa: E402
 
@@ -878,7 +878,7 @@ def test_one_batch_number_serves_all_profiles_and_inputs():
 )
 def test_the_instances_share_one_budget_of_threads(options, expected, monkeypatch):
     """threads, or the CPUs the process may use, divided by the instances; and none of them spins."""
-    monkeypatch.setattr("fastpipe.backends.model.onnx_model.usable_cpu_count", lambda: 6)
+    monkeypatch.setattr("fastpipe.backends.model.onnx_runtime.model.usable_cpu_count", lambda: 6)
     opened = []
 
     class Recorder(onnxruntime.InferenceSession):

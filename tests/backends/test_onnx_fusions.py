@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx_models import make_model  # noqa: E402
 
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
-from fastpipe.backends.model.onnx_graph import prepare  # noqa: E402
+from fastpipe.backends.model.onnx_runtime.graph import prepare  # noqa: E402
 from fastpipe.errors import ConfigError  # noqa: E402
 
 node = helper.make_node

@@ -21,7 +21,7 @@ from onnx_models import FLOAT  # noqa: E402
 import fastpipe  # noqa: E402
 from fastpipe.backends import kinds  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
-from fastpipe.backends.model.onnx_values import values_of  # noqa: E402
+from fastpipe.backends.model.onnx_runtime.values import values_of  # noqa: E402
 from fastpipe.errors import ConfigError, ItemErrors, KernelError, MissingExtra  # noqa: E402
 
 HAS_NARROW = hasattr(onnxruntime.OrtValue, "ortvalue_from_numpy_with_onnx_type")

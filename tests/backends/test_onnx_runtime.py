@@ -20,8 +20,10 @@ from onnx import helper  # noqa: E402
 from onnx_models import FLOAT, make_model  # noqa: E402
 
 import fastpipe  # noqa: E402
-from fastpipe.backends.model import onnx_options, onnx_session, onnx_weights  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
+from fastpipe.backends.model.onnx_runtime import options as onnx_options  # noqa: E402
+from fastpipe.backends.model.onnx_runtime import session as onnx_session  # noqa: E402
+from fastpipe.backends.model.onnx_runtime import weights as onnx_weights  # noqa: E402
 from fastpipe.errors import ConfigError, ItemErrors  # noqa: E402
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpipe.backends.model.postprocessors import find_postprocessor
+from fastpipe.backends.model.heads.postprocessors import find_postprocessor
+from fastpipe.backends.model.heads.rotated_boxes import NmsRotated, YoloV8Obb, corners_of, rotated_overlaps
+from fastpipe.backends.model.heads.suppression import suppress
 from fastpipe.backends.model.reader import UnfitError
-from fastpipe.backends.model.rotated_boxes import NmsRotated, YoloV8Obb, corners_of, rotated_overlaps
-from fastpipe.backends.model.suppression import suppress
 from fastpipe.errors import ConfigError
 
 DATA = np.zeros((3, 64, 96), np.float32)

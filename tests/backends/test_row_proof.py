@@ -278,7 +278,7 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
-from fastpipe.backends.model.onnx_rows import read_graph  # noqa: E402
+from fastpipe.backends.model.onnx_runtime.rows import read_graph  # noqa: E402
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 

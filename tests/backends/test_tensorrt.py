@@ -23,12 +23,10 @@ from onnx import TensorProto, helper  # noqa: E402
 from onnx_models import FLOAT, make_model  # noqa: E402
 
 import fastpipe  # noqa: E402
-from fastpipe.backends.model import (  # noqa: E402
-    onnx_precision,
-    tensorrt_api,
-)
+from fastpipe.backends.model import tensorrt_api  # noqa: E402
 from fastpipe.backends.model.encrypted import KEY_VARIABLE, encrypt, encrypt_model  # noqa: E402
-from fastpipe.backends.model.onnx_precision import with_precision  # noqa: E402
+from fastpipe.backends.model.onnx_runtime import precision as onnx_precision  # noqa: E402
+from fastpipe.backends.model.onnx_runtime.precision import with_precision  # noqa: E402
 from fastpipe.backends.model.tensorrt_api import find_library  # noqa: E402
 from fastpipe.errors import BackendError, ConfigError, ItemErrors, MissingExtra  # noqa: E402
 

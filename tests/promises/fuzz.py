@@ -135,7 +135,7 @@ def onnx() -> tuple[Reads, Iterator[bytes]]:
     """ONNX files, for the files that they say lie beside them."""
     from onnx import TensorProto, helper
 
-    from fastpipe.backends.model.onnx_files import weights_beside
+    from fastpipe.backends.model.onnx_runtime.files import weights_beside
     from fastpipe.errors import ConfigError
 
     def read(content: bytes) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .axes import Axes
-from .row_proof import COARSE, FINE, Output
+from ..axes import Axes
+from ..row_proof import COARSE, FINE, Output
 
 if TYPE_CHECKING:
     import onnx

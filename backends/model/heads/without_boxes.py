@@ -12,7 +12,7 @@ from fastpipe.contract import Between, Request
 from fastpipe.errors import ConfigError, KernelError
 from fastpipe.summaries import summarize
 
-from ..ranges import numbers_of
+from ...ranges import numbers_of
 from .head import Floats, Head, OneOutputHead, may_be
 
 __all__ = ["CosineSimilarity", "CtcGreedy", "L2Normalize", "MeanPooling", "TopK"]

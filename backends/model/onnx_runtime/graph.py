@@ -14,10 +14,10 @@ import numpy as np
 
 from fastpipe.errors import ConfigError, MissingExtra
 
-from ..ranges import check_levels
-from .onnx_files import is_ort_format
-from .onnx_fusions import fuse
-from .onnx_weights import graphs_in, serialized, with_types
+from ...ranges import check_levels
+from .files import is_ort_format
+from .fusions import fuse
+from .weights import graphs_in, serialized, with_types
 
 if TYPE_CHECKING:
     import onnx
@@ -58,7 +58,7 @@ def prepare(
             rounded on its way to them.
         mean: subtracted from every image input: one number, or one for each channel.
         std: then divides it; the same form, none zero.
-        fuses: put together what ONNX Runtime does not; see ``onnx_fusions``.
+        fuses: put together what ONNX Runtime does not; see ``fusions``.
         choose_float32: gets the names of all nodes and returns those that ``half`` leaves alone; without it, none.
         custom_ops: libraries with operators of the model.
         folder: for a changed model of 2 GB or more, and its weights; None: there must be none.

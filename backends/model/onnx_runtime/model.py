@@ -2,7 +2,7 @@
 
 How a request travels: ``reader`` checks its data against the model and gathers requests of equal shape into one
 array per input, the session runs, ``answers`` turns the rows of the outputs into results. ``shapes`` reads ``max`` and
-``min``; ``onnx_graph`` changes the graph for ``mean``, ``std``, ``fuse`` and ``precision``.
+``min``; ``graph`` changes the graph for ``mean``, ``std``, ``fuse`` and ``precision``.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError
 
-from .answers import Answers, chosen_outputs, compared
-from .axes import Declared, input_axes, read_wishes, settled, with_axes
-from .encrypted import ModelKey
+from ..answers import Answers, chosen_outputs, compared
+from ..axes import Declared, input_axes, read_wishes, settled, with_axes
+from ..encrypted import ModelKey
+from ..heads.postprocessors import find_postprocessor, is_built_in
+from ..inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
+from ..length_axes import LengthAxes, read_pad
+from ..length_proof import prove_lengths, prove_lengths_once
+from ..output_axes import looked_up, unsaid_outputs
+from ..row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
+from ..runs import Group, ModelBackend
+from ..shapes import InputSpec, Profile, make_profiles, told_batches
+from ..source import name_of, open_model
+from ..state import ModelState, StateWish, read_state, with_states
+from .files import identity_of
+from .graph import HALF_INPUTS, RAW_SUFFIX, prepare
 from .half_inputs import HalfInputs
-from .inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
-from .length_axes import LengthAxes, read_pad
-from .length_proof import prove_lengths, prove_lengths_once
-from .onnx_files import identity_of
-from .onnx_graph import HALF_INPUTS, RAW_SUFFIX, prepare
-from .onnx_kinds import axes_of, comparable, dtype_of, input_spec, plain
-from .onnx_rows import Graph, known_outputs, read_once
-from .onnx_values import check_postprocessor, tensors_of, values_of
-from .output_axes import looked_up, unsaid_outputs
-from .postprocessors import find_postprocessor, is_built_in
-from .row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
-from .runs import Group, ModelBackend
-from .shapes import InputSpec, Profile, make_profiles, told_batches
-from .source import name_of, open_model
-from .state import ModelState, StateWish, read_state, with_states
+from .kinds import axes_of, comparable, dtype_of, input_spec, plain
+from .rows import Graph, known_outputs, read_once
+from .values import check_postprocessor, tensors_of, values_of
 
 __all__ = ["OnnxModel", "Session"]
 
@@ -129,7 +129,7 @@ class OnnxModel(ModelBackend):
         postprocessor: ``split`` (the rows, as above), ``cpu`` (the same here), ``SoftmaxCpu`` (softmax over the classes
             of each output of shape (batch, classes)), ``SoftmaxMax`` (``[class, probability]``, two floats),
             ``SoftmaxArgMax`` (the class, also as ``request["class"]``, with the probability as ``request["score"]``),
-            a detector's or another head (``YoloV8`` and so on: see ``detectors`` and ``heads``), by its name, by a
+            a detector's or another head (``YoloV8`` and so on: see ``heads``), by its name, by a
             mapping with ``name`` and options, or as an object; or a callable ``f(outputs, batch)``: it gets the outputs
             of a run, one row for each request, and the requests, and returns a result for each, or None if it has
             filled the requests itself.

@@ -6,7 +6,7 @@ A postprocessor is called with the model's outputs, each with one row for each r
         return [scores.argsort()[-3:] for scores in outputs[0]]
 
 It returns a list with one result for each request (a tuple or an array will do), or None if it has filled the requests
-itself. Those with options are in ``detectors`` and ``heads``; here is who finds them by their names.
+itself. Those with options are in the other files here; this one finds them by their names.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from fastpipe.summaries import summarize
 
 from .detectors import Detr, Nms, RtDetr, YoloV5, YoloV8, YoloV10
 from .head import Head, build_head, check_outputs
-from .heads import CosineSimilarity, CtcGreedy, L2Normalize, MeanPooling, TopK
 from .instance_masks import YoloV5Seg, YoloV8Seg
 from .key_points import YoloV8Pose
 from .rotated_boxes import NmsRotated, YoloV8Obb
+from .without_boxes import CosineSimilarity, CtcGreedy, L2Normalize, MeanPooling, TopK
 
 __all__ = [
     "Postprocessor",

@@ -15,8 +15,8 @@ import onnxruntime
 
 from fastpipe.errors import ConfigError, nearest
 
-from .onnx_kinds import ELEMENT_NUMBERS, dtype_of, is_narrow_kind, rows_of
-from .onnx_options import RuntimeSettings, run_options, session_options
+from .kinds import ELEMENT_NUMBERS, dtype_of, is_narrow_kind, rows_of
+from .options import RuntimeSettings, run_options, session_options
 
 __all__ = ["RuntimeSession"]
 

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from fastpipe.contract import Between, Request
 from fastpipe.errors import KernelError
 
-from ..image.requests import LARGEST_SIDE
-from ..ranges import MOST_PIXELS, MaxPixels, box_of
+from ...image.requests import LARGEST_SIDE
+from ...ranges import MOST_PIXELS, MaxPixels, box_of
 from .boxes import Placement, as_corners, input_size
 from .detector import Found, Suppressing, unless
 from .head import Floats

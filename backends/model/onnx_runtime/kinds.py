@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from fastpipe.errors import ConfigError
 
-from ..kinds import TEXT, as_float32, narrow_dtype
-from .shapes import InputSpec
+from ...kinds import TEXT, as_float32, narrow_dtype
+from ..shapes import InputSpec
 
 __all__ = [
     "ELEMENT_NUMBERS",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from fastpipe.errors import ConfigError, nearest
 
-from .onnx_graph import prepare
+from .graph import prepare
 
 __all__ = ["Precision", "with_precision"]
 
@@ -39,7 +39,7 @@ def with_precision(
         precision: of the whole model. ``int8`` changes nothing: it says that the file is quantised.
         float32: parts of names; with ``fp16`` or ``bf16``, nodes that have one in their name stay in float32.
         float16: parts of names; with ``fp32``, nodes that have one in their name are computed in float16.
-        mean: as in ``onnx_graph.prepare``.
+        mean: as in ``graph.prepare``.
         std: the same.
 
     Raises:

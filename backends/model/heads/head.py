@@ -15,7 +15,7 @@ from fastpipe.contract import Between, Request
 from fastpipe.errors import BackendError, ConfigError, KernelError, nearest
 from fastpipe.summaries import summarize
 
-from .reader import UnfitError
+from ..reader import UnfitError
 
 __all__ = ["Floats", "Head", "OneOutputHead", "build_head", "check_outputs", "may_be"]
 

@@ -1,6 +1,6 @@
 """Requests for models that take or give sequences, maps or what may be missing: each runs alone, as it comes.
 
-What Python has for each kind of value is in ``onnx_kinds``. ONNX Runtime converts nothing within a list: numbers of
+What Python has for each kind of value is in ``kinds``. ONNX Runtime converts nothing within a list: numbers of
 another type are an error there, and those of another byte order are read wrongly, so all of that is done here.
 """
 
@@ -16,13 +16,13 @@ from fastpipe.contract import Request
 from fastpipe.errors import ConfigError, KernelError
 from fastpipe.summaries import summarize
 
-from ..kinds import TEXT, as_text, dtype_name, from_torch, is_narrow, largest_of, may_become, tensor_of
-from ..odd_arrays import oddity
-from ..ranges import may_overflow, overflow, overflow_error
-from .onnx_kinds import axes_of, dtype_of, has_rows
-from .postprocessors import is_built_in
-from .reader import Fit, Sample
-from .shapes import Profile
+from ...kinds import TEXT, as_text, dtype_name, from_torch, is_narrow, largest_of, may_become, tensor_of
+from ...odd_arrays import oddity
+from ...ranges import may_overflow, overflow, overflow_error
+from ..heads.postprocessors import is_built_in
+from ..reader import Fit, Sample
+from ..shapes import Profile
+from .kinds import axes_of, dtype_of, has_rows
 
 __all__ = ["ValueInputs", "check_postprocessor", "tensors_of", "values_of"]
 

@@ -15,8 +15,8 @@ from fastpipe.contract import Request
 from fastpipe.errors import KernelError
 from fastpipe.summaries import summarize
 
-from ..gpu.handed_on import Row
-from ..ranges import numbers_of
+from ...gpu.handed_on import Row
+from ...ranges import numbers_of
 
 __all__ = ["Form", "Placement", "as_corners", "input_size", "placement_of"]
 

@@ -10,10 +10,10 @@ import numpy as np
 from fastpipe.contract import Request
 from fastpipe.errors import KernelError
 
-from .inputs import Array, ModelInputs
-from .onnx_graph import LARGEST_HALF
-from .reader import Sample
-from .shapes import InputSpec, Profile
+from ..inputs import Array, ModelInputs
+from ..reader import Sample
+from ..shapes import InputSpec, Profile
+from .graph import LARGEST_HALF
 
 __all__ = ["HalfInputs"]
 
