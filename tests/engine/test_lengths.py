@@ -242,7 +242,7 @@ def test_instances_that_are_idle_take_whole_batches_while_others_wait() -> None:
         def forward(self, batch: list[Request]) -> None:
             inside.release()
             assert opens.wait(WAIT_S)
-            both.wait(WAIT_S)  # else one may be back while the other has not looked: then both are idle, and share the rest
+            both.wait(WAIT_S)  # else both may be idle at once, and share what is left
             batches.append(sorted(request["data"] for request in batch))
             for request in batch:
                 request["result"] = request["data"]
