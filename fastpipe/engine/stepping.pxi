@@ -101,13 +101,13 @@ cdef class Stepper:
         cdef Engine engine = self.engine
         cdef int64_t started
         cdef int index
-        if visit.node.twins is not None and not choose_twin(engine, visit, self.turn):
-            return 0
-        station = visit.node.station
         self.failure = None
         if visit.is_in_sequence and not self.c_wait_for_turn(visit):
             note_dropped(visit)
             return 0
+        if visit.node.twins is not None and not choose_twin(engine, visit, self.turn):
+            return 0                                            # now: where those before it have left the state
+        station = visit.node.station
         index = self.c_instance(visit)
         started = now_ns()
         if index == HAS_FAILED:

@@ -236,11 +236,13 @@ def test_instances_that_are_idle_take_whole_batches_while_others_wait() -> None:
 
     batches: list[list[Any]] = []
     inside, opens = threading.Semaphore(0), threading.Event()
+    both = threading.Barrier(2)
 
     class Two(Padded):
         def forward(self, batch: list[Request]) -> None:
             inside.release()
             assert opens.wait(WAIT_S)
+            both.wait(WAIT_S)  # else both may be idle at once, and share what is left
             batches.append(sorted(request["data"] for request in batch))
             for request in batch:
                 request["result"] = request["data"]

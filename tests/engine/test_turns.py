@@ -175,6 +175,42 @@ def _names_itself(request: Request) -> Status:
     return _goes_on(request)
 
 
+def test_steps_run_where_the_requests_before_have_left_the_state() -> None:
+    """Of several places: which one that is, is known when the turn comes."""
+
+    class At(Gate):
+        stateful = True
+        places = iter("ab")
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = next(self.places)
+            self.inside, self.opened = inside, opened
+
+        def forward(self, batch: list[Request]) -> None:
+            super().forward(batch)
+            for request in batch:
+                request["result"] = request["state"] = (*(request["state"] or ()), self.place)
+
+    def is_asked(request: Request) -> Status:
+        if request["data"] == 2:
+            asked.set()
+        return Status.Run
+
+    inside, opened, asked = threading.Event(), threading.Event(), threading.Event()
+    with Pipe(backend=At, state_of="id", instance_num=2, filter=is_asked) as pipe:
+        first = pipe.submit({"data": 1, "id": "a"})
+        assert inside.wait(WAIT_S)
+        second: Request = {"data": 2, "id": "a"}
+        steps = threading.Thread(target=pipe, args=(second,), kwargs={"eager": True})
+        steps.start()
+        assert asked.wait(WAIT_S)
+        opened.set()
+        steps.join(WAIT_S)
+        (place,) = first.result(WAIT_S)["result"]
+        assert second["result"] == (place, place)
+
+
 class Interrupts(Backend):
     """The result is all data of the sequence so far, and its title; Ctrl-C hits the main thread where told to."""
 

@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # and the compiled kernels, with every layout of an image.
 TESTS = [
     "tests/engine/test_core_stress.py",
+    "tests/engine/test_chain.py",
     "tests/engine/test_engine.py",
     "tests/engine/test_batching.py",
     "tests/engine/test_lengths.py",
@@ -49,12 +50,14 @@ TESTS = [
     "tests/engine/test_hooks.py",
     "tests/engine/test_places.py",
     "tests/engine/test_routes.py",
+    "tests/engine/test_states.py",
     "tests/engine/test_stepper.py",
     "tests/engine/test_streaming.py",
     "tests/engine/test_streaming_ends.py",
     "tests/engine/test_streaming_graphs.py",
     "tests/engine/test_streaming_readers.py",
     "tests/engine/test_swap.py",
+    "tests/engine/test_turns.py",
     "tests/backends/test_nvjpeg.py",
     "tests/kernels/test_images.py",
     "tests/kernels/test_kernels.py",
