@@ -323,7 +323,10 @@ class NodeReader:
         for key in table:
             if key not in NODE_KEYS and key not in planner.taken:
                 hint = nearest(key, known)
-                if isinstance(table[key], Mapping):
+                meant = "" if "backend" in table else nearest(planner.node, known)
+                if not hint and meant:  # a table beside the keys of an only node, whose name is misspelt
+                    hint = f"; {planner.node!r} is a table of no key, and so counts as a node{meant}"
+                elif not hint and isinstance(table[key], Mapping):
                     hint = f'; a node named {planner.node}.{key} is written ["{planner.node}.{key}"] in a TOML file'
                 elif key == "max_batch":
                     hint = "; the node's key is 'max'"

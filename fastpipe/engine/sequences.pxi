@@ -26,7 +26,7 @@ cdef int await_turn(Engine engine, Visit visit, Turn turn) except -1:
     if key == NULL:
         raise SequenceError(f"node {visit.node.name!r} keeps a state for each sequence of requests (state_of): "
                             f"request[{states.key_name!r}] must say to which this one belongs, and is not there. "
-                            "(A node that has a map gets it by that.)")
+                            "(A node that has a map gets it by that, and a server by its clients' parameter sequence_id.)")
     if PyDict_GetItem(visit.request, "state") != NULL:
         raise SequenceError(f"request['state'] is what the pipe keeps for node {visit.node.name!r} (state_of): leave it out, or "
                             "rename it")

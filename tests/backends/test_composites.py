@@ -503,7 +503,8 @@ def test_members_that_do_not_take_one_request_are_no_node() -> None:
     with pytest.raises(ConfigError) as caught:
         Pipe(rec={"backend": Engine, "model": "b4&b8"})
     assert str(caught.value) == (
-        "'&': no batch of 1, 2, 3, 5, 6 or 1 more sizes can be composed; Engine 1 of 2 takes 4, Engine 2 of 2 takes 8"
+        "node 'rec': '&': no batch of 1, 2, 3, 5, 6 or 1 more sizes can be composed; Engine 1 of 2 takes 4, "
+        "Engine 2 of 2 takes 8"
     )
     assert "node 'rec'" in caught.value.__notes__[0]
 

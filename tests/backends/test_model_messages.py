@@ -172,7 +172,7 @@ def test_a_provider_of_another_build_is_not_taken_for_a_misspelt_one() -> None:
 def test_a_misspelt_file_is_held_against_those_beside_it(tmp_path: Path) -> None:
     """As a misspelt key is against those that there are."""
     (tmp_path / "speech.onnx").write_bytes(speech_model())
-    path = tmp_path / "speach.onnx"
+    path = tmp_path / "speeech.onnx"
     with pytest.raises(ConfigError, match=f"there is nothing at {path}, not a file; did you mean 'speech.onnx'"):
         OnnxTensor(model=str(path))
 

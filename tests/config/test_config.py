@@ -408,6 +408,20 @@ def test_torchpipes_way_of_nesting() -> None:
     assert [plan_of(each).children[0].name for each in config.values()] == ["Pow", "Identity"]
 
 
+def test_a_misspelt_key_with_a_table_is_held_against_those_that_there_are() -> None:
+    """Its table looks like a node beside the defaults, or like a node with a dot in its name."""
+    keys = {"backend": "Add", "key": "a"}
+    assert problems({**keys, "valuee": {"b": 1}})[-1] == (
+        "node 'valuee': nobody takes 'b'; 'valuee' is a table of no key, and so counts as a node; did you mean 'value'?"
+    )
+    assert "node 'node': nobody takes 'valuee'; did you mean 'value'?" in problems({"node": {**keys, "valuee": {"b": 1}}})
+    dotted = problems({"node": {**keys, "other": {"b": 1}}})[-1]
+    assert (
+        dotted
+        == "node 'node': nobody takes 'other'; a node named node.other is written [\"node.other\"] in a TOML file"
+    )
+
+
 def test_a_key_nobody_takes_names_the_nearest_known_one() -> None:
     """Constructor keywords, scheduler keys and scoped keys are all known."""
     assert problems(backend=Resize, resize_h=1, resize_ww=2) == [
