@@ -414,7 +414,9 @@ def test_a_misspelt_key_with_a_table_is_held_against_those_that_there_are() -> N
     assert problems({**keys, "valuee": {"b": 1}})[-1] == (
         "node 'valuee': nobody takes 'b'; 'valuee' is a table of no key, and so counts as a node; did you mean 'value'?"
     )
-    assert "node 'node': nobody takes 'valuee'; did you mean 'value'?" in problems({"node": {**keys, "valuee": {"b": 1}}})
+    assert "node 'node': nobody takes 'valuee'; did you mean 'value'?" in problems(
+        {"node": {**keys, "valuee": {"b": 1}}}
+    )
     dotted = problems({"node": {**keys, "other": {"b": 1}}})[-1]
     assert (
         dotted
