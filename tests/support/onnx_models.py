@@ -36,11 +36,16 @@ def detector_model(side=64, kind=""):
         helper.make_node("ReduceMax", ["scores"], ["highest"], axes=[1], keepdims=1),
         helper.make_node("Mul", ["highest", "zero"], ["nothing"]),  # a row for each image, of which the boxes are made
         helper.make_node("Add", ["nothing", "boxes"], ["placed"]),
-        helper.make_node("Add", ["nothing", "angle"], ["angles"]),
-        helper.make_node("Slice", ["placed", "first", "third", "rows"], ["points"]),
-        helper.make_node("AveragePool", ["image"], ["small"], kernel_shape=[4, 4], strides=[4, 4]),
-        helper.make_node("Sub", ["small", "dark"], ["prototypes"]),
     ]
+    more = {  # nodes, in no model that does not need them
+        "obb": [helper.make_node("Add", ["nothing", "angle"], ["angles"])],
+        "pose": [helper.make_node("Slice", ["placed", "first", "third", "rows"], ["points"])],
+        "seg": [
+            helper.make_node("AveragePool", ["image"], ["small"], kernel_shape=[4, 4], strides=[4, 4]),
+            helper.make_node("Sub", ["small", "dark"], ["prototypes"]),
+        ],
+    }
+    nodes += more.get(kind, [])
     parts = {"seg": ["scores"], "obb": ["angles"], "pose": ["points", "highest"]}.get(kind, [])
     numbers = {"seg": 3, "obb": 1, "pose": 3}.get(kind, 0)
     nodes.append(helper.make_node("Concat", ["placed", "scores", *parts], ["detections"], axis=1))
