@@ -1,7 +1,7 @@
 // How callers whose answers are there get to the GIL: how many of them are to be awake at once, and the gate in front of it.
 //
 // Depth        As many as are woken while one of them has the GIL: how long a wake-up takes, divided by how long a caller has
-//              the GIL between two calls. Both are measured, all the time. Where cores are taken by others, a wake-up takes
+//              the GIL between two calls; and one more. Both are measured, all the time. Where cores are taken by others, a wake-up takes
 //              long, and all are woken at once: then the scheduler sees all who could run.
 // The gate     Of those who are awake, one at a time goes on to take the GIL, and the others spin in front of it, without the
 //              GIL, where there are cores for that: a thread that meets a GIL which is held sleeps, and is woken by the slow way.
