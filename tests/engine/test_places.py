@@ -986,12 +986,18 @@ class OnDevice:
     def __init__(self, kind: int, number: int) -> None:
         self.device = kind, number
 
+    def __repr__(self) -> str:  # the test's name: the same in every process
+        return f"OnDevice{self.device}"
+
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device
 
 
 class Liar:
     """Fails whoever asks."""
+
+    def __repr__(self) -> str:
+        return "Liar()"
 
     def __dlpack_device__(self) -> tuple[int, int]:
         raise RuntimeError("no")
