@@ -171,7 +171,7 @@ PROVOKED: dict[str, Callable[[Path], None]] = {
     "the module cannot be imported": lambda _: ask({}, backend="mymodule:Thing"),
     "needs onnxruntime": lambda _: ask_for_an_extra(),
     "has no fastpipe._core": import_a_source_tree,
-    "there is no file": lambda _: Pipe("pipelin.toml").close(),
+    "there is no file": lambda _: Pipe("pipes.toml").close(),
     "it needs a map": lambda _: Pipe({"a": {"backend": Length, "next": "b,c"}, **JOIN}).close(),
     "several roots": lambda _: ask({"data": "x"}, a={"backend": Length}, b={"backend": Length}),
     "where the backend is an object": lambda _: ask({}, backend=opened(), instance_num=2),
