@@ -41,7 +41,8 @@ def transcripts_of(page: Path, mark: str = "") -> Iterator[tuple[list[str], str]
 @pytest.mark.parametrize("page", [page for page in GUIDES if any(transcripts_of(page))], ids=lambda page: page.name)
 def test_the_commands_of_a_page_print_what_it_says(page: Path, tmp_path: Path) -> None:
     """``...`` stands for what differs from run to run."""
-    pytest.importorskip("tree_sitter_toml", reason="the extra cli is not installed")
+    for needed in ("tree_sitter_toml", "cv2", "onnx", "PIL"):
+        pytest.importorskip(needed, reason="the extras cli and cpu are not installed")
     put_what_readers_have(tmp_path)
     write_files_of(page, tmp_path)
     for words, expected in transcripts_of(page):

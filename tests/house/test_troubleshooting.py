@@ -66,6 +66,9 @@ def ask_a_closed_pipe() -> None:
 
 
 def wait_for_a_call() -> None:
+    if sys.version_info >= (3, 14):
+        pytest.skip("these are the words of Python up to 3.13")
+
     async def main() -> None:
         with Pipe(backend=Length) as pipe:
             await pipe({"data": "text"})  # type: ignore[misc]
