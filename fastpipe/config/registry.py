@@ -10,6 +10,7 @@ is ``distrusting``: within it, names mean what computes, of what is in the box, 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -181,15 +182,22 @@ def _from_object(thing: Any, what: str) -> type[Backend] | Backend:
 
 
 def _check_methods(backend: Any, what: str) -> None:
-    """Refuse a class, or an object, that leaves open what it has to define."""
+    """Refuse a class, or an object, that leaves open what it has to define, or defines it so that it never runs."""
     forward, run = (getattr(backend, name, None) for name in ("forward", "run"))
     written = vars(backend if isinstance(backend, type) else type(backend))
     if getattr(forward, "__func__", forward) is Backend.forward:
         raise ConfigError(f"{what} has no forward(batch){nearest('forward', written)}")
-    if getattr(forward, "__func__", forward) is PerRequest.forward and getattr(run, "__func__", run) is PerRequest.run:
+    is_per_request = getattr(forward, "__func__", forward) is PerRequest.forward
+    is_streaming = getattr(forward, "__func__", forward) is Streaming.forward
+    if is_per_request and getattr(run, "__func__", run) is PerRequest.run:
         raise ConfigError(f"{what} has no run(request){nearest('run', written)}: a PerRequest defines it")
-    if getattr(forward, "__func__", forward) is Streaming.forward and getattr(run, "__func__", run) is Streaming.run:
+    if is_streaming and getattr(run, "__func__", run) is Streaming.run:
         raise ConfigError(f"{what} has no run(request){nearest('run', written)}: a Streaming defines it")
+    name, method = ("run", run) if is_per_request or is_streaming else ("forward", forward)
+    if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+        raise ConfigError(f"{what}: {name} is an async function, which nobody would await; backends run on threads")
+    if inspect.isgeneratorfunction(method) and not is_streaming:
+        raise ConfigError(f"{what}: {name} yields, so a call runs nothing of it; to answer in parts, extend Streaming")
 
 
 def _other_packages() -> dict[str, EntryPoint]:

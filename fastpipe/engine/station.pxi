@@ -464,5 +464,6 @@ cdef object full_error(Station front, int64_t more_bytes):
         said = (f"{waiting_bytes} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "
                 f"{front.max_queue_bytes}")
     else:
-        said = f"{waiting} requests wait, and its max_queue is {front.max_queue}"
+        said = "1 request waits" if waiting == 1 else f"{waiting} requests wait"
+        said = f"{said}, and its max_queue is {front.max_queue}"
     return QueueFull(f"the queue of node {front.name!r} is full: {said}")

@@ -16,6 +16,7 @@ from fastpipe.config import registry
 from fastpipe.contract import Backend, PerRequest, Request
 from fastpipe.errors import ConfigError, ItemErrors, MissingExtra
 from fastpipe.functions import backend
+from fastpipe.streaming import Streaming
 
 
 @pytest.fixture(autouse=True)
@@ -176,6 +177,31 @@ class WithoutRun(PerRequest):
         pass
 
 
+class AsyncForward(Backend):
+    async def forward(self, batch: list[Request]) -> None:  # type: ignore[override]
+        pass
+
+
+class AsyncRun(PerRequest):
+    async def run(self, request: Request) -> None:  # type: ignore[override]
+        pass
+
+
+class YieldingForward(Backend):
+    def forward(self, batch: list[Request]) -> Any:
+        yield batch
+
+
+class YieldingRun(PerRequest):
+    def run(self, request: Request) -> Any:
+        yield request
+
+
+class AsyncStreaming(Streaming):
+    async def run(self, request: Request) -> Any:  # type: ignore[override]
+        yield request
+
+
 async def asynchronous(data: Any) -> Any:
     return data
 
@@ -195,6 +221,12 @@ def of_two(first: Any, second: Any) -> Any:
         (WithoutRun(), r"has no run\(request\); did you mean 'rum'"),
         (WithoutRun, r"has no run\(request\); did you mean 'rum'"),
         (asynchronous, "async function"),
+        (AsyncForward, "AsyncForward.*: forward is an async function"),
+        (AsyncForward(), "AsyncForward.*: forward is an async function"),
+        (AsyncRun, "run is an async function"),
+        (AsyncStreaming, "run is an async function"),
+        (YieldingForward, "forward yields, .* extend Streaming"),
+        (YieldingRun, "run yields, .* extend Streaming"),
         (of_two, "a function of one item is expected"),
         (lambda: 1, "a function of one item is expected"),
     ],

@@ -3,81 +3,32 @@
 Every block that opens with three backticks and ``python`` runs, in order, in one namespace per page, in a folder that
 holds what a reader is assumed to have: a ``photo.jpg``, a classifier, ``resnet18.onnx``, a detector, ``yolo.onnx``, and
 those of docs/models.md.
-A block that opens with ``python no-run`` is only compiled: it needs a server, a GPU or another file.
+A block that opens with ``python no-run`` is only compiled: it needs a server, a GPU or another file. One with a
+``title="NAME"`` is a file of that name in the folder.
 """
 
 from __future__ import annotations
 
-import ast
-import os
+import functools
 import re
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from doc_pages import ROOT, blocks_of, close_pipes, run_page
 
-import fastpipe
 from fastpipe.config import registry
 from fastpipe.config.values import constructor_parameters
 from fastpipe.contract import Container
 from fastpipe.errors import MissingExtra
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (".", "docs", "docs/gpu", "bench", "examples", "proofs", "findings")
 PAGES = sorted([*(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md")), *ROOT.glob("examples/*/*.md")])
 
 
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    marks: list[str]  # the words behind the backticks: the language, then remarks
-    first_line: int
-    text: str
-
-
-def blocks_of(page: Path) -> Iterator[Block]:
-    """Yield the fenced blocks of a page, in order."""
-    text = page.read_text()
-    for found in re.finditer(r"^```(?P<marks>[^\n`]*)\n(?P<text>.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        yield Block(found["marks"].split(), text[: found.start("text")].count("\n"), found["text"])
-
-
 def pages_with(language: str) -> list[Path]:
     """Return the pages that have a block in a language."""
-    return [page for page in PAGES if any(block.marks[:1] == [language] for block in blocks_of(page))]
-
-
-def put_what_readers_have(folder: Path) -> None:
-    """Write ``photo.jpg`` and the models (stand-ins with the same inputs and outputs) where libraries allow."""
-    try:
-        import numpy as np
-        from onnx import TensorProto, helper, save
-        from onnx_models import detector_model, places_model, speech_model
-        from PIL import Image
-    except ModuleNotFoundError:
-        return  # the page then says what it misses
-    pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    Image.fromarray(pixels).save(folder / "photo.jpg")
-    weights = np.random.default_rng(0).standard_normal((3, 1000), np.float32)
-    graph = helper.make_graph(
-        [
-            helper.make_node("GlobalAveragePool", ["in"], ["means"]),
-            helper.make_node("Flatten", ["means"], ["channels"]),
-            helper.make_node("MatMul", ["channels", "weights"], ["out"]),
-        ],
-        "resnet18",
-        [helper.make_tensor_value_info("in", TensorProto.FLOAT, ["batch", 3, 224, 224])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", 1000])],
-        [helper.make_tensor("weights", TensorProto.FLOAT, weights.shape, weights.tobytes(), raw=True)],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    save(model, folder / "resnet18.onnx")
-    (folder / "yolo.onnx").write_bytes(detector_model(640))
-    (folder / "speech.onnx").write_bytes(speech_model())
-    (folder / "places.onnx").write_bytes(places_model())
+    return [page for page in PAGES if any(block.language == language for block in blocks_of(page))]
 
 
 def name_of(page: Path) -> str:
@@ -88,28 +39,15 @@ def name_of(page: Path) -> str:
 @pytest.mark.parametrize("page", pages_with("python"), ids=name_of)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader who pastes the blocks of a page into one session sees no error."""
-    put_what_readers_have(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "page"}
-    compiled_count = 0
     try:
-        for block in blocks_of(page):
-            if block.marks[:1] == ["python"]:
-                source = "\n" * block.first_line + block.text  # so that a traceback names the line of the page
-                code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-                compiled_count += 1
-                if "no-run" not in block.marks:
-                    exec(code, namespace)
+        compiled_count, names = run_page(page, tmp_path, monkeypatch)
     except MissingExtra as missing:
         pytest.skip(str(missing))
     except ModuleNotFoundError as missing:
         if str(missing.name).startswith("fastpipe"):
             raise
         pytest.skip(f"{missing.name} is not installed")
-    finally:
-        for value in namespace.values():
-            if isinstance(value, fastpipe.Pipe):
-                value.close()
+    close_pipes(names)
     assert compiled_count == sum(line.startswith("```python") for line in page.read_text().splitlines())
 
 
@@ -117,16 +55,35 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
 def test_the_toml_of_a_page_is_toml(page: Path) -> None:
     """A configuration that is shown can be read."""
     for block in blocks_of(page):
-        if block.marks[:1] == ["toml"]:
+        if block.language == "toml":
             assert tomllib.loads(block.text), "a configuration without a node"
+
+
+def prose_of(page: Path) -> str:
+    """Return a page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@functools.cache
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", prose_of(page), flags=re.MULTILINE)
+    texts = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts}
+
+
+def leads_somewhere(page: Path, target: str) -> bool:
+    """Whether a link of a page names a file that is there, and of a page a heading that it has."""
+    path, _, anchor = target.partition("#")
+    file = page.parent / path if path else page
+    return file.exists() and (not anchor or file.suffix != ".md" or anchor in anchors_of(file))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_links_between_pages_lead_somewhere(page: Path) -> None:
-    """A link to a file of the repository names one that is there."""
-    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", prose) if ":" not in target]
-    dead = [target for target in targets if not os.path.exists(page.parent / target.partition("#")[0])]
+    """A link to a file of the repository names one that is there, and a heading of it."""
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)) if ":" not in target]
+    dead = [target for target in targets if not leads_somewhere(page, target)]
     assert not dead, f"{name_of(page)} links to what is not there: {', '.join(dead)}"
 
 
