@@ -1,5 +1,6 @@
 """A backend that answers in parts, and a pipe of it."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ class Tell(fastpipe.Streaming):
         told = 0
         try:
             for word in STORY[request["data"]].split():
+                time.sleep(0.005)  # stands for a model's work on a word
                 yield word
                 told += 1
         finally:

@@ -37,7 +37,7 @@ def only_session(name: str) -> Session:
 
 
 @once
-@pytest.mark.parametrize("name", ["codes", "embedding", "fastapi_service", "file_types", "observing", "speech"])
+@pytest.mark.parametrize("name", ["codes", "embedding", "fastapi_service", "file_types", "observing"])
 def test_the_commands_print_what_the_page_says(name: str, tmp_path: Path) -> None:
     """A reader who pastes them sees the same."""
     session = only_session(name)
@@ -70,6 +70,18 @@ def test_the_service_answers_a_hundred_connections_in_batches(tmp_path: Path) ->
     printed = session.run(tmp_path)
     compare(session, printed)
     assert float(printed[0].split(", ")[-1].split()[0]) > 1
+
+
+@once
+@pytest.mark.parametrize("number", [0, 1])
+def test_speech_is_heard_in_the_process_and_by_a_service(number: int, tmp_path: Path) -> None:
+    """The same by both ways."""
+    need("speech")
+    if number:
+        for package in ("fastapi", "uvicorn", "websockets"):
+            pytest.importorskip(package)
+    session = sessions_of("speech")[number]
+    compare(session, session.run(tmp_path))
 
 
 def test_images_are_classified_and_what_is_none_is_named(tmp_path: Path) -> None:

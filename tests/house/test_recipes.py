@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import io
+import json
 import re
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from example_pages import EXAMPLES, need
-from helpers import once
+from helpers import WAIT_S, once
 
 from fastpipe import Pipe
 
@@ -176,6 +178,55 @@ def test_speech_is_where_silero_hears_it() -> None:
     expected = [silero(torch.from_numpy(piece.copy()), 16000).item() for piece in sound]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert max(found) > 0.9
+
+
+class Microphone:
+    """A connection with ``/listen`` of the service, without a network."""
+
+    def __init__(self, app: Any) -> None:
+        self.said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        scope = {"type": "websocket", "path": "/listen", "headers": [], "query_string": b"", "subprotocols": []}
+        self.said.put_nowait({"type": "websocket.connect"})
+        self.served = asyncio.create_task(app(scope, self.said.get, self.heard.put))
+
+    async def say(self, sound: bytes) -> dict[str, Any]:
+        """Return what comes back."""
+        self.said.put_nowait({"type": "websocket.receive", "bytes": sound})
+        return await asyncio.wait_for(self.heard.get(), WAIT_S)
+
+    async def leave(self) -> None:
+        self.said.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await asyncio.wait_for(self.served, WAIT_S)
+
+
+@once
+def test_microphones_of_the_service_are_apart_and_leave_nothing_behind() -> None:
+    """What is no sound ends its own connection; what was kept for a connection goes with it."""
+    need("speech")
+    pytest.importorskip("fastapi")
+    from speech import service
+
+    sounds = [(piece * 32768).astype("<i2").tobytes() for piece in voices(1, 20)[0]]
+
+    async def main() -> None:
+        async with service.lifespan(service.app):
+            first, second = Microphone(service.app), Microphone(service.app)
+            accepted = [await asyncio.wait_for(each.heard.get(), WAIT_S) for each in (first, second)]
+            assert [message["type"] for message in accepted] == ["websocket.accept"] * 2
+            expected = [await first.say(sound) for sound in sounds]
+            assert [await second.say(sound) for sound in sounds[:10]] == expected[:10]
+            refused = await second.say(sounds[0][:100])
+            assert (refused["type"], refused["code"]) == ("websocket.close", 1007)
+            assert "expected 512 samples, got an array of shape (50,)" in refused["reason"]
+            assert (await first.say(sounds[0]))["type"] == "websocket.send"
+            await first.leave()
+            await asyncio.wait_for(second.served, WAIT_S)
+            states = [node["states"] for node in service.app.state.pipe.stats()["nodes"].values()]
+        assert max(json.loads(message["text"])["speech"] for message in expected) > 0.5
+        assert [(each["started"], each["kept"]) for each in states] == [(2, 0), (2, 0)]
+
+    asyncio.run(main())
 
 
 def test_what_is_no_piece_of_sound_fails_alone() -> None:
