@@ -43,5 +43,7 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"embedding: {str(error) or 'an empty file'}; README.md beside it says what it needs")
+    except ImportError as error:
+        sys.exit(f"embedding: {error}; README.md beside it says what it needs")
+    except (OSError, ValueError) as error:
+        sys.exit(f"embedding: {error}")

@@ -39,5 +39,7 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ImportError, OSError) as error:
+    except ImportError as error:
         sys.exit(f"file_types: {error}; README.md beside it says what it needs")
+    except OSError as error:
+        sys.exit(f"file_types: {error}")

@@ -59,6 +59,7 @@ def listen(sounds: Mapping[str, Any]) -> dict[str, list[float]]:
 async def ask_service(url: str, sounds: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return the same, as a service says: each recording has a connection of its own."""
     from websockets.asyncio.client import connect
+    from websockets.exceptions import WebSocketException
 
     async def ask(pieces: Any) -> list[float]:
         found = []
@@ -68,7 +69,10 @@ async def ask_service(url: str, sounds: Mapping[str, Any]) -> dict[str, list[flo
                 found.append(json.loads(await socket.recv())["speech"])
         return found
 
-    return dict(zip(sounds, await asyncio.gather(*map(ask, sounds.values())), strict=True))
+    try:
+        return dict(zip(sounds, await asyncio.gather(*map(ask, sounds.values())), strict=True))
+    except WebSocketException as error:
+        raise ConnectionError(f"{url}: {error}") from error
 
 
 def sample() -> Path:
@@ -122,5 +126,7 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except (EOFError, ImportError, OSError, ValueError, wave.Error) as error:
-        sys.exit(f"speech: {str(error) or 'an empty file'}; README.md beside it says what it needs")
+    except ImportError as error:
+        sys.exit(f"speech: {error}; README.md beside it says what it needs")
+    except (EOFError, OSError, ValueError, wave.Error) as error:
+        sys.exit(f"speech: {str(error) or 'an empty file'}")

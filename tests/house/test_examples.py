@@ -84,6 +84,13 @@ def test_speech_is_heard_in_the_process_and_by_a_service(number: int, tmp_path: 
     compare(session, session.run(tmp_path))
 
 
+@pytest.fixture
+def one_thread_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them wait for each other, spinning, where others use the CPUs: for minutes."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.usefixtures("one_thread_of_torch")
 def test_images_are_classified_and_what_is_none_is_named(tmp_path: Path) -> None:
     """By a network with random weights."""
     session = only_session("resnet")
@@ -140,10 +147,10 @@ def test_thumbnails_name_what_is_no_image_and_go_on(tmp_path: Path) -> None:
     assert made.getpixel((48, 2)) == (255, 255, 255)
 
 
-def test_a_net_is_trained_with_the_nodes_that_serve_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("one_thread_of_torch")
+def test_a_net_is_trained_with_the_nodes_that_serve_it(tmp_path: Path) -> None:
     """What the pipe answers is what the trained net says of the transform's tensors, for each of the test images."""
     session = only_session("training")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torch's threads wait for each other where others use the CPUs
     printed = session.run(tmp_path, **{"--seconds 60": "--seconds 1 --workers 0"})
     compare(session, printed)
     right = int(printed[0].splitlines()[1].split(", ")[1].split()[0])

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def answers(pipe: Pipe, contents: list[Any]) -> list[dict[str, Any]]:
 
 
 @once
-@pytest.mark.parametrize("arguments", ["codes none", "embedding word --texts none", "speech none"])
+@pytest.mark.parametrize("arguments", ["codes none", "embedding word --texts none", "speech none", "thumbnails none"])
 def test_what_is_not_there_is_said_in_one_line(arguments: str, tmp_path: Path) -> None:
     """Also in a place where a file has the same name as a recipe."""
     name, *others = arguments.split()
@@ -53,6 +54,18 @@ def test_what_is_not_there_is_said_in_one_line(arguments: str, tmp_path: Path) -
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert re.fullmatch(rf"{name}: .*No such file.*\n", ran.stderr)
+
+
+@once
+@pytest.mark.parametrize(("name", "package"), [("cascade", "sklearn"), ("codes", "zxingcpp"), ("thumbnails", "PIL")])
+def test_a_package_that_is_missing_is_named(name: str, package: str, tmp_path: Path) -> None:
+    """In one line, which says where to read on."""
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError({package!r})")
+    command = [sys.executable, "-P", str(EXAMPLES / name)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == f"{name}: {package}; README.md beside it says what it needs\n"
 
 
 @once
