@@ -226,3 +226,15 @@ def test_each_session_of_a_page_is_run() -> None:
     """By a test above, but for those that need a GPU or have tests of their own."""
     with_sessions = {path.parent.name for path in EXAMPLES.glob("*/README.md") if sessions_of(path.parent.name)}
     assert with_sessions - {"numba_cuda", "ocr"} == set(NEEDED) - {"ocr"}
+
+
+@pytest.mark.parametrize(
+    ("differs", "printed"),
+    [(None, "7 batches\n"), (r"\d+", "8 lots\n"), (r"\d+", "8 batches\nand more\n"), (r"\d{3}", "8 batches\n")],
+)
+def test_what_a_page_does_not_say_is_found(differs: str | None, printed: str) -> None:
+    """Another number, word or line; and a rule for numbers that the page does not have."""
+    session = Session(["run"], ["8 batches\n"], re.compile(differs) if differs else None)
+    with pytest.raises(AssertionError):
+        compare(session, [printed])
+    compare(Session(["run"], ["8 batches\n"], re.compile(r"\d+")), ["9 batches\n"])
