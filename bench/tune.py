@@ -5,7 +5,7 @@
 Each case is a configuration. Every choice of settings is measured once; then the search looks, with at most a fifth as
 many runs, without knowing any of them. In the end, the best of both are measured in turns, as the best of many windows
 is also the luckiest. ``sleep`` and ``sleep-p99`` have a backend whose costs are known, so that a busy machine matters
-little; ``thumbnails`` is examples/thumbnails.toml, which computes.
+little; ``thumbnails`` is examples/thumbnails/thumbnails.toml, which computes.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def main() -> int:
             "sleep": lambda: compare("sleep", sleep, "model", [{"data": b""}], None, seconds),
             "sleep-p99": lambda: compare("sleep-p99", sleep, "model", [{"data": b""}], 0.02, seconds),
             "thumbnails": lambda: compare(
-                "thumbnails", EXAMPLES / "thumbnails.toml", "decode", photos(), None, 2 * seconds
+                "thumbnails", EXAMPLES / "thumbnails" / "thumbnails.toml", "decode", photos(), None, 2 * seconds
             ),
         }
         reached = [cases[name]() for name in arguments.case or cases]

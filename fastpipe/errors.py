@@ -146,8 +146,12 @@ class MissingExtra(PipeError, ImportError):
     """A backend needs an optional library that is not installed; the message names the extra to install."""
 
     def __init__(self, what: str, extra: str, cause: ImportError) -> None:
-        needs = f"{what} needs {cause.name or cause}"
-        super().__init__(f"{needs}: pip install 'fastpipe-engine[{extra}]'", name=cause.name)
+        install = f"pip install 'fastpipe-engine[{extra}]'"
+        if cause.name is None and not isinstance(cause, ModuleNotFoundError):  # it is there, and does not load
+            message = f"{what} cannot load what it needs ({cause}); if it is not installed whole: {install}"
+        else:
+            message = f"{what} needs {cause.name or cause}: {install}"
+        super().__init__(message, name=cause.name)
 
 
 # ---- who calls the pipe ----------------------------------------------------------------------------------------

@@ -6,9 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a folder: it is the package ``codes``, not a heap of modules
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # run as a folder, which is the package ``codes``
 
 try:
     import fastpipe
@@ -42,5 +41,9 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ImportError, OSError) as error:
-        sys.exit(f"codes: {str(error) or 'an empty file'}; README.md beside it says what it needs")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ImportError as error:
+        sys.exit(f"codes: {error}; README.md beside it says what it needs")
+    except OSError as error:
+        sys.exit(f"codes: {error}")

@@ -22,14 +22,9 @@ NAMES = (
 
 
 def configuration() -> dict[str, Any]:
-    """Return what ``codes.toml`` says, with the whole path of the model.
-
-    Raises:
-        PackageNotFoundError: if the package arbez is not installed.
-    """
+    """Return what ``codes.toml`` says, with the path of the model, a file of the package arbez."""
     nodes = tomllib.loads(Path(__file__).with_name("codes.toml").read_text())
-    node = nodes["detect"]
-    node["model"] = distribution("arbez").locate_file(node["model"])
+    nodes["detect"]["model"] = distribution("arbez").locate_file(nodes["detect"]["model"])
     return nodes
 
 

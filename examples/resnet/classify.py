@@ -33,4 +33,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, fastpipe.PipeError) as error:
+        sys.exit(f"classify: {error}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
 import sys
 import wave
 from collections.abc import Iterator, Mapping
@@ -10,9 +12,8 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a folder: it is the package ``speech``, not a heap of modules
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # run as a folder, which is the package ``speech``
 
 try:
     import numpy as np
@@ -28,9 +29,22 @@ def main() -> int:
     """Print when somebody speaks in each recording, as if all of them came from microphones at the same time."""
     parser = argparse.ArgumentParser(prog="python examples/speech", description=__doc__)
     parser.add_argument("paths", metavar="SOUND", nargs="*", type=Path, help="WAV files: mono, 16 bits, 16 kHz")
+    parser.add_argument("--service", metavar="URL", help="ask service.py there, with a connection for each recording")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the probabilities; needs matplotlib")
     options = parser.parse_args()
     sounds = {str(path): samples_of(path) for path in options.paths or [sample()]}
+    found = asyncio.run(ask_service(options.service, sounds)) if options.service else listen(sounds)
+    if options.plot:
+        plot(sounds, found, options.plot)
+    for name, probabilities in found.items():
+        print(Path(name).name)
+        for begin, end in spoken(probabilities):
+            print(f"  {begin:5.2f} s to {end:5.2f} s")
+    return 0
+
+
+def listen(sounds: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return how likely it is that somebody speaks, in each piece of each recording."""
     found: dict[str, list[float]] = {name: [] for name in sounds}
     with fastpipe.Pipe(pipeline.configuration()) as pipe:
         for moment in range(max(map(len, sounds.values()))):
@@ -39,13 +53,26 @@ def main() -> int:
             pipe(requests)
             for request in requests:
                 found[request["stream"]].append(request["result"])
-    if options.plot:
-        plot(sounds, found, options.plot)
-    for name, probabilities in found.items():
-        print(Path(name).name)
-        for begin, end in spoken(probabilities):
-            print(f"  {begin:5.2f} s to {end:5.2f} s")
-    return 0
+    return found
+
+
+async def ask_service(url: str, sounds: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the same, as a service says: each recording has a connection of its own."""
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import WebSocketException
+
+    async def ask(pieces: Any) -> list[float]:
+        found = []
+        async with connect(url) as socket:
+            for piece in pieces:
+                await socket.send((piece * 32768).astype("<i2").tobytes())
+                found.append(json.loads(await socket.recv())["speech"])
+        return found
+
+    try:
+        return dict(zip(sounds, await asyncio.gather(*map(ask, sounds.values())), strict=True))
+    except WebSocketException as error:
+        raise ConnectionError(f"{url}: {error}") from error
 
 
 def sample() -> Path:
@@ -97,5 +124,9 @@ def plot(sounds: Mapping[str, Any], found: Mapping[str, list[float]], path: Path
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (EOFError, ImportError, OSError, ValueError, wave.Error) as error:
-        sys.exit(f"speech: {str(error) or 'an empty file'}; README.md beside it says what it needs")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ImportError as error:
+        sys.exit(f"speech: {error}; README.md beside it says what it needs")
+    except (EOFError, OSError, ValueError, wave.Error) as error:
+        sys.exit(f"speech: {str(error) or 'an empty file'}")

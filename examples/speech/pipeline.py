@@ -22,14 +22,9 @@ _SAMPLES_BEFORE = 64
 
 
 def configuration() -> dict[str, Any]:
-    """Return what ``speech.toml`` says, with the whole path of the model.
-
-    Raises:
-        PackageNotFoundError: if the package silero-vad is not installed.
-    """
+    """Return what ``speech.toml`` says, with the path of the model, a file of the package silero-vad."""
     nodes = tomllib.loads(Path(__file__).with_name("speech.toml").read_text())
-    node = nodes["speech"]
-    node["model"] = distribution("silero-vad").locate_file(node["model"])
+    nodes["speech"]["model"] = distribution("silero-vad").locate_file(nodes["speech"]["model"])
     return nodes
 
 

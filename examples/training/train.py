@@ -6,6 +6,7 @@ made: of the left two thirds to train with, of the right third to test with.
 
 import argparse
 import itertools
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -122,4 +123,7 @@ def serve(net: Net, classes: list[str], folder: Path, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, fastpipe.PipeError) as error:
+        sys.exit(f"train: {error}")

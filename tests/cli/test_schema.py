@@ -47,7 +47,7 @@ def configurations() -> Iterator[tuple[str, str]]:
 def test_every_configuration_of_the_repository_passes(validator: Any) -> None:
     """Files and documentation alike."""
     found = dict(configurations())
-    assert {"examples/thumbnails.toml", "examples/ocr/ocr.toml"} < found.keys()
+    assert {"examples/thumbnails/thumbnails.toml", "examples/ocr/ocr.toml"} < found.keys()
     wrong = {name: places(validator, tomllib.loads(text)) for name, text in found.items()}
     assert not any(wrong.values()), wrong
 

@@ -106,3 +106,15 @@ def test_a_restored_error_is_caught_as_the_original_is() -> None:
     with pytest.raises(KeyError) as caught:
         raise pickle.loads(pickle.dumps(UnknownNode("the graph has several roots")))
     assert str(caught.value) == "the graph has several roots"
+
+
+def test_a_library_that_is_there_and_does_not_load_is_not_called_missing() -> None:
+    """An ImportError without a module's name comes from within the library: installing it again may not help."""
+    broken = ImportError("initialization failed")
+    assert str(MissingExtra("OnnxTensor", "cpu", broken)) == (
+        "OnnxTensor cannot load what it needs (initialization failed); if it is not installed whole: "
+        "pip install 'fastpipe-engine[cpu]'"
+    )
+    assert str(MissingExtra("TorchTensor", "torch", MISSING)) == (
+        "TorchTensor needs torch: pip install 'fastpipe-engine[torch]'"
+    )

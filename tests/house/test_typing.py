@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOMS = ("kernels", "backends")
-EXAMPLES = ("codes", "embedding", "file_types", "ocr", "speech")  # those that are packages
+EXAMPLES = ("cascade", "codes", "embedding", "file_types", "ocr", "speech")  # those that are packages
 
 
 @pytest.fixture(scope="module")

@@ -657,7 +657,7 @@ def test_nothing_is_allocated_in_the_steady_state(gpu: Place) -> None:
 def test_the_example_with_numba_runs(gpu: Place, repository_root: Path) -> None:
     """An operation of the user's own, in Numba, on the same stream."""
     pytest.importorskip("numba.cuda", reason="numba-cuda is not installed here")
-    example = repository_root / "examples" / "numba_cuda_backend.py"
+    example = repository_root / "examples" / "numba_cuda"
     command = [sys.executable, "-P", "-W", "ignore", str(example)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if "fastpipe._core" in ran.stderr:

@@ -1,6 +1,6 @@
 """An elementwise operation of your own, in Numba, behind a kernel of fastpipe's on the same stream of the GPU.
 
-    python numba_cuda_backend.py
+    python examples/numba_cuda
 
 It needs an NVIDIA GPU, the extra ``cuda`` and numba-cuda. The two kernels share a stream, so that nothing waits between
 them: the batch is resized and normalised in one launch, Numba's kernel follows it, and the only wait is the last.

@@ -1,4 +1,4 @@
-"""A graph of three nodes, and every way of calling it:  python three_nodes.py"""
+"""A graph of three nodes, and every way of calling it: ``python examples/three_nodes``."""
 
 import asyncio
 

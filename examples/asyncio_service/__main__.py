@@ -1,11 +1,13 @@
-"""A pipe behind an event loop:  python asyncio_service.py
+"""A pipe behind an event loop: ``python examples/asyncio_service``.
 
 Starts a line-based service on a free port of this machine, lets a hundred connections ask it, and shows how large the
 batches were. A web framework's handler does the same: ``await pipe.acall(request)``.
 """
 
+import argparse
 import asyncio
 import time
+from pathlib import Path
 
 import fastpipe
 
@@ -42,7 +44,7 @@ async def ask(port: int, text: str) -> str:
     return answer.decode().strip()
 
 
-async def main() -> None:
+async def main(graph: Path | None) -> None:
     """Start the service and ask it from a hundred connections at once."""
     with fastpipe.Pipe(model={"backend": Model, "instance_num": 2}) as pipe:
         server = await asyncio.start_server(lambda reader, writer: serve(pipe, reader, writer), "127.0.0.1", 0)
@@ -52,7 +54,11 @@ async def main() -> None:
         model = pipe.stats()["nodes"]["model"]
         print(f"{len(answers)} answers, all right: {answers == [str(count) for count in range(100)]}")
         print(f"{model['batches']} batches, {model['mean_batch']:.1f} requests each")
+        if graph:
+            graph.write_text(pipe.graph(stats=True).svg())
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    parser = argparse.ArgumentParser(prog="python examples/asyncio_service", description=__doc__.splitlines()[0])
+    parser.add_argument("--graph", type=Path, metavar="FILE.svg", help="draw the graph with the numbers of the run")
+    asyncio.run(main(parser.parse_args().graph))
