@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -75,6 +75,7 @@ class ModelState:
         wishes: of the node; none: the model has no state.
         specs: the model's inputs, with the batch in front (``with_axes``).
         shares_runs: whether requests share runs of the model.
+        placed: puts what a sequence begins with where the model's inputs are; without it, it stays on the CPU.
 
     Raises:
         ConfigError: if an input has no axis for requests and they share runs, or nobody says how large it is.
@@ -83,7 +84,13 @@ class ModelState:
     """
 
     def __init__(
-        self, model: str, wishes: Sequence[StateWish], specs: Sequence[InputSpec], *, shares_runs: bool
+        self,
+        model: str,
+        wishes: Sequence[StateWish],
+        specs: Sequence[InputSpec],
+        *,
+        shares_runs: bool,
+        placed: Callable[[Array], Any] = lambda array: array,
     ) -> None:
         self._model = model
         self._wishes = list(wishes)
@@ -92,7 +99,8 @@ class ModelState:
         self._order = [spec.name for spec in specs]
         self._free = [name for name in self._order if name not in self.inputs]
         by_name = {spec.name: spec for spec in specs}
-        self._initial = {wish.input: _initial(wish, by_name[wish.input], shares_runs) for wish in wishes}
+        self.initial = {wish.input: _initial(wish, by_name[wish.input], shares_runs) for wish in wishes}
+        self._placed = {name: placed(array) for name, array in self.initial.items()}
 
     def __bool__(self) -> bool:
         return bool(self._wishes)
@@ -115,24 +123,28 @@ class ModelState:
                 f"{self._model}: expected data for the inputs {self._free} ({', '.join(self.inputs)} is what the pipe "
                 f"keeps), got {got}"
             )
-        values |= request.get("state") or self._initial
+        values |= request.get("state") or self._placed
         return [values[name] for name in self._order]
 
-    def keep_whole(self, outputs: list[Array], request: Request) -> list[Array]:
+    def keep_whole(self, outputs: list[Any], request: Request) -> list[Any]:
         """Keep what the run of one request has left, and return the other outputs."""
         count = len(outputs) - len(self.outputs)
         request["state"] = dict(zip(self.inputs, outputs[count:], strict=True))
         return outputs[:count]
 
-    def keep(self, axes: Axes, outputs: Sequence[Array], requests: Sequence[Request]) -> None:
+    def keep(self, axes: Axes, outputs: Sequence[Any], requests: Sequence[Request]) -> None:
         """Keep what a run has left, its outputs with the requests in front: copies, so that no batch stays for one."""
-        kept: list[dict[str, Array]] = [{} for _ in requests]
+        kept: list[dict[str, Any]] = [{} for _ in requests]
         for wish, output in zip(self._wishes, outputs, strict=True):
             has_rows = axes.has_rows(wish.output) and len(output) == len(requests)
             for number, state in enumerate(kept):
-                state[wish.input] = (output[number] if has_rows else output).copy()
+                state[wish.input] = _copied(output[number] if has_rows else output)
         for request, state in zip(requests, kept, strict=True):
             request["state"] = state
+
+
+def _copied(array: Any) -> Any:
+    return array.copy() if isinstance(array, np.ndarray) else array.clone()
 
 
 def _initial(wish: StateWish, spec: InputSpec, shares_runs: bool) -> Array:

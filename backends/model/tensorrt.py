@@ -176,7 +176,7 @@ class TensorrtTensor(ModelBackend):
             declared = [(info.name, open_shape(info.shape)) for info in self._chosen]
             axes = [spec.axis for spec in specs]
             self._axes = settled(declared, wishes, axes, batch, graph.carried if graph is not None else None)
-            found = find_postprocessor(postprocessor, self._axes.row_shapes(declared))
+            found = find_postprocessor(postprocessor, self._axes.row_shapes(declared), [spec.name for spec in specs])
             self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
             reader_of = functools.partial(EngineInputs, self._name)
             lengths = self._pad(read_pad(pad, max_tokens), specs, declared, profiles, reader_of)

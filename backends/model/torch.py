@@ -178,7 +178,7 @@ class TorchTensor(ModelBackend):
             if declared is not None:
                 chosen_outputs(outputs, [name for name, _ in declared])
             self._axes = settled(declared, wishes, self._inputs.axes, self._inputs.batch)
-            self._take_answers(postprocessor, result_as, many_rows)
+            self._take_answers(postprocessor, result_as, loaded.names, many_rows=many_rows)
             self._take(self._inputs, self._inputs.profiles, many_rows=many_rows)
             lengths = self._pad(read_pad(pad, max_tokens), self._inputs.trial_specs(), (), self._inputs.profiles)
             self.takes_forms = self.takes_forms if lengths is None else ()
@@ -234,9 +234,11 @@ class TorchTensor(ModelBackend):
         if self._claim is not None:
             self._claim.release()
 
-    def _take_answers(self, postprocessor: Any, result_as: str, many_rows: bool) -> None:
-        """Take what becomes of the outputs."""
-        found = find_postprocessor(postprocessor, [()])
+    def _take_answers(
+        self, postprocessor: Any, result_as: str, names: Sequence[str] | None, *, many_rows: bool
+    ) -> None:
+        """Take what becomes of the outputs; ``names`` are those of the inputs, if the model has some."""
+        found = find_postprocessor(postprocessor, [()], names)
         self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
         if not is_built_in(postprocessor):  # a function of the user's gets the requests themselves
             self.keeps_input = False

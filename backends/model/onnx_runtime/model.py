@@ -34,10 +34,11 @@ from ..runs import Group, ModelBackend
 from ..shapes import InputSpec, Profile, make_profiles, told_batches
 from ..source import name_of, open_model
 from ..state import ModelState, StateWish, read_state, with_states
+from ..state_proof import check_state, prove_state
 from .files import identity_of
 from .graph import HALF_INPUTS, RAW_SUFFIX, prepare
 from .half_inputs import HalfInputs
-from .kinds import axes_of, comparable, dtype_of, input_spec, plain
+from .kinds import axes_of, comparable, described, dtype_of, input_spec, plain
 from .rows import Graph, known_outputs, read_once
 from .values import check_postprocessor, tensors_of, values_of
 
@@ -227,7 +228,9 @@ class OnnxModel(ModelBackend):
             self._axes = settled(declared, wishes, axes, batch, carried)
             unsaid = unsaid_outputs(declared, wishes, self._axes, batch, carried) if self._has_rows else []
             self._axes = looked_up(self._call, specs, profiles, self._axes, self._output_names, unsaid)
-            found = find_postprocessor(postprocessor, self._axes.row_shapes(answered))
+            check_state(states, specs, described(self._session.outputs, declared, self._axes))
+            asked = [spec.name for spec in specs if spec.name not in self._state.inputs]
+            found = find_postprocessor(postprocessor, self._axes.row_shapes(answered), asked)
             self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
             self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
             self._announce(answered, postprocessor)
@@ -240,6 +243,8 @@ class OnnxModel(ModelBackend):
                 prove_once(proof, lambda: self._prove_rows(graph, specs, profiles, is_fine=is_fine))
 
             self._build_up(prove if rows is None else None, lambda: self._warm_up(specs, profiles) if warm_up else None)
+            if states:
+                prove_state(self._compute, states, self._state.initial, specs, profiles)
             tried = proof, repr(pad), max_tokens
             self._prove_lengths(tried, lengths, profiles, FINE if is_fine else COARSE, is_vouched=rows is not None)
         except ConfigError as error:
