@@ -63,7 +63,7 @@ _LARGEST_COUNTED = 1 << 16  # numbers in an item
 _SHAPES_ADVICE = "; shapes in max, as in '8x3x224x224', say how large an item is, so that the model can be tried"
 
 _PAIRS_ADVICE = (
-    "; min=2 runs it in batches: only a batch of one differs, rows of larger ones are the same in any company, and then "
+    "; min=2 runs it in batches: only a batch of one differs, rows of larger ones are the same in any company, and so "
     "a request that is alone runs beside a row of zeros"
 )
 

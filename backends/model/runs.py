@@ -13,12 +13,15 @@ from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
 from .answers import Answers, Run, run_of
 from .axes import Axes, Declared, in_place
-from .length_axes import LengthAxes, Pad
 from .lengths import Lengths
+from .pad_keys import Pad
+from .padded_axes import PaddedAxes
 from .reader import RequestReader, Sample, UnfitError
 from .shapes import InputSpec, Profile
 
 __all__ = ["Group", "ModelBackend", "run_in_groups"]
+
+_LARGEST_LENGTH = (1 << 31) - 1  # that the engine takes
 
 _log = logging.getLogger(__name__)
 
@@ -73,16 +76,16 @@ class ModelBackend(Backend):
 
     def _pad(
         self,
-        pad: Pad | None,
+        pads: Sequence[Pad] | None,
         specs: Sequence[InputSpec] | None,
         declared: Sequence[Declared],
         profiles: Sequence[Profile],
         reader_of: Callable[[Sequence[InputSpec], Sequence[Profile]], RequestReader] | None = None,
-    ) -> LengthAxes | None:
-        """Take requests of different lengths, as ``pad`` says; called behind ``_take``, with ``_axes`` settled.
+    ) -> PaddedAxes | None:
+        """Take requests of different lengths, as ``pads`` say; called behind ``_take``, with ``_axes`` settled.
 
         Args:
-            pad: what is written; None: nothing, and nothing is padded.
+            pads: what is written of each length; None: nothing, and nothing is padded.
             specs: the inputs, with the types that a request's data become; None: nothing is known of them.
             declared: the outputs that are handed on; (): nothing is known of them.
             profiles: what the model takes.
@@ -91,14 +94,14 @@ class ModelBackend(Backend):
         Raises:
             ConfigError: if requests cannot be padded, or not as it says.
         """
-        if pad is None:
+        if pads is None:
             return None
         if specs is None:
             raise ConfigError("pad: expected shapes in max, such as '8x512', which say where the length is, got none")
-        _check_paddable(specs, self._axes, many_rows=self._reader.takes_many_rows)
+        _check_paddable([spec.name for spec in specs], self._axes, many_rows=self._reader.takes_many_rows)
         shapes = self._axes.row_shapes(declared)
         outputs = [(name, shape or None) for (name, _), shape in zip(declared, shapes, strict=True)]
-        axes = LengthAxes.of(pad, specs, outputs, self._axes.outputs)
+        axes = PaddedAxes.of(pads, specs, outputs, self._axes.outputs)
         axes.check(profiles)
         reader = self._reader
         if axes.fixed is not None:
@@ -110,7 +113,7 @@ class ModelBackend(Backend):
         self._lengths = Lengths(reader, axes, self._name)
         self.length_of = functools.partial(_length_of, self._lengths)
         self.max_padded = axes.max_tokens
-        self.max_padding = axes.max_padding if not axes.buckets else 1.0
+        self.max_padding = axes.max_padding if not axes.has_buckets else 1.0
         self.padding_counts = (self._lengths.count,)
         return axes
 
@@ -202,18 +205,12 @@ class ModelBackend(Backend):
         return ""
 
 
-def _check_paddable(specs: Sequence[InputSpec], axes: Axes, *, many_rows: bool) -> None:
+def _check_paddable(inputs: Sequence[str], axes: Axes, *, many_rows: bool) -> None:
     """Raise ConfigError for what cannot be padded: what has no row for each request, or several."""
     if many_rows:
         raise ConfigError("pad: expected requests of one row each, got many_rows; leave one of the two out")
-    for spec in specs:
-        if spec.is_shared:
-            raise ConfigError(
-                f"pad: input {spec.name!r}: expected an axis for the requests, got one that a batch shares (shared, "
-                f"batch_axis); leave pad out, or give the model an input with a row for each request"
-            )
     for name, axis in axes.outputs.items():
-        if axis is None and name not in [spec.name for spec in specs]:
+        if axis is None and name not in inputs:
             raise ConfigError(
                 f"pad: output {name!r}: expected an axis for the requests, got one for all (batch_axis); leave it out "
                 f"of outputs"
@@ -226,12 +223,13 @@ def _check_paddable(specs: Sequence[InputSpec], axes: Axes, *, many_rows: bool) 
 
 
 def _length_of(lengths: Lengths, request: Request) -> int:
-    """Return how long a request is for the engine: what it is padded to, where that is known."""
+    """Return how long a request is for the engine: its elements as it is padded, where that is known."""
     try:
         measured = lengths.reader.measure(request)
     except KernelError:
         return 1  # forward() tells its caller why
-    return measured.target or measured.length
+    padded = [target or length for target, length in zip(measured.targets, measured.lengths, strict=True)]
+    return min(lengths.axes.element_count(tuple(padded)), _LARGEST_LENGTH)
 
 
 class Reader(Protocol):

@@ -34,11 +34,11 @@ from .engine_inputs import EngineInputs, fill, torch_dtype
 from .engine_shapes import EngineAxes, open_shape, profile_shapes
 from .heads.postprocessors import find_postprocessor, is_built_in
 from .inputs import Array, to_array, zeros
-from .length_axes import read_pad
 from .length_proof import prove_lengths
 from .onnx_runtime.graph import RAW_SUFFIX
 from .onnx_runtime.precision import Precision, with_precision
 from .onnx_runtime.rows import Graph, known_outputs, read_graph
+from .pad_keys import read_pad
 from .reader import Fit, UnfitError
 from .row_proof import COARSE, prove_rows, rows_in
 from .runs import Group, ModelBackend
@@ -124,7 +124,7 @@ class TensorrtTensor(ModelBackend):
         max: int | str | None = None,
         min: int | str | None = None,
         rows: Literal["batch"] | None = None,
-        pad: str | list[int] | Mapping[str, Any] | None = None,
+        pad: str | list[int] | list[Mapping[str, Any]] | Mapping[str, Any] | None = None,
         max_tokens: Annotated[int, Between(1, 2**31 - 1)] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,

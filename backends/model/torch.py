@@ -31,8 +31,8 @@ from .answers import Answers, Run, chosen_outputs, compared
 from .axes import moved, settled
 from .heads.postprocessors import find_postprocessor, is_built_in
 from .inputs import Array, to_array
-from .length_axes import read_pad
 from .length_proof import prove_lengths
+from .pad_keys import read_pad
 from .reader import UnfitError
 from .row_proof import COARSE, FINE, prove_rows, rows_in
 from .runs import ModelBackend
@@ -139,7 +139,7 @@ class TorchTensor(ModelBackend):
         max: int | str | None = None,
         min: int | str | None = None,
         rows: Literal["batch"] | None = None,
-        pad: str | list[int] | Mapping[str, Any] | None = None,
+        pad: str | list[int] | list[Mapping[str, Any]] | Mapping[str, Any] | None = None,
         max_tokens: Annotated[int, Between(1, 2**31 - 1)] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,

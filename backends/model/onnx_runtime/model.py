@@ -26,9 +26,10 @@ from ..axes import Declared, input_axes, read_wishes, settled, with_axes
 from ..encrypted import ModelKey
 from ..heads.postprocessors import find_postprocessor, is_built_in
 from ..inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
-from ..length_axes import LengthAxes, read_pad
 from ..length_proof import prove_lengths, prove_lengths_once
 from ..output_axes import looked_up, unsaid_outputs
+from ..pad_keys import read_pad
+from ..padded_axes import PaddedAxes
 from ..row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
 from ..runs import Group, ModelBackend
 from ..shapes import InputSpec, Profile, make_profiles, told_batches
@@ -136,8 +137,9 @@ class OnnxModel(ModelBackend):
             filled the requests itself.
         pad: requests of different lengths share a run, padded: ``longest`` (to the longest of the run), a list of
             lengths (to the next of them), or a mapping with that as ``to``, and ``axis``, ``value``, ``mask``,
-            ``length``, ``outputs``, ``max_padding``: see docs/lengths.md. Outputs are cut to the request's own length.
-        max_tokens: with ``pad``: requests of a run times what they are padded to, at most.
+            ``length``, ``outputs``, ``max_padding``, or a list of such for several lengths, as height and width: see
+            docs/lengths.md. Outputs are cut to the request's own length.
+        max_tokens: with ``pad``: requests of a run times what each is padded to, at most.
         state: for models that carry something from run to run: ``{"h": "hn"}`` says that the output ``hn`` is the input
             ``h`` of the next request of the same sequence; see the node's ``state_of``. A sequence begins with zeros;
             with ``{"h": {"output": "hn", "initial": ...}}``, with a number, or an array of one request's. The data
@@ -174,7 +176,7 @@ class OnnxModel(ModelBackend):
         fuse: bool = False,
         postprocessor: str | Mapping[str, Any] | Callable[..., Any] = "split",
         rows: Literal["batch"] | None = None,
-        pad: str | list[int] | Mapping[str, Any] | None = None,
+        pad: str | list[int] | list[Mapping[str, Any]] | Mapping[str, Any] | None = None,
         max_tokens: Annotated[int, Between(1, 2**31 - 1)] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,
@@ -467,7 +469,7 @@ class OnnxModel(ModelBackend):
         self.warmed_up = told_batches(sizes)
 
     def _prove_lengths(
-        self, key: Hashable, axes: LengthAxes | None, profiles: Sequence[Profile], tolerance: float, *, is_vouched: bool
+        self, key: Hashable, axes: PaddedAxes | None, profiles: Sequence[Profile], tolerance: float, *, is_vouched: bool
     ) -> None:
         """Raise ConfigError if requests are padded, and there is no proof that it changes nothing."""
         if axes is not None:
