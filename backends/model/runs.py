@@ -18,6 +18,7 @@ from .pad_keys import Pad
 from .padded_axes import PaddedAxes
 from .reader import RequestReader, Sample, UnfitError
 from .shapes import InputSpec, Profile
+from .state import ModelState
 
 __all__ = ["Group", "ModelBackend", "run_in_groups"]
 
@@ -37,6 +38,7 @@ class ModelBackend(Backend):
     _output_names: list[str]  # of those that are handed on, and perhaps of others behind them
     _axes = Axes((), {}, {})
     _lengths: Lengths | None = None  # requests of different lengths share a run
+    _state: ModelState  # of which a model may have none
 
     def _take(
         self,
@@ -64,6 +66,12 @@ class ModelBackend(Backend):
         self.max_batch = inputs.max_batch
         # Where no run ever has two rows, no output needs to have rows.
         self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
+
+    def _take_state(self, state: ModelState) -> None:
+        """Take what keeps the model's state, and have it complete the data of requests; called behind ``_take``."""
+        self._state, self.stateful = state, bool(state)
+        for reader in self._readers if state else ():
+            reader.complete(state.data_of)
 
     def bucket(self, request: Request) -> Hashable:
         """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""

@@ -71,7 +71,9 @@ def prove_state(
         begun = [_rows(initial[spec.name], spec, size) if spec.name in initial else None for spec in specs]
         try:
             outputs = run(_with(pseudo_random(specs, items, size), begun))
-        except Exception:  # of any library, about data that the model cannot take
+        except Exception as error:  # of any library, about data that the model cannot take
+            if isinstance(error.__cause__, ConfigError):  # or of its outputs, which are not those that the node names
+                raise error.__cause__ from error
             continue
         left = dict(zip([wish.input for wish in states], outputs[-len(states) :], strict=True))
         by_name = {spec.name: spec for spec in specs}

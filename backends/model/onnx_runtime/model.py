@@ -21,7 +21,7 @@ from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError
 
-from ..answers import Answers, chosen_outputs, compared
+from ..answers import Answers, compared
 from ..axes import Declared, input_axes, read_wishes, settled, with_axes
 from ..encrypted import ModelKey
 from ..heads.postprocessors import find_postprocessor, is_built_in
@@ -34,7 +34,7 @@ from ..row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
 from ..runs import Group, ModelBackend
 from ..shapes import InputSpec, Profile, make_profiles, told_batches
 from ..source import name_of, open_model
-from ..state import ModelState, StateWish, read_state, with_states
+from ..state import ModelState, StateWish, handed_on, read_state, with_states
 from ..state_proof import check_state, prove_state
 from .files import identity_of
 from .graph import HALF_INPUTS, RAW_SUFFIX, prepare
@@ -202,7 +202,7 @@ class OnnxModel(ModelBackend):
                 source = prepare(source, **changes, custom_ops=self._custom_ops, folder=folder)
             self._session: Any = self._open_session(source, (threads or usable_cpu_count()) // instance_num)
             states = self._read_state(state, many_rows=many_rows, is_padded=pad is not None)
-            chosen = self._choose_outputs(outputs, [wish.output for wish in states], postprocessor)
+            chosen = self._choose_outputs(outputs, states, postprocessor)
             suffix = RAW_SUFFIX if is_normalized else ""
             self._values = values_of(self._name, suffix, self._session.inputs, chosen, max)
             if self._values is not None:
@@ -274,32 +274,23 @@ class OnnxModel(ModelBackend):
     def _read_state(self, state: Mapping[str, Any] | None, *, many_rows: bool, is_padded: bool) -> list[StateWish]:
         """Take the names of the inputs; return which of them are a state."""
         self._feed_names = [value.name for value in self._session.inputs]
-        states = read_state(state, self._feed_names, [value.name for value in self._session.outputs])
-        if states and many_rows:
-            raise ConfigError(
-                "state and many_rows: a request of several rows would need several states; send each alone"
-            )
-        if states and is_padded:
-            raise ConfigError(
-                "state and pad: a state would have gone through the padding, too; leave one of the two out, "
-                "without pad requests of equal length share runs"
-            )
+        outputs = [value.name for value in self._session.outputs]
+        states = read_state(state, self._feed_names, outputs, many_rows=many_rows, is_padded=is_padded)
         self.stateful = bool(states)
         return states
 
-    def _choose_outputs(self, wanted: Sequence[str] | None, states: Sequence[str], postprocessor: Any) -> list[Any]:
+    def _choose_outputs(
+        self, wanted: Sequence[str] | None, states: Sequence[StateWish], postprocessor: Any
+    ) -> list[Any]:
         """Return the outputs that are handed on, and those that are a state, behind them.
 
         Raises:
             ConfigError: if there is no such output, or the postprocessor cannot work on it.
         """
         known = {value.name: value for value in self._session.outputs}
-        answered = [name for name in chosen_outputs(wanted, list(known)) if wanted is not None or name not in states]
-        if hidden := [name for name in answered if name in states]:
-            raise ConfigError(f"outputs: {hidden[0]!r} is a state: take it out of one of the two")
-        self._output_names = [*answered, *states]
+        self._output_names = handed_on(wanted, list(known), [wish.output for wish in states])
         chosen = [known[name] for name in self._output_names]
-        to_answer = chosen[: len(answered)]
+        to_answer = chosen[: len(chosen) - len(states)]
         check_postprocessor(postprocessor, to_answer)
         self._has_maps = any(value.type.startswith("seq(map(") for value in to_answer) and is_built_in(postprocessor)
         return chosen
@@ -406,11 +397,7 @@ class OnnxModel(ModelBackend):
 
     def _without_state(self, outputs: list[Array], group: Group) -> list[Array]:
         """Keep the outputs that are a state, and return the others."""
-        if not self._state:
-            return outputs
-        count = len(outputs) - len(self._state.outputs)
-        self._state.keep(self._axes, outputs[count:], [request for request, _ in group])
-        return outputs[:count]
+        return self._state.taken_out(self._axes, outputs, [request for request, _ in group]) if self._state else outputs
 
     def _outputs_of(self, outputs: list[Any], group: Group) -> list[Any]:
         """Return outputs as the kind of arrays that the requests have brought."""
