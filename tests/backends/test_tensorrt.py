@@ -187,6 +187,46 @@ def test_lengths_in_front_of_the_requests_are_padded_and_cut_in_place(tensorrt):
         np.testing.assert_array_equal(np.asarray(turned), 2 * item.transpose(2, 0, 1))
 
 
+def state_model(width=3):
+    """Add x to both layers of a state (layers, batch, 3), and answer with the sum of the layers."""
+    nodes = [
+        helper.make_node("Add", ["h", "x"], ["hn"]),
+        helper.make_node("ReduceSum", ["hn", "first"], ["y"], keepdims=0),
+    ]
+    inputs = {"x": ["batch", 3], "h": [2, "batch", width]}
+    return make_model(nodes, inputs, {"y": ["batch", 3], "hn": [2, "batch", 3]}, {"first": np.array([0])})
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_a_state_is_kept_for_each_sequence_on_the_device(tensorrt, most):
+    """Streams interleaved; what is kept is memory of its own, and not the batch's."""
+    torch = sys.modules["torch"]
+    state = {"h": {"output": "hn", "initial": 1}}
+    backend = tensorrt.TensorrtTensor(model=state_model(), max=most, state=state)
+    assert backend.stateful
+    kept = {}
+    for number in (1, 2, 3):
+        batch = [{"data": np.full(3, number * factor, np.float32), "state": kept.get(factor)} for factor in (1, 10)]
+        backend.forward(batch)
+        for factor, request in zip((1, 10), batch, strict=True):
+            wanted = 2 * (1 + factor * sum(range(number + 1)))
+            assert request["result"].tolist() == [[wanted] * 3]
+            kept[factor] = request["state"]
+            assert isinstance(kept[factor]["h"], torch.Tensor)
+            assert kept[factor]["h"].untyped_storage().nbytes() == 2 * 3 * 4
+
+
+def test_a_state_that_does_not_fit_an_engine_is_refused(tensorrt):
+    """By the names, and by what is declared."""
+    for model, state, said in (
+        (state_model(), {"h": "hm"}, "state, input 'h': the model has no output 'hm'; it has"),
+        (state_model(), {"h": "y"}, "state, input 'h', output 'y': expected an output"),
+        (state_model(1), {"h": "hn"}, r"output 'hn': expected an output with, of one request, the shape \(2, 1\)"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            tensorrt.TensorrtTensor(model=model, max=4, state=state)
+
+
 def test_results_stay_what_they_are_while_the_engine_runs_on(tensorrt):
     """They are memory of their own, not the context's."""
     backend = tensorrt.TensorrtTensor(model=doubling_model(), max=2)
