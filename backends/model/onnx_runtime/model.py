@@ -103,7 +103,7 @@ class OnnxModel(ModelBackend):
         max: requests in a batch, or largest shapes: ``8``, ``"8x3x224x224"``, inputs separated by ``,``, profiles by
             ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
         min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form. An open axis
-            may be empty only where it says so, as in ``"1x0x4"``.
+            may be empty only where it says so, as in ``"1x0x4"``: with some operators ONNX Runtime dies of that.
         rows: ``batch`` says that each row of every output belongs to one request, in order, and depends on it alone.
             Without it, that is proved while the instance is built (see "Rows" above).
         many_rows: a request may bring any number of rows up to ``max``, also none. It counts as so many towards
