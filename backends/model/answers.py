@@ -60,7 +60,7 @@ class Answers:
 
     def __init__(self, postprocessor: Postprocessor, axes: Axes, *, as_dict: bool, has_many_rows: bool) -> None:
         self._postprocessor, self._axes = postprocessor, axes
-        self._as_dict, self._has_many_rows = as_dict, has_many_rows
+        self.as_dict, self._has_many_rows = as_dict, has_many_rows
         self._prepare: Preparation | None = preparation_of(postprocessor)
         self.are_plain = axes.is_plain and not as_dict and not has_many_rows
         self.are_whole = self._prepare is not None and not axes.columns and not has_many_rows
@@ -104,7 +104,7 @@ class Answers:
 
     def fill_alone(self, names: Sequence[str], outputs: list[Any], request: Request) -> None:
         """Fill a request that had a run for itself, from the model's outputs as they are."""
-        if self._prepare is not None and self._as_dict:
+        if self._prepare is not None and self.as_dict:
             request["result"] = dict(zip(names, [self._prepare(output) for output in outputs], strict=True))
         else:
             postprocess(self._postprocessor, outputs, [request])
@@ -128,7 +128,7 @@ class Answers:
                 continue
             parts.append([moved(part, 0, axis) for part in parts_of(prepared, counts, len(run.requests))])
         for request, results in zip(run.requests, zip(*parts, strict=True), strict=True):
-            if self._as_dict:
+            if self.as_dict:
                 request["result"] = dict(zip(run.names, results, strict=True))
             else:
                 request["result"] = results[0] if len(results) == 1 else list(results)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from fastpipe.announcing import announced_array
 from fastpipe.contract import Backend, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
+from .announced import announced_inputs, announced_outputs, with_padding
 from .answers import Answers, Run, run_of
 from .axes import Axes, Declared, in_place
 from .lengths import Lengths
@@ -61,8 +61,8 @@ class ModelBackend(Backend):
             for reader in self._readers:
                 reader.take_many_rows()
             self.weigh = self._weight_of
-        if len(specs) == 1:
-            self.announced_inputs = announced_array(specs[0].name, specs[0].dtype.name, specs[0].shape[1:], "data")
+        self._asked = list(specs)
+        self.announced_inputs = announced_inputs(specs)
         self.max_batch = inputs.max_batch
         # Where no run ever has two rows, no output needs to have rows.
         self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
@@ -123,7 +123,27 @@ class ModelBackend(Backend):
         self.max_padded = axes.max_tokens
         self.max_padding = axes.max_padding if not axes.has_buckets else 1.0
         self.padding_counts = (self._lengths.count,)
+        self.announced_inputs = with_padding(self.announced_inputs, axes)
         return axes
+
+    def _announce(self, declared: Sequence[Declared], dtypes: Mapping[str, str], postprocessor: Any) -> None:
+        """Tell servers of the outputs, where these are handed out as they are; called at the end.
+
+        Args:
+            declared: the outputs that are handed out.
+            dtypes: of each, by name, in NumPy's words.
+            postprocessor: as the node has it.
+        """
+        if postprocessor not in ("split", "cpu") or not all(shape for _, shape in declared):
+            return
+        # Where requests share runs, it is proved that each has a row.
+        names = {spec.shape[0] for spec in self._asked if not spec.is_shared} - {"?"} | {1}
+        batches = None if self._has_rows else names
+        padded = self._lengths.axes if self._lengths is not None else None
+        as_dict = self._answers.as_dict
+        self.announced_outputs = announced_outputs(
+            declared, dtypes, self._axes, batches, as_dict=as_dict, padded=padded
+        )
 
     def _run_batch(self, inputs: Any, batch: list[Request], run: Callable[[Group], None]) -> None:
         """Call ``run`` for each group of a batch, as ``run_in_groups`` does; requests of similar lengths are padded."""
@@ -181,6 +201,7 @@ class ModelBackend(Backend):
                 for reader in self._readers:
                     reader.refuse_padding(f"{reason}; rows='batch' says that zeros may fill it up")
                 self._has_rows = False
+                self.announced_inputs = announced_inputs(self._asked, are_whole=True)
             to_prove = None
         try:
             warm_up()

@@ -178,7 +178,9 @@ class TensorrtTensor(ModelBackend):
             wishes = with_states(wishes, states, {spec.name: spec.axis for spec in specs})
             profiles = make_profiles(specs, max, min)
             self._inputs = EngineInputs(self._name, specs, profiles)
-            self._take(self._inputs, profiles, many_rows=many_rows)
+            kept = [wish.input for wish in states]
+            asked = [spec for spec in specs if spec.name not in kept]
+            self._take(self._inputs, profiles, asked, many_rows=many_rows)
             self._take_state(
                 ModelState(self._name, states, specs, shares_runs=not self._inputs.runs_alone, placed=self._placed)
             )
@@ -217,6 +219,8 @@ class TensorrtTensor(ModelBackend):
                 prove_state(run, states, self._state.initial, specs, profiles)
             if lengths is not None:
                 prove_lengths(run, lengths, profiles, _tolerance(graph), is_vouched=rows is not None)
+            dtypes = {info.name: info.dtype for info in self._chosen}
+            self._announce(declared[: len(answered)], dtypes, postprocessor)
         except ConfigError as error:
             raise self._named(error) from error.__cause__
 

@@ -16,13 +16,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from fastpipe.announcing import announced_array
 from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError
 
 from ..answers import Answers, compared
-from ..axes import Declared, input_axes, read_wishes, settled, with_axes
+from ..axes import input_axes, read_wishes, settled, with_axes
 from ..encrypted import ModelKey
 from ..heads.postprocessors import find_postprocessor, is_built_in
 from ..inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
@@ -235,7 +234,6 @@ class OnnxModel(ModelBackend):
             found = find_postprocessor(postprocessor, self._axes.row_shapes(answered), asked)
             self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
             self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
-            self._announce(answered, postprocessor)
             reader_of = functools.partial(ModelInputs, self._name, device=device)
             lengths = self._pad(read_pad(pad, max_tokens), specs, declared, profiles, reader_of)
             is_fine = precision == "fp32" and self._is_fine
@@ -249,6 +247,9 @@ class OnnxModel(ModelBackend):
                 prove_state(self._compute, states, self._state.initial, specs, profiles)
             tried = proof, repr(pad), max_tokens
             self._prove_lengths(tried, lengths, profiles, FINE if is_fine else COARSE, is_vouched=rows is not None)
+            if not self._has_maps:
+                dtypes = {value.name: dtype_of("output", value.name, value.type).name for value in chosen}
+                self._announce(answered, dtypes, postprocessor)
         except ConfigError as error:
             raise self._named(error) from error.__cause__
         finally:
@@ -330,14 +331,6 @@ class OnnxModel(ModelBackend):
         self.keeps_input = is_built_in(postprocessor)
         self._reader: Any = self._values
         self.max_batch = 1
-
-    def _announce(self, declared: Sequence[Declared], postprocessor: Any) -> None:
-        """Tell servers of an only output."""
-        if len(declared) == 1 and self._has_rows and self._answers.are_plain and postprocessor in ("split", "cpu"):
-            ((name, shape),) = declared
-            kind = next(value.type for value in self._session.outputs if value.name == name)
-            if not kind.startswith("seq("):
-                self.announced_outputs = announced_array(name, dtype_of("output", name, kind).name, shape[1:], "result")
 
     def _run_requests(self, group: Group) -> None:
         """Run the model once, on requests of equal shapes."""
