@@ -8,7 +8,8 @@ several rows; and results may be wanted by name.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,9 @@ from .heads.postprocessors import (
 )
 from .reader import RequestReader, Sample, UnfitError
 
-__all__ = ["Answers", "Run", "chosen_outputs", "compared", "given_back", "run_of"]
+__all__ = ["Answers", "Run", "chosen_outputs", "compared", "given_back", "run_of", "tell_of_empty_tables"]
+
+_log = logging.getLogger(__name__)
 
 # So many rows of an output are compared for each request where a model is tried.
 _ROWS_COMPARED = 64
@@ -233,16 +236,35 @@ def _tabled(name: str, output: Any, column: int, row_count: int) -> Any:
     return table
 
 
+def tell_of_empty_tables(model: str, axes: Axes, names: Sequence[str], seen: Collection[str]) -> None:
+    """Log that trials have compared empty tables only, which shows nothing of what rows of requests are."""
+    for name in names:
+        if name in axes.columns and name not in seen:
+            _log.warning(
+                "%s: output %r, split_by: the trials found no row of it in pseudo-random data, and so they do not show "
+                "that a request's rows are what it gets alone; their numbers are checked in every run",
+                model,
+                name,
+            )
+
+
 def _copied(array: Any) -> Any:
     return array.copy() if isinstance(array, np.ndarray) else array.clone()
 
 
-def compared(axes: Axes, names: Sequence[str], outputs: Sequence[Any], row_count: int) -> list[Any]:
-    """Return outputs, arrays with the requests in front, as a proof compares them: each with a row for each request."""
+def compared(
+    axes: Axes, names: Sequence[str], outputs: Sequence[Any], row_count: int, seen: set[str] | None = None
+) -> list[Any]:
+    """Return outputs, arrays with the requests in front, as a proof compares them: each with a row for each request.
+
+    ``seen`` is given the names of tables of all requests that had a row.
+    """
     rows = []
     for name, output in zip(names, outputs, strict=True):
         if name in axes.columns:
             rows.append(_tabled(name, output, axes.columns[name], row_count))
+            if seen is not None and len(output):
+                seen.add(name)
         elif axes.has_rows(name):
             rows.append(output)
         else:

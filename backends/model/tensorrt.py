@@ -26,7 +26,7 @@ from fastpipe.errors import BackendError, ConfigError, MissingExtra
 from ..gpu.devices import DeviceId, claim_gpu, place_of, torch_gpu
 from ..gpu.streams import InstanceStream, hand_over
 from ..tensor.arrays import all_finite
-from .answers import Answers, compared
+from .answers import Answers, compared, tell_of_empty_tables
 from .axes import Said, settled
 from .encrypted import ModelKey, decrypt, encrypt
 from .engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
@@ -366,13 +366,15 @@ class TensorrtTensor(ModelBackend):
 
     def _prove_rows(self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
+        seen: set[str] = set()
 
         def run(arrays: list[Array]) -> list[Array]:
             outputs = self._try(specs, profiles, arrays)
-            return compared(self._axes, self._output_names, outputs, rows_in(specs, arrays))
+            return compared(self._axes, self._output_names, outputs, rows_in(specs, arrays), seen)
 
         known = known_outputs(graph, self._axes, self._output_names)
         prove_rows(run, specs, profiles, known, tolerance=_tolerance(graph))
+        tell_of_empty_tables(self._name, self._axes, self._output_names, seen)
 
 
 def _tolerance(graph: Graph | None) -> float:

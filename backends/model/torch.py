@@ -27,7 +27,7 @@ from ..gpu.devices import Claim, claim_gpu, place_of, torch_gpu
 from ..gpu.handed_on import Row
 from ..gpu.streams import InstanceStream, hand_over
 from ..tensor.arrays import all_finite
-from .answers import Answers, Run, compared
+from .answers import Answers, Run, compared, tell_of_empty_tables
 from .axes import moved, settled
 from .heads.postprocessors import find_postprocessor, is_built_in
 from .inputs import Array, to_array
@@ -180,10 +180,10 @@ class TorchTensor(ModelBackend):
                 columns = (column_of(mean, self._device), column_of(std, self._device))
                 plain = normalized(plain, channels, columns, known, floats)
             declared = None if loaded.outputs is None else [output.declared for output in loaded.outputs]
-            known = None if declared is None else [name for name, _ in declared]
-            states = read_state(state, loaded.names, known, many_rows=many_rows, is_padded=pad is not None)
+            there_are = None if declared is None else [name for name, _ in declared]
+            states = read_state(state, loaded.names, there_are, many_rows=many_rows, is_padded=pad is not None)
             kept = [wish.output for wish in states]
-            wanted = handed_on(outputs, known, kept) if known is not None or outputs is not None else None
+            wanted = None if there_are is None and outputs is None else handed_on(outputs, there_are, kept)
             wishes = self._inputs.with_states(wishes, states)
             self._axes = settled(declared, wishes, self._inputs.axes, self._inputs.batch)
             self._take(self._inputs, self._inputs.profiles, many_rows=many_rows)
@@ -199,9 +199,7 @@ class TorchTensor(ModelBackend):
             tolerance = FINE if self.place is None and floats in (torch.float32, torch.float64) else COARSE
             to_try = ModelByRows(plain, self._axes, wishes, wanted, self._name, kept)
 
-            def prove() -> None:
-                self._prove_rows(to_try, loaded.outputs, tolerance)
-
+            prove = functools.partial(self._prove_rows, to_try, loaded.outputs, tolerance)
             with self._entered():
                 self._build_up(None if rows else prove, lambda: self._warm_up(buckets) if warm_up else None)
                 run = functools.partial(self._try, to_try)
@@ -469,11 +467,11 @@ class TorchTensor(ModelBackend):
 
     def _prove_rows(self, module: ModelByRows, outputs: Sequence[ProgramOutput] | None, tolerance: float) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
-        specs = self._inputs.trial_specs()
+        specs, seen = self._inputs.trial_specs(), set[str]()
 
         def run(arrays: list[Array]) -> list[Array]:
             found = self._try(module, arrays)
-            return compared(self._axes, list(map(str, module.names)), found, rows_in(specs or (), arrays))
+            return compared(self._axes, list(map(str, module.names)), found, rows_in(specs or (), arrays), seen)
 
         prove_rows(
             run,
@@ -483,6 +481,7 @@ class TorchTensor(ModelBackend):
             tolerance=tolerance,
             is_padded=self._graphs is not None,
         )
+        tell_of_empty_tables(self._name, self._axes, list(map(str, module.names)), seen)
 
 
 # ---- what is said ----------------------------------------------------------------------------------------------

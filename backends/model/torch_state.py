@@ -11,6 +11,7 @@ from fastpipe.errors import ConfigError
 
 from .axes import Axes, Declared
 from .inputs import Array
+from .shapes import InputSpec
 from .state import ModelState, StateWish
 from .state_proof import check_state
 from .torch_inputs import TorchInputs
@@ -43,15 +44,8 @@ def state_of(
     if states and specs is None:
         raise ConfigError("state: expected shapes in max, such as '8x512,8x128', which say how large it is, got none")
 
-    # Of a module nobody says how large its inputs are but max, which has to be right of what is kept.
     largest = inputs.profiles[0].largest_items() if specs is not None else None
-    specs = [
-        replace(
-            spec,
-            shape=tuple([high if size == "?" else size for size, high in zip(spec.shape, ("?", *item), strict=True)]),
-        )
-        for spec, item in zip(specs or (), largest or [spec.shape[1:] for spec in specs or ()], strict=True)
-    ]
+    known = [_sized(spec, item) for spec, item in zip(specs or (), largest, strict=True)] if largest else specs or []
 
     def placed(array: Array) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
@@ -59,5 +53,11 @@ def state_of(
     shapes = (
         {} if declared is None else dict(zip([each for each, _ in declared], axes.row_shapes(declared), strict=True))
     )
-    check_state(states, specs, {wish.output: (None, shapes.get(wish.output, ())) for wish in states})
-    return ModelState(name, states, specs, shares_runs=not inputs.runs_alone, placed=placed)
+    check_state(states, known, {wish.output: (None, shapes.get(wish.output, ())) for wish in states})
+    return ModelState(name, states, known, shares_runs=not inputs.runs_alone, placed=placed)
+
+
+def _sized(spec: InputSpec, largest: tuple[int, ...]) -> InputSpec:
+    """Return an input of a module: how large it is, only ``max`` says, and of a state that has to be right."""
+    sizes = zip(spec.shape[1:], largest, strict=True)
+    return replace(spec, shape=(spec.shape[0], *[high if size == "?" else size for size, high in sizes]))

@@ -20,7 +20,7 @@ from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError
 
-from ..answers import Answers, compared
+from ..answers import Answers, compared, tell_of_empty_tables
 from ..axes import input_axes, read_wishes, settled, with_axes
 from ..encrypted import ModelKey
 from ..heads.postprocessors import find_postprocessor, is_built_in
@@ -460,14 +460,16 @@ class OnnxModel(ModelBackend):
         self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile], *, is_fine: bool
     ) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
+        seen: set[str] = set()
 
         def run(arrays: list[Array]) -> list[Array]:
             row_count = rows_in(specs, arrays)
             outputs = [comparable(output) for output in self._compute(arrays)]
-            return compared(self._axes, self._output_names, outputs, row_count)
+            return compared(self._axes, self._output_names, outputs, row_count, seen)
 
         tolerance = max(FINE if is_fine else COARSE, graph.tolerance if graph is not None else FINE)
         prove_rows(run, specs, profiles, known_outputs(graph, self._axes, self._output_names), tolerance=tolerance)
+        tell_of_empty_tables(self._name, self._axes, self._output_names, seen)
 
 
 def _shapes(values: Sequence[Any]) -> str:
