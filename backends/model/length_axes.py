@@ -95,7 +95,7 @@ class LengthAxes:
             of_profiles = [list(profile.limits[index]) for profile in profiles]
             if axis is not None and isinstance(size := spec.shape[axis + 1], int):
                 shape = [*spec.shape]
-                shape[axis + 1] = "length"
+                shape[axis + 1] = f"{self.key} length"  # inputs that are padded by another one may have another
                 spec = replace(spec, shape=tuple(shape))
                 for each in of_profiles:
                     each[axis] = (1, size)

@@ -115,6 +115,20 @@ def test_buckets_of_both_sides_say_what_shares_a_run() -> None:
         backend.forward([{"data": picture(4, 17)}])
 
 
+def test_a_model_of_fixed_lengths_takes_shorter_texts() -> None:
+    """Each is padded to the model's own; what is cut has to be said, as nothing can be tried."""
+    pad = [
+        {"to": [16], "axis": {"input_ids": 1, "attention_mask": 1}, "outputs": {"tokens": [], "mean": []}},
+        {"to": [12], "axis": {"decoder_input_ids": 1}, "outputs": {"tokens": 1, "mean": []}},
+    ]
+    backend = OnnxTensor(model=translator(lengths=(16, 12)), max=4, pad=pad)
+    asked = texts()
+    for data, found in zip(asked, results(backend, *asked), strict=True):
+        assert_equal(found, translated(data))
+    with pytest.raises(ConfigError, match=r"pad\[1\].outputs: output 'tokens': expected the axis that has the length"):
+        OnnxTensor(model=translator(lengths=(16, 12)), max=4, pad=[pad[0], {"to": [12], "axis": pad[1]["axis"]}])
+
+
 def test_torch_models_have_several_lengths_too() -> None:
     """Of a module the axes are numbers, and what its outputs have is seen in trials."""
     torch: Any = pytest.importorskip("torch", reason="torch is not installed")

@@ -18,7 +18,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from fake_tensorrt import MODULES, NAMES, make  # noqa: E402
-from length_models import elementwise, time_major  # noqa: E402
+from length_models import elementwise, pictures, time_major  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 from onnx_models import FLOAT, make_model  # noqa: E402
 
@@ -174,6 +174,20 @@ def test_requests_of_different_lengths_are_padded_and_their_results_cut(tensorrt
         np.testing.assert_array_equal(turned, 2 * item.T[None])
     assert (backend.padding_counts[0].own, backend.padding_counts[0].padding) == (27, 3)
     assert (backend.max_padded, [backend.length_of(request) for request in batch]) == (40, [9, 10, 8])
+
+
+def test_pictures_are_padded_on_both_sides_and_cut_back(tensorrt):
+    """By a list of tables; the engine gets one shape, with the mask that was made."""
+    sides = [{"to": "longest", "axis": side, "max_padding": 1} for side in ("height", "width")]
+    backend = tensorrt.TensorrtTensor(model=pictures(), max="4x1x16x16,4x16x16", pad=sides)
+    asked = [np.full((1, *size), size[0], np.float32) for size in ((5, 12), (12, 5), (7, 7))]
+    batch = [{"data": item} for item in asked]
+    backend.forward(batch)
+    for item, request in zip(asked, batch, strict=True):
+        doubled, halved, total = (np.asarray(result) for result in request["result"])
+        np.testing.assert_array_equal(doubled, 2 * item[None])
+        assert halved.shape == (1, 1, item.shape[1] // 2, item.shape[2] // 2)
+        assert total.tolist() == [[item.sum() + item.size]]
 
 
 def test_lengths_in_front_of_the_requests_are_padded_and_cut_in_place(tensorrt):

@@ -147,7 +147,7 @@ def fixed():
     return embedder(symbol=16)
 
 
-def translator(mask="attention_mask"):
+def translator(mask="attention_mask", lengths=("source_length", "target_length")):
     """Return a model of two lengths: words of a source (n, source) with a mask, and of a target (n, target).
 
     Each word of the target attends to the source: (n, target, 8). A second output has the mean of the source, (n, 8).
@@ -172,9 +172,9 @@ def translator(mask="attention_mask"):
         node("ReduceSum", ["weighted", "at_1"], ["mean"], keepdims=0),
     ]
     inputs = {
-        "input_ids": (INT64, ["n", "source_length"]),
-        mask: (INT64, ["n", "source_length"]),
-        "decoder_input_ids": (INT64, ["n", "target_length"]),
+        "input_ids": (INT64, ["n", lengths[0]]),
+        mask: (INT64, ["n", lengths[0]]),
+        "decoder_input_ids": (INT64, ["n", lengths[1]]),
     }
     constants = {
         "words": chance.standard_normal((WORDS, NUMBERS)).astype(np.float32),
@@ -183,7 +183,7 @@ def translator(mask="attention_mask"):
         "at_1": np.array([1]),
         "at_2": np.array([2]),
     }
-    return make_model(nodes, inputs, {"tokens": ["n", "target_length", NUMBERS], "mean": ["n", NUMBERS]}, constants)
+    return make_model(nodes, inputs, {"tokens": ["n", lengths[1], NUMBERS], "mean": ["n", NUMBERS]}, constants)
 
 
 def pictures(*, has_mask=True):
