@@ -171,8 +171,8 @@ def test_torch_models_have_several_lengths_too() -> None:
         ),
         (
             lambda: pictures(has_mask=False),
-            [*TWO_SIDES[:1], {**LONGEST, "axis": "width", "value": 0.5, "lenght": 3}],
-            r"pad\[1\]: it has no 'lenght'.*did you mean 'length'",
+            [*TWO_SIDES[:1], {**LONGEST, "axis": "width", "value": 0.5, "lengths": 3}],
+            r"pad\[1\]: it has no 'lengths'.*did you mean 'length'",
         ),
         (
             lambda: flattened(),
