@@ -142,6 +142,7 @@ class ModelState:
         self._free = [name for name in self._order if name not in self.inputs]
         by_name = {spec.name: spec for spec in specs}
         self.initial = {wish.input: _initial(wish, by_name[wish.input], shares_runs) for wish in wishes}
+        """With what a sequence begins, by the inputs' names, in the order of ``outputs``."""
         self._placed = {name: placed(array) for name, array in self.initial.items()}
 
     def __bool__(self) -> bool:
@@ -168,22 +169,14 @@ class ModelState:
         values |= request.get("state") or self._placed
         return [values[name] for name in self._order]
 
-    def taken_out(self, axes: Axes, outputs: list[Any], requests: Sequence[Request]) -> list[Any]:
-        """Keep what a run has left, its outputs with the requests in front, and return the other outputs."""
-        if not self:
-            return outputs
-        count = len(outputs) - len(self.outputs)
-        self.keep(axes, outputs[count:], requests)
-        return outputs[:count]
-
-    def keep_whole(self, outputs: list[Any], request: Request) -> list[Any]:
-        """Keep what the run of one request has left, and return the other outputs."""
-        count = len(outputs) - len(self.outputs)
-        request["state"] = dict(zip(self.inputs, outputs[count:], strict=True))
-        return outputs[:count]
+    def keep_whole(self, outputs: list[Any], request: Request) -> None:
+        """Keep what the run of one request has left."""
+        request["state"] = dict(zip(self.inputs, outputs, strict=True))
 
     def keep(self, axes: Axes, outputs: Sequence[Any], requests: Sequence[Request]) -> None:
         """Keep what a run has left, its outputs with the requests in front: copies, so that no batch stays for one."""
+        if not self._wishes:
+            return
         kept: list[dict[str, Any]] = [{} for _ in requests]
         for wish, output in zip(self._wishes, outputs, strict=True):
             has_rows = axes.has_rows(wish.output) and len(output) == len(requests)

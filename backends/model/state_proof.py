@@ -61,11 +61,13 @@ def prove_state(
 
     Args:
         run: the model, on arrays with the requests in front; its last outputs are the states, in their order.
-        states: of the node.
+        states: of the node; none: there is nothing to try.
         initial: what a sequence begins with, by input, of one request.
         specs: the model's inputs, with the batch in front.
         profiles: what it takes of them.
     """
+    if not states:
+        return
     size = profiles[0].batch_sizes()[-1]
     for items in items_to_try(profiles[0], specs):
         begun = [_rows(initial[spec.name], spec, size) if spec.name in initial else None for spec in specs]

@@ -215,8 +215,7 @@ class TensorrtTensor(ModelBackend):
 
             self._build_up(None if rows else prove, lambda: self._warm_up(specs, profiles) if warm_up else None)
             run = functools.partial(self._try, specs, profiles)
-            if states:
-                prove_state(run, states, self._state.initial, specs, profiles)
+            prove_state(run, states, self._state.initial, specs, profiles)
             if lengths is not None:
                 prove_lengths(run, lengths, profiles, _tolerance(graph), is_vouched=rows is not None)
             dtypes = {info.name: info.dtype for info in self._chosen}
@@ -250,16 +249,19 @@ class TensorrtTensor(ModelBackend):
         by_input = list(zip(*[sample.arrays for _, sample in group], strict=True))
         if fit.as_it_comes is not None:
             outputs = self._run(fit.profile, by_input, fit.as_it_comes, stream, fit=fit)
-            outputs = self._state.keep_whole(outputs, group[0][0]) if self._state else outputs
-            self._answers.fill_alone(self._output_names[: len(outputs)], outputs, group[0][0])
+            count = len(outputs) - len(self._state.outputs)
+            self._answers.fill_alone(self._output_names[:count], outputs[:count], group[0][0])
+            if self._state:
+                self._state.keep_whole(outputs[count:], group[0][0])
             return
         total = sum([sample.fit.rows for _, sample in group])
         row_count = max(total, fit.profile.pad_to, 1)
         outputs = self._run_rows(fit.profile, by_input, fit.item_shapes, row_count, stream, fit=fit)
         if row_count > total:
             outputs = self._axes.without_padding(self._output_names, outputs, total)
-        outputs = self._state.taken_out(self._axes, outputs, [request for request, _ in group])
-        self._finish(outputs, group, row_count)
+        count = len(outputs) - len(self._state.outputs)
+        self._finish(outputs[:count], group, row_count)
+        self._state.keep(self._axes, outputs[count:], [request for request, _ in group])
 
     def _run_rows(
         self,

@@ -203,9 +203,8 @@ class TorchTensor(ModelBackend):
             with self._entered():
                 self._build_up(None if rows else prove, lambda: self._warm_up(buckets) if warm_up else None)
                 run = functools.partial(self._try, to_try)
-                if states:
-                    specs = self._inputs.trial_specs() or ()
-                    prove_state(run, states, self._state.initial, specs, self._inputs.profiles)
+                specs = self._inputs.trial_specs() or ()
+                prove_state(run, states, self._state.initial, specs, self._inputs.profiles)
                 if lengths is not None:
                     prove_lengths(
                         run,
@@ -328,9 +327,10 @@ class TorchTensor(ModelBackend):
             raise
         if self._stream is not None:
             hand_over(outputs)
-        names = list(map(str, self._module.names))
-        outputs = self._state.keep_whole(outputs, request) if self._state else outputs
-        self._answers.fill_alone(names[: len(outputs)], outputs, request)
+        count = len(outputs) - len(self._state.outputs)
+        self._answers.fill_alone(list(map(str, self._module.names))[:count], outputs[:count], request)
+        if self._state:
+            self._state.keep_whole(outputs[count:], request)
 
     def _run(
         self,
@@ -371,8 +371,9 @@ class TorchTensor(ModelBackend):
         if self._stream is not None:
             hand_over(outputs)
         row_count = rows if graph is None else graph.row_count
-        outputs = self._state.taken_out(self._axes, outputs, requests)
-        self._answer(Run(names[: len(outputs)], outputs, requests, counts, row_count, row))
+        answered = len(outputs) - len(self._state.outputs)
+        self._answer(Run(names[:answered], outputs[:answered], requests, counts, row_count, row))
+        self._state.keep(self._axes, outputs[answered:], requests)  # behind what may refuse some: the others run again
 
     def _refuse_overflow(self, fit: Any, by_input: Sequence[Sequence[torch.Tensor]], count: int) -> None:
         """Raise UnfitError for the requests with a number that became infinite."""
@@ -462,8 +463,8 @@ class TorchTensor(ModelBackend):
         # Copies, since a model may work in place.
         inputs = [torch.tensor(array).to(self._device, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
         with torch.inference_mode():
-            given = module(*inputs)
-        return [np.array(to_array(each)) for each in given]  # copies again, of what may be a buffer of its own
+            # Copies again, of what may be a buffer of its own.
+            return [np.array(to_array(each)) for each in module(*inputs)]
 
     def _prove_rows(self, module: ModelByRows, outputs: Sequence[ProgramOutput] | None, tolerance: float) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""

@@ -11,7 +11,8 @@ torch: Any = pytest.importorskip("torch", reason="the extra torch is not install
 
 from sequences import states  # noqa: E402
 
-from fastpipe import ConfigError, Pipe  # noqa: E402
+from fastpipe import ConfigError, ItemErrors, Pipe  # noqa: E402
+from fastpipe.backends.model.torch import TorchTensor  # noqa: E402
 
 WAIT_S = 20.0
 LAYERS, WIDTH = 2, 3
@@ -120,6 +121,24 @@ def test_a_state_that_a_torch_model_does_not_have_is_refused(keys: dict[str, Any
     given |= {"state_of": "id", "device": ["cpu"], **keys}
     with pytest.raises(ConfigError, match=said):
         Pipe(backend="TorchTensor", **{key: each for key, each in given.items() if each is not None})
+
+
+def test_whom_a_postprocessor_refuses_changes_nobodys_state() -> None:
+    """The others of the batch run again, with the states that they had."""
+
+    class Sum(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any, total: Any) -> Any:
+            return total + x, total + x
+
+    keys: dict[str, Any] = {"model": Sum(), "max": "4x3,4x3", "state": {"total": "1"}, "device": ["cpu"]}
+    backend = TorchTensor(postprocessor={"name": "TopK", "k": 1, "activation": "none"}, **keys)
+    good = {"data": torch.tensor([0.0, 2.0, 1.0]), "state": {"total": torch.ones(3)}}
+    bad = {"data": torch.tensor([0.0, float("nan"), 1.0]), "state": {"total": torch.ones(3)}}
+    with pytest.raises(ItemErrors, match="expected finite scores"):
+        backend.forward([good, bad])
+    assert good["scores"].tolist() == [3.0]
+    assert good["state"]["total"].tolist() == [1.0, 3.0, 2.0]
+    assert bad["state"]["total"].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_single_tensor_is_completed_by_the_state() -> None:
