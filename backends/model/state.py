@@ -132,7 +132,7 @@ class ModelState:
         specs: Sequence[InputSpec],
         *,
         shares_runs: bool,
-        placed: Callable[[Array], Any] = lambda array: array,
+        placed: Callable[[Array], Any] | None = None,
     ) -> None:
         self._model = model
         self._wishes = list(wishes)
@@ -143,7 +143,10 @@ class ModelState:
         by_name = {spec.name: spec for spec in specs}
         self.initial = {wish.input: _initial(wish, by_name[wish.input], shares_runs) for wish in wishes}
         """With what a sequence begins, by the inputs' names, in the order of ``outputs``."""
-        self._placed = {name: placed(array) for name, array in self.initial.items()}
+        self.initial_arrays = self.initial
+        """The same where it was written, as arrays of NumPy."""
+        if placed is not None:
+            self.initial = {name: placed(array) for name, array in self.initial.items()}
 
     def __bool__(self) -> bool:
         return bool(self._wishes)
@@ -166,7 +169,7 @@ class ModelState:
                 f"{self._model}: expected data for the inputs {self._free} ({', '.join(self.inputs)} is what the pipe "
                 f"keeps), got {got}"
             )
-        values |= request.get("state") or self._placed
+        values |= request.get("state") or self.initial
         return [values[name] for name in self._order]
 
     def keep_whole(self, outputs: list[Any], request: Request) -> None:

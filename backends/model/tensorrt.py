@@ -215,7 +215,7 @@ class TensorrtTensor(ModelBackend):
 
             self._build_up(None if rows else prove, lambda: self._warm_up(specs, profiles) if warm_up else None)
             run = functools.partial(self._try, specs, profiles)
-            prove_state(run, states, self._state.initial, specs, profiles)
+            prove_state(run, states, self._state.initial_arrays, specs, profiles)
             if lengths is not None:
                 prove_lengths(run, lengths, profiles, _tolerance(graph), is_vouched=rows is not None)
             dtypes = {info.name: info.dtype for info in self._chosen}

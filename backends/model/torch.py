@@ -204,7 +204,7 @@ class TorchTensor(ModelBackend):
                 self._build_up(None if rows else prove, lambda: self._warm_up(buckets) if warm_up else None)
                 run = functools.partial(self._try, to_try)
                 specs = self._inputs.trial_specs() or ()
-                prove_state(run, states, self._state.initial, specs, self._inputs.profiles)
+                prove_state(run, states, self._state.initial_arrays, specs, self._inputs.profiles)
                 if lengths is not None:
                     prove_lengths(
                         run,

@@ -243,7 +243,7 @@ class OnnxModel(ModelBackend):
                 prove_once(proof, lambda: self._prove_rows(graph, specs, profiles, is_fine=is_fine))
 
             self._build_up(prove if rows is None else None, lambda: self._warm_up(specs, profiles) if warm_up else None)
-            prove_state(self._compute, states, self._state.initial, specs, profiles)
+            prove_state(self._compute, states, self._state.initial_arrays, specs, profiles)
             tried = proof, repr(pad), max_tokens
             self._prove_lengths(tried, lengths, profiles, FINE if is_fine else COARSE, is_vouched=rows is not None)
             if not self._has_maps:
