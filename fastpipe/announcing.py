@@ -30,6 +30,9 @@ class Announced:
         key: of the request's dict.
         text: elements of BYTES are ``str`` in the request; what clients send is UTF-8.
         labels: names of the classes, if these are their scores.
+        item: where what is under ``key`` is a dict or a list of several, which of them it is.
+        sample_axis: on which axis an answer that has one more than ``shape`` has its only sample; None: it has none.
+        is_optional: requests may lack it.
     """
 
     name: str
@@ -38,6 +41,9 @@ class Announced:
     key: str
     text: bool = False
     labels: tuple[str, ...] = ()
+    item: str | int | None = None
+    sample_axis: int | None = 0
+    is_optional: bool = False
 
 
 _DATATYPE_OF = {
@@ -49,8 +55,8 @@ _DATATYPE_OF = {
 }
 
 
-def announced_array(name: str, dtype: str, shape: Sequence[object], key: str) -> tuple[Announced, ...] | None:
-    """Return an only input or output that is an array; None: the protocol has no datatype for its dtype.
+def announced_array(name: str, dtype: str, shape: Sequence[object], key: str) -> Announced | None:
+    """Return an input or output that is an array; None: the protocol has no datatype for its dtype.
 
     Args:
         name: as the model calls it.
@@ -62,7 +68,7 @@ def announced_array(name: str, dtype: str, shape: Sequence[object], key: str) ->
     if datatype is None:
         return None
     sizes = tuple(size if isinstance(size, int) else -1 for size in shape)
-    return (Announced(name, datatype, sizes, key, text=datatype == "BYTES"),)
+    return Announced(name, datatype, sizes, key, text=datatype == "BYTES")
 
 
 IMAGE_FILE = (Announced("data", "BYTES", (1,), "data"),)

@@ -8,7 +8,8 @@ several rows; and results may be wanted by name.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,9 @@ from .heads.postprocessors import (
 )
 from .reader import RequestReader, Sample, UnfitError
 
-__all__ = ["Answers", "Run", "chosen_outputs", "compared", "given_back", "run_of"]
+__all__ = ["Answers", "Run", "chosen_outputs", "compared", "given_back", "run_of", "tell_of_empty_tables"]
+
+_log = logging.getLogger(__name__)
 
 # So many rows of an output are compared for each request where a model is tried.
 _ROWS_COMPARED = 64
@@ -60,7 +63,7 @@ class Answers:
 
     def __init__(self, postprocessor: Postprocessor, axes: Axes, *, as_dict: bool, has_many_rows: bool) -> None:
         self._postprocessor, self._axes = postprocessor, axes
-        self._as_dict, self._has_many_rows = as_dict, has_many_rows
+        self.as_dict, self._has_many_rows = as_dict, has_many_rows
         self._prepare: Preparation | None = preparation_of(postprocessor)
         self.are_plain = axes.is_plain and not as_dict and not has_many_rows
         self.are_whole = self._prepare is not None and not axes.columns and not has_many_rows
@@ -104,7 +107,7 @@ class Answers:
 
     def fill_alone(self, names: Sequence[str], outputs: list[Any], request: Request) -> None:
         """Fill a request that had a run for itself, from the model's outputs as they are."""
-        if self._prepare is not None and self._as_dict:
+        if self._prepare is not None and self.as_dict:
             request["result"] = dict(zip(names, [self._prepare(output) for output in outputs], strict=True))
         else:
             postprocess(self._postprocessor, outputs, [request])
@@ -128,7 +131,7 @@ class Answers:
                 continue
             parts.append([moved(part, 0, axis) for part in parts_of(prepared, counts, len(run.requests))])
         for request, results in zip(run.requests, zip(*parts, strict=True), strict=True):
-            if self._as_dict:
+            if self.as_dict:
                 request["result"] = dict(zip(run.names, results, strict=True))
             else:
                 request["result"] = results[0] if len(results) == 1 else list(results)
@@ -233,16 +236,35 @@ def _tabled(name: str, output: Any, column: int, row_count: int) -> Any:
     return table
 
 
+def tell_of_empty_tables(model: str, axes: Axes, names: Sequence[str], seen: Collection[str]) -> None:
+    """Log that trials have compared empty tables only, which shows nothing of what rows of requests are."""
+    for name in names:
+        if name in axes.columns and name not in seen:
+            _log.warning(
+                "%s: output %r, split_by: the trials found no row of it in pseudo-random data, and so they do not show "
+                "that a request's rows are what it gets alone; their numbers are checked in every run",
+                model,
+                name,
+            )
+
+
 def _copied(array: Any) -> Any:
     return array.copy() if isinstance(array, np.ndarray) else array.clone()
 
 
-def compared(axes: Axes, names: Sequence[str], outputs: Sequence[Any], row_count: int) -> list[Any]:
-    """Return outputs, arrays with the requests in front, as a proof compares them: each with a row for each request."""
+def compared(
+    axes: Axes, names: Sequence[str], outputs: Sequence[Any], row_count: int, seen: set[str] | None = None
+) -> list[Any]:
+    """Return outputs, arrays with the requests in front, as a proof compares them: each with a row for each request.
+
+    ``seen`` is given the names of tables of all requests that had a row.
+    """
     rows = []
     for name, output in zip(names, outputs, strict=True):
         if name in axes.columns:
             rows.append(_tabled(name, output, axes.columns[name], row_count))
+            if seen is not None and len(output):
+                seen.add(name)
         elif axes.has_rows(name):
             rows.append(output)
         else:

@@ -8,9 +8,9 @@ also seen in the trials, see ``length_proof``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,93 +20,16 @@ from fastpipe.summaries import summarize
 from ..kinds import TEXT
 from .axes import in_place
 from .length_sizes import Cut
+from .pad_keys import Names, Pad, is_number, is_whole
 from .shapes import InputSpec, Profile
 
-__all__ = ["LENGTH_NAMES", "MASK_NAMES", "LengthAxes", "Pad", "read_pad"]
+__all__ = ["LENGTH_NAMES", "MASK_NAMES", "FoundAxes", "LengthAxes"]
 
-MASK_NAMES = ("attention_mask", "input_mask")
+MASK_NAMES = ("attention_mask", "input_mask", "decoder_attention_mask", "pixel_mask")
 """Inputs that are taken for the mask, if none is named: 1 for each element of the request, 0 for padding."""
 
 LENGTH_NAMES = ("input_lengths", "lengths", "length")
 """The same for the length."""
-
-MOST_PADDING = 0.15
-"""Share of a batch that may be padding, if nothing is said: more costs more than most models gain by company."""
-
-_LARGEST_LENGTH = (1 << 31) - 1
-
-Names = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Pad:
-    """What is written as ``pad`` and ``max_tokens``.
-
-    Args:
-        to: ``"longest"`` of the batch, or the lengths that there are.
-        axis: which is padded, with the batch as number 0: a number, a name of the model's, or either by input.
-        value: with what: one number, or by input. A mask is padded with 0.
-        mask: the input that says what is no padding.
-        length: the input that has the length.
-        outputs: by output, the axis that depends on the length, or a list of them; [] for none.
-        max_padding: the greatest share of a batch that may be padding, where it is padded to the longest.
-        max_tokens: requests times the padded length, at most.
-    """
-
-    to: Literal["longest"] | Sequence[int]
-    axis: int | str | Names | None = None
-    value: float | Names = 0
-    mask: str | None = None
-    length: str | None = None
-    outputs: Names = field(default_factory=dict)
-    max_padding: float = MOST_PADDING
-    max_tokens: int | None = None
-
-
-def read_pad(pad: Any, max_tokens: int | None) -> Pad | None:
-    """Return what is written; None: nothing is padded.
-
-    Raises:
-        ConfigError: if it is no such thing; the message has the key, expected and got.
-    """
-    if pad is None:
-        if max_tokens is not None:
-            raise ConfigError("max_tokens: it bounds what is padded, so it needs pad, such as pad='longest'")
-        return None
-    options = dict(pad) if isinstance(pad, Mapping) else {"to": pad}
-    known = [option.name for option in fields(Pad) if option.name != "max_tokens"]
-    if wrong := [
-        f"pad: it has no {summarize(name)}, only {', '.join(known)}{nearest(name, known)}"
-        for name in options
-        if name not in known
-    ]:
-        raise ConfigError(*wrong)
-    if "to" not in options:
-        raise ConfigError("pad: expected to = 'longest' or a list of lengths in it")
-    to = options.pop("to")
-    is_longest = isinstance(to, str) and to.lower() == "longest"
-    share = options.get("max_padding", MOST_PADDING)
-    if not _is_number(share) or not 0 <= share <= 1:
-        raise ConfigError(f"pad.max_padding: expected a number from 0 to 1, got {summarize(share)}")
-    if not isinstance(options.get("outputs", {}), Mapping):
-        raise ConfigError(
-            f"pad.outputs: expected a table with the axes of each output that have the length, such as "
-            f"{{ hidden = 1 }}, or {{ hidden = [] }} for one that has it nowhere, got {summarize(options['outputs'])}"
-        )
-    return Pad("longest" if is_longest else _buckets(to, max_tokens), max_tokens=max_tokens, **options)
-
-
-def _buckets(to: Any, max_tokens: int | None) -> tuple[int, ...]:
-    is_list = isinstance(to, list | tuple) and len(to) > 0
-    if not is_list or not all(_is_whole(size) and 0 < size <= _LARGEST_LENGTH for size in to):
-        raise ConfigError(f"pad: expected 'longest' or a list of lengths, such as [32, 64, 128], got {summarize(to)}")
-    buckets = tuple(sorted(set(to)))
-    if max_tokens is not None and buckets[-1] > max_tokens:
-        raise ConfigError(
-            f"pad: no request of length {buckets[-1]} could run with max_tokens={max_tokens}: raise that, or take the "
-            f"longer lengths out"
-        )
-    return buckets
 
 
 @dataclass
@@ -117,6 +40,7 @@ class LengthAxes:
     what is written, and what messages say, is as the model has them.
     """
 
+    key: str  # what messages call it
     names: list[str]  # of the inputs
     specs: list[InputSpec]
     of_inputs: list[int | None]  # the axis of each that is padded
@@ -126,8 +50,6 @@ class LengthAxes:
     output_names: list[str | int]
     of_outputs: list[tuple[Cut, ...] | None]  # (): it has no axis that is cut. None: not known, so it is not cut
     buckets: tuple[int, ...]  # (): to the longest
-    max_tokens: int | None
-    max_padding: float
     said: Names = field(default_factory=dict)  # pad.outputs
     batch_axes: Names = field(default_factory=dict)  # of outputs that do not have the batch in front, by name
 
@@ -139,6 +61,11 @@ class LengthAxes:
             if isinstance(size, int):
                 return size
         return None
+
+    @property
+    def first(self) -> int:
+        """The first input that has the length."""
+        return next(index for index, axis in enumerate(self.of_inputs) if axis is not None)
 
     def input_place(self, index: int) -> str:
         """Return the input and the axis that is padded, in words."""
@@ -155,16 +82,9 @@ class LengthAxes:
             return 0
         return next((bucket for bucket in self.buckets if bucket >= length), None)
 
-    def is_within(self, count: int, own: int, longest: int, *, has_target: bool) -> bool:
-        """Say whether so many requests, ``own`` long together, may be padded to ``longest`` in one run."""
-        padded = count * longest
-        if padded > (self.max_tokens or sys.maxsize):
-            return False
-        return has_target or padded - own <= self.max_padding * padded
-
     def said_of(self, names: Sequence[str | int]) -> list[tuple[Cut, ...] | None]:
         """Return what is said of the axes of outputs with these names, which were not known before."""
-        return _output_axes(self.said, [(name, None) for name in names], None, self.batch_axes)
+        return _output_axes(self.key, self.said, [(name, None) for name in names], None, self.batch_axes)
 
     def opened(
         self, specs: Sequence[InputSpec], profiles: Sequence[Profile]
@@ -175,7 +95,7 @@ class LengthAxes:
             of_profiles = [list(profile.limits[index]) for profile in profiles]
             if axis is not None and isinstance(size := spec.shape[axis + 1], int):
                 shape = [*spec.shape]
-                shape[axis + 1] = "length"
+                shape[axis + 1] = f"{self.key} length"  # inputs that are padded by another one may have another
                 spec = replace(spec, shape=tuple(shape))
                 for each in of_profiles:
                     each[axis] = (1, size)
@@ -191,9 +111,8 @@ class LengthAxes:
     def check(self, profiles: Sequence[Profile]) -> None:
         """Raise ConfigError if the model takes nothing as long as what is padded to."""
         if self.fixed is not None and self.buckets != (self.fixed,):
-            index = next(index for index, axis in enumerate(self.of_inputs) if axis is not None)
             raise ConfigError(
-                f"pad: {self.input_place(index)}: expected "
+                f"{self.key}: {self.input_place(self.first)}: expected "
                 f"[{self.fixed}], the length that the model has, got {list(self.buckets) or 'longest'}"
             )
         for index, axis in enumerate(self.of_inputs):
@@ -203,16 +122,9 @@ class LengthAxes:
             most = max([high for high in highs if high is not None], default=None)
             if None not in highs and most is not None and self.buckets[-1] > most:
                 raise ConfigError(
-                    f"pad: {self.input_place(index)}: expected lengths of at most {most}, as max "
+                    f"{self.key}: {self.input_place(index)}: expected lengths of at most {most}, as max "
                     f"and the model have it, got {self.buckets[-1]}"
                 )
-
-    def made(self, index: int, length: int) -> Any:
-        """Return an input that is made for a request of that length: the mask, or the length."""
-        spec, axis = self.specs[index], self.of_inputs[index]
-        if index == self.length:
-            return np.full(spec.shape[1:], length, spec.dtype)
-        return np.ones([length if number == axis else 1 for number in range(len(spec.shape) - 1)], spec.dtype)
 
     def padded(self, index: int, array: Any, target: int, batch_axis: int | None) -> Any:
         """Return an input of a request, of NumPy or torch, as long as ``target``; it may be the same.
@@ -265,37 +177,44 @@ class LengthAxes:
         specs: Sequence[InputSpec],
         outputs: Sequence[tuple[str | int, Sequence[Any] | None]],
         batch_axes: Names,
+        found: FoundAxes,
+        masks: Collection[int],
     ) -> LengthAxes:
-        """Return what is padded in a model.
+        """Return what is padded in a model by one length.
 
         Args:
-            pad: what is written.
+            pad: what is written of it.
             specs: the model's inputs.
             outputs: of each its name, and its shape with names for open axes, the batch first; None: not known.
             batch_axes: of those that do not have the batch in front, the axis, by name.
+            found: the axes of the inputs, with those of the mask.
+            masks: inputs that are masks, of this length or of another.
 
         Raises:
             ConfigError: if the model does not fit, or leaves open what has to be said.
         """
-        names = [spec.name for spec in specs]
-        axes, symbol = _input_axes(pad, specs)
-        mask = _role(pad.mask, "mask", MASK_NAMES, specs, axes)
-        length = _role(pad.length, "length", LENGTH_NAMES, specs, axes)
-        if all(axis is None for index, axis in enumerate(axes) if index != mask):
-            raise ConfigError(f"pad: no input would be padded but the mask: name its axis in pad.axis; {_open(specs)}")
-        of_outputs = _output_axes(pad.outputs, outputs, symbol, batch_axes)
+        if all(axis is None for index, axis in enumerate(found.axes) if index not in masks):
+            raise ConfigError(
+                f"{pad.key}: no input would be padded but the mask: name its axis in {pad.key}.axis; {_open(specs)}"
+            )
+        for spec, axis in zip(specs, found.axes, strict=True):
+            if spec.is_shared and (axis is not None or (found.symbol is not None and found.symbol in spec.shape[1:])):
+                raise ConfigError(
+                    f"{pad.key}: input {spec.name!r}: expected an axis for the requests, which differ in length, got "
+                    f"one that a batch shares (shared, batch_axis), with the axes {spec.full_shape}; leave pad out, or "
+                    f"give the model an input with a row for each request"
+                )
         return cls(
-            names=names,
+            key=pad.key,
+            names=[spec.name for spec in specs],
             specs=list(specs),
-            of_inputs=axes,
-            values=_values(pad, specs, axes, mask),
-            mask=mask,
-            length=length,
+            of_inputs=found.axes,
+            values=_values(pad, specs, found.axes, masks),
+            mask=found.mask,
+            length=found.length,
             output_names=[name for name, _ in outputs],
-            of_outputs=of_outputs,
+            of_outputs=_output_axes(pad.key, pad.outputs, outputs, found.symbol, batch_axes),
             buckets=() if pad.to == "longest" else tuple(pad.to),
-            max_tokens=pad.max_tokens,
-            max_padding=pad.max_padding,
             said=pad.outputs,
             batch_axes=batch_axes,
         )
@@ -309,14 +228,6 @@ def _holds(dtype: np.dtype[Any], value: float) -> bool:
     return value == int(value) and low <= value <= high
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _open(specs: Sequence[InputSpec]) -> str:
     """Return the axes that are open, in words."""
     found = [
@@ -328,103 +239,164 @@ def _open(specs: Sequence[InputSpec]) -> str:
     return f"open are {', '.join(found)}" if found else "no axis but the batch is open"
 
 
-def _input_axes(pad: Pad, specs: Sequence[InputSpec]) -> tuple[list[int | None], str | None]:
-    """Return the padded axis of each input, and the name that it has; None: it has none, or several."""
+@dataclass
+class FoundAxes:
+    """Where one length is in the inputs of a model.
+
+    Args:
+        axes: of each input, without the batch; None: it does not have the length.
+        symbol: the name that the model has for it; None: it has none, or several.
+        mask: which input is its mask; None: there is none.
+        length: which input has the length itself.
+    """
+
+    axes: list[int | None]
+    symbol: str | None
+    mask: int | None = None
+    length: int | None = None
+
+    @classmethod
+    def of(cls, pad: Pad, specs: Sequence[InputSpec]) -> FoundAxes:
+        """Return the padded axes of the inputs, without mask and length."""
+        axes = _input_axes(pad, specs)
+        symbols = {spec.shape[axis + 1] for spec, axis in zip(specs, axes, strict=True) if axis is not None}
+        symbol = next(iter(symbols)) if len(symbols) == 1 else None
+        return cls(axes, symbol if isinstance(symbol, str) and symbol != "?" else None)
+
+    def find_roles(self, pad: Pad, specs: Sequence[InputSpec], others: Sequence[FoundAxes]) -> None:
+        """Find the mask and the length; ``others``: where other lengths are, which a mask may have, too."""
+        of_others = {(index, axis) for other in others for index, axis in enumerate(other.axes) if axis is not None}
+        self.mask = _mask_of(pad, specs, self.axes, of_others, is_only=not others)
+        usual = LENGTH_NAMES if not others else ()
+        self.length = _length_of(pad, specs, usual)
+
+
+def _input_axes(pad: Pad, specs: Sequence[InputSpec]) -> list[int | None]:
+    """Return the padded axis of each input."""
     names = [spec.name for spec in specs]
     if isinstance(pad.axis, Mapping):
-        _check_names("pad.axis", pad.axis, names, "input")
-        axes = [_axis_of(spec, pad.axis[spec.name]) if spec.name in pad.axis else None for spec in specs]
-    elif pad.axis is not None:
-        if isinstance(pad.axis, str) and not any(pad.axis in spec.shape[1:] for spec in specs):
-            known = sorted({str(size) for spec in specs for size in spec.shape[1:] if isinstance(size, str)})
-            raise ConfigError(f"pad.axis: no input has an axis {pad.axis!r}{nearest(pad.axis, known)}; {_open(specs)}")
-        axes = [
-            _axis_of(spec, pad.axis)
-            if (pad.axis in spec.shape[1:] if isinstance(pad.axis, str) else len(spec.shape) > 1)
-            else None
-            for spec in specs
-        ]
-    else:
-        axes = _axes_by_name(specs)
-    symbols = {spec.shape[axis + 1] for spec, axis in zip(specs, axes, strict=True) if axis is not None}
-    symbol = next(iter(symbols)) if len(symbols) == 1 else None
-    return axes, symbol if isinstance(symbol, str) and symbol != "?" else None
+        _check_names(f"{pad.key}.axis", pad.axis, names, "input")
+        return [_axis_of(pad, spec, pad.axis[spec.name]) if spec.name in pad.axis else None for spec in specs]
+    if pad.axis is None:
+        return _axes_by_name(pad, [spec if not spec.is_shared else replace(spec, shape=("?",)) for spec in specs])
+    if isinstance(pad.axis, str) and not any(pad.axis in spec.shape[1:] for spec in specs):
+        known = sorted({str(size) for spec in specs for size in spec.shape[1:] if isinstance(size, str)})
+        raise ConfigError(
+            f"{pad.key}.axis: no input has an axis {pad.axis!r}{nearest(pad.axis, known)}; {_open(specs)}"
+        )
+    return [
+        _axis_of(pad, spec, pad.axis)
+        if (pad.axis in spec.shape[1:] if isinstance(pad.axis, str) else len(spec.shape) > 1 and not spec.is_shared)
+        else None
+        for spec in specs
+    ]
 
 
-def _axes_by_name(specs: Sequence[InputSpec]) -> list[int | None]:
+def _axes_by_name(pad: Pad, specs: Sequence[InputSpec]) -> list[int | None]:
     """Return the axis of each input that is open, where one name, or one axis in each input, leaves no doubt."""
     opened = [[axis for axis, size in enumerate(spec.shape[1:]) if isinstance(size, str)] for spec in specs]
     symbols = {spec.shape[axis + 1] for spec, found in zip(specs, opened, strict=True) for axis in found}
     if not symbols:
-        raise ConfigError("pad: expected an input with an open axis, got none; pad.axis may name one that is fixed")
+        raise ConfigError(
+            f"{pad.key}: expected an input with an open axis, got none; {pad.key}.axis may name one that is fixed"
+        )
     if len(symbols) > 1 or any(len(found) > 1 for found in opened):
-        raise ConfigError(f"pad: several axes may be the length: name it in pad.axis; {_open(specs)}")
+        raise ConfigError(
+            f"{pad.key}: several axes may be the length: name it in {pad.key}.axis, or, if there are several lengths, "
+            f"write a table for each of them, [{{ axis = ... }}, {{ axis = ... }}]; {_open(specs)}"
+        )
     return [found[0] if found else None for found in opened]
 
 
-def _axis_of(spec: InputSpec, axis: Any) -> int:
+def _axis_of(pad: Pad, spec: InputSpec, axis: Any) -> int:
     """Return an axis of an input, without the batch, of its number or its name."""
     if isinstance(axis, str) and axis in spec.shape[1:]:
         return spec.shape.index(axis, 1) - 1
     batch = spec.axis or 0
-    if _is_whole(axis) and 0 <= axis < len(spec.shape) and axis != batch:
+    if is_whole(axis) and 0 <= axis < len(spec.shape) and axis != batch:
         return int(axis) - int(axis > batch)
     raise ConfigError(
-        f"pad.axis: input {spec.name!r}: expected an axis of {spec.full_shape}, but not the batch, which is {batch}, "
-        f"by its number or name, got {summarize(axis)}"
+        f"{pad.key}.axis: input {spec.name!r}: expected an axis of {spec.full_shape}, but not the batch, which is "
+        f"{batch}, by its number or name, got {summarize(axis)}"
     )
 
 
-def _role(
-    name: str | None, key: str, usual: Sequence[str], specs: Sequence[InputSpec], axes: list[int | None]
+def _mask_of(
+    pad: Pad, specs: Sequence[InputSpec], axes: list[int | None], others: Collection[tuple[int, int]], *, is_only: bool
 ) -> int | None:
-    """Return which input is the mask, or the length; its axis is settled with it. None: there is none."""
-    is_mask = key == "mask"
+    """Return which input is the mask; its axis is settled with it. None: there is none.
+
+    ``others`` are axes of inputs that other lengths have; ``is_only``: there is no other length.
+    """
     names = [spec.name for spec in specs]
-    candidates = [name] if name is not None else [each for each in usual if each in names]
-    for each in candidates:
-        _check_names(f"pad.{key}", [each], names, "input")
-        index = names.index(each)
+    for name in [pad.mask] if pad.mask is not None else [each for each in MASK_NAMES if each in names]:
+        _check_names(f"{pad.key}.mask", [name], names, "input")
+        index = names.index(name)
         spec = specs[index]
-        if is_mask and axes[index] is None:
-            opened = [axis for axis, size in enumerate(spec.shape[1:]) if isinstance(size, str)]
-            if name is None and len(opened) != 1:
-                continue
+        opened = [axis for axis, size in enumerate(spec.shape[1:]) if isinstance(size, str)]
+        if axes[index] is None and pad.mask is None and (not is_only or len(opened) != 1):
+            continue
+        if axes[index] is None:
             axes[index] = opened[0] if len(opened) == 1 else None
-        expected = "(batch, length), or with axes of 1" if is_mask else "(batch,) or (batch, 1)"
-        sizes = [size for axis, size in enumerate(spec.shape[1:]) if not is_mask or axis != axes[index]]
-        if all(size == 1 for size in sizes) and (not is_mask or axes[index] is not None) and spec.dtype.kind in "biuf":
+        sizes = [
+            size for axis, size in enumerate(spec.shape[1:]) if axis != axes[index] and (index, axis) not in others
+        ]
+        if all(size == 1 for size in sizes) and axes[index] is not None and spec.dtype.kind in "biuf":
             return index
-        if name is not None:
-            raise ConfigError(f"pad.{key}: input {each!r}: expected the shape {expected}, got {spec.full_shape}")
+        if pad.mask is not None:
+            raise ConfigError(
+                f"{pad.key}.mask: input {name!r}: expected the shape (batch, length), or with axes of 1, or of other "
+                f"lengths that pad names, got {spec.full_shape}"
+            )
     return None
 
 
-def _values(pad: Pad, specs: Sequence[InputSpec], axes: Sequence[int | None], mask: int | None) -> list[float]:
+def _length_of(pad: Pad, specs: Sequence[InputSpec], usual: Sequence[str]) -> int | None:
+    """Return which input has the length; None: there is none."""
+    names = [spec.name for spec in specs]
+    for name in [pad.length] if pad.length is not None else [each for each in usual if each in names]:
+        _check_names(f"{pad.key}.length", [name], names, "input")
+        spec = specs[names.index(name)]
+        if all(size == 1 for size in spec.shape[1:]) and spec.dtype.kind in "biuf" and not spec.is_shared:
+            return names.index(name)
+        if pad.length is not None:
+            raise ConfigError(
+                f"{pad.key}.length: input {name!r}: expected the shape (batch,) or (batch, 1), got {spec.full_shape}"
+            )
+    return None
+
+
+def _values(pad: Pad, specs: Sequence[InputSpec], axes: Sequence[int | None], masks: Collection[int]) -> list[float]:
     """Return with what each input is padded."""
     if isinstance(pad.value, Mapping):
-        _check_names("pad.value", pad.value, [spec.name for spec in specs], "input")
+        _check_names(f"{pad.key}.value", pad.value, [spec.name for spec in specs], "input")
     values: list[float] = []
     for index, spec in enumerate(specs):
         value: Any = pad.value.get(spec.name, 0) if isinstance(pad.value, Mapping) else pad.value
-        if index == mask:
+        if index in masks:
             value = value if isinstance(pad.value, Mapping) else 0
-        if not _is_number(value) or not np.isfinite(value):
-            raise ConfigError(f"pad.value: input {spec.name!r}: expected a number, got {summarize(value)}")
+        if not is_number(value) or not np.isfinite(value):
+            raise ConfigError(f"{pad.key}.value: input {spec.name!r}: expected a number, got {summarize(value)}")
         if axes[index] is not None and spec.dtype == TEXT:
-            raise ConfigError(f"pad: input {spec.name!r}: expected numbers to pad, got text; leave pad out")
+            raise ConfigError(f"{pad.key}: input {spec.name!r}: expected numbers to pad, got text; leave pad out")
         if axes[index] is not None and not _holds(spec.dtype, value):
-            raise ConfigError(f"pad.value: input {spec.name!r}: expected a number that {spec.dtype} has, got {value}")
+            raise ConfigError(
+                f"{pad.key}.value: input {spec.name!r}: expected a number that {spec.dtype} has, got {value}"
+            )
         values.append(value)
     return values
 
 
 def _output_axes(
-    given: Names, outputs: Sequence[tuple[str | int, Sequence[Any] | None]], symbol: str | None, batch_axes: Names
+    key: str,
+    given: Names,
+    outputs: Sequence[tuple[str | int, Sequence[Any] | None]],
+    symbol: str | None,
+    batch_axes: Names,
 ) -> list[tuple[Cut, ...] | None]:
     """Return the axes of each output that have the length; None: not known."""
     if outputs:  # else they are not known yet
-        _check_names("pad.outputs", [str(name) for name in given], [str(name) for name, _ in outputs], "output")
+        _check_names(f"{key}.outputs", [str(name) for name in given], [str(name) for name, _ in outputs], "output")
     by_name = {str(name): axes for name, axes in given.items()}
     found: list[tuple[Cut, ...] | None] = []
     for name, shape in outputs:
@@ -434,11 +406,11 @@ def _output_axes(
             batch = batch_axes.get(str(name), 0)
             named = () if shape is None else in_place(shape, batch)
             axes = [_numbered(axis, named) for axis in (said if isinstance(said, list | tuple) else [said])]
-            if not all(_is_whole(axis) and 0 <= axis < rank and axis != batch for axis in axes):
+            if not all(is_whole(axis) and 0 <= axis < rank and axis != batch for axis in axes):
                 of = "" if shape is None else f" of {named}"
                 raise ConfigError(
-                    f"pad.outputs: output {name!r}: expected an axis{of}, but not the batch, which is {batch}, by its "
-                    f"number or name, got {summarize(said)}"
+                    f"{key}.outputs: output {name!r}: expected an axis{of}, but not the batch, which is {batch}, by "
+                    f"its number or name, got {summarize(said)}"
                 )
             found.append(tuple([Cut(axis if axis > batch else axis + 1) for axis in axes]))
         elif shape and symbol is not None and symbol in shape[1:]:

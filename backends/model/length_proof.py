@@ -22,10 +22,11 @@ import numpy as np
 from fastpipe.errors import ConfigError
 
 from .axes import in_place
-from .inputs import Array
-from .length_axes import LengthAxes
+from .inputs import Array, example_of
 from .length_sizes import LENGTHS_TO_FIT, Cut, fitting
-from .shapes import Profile
+from .padded_axes import PaddedAxes, Sizes
+from .row_proof import rows_in
+from .shapes import InputSpec, Profile
 
 __all__ = ["prove_lengths", "prove_lengths_once"]
 
@@ -44,26 +45,26 @@ Run = Callable[[list[Array]], list[Array]]
 
 
 class _Trial(NamedTuple):
-    lengths: tuple[int, ...]  # the last one is what the others are padded to
-    items: list[tuple[int, ...]]  # of each input, with 0 for the length
+    lengths: list[Sizes]  # of each request; the last one is what the others are padded to
+    items: list[tuple[int, ...]]  # of each input, with 0 for a length
 
 
-_settled: dict[Hashable, list[tuple[Cut, ...] | None]] = {}
+_settled: dict[Hashable, list[list[tuple[Cut, ...] | None]]] = {}
 
 
-def prove_lengths_once(key: Hashable, axes: LengthAxes, prove: Callable[[], None]) -> None:
+def prove_lengths_once(key: Hashable, axes: PaddedAxes, prove: Callable[[], None]) -> None:
     """Call ``prove``, or complete ``axes.of_outputs`` as it did for the same key: instances of one model need one."""
     if key not in _settled:
         prove()
         if len(_settled) >= 1024:
             _settled.clear()
         _settled[key] = axes.of_outputs
-    axes.of_outputs = list(_settled[key])
+    axes.of_outputs = _settled[key]
 
 
 def prove_lengths(
     run: Run,
-    axes: LengthAxes,
+    axes: PaddedAxes,
     profiles: Sequence[Profile],
     tolerance: float,
     *,
@@ -88,7 +89,7 @@ def prove_lengths(
         _need_known(axes, f"the model has the one length {axes.fixed}")
         return
     profile = max(profiles, key=lambda profile: (profile.batch_sizes()[0] > 1, -_volume(profile)))
-    if not axes.buckets and profile.max_batch == 1:
+    if not any(each.buckets for each in axes.lengths) and profile.max_batch == 1:
         return  # nothing is ever padded
     failure: Exception | None = None
     for trial in _trials(axes, profile):
@@ -99,18 +100,19 @@ def prove_lengths(
             failure = failure or error
             continue
         if not axes.output_names:
-            axes.output_names = list(names() if names is not None else range(len(alone[0])))
-            axes.of_outputs = axes.said_of(axes.output_names)
+            axes.take_outputs(names() if names is not None else range(len(alone[0])))
         prover.settle_outputs(alone)
         for seed in range(0 if is_vouched else _SEEDS):
             prover.compare(alone if seed == 0 else prover.alone(seed), seed)
+        if not is_vouched:
+            prover.try_masks()
         return
     reason = str(failure).strip() if failure is not None else "it takes no two lengths"
     if is_vouched:
         _need_known(axes, f"the model cannot be tried: {reason}")
         return
     raise ConfigError(
-        f"{_where(axes)}: whether padding changes an answer cannot be tried on pseudo-random data: {reason}; "
+        f"{axes.places()}: whether padding changes an answer cannot be tried on pseudo-random data: {reason}; "
         f"if you know that it does not, rows='batch' says so"
     ) from failure
 
@@ -118,30 +120,52 @@ def prove_lengths(
 class _Prover:
     """Runs of one model with requests of certain lengths."""
 
-    def __init__(self, run: Run, axes: LengthAxes, profile: Profile, trial: _Trial, tolerance: float) -> None:
+    def __init__(self, run: Run, axes: PaddedAxes, profile: Profile, trial: _Trial, tolerance: float) -> None:
         self._run = run
         self._axes = axes
         self._trial = trial
         self._tolerance = tolerance
         sizes = profile.batch_sizes()
         self._least, self._most = sizes[-1], sizes[0]
-        _, high = _range(axes, profile)
-        self._longest = min([size for size in (high, *axes.buckets[-1:]) if size is not None], default=1 << 20)
-        self._sizes: list[list[tuple[int, ...]]] = []  # of outputs, by length: once, where they are no length
+        self._longest = []  # of each length, the longest that the model takes
+        for number, each in enumerate(axes.lengths):
+            _, high = _range(axes, number, profile)
+            self._longest.append(
+                min([size for size in (high, *each.buckets[-1:]) if size is not None], default=1 << 20)
+            )
 
     def alone(self, seed: int) -> list[list[Array]]:
         """Return the outputs of a request of each length, run as it is."""
-        return [self._alone(seed, length) for length in self._trial.lengths]
+        return [self._alone(seed, lengths) for lengths in self._trial.lengths]
 
-    def _alone(self, seed: int, length: int) -> list[Array]:
-        outputs = self._run(self._filled_up(self._request(seed, length)))
+    def _alone(self, seed: int, lengths: Sizes) -> list[Array]:
+        outputs = self._run(self._filled_up(self._request(seed, lengths)))
         return [output[:1] if self._most > 1 else output for output in outputs]
 
     def settle_outputs(self, alone: Sequence[Sequence[Array]]) -> None:
-        """Find which axes of the outputs depend on the length; raise ConfigError if what is known of them is wrong."""
-        lengths = self._trial.lengths
-        longer = self._longer()
-        for index, outputs in enumerate(zip(*alone, strict=True)):
+        """Find which axes of the outputs depend on which length; raise ConfigError if what is known is wrong."""
+        for number in range(len(self._axes.lengths)):
+            self._settle(number, alone)
+        for index, name in enumerate(self._axes.output_names):
+            cut = [each.axis for cuts in self._axes.of_outputs for each in cuts[index] or ()]
+            if len(set(cut)) < len(cut):
+                told = self._axes.lengths[0].output_axes(name, [axis for axis in cut if cut.count(axis) > 1][:1])
+                raise self._refusal(
+                    index, f"every axis to follow one length, got axis {told[0]}, which follows several"
+                )
+
+    def _settle(self, number: int, alone: Sequence[Sequence[Array]]) -> None:
+        """Find which axes of the outputs depend on one length, where the others are as long as they are padded."""
+        own, longest = self._axes.lengths[number], self._trial.lengths[-1]
+        tried = [_with(longest, number, lengths[number]) for lengths in self._trial.lengths]
+        runs = [
+            outputs if lengths == given else self._alone(0, given)
+            for lengths, given, outputs in zip(self._trial.lengths, tried, alone, strict=True)
+        ]
+        lengths = tuple([each[number] for each in tried])
+        longer = self._longer(number)
+        sizes_of_all: list[list[tuple[int, ...]]] = []  # of outputs, by length: once, where they are no length
+        for index, outputs in enumerate(zip(*runs, strict=True)):
             shapes = [output.shape for output in outputs]
             more = [*shapes, *[of_outputs[index] for of_outputs in longer]]
             if len({len(shape) for shape in more}) > 1:
@@ -151,43 +175,58 @@ class _Prover:
                 if sizes[: len(lengths)] == lengths:
                     cuts.append(Cut(axis))
                 elif len(set(sizes)) > 1:
-                    cuts.append(self._cut_of(index, axis, shapes))
-            known, seen = self._axes.of_outputs[index], [cut.axis for cut in cuts]
+                    sizes_of_all = sizes_of_all or self._sizes(number, index)
+                    cuts.append(self._cut_of(number, index, axis, shapes, sizes_of_all))
+            known, seen = own.of_outputs[index], [cut.axis for cut in cuts]
             if known is not None and {cut.axis for cut in known} != set(seen):
-                name = self._axes.output_names[index]
-                batch = self._axes.batch_axes.get(str(name), 0)
-                told = self._axes.output_axes(name, [cut.axis for cut in known])
+                name = own.output_names[index]
+                batch = own.batch_axes.get(str(name), 0)
+                told = own.output_axes(name, [cut.axis for cut in known])
                 raise ConfigError(
-                    f"pad.outputs: output {name!r}: expected the length in the axes {told}, got "
+                    f"{own.key}.outputs: output {name!r}: expected the length in the axes {told}, got "
                     f"{_listed([in_place(shape, batch) for shape in shapes])} for lengths of {_listed(lengths)}: "
-                    f"that is {self._axes.output_axes(name, seen)}"
+                    f"that is {own.output_axes(name, seen)}"
                 )
-            self._axes.of_outputs[index] = tuple(cuts)
+            own.of_outputs[index] = tuple(cuts)
 
-    def _longer(self) -> list[list[tuple[int, ...]]]:
+    def _longer(self, number: int) -> list[list[tuple[int, ...]]]:
         """Return the shapes of the outputs for one longer request: a large stride may not show in short ones."""
-        length = min(max(self._trial.lengths) + LENGTHS_TO_FIT, self._longest)
+        longest = self._trial.lengths[-1]
+        length = min(longest[number] + LENGTHS_TO_FIT, self._longest[number])
         try:
-            return [[output.shape for output in self._alone(0, length)]]
+            return [[output.shape for output in self._alone(0, _with(longest, number, length))]]
         except Exception:  # of any library: it takes no such length
             return []
 
-    def _cut_of(self, index: int, axis: int, shapes: Sequence[tuple[int, ...]]) -> Cut:
-        """Return how an axis of an output follows the length; raise ConfigError if it does so in no known way."""
-        start = min(self._trial.lengths)
-        lengths = [length for length in range(start, start + LENGTHS_TO_FIT) if length <= self._longest]
-        if not self._sizes:
-            try:
-                self._sizes = [[output.shape for output in self._alone(0, length)] for length in lengths]
-            except Exception as error:  # of any library
-                reason = f"it to take every length from {lengths[0]} to {lengths[-1]}, got {str(error).strip()}"
-                raise self._refusal(index, reason, _LEAVE_OUT) from error
-        cut = fitting(axis, lengths, [of_outputs[index][axis] for of_outputs in self._sizes])
+    def _lengths_to_fit(self, number: int) -> list[int]:
+        start = min(lengths[number] for lengths in self._trial.lengths)
+        return [length for length in range(start, start + LENGTHS_TO_FIT) if length <= self._longest[number]]
+
+    def _sizes(self, number: int, index: int) -> list[list[tuple[int, ...]]]:
+        """Return the shapes of the outputs for many lengths in a row; ``index``: of the output that asks for them."""
+        longest, lengths = self._trial.lengths[-1], self._lengths_to_fit(number)
+        try:
+            return [[output.shape for output in self._alone(0, _with(longest, number, length))] for length in lengths]
+        except Exception as error:  # of any library
+            reason = f"it to take every length from {lengths[0]} to {lengths[-1]}, got {str(error).strip()}"
+            raise self._refusal(index, reason, _LEAVE_OUT) from error
+
+    def _cut_of(
+        self,
+        number: int,
+        index: int,
+        axis: int,
+        shapes: Sequence[tuple[int, ...]],
+        sizes_of_all: Sequence[Sequence[tuple[int, ...]]],
+    ) -> Cut:
+        """Return how an axis of an output follows a length; raise ConfigError if it does so in no known way."""
+        sizes = [of_outputs[index][axis] for of_outputs in sizes_of_all]
+        cut = fitting(axis, self._lengths_to_fit(number), sizes)
         if cut is None:
             raise self._refusal(
                 index,
                 f"an axis as long as the request, or by a stride of up to 16, or some times as long, got "
-                f"{_listed(shapes)} for lengths of {_listed(self._trial.lengths)}",
+                f"{_listed(shapes)} for lengths of {_listed([lengths[number] for lengths in self._trial.lengths])}",
                 _LEAVE_OUT,
             )
         return cut
@@ -198,7 +237,8 @@ class _Prover:
         requests = [self._padded(self._request(seed, length)) for length in lengths]
         for start in range(0, len(lengths), self._most):
             numbers = range(start, min(start + self._most, len(lengths)))
-            batch = [np.concatenate(arrays) for arrays in zip(*[requests[number] for number in numbers], strict=True)]
+            together = zip(self._axes.specs, *[requests[number] for number in numbers], strict=True)
+            batch = [arrays[0] if spec.is_shared else np.concatenate(arrays) for spec, *arrays in together]
             try:
                 outputs = self._run(self._filled_up(batch))
             except Exception as error:  # though the model took each as it is
@@ -207,26 +247,79 @@ class _Prover:
                 own = [output[row : row + 1] if self._most > 1 else output for output in outputs]
                 self._compare_one(self._axes.cut(own, lengths[number], lengths[-1]), alone[number], lengths[number])
 
-    def _compare_one(self, given: Sequence[Array], wanted: Sequence[Array], length: int) -> None:
+    def try_masks(self) -> None:
+        """Raise ConfigError for an input that was named as a mask, and is what another input masks.
+
+        That is one which may be anything where there is padding, as long as another input is 0 there, and matters
+        where the other is 1.
+        """
+        axes, lengths = self._axes, self._trial.lengths
+        plain = self._padded(self._request(0, lengths[0]))
+        others = [index for index, padded in enumerate(axes.item_axes) if padded and index not in axes.said_masks]
+        for mask in axes.said_masks:
+            if self._differ(plain, self._with_ones(plain, mask)):
+                continue
+            for other in others:
+                changed = self._with_ones(plain, other)
+                if self._differ(plain, changed) and self._differ(changed, self._with_ones(changed, mask)):
+                    number = next(number for number, each in enumerate(axes.lengths) if each.mask == mask)
+                    raise ConfigError(
+                        f"{axes.lengths[number].key}.mask: input {axes.names[mask]!r}: expected the input that says "
+                        f"what is padding, got one of which nothing is read there: {axes.names[other]!r} says it"
+                    )
+
+    def _with_ones(self, arrays: Sequence[Array], index: int) -> list[Array]:
+        """Return padded inputs of a request, one of them padded with 1."""
+        changed = list(arrays)
+        changed[index] = changed[index].copy()
+        is_padding = np.ones(changed[index].shape, np.bool_)
+        item_axes = self._axes.item_axes[index]
+        ends = [slice(None)] * (changed[index].ndim - 1)
+        for each, length in zip(self._axes.lengths, self._trial.lengths[0], strict=True):
+            if (axis := each.of_inputs[index]) in item_axes and axis is not None:
+                ends[axis] = slice(length)
+        is_padding[(slice(None), *ends)] = False
+        changed[index][is_padding] = 1
+        return changed
+
+    def _differ(self, one: Sequence[Array], other: Sequence[Array]) -> bool:
+        """Say whether two padded requests, of the first lengths, have different answers; not if one cannot be run."""
+        found = []
+        for arrays in (one, other):
+            try:
+                outputs = self._run(self._filled_up(arrays))
+            except Exception:  # of any library, about numbers that the model cannot take
+                return False
+            own = [output[:1] if self._most > 1 else output for output in outputs]
+            found.append(self._axes.cut(own, self._trial.lengths[0], self._trial.lengths[-1]))
+        return any(
+            _off(given, wanted, self._tolerance)[0] > _SHARE_OFF * wanted.size
+            for given, wanted in zip(*found, strict=True)
+        )
+
+    def _compare_one(self, given: Sequence[Array], wanted: Sequence[Array], lengths: Sizes) -> None:
         for index, (found, expected) in enumerate(zip(given, wanted, strict=True)):
             if found.shape != expected.shape:
-                raise self._refusal(index, f"the shape {expected.shape} for a length of {length}, got {found.shape}")
+                raise self._refusal(
+                    index, f"the shape {expected.shape} for a length of {_in_words(lengths)}, got {found.shape}"
+                )
             off, largest = _off(found, expected, self._tolerance)
             if off > _SHARE_OFF * expected.size:
                 raise self._refusal(
                     index,
-                    f"what a request of length {length} gives alone, got {off} of {expected.size} numbers that differ, "
-                    f"by up to {largest:.2g} of the largest: the padding changes the answer",
+                    f"what a request of length {_in_words(lengths)} gives alone, got {off} of {expected.size} numbers "
+                    f"that differ, by up to {largest:.2g} of the largest: the padding changes the answer",
                 )
 
     def _refusal(self, index: int | None, expected_and_got: str, advice: str = "") -> ConfigError:
         axes, lengths = self._axes, self._trial.lengths
         output = "" if index is None else f" in output {axes.output_names[index]!r}"
-        mask = "" if axes.mask is None else f" (with the mask {axes.names[axes.mask]!r})"
+        masks = [axes.names[mask] for mask in sorted(axes.masks)]
+        mask = f" (with the mask {', '.join(map(repr, masks))})" if masks else ""
         ways = "name the input that says what is padding (pad.mask, pad.length), or export the model with one"
-        if axes.mask is not None or axes.length is not None:
+        if axes.made_inputs:
             ways = "export a model that leaves out what its mask or length says is padding"
-        start = f"{_where(axes)}: padded to {lengths[-1]}{mask}, expected{output} {expected_and_got}. "
+        start = f"{axes.places()}: padded to {_in_words(lengths[-1])}{mask}, expected{output} {expected_and_got}. "
         if advice:
             return ConfigError(f"{start}Way out: {advice}")
         return ConfigError(
@@ -234,31 +327,47 @@ class _Prover:
             f"If you know that the padding changes nothing, rows='batch' says so"
         )
 
-    def _request(self, seed: int, length: int) -> list[Array]:
-        """Return the inputs of a request of some length, with a batch axis of 1."""
+    def _request(self, seed: int, lengths: Sizes) -> list[Array]:
+        """Return the inputs of a request of some lengths, with a batch axis of 1 where they have one."""
         axes = self._axes
-        random = np.random.default_rng((seed, length))
+        random = np.random.default_rng((seed, *lengths))
+        of_all = np.random.default_rng(seed)  # of what requests share
         arrays = []
         for index, (spec, item) in enumerate(zip(axes.specs, self._trial.items, strict=True)):
-            if index in (axes.mask, axes.length):
-                arrays.append(axes.made(index, length)[None])
+            if index in axes.made_inputs:
+                arrays.append(axes.made(index, lengths)[None])
+            elif spec.is_shared:
+                example = example_of(spec, item)
+                arrays.append(_numbers(spec, item, of_all) if example is None else example)
             else:
-                axis = axes.of_inputs[index]
-                shape = (1, *[length if position == axis else size for position, size in enumerate(item)])
-                is_float = spec.dtype.kind == "f"
-                # Around 1, so that a padding of zeros is none of them and moves every mean.
-                numbers = random.standard_normal(shape) + 1 if is_float else random.integers(0, 2, shape)
-                arrays.append(np.asarray(numbers).astype(spec.dtype))
+                shape = list(item)
+                for each, length in zip(axes.lengths, lengths, strict=True):
+                    if (axis := each.of_inputs[index]) is not None:
+                        shape[axis] = length
+                arrays.append(_numbers(spec, (1, *shape), random))
         return arrays
 
     def _padded(self, arrays: Sequence[Array]) -> list[Array]:
-        target = self._trial.lengths[-1]
-        return [np.asarray(self._axes.padded(index, array, target, 0)) for index, array in enumerate(arrays)]
+        targets = self._trial.lengths[-1]
+        return [np.asarray(self._axes.padded(index, array, targets, 0)) for index, array in enumerate(arrays)]
 
     def _filled_up(self, batch: Sequence[Array]) -> list[Array]:
         """Return a batch with rows behind it, the first one again, up to the smallest that is run."""
-        missing = self._least - len(batch[0])
-        return [np.concatenate([array, *[array[:1]] * missing]) if missing > 0 else array for array in batch]
+        missing = self._least - rows_in(self._axes.specs, batch)
+        if missing <= 0:
+            return list(batch)
+        return [
+            array if spec.is_shared else np.concatenate([array, *[array[:1]] * missing])
+            for spec, array in zip(self._axes.specs, batch, strict=True)
+        ]
+
+
+def _numbers(spec: InputSpec, shape: Sequence[int], random: np.random.Generator) -> Array:
+    """Return pseudo-random data of an input."""
+    is_float = spec.dtype.kind == "f"
+    # Around 1, so that a padding of zeros is none of them and moves every mean.
+    numbers = random.standard_normal(shape) + 1 if is_float else random.integers(0, 2, shape)
+    return np.asarray(numbers).astype(spec.dtype)
 
 
 def _off(found: Array, expected: Array, tolerance: float) -> tuple[int, float]:
@@ -277,39 +386,56 @@ def _off(found: Array, expected: Array, tolerance: float) -> tuple[int, float]:
     return int(np.count_nonzero(apart > tolerance)), float(apart.max())
 
 
-def _need_known(axes: LengthAxes, why: str) -> None:
+def _need_known(axes: PaddedAxes, why: str) -> None:
     """Raise ConfigError unless it is known of all outputs which axes have the length."""
     if not axes.output_names:
         raise ConfigError(f"pad: expected outputs whose shapes can be seen, got none: {why}")
-    for name, known in zip(axes.output_names, axes.of_outputs, strict=True):
-        if known is None:
-            raise ConfigError(
-                f"pad.outputs: output {name!r}: expected the axis that has the length, or [] for none, got nothing, "
-                f"and it cannot be seen: {why}"
-            )
+    for each in axes.lengths:
+        for name, known in zip(each.output_names, each.of_outputs, strict=True):
+            if known is None:
+                raise ConfigError(
+                    f"{each.key}.outputs: output {name!r}: expected the axis that has the length, or [] for none, got "
+                    f"nothing, and it cannot be seen: {why}"
+                )
 
 
-def _trials(axes: LengthAxes, profile: Profile) -> Iterator[_Trial]:
-    """Yield lengths to try, with the shapes of the inputs, which have 0 where the length is."""
-    low, high = _range(axes, profile)
-    if axes.buckets:
-        for bucket in (bucket for bucket in axes.buckets if bucket >= max(low + 2, 3)):
-            lengths: tuple[int, ...] = (max(low, bucket // 3), max(low, bucket // 3 + 1, 2 * bucket // 3), bucket)
-            yield from (_Trial(lengths, items) for items in _items(axes, profile))
-        return
+def _trials(axes: PaddedAxes, profile: Profile) -> Iterator[_Trial]:
+    """Yield lengths to try, with the shapes of the inputs, which have 0 where a length is.
+
+    Of several lengths, all are tried that are in the same place of their lists, and then each with the next of the
+    others; the two that are padded are the other way round in every second.
+    """
+    of_each = [_lengths_to_try(axes, number, profile) for number in range(len(axes.lengths))]
+    count = max(map(len, of_each)) if all(of_each) else 0
+    for shift in range(2 if len(of_each) > 1 else 1):
+        for place in range(count):
+            chosen = [found[(place + shift * number) % len(found)] for number, found in enumerate(of_each)]
+            turned = [(b, a, c) if number % 2 else (a, b, c) for number, (a, b, c) in enumerate(chosen)]
+            lengths = list(zip(*turned, strict=True))
+            if axes.max_tokens is None or axes.element_count(lengths[-1]) <= axes.max_tokens:
+                yield from (_Trial(lengths, items) for items in _items(axes, profile))
+
+
+def _lengths_to_try(axes: PaddedAxes, number: int, profile: Profile) -> list[tuple[int, int, int]]:
+    """Return what may be tried of one length, in each case the length that the first two are padded to behind them."""
+    low, high = _range(axes, number, profile)
+    if buckets := axes.lengths[number].buckets:
+        return [
+            (max(low, bucket // 3), max(low, bucket // 3 + 1, 2 * bucket // 3), bucket)
+            for bucket in buckets
+            if bucket >= max(low + 2, 3)
+        ]
     guesses = [*_LENGTHS, (low + 11, low, low + 6)]
     if high is not None and high - low >= 2:
         guesses.append((high, low, (low + high) // 2))
-    for target, *shorter in guesses:
-        lengths = (*shorter, target)
-        if len(set(lengths)) == 3 and all(low <= length <= (high or length) for length in lengths):
-            yield from (_Trial(lengths, items) for items in _items(axes, profile))
+    found = [(first, second, target) for target, first, second in guesses]
+    return [each for each in found if len(set(each)) == 3 and all(low <= size <= (high or size) for size in each)]
 
 
-def _range(axes: LengthAxes, profile: Profile) -> tuple[int, int | None]:
-    """Return the shortest and the longest length that the model says it takes; None: it says none."""
+def _range(axes: PaddedAxes, number: int, profile: Profile) -> tuple[int, int | None]:
+    """Return the least and the greatest of a length that the model says it takes; None: it says none."""
     lows, highs = [1], []
-    for index, axis in enumerate(axes.of_inputs):
+    for index, axis in enumerate(axes.lengths[number].of_inputs):
         if axis is None:
             continue
         spec, (low, high) = axes.specs[index], profile.limits[index][axis]
@@ -321,10 +447,11 @@ def _range(axes: LengthAxes, profile: Profile) -> tuple[int, int | None]:
     return max(lows), min(highs, default=None)
 
 
-def _items(axes: LengthAxes, profile: Profile) -> Iterator[list[tuple[int, ...]]]:
-    """Yield the shapes of each input's item, 0 where the length is: the largest, or guesses where there is none."""
+def _items(axes: PaddedAxes, profile: Profile) -> Iterator[list[tuple[int, ...]]]:
+    """Yield the shapes of each input's item, 0 where a length is: the largest, or guesses where there is none."""
+    padded = axes.item_axes
     is_open = any(
-        high is None and axis != axes.of_inputs[index]
+        high is None and axis not in padded[index]
         for index, limits in enumerate(profile.limits)
         for axis, (_, high) in enumerate(limits)
     )
@@ -332,7 +459,7 @@ def _items(axes: LengthAxes, profile: Profile) -> Iterator[list[tuple[int, ...]]
         items = [
             tuple(
                 [
-                    0 if axis == axes.of_inputs[index] else max(guess, low) if high is None else high
+                    0 if axis in padded[index] else max(guess, low) if high is None else high
                     for axis, (low, high) in enumerate(limits)
                 ]
             )
@@ -347,11 +474,13 @@ def _volume(profile: Profile) -> float:
     return math.inf if items is None else sum(math.prod(item) for item in items)
 
 
-def _where(axes: LengthAxes) -> str:
-    found = [
-        axes.input_place(index) for index, axis in enumerate(axes.of_inputs) if axis is not None and index != axes.mask
-    ]
-    return "; ".join(found)
+def _with(lengths: Sizes, number: int, length: int) -> Sizes:
+    """Return lengths with another one of that number."""
+    return (*lengths[:number], length, *lengths[number + 1 :])
+
+
+def _in_words(lengths: Sizes) -> str:
+    return " x ".join(map(str, lengths))
 
 
 def _listed(values: Sequence[object]) -> str:

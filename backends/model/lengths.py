@@ -2,6 +2,7 @@
 
     {"backend": "OnnxTensor", "model": "embed.onnx", "max": 32, "pad": "longest", "max_tokens": 4096}
     {..., "pad": {"to": [32, 128, 512], "axis": "seq", "value": {"input_ids": 1}}}
+    {..., "pad": [{"to": "longest", "axis": "height"}, {"to": "longest", "axis": "width"}]}
 
 How a request travels: ``LengthReader`` makes the mask and the length that the model wants and the request has not
 brought, and tells the engine how long the request is and what it may share a batch with. When a batch is run,
@@ -9,7 +10,7 @@ brought, and tells the engine how long the request is and what it may share a ba
 shape had come; ``Lengths.finish`` cuts the outputs for each request before the postprocessor sees them.
 
 That padding changes no answer is proved by trials: ``length_proof``. Which axes are padded, and which of the outputs
-have the length: ``length_axes``.
+have a length: ``padded_axes``, and of each length ``length_axes``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fastpipe.contract import Request
 from fastpipe.errors import KernelError
 from fastpipe.padding import PaddingCount
 
-from .length_axes import LengthAxes
+from .padded_axes import PaddedAxes, Sizes
 from .reader import RequestReader, Sample, UnfitError
 
 __all__ = ["LengthReader", "Lengths", "Measured"]
@@ -37,8 +38,9 @@ class Measured(NamedTuple):
     """A request that was read."""
 
     sample: Sample
-    length: int
-    target: int  # what it is padded to; 0: the longest of its run
+    lengths: Sizes
+    targets: Sizes  # what it is padded to; 0: the longest of its run
+    element_count: int  # of the request
     key: Hashable  # equal for all that may share a batch
 
 
@@ -63,13 +65,13 @@ class LengthReader:
     Thread-safety: any thread may call it.
     """
 
-    def __init__(self, reader: RequestReader, axes: LengthAxes, model: str) -> None:
+    def __init__(self, reader: RequestReader, axes: PaddedAxes, model: str) -> None:
         self._reader = reader
         self._axes = axes
         self._model = model
         self.max_batch = reader.max_batch
-        self._made = [index for index in (axes.mask, axes.length) if index is not None]
-        self._kept: dict[tuple[int, int], Any] = {}
+        self._made = axes.made_inputs
+        self._kept: dict[tuple[int, Sizes], Any] = {}
 
     def measure(self, request: Request) -> Measured:
         """Return the data of a request, with what is made for it, checked; and how long it is.
@@ -81,41 +83,63 @@ class LengthReader:
         if self._made and "data" in request:
             request = {"data": self._completed(data)}
         sample = self._reader.read(request)
-        length = self._length(sample.fit.item_shapes)
-        target = self._axes.target(length)
-        if target is None or max(target, length) > (self._axes.max_tokens or sys.maxsize):
-            raise self._too_long(sample.fit.item_shapes, length)
-        key = self._reader.key_apart_from(sample, self._axes.of_inputs)
-        return Measured(sample, length, target, (key, target))
+        lengths = self._lengths(sample.fit.item_shapes)
+        targets = self._axes.targets(lengths)
+        count = self._axes.element_count(lengths)
+        if targets is None:
+            raise self._too_long(sample.fit.item_shapes, lengths)
+        padded = tuple([target or length for target, length in zip(targets, lengths, strict=True)])
+        if self._axes.max_tokens is not None and self._axes.element_count(padded) > self._axes.max_tokens:
+            raise self._too_many(lengths, padded)
+        key = self._reader.key_apart_from(sample, self._axes.item_axes)
+        return Measured(sample, lengths, targets, count, (key, targets))
 
-    def _length(self, items: Sequence[tuple[int, ...]]) -> int:
-        """Return the length of a request, which all of its padded inputs have to have."""
-        first, *others = [
-            (index, items[index][axis]) for index, axis in enumerate(self._axes.of_inputs) if axis is not None
-        ]
-        for index, size in others:
-            if size != first[1]:
-                name = self._axes.names[first[0]]
+    def _lengths(self, items: Sequence[tuple[int, ...]]) -> Sizes:
+        """Return the lengths of a request, each of which all inputs that are padded by it have to have."""
+        found = []
+        for each in self._axes.lengths:
+            first, *others = [
+                (index, items[index][axis]) for index, axis in enumerate(each.of_inputs) if axis is not None
+            ]
+            for index, size in others:
+                if size != first[1]:
+                    name = self._axes.names[first[0]]
+                    raise KernelError(
+                        f"{self._model}, {each.input_place(index)}: expected {first[1]}, the length of "
+                        f"input {name!r}, got {size}: the inputs that are padded need one length"
+                    )
+            if first[1] < 1:
                 raise KernelError(
-                    f"{self._model}, {self._axes.input_place(index)}: expected {first[1]}, the length of "
-                    f"input {name!r}, got {size}: the inputs that are padded need one length"
+                    f"{self._model}, {each.input_place(first[0])}: expected a length of at least 1, got {first[1]}"
                 )
-        if first[1] < 1:
-            raise KernelError(
-                f"{self._model}, {self._axes.input_place(first[0])}: expected a length of at least 1, got {first[1]}"
-            )
-        return first[1]
+            found.append(first[1])
+        return tuple(found)
 
-    def _too_long(self, items: Sequence[tuple[int, ...]], length: int) -> KernelError:
-        index = next(index for index, axis in enumerate(self._axes.of_inputs) if axis is not None)
-        buckets, budget = self._axes.buckets, self._axes.max_tokens
-        if buckets and length > buckets[-1]:
-            most, advice = buckets[-1], f"pad to a longer one than {buckets[-1]}, or shorten it before"
-        else:
-            most, advice = budget or 0, "raise max_tokens, or shorten it before"
+    def _too_long(self, items: Sequence[tuple[int, ...]], lengths: Sizes) -> KernelError:
+        """Return the error of a request for which there is no bucket."""
+        each, length = next(
+            (each, length)
+            for each, length in zip(self._axes.lengths, lengths, strict=True)
+            if each.target(length) is None
+        )
+        most = each.buckets[-1]
         return KernelError(
-            f"{self._model}, {self._axes.input_place(index)}: "
-            f"expected a length of at most {most}, got {length}: {advice}"
+            f"{self._model}, {each.input_place(each.first)}: expected a length of at most {most}, got {length}: "
+            f"pad to a longer one than {most}, or shorten it before"
+        )
+
+    def _too_many(self, lengths: Sizes, padded: Sizes) -> KernelError:
+        """Return the error of a request with more elements than a run may have."""
+        most = self._axes.max_tokens
+        first = self._axes.lengths[0]
+        place = f"{self._model}, {first.input_place(first.first)}: expected"
+        if len(lengths) == 1:
+            return KernelError(
+                f"{place} a length of at most {most}, got {lengths[0]}: raise max_tokens, or shorten it before"
+            )
+        return KernelError(
+            f"{place} at most {most} elements in all, got lengths of {', '.join(map(str, lengths))}, with padding "
+            f"{self._axes.element_count(padded)}: raise max_tokens, or send less"
         )
 
     def _completed(self, data: Any) -> Any:
@@ -135,13 +159,13 @@ class LengthReader:
                 return data
             source = iter(values)
             given = [None if index in missing else next(source) for index in range(len(names))]
-        length = self._length_of_given(given)
+        lengths = tuple([self._length_of_given(each.of_inputs, given) for each in self._axes.lengths])
         for index in missing:
-            given[index] = self._made_for(index, length)
+            given[index] = self._made_for(index, lengths)
         return given
 
-    def _length_of_given(self, given: Sequence[Any]) -> int:
-        for index, axis in enumerate(self._axes.of_inputs):
+    def _length_of_given(self, axes: Sequence[int | None], given: Sequence[Any]) -> int:
+        for index, axis in enumerate(axes):
             if axis is not None and given[index] is not None:
                 shape = _shape_of(given[index])
                 spec = self._axes.specs[index]
@@ -151,13 +175,13 @@ class LengthReader:
                     return shape[axis]
         return 1  # no array, or one of the wrong rank: the reader says so
 
-    def _made_for(self, index: int, length: int) -> Any:
-        """Return the mask, or the length, of a request: those of one length share it, so nobody may change it."""
-        made = self._kept.get((index, length))
+    def _made_for(self, index: int, lengths: Sizes) -> Any:
+        """Return the mask, or the length, of a request: those of equal lengths share it, so nobody may change it."""
+        made = self._kept.get((index, lengths))
         if made is None:
             if len(self._kept) >= _KEPT:
                 self._kept.clear()
-            self._kept[index, length] = made = self._axes.made(index, length)
+            self._kept[index, lengths] = made = self._axes.made(index, lengths)
             made.flags.writeable = False
         return made
 
@@ -192,11 +216,11 @@ class Lengths:
     Thread-safety: ``reader`` may be used by any thread, everything else by one at a time.
     """
 
-    def __init__(self, reader: RequestReader, axes: LengthAxes, model: str) -> None:
+    def __init__(self, reader: RequestReader, axes: PaddedAxes, model: str) -> None:
         self.reader = LengthReader(reader, axes, model)
         self.count = PaddingCount()
         self.axes = axes
-        self._lengths: dict[int, tuple[int, int]] = {}  # by id of a request that runs: its own, and the padded one
+        self._lengths: dict[int, tuple[Sizes, Sizes]] = {}  # by id of a request that runs: its own, and the padded one
 
     def run(self, inputs: RequestReader, batch: list[Request], run_group: Any, runner: Runner) -> None:
         """Run a batch: ``runner`` is given all of it, and ``run_group`` what shares a run, padded.
@@ -246,17 +270,18 @@ class Lengths:
         lengths = [self._lengths[id(request)][0] for request in requests]
         # All have been padded to the same; whose length that was may have been found unfit.
         target = self._lengths[id(requests[0])][1]
-        self.count.add(sum(lengths), row_count * target)
-        if not any(self.axes.of_outputs) or all(length == target for length in lengths):
+        own = sum([self.axes.element_count(each) for each in lengths])
+        self.count.add(own, row_count * self.axes.element_count(target))
+        if not self.axes.cuts_outputs or all(each == target for each in lengths):
             postprocess(outputs, requests)
         elif len(set(lengths)) == 1:
             postprocess(self.axes.cut(outputs, lengths[0], target), requests)
         else:
             errors: dict[int, KernelError] = {}
             for row, (request, length) in enumerate(zip(requests, lengths, strict=True)):
-                own = [output[row : row + 1] for output in outputs]
+                alone = [output[row : row + 1] for output in outputs]
                 try:
-                    postprocess(_alone(self.axes.cut(own, length, target)), [request])
+                    postprocess(_alone(self.axes.cut(alone, length, target)), [request])
                 except UnfitError as error:  # of this one request
                     errors[row] = error.errors[0]
             if errors:
@@ -267,30 +292,32 @@ class Lengths:
 
         A batch that the engine has formed by length is one run; what others have formed is divided.
         """
-        group = sorted(group, key=lambda each: -each[1].length)
+        group = sorted(group, key=lambda each: -each[1].element_count)
         run: list[tuple[Request, Measured]] = []
-        own = longest = 0
+        own = 0
+        longest: Sizes = ()
         for each in group:
-            length, target = each[1].length, each[1].target
-            if run and not self.axes.is_within(len(run) + 1, own + length, longest, has_target=target > 0):
+            measured = each[1]
+            count, padded = measured.element_count, _longest(longest, measured)
+            if run and not self.axes.is_within(len(run) + 1, own + count, padded):
                 yield run
-                run, own = [], 0
-            if not run:
-                longest = target or length
+                run, own, padded = [], 0, _longest((), measured)
             run.append(each)
-            own += length
+            own, longest = own + count, padded
         if run:
             yield run
 
     def _pad(
         self, inputs: RequestReader, run: list[tuple[Request, Measured]], number: int, padded: _PaddedReader
     ) -> None:
-        """Pad the requests of a run to one length."""
-        target = run[0][1].target or run[0][1].length
+        """Pad the requests of a run to the same lengths."""
+        targets: Sizes = ()
+        for _, measured in run:
+            targets = _longest(targets, measured)
         for request, measured in run:
-            self._lengths[id(request)] = measured.length, target
+            self._lengths[id(request)] = measured.lengths, targets
             arrays = [
-                self.axes.padded(index, array, target, spec.axis if array.ndim == len(spec.shape) else None)
+                self.axes.padded(index, array, targets, spec.axis if array.ndim == len(spec.shape) else None)
                 for index, (spec, array) in enumerate(zip(self.axes.specs, measured.sample.arrays, strict=True))
             ]
             try:
@@ -301,6 +328,12 @@ class Lengths:
             sample = _PaddedSample(found.arrays, found.fit, measured.sample.is_torch)
             sample.run = number
             padded.samples[id(request)] = sample
+
+
+def _longest(longest: Sizes, measured: Measured) -> Sizes:
+    """Return what a run is padded to that has one more request; ``()``: it had none."""
+    own = [target or length for target, length in zip(measured.targets, measured.lengths, strict=True)]
+    return tuple(map(max, own, longest)) if longest else tuple(own)
 
 
 def _shape_of(value: Any) -> tuple[int, ...]:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from .axes import Axes, Declared, Wishes
 from .inputs import Array
-from .row_proof import items_to_try, pseudo_random
+from .row_proof import pseudo_random
 from .shapes import InputSpec, Profile
+from .trial_shapes import items_to_try
 
 __all__ = ["looked_up", "unsaid_outputs"]
 

@@ -145,8 +145,8 @@ class RequestReader(ABC):
         """From now on a request has to bring all rows of the model's fixed batch, for this reason."""
         self._unpadded = reason
 
-    def key_apart_from(self, sample: Sample, axes: Sequence[int | None]) -> Hashable:
-        """Return what is equal for all that may share a batch once one axis of each input is padded; None: it is not.
+    def key_apart_from(self, sample: Sample, axes: Sequence[tuple[int, ...]]) -> Hashable:
+        """Return what is equal for all that may share a batch once some axes of each input are padded.
 
         Args:
             sample: of a request.
@@ -154,12 +154,12 @@ class RequestReader(ABC):
         """
         items = tuple(
             [
-                item if axis is None else item[:axis] + item[axis + 1 :]
-                for item, axis in zip(sample.fit.item_shapes, axes, strict=True)
+                tuple([size for axis, size in enumerate(item) if axis not in padded])
+                for item, padded in zip(sample.fit.item_shapes, axes, strict=True)
             ]
         )
         _, others = sample.fit.key
-        return items, others, sample.is_torch
+        return items, others, sample.is_torch, sample.shared
 
     def refuse_overflow(self, fit: Fit, by_input: Sequence[Sequence[Any]], joined: Sequence[Any] | None = None) -> None:
         """Look for requests that have a number which is infinite in the type that the model gets.

@@ -19,7 +19,8 @@ unless its graph names the operator that does it (``Output.counted_by``). Every 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -30,12 +31,12 @@ from fastpipe.errors import ConfigError
 from ..kinds import TEXT, blank, is_float, random_text
 from .inputs import Array, example_of
 from .shapes import InputSpec, Profile
+from .trial_shapes import items_to_try
 
 __all__ = [
     "COARSE",
     "FINE",
     "Output",
-    "items_to_try",
     "prove_once",
     "prove_rows",
     "pseudo_random",
@@ -58,11 +59,13 @@ _INTEGERS_OFF = 0.1
 # a thousand. Of larger items some would be off so often by chance.
 _ROWS_OFF = 0.75
 _LARGEST_COUNTED = 1 << 16  # numbers in an item
-# What is tried for axes without a largest size: most networks take the first, sequences the second.
-_GUESSES = (64, 8, 224, 3, 1)
-_LARGEST_GUESS = 1 << 22  # numbers in an item
 
 _SHAPES_ADVICE = "; shapes in max, as in '8x3x224x224', say how large an item is, so that the model can be tried"
+
+_PAIRS_ADVICE = (
+    "; min=2 runs it in batches: only a batch of one differs, rows of larger ones are the same in any company, and so "
+    "a request that is alone runs beside a row of zeros"
+)
 
 Run = Callable[[list[Array]], list[Array]]
 """Runs a model on inputs, one array each with the batch axis in front, wherever the model has it, and returns its
@@ -128,7 +131,8 @@ def prove_rows(
                 return
         except _ContradictionError as found:
             name = f"output {outputs[found.index].name!r}: " if outputs else f"output {found.index}: "
-            raise refusal(name if found.index >= 0 else "", found.reason) from found.__cause__
+            advice = _PAIRS_ADVICE if _agrees_in_company(run, specs, profile, items, tolerance) else ""
+            raise refusal(name if found.index >= 0 else "", found.reason, advice=advice) from found.__cause__
         failure = failure or trials.failure
     if is_needed:
         advice = _SHAPES_ADVICE if _volume(profile) == math.inf else ""
@@ -136,6 +140,18 @@ def prove_rows(
             raise failure
         problem = str(failure).strip() if failure else "its items are too large"
         raise refusal("", f"it cannot be tried on pseudo-random data: {problem}", advice=advice) from failure
+
+
+def _agrees_in_company(
+    run: Run, specs: Sequence[InputSpec], profile: Profile, items: list[tuple[int, ...]], tolerance: float
+) -> bool:
+    """Say whether a model whose rows are not what they are alone treats them alike in all batches of two and more."""
+    if profile.pad_to > 1 or profile.max_batch < 2:
+        return False
+    try:
+        return _Trials(run, specs, replace(profile, pad_to=2), items, tolerance, _TRIALS).succeed()
+    except _ContradictionError:
+        return False
 
 
 def rows_in(specs: Sequence[InputSpec], arrays: Sequence[Array]) -> int:
@@ -445,30 +461,6 @@ def _is_off(given: Array, wanted: Array, tolerance: float) -> Array:
 def _volume(profile: Profile) -> float:
     items = profile.largest_items()
     return math.inf if items is None else sum(math.prod(item) for item in items)
-
-
-def items_to_try(profile: Profile, specs: Sequence[InputSpec]) -> Iterator[list[tuple[int, ...]]]:
-    """Yield the shapes of each input's item: the largest, or guesses for the axes that have no largest size."""
-    items = profile.largest_items()
-    if items is not None:
-        yield items
-        return
-    for guess in _GUESSES:
-        items = [
-            tuple(
-                high if high is not None else _within(guess, low, spec, axis) for axis, (low, high) in enumerate(limits)
-            )
-            for limits, spec in zip(profile.limits, specs, strict=True)
-        ]
-        if all(math.prod(item) <= _LARGEST_GUESS for item in items):
-            yield items
-
-
-def _within(guess: int, least: int, spec: InputSpec, axis: int) -> int:
-    """Return the nearest size that an axis of an item may have, as far as the model says."""
-    low, high = spec.ranges[axis + 1] if spec.ranges else (least, None)
-    size = max(guess, least, low)
-    return size if high is None else min(size, high)
 
 
 def _refusal(what: str, reason: str, *, profiles: Sequence[Profile], is_fixed: bool, advice: str = "") -> ConfigError:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from fastpipe.announcing import announced_array
 from fastpipe.contract import Backend, Request
 from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
+from .announced import announced_inputs, announced_outputs, with_padding
 from .answers import Answers, Run, run_of
 from .axes import Axes, Declared, in_place
-from .length_axes import LengthAxes, Pad
 from .lengths import Lengths
+from .pad_keys import Pad
+from .padded_axes import PaddedAxes
 from .reader import RequestReader, Sample, UnfitError
 from .shapes import InputSpec, Profile
+from .state import ModelState
 
 __all__ = ["Group", "ModelBackend", "run_in_groups"]
+
+_LARGEST_LENGTH = (1 << 31) - 1  # that the engine takes
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +38,7 @@ class ModelBackend(Backend):
     _output_names: list[str]  # of those that are handed on, and perhaps of others behind them
     _axes = Axes((), {}, {})
     _lengths: Lengths | None = None  # requests of different lengths share a run
+    _state: ModelState  # of which a model may have none
 
     def _take(
         self,
@@ -56,11 +61,17 @@ class ModelBackend(Backend):
             for reader in self._readers:
                 reader.take_many_rows()
             self.weigh = self._weight_of
-        if len(specs) == 1:
-            self.announced_inputs = announced_array(specs[0].name, specs[0].dtype.name, specs[0].shape[1:], "data")
+        self._asked = list(specs)
+        self.announced_inputs = announced_inputs(specs)
         self.max_batch = inputs.max_batch
         # Where no run ever has two rows, no output needs to have rows.
         self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
+
+    def _take_state(self, state: ModelState) -> None:
+        """Take what keeps the model's state, and have it complete the data of requests; called behind ``_take``."""
+        self._state, self.stateful = state, bool(state)
+        for reader in self._readers if state else ():
+            reader.complete(state.data_of)
 
     def bucket(self, request: Request) -> Hashable:
         """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
@@ -73,16 +84,16 @@ class ModelBackend(Backend):
 
     def _pad(
         self,
-        pad: Pad | None,
+        pads: Sequence[Pad] | None,
         specs: Sequence[InputSpec] | None,
         declared: Sequence[Declared],
         profiles: Sequence[Profile],
         reader_of: Callable[[Sequence[InputSpec], Sequence[Profile]], RequestReader] | None = None,
-    ) -> LengthAxes | None:
-        """Take requests of different lengths, as ``pad`` says; called behind ``_take``, with ``_axes`` settled.
+    ) -> PaddedAxes | None:
+        """Take requests of different lengths, as ``pads`` say; called behind ``_take``, with ``_axes`` settled.
 
         Args:
-            pad: what is written; None: nothing, and nothing is padded.
+            pads: what is written of each length; None: nothing, and nothing is padded.
             specs: the inputs, with the types that a request's data become; None: nothing is known of them.
             declared: the outputs that are handed on; (): nothing is known of them.
             profiles: what the model takes.
@@ -91,14 +102,14 @@ class ModelBackend(Backend):
         Raises:
             ConfigError: if requests cannot be padded, or not as it says.
         """
-        if pad is None:
+        if pads is None:
             return None
         if specs is None:
             raise ConfigError("pad: expected shapes in max, such as '8x512', which say where the length is, got none")
-        _check_paddable(specs, self._axes, many_rows=self._reader.takes_many_rows)
+        _check_paddable([spec.name for spec in specs], self._axes, many_rows=self._reader.takes_many_rows)
         shapes = self._axes.row_shapes(declared)
         outputs = [(name, shape or None) for (name, _), shape in zip(declared, shapes, strict=True)]
-        axes = LengthAxes.of(pad, specs, outputs, self._axes.outputs)
+        axes = PaddedAxes.of(pads, specs, outputs, self._axes.outputs)
         axes.check(profiles)
         reader = self._reader
         if axes.fixed is not None:
@@ -110,9 +121,29 @@ class ModelBackend(Backend):
         self._lengths = Lengths(reader, axes, self._name)
         self.length_of = functools.partial(_length_of, self._lengths)
         self.max_padded = axes.max_tokens
-        self.max_padding = axes.max_padding if not axes.buckets else 1.0
+        self.max_padding = axes.max_padding if not axes.has_buckets else 1.0
         self.padding_counts = (self._lengths.count,)
+        self.announced_inputs = with_padding(self.announced_inputs, axes)
         return axes
+
+    def _announce(self, declared: Sequence[Declared], dtypes: Mapping[str, str], postprocessor: Any) -> None:
+        """Tell servers of the outputs, where these are handed out as they are; called at the end.
+
+        Args:
+            declared: the outputs that are handed out.
+            dtypes: of each, by name, in NumPy's words.
+            postprocessor: as the node has it.
+        """
+        if postprocessor not in ("split", "cpu") or not all(shape for _, shape in declared):
+            return
+        # Where requests share runs, it is proved that each has a row.
+        names = {spec.shape[0] for spec in self._asked if not spec.is_shared} - {"?"} | {1}
+        batches = None if self._has_rows else names
+        padded = self._lengths.axes if self._lengths is not None else None
+        as_dict = self._answers.as_dict
+        self.announced_outputs = announced_outputs(
+            declared, dtypes, self._axes, batches, as_dict=as_dict, padded=padded
+        )
 
     def _run_batch(self, inputs: Any, batch: list[Request], run: Callable[[Group], None]) -> None:
         """Call ``run`` for each group of a batch, as ``run_in_groups`` does; requests of similar lengths are padded."""
@@ -170,6 +201,7 @@ class ModelBackend(Backend):
                 for reader in self._readers:
                     reader.refuse_padding(f"{reason}; rows='batch' says that zeros may fill it up")
                 self._has_rows = False
+                self.announced_inputs = announced_inputs(self._asked, are_whole=True)
             to_prove = None
         try:
             warm_up()
@@ -202,18 +234,12 @@ class ModelBackend(Backend):
         return ""
 
 
-def _check_paddable(specs: Sequence[InputSpec], axes: Axes, *, many_rows: bool) -> None:
+def _check_paddable(inputs: Sequence[str], axes: Axes, *, many_rows: bool) -> None:
     """Raise ConfigError for what cannot be padded: what has no row for each request, or several."""
     if many_rows:
         raise ConfigError("pad: expected requests of one row each, got many_rows; leave one of the two out")
-    for spec in specs:
-        if spec.is_shared:
-            raise ConfigError(
-                f"pad: input {spec.name!r}: expected an axis for the requests, got one that a batch shares (shared, "
-                f"batch_axis); leave pad out, or give the model an input with a row for each request"
-            )
     for name, axis in axes.outputs.items():
-        if axis is None and name not in [spec.name for spec in specs]:
+        if axis is None and name not in inputs:
             raise ConfigError(
                 f"pad: output {name!r}: expected an axis for the requests, got one for all (batch_axis); leave it out "
                 f"of outputs"
@@ -226,12 +252,13 @@ def _check_paddable(specs: Sequence[InputSpec], axes: Axes, *, many_rows: bool) 
 
 
 def _length_of(lengths: Lengths, request: Request) -> int:
-    """Return how long a request is for the engine: what it is padded to, where that is known."""
+    """Return how long a request is for the engine: its elements as it is padded, where that is known."""
     try:
         measured = lengths.reader.measure(request)
     except KernelError:
         return 1  # forward() tells its caller why
-    return measured.target or measured.length
+    padded = [target or length for target, length in zip(measured.targets, measured.lengths, strict=True)]
+    return min(lengths.axes.element_count(tuple(padded)), _LARGEST_LENGTH)
 
 
 class Reader(Protocol):

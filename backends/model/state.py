@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,11 +12,12 @@ from fastpipe.contract import Request
 from fastpipe.errors import ConfigError, KernelError, nearest
 from fastpipe.summaries import summarize
 
+from .answers import chosen_outputs
 from .axes import Axes, Wishes
 from .inputs import Array
 from .shapes import InputSpec
 
-__all__ = ["ModelState", "StateWish", "read_state", "with_states"]
+__all__ = ["ModelState", "StateWish", "handed_on", "read_state", "with_states"]
 
 
 class StateWish(NamedTuple):
@@ -27,12 +28,38 @@ class StateWish(NamedTuple):
     initial: Any  # a number, or an array of one request's
 
 
-def read_state(written: Mapping[str, Any] | None, inputs: Sequence[str], outputs: Sequence[str]) -> list[StateWish]:
+def read_state(
+    written: Mapping[str, Any] | None,
+    inputs: Sequence[str] | None,
+    outputs: Sequence[str] | None,
+    *,
+    many_rows: bool,
+    is_padded: bool,
+) -> list[StateWish]:
     """Return what a node says of its model's state, checked against the names that the model has.
 
+    Args:
+        written: of the node.
+        inputs: names of the model's inputs; None: it names none.
+        outputs: names of its outputs; None: they are not known before it has run.
+        many_rows: requests may bring several rows.
+        is_padded: requests of different lengths are padded.
+
     Raises:
-        ConfigError: if there is no such input or output, or one output is to be several inputs.
+        ConfigError: if there is no such input or output, or one output is to be several inputs, or a state does not go
+            with what else the node says.
     """
+    if written and many_rows:
+        raise ConfigError("state and many_rows: a request of several rows would need several states; send each alone")
+    if written and is_padded:
+        raise ConfigError(
+            "state and pad: a state would have gone through the padding, too; leave one of the two out, without pad "
+            "requests of equal length share runs"
+        )
+    if written and inputs is None:
+        raise ConfigError("state: expected a model that names its inputs, got one that takes any number of them")
+    inputs = inputs or ()
+    there_are = "" if outputs is None else f"; it has {list(outputs)}"
     wishes = []
     for name, value in (written or {}).items():
         table = value if isinstance(value, Mapping) else {"output": value}
@@ -43,20 +70,35 @@ def read_state(written: Mapping[str, Any] | None, inputs: Sequence[str], outputs
         if "output" not in table:
             raise ConfigError(
                 f"state, input {name!r}: expected output, the name of the output that is this input of the next run, "
-                f"got only {', '.join(map(repr, table)) or 'an empty table'}; it has {list(outputs)}"
+                f"got only {', '.join(map(repr, table)) or 'an empty table'}{there_are}"
             )
         output = table["output"]
-        if output not in outputs:
+        if outputs is not None and output not in outputs:
             near = nearest(str(output), outputs)
-            raise ConfigError(
-                f"state, input {name!r}: the model has no output {output!r}{near}; it has {list(outputs)}"
-            )
+            raise ConfigError(f"state, input {name!r}: the model has no output {output!r}{near}{there_are}")
         wishes.append(StateWish(name, str(output), table.get("initial", 0)))
     if len({wish.output for wish in wishes}) < len(wishes):
         raise ConfigError("state: each input needs an output of its own")
     if wishes and len(wishes) == len(inputs):
         raise ConfigError("state: at least one input has to be the request's data")
     return wishes
+
+
+def handed_on(wanted: Sequence[str] | None, known: Sequence[str] | None, states: Sequence[str]) -> list[str]:
+    """Return the names of the outputs that a run gives: those that are wanted, else all others, and then the states.
+
+    Args:
+        wanted: by the node; None: all.
+        known: the model's outputs; None: they are not known, and some are wanted.
+        states: those that are kept for the next run.
+
+    Raises:
+        ConfigError: if the model has no such output, or one that is wanted is a state.
+    """
+    answered = list(wanted or ()) if known is None else chosen_outputs(wanted, known)
+    if both := [name for name in answered if wanted is not None and name in states]:
+        raise ConfigError(f"outputs: {both[0]!r} is a state: take it out of one of the two")
+    return [*[name for name in answered if name not in states], *states]
 
 
 def with_states(wishes: Wishes, states: Sequence[StateWish], axes: Mapping[str, int | None]) -> Wishes:
@@ -75,6 +117,7 @@ class ModelState:
         wishes: of the node; none: the model has no state.
         specs: the model's inputs, with the batch in front (``with_axes``).
         shares_runs: whether requests share runs of the model.
+        placed: puts what a sequence begins with where the model's inputs are; without it, it stays on the CPU.
 
     Raises:
         ConfigError: if an input has no axis for requests and they share runs, or nobody says how large it is.
@@ -83,7 +126,13 @@ class ModelState:
     """
 
     def __init__(
-        self, model: str, wishes: Sequence[StateWish], specs: Sequence[InputSpec], *, shares_runs: bool
+        self,
+        model: str,
+        wishes: Sequence[StateWish],
+        specs: Sequence[InputSpec],
+        *,
+        shares_runs: bool,
+        placed: Callable[[Array], Any] | None = None,
     ) -> None:
         self._model = model
         self._wishes = list(wishes)
@@ -92,7 +141,12 @@ class ModelState:
         self._order = [spec.name for spec in specs]
         self._free = [name for name in self._order if name not in self.inputs]
         by_name = {spec.name: spec for spec in specs}
-        self._initial = {wish.input: _initial(wish, by_name[wish.input], shares_runs) for wish in wishes}
+        self.initial = {wish.input: _initial(wish, by_name[wish.input], shares_runs) for wish in wishes}
+        """With what a sequence begins, by the inputs' names, in the order of ``outputs``."""
+        self.initial_arrays = self.initial
+        """The same where it was written, as arrays of NumPy."""
+        if placed is not None:
+            self.initial = {name: placed(array) for name, array in self.initial.items()}
 
     def __bool__(self) -> bool:
         return bool(self._wishes)
@@ -115,24 +169,28 @@ class ModelState:
                 f"{self._model}: expected data for the inputs {self._free} ({', '.join(self.inputs)} is what the pipe "
                 f"keeps), got {got}"
             )
-        values |= request.get("state") or self._initial
+        values |= request.get("state") or self.initial
         return [values[name] for name in self._order]
 
-    def keep_whole(self, outputs: list[Array], request: Request) -> list[Array]:
-        """Keep what the run of one request has left, and return the other outputs."""
-        count = len(outputs) - len(self.outputs)
-        request["state"] = dict(zip(self.inputs, outputs[count:], strict=True))
-        return outputs[:count]
+    def keep_whole(self, outputs: list[Any], request: Request) -> None:
+        """Keep what the run of one request has left."""
+        request["state"] = dict(zip(self.inputs, outputs, strict=True))
 
-    def keep(self, axes: Axes, outputs: Sequence[Array], requests: Sequence[Request]) -> None:
+    def keep(self, axes: Axes, outputs: Sequence[Any], requests: Sequence[Request]) -> None:
         """Keep what a run has left, its outputs with the requests in front: copies, so that no batch stays for one."""
-        kept: list[dict[str, Array]] = [{} for _ in requests]
+        if not self._wishes:
+            return
+        kept: list[dict[str, Any]] = [{} for _ in requests]
         for wish, output in zip(self._wishes, outputs, strict=True):
             has_rows = axes.has_rows(wish.output) and len(output) == len(requests)
             for number, state in enumerate(kept):
-                state[wish.input] = (output[number] if has_rows else output).copy()
+                state[wish.input] = _copied(output[number] if has_rows else output)
         for request, state in zip(requests, kept, strict=True):
             request["state"] = state
+
+
+def _copied(array: Any) -> Any:
+    return array.copy() if isinstance(array, np.ndarray) else array.clone()
 
 
 def _initial(wish: StateWish, spec: InputSpec, shares_runs: bool) -> Array:

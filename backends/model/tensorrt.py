@@ -26,7 +26,7 @@ from fastpipe.errors import BackendError, ConfigError, MissingExtra
 from ..gpu.devices import DeviceId, claim_gpu, place_of, torch_gpu
 from ..gpu.streams import InstanceStream, hand_over
 from ..tensor.arrays import all_finite
-from .answers import Answers, chosen_outputs, compared
+from .answers import Answers, compared, tell_of_empty_tables
 from .axes import Said, settled
 from .encrypted import ModelKey, decrypt, encrypt
 from .engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
@@ -34,16 +34,18 @@ from .engine_inputs import EngineInputs, fill, torch_dtype
 from .engine_shapes import EngineAxes, open_shape, profile_shapes
 from .heads.postprocessors import find_postprocessor, is_built_in
 from .inputs import Array, to_array, zeros
-from .length_axes import read_pad
 from .length_proof import prove_lengths
 from .onnx_runtime.graph import RAW_SUFFIX
 from .onnx_runtime.precision import Precision, with_precision
 from .onnx_runtime.rows import Graph, known_outputs, read_graph
+from .pad_keys import read_pad
 from .reader import Fit, UnfitError
 from .row_proof import COARSE, prove_rows, rows_in
 from .runs import Group, ModelBackend
 from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import ModelSource, fingerprint, open_model
+from .state import ModelState, StateWish, handed_on, read_state, with_states
+from .state_proof import check_state, prove_state
 from .tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
 
 __all__ = ["TensorrtTensor"]
@@ -93,6 +95,7 @@ class TensorrtTensor(ModelBackend):
         split_by: as in ``OnnxTensor``: outputs with rows of all requests together -> the column with their number.
         outputs: names of the outputs that are handed on, in this order; the engine computes all.
         result_as: ``dict``: ``result`` has the outputs by their names, also an only one.
+        state: as in ``OnnxTensor``: which output of a run is which input of the sequence's next; kept on the GPU.
         precision: what the model computes in: ``fp32`` (with TensorFloat-32 where the GPU has it, TensorRT's default),
             ``fp16``, ``bf16`` (needs nvidia-modelopt), or ``int8`` for a file that is quantised already, with
             QuantizeLinear and DequantizeLinear. Inputs and outputs keep their types.
@@ -124,7 +127,7 @@ class TensorrtTensor(ModelBackend):
         max: int | str | None = None,
         min: int | str | None = None,
         rows: Literal["batch"] | None = None,
-        pad: str | list[int] | Mapping[str, Any] | None = None,
+        pad: str | list[int] | list[Mapping[str, Any]] | Mapping[str, Any] | None = None,
         max_tokens: Annotated[int, Between(1, 2**31 - 1)] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,
@@ -132,6 +135,7 @@ class TensorrtTensor(ModelBackend):
         split_by: Mapping[str, Any] | None = None,
         outputs: list[str] | None = None,
         result_as: Literal["list", "dict"] = "list",
+        state: Mapping[str, Any] | None = None,
         precision: Precision = "fp32",
         precision_fp32: list[str] | None = None,
         precision_fp16: list[str] | None = None,
@@ -167,16 +171,32 @@ class TensorrtTensor(ModelBackend):
             wanted = _Wanted(library, source._replace(model=changed), self._gpu, max, min, own_axes)
             with _use(self._gpu), _engines_lock:
                 self._engine = _shared_engine(wanted, cache)
-            specs, wishes, batch = own_axes.specs(self._engine.inputs, [info.name for info in self._engine.outputs])
+            known = [info.name for info in self._engine.outputs]
+            specs, wishes, batch = own_axes.specs(self._engine.inputs, known)
+            names = [spec.name for spec in specs]
+            states = read_state(state, names, known, many_rows=many_rows, is_padded=pad is not None)
+            wishes = with_states(wishes, states, {spec.name: spec.axis for spec in specs})
             profiles = make_profiles(specs, max, min)
             self._inputs = EngineInputs(self._name, specs, profiles)
-            self._take(self._inputs, profiles, many_rows=many_rows)
+            kept = [wish.input for wish in states]
+            asked = [spec for spec in specs if spec.name not in kept]
+            self._take(self._inputs, profiles, asked, many_rows=many_rows)
+            self._take_state(
+                ModelState(self._name, states, specs, shares_runs=not self._inputs.runs_alone, placed=self._placed)
+            )
             graph = own_axes.graph_of(specs)
-            self._choose_outputs(outputs)
+            self._choose_outputs(outputs, states)
             declared = [(info.name, open_shape(info.shape)) for info in self._chosen]
             axes = [spec.axis for spec in specs]
             self._axes = settled(declared, wishes, axes, batch, graph.carried if graph is not None else None)
-            found = find_postprocessor(postprocessor, self._axes.row_shapes(declared))
+            shapes = self._axes.row_shapes(declared)
+            check_state(
+                states, specs, {info.name: (None, shape) for info, shape in zip(self._chosen, shapes, strict=True)}
+            )
+            answered = shapes[: len(shapes) - len(states)]
+            found = find_postprocessor(
+                postprocessor, answered, [name for name in names if name not in self._state.inputs]
+            )
             self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
             reader_of = functools.partial(EngineInputs, self._name)
             lengths = self._pad(read_pad(pad, max_tokens), specs, declared, profiles, reader_of)
@@ -194,9 +214,12 @@ class TensorrtTensor(ModelBackend):
                     _proved[self._engine].add(proof)
 
             self._build_up(None if rows else prove, lambda: self._warm_up(specs, profiles) if warm_up else None)
+            run = functools.partial(self._try, specs, profiles)
+            prove_state(run, states, self._state.initial_arrays, specs, profiles)
             if lengths is not None:
-                run = functools.partial(self._try, specs, profiles)
                 prove_lengths(run, lengths, profiles, _tolerance(graph), is_vouched=rows is not None)
+            dtypes = {info.name: info.dtype for info in self._chosen}
+            self._announce(declared[: len(answered)], dtypes, postprocessor)
         except ConfigError as error:
             raise self._named(error) from error.__cause__
 
@@ -211,6 +234,8 @@ class TensorrtTensor(ModelBackend):
             self._run_batch(self._inputs, batch, lambda group: self._run_requests(group, current.handle))
             for request in batch:
                 hand_over(request.get("result"))
+                if self._state:
+                    hand_over(request.get("state"))
 
     def close(self) -> None:
         """Let go of the engine; results handed out stay valid."""
@@ -224,14 +249,19 @@ class TensorrtTensor(ModelBackend):
         by_input = list(zip(*[sample.arrays for _, sample in group], strict=True))
         if fit.as_it_comes is not None:
             outputs = self._run(fit.profile, by_input, fit.as_it_comes, stream, fit=fit)
-            self._answers.fill_alone(self._output_names, outputs, group[0][0])
+            count = len(outputs) - len(self._state.outputs)
+            self._answers.fill_alone(self._output_names[:count], outputs[:count], group[0][0])
+            if self._state:
+                self._state.keep_whole(outputs[count:], group[0][0])
             return
         total = sum([sample.fit.rows for _, sample in group])
         row_count = max(total, fit.profile.pad_to, 1)
         outputs = self._run_rows(fit.profile, by_input, fit.item_shapes, row_count, stream, fit=fit)
         if row_count > total:
             outputs = self._axes.without_padding(self._output_names, outputs, total)
-        self._finish(outputs, group, row_count)
+        count = len(outputs) - len(self._state.outputs)
+        self._finish(outputs[:count], group, row_count)
+        self._state.keep(self._axes, outputs[count:], [request for request, _ in group])
 
     def _run_rows(
         self,
@@ -294,10 +324,13 @@ class TensorrtTensor(ModelBackend):
             raise
         return [outputs[place] for place in self._places]
 
-    def _choose_outputs(self, wanted: Sequence[str] | None) -> None:
-        """Take the outputs that are handed on: their names, what is known of them, and their places in the engine."""
+    def _placed(self, array: Array) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._gpu.device)
+
+    def _choose_outputs(self, wanted: Sequence[str] | None, states: Sequence[StateWish]) -> None:
+        """Take the outputs that are handed on, and the states: names, what is known, and places in the engine."""
         known = {info.name: info for info in self._engine.outputs}
-        self._output_names = chosen_outputs(wanted, list(known))
+        self._output_names = handed_on(wanted, list(known), [wish.output for wish in states])
         self._chosen = [known[name] for name in self._output_names]
         self._places = [list(known).index(name) for name in self._output_names]
 
@@ -335,13 +368,15 @@ class TensorrtTensor(ModelBackend):
 
     def _prove_rows(self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile]) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
+        seen: set[str] = set()
 
         def run(arrays: list[Array]) -> list[Array]:
             outputs = self._try(specs, profiles, arrays)
-            return compared(self._axes, self._output_names, outputs, rows_in(specs, arrays))
+            return compared(self._axes, self._output_names, outputs, rows_in(specs, arrays), seen)
 
         known = known_outputs(graph, self._axes, self._output_names)
         prove_rows(run, specs, profiles, known, tolerance=_tolerance(graph))
+        tell_of_empty_tables(self._name, self._axes, self._output_names, seen)
 
 
 def _tolerance(graph: Graph | None) -> float:

@@ -27,21 +27,24 @@ from ..gpu.devices import Claim, claim_gpu, place_of, torch_gpu
 from ..gpu.handed_on import Row
 from ..gpu.streams import InstanceStream, hand_over
 from ..tensor.arrays import all_finite
-from .answers import Answers, Run, chosen_outputs, compared
+from .answers import Answers, Run, compared, tell_of_empty_tables
 from .axes import moved, settled
 from .heads.postprocessors import find_postprocessor, is_built_in
 from .inputs import Array, to_array
-from .length_axes import read_pad
 from .length_proof import prove_lengths
+from .pad_keys import read_pad
 from .reader import UnfitError
 from .row_proof import COARSE, FINE, prove_rows, rows_in
 from .runs import ModelBackend
 from .shapes import told_batches
-from .torch_files import Loaded, describe, load
+from .state import handed_on, read_state
+from .state_proof import prove_state
+from .torch_files import describe, load, on_device
 from .torch_graphs import Graphs, Staging, batch_sizes
 from .torch_images import channels_of, check_images, column_of, normalized
 from .torch_inputs import TorchInputs, wishes_of
 from .torch_rows import ModelByRows, ProgramOutput, known_outputs
+from .torch_state import state_of
 from .torch_types import input_dtypes, set_precision
 
 __all__ = ["TorchTensor"]
@@ -106,6 +109,7 @@ class TorchTensor(ModelBackend):
         split_by: outputs with rows of all requests together -> the column with the request's number, as there.
         outputs: names of the outputs that are handed on, in this order.
         result_as: ``dict``: ``result`` has the outputs by their names, also an only one.
+        state: as for ``OnnxTensor``: which output of a run is which input of the sequence's next; kept on the device.
         device: ``"cpu"``; ``"cuda"`` or ``"gpu"``, the first one, ``"cuda:1"``; several, ``"cuda:0,cuda:1"``, or
             ``"all"``: each instance goes to that one of them that has the fewest. Without it, the GPU of the
             instance's other steps, otherwise ``"cuda"`` if torch sees a GPU, otherwise ``"cpu"``.
@@ -139,7 +143,7 @@ class TorchTensor(ModelBackend):
         max: int | str | None = None,
         min: int | str | None = None,
         rows: Literal["batch"] | None = None,
-        pad: str | list[int] | Mapping[str, Any] | None = None,
+        pad: str | list[int] | list[Mapping[str, Any]] | Mapping[str, Any] | None = None,
         max_tokens: Annotated[int, Between(1, 2**31 - 1)] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,
@@ -147,6 +151,7 @@ class TorchTensor(ModelBackend):
         split_by: Mapping[str, Any] | None = None,
         outputs: list[str] | None = None,
         result_as: Literal["list", "dict"] = "list",
+        state: Mapping[str, Any] | None = None,
         device: list[str] | None = None,
         precision: Literal["fp32", "fp16", "bf16"] | None = None,
         mean: list[float] | None = None,
@@ -170,33 +175,37 @@ class TorchTensor(ModelBackend):
             wishes = wishes_of(loaded, batch_axis, shared, split_by)
             self._inputs = TorchInputs(self._name, loaded, max, min, floats, known, channels, wishes)
             check_images(self._inputs, mean, std, channels)
-            plain = _on_device(loaded, self._device, channels_last=channels_last)
+            plain = on_device(loaded, self._device, channels_last=channels_last)
             if channels:
                 columns = (column_of(mean, self._device), column_of(std, self._device))
                 plain = normalized(plain, channels, columns, known, floats)
             declared = None if loaded.outputs is None else [output.declared for output in loaded.outputs]
-            if declared is not None:
-                chosen_outputs(outputs, [name for name, _ in declared])
+            there_are = None if declared is None else [name for name, _ in declared]
+            states = read_state(state, loaded.names, there_are, many_rows=many_rows, is_padded=pad is not None)
+            kept = [wish.output for wish in states]
+            wanted = None if there_are is None and outputs is None else handed_on(outputs, there_are, kept)
+            wishes = self._inputs.with_states(wishes, states)
             self._axes = settled(declared, wishes, self._inputs.axes, self._inputs.batch)
-            self._take_answers(postprocessor, result_as, many_rows)
             self._take(self._inputs, self._inputs.profiles, many_rows=many_rows)
+            self._take_state(state_of(self._name, self._inputs, states, declared, self._axes, self._device))
+            self._take_answers(postprocessor, result_as, loaded.names, many_rows=many_rows)
             lengths = self._pad(read_pad(pad, max_tokens), self._inputs.trial_specs(), (), self._inputs.profiles)
-            self.takes_forms = self.takes_forms if lengths is None else ()
+            self.takes_forms = self.takes_forms if lengths is None and not states else ()
             module: Any = plain if compile is None else torch.compile(plain)
-            self._module = ModelByRows(module, self._axes, wishes, outputs, self._name)
+            self._module = ModelByRows(module, self._axes, wishes, wanted, self._name, kept)
             self._staging = Staging()
             self._graphs: Graphs | None = None
             # GPUs compute in TensorFloat-32.
             tolerance = FINE if self.place is None and floats in (torch.float32, torch.float64) else COARSE
-            to_try = ModelByRows(plain, self._axes, wishes, outputs, self._name)
+            to_try = ModelByRows(plain, self._axes, wishes, wanted, self._name, kept)
 
-            def prove() -> None:
-                self._prove_rows(to_try, loaded.outputs, tolerance)
-
+            prove = functools.partial(self._prove_rows, to_try, loaded.outputs, tolerance)
             with self._entered():
                 self._build_up(None if rows else prove, lambda: self._warm_up(buckets) if warm_up else None)
+                run = functools.partial(self._try, to_try)
+                specs = self._inputs.trial_specs() or ()
+                prove_state(run, states, self._state.initial_arrays, specs, self._inputs.profiles)
                 if lengths is not None:
-                    run = functools.partial(self._try, to_try)
                     prove_lengths(
                         run,
                         lengths,
@@ -234,9 +243,12 @@ class TorchTensor(ModelBackend):
         if self._claim is not None:
             self._claim.release()
 
-    def _take_answers(self, postprocessor: Any, result_as: str, many_rows: bool) -> None:
-        """Take what becomes of the outputs."""
-        found = find_postprocessor(postprocessor, [()])
+    def _take_answers(
+        self, postprocessor: Any, result_as: str, names: Sequence[str] | None, *, many_rows: bool
+    ) -> None:
+        """Take what becomes of the outputs; ``names`` are those of the inputs, if the model has some."""
+        asked = None if names is None else [name for name in names if name not in self._state.inputs]
+        found = find_postprocessor(postprocessor, [()], asked)
         self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
         if not is_built_in(postprocessor):  # a function of the user's gets the requests themselves
             self.keeps_input = False
@@ -261,7 +273,7 @@ class TorchTensor(ModelBackend):
 
     def _run_whole(self, batch: list[Request]) -> bool:
         """Run the model on a batch that is one tensor already; False: it is not, or not one that the model takes."""
-        whole = whole_of(batch)
+        whole = None if self._state else whole_of(batch)
         if whole is None:
             return False
         fit = self._inputs.read(batch[0]).fit
@@ -315,7 +327,10 @@ class TorchTensor(ModelBackend):
             raise
         if self._stream is not None:
             hand_over(outputs)
-        self._answers.fill_alone(list(map(str, self._module.names)), outputs, request)
+        count = len(outputs) - len(self._state.outputs)
+        self._answers.fill_alone(list(map(str, self._module.names))[:count], outputs[:count], request)
+        if self._state:
+            self._state.keep_whole(outputs[count:], request)
 
     def _run(
         self,
@@ -356,7 +371,9 @@ class TorchTensor(ModelBackend):
         if self._stream is not None:
             hand_over(outputs)
         row_count = rows if graph is None else graph.row_count
-        self._answer(Run(names, outputs, requests, counts, row_count, row))
+        answered = len(outputs) - len(self._state.outputs)
+        self._answer(Run(names[:answered], outputs[:answered], requests, counts, row_count, row))
+        self._state.keep(self._axes, outputs[answered:], requests)  # behind what may refuse some: the others run again
 
     def _refuse_overflow(self, fit: Any, by_input: Sequence[Sequence[torch.Tensor]], count: int) -> None:
         """Raise UnfitError for the requests with a number that became infinite."""
@@ -446,16 +463,16 @@ class TorchTensor(ModelBackend):
         # Copies, since a model may work in place.
         inputs = [torch.tensor(array).to(self._device, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
         with torch.inference_mode():
-            given = module(*inputs)
-        return [np.array(to_array(each)) for each in given]  # copies again, of what may be a buffer of its own
+            # Copies again, of what may be a buffer of its own.
+            return [np.array(to_array(each)) for each in module(*inputs)]
 
     def _prove_rows(self, module: ModelByRows, outputs: Sequence[ProgramOutput] | None, tolerance: float) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
-        specs = self._inputs.trial_specs()
+        specs, seen = self._inputs.trial_specs(), set[str]()
 
         def run(arrays: list[Array]) -> list[Array]:
             found = self._try(module, arrays)
-            return compared(self._axes, list(map(str, module.names)), found, rows_in(specs or (), arrays))
+            return compared(self._axes, list(map(str, module.names)), found, rows_in(specs or (), arrays), seen)
 
         prove_rows(
             run,
@@ -465,14 +482,7 @@ class TorchTensor(ModelBackend):
             tolerance=tolerance,
             is_padded=self._graphs is not None,
         )
-
-
-def _on_device(loaded: Loaded, device: torch.device, *, channels_last: bool) -> Any:
-    """Return what is called with the inputs as tensors, on its device."""
-    module: Any = loaded.module.to(device)
-    if channels_last:
-        module = module.to(memory_format=torch.channels_last)
-    return module if loaded.arrange is None else loaded.arrange(module)
+        tell_of_empty_tables(self._name, self._axes, list(map(str, module.names)), seen)
 
 
 # ---- what is said ----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from .torch_archives import Suspicious, harmless_copy, kind_of
 from .torch_programs import SizeRules, read_program
 from .torch_rows import ProgramOutput
 
-__all__ = ["Loaded", "describe", "load"]
+__all__ = ["Loaded", "describe", "load", "on_device"]
 
 _log = logging.getLogger(__name__)
 
@@ -179,3 +179,11 @@ def _exported(program: Any, device: torch.device) -> Loaded:
         arrange=found.arrange,
         outputs=found.outputs,
     )
+
+
+def on_device(loaded: Loaded, device: torch.device, *, channels_last: bool) -> Any:
+    """Return what is called with the inputs as tensors, on its device."""
+    module: Any = loaded.module.to(device)
+    if channels_last:
+        module = module.to(memory_format=torch.channels_last)
+    return module if loaded.arrange is None else loaded.arrange(module)

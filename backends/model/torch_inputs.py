@@ -18,6 +18,7 @@ from .axes import Wishes, checked_axis, input_axes, read_wishes, with_axes
 from .inputs import to_array, zeros
 from .reader import Fit, RequestReader, Sample, Signature
 from .shapes import InputSpec, Profile, make_profiles, ranks_of
+from .state import StateWish, with_states
 from .torch_files import Loaded
 
 __all__ = ["TorchInputs", "is_image", "wishes_of"]
@@ -91,6 +92,12 @@ class TorchInputs(RequestReader):
             raise ConfigError(f"there are {len(dtypes)} dtypes for {len(specs)} inputs")
         self._single_fits: dict[Hashable, Fit] = {}  # of data that is one tensor
 
+    def with_states(self, wishes: Wishes, states: Sequence[StateWish]) -> Wishes:
+        """Have an output that is a state on the axis on which it is an input, unless the node says otherwise."""
+        if not states or not self.axes:
+            return wishes
+        return with_states(wishes, states, dict(zip(self._names or (), self.axes, strict=False)))
+
     def largest(self, profile: Profile) -> tuple[list[tuple[int, ...]], list[torch.dtype]] | None:
         """Return the largest item of each input, and the types; None if they are not known."""
         items = profile.largest_items() if self._specs is not None else None
@@ -125,7 +132,7 @@ class TorchInputs(RequestReader):
         """
         data: Any = request.get("data")
         # What nearly all are; this takes a microsecond.
-        if type(data) is torch.Tensor and not data.requires_grad and is_ordinary(data):
+        if self._completed is None and type(data) is torch.Tensor and not data.requires_grad and is_ordinary(data):
             found = self._single_fits.get((data.shape, data.dtype, data.device))
             if found is not None:
                 return Sample((data,), found, True)

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastpipe.errors import BackendError, ConfigError
+from fastpipe.errors import BackendError, ConfigError, nearest
 
 from .answers import chosen_outputs
 from .axes import Axes, Declared, Wishes
 from .row_proof import Output
 from .shapes import InputSpec
+from .state import handed_on
 
 __all__ = ["FLAT_OUTPUTS", "ModelByRows", "ProgramOutput", "known_outputs", "outputs_of"]
 
@@ -94,6 +95,7 @@ class ModelByRows:
         wishes: of the node; those about outputs are held against their names when it has given some.
         wanted: names of the outputs that are handed on; None: all.
         name: what messages call the model.
+        states: names of outputs that are kept for the next run: they are behind the others, also in ``wanted``.
 
     Attributes:
         names: of the outputs that are handed on, as the last run gave them.
@@ -103,9 +105,16 @@ class ModelByRows:
     """
 
     def __init__(
-        self, module: Callable[..., Any], axes: Axes, wishes: Wishes, wanted: Sequence[str] | None, name: str
+        self,
+        module: Callable[..., Any],
+        axes: Axes,
+        wishes: Wishes,
+        wanted: Sequence[str] | None,
+        name: str,
+        states: Sequence[str] = (),
     ) -> None:
         self._module, self._axes, self.chosen, self._name = module, axes, wanted, name
+        self._states = states
         self._named = [each for each in (*wishes.axes, *wishes.columns) if each not in wishes.inputs]
         self.names: list[int | str] = []
 
@@ -132,11 +141,15 @@ class ModelByRows:
                 raise BackendError(
                     f"{self._name}, output {name!r}: expected a tensor, got a {type(output).__name__}: {FLAT_OUTPUTS}"
                 )
-        if self.chosen is None and not self._named:
+        if self.chosen is None and not self._named and not self._states:
             return outputs
         by_text = {str(name): name for name in outputs}
         try:
-            chosen = [by_text[name] for name in chosen_outputs(self.chosen, list(by_text))]
+            if missing := [name for name in self._states if name not in by_text]:
+                near = nearest(missing[0], list(by_text))
+                raise ConfigError(f"state: the model has no output {missing[0]!r}{near}; it has {list(by_text)}")
+            names = self.chosen or handed_on(None, list(by_text), self._states)
+            chosen = [by_text[name] for name in chosen_outputs(names, list(by_text))]
             if self._named:
                 chosen_outputs(list(dict.fromkeys(self._named)), list(by_text))
         except ConfigError as error:

@@ -26,6 +26,8 @@ _TENSOR_FORM: dict[str, Any] = {
         "key": {"type": "string", "minLength": 1},
         "text": {"type": "boolean"},
         "labels": {"type": "array", "items": {"type": "string"}},
+        "item": {"anyOf": [{"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}]},
+        "optional": {"type": "boolean"},
     },
     "required": ["datatype", "shape"],
     "additionalProperties": False,
@@ -76,11 +78,17 @@ class _Reader:
             self._note(("max_batch_size",), BadValue(f"a whole number from 0 to {MOST_ROWS}", most))
         inputs = self._tensors("inputs", table["inputs"], "data") if "inputs" in table else None
         outputs = self._tensors("outputs", table["outputs"], "result") if "outputs" in table else None
-        owners: dict[str, str] = {}
+        owners: dict[str, dict[str | int | None, str]] = {}
         for each in inputs or ():
-            if owners.setdefault(each.key, each.name) != each.name:
-                text = f"{each.key!r} is the key of {owners[each.key]!r} already: one would overwrite the other"
+            of_key = owners.setdefault(each.key, {})
+            other = of_key.setdefault(each.item, each.name)
+            if other == each.name and len({item is None for item in of_key}) > 1:
+                other = next(iter(of_key.values()))
+            if other != each.name:
+                text = f"{each.key!r} is the key of {other!r} already: one would overwrite the other"
                 self._note(("inputs", each.name, "key"), text)
+            if isinstance(each.item, int):
+                self._note(("inputs", each.name, "item"), BadValue("the name of an input", each.item))
         return Interface(inputs, outputs, most)
 
     def _note(self, path: tuple[str | int, ...], problem: BadValue | str) -> None:
@@ -131,4 +139,13 @@ class _Reader:
         if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
             self._note((*path, "labels"), BadValue("a list of names", labels))
             labels = ()
-        return Announced(path[1], datatype, tuple(shape), key, text, tuple(labels))
+        item, optional = value.get("item"), value.get("optional", False)
+        is_number = type(item) is int and item >= 0
+        if item is not None and not is_number and (not isinstance(item, str) or not item):
+            self._note((*path, "item"), BadValue("a name in what the key has, or its number in a list", item))
+            item = None
+        if type(optional) is not bool or (optional and path[0] != "inputs"):
+            self._note((*path, "optional"), BadValue("true or false, and true only of inputs", optional))
+        return Announced(
+            path[1], datatype, tuple(shape), key, text, tuple(labels), item=item, is_optional=optional is True
+        )

@@ -34,5 +34,13 @@ def _spec(announced: Announced) -> TensorSpec:
     if announced.datatype != "BYTES":
         dtype_of(announced.datatype)  # says what is wrong with it, or missing for it
     return TensorSpec(
-        announced.name, announced.datatype, announced.shape, announced.key, announced.text, announced.labels
+        announced.name,
+        announced.datatype,
+        announced.shape,
+        announced.key,
+        announced.text,
+        announced.labels,
+        announced.item,
+        announced.sample_axis,
+        announced.is_optional,
     )

@@ -40,7 +40,7 @@ def read_generate(model: Model, headers: Headers, text: Buffer) -> tuple[Call, s
     if type(document) is not dict:
         raise InvalidRequest("the request must be a JSON object, with a value for each input")
     names = {spec.name for spec in model.signature.inputs}
-    missing = [spec.name for spec in model.signature.inputs if spec.name not in document]
+    missing = [spec.name for spec in model.signature.inputs if spec.name not in document and not spec.is_optional]
     if missing:
         raise InvalidRequest(f"inputs are missing: {', '.join(missing)}{_in_its_place(document, missing[0])}")
     id, parameters = id_of(document), document.get("parameters", {})
@@ -48,7 +48,9 @@ def read_generate(model: Model, headers: Headers, text: Buffer) -> tuple[Call, s
         raise InvalidRequest("parameters must be an object")
     others = {name: value for name, value in document.items() if name not in names}
     has_rows = model.signature.max_batch_size > 0
-    inputs = [_input(spec, document[spec.name], has_rows=has_rows) for spec in model.signature.inputs]
+    inputs = [
+        _input(spec, document[spec.name], has_rows=has_rows) for spec in model.signature.inputs if spec.name in document
+    ]
     return Call(model, inputs, parameters={**others, **parameters}, headers=trace_of(headers)), id
 
 

@@ -222,6 +222,7 @@ _INFERENCE = {
         string name = 1
         enum DataType data_type = 2
         repeated int64 dims = 4
+        bool optional = 8
     """,
     "ModelOutput": """
         string name = 1

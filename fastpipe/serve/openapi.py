@@ -116,7 +116,7 @@ def _values_of(model: Model) -> Schema:
     return {
         "type": "object",
         "properties": {**properties, "id": {"type": "string"}, "parameters": _OPEN_PARAMETERS},
-        "required": [spec.name for spec in model.signature.inputs],
+        "required": [spec.name for spec in model.signature.inputs if not spec.is_optional],
     }
 
 

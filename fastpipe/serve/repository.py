@@ -64,6 +64,7 @@ class Model:
     def config(self) -> dict[str, Any]:
         """Return what Triton's model configuration extension says of a model, as far as its clients look at it."""
         announced = self.signature.metadata()
+        optional = {spec.name for spec in self.signature.inputs if spec.is_optional}
         skip = 1 if self.signature.max_batch_size else 0  # a configuration has shapes without the axis of rows
 
         def described(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -73,6 +74,7 @@ class Model:
                     "name": each["name"],
                     "data_type": f"TYPE_{kind.get(each['datatype'], each['datatype'])}",
                     "dims": each["shape"][skip:],
+                    **({"optional": True} if tensors is announced["inputs"] and each["name"] in optional else {}),
                 }
                 for each in tensors
             ]

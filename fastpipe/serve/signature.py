@@ -44,6 +44,12 @@ class TensorSpec:
     """Elements of BYTES are ``str`` in the request, UTF-8 on the wire."""
     labels: tuple[str, ...] = ()
     """Names of the classes, for ``classification``."""
+    item: str | int | None = None
+    """Which of what is under the key, where that is a dict or a list."""
+    sample_axis: int | None = 0
+    """Where an answer with one axis more than ``shape`` has its only sample; None: it is as it is."""
+    is_optional: bool = False
+    """Whether a call may lack it."""
 
     @property
     def is_one_element(self) -> bool:
@@ -54,6 +60,33 @@ class TensorSpec:
         """Return it as the protocol's metadata has it."""
         rows = [-1] if has_rows else []
         return {"name": self.name, "datatype": self.datatype or "BYTES", "shape": rows + list(self.shape)}
+
+    def put(self, request: Request, value: Any) -> None:
+        """Give a request this input."""
+        if self.item is None:
+            request[self.key] = value
+        else:
+            request.setdefault(self.key, {})[self.item] = value
+
+    def answer_in(self, answer: Request) -> Any:
+        """Return this output of an answered request.
+
+        Raises:
+            AnswerNotServed: there is no such.
+        """
+        if self.key not in answer:
+            raise AnswerNotServed(
+                f"output {self.name!r}: the answer has no key {self.key!r}; it has {keys_in_brief(answer)}"
+            )
+        value = answer[self.key]
+        if self.item is None:
+            return value
+        try:
+            return value[self.item]
+        except (LookupError, TypeError) as error:
+            raise AnswerNotServed(
+                f"output {self.name!r}: expected an answer with {self.item!r} under {self.key!r}, got {in_brief(value)}"
+            ) from error
 
 
 ANY_INPUT = TensorSpec("data", None, (-1,), "data")
@@ -103,10 +136,14 @@ class Signature:
         else:
             pairs = self._paired(tensors)
         if self.max_batch_size == 0:
-            return [{spec.key: _whole(spec, tensor) for spec, tensor in pairs}]
+            values = [(spec, _whole(spec, tensor)) for spec, tensor in pairs]
+            return [_request_of(values)]
         count = self._row_count(pairs)
-        columns = [(spec.key, _rows(spec, tensor)) for spec, tensor in pairs]
-        return [{key: column[row] for key, column in columns} for row in range(count)]
+        columns = [(spec, _rows(spec, tensor)) for spec, tensor in pairs]
+        if len(columns) == 1 and columns[0][0].item is None:
+            ((spec, column),) = columns
+            return [{spec.key: column[row]} for row in range(count)]
+        return [_request_of([(spec, column[row]) for spec, column in columns]) for row in range(count)]
 
     def _paired(self, tensors: Sequence[Tensor]) -> list[tuple[TensorSpec, Tensor]]:
         by_name = {tensor.name: tensor for tensor in tensors}
@@ -116,10 +153,10 @@ class Signature:
         for name in by_name:
             if name not in known:
                 raise InvalidRequest(_unknown("input", name, self.inputs))
-        missing = [spec.name for spec in self.inputs if spec.name not in by_name]
+        missing = [spec.name for spec in self.inputs if spec.name not in by_name and not spec.is_optional]
         if missing:
             raise InvalidRequest(f"inputs are missing: {', '.join(missing)}")
-        return [(spec, by_name[spec.name]) for spec in self.inputs]
+        return [(spec, by_name[spec.name]) for spec in self.inputs if spec.name in by_name]
 
     def _row_count(self, pairs: Sequence[tuple[TensorSpec, Tensor]]) -> int:
         counts = {tensor.array.shape[0] if tensor.array.ndim else 0 for _, tensor in pairs}
@@ -161,11 +198,7 @@ class Signature:
     def _output(self, spec: TensorSpec, answers: Sequence[Request]) -> Tensor:
         arrays = []
         for answer in answers:
-            if spec.key not in answer:
-                raise AnswerNotServed(
-                    f"output {spec.name!r}: the answer has no key {spec.key!r}; it has {keys_in_brief(answer)}"
-                )
-            arrays.append(_answered(spec, answer[spec.key]))
+            arrays.append(_answered(spec, spec.answer_in(answer)))
         if self.max_batch_size == 0:
             array = arrays[0]
         elif len(arrays) == 1:
@@ -176,6 +209,13 @@ class Signature:
         if datatype is None:  # cannot be: array_of has looked
             raise AnswerNotServed(f"output {spec.name!r}: an array of {array.dtype}")
         return Tensor(spec.name, datatype, array)
+
+
+def _request_of(values: Sequence[tuple[TensorSpec, Any]]) -> Request:
+    request: Request = {}
+    for spec, value in values:
+        spec.put(request, value)
+    return request
 
 
 def _unknown(kind: str, name: str, specs: Sequence[TensorSpec]) -> str:
@@ -256,8 +296,10 @@ def _answered(spec: TensorSpec, value: Any) -> Array:
         array = np.array([*value, None], object)[:-1]  # for which JSON has no form; with None, NumPy leaves them alone
     if array is None:
         return _one_element(spec, as_bytes(spec.name, value) if _is_text(value) else _json(spec, value))
-    if array.ndim == len(spec.shape) + 1 and array.shape[0] == 1 and spec.datatype is not None:
-        array = array.reshape(array.shape[1:])  # one sample, as models of the box answer it
+    axis = spec.sample_axis
+    is_sample = array.ndim == len(spec.shape) + 1 and axis is not None and spec.datatype is not None
+    if is_sample and axis is not None and array.shape[axis] == 1:
+        array = array.reshape(array.shape[:axis] + array.shape[axis + 1 :])  # as models of the box answer it
     if array.dtype.kind in "OSU":
         return _of_texts(spec, array)
     if spec.datatype == "BYTES":

@@ -110,9 +110,23 @@ def test_who_is_refused_by_a_postprocessor_is_the_one_that_it_refused() -> None:
     assert "result" not in bad
 
 
-def shared_model() -> bytes:
+def shared_model(speed: Any = ()) -> bytes:
+    """Return a model of x (n, t), times a speed of that shape."""
     nodes = [helper.make_node("Mul", ["x", "speed"], ["y"])]
-    return make_model(nodes, {"x": ["n", "t", 3], "speed": []}, {"y": ["n", "t", 3]})
+    return make_model(nodes, {"x": ["n", "t"], "speed": list(speed)}, {"y": ["n", "t"]})
+
+
+def test_requests_that_are_padded_share_what_a_batch_shares() -> None:
+    """Those with other values have a run of their own; trials take the example."""
+    for shared in (None, {"speed": 2.0}):
+        backend = OnnxTensor(model=shared_model(), max=8, pad={"to": "longest", "max_padding": 1}, shared=shared)
+        asked = [(np.arange(length, dtype=np.float32), np.float32(speed)) for length in (3, 7, 5) for speed in (2, 3)]
+        batch = [{"data": {"x": x, "speed": speed}} for x, speed in asked]
+        backend.forward(batch)
+        for (x, speed), request in zip(asked, batch, strict=True):
+            np.testing.assert_array_equal(request["result"], x[None] * speed)
+        assert (backend.padding_counts[0].own, backend.padding_counts[0].padding) == (30, 12)
+    assert backend.bucket(batch[0]) == backend.bucket(batch[2]) != backend.bucket(batch[1])
 
 
 def recurrent() -> bytes:
@@ -127,13 +141,18 @@ def recurrent() -> bytes:
     ("model", "keys", "problem"),
     [
         (elementwise, {"many_rows": True}, "pad: expected requests of one row each, got many_rows"),
-        (shared_model, {}, "pad: input 'speed': expected an axis for the requests, got one that a batch shares"),
+        (
+            lambda: shared_model(["t"]),
+            {"shared": ["speed"]},
+            "pad: input 'speed': expected an axis for the requests, which differ in length, got one that a batch",
+        ),
         (elementwise, {"batch_axis": {"turned": "none"}}, "pad: output 'turned': expected an axis for the requests"),
         (elementwise, {"split_by": {"turned": 0}}, "pad: output 'turned': expected a row for each request"),
         (recurrent, {"state": {"h": "hn"}}, "state and pad: a state would have gone through the padding"),
     ],
 )
 def test_what_does_not_go_with_pad_is_refused(model: Any, keys: dict[str, Any], problem: str) -> None:
+    """And says which of the two to leave out."""
     with pytest.raises(ConfigError, match=problem):
         OnnxTensor(model=model(), max=4, pad="longest", **keys)
 

@@ -14,8 +14,8 @@ from helpers import WAIT_S  # noqa: E402
 from length_models import assert_equal, embedded, embedder, fixed, ids_of, outer, results  # noqa: E402
 
 import fastpipe  # noqa: E402
-from fastpipe.backends.model.length_axes import read_pad  # noqa: E402
 from fastpipe.backends.model.onnx import OnnxTensor  # noqa: E402
+from fastpipe.backends.model.pad_keys import read_pad  # noqa: E402
 from fastpipe.errors import ConfigError, ItemErrors, KernelError  # noqa: E402
 
 

@@ -606,6 +606,22 @@ def test_rows_with_the_number_of_their_picture_are_given_back(counts: Any) -> No
         assert_same(results, alone(model, {"x": each[None]}))
 
 
+def test_trials_that_found_nothing_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """A threshold that no pseudo-random number reaches leaves empty tables, which are all alike."""
+    OnnxTensor(model=places_model(), max=3, split_by={"boxes": 0})
+    assert not caplog.records
+    nodes = [
+        helper.make_node("Greater", ["x", "far"], ["is_found"]),
+        helper.make_node("NonZero", ["is_found"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["boxes"], perm=[1, 0]),
+    ]
+    outputs = {"boxes": (INT64, ["found", 3])}
+    model = make_model(nodes, {"x": ["n", 4, 4]}, outputs, {"far": np.float32(1e6)})
+    OnnxTensor(model=model, max=3, split_by={"boxes": 0})
+    (record,) = caplog.records
+    assert "output 'boxes', split_by: the trials found no row of it in pseudo-random data" in record.getMessage()
+
+
 def test_rows_of_what_fills_up_a_fixed_batch_are_nobodys() -> None:
     """Three pictures of which two are requests; below a half there is a place everywhere, also in zeros."""
     nodes = [

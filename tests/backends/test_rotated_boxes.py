@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastpipe.backends.model.heads.detectors import Nms
 from fastpipe.backends.model.heads.postprocessors import find_postprocessor
 from fastpipe.backends.model.heads.rotated_boxes import NmsRotated, YoloV8Obb, corners_of, rotated_overlaps
 from fastpipe.backends.model.heads.suppression import suppress
@@ -210,3 +211,34 @@ def test_scores_that_are_no_probabilities_fail() -> None:
     with pytest.raises(UnfitError) as caught:
         fill(YoloV8Obb(), [obb(some_boxes(0, 5), np.full((5, 2), 7.0))])
     assert "YoloV8Obb: expected scores from 0 to 1, got 7" in str(caught.value.errors[0])
+
+
+@pytest.mark.parametrize("soft", [None, "linear"])
+def test_only_the_best_candidates_are_looked_at(soft: Any) -> None:
+    """Turned or upright, what is left is what those candidates give alone, in the same places."""
+    boxes = some_boxes(4, 200, sizes=(3, 9))
+    scores = np.random.default_rng(4).uniform(0.3, 1, 200).astype(np.float32)
+    best = np.sort(np.argsort(-scores)[:50])
+    upright = np.concatenate([boxes[:, :2] - boxes[:, 2:4] / 2, boxes[:, :2] + boxes[:, 2:4] / 2], axis=1)
+    for kind, given in ((NmsRotated, boxes), (Nms, upright)):
+        outputs = [given.astype(np.float32)[None], scores[None]]
+        few = fill(kind(max_candidates=50, soft=soft), outputs)
+        alone = fill(kind(soft=soft), [array[:, best] for array in outputs])
+        for key in ("result", "scores", "classes"):
+            np.testing.assert_array_equal(few[key], alone[key])
+        assert len(few["result"]) < len(fill(kind(soft=soft), outputs)["result"])
+    assert (NmsRotated().max_candidates, Nms().max_candidates) == (5_000, 30_000)
+
+
+def test_the_limit_of_candidates_bounds_how_many_overlaps_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a picture has: 20,000 boxes that hide nothing of each other are compared with 5,000 at most."""
+    counts = []
+
+    def counted(self: Any, box: Any, others: Any) -> Any:
+        counts.append(len(others))
+        return np.zeros(len(others))
+
+    monkeypatch.setattr(NmsRotated, "overlaps", counted)
+    boxes = some_boxes(5, 20_000).astype(np.float32)
+    fill(NmsRotated(max_detections=3), [boxes[None], np.full((1, 20_000), 0.5, np.float32)])
+    assert counts == [4_999, 4_998, 4_997]

@@ -18,7 +18,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from fake_tensorrt import MODULES, NAMES, make  # noqa: E402
-from length_models import elementwise, time_major  # noqa: E402
+from length_models import elementwise, pictures, time_major  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 from onnx_models import FLOAT, make_model  # noqa: E402
 
@@ -176,6 +176,20 @@ def test_requests_of_different_lengths_are_padded_and_their_results_cut(tensorrt
     assert (backend.max_padded, [backend.length_of(request) for request in batch]) == (40, [9, 10, 8])
 
 
+def test_pictures_are_padded_on_both_sides_and_cut_back(tensorrt):
+    """By a list of tables; the engine gets one shape, with the mask that was made."""
+    sides = [{"to": "longest", "axis": side, "max_padding": 1} for side in ("height", "width")]
+    backend = tensorrt.TensorrtTensor(model=pictures(), max="4x1x16x16,4x16x16", pad=sides)
+    asked = [np.full((1, *size), size[0], np.float32) for size in ((5, 12), (12, 5), (7, 7))]
+    batch = [{"data": item} for item in asked]
+    backend.forward(batch)
+    for item, request in zip(asked, batch, strict=True):
+        doubled, halved, total = (np.asarray(result) for result in request["result"])
+        np.testing.assert_array_equal(doubled, 2 * item[None])
+        assert halved.shape == (1, 1, item.shape[1] // 2, item.shape[2] // 2)
+        assert total.tolist() == [[item.sum() + item.size]]
+
+
 def test_lengths_in_front_of_the_requests_are_padded_and_cut_in_place(tensorrt):
     backend = tensorrt.TensorrtTensor(model=time_major(), max="4x64x3", pad=[16])
     asked = [np.full((length, 1, 3), length, np.float32) for length in (9, 12, 9)]
@@ -185,6 +199,46 @@ def test_lengths_in_front_of_the_requests_are_padded_and_cut_in_place(tensorrt):
         doubled, turned = request["result"]
         np.testing.assert_array_equal(np.asarray(doubled), 2 * item)
         np.testing.assert_array_equal(np.asarray(turned), 2 * item.transpose(2, 0, 1))
+
+
+def state_model(width=3):
+    """Add x to both layers of a state (layers, batch, 3), and answer with the sum of the layers."""
+    nodes = [
+        helper.make_node("Add", ["h", "x"], ["hn"]),
+        helper.make_node("ReduceSum", ["hn", "first"], ["y"], keepdims=0),
+    ]
+    inputs = {"x": ["batch", 3], "h": [2, "batch", width]}
+    return make_model(nodes, inputs, {"y": ["batch", 3], "hn": [2, "batch", 3]}, {"first": np.array([0])})
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_a_state_is_kept_for_each_sequence_on_the_device(tensorrt, most):
+    """Streams interleaved; what is kept is memory of its own, and not the batch's."""
+    torch = sys.modules["torch"]
+    state = {"h": {"output": "hn", "initial": 1}}
+    backend = tensorrt.TensorrtTensor(model=state_model(), max=most, state=state)
+    assert backend.stateful
+    kept = {}
+    for number in (1, 2, 3):
+        batch = [{"data": np.full(3, number * factor, np.float32), "state": kept.get(factor)} for factor in (1, 10)]
+        backend.forward(batch)
+        for factor, request in zip((1, 10), batch, strict=True):
+            wanted = 2 * (1 + factor * sum(range(number + 1)))
+            assert request["result"].tolist() == [[wanted] * 3]
+            kept[factor] = request["state"]
+            assert isinstance(kept[factor]["h"], torch.Tensor)
+            assert kept[factor]["h"].untyped_storage().nbytes() == 2 * 3 * 4
+
+
+def test_a_state_that_does_not_fit_an_engine_is_refused(tensorrt):
+    """By the names, and by what is declared."""
+    for model, state, said in (
+        (state_model(), {"h": "hm"}, "state, input 'h': the model has no output 'hm'; it has"),
+        (state_model(), {"h": "y"}, "state, input 'h', output 'y': expected an output"),
+        (state_model(1), {"h": "hn"}, r"output 'hn': expected an output with, of one request, the shape \(2, 1\)"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            tensorrt.TensorrtTensor(model=model, max=4, state=state)
 
 
 def test_results_stay_what_they_are_while_the_engine_runs_on(tensorrt):

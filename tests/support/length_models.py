@@ -147,6 +147,72 @@ def fixed():
     return embedder(symbol=16)
 
 
+def translator(mask="attention_mask", lengths=("source_length", "target_length")):
+    """Return a model of two lengths: words of a source (n, source) with a mask, and of a target (n, target).
+
+    Each word of the target attends to the source: (n, target, 8). A second output has the mean of the source, (n, 8).
+    """
+    chance = np.random.default_rng(5)
+    node = helper.make_node
+    nodes = [
+        node("Gather", ["words", "input_ids"], ["source"]),
+        node("Gather", ["words", "decoder_input_ids"], ["target"]),
+        node("Transpose", ["source"], ["across"], perm=[0, 2, 1]),
+        node("MatMul", ["target", "across"], ["scores"]),
+        node("Cast", [mask], ["counts"], to=TensorProto.FLOAT),
+        node("Sub", ["one", "counts"], ["ignored"]),
+        node("Mul", ["ignored", "far"], ["distant"]),
+        node("Unsqueeze", ["distant", "at_1"], ["bias"]),
+        node("Add", ["scores", "bias"], ["masked"]),
+        node("Softmax", ["masked"], ["attention"], axis=-1),
+        node("MatMul", ["attention", "source"], ["context"]),
+        node("Add", ["target", "context"], ["tokens"]),
+        node("Unsqueeze", ["counts", "at_2"], ["weights"]),
+        node("Mul", ["source", "weights"], ["weighted"]),
+        node("ReduceSum", ["weighted", "at_1"], ["mean"], keepdims=0),
+    ]
+    inputs = {
+        "input_ids": (INT64, ["n", lengths[0]]),
+        mask: (INT64, ["n", lengths[0]]),
+        "decoder_input_ids": (INT64, ["n", lengths[1]]),
+    }
+    constants = {
+        "words": chance.standard_normal((WORDS, NUMBERS)).astype(np.float32),
+        "one": np.float32(1),
+        "far": np.float32(-1e4),
+        "at_1": np.array([1]),
+        "at_2": np.array([2]),
+    }
+    return make_model(nodes, inputs, {"tokens": ["n", lengths[1], NUMBERS], "mean": ["n", NUMBERS]}, constants)
+
+
+def pictures(*, has_mask=True):
+    """Return a model of pictures (n, 1, height, width), and a mask of them, (n, height, width), if it has one.
+
+    It gives each pixel, doubled; the largest of each 2 x 2, (n, 1, height / 2, width / 2); and with a mask the sum of
+    the pixels that count, plus 1 for each, (n, 1).
+    """
+    node = helper.make_node
+    nodes = [
+        node("Add", ["pixels", "pixels"], ["doubled"]),
+        node("MaxPool", ["pixels"], ["halved"], kernel_shape=[2, 2], strides=[2, 2]),
+    ]
+    inputs = {"pixels": ["n", 1, "height", "width"]}
+    outputs = {"doubled": ["n", 1, "height", "width"], "halved": ["n", 1, "rows", "columns"]}
+    if has_mask:
+        nodes += [
+            node("Cast", ["pixel_mask"], ["counts"], to=TensorProto.FLOAT),
+            node("Unsqueeze", ["counts", "at_1"], ["weights"]),
+            node("Add", ["pixels", "one"], ["brighter"]),
+            node("Mul", ["brighter", "weights"], ["weighted"]),
+            node("ReduceSum", ["weighted", "last"], ["sum"], keepdims=0),
+        ]
+        inputs["pixel_mask"] = (INT64, ["n", "height", "width"])
+        outputs["sum"] = ["n", 1]
+    constants = {"at_1": np.array([1]), "one": np.float32(1), "last": np.array([2, 3])} if has_mask else {}
+    return make_model(nodes, inputs, outputs, constants)
+
+
 # ---- requests --------------------------------------------------------------------------------------------------------
 
 

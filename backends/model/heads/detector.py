@@ -137,18 +137,27 @@ class Suppressing(Detector):
         class_agnostic: also boxes of different classes suppress each other.
         soft: ``linear`` or ``gaussian``: lower the scores of what overlaps instead (soft-NMS).
         sigma: of ``gaussian``.
+        max_candidates: only the best so many are looked at, which bounds the time that a picture can take.
     """
 
     iou_threshold: Annotated[float, Between(0, 1)] = 0.45
     class_agnostic: bool = False
     soft: SoftMethod | None = None
     sigma: Annotated[float, Between(1e-6, 1e6)] = 0.5
+    max_candidates: Annotated[int, Between(1, 1_000_000)] = 30_000
 
     def overlaps(self, box: Array, boxes: Array) -> Array:
         """Return the intersection over union of one box with each of the others."""
         return overlaps(box, boxes)
 
     def keep(self, boxes: Array, scores: Array, classes: Array) -> tuple[Array, Array]:
+        if len(scores) <= self.max_candidates:
+            return self._keep(boxes, scores, classes)
+        best = np.argsort(-scores, kind="stable")[: self.max_candidates]
+        kept, new_scores = self._keep(boxes[best], scores[best], classes[best])
+        return best[kept], new_scores
+
+    def _keep(self, boxes: Array, scores: Array, classes: Array) -> tuple[Array, Array]:
         groups = None if self.class_agnostic else classes
         if self.soft is None:
             kept = suppress(

@@ -17,7 +17,7 @@ from fastpipe.summaries import summarize
 
 from ..reader import UnfitError
 
-__all__ = ["Floats", "Head", "OneOutputHead", "build_head", "check_outputs", "may_be"]
+__all__ = ["Floats", "Head", "OneOutputHead", "build_head", "check_inputs", "check_outputs", "may_be"]
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -62,6 +62,10 @@ class Head(ABC):
         Raises:
             KernelError: if the request has not what is needed: it fails alone.
         """
+
+    def problem_of_inputs(self, names: Sequence[str]) -> str:
+        """Return what it reads of a request that is none of the inputs of these names; nothing if all of it is."""
+        return ""
 
     def used(self, outputs: Sequence[Any]) -> Sequence[Any]:
         """Return those of the outputs that are read."""
@@ -155,6 +159,21 @@ def check_outputs(head: Head, shapes: Sequence[Sequence[Any]]) -> None:
     problem = head.problem(shapes) if all(len(shape) for shape in shapes) else ""
     if problem:
         raise ConfigError(f"postprocessor {type(head).__name__}: {problem}")
+
+
+def check_inputs(postprocessor: Any, names: Sequence[str] | None) -> None:
+    """Refuse a postprocessor that reads an input of the request which the model does not have.
+
+    Args:
+        postprocessor: any.
+        names: of the inputs that requests bring, in the model's order; None: they are not known.
+
+    Raises:
+        ConfigError: with the names that there are.
+    """
+    problem = postprocessor.problem_of_inputs(names) if isinstance(postprocessor, Head) and names is not None else ""
+    if problem:
+        raise ConfigError(f"postprocessor {type(postprocessor).__name__}: {problem}")
 
 
 def _on_cpu(output: Any) -> Floats:

@@ -24,7 +24,7 @@ from fastpipe.errors import BackendError, ConfigError, nearest
 from fastpipe.summaries import summarize
 
 from .detectors import Detr, Nms, RtDetr, YoloV5, YoloV8, YoloV10
-from .head import Head, build_head, check_outputs
+from .head import Head, build_head, check_inputs, check_outputs
 from .instance_masks import YoloV5Seg, YoloV8Seg
 from .key_points import YoloV8Pose
 from .rotated_boxes import NmsRotated, YoloV8Obb
@@ -46,7 +46,9 @@ Postprocessor = Callable[[list[Any], list[Request]], Sequence[Any] | None]
 
 
 def find_postprocessor(
-    given: str | Mapping[str, Any] | Postprocessor, output_shapes: Sequence[Sequence[Any]]
+    given: str | Mapping[str, Any] | Postprocessor,
+    output_shapes: Sequence[Sequence[Any]],
+    input_names: Sequence[str] | None = None,
 ) -> Postprocessor:
     """Return the postprocessor of that name (in any case), or the callable itself.
 
@@ -54,12 +56,14 @@ def find_postprocessor(
         given: a name, such as ``split`` or ``YoloV8``; a mapping with ``name`` and the options of one that has some; or
             a callable.
         output_shapes: of the model's outputs, as declared; ``()`` where nothing is.
+        input_names: of the inputs that requests bring; None: they are not known.
 
     Raises:
         ConfigError: if there is no such name or option, or it needs a model of another kind.
     """
     if isinstance(given, Head):
         check_outputs(given, output_shapes)
+        check_inputs(given, input_names)
     if not isinstance(given, str | Mapping):
         return given
     options = dict(given) if isinstance(given, Mapping) else {"name": given}
@@ -68,7 +72,9 @@ def find_postprocessor(
         raise ConfigError(f"postprocessor must have a name, as in {{name = 'YoloV8'}}, got {summarize(given)}")
     kind = _KINDS.get(name.lower())
     if kind is not None:
-        return build_head(kind, options, output_shapes)
+        head = build_head(kind, options, output_shapes)
+        check_inputs(head, input_names)
+        return head
     found = _BY_NAME.get(name.lower())
     if found is None:
         raise ConfigError(f"no postprocessor is named {name!r}{nearest(name, _NAMES)}")

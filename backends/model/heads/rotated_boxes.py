@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fastpipe.contract import Request
+from fastpipe.contract import Between, Request
 
 from .boxes import Placement
 from .detector import Found, Suppressing, is_above, unless
@@ -37,7 +37,13 @@ CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) / 2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Rotated(Suppressing):
-    """Base: the boxes of ``Found`` have a centre, width, height and angle, as ``result`` has them."""
+    """Base: the boxes of ``Found`` have a centre, width, height and angle, as ``result`` has them.
+
+    Args:
+        max_candidates: as of upright boxes, but fewer: the overlap of turned boxes takes much longer.
+    """
+
+    max_candidates: Annotated[int, Between(1, 1_000_000)] = 5_000
 
     def overlaps(self, box: Array, boxes: Array) -> Array:
         return rotated_overlaps(box, boxes)

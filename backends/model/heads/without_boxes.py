@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from fastpipe.contract import Between, Request
-from fastpipe.errors import ConfigError, KernelError
+from fastpipe.errors import ConfigError, KernelError, nearest
 from fastpipe.summaries import summarize
 
 from ...ranges import numbers_of
@@ -113,6 +113,17 @@ class MeanPooling(OneOutputHead):
 
     def problem_of(self, shape: Sequence[Any]) -> str:
         return "" if len(shape) == 3 else f"expected an output of shape (batch, tokens, numbers), got {tuple(shape)}"
+
+    def problem_of_inputs(self, names: Sequence[str]) -> str:
+        ways = "'none' lets all tokens count"
+        if isinstance(self.mask, int):
+            is_there = 0 <= self.mask < len(names)
+            expected = f"expected the number of an input, from 0 to {len(names) - 1}, got {self.mask}"
+            return "" if is_there else f"mask: {expected}; {ways}"
+        if self.mask == "none" or self.mask in names:
+            return ""
+        near = nearest(self.mask, names)
+        return f"mask: the model has no input {self.mask!r}{near}; requests bring {list(names)}; {ways}"
 
     def fill(self, request: Request, rows: list[Floats]) -> None:
         tokens = rows[0].astype(np.float64)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from fastpipe.errors import ConfigError
 
 from ...kinds import TEXT, as_float32, narrow_dtype
+from ..axes import Axes, Declared
 from ..shapes import InputSpec
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Rows",
     "axes_of",
     "comparable",
+    "described",
     "dtype_of",
     "has_rows",
     "input_spec",
@@ -127,3 +129,20 @@ def dtype_of(what: str, name: str, kind: str) -> np.dtype[Any]:
     raise ConfigError(
         f"{what} {name!r} is a {kind}, which is not taken: export it with float32 there, cast in the graph"
     )
+
+
+def described(
+    values: Sequence[Any], declared: Sequence[Declared], axes: Axes
+) -> dict[str, tuple[np.dtype[Any], Sequence[int | str]]]:
+    """Return what a file says of outputs: by name the dtype, and the shape with the requests in front; ``()``: unknown.
+
+    Args:
+        values: all outputs of the model, in ONNX Runtime's words.
+        declared: those that count.
+        axes: where they have the requests.
+    """
+    kinds = {value.name: value.type for value in values}
+    shapes = axes.row_shapes(declared)
+    return {
+        name: (dtype_of("output", name, kinds[name]), shape) for (name, _), shape in zip(declared, shapes, strict=True)
+    }

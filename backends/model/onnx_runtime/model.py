@@ -16,28 +16,29 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from fastpipe.announcing import announced_array
 from fastpipe.contract import Between, Existing, Request
 from fastpipe.cpus import usable_cpu_count
 from fastpipe.errors import BackendError, ConfigError
 
-from ..answers import Answers, chosen_outputs, compared
-from ..axes import Declared, input_axes, read_wishes, settled, with_axes
+from ..answers import Answers, compared, tell_of_empty_tables
+from ..axes import input_axes, read_wishes, settled, with_axes
 from ..encrypted import ModelKey
 from ..heads.postprocessors import find_postprocessor, is_built_in
 from ..inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
-from ..length_axes import LengthAxes, read_pad
 from ..length_proof import prove_lengths, prove_lengths_once
 from ..output_axes import looked_up, unsaid_outputs
+from ..pad_keys import read_pad
+from ..padded_axes import PaddedAxes
 from ..row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
 from ..runs import Group, ModelBackend
 from ..shapes import InputSpec, Profile, make_profiles, told_batches
 from ..source import name_of, open_model
-from ..state import ModelState, StateWish, read_state, with_states
+from ..state import ModelState, StateWish, handed_on, read_state, with_states
+from ..state_proof import check_state, prove_state
 from .files import identity_of
 from .graph import HALF_INPUTS, RAW_SUFFIX, prepare
 from .half_inputs import HalfInputs
-from .kinds import axes_of, comparable, dtype_of, input_spec, plain
+from .kinds import axes_of, comparable, described, dtype_of, input_spec, plain
 from .rows import Graph, known_outputs, read_once
 from .values import check_postprocessor, tensors_of, values_of
 
@@ -101,7 +102,7 @@ class OnnxModel(ModelBackend):
         max: requests in a batch, or largest shapes: ``8``, ``"8x3x224x224"``, inputs separated by ``,``, profiles by
             ``;``. Without it, the model's batch size if that is fixed, otherwise 1.
         min: smallest batch the model is run with, padded with zeros, or smallest shapes, in the same form. An open axis
-            may be empty only where it says so, as in ``"1x0x4"``.
+            may be empty only where it says so, as in ``"1x0x4"``: with some operators ONNX Runtime dies of that.
         rows: ``batch`` says that each row of every output belongs to one request, in order, and depends on it alone.
             Without it, that is proved while the instance is built (see "Rows" above).
         many_rows: a request may bring any number of rows up to ``max``, also none. It counts as so many towards
@@ -135,8 +136,9 @@ class OnnxModel(ModelBackend):
             filled the requests itself.
         pad: requests of different lengths share a run, padded: ``longest`` (to the longest of the run), a list of
             lengths (to the next of them), or a mapping with that as ``to``, and ``axis``, ``value``, ``mask``,
-            ``length``, ``outputs``, ``max_padding``: see docs/lengths.md. Outputs are cut to the request's own length.
-        max_tokens: with ``pad``: requests of a run times what they are padded to, at most.
+            ``length``, ``outputs``, ``max_padding``, or a list of such for several lengths, as height and width: see
+            docs/lengths.md. Outputs are cut to the request's own length.
+        max_tokens: with ``pad``: requests of a run times what each is padded to, at most.
         state: for models that carry something from run to run: ``{"h": "hn"}`` says that the output ``hn`` is the input
             ``h`` of the next request of the same sequence; see the node's ``state_of``. A sequence begins with zeros;
             with ``{"h": {"output": "hn", "initial": ...}}``, with a number, or an array of one request's. The data
@@ -173,7 +175,7 @@ class OnnxModel(ModelBackend):
         fuse: bool = False,
         postprocessor: str | Mapping[str, Any] | Callable[..., Any] = "split",
         rows: Literal["batch"] | None = None,
-        pad: str | list[int] | Mapping[str, Any] | None = None,
+        pad: str | list[int] | list[Mapping[str, Any]] | Mapping[str, Any] | None = None,
         max_tokens: Annotated[int, Between(1, 2**31 - 1)] | None = None,
         many_rows: bool = False,
         batch_axis: Mapping[str, Any] | None = None,
@@ -199,7 +201,7 @@ class OnnxModel(ModelBackend):
                 source = prepare(source, **changes, custom_ops=self._custom_ops, folder=folder)
             self._session: Any = self._open_session(source, (threads or usable_cpu_count()) // instance_num)
             states = self._read_state(state, many_rows=many_rows, is_padded=pad is not None)
-            chosen = self._choose_outputs(outputs, [wish.output for wish in states], postprocessor)
+            chosen = self._choose_outputs(outputs, states, postprocessor)
             suffix = RAW_SUFFIX if is_normalized else ""
             self._values = values_of(self._name, suffix, self._session.inputs, chosen, max)
             if self._values is not None:
@@ -227,10 +229,11 @@ class OnnxModel(ModelBackend):
             self._axes = settled(declared, wishes, axes, batch, carried)
             unsaid = unsaid_outputs(declared, wishes, self._axes, batch, carried) if self._has_rows else []
             self._axes = looked_up(self._call, specs, profiles, self._axes, self._output_names, unsaid)
-            found = find_postprocessor(postprocessor, self._axes.row_shapes(answered))
+            check_state(states, specs, described(self._session.outputs, declared, self._axes))
+            asked = [spec.name for spec in specs if spec.name not in self._state.inputs]
+            found = find_postprocessor(postprocessor, self._axes.row_shapes(answered), asked)
             self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
             self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
-            self._announce(answered, postprocessor)
             reader_of = functools.partial(ModelInputs, self._name, device=device)
             lengths = self._pad(read_pad(pad, max_tokens), specs, declared, profiles, reader_of)
             is_fine = precision == "fp32" and self._is_fine
@@ -240,8 +243,12 @@ class OnnxModel(ModelBackend):
                 prove_once(proof, lambda: self._prove_rows(graph, specs, profiles, is_fine=is_fine))
 
             self._build_up(prove if rows is None else None, lambda: self._warm_up(specs, profiles) if warm_up else None)
+            prove_state(self._compute, states, self._state.initial_arrays, specs, profiles)
             tried = proof, repr(pad), max_tokens
             self._prove_lengths(tried, lengths, profiles, FINE if is_fine else COARSE, is_vouched=rows is not None)
+            if not self._has_maps:
+                dtypes = {value.name: dtype_of("output", value.name, value.type).name for value in chosen}
+                self._announce(answered, dtypes, postprocessor)
         except ConfigError as error:
             raise self._named(error) from error.__cause__
         finally:
@@ -267,32 +274,23 @@ class OnnxModel(ModelBackend):
     def _read_state(self, state: Mapping[str, Any] | None, *, many_rows: bool, is_padded: bool) -> list[StateWish]:
         """Take the names of the inputs; return which of them are a state."""
         self._feed_names = [value.name for value in self._session.inputs]
-        states = read_state(state, self._feed_names, [value.name for value in self._session.outputs])
-        if states and many_rows:
-            raise ConfigError(
-                "state and many_rows: a request of several rows would need several states; send each alone"
-            )
-        if states and is_padded:
-            raise ConfigError(
-                "state and pad: a state would have gone through the padding, too; leave one of the two out, "
-                "without pad requests of equal length share runs"
-            )
+        outputs = [value.name for value in self._session.outputs]
+        states = read_state(state, self._feed_names, outputs, many_rows=many_rows, is_padded=is_padded)
         self.stateful = bool(states)
         return states
 
-    def _choose_outputs(self, wanted: Sequence[str] | None, states: Sequence[str], postprocessor: Any) -> list[Any]:
+    def _choose_outputs(
+        self, wanted: Sequence[str] | None, states: Sequence[StateWish], postprocessor: Any
+    ) -> list[Any]:
         """Return the outputs that are handed on, and those that are a state, behind them.
 
         Raises:
             ConfigError: if there is no such output, or the postprocessor cannot work on it.
         """
         known = {value.name: value for value in self._session.outputs}
-        answered = [name for name in chosen_outputs(wanted, list(known)) if wanted is not None or name not in states]
-        if hidden := [name for name in answered if name in states]:
-            raise ConfigError(f"outputs: {hidden[0]!r} is a state: take it out of one of the two")
-        self._output_names = [*answered, *states]
+        self._output_names = handed_on(wanted, list(known), [wish.output for wish in states])
         chosen = [known[name] for name in self._output_names]
-        to_answer = chosen[: len(answered)]
+        to_answer = chosen[: len(chosen) - len(states)]
         check_postprocessor(postprocessor, to_answer)
         self._has_maps = any(value.type.startswith("seq(map(") for value in to_answer) and is_built_in(postprocessor)
         return chosen
@@ -333,14 +331,6 @@ class OnnxModel(ModelBackend):
         self._reader: Any = self._values
         self.max_batch = 1
 
-    def _announce(self, declared: Sequence[Declared], postprocessor: Any) -> None:
-        """Tell servers of an only output."""
-        if len(declared) == 1 and self._has_rows and self._answers.are_plain and postprocessor in ("split", "cpu"):
-            ((name, shape),) = declared
-            kind = next(value.type for value in self._session.outputs if value.name == name)
-            if not kind.startswith("seq("):
-                self.announced_outputs = announced_array(name, dtype_of("output", name, kind).name, shape[1:], "result")
-
     def _run_requests(self, group: Group) -> None:
         """Run the model once, on requests of equal shapes."""
         self._fill(group)
@@ -363,8 +353,10 @@ class OnnxModel(ModelBackend):
             inputs = [as_it_comes(array, shape, dtype) for array, shape, dtype in alone]
             if fit.narrowed:
                 self._inputs.refuse_overflow(fit, by_input, inputs)
-            outputs = self._outputs_of(self._without_state(self._call(inputs), group), group)
-            self._answers.fill_alone(self._output_names[: len(outputs)], outputs, group[0][0])
+            outputs = self._call(inputs)
+            answers = self._answers_in(outputs, group)
+            self._answers.fill_alone(self._output_names[: len(answers)], answers, group[0][0])
+            self._state.keep(self._axes, outputs[len(answers) :], [group[0][0]])
             return
         is_whole = len(group) == 1 and fit.whole is not None and not fit.narrowed
         if is_whole and self._answers.are_whole and self._lengths is None:
@@ -383,7 +375,10 @@ class OnnxModel(ModelBackend):
         outputs = self._run(inputs, row_count)
         if row_count > total:
             outputs = self._axes.without_padding(self._output_names, outputs, total)
-        self._finish(self._outputs_of(self._without_state(outputs, group), group), group, row_count)
+        answers = self._answers_in(outputs, group)
+        self._finish(answers, group, row_count)
+        # Behind what may refuse a request: then the others run again, with the states that they had.
+        self._state.keep(self._axes, outputs[len(answers) :], [request for request, _ in group])
 
     def _run_whole(self, group: Group) -> None:
         """Run the model on one request, whose outputs are its answer; moving axes there and back would take as long."""
@@ -391,23 +386,16 @@ class OnnxModel(ModelBackend):
         alone = zip(sample.arrays, sample.fit.whole or (), self._dtypes, strict=True)
         outputs = self._call([as_it_comes(array, shape, dtype) for array, shape, dtype in alone])
         if self._has_rows:
-            self._check_rows(self._axes.to_rows(self._output_names, outputs) if self._axes.outputs else outputs, 1)
+            self._check_rows(self._axes.to_rows(self._output_names, outputs), 1)
+        answers = self._answers_in(outputs, group)
+        self._answers.fill_alone(self._output_names[: len(answers)], answers, request)
         if self._state:
-            outputs = self._state.keep_whole(outputs, request)
-        outputs = self._outputs_of(outputs, group)
-        self._answers.fill_alone(self._output_names[: len(outputs)], outputs, request)
+            self._state.keep_whole(outputs[len(answers) :], request)
 
-    def _without_state(self, outputs: list[Array], group: Group) -> list[Array]:
-        """Keep the outputs that are a state, and return the others."""
-        if not self._state:
-            return outputs
-        count = len(outputs) - len(self._state.outputs)
-        self._state.keep(self._axes, outputs[count:], [request for request, _ in group])
-        return outputs[:count]
-
-    def _outputs_of(self, outputs: list[Any], group: Group) -> list[Any]:
-        """Return outputs as the kind of arrays that the requests have brought."""
-        return to_torch(outputs) if group[0][1].is_torch else outputs
+    def _answers_in(self, outputs: list[Any], group: Group) -> list[Any]:
+        """Return the outputs that are no state, as the kind of arrays that the requests have brought."""
+        answers = outputs[: len(outputs) - len(self._state.outputs)]
+        return to_torch(answers) if group[0][1].is_torch else answers
 
     def _call(self, arrays: Sequence[Array]) -> list[Array]:
         """Run the model on what it takes.
@@ -462,7 +450,7 @@ class OnnxModel(ModelBackend):
         self.warmed_up = told_batches(sizes)
 
     def _prove_lengths(
-        self, key: Hashable, axes: LengthAxes | None, profiles: Sequence[Profile], tolerance: float, *, is_vouched: bool
+        self, key: Hashable, axes: PaddedAxes | None, profiles: Sequence[Profile], tolerance: float, *, is_vouched: bool
     ) -> None:
         """Raise ConfigError if requests are padded, and there is no proof that it changes nothing."""
         if axes is not None:
@@ -473,14 +461,16 @@ class OnnxModel(ModelBackend):
         self, graph: Graph | None, specs: Sequence[InputSpec], profiles: Sequence[Profile], *, is_fine: bool
     ) -> None:
         """Raise ConfigError if there is no proof that the rows of every output are the requests'."""
+        seen: set[str] = set()
 
         def run(arrays: list[Array]) -> list[Array]:
             row_count = rows_in(specs, arrays)
             outputs = [comparable(output) for output in self._compute(arrays)]
-            return compared(self._axes, self._output_names, outputs, row_count)
+            return compared(self._axes, self._output_names, outputs, row_count, seen)
 
         tolerance = max(FINE if is_fine else COARSE, graph.tolerance if graph is not None else FINE)
         prove_rows(run, specs, profiles, known_outputs(graph, self._axes, self._output_names), tolerance=tolerance)
+        tell_of_empty_tables(self._name, self._axes, self._output_names, seen)
 
 
 def _shapes(values: Sequence[Any]) -> str:

@@ -25,6 +25,11 @@ _log = logging.getLogger(__name__)
 _CPU = "CPUExecutionProvider"
 # With this variable, ONNX Runtime takes a session's options from the file, in place of the caller's.
 _FROM_MODEL = "ORT_LOAD_CONFIG_FROM_MODEL"
+# An ONNX file whose only output, "y", is a constant of float32: what fails to run it is no fault of a model or of data.
+_CONSTANT_MODEL = (
+    b'\x08\x07:6\n$\x12\x01y"\x08Constant*\x15\n\x0bvalue_float\x15\x00\x00\x00\x00\xa0\x01\x01\x12\x01gb\x0b\n\x01y'
+    b"\x12\x06\n\x04\x08\x01\x12\x00B\x04\n\x00\x10\r"
+)
 
 
 GPUS = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda", "NvTensorRTRTXExecutionProvider": "cuda"}
@@ -59,6 +64,8 @@ class RuntimeSession:
                 raise ConfigError(f"custom_ops: '{path}' cannot be loaded: {_first_line(error)}") from error
         self._session: Any = _opened(source, options, wanted, settings)
         self._run_options = run_options(settings)
+        if self._run_options is not None:
+            _try_run_options(self._run_options, wanted, settings)
         _check_fixed_axes(self._session.get_inputs(), settings.session.get("free_dimension_overrides", {}))
         self.inputs = list(self._session.get_inputs())
         self.outputs = list(self._session.get_outputs())
@@ -238,6 +245,25 @@ def _opened(
     for name in refused:
         _log.warning("the provider %r could not be started and is left out", name)
     return session
+
+
+def _try_run_options(options: Any, providers: list[tuple[str, dict[str, str]]], settings: RuntimeSettings) -> None:
+    """Raise ConfigError for options that no run takes: ONNX Runtime looks at their values only when a model runs."""
+    of_session = session_options(settings, 1)
+    of_session.enable_profiling = False  # it is no run of the model's
+    try:
+        session = onnxruntime.InferenceSession(_CONSTANT_MODEL, of_session, providers=providers, enable_fallback=0)
+        session.disable_fallback()
+        session.run(None, {})
+    except Exception:  # ONNX Runtime's errors have no base class; a provider that takes no such model tells nothing
+        return
+    try:
+        session.run(None, {}, options)
+    except Exception as error:
+        written = ", ".join(f"{name} = {value!r}" for name, value in settings.run.items())
+        raise ConfigError(
+            f"run_options: expected values with which ONNX Runtime runs a model, got {written}: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
