@@ -13,6 +13,7 @@ from fastpipe.errors import ConfigError, ItemErrors, KernelError
 
 from .answers import Answers, Run, run_of
 from .axes import Axes, Declared, in_place
+from .fast_path import FastPath
 from .length_axes import LengthAxes, Pad
 from .lengths import Lengths
 from .reader import RequestReader, Sample, UnfitError
@@ -34,6 +35,7 @@ class ModelBackend(Backend):
     _output_names: list[str]  # of those that are handed on, and perhaps of others behind them
     _axes = Axes((), {}, {})
     _lengths: Lengths | None = None  # requests of different lengths share a run
+    _fast_path: FastPath | None = None  # what requests go through whose shapes were met before, in place of all else
 
     def _take(
         self,
@@ -64,6 +66,8 @@ class ModelBackend(Backend):
 
     def bucket(self, request: Request) -> Hashable:
         """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
+        if self._fast_path is not None and (key := self._fast_path.key(request)) is not None:
+            return key
         try:
             if self._lengths is not None:
                 return self._lengths.reader.measure(request).key

@@ -92,7 +92,8 @@ class ModelState:
         self._order = [spec.name for spec in specs]
         self._free = [name for name in self._order if name not in self.inputs]
         by_name = {spec.name: spec for spec in specs}
-        self._initial = {wish.input: _initial(wish, by_name[wish.input], shares_runs) for wish in wishes}
+        self.initial = {wish.input: _initial(wish, by_name[wish.input], shares_runs) for wish in wishes}
+        """With what a sequence begins, by the inputs' names, in the order of ``outputs``."""
 
     def __bool__(self) -> bool:
         return bool(self._wishes)
@@ -115,17 +116,17 @@ class ModelState:
                 f"{self._model}: expected data for the inputs {self._free} ({', '.join(self.inputs)} is what the pipe "
                 f"keeps), got {got}"
             )
-        values |= request.get("state") or self._initial
+        values |= request.get("state") or self.initial
         return [values[name] for name in self._order]
 
-    def keep_whole(self, outputs: list[Array], request: Request) -> list[Array]:
-        """Keep what the run of one request has left, and return the other outputs."""
-        count = len(outputs) - len(self.outputs)
-        request["state"] = dict(zip(self.inputs, outputs[count:], strict=True))
-        return outputs[:count]
+    def keep_whole(self, outputs: list[Array], request: Request) -> None:
+        """Keep what the run of one request has left."""
+        request["state"] = dict(zip(self.inputs, outputs, strict=True))
 
     def keep(self, axes: Axes, outputs: Sequence[Array], requests: Sequence[Request]) -> None:
         """Keep what a run has left, its outputs with the requests in front: copies, so that no batch stays for one."""
+        if not self._wishes:
+            return
         kept: list[dict[str, Array]] = [{} for _ in requests]
         for wish, output in zip(self._wishes, outputs, strict=True):
             has_rows = axes.has_rows(wish.output) and len(output) == len(requests)

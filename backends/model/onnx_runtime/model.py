@@ -24,11 +24,13 @@ from fastpipe.errors import BackendError, ConfigError
 from ..answers import Answers, chosen_outputs, compared
 from ..axes import Declared, input_axes, read_wishes, settled, with_axes
 from ..encrypted import ModelKey
+from ..fast_path import fast_path_of
 from ..heads.postprocessors import find_postprocessor, is_built_in
 from ..inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
 from ..length_axes import LengthAxes, read_pad
 from ..length_proof import prove_lengths, prove_lengths_once
 from ..output_axes import looked_up, unsaid_outputs
+from ..reader import UnfitError
 from ..row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
 from ..runs import Group, ModelBackend
 from ..shapes import InputSpec, Profile, make_profiles, told_batches
@@ -242,6 +244,9 @@ class OnnxModel(ModelBackend):
             self._build_up(prove if rows is None else None, lambda: self._warm_up(specs, profiles) if warm_up else None)
             tried = proof, repr(pad), max_tokens
             self._prove_lengths(tried, lengths, profiles, FINE if is_fine else COARSE, is_vouched=rows is not None)
+            if lengths is None and not self._has_maps:
+                parts = self._state, self._axes, self._output_names, self._answers
+                self._fast_path = fast_path_of(self._inputs_to_run, *parts, has_rows=self._has_rows)
         except ConfigError as error:
             raise self._named(error) from error.__cause__
         finally:
@@ -254,6 +259,11 @@ class OnnxModel(ModelBackend):
             ItemErrors: for the requests that the model cannot take.
             Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
         """
+        try:
+            if self._fast_path is not None and self._fast_path.run(batch, self._call, self._check_rows):
+                return
+        except UnfitError:
+            pass  # a postprocessor has refused some, and no state was changed: the others run without them
         self._run_batch(self._values or self._inputs_to_run, batch, self._run_requests)
 
     @abstractmethod
@@ -363,8 +373,10 @@ class OnnxModel(ModelBackend):
             inputs = [as_it_comes(array, shape, dtype) for array, shape, dtype in alone]
             if fit.narrowed:
                 self._inputs.refuse_overflow(fit, by_input, inputs)
-            outputs = self._outputs_of(self._without_state(self._call(inputs), group), group)
-            self._answers.fill_alone(self._output_names[: len(outputs)], outputs, group[0][0])
+            outputs = self._call(inputs)
+            answers = self._answers_in(outputs, group)
+            self._answers.fill_alone(self._output_names[: len(answers)], answers, group[0][0])
+            self._state.keep(self._axes, outputs[len(answers) :], [group[0][0]])
             return
         is_whole = len(group) == 1 and fit.whole is not None and not fit.narrowed
         if is_whole and self._answers.are_whole and self._lengths is None:
@@ -383,7 +395,10 @@ class OnnxModel(ModelBackend):
         outputs = self._run(inputs, row_count)
         if row_count > total:
             outputs = self._axes.without_padding(self._output_names, outputs, total)
-        self._finish(self._outputs_of(self._without_state(outputs, group), group), group, row_count)
+        answers = self._answers_in(outputs, group)
+        self._finish(answers, group, row_count)
+        # Behind what may refuse a request: then the others run again, with the states that they had.
+        self._state.keep(self._axes, outputs[len(answers) :], [request for request, _ in group])
 
     def _run_whole(self, group: Group) -> None:
         """Run the model on one request, whose outputs are its answer; moving axes there and back would take as long."""
@@ -391,23 +406,16 @@ class OnnxModel(ModelBackend):
         alone = zip(sample.arrays, sample.fit.whole or (), self._dtypes, strict=True)
         outputs = self._call([as_it_comes(array, shape, dtype) for array, shape, dtype in alone])
         if self._has_rows:
-            self._check_rows(self._axes.to_rows(self._output_names, outputs) if self._axes.outputs else outputs, 1)
+            self._check_rows(self._axes.to_rows(self._output_names, outputs), 1)
+        answers = self._answers_in(outputs, group)
+        self._answers.fill_alone(self._output_names[: len(answers)], answers, request)
         if self._state:
-            outputs = self._state.keep_whole(outputs, request)
-        outputs = self._outputs_of(outputs, group)
-        self._answers.fill_alone(self._output_names[: len(outputs)], outputs, request)
+            self._state.keep_whole(outputs[len(answers) :], request)
 
-    def _without_state(self, outputs: list[Array], group: Group) -> list[Array]:
-        """Keep the outputs that are a state, and return the others."""
-        if not self._state:
-            return outputs
-        count = len(outputs) - len(self._state.outputs)
-        self._state.keep(self._axes, outputs[count:], [request for request, _ in group])
-        return outputs[:count]
-
-    def _outputs_of(self, outputs: list[Any], group: Group) -> list[Any]:
-        """Return outputs as the kind of arrays that the requests have brought."""
-        return to_torch(outputs) if group[0][1].is_torch else outputs
+    def _answers_in(self, outputs: list[Any], group: Group) -> list[Any]:
+        """Return the outputs that are no state, as the kind of arrays that the requests have brought."""
+        answers = outputs[: len(outputs) - len(self._state.outputs)]
+        return to_torch(answers) if group[0][1].is_torch else answers
 
     def _call(self, arrays: Sequence[Array]) -> list[Array]:
         """Run the model on what it takes.
