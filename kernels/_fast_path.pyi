@@ -1,10 +1,10 @@
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 @final
 class FastPath:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         fits: dict[Any, Any],
         names: Sequence[str],
@@ -15,7 +15,7 @@ class FastPath:
         has_rows: bool,
         to_rows: Callable[[list[Any]], list[Any]],
         finish: Callable[[list[Any], list[dict[str, Any]]], None] | None,
-    ) -> None: ...
+    ) -> Self: ...
     def key(self, request: dict[str, Any]) -> Hashable | None: ...
     def run(
         self,
