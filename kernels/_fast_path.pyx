@@ -28,6 +28,35 @@ cdef object empty = numpy.empty
 
 
 @cython.final
+cdef class OrtRun:
+    """Runs a session of ONNX Runtime on a list of arrays; without a function of Python's between.
+
+    Args:
+        run: of the session: outputs' names, inputs by their names, options -> outputs.
+        outputs: names.
+        inputs: names, in the order of the arrays.
+        options: of a run, or None.
+    """
+    cdef object run
+    cdef list outputs
+    cdef tuple inputs
+    cdef object options
+
+    def __cinit__(self, run, outputs, inputs, options):
+        self.run = run
+        self.outputs = list(outputs)
+        self.inputs = tuple(inputs)
+        self.options = options
+
+    def __call__(self, list arrays not None):
+        cdef dict feeds = {}
+        cdef Py_ssize_t index
+        for index in range(len(self.inputs)):
+            feeds[self.inputs[index]] = arrays[index]
+        return self.run(self.outputs, feeds, self.options)
+
+
+@cython.final
 cdef class Route:
     """How requests whose arrays have certain shapes and dtypes get into a model. Not changed once it is made."""
     cdef object key                             # of the fit: equal for all that may share a run
@@ -51,6 +80,7 @@ cdef class FastPath:
         output_axes: of each output, the states last, the same; None: there is one for all.
         runs_alone: every request has a run for itself.
         has_rows: some run has several requests, so outputs are to have a row for each.
+        call: runs the model on a list of arrays, and returns a list of its outputs.
         to_rows: makes of a model's outputs such with the requests in front.
         finish: called with outputs and requests, fills these; None: each gets its rows, with the axis of the requests.
 
@@ -67,11 +97,12 @@ cdef class FastPath:
     cdef tuple shared                           # indices of inputs that the batch shares
     cdef bint runs_alone
     cdef bint has_rows
+    cdef object call
     cdef object to_rows
     cdef object finish
 
     def __cinit__(self, *, dict fits, names, dict initial, input_axes, output_axes, bint runs_alone, bint has_rows,
-                  to_rows, finish):
+                  call, to_rows, finish):
         self.fits = fits
         self.routes = {}
         self.names = tuple(names)
@@ -87,6 +118,7 @@ cdef class FastPath:
         self.shared = tuple(shared)
         self.runs_alone = runs_alone
         self.has_rows = has_rows
+        self.call = call
         self.to_rows = to_rows
         self.finish = finish
 
@@ -105,12 +137,12 @@ cdef class FastPath:
             values.append(arrays[index].tobytes())
         return route.key, False, tuple(values)
 
-    def run(self, batch, call, check):
+    def run(self, batch, note, check):
         """Run a batch and fill its requests; False: nothing was done, it is for the usual way.
 
         Args:
             batch: the requests.
-            call: runs the model on a list of arrays, and returns a list of its outputs.
+            note: called with what ``call`` raises and the arrays.
             check: called with outputs, the requests in front, of which one has not a row for each request, and with how
                 many requests these are; raises.
 
@@ -123,6 +155,7 @@ cdef class FastPath:
         cdef Route route
         cdef list arrays
         cdef list taken = []
+        cdef list inputs
         cdef list outputs
         if type(batch) is not list:
             return False
@@ -140,7 +173,12 @@ cdef class FastPath:
             taken.append(arrays)
         if first is None or count > first.most or not _share(self, taken):
             return False
-        outputs = call(_inputs_of(self, first, taken))
+        inputs = _inputs_of(self, first, taken)
+        try:
+            outputs = self.call(inputs)
+        except Exception as error:
+            note(error, inputs)
+            raise
         if first.is_checked and not _have_rows(self, outputs, count):
             check(self.to_rows(outputs), count)
             return False

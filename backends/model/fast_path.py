@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from fastpipe.kernels._fast_path import FastPath
 
@@ -22,8 +23,8 @@ def fast_path_of(
     axes: Axes,
     outputs: Sequence[str],
     answers: Answers,
-    *,
     has_rows: bool,
+    call: Callable[[list[Any]], list[Any]],
 ) -> FastPath | None:
     """Return the fast path of a model that takes and gives arrays of NumPy; None: it can have none.
 
@@ -37,6 +38,7 @@ def fast_path_of(
         outputs: names of the outputs of a run, those that are a state last.
         answers: what fills the requests.
         has_rows: some run has several requests.
+        call: runs the model on a list of arrays, and returns a list of its outputs.
     """
     if type(reader) is not ModelInputs or not reader.takes_plain_arrays or reader.takes_many_rows or axes.columns:
         return None
@@ -50,6 +52,7 @@ def fast_path_of(
         output_axes=[axes.outputs.get(name, 0) for name in outputs],
         runs_alone=reader.runs_alone,
         has_rows=has_rows,
+        call=call,
         to_rows=functools.partial(axes.to_rows, outputs),
         finish=None if answers.are_rows else answers.fill_rows,
     )

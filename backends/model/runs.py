@@ -19,7 +19,7 @@ from .lengths import Lengths
 from .reader import RequestReader, Sample, UnfitError
 from .shapes import InputSpec, Profile
 
-__all__ = ["Group", "ModelBackend", "run_in_groups"]
+__all__ = ["Group", "ModelBackend", "run_in_groups", "shapes_in_words"]
 
 _log = logging.getLogger(__name__)
 
@@ -236,6 +236,11 @@ def _length_of(lengths: Lengths, request: Request) -> int:
     except KernelError:
         return 1  # forward() tells its caller why
     return measured.target or measured.length
+
+
+def shapes_in_words(values: Sequence[Any]) -> str:
+    """Return the shapes of what a model was run with, or the kinds of what has none."""
+    return ", ".join(str(getattr(value, "shape", type(value).__name__)) for value in values)
 
 
 class Reader(Protocol):

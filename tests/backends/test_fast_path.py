@@ -243,18 +243,33 @@ def test_a_request_that_a_postprocessor_refuses_applies_nothing_twice() -> None:
 
 def test_outputs_without_a_row_for_each_request_are_refused() -> None:
     """With the message of the usual way, and never handed out."""
-    nodes = [helper.make_node("Add", ["x", "x"], ["y"])]
-    backend = OnnxTensor(model=make_model(nodes, {"x": ["n", 2]}, {"y": ["n", 2]}), max=3, rows="batch")
-    batch: Requests = [{"data": images(2)} for _ in range(3)]
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["greatest"], axes=[1], keepdims=0),
+        helper.make_node("Greater", ["greatest", "zero"], ["is_kept"]),
+        helper.make_node("Compress", ["x", "is_kept"], ["y"], axis=0),
+    ]
+    model = make_model(nodes, {"x": ["n", 2]}, {"y": ["n", 2]}, {"zero": np.array(0, np.float32)})
+    backend = OnnxTensor(model=model, max=3, rows="batch", warm_up=False)
+    batch: Requests = [{"data": np.full(2, value, np.float32)} for value in (1, 2, -1)]
     backend.forward([{**batch[0]}])
-    inner = backend._call
-    backend._call = lambda arrays: [output[1:] for output in inner(arrays)]
     with pytest.raises(BackendError, match="output 'y': expected 3 rows for a batch of 3, got shape"):
         backend.forward(batch)
     assert all("result" not in request for request in batch)
 
 
-def test_a_request_alone_goes_through_three_functions_of_python() -> None:
+def test_what_a_run_raises_names_model_and_shapes() -> None:
+    """As on the usual way."""
+    node = helper.make_node("Gather", ["table", "x"], ["y"])
+    table = {"table": np.arange(4, dtype=np.float32)}
+    model = make_model([node], {"x": (TensorProto.INT64, ["n", 1])}, {"y": ["n", 1]}, table)
+    backend = OnnxTensor(model=model, max=2)
+    backend.forward([{"data": np.array([1])}])
+    with pytest.raises(Exception, match="indices element out of data bounds") as caught:
+        backend.forward([{"data": np.array([9])} for _ in range(2)])
+    assert caught.value.__notes__ == [f"{backend._name}, run with inputs of shape (2, 1)"]
+
+
+def test_a_request_alone_goes_through_one_function_of_python() -> None:
     """Each takes a microsecond or two behind a run, from caches that are full of the model."""
     backend = OnnxTensor(**with_state(), max=4)
     backend.forward(steps(1))
@@ -265,4 +280,4 @@ def test_a_request_alone_goes_through_three_functions_of_python() -> None:
         backend.forward([request])
     finally:
         sys.setprofile(None)
-    assert called == ["forward", "_call", "run"]
+    assert called == ["forward"]

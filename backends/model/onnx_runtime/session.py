@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import onnxruntime
 
 from fastpipe.errors import ConfigError, nearest
+from fastpipe.kernels._fast_path import OrtRun
 
 from .kinds import ELEMENT_NUMBERS, dtype_of, is_narrow_kind, rows_of
 from .options import RuntimeSettings, run_options, session_options
@@ -74,8 +76,7 @@ class RuntimeSession:
         self._kinds = {value.name: value.type for value in self.outputs}
         self._has_narrow = _check_narrow([*self.inputs, *self.outputs])
         self._has_maps = any(kind.startswith("seq(map(") for kind in self._kinds.values())
-        is_plain = not self._has_narrow and not self._has_maps and self._session.get_providers() == [_CPU]
-        self._run_plain: Callable[..., list[Any]] | None = _run_of(self._session) if is_plain else None
+        self._is_plain = not self._has_narrow and not self._has_maps and self._session.get_providers() == [_CPU]
 
     def run(self, names: Sequence[str], values: Sequence[Any]) -> list[Any]:
         """Return these outputs of the model for a value of each input, in its order.
@@ -83,8 +84,6 @@ class RuntimeSession:
         Rows of maps are returned as ``Rows``, and what NumPy lacks in dtypes of ml_dtypes.
         """
         feeds = dict(zip(self._input_names, values, strict=True))
-        if self._run_plain is not None:
-            return self._run_plain(names, feeds, self._run_options)
         if self.device is not None and not all(isinstance(value, np.ndarray) for value in values):
             return self._run_bound(names, feeds)
         if self._has_narrow:
@@ -96,6 +95,12 @@ class RuntimeSession:
                 for name, output in zip(names, outputs, strict=True)
             ]
         return outputs
+
+    def runner(self, names: Sequence[str]) -> Callable[[list[Any]], list[Any]]:
+        """Return what does the same for these outputs, by the shortest way."""
+        if self._is_plain:
+            return OrtRun(_run_of(self._session), names, self._input_names, self._run_options)
+        return functools.partial(self.run, names)
 
     def _run_narrow(self, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
         """Run the model on OrtValues: of NumPy's arrays, ONNX Runtime takes and gives only dtypes that NumPy has."""
