@@ -61,7 +61,8 @@ cdef class Route:
     """How requests whose arrays have certain shapes and dtypes get into a model. Not changed once it is made."""
     cdef object key                             # of the fit: equal for all that may share a run
     cdef tuple whole                            # of each input, its shape as the model gets it of one request
-    cdef tuple given                            # of each input, the dtype in which it comes
+    cdef tuple shapes                           # of each input, the shape in which it comes
+    cdef tuple given                            # and the dtype
     cdef tuple wanted                           # of each input, the dtype in which the model gets it; None: the same
     cdef Py_ssize_t most                        # requests that share a run
     cdef bint is_checked                        # outputs have to have a row for each request
@@ -88,6 +89,7 @@ cdef class FastPath:
     """
     cdef dict fits
     cdef dict routes                            # by the same; filled by any thread, two may make the same
+    cdef Route latest                           # which the last request had, or None
     cdef tuple names
     cdef dict initial
     cdef Py_ssize_t free                        # how many inputs are no state
@@ -205,8 +207,12 @@ cdef list _arrays_of(FastPath path, dict request):
         return None
     data = <object>found
     if path.kept:
-        state = _state_of(path, request)
-        if state is None:
+        found = PyDict_GetItemWithError(request, "state")
+        if found == NULL or <object>found is None:
+            state = path.initial
+        elif type(<object>found) is dict and len(<dict>found) == len(path.kept):
+            state = <dict>found
+        else:
             return None
     arrays = []
     if type(data) is ndarray:
@@ -217,42 +223,52 @@ cdef list _arrays_of(FastPath path, dict request):
     elif len(data) != path.free:
         return None
     for name in path.names:
-        if state is not None and name in state:
-            value = state[name]
+        found = NULL
+        if state is not None:
+            found = PyDict_GetItemWithError(state, name)
+        if found != NULL:
+            value = <object>found
         elif type(data) is dict:
             found = PyDict_GetItemWithError(<dict>data, name)
             if found == NULL:
                 return None
             value = <object>found
-        else:
-            value = data if type(data) is ndarray else data[index]
+        elif type(data) is ndarray:
+            value = data
+        elif index < len(data):
+            value = data[index]
             index += 1
+        else:                                   # a state lacks an input
+            return None
         if type(value) is not ndarray:
             return None
         arrays.append(value)
     return arrays
 
 
-cdef dict _state_of(FastPath path, dict request):
-    """Return the state with which a request runs; None: it is of another form than those that are kept."""
-    cdef PyObject* found = PyDict_GetItemWithError(request, "state")
-    if found == NULL or <object>found is None:
-        return path.initial
-    if type(<object>found) is not dict or (<dict>found).keys() != path.initial.keys():
-        return None
-    return <dict>found
+cdef bint _is_of(Route route, list arrays) except -1:
+    """Say whether a request's arrays have the shapes and dtypes of a route."""
+    cdef Py_ssize_t index
+    for index in range(len(arrays)):
+        array = arrays[index]
+        if array.dtype is not route.given[index] or array.shape != route.shapes[index]:
+            return False
+    return True
 
 
 cdef Route _route_of(FastPath path, list arrays):
     """Return the route of a request's arrays; None: no reader has seen their like."""
     cdef list pairs = []
     cdef PyObject* found
+    if path.latest is not None and _is_of(path.latest, arrays):
+        return path.latest                      # what comes in a stream has one shape
     for array in arrays:
         pairs.append((array.shape, array.dtype))
     signature = tuple(pairs)
     found = PyDict_GetItemWithError(path.routes, signature)
     if found != NULL:
-        return <Route>found
+        path.latest = <Route>found
+        return path.latest
     fit = path.fits.get(signature)
     if fit is None:
         return None
@@ -264,17 +280,18 @@ cdef Route _route_of(FastPath path, list arrays):
 cdef Route _new_route(FastPath path, tuple signature, object fit):
     cdef Route route = Route.__new__(Route)
     cdef object whole = fit.whole if fit.as_it_comes is None else fit.as_it_comes
+    cdef list shapes = []
     cdef list given = []
     cdef list wanted = []
     # The state of a request that brings several rows at once, and what may overflow, is for the usual way.
     route.is_taken = whole is not None and not fit.narrowed and (fit.as_it_comes is None or not path.kept)
-    if not route.is_taken:
-        return route
     route.key = fit.key
     route.whole = whole
-    for (_, dtype), target in zip(signature, fit.dtypes, strict=True):
+    for (shape, dtype), target in zip(signature, fit.dtypes, strict=True):
+        shapes.append(shape)
         given.append(dtype)
         wanted.append(None if dtype == target else target)
+    route.shapes = tuple(shapes)
     route.given = tuple(given)
     route.wanted = tuple(wanted)
     route.most = 1 if fit.as_it_comes is not None else fit.profile.max_batch
