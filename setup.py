@@ -149,6 +149,14 @@ def main() -> None:
         extra_compile_args=["-std=c++17", *flags, *hardening, *([] if DEBUG or SANITIZE else ["-O3"])],
         extra_link_args=[*sanitize, *hardened_links],
     )
+    fast_path = Extension(
+        "fastpipe.kernels._fast_path",
+        ["kernels/_fast_path.pyx"],
+        language="c++",
+        depends=["setup.py", mode_file()],
+        extra_compile_args=["-std=c++17", *flags, *hardening],
+        extra_link_args=[*sanitize, *hardened_links],
+    )
     rooms = [f"fastpipe.backends.{package}" for package in find_packages("backends")]
     setup(
         packages=[*find_packages(include=["fastpipe", "fastpipe.*"]), "fastpipe.kernels", "fastpipe.backends", *rooms],
@@ -161,7 +169,7 @@ def main() -> None:
         },
         exclude_package_data={"": ["*.pyx", "*.pxd", "*.pxi", "*.hpp"]},
         ext_modules=cythonize(
-            [core, loops, launches, images],
+            [core, loops, launches, images, fast_path],
             build_dir=str(BUILD / ("cython-debug" if DEBUG else "cython")),
             compiler_directives=COMPILER_DIRECTIVES,
         ),

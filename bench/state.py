@@ -12,6 +12,10 @@ questions, each answered in pairs of windows that take turns to be first:
 
 The sessions of the loops compute with one thread each, as the package's own wrapper has it. Before anything is timed,
 every contestant answers for streams of noise, which are compared with a loop.
+
+Beside each ratio of times is that of processor times, all threads of the process together: where others use the
+processors, too, it says more. At last it says what no way of batching can do better than: the processor time of a row
+in a run of ONNX Runtime on as many rows as there are streams, beside that of a run of one.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -35,6 +39,13 @@ LARGEST_DIFFERENCE = 1e-5
 
 Step = Callable[[Any], Any]
 """What runs a stream's next chunk, and returns its answer."""
+
+
+class Figures(NamedTuple):
+    """What came of a window."""
+
+    chunks_per_s: float
+    cpu_us: float  # of the process, for each chunk
 
 
 class Loop:
@@ -91,19 +102,19 @@ def check(contestants: Sequence[tuple[str, Loop | Piped]], chunks: Any) -> None:
                 raise WrongAnswer(f"{name}: stream {key} differs by {difference:g} from a plain loop")
 
 
-def alone(contestant: Loop | Piped, chunks: Any, seconds: float) -> float:
-    """Return the chunks/s of one stream."""
+def alone(contestant: Loop | Piped, chunks: Any, seconds: float) -> Figures:
+    """Send the chunks of one stream."""
     step = contestant.stream("alone")
     count = 0
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     while (passed := time.perf_counter() - began) < seconds:
         step(chunks[count % len(chunks)])
         count += 1
-    return count / passed
+    return Figures(count / passed, (time.process_time() - cpu_began) / count * 1e6)
 
 
-def together(contestant: Loop | Piped, chunks: Any, seconds: float, streams: int) -> float:
-    """Return the chunks/s of many streams, each with a thread."""
+def together(contestant: Loop | Piped, chunks: Any, seconds: float, streams: int) -> Figures:
+    """Send the chunks of many streams, each from a thread."""
     begin, ends = threading.Barrier(streams + 1), threading.Event()
     counts = [0] * streams
 
@@ -119,18 +130,31 @@ def together(contestant: Loop | Piped, chunks: Any, seconds: float, streams: int
     for each in clients:
         each.start()
     begin.wait()
-    began, before = time.perf_counter(), sum(counts)
+    began, cpu_began, before = time.perf_counter(), time.process_time(), sum(counts)
     time.sleep(seconds)
-    passed, done = time.perf_counter() - began, sum(counts) - before
+    passed, cpu_s, done = time.perf_counter() - began, time.process_time() - cpu_began, sum(counts) - before
     ends.set()
     for each in clients:
         each.join()
-    return done / passed
+    return Figures(done / passed, cpu_s / done * 1e6)
 
 
-def in_pairs(measures: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """Return what each has measured, a figure for each round; another one is the first in each."""
-    found: list[list[float]] = [[] for _ in measures]
+def rows(loop: Loop, chunks: Any, rows_count: int, rounds: int) -> list[float]:
+    """Return the processor time of a row, in us, in runs of ONNX Runtime on so many rows."""
+    feeds = {"state": np.zeros((2, rows_count, 128), np.float32), **({"sr": RATE} if loop.takes_rate else {})}
+    feeds["input"] = chunks[:rows_count]
+    found = []
+    for _ in range(rounds):
+        began = time.process_time()
+        for _ in range(1 + 256 // rows_count):
+            loop.session.run(["output", "stateN"], feeds)
+        found.append((time.process_time() - began) / (1 + 256 // rows_count) / rows_count * 1e6)
+    return found
+
+
+def in_pairs(measures: Sequence[Callable[[], Figures]], rounds: int) -> list[list[Figures]]:
+    """Return what each has measured, figures for each round; another one is the first in each."""
+    found: list[list[Figures]] = [[] for _ in measures]
     for number in range(rounds):
         for index in range(len(measures)):
             which = (number + index) % len(measures)
@@ -162,7 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 1
         plain, piped = in_pairs([lambda: alone(loop, chunks, seconds), lambda: alone(one, chunks, seconds)], rounds)
-        _tell("one stream: time of a chunk, pipe / loop", Spread.of_ratio(plain, piped), "<= 1.1", plain, piped)
+        _tell("one stream: time of a chunk, pipe / loop", _rates(plain), _rates(piped), "chunks_per_s", "<= 1.1")
+        _tell("one stream: processor time of a chunk, pipe / loop", _cpu(piped), _cpu(plain), "cpu_us")
         single, threads, batches = in_pairs(
             [
                 lambda: alone(loop, chunks, seconds),
@@ -171,22 +196,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ],
             rounds,
         )
-        name = f"{options.streams} streams: chunks/s, pipe"
-        _tell(f"{name} / a loop in a thread for each", Spread.of_ratio(batches, threads), ">= 2", batches, threads)
-        _tell(f"{name} / loops one after the other", Spread.of_ratio(batches, single), "", batches, single)
+        name = f"{options.streams} streams"
+        rate = f"{name}: chunks/s, pipe"
+        _tell(f"{rate} / a loop in a thread for each", _rates(batches), _rates(threads), "chunks_per_s", ">= 2")
+        _tell(f"{rate} / loops one after the other", _rates(batches), _rates(single), "chunks_per_s")
+        _tell(f"{name}: processor time of a chunk, such a thread / pipe", _cpu(threads), _cpu(batches), "cpu_us")
+        one_row, many_rows = (Spread.of(rows(loop, chunks, count, rounds)).median for count in (1, options.streams))
+        print(
+            f"a run of one row takes {one_row / many_rows:.2f} times the processor time of a row of {options.streams}"
+        )
         node = many.pipe.stats()["nodes"]["main"]
         print(f"batches of {node['mean_batch']:.1f} streams on average")
     return 0
 
 
-def _tell(what: str, ratio: Spread, goal: str, first: Sequence[float], second: Sequence[float]) -> None:
-    """Print a ratio with its spread, and the same as a line of JSON."""
+def _tell(what: str, first: Sequence[float], second: Sequence[float], unit: str, goal: str = "") -> None:
+    """Print the ratio of two figures with its spread, and the same as a line of JSON."""
+    ratio = Spread.of_ratio(first, second)
     shown = f" (goal {goal})" if goal else ""
     print(f"{what}: {ratio.median:.2f}, {ratio.least:.2f} to {ratio.greatest:.2f} in pairs{shown}")
-    figures = {"chunks_per_s": [Spread.of(first).median, Spread.of(second).median]}
+    figures = {unit: [Spread.of(first).median, Spread.of(second).median]}
     print(
         json.dumps({"what": what, "median": ratio.median, "least": ratio.least, "greatest": ratio.greatest, **figures})
     )
+
+
+def _rates(windows: Sequence[Figures]) -> list[float]:
+    return [each.chunks_per_s for each in windows]
+
+
+def _cpu(windows: Sequence[Figures]) -> list[float]:
+    return [each.cpu_us for each in windows]
 
 
 if __name__ == "__main__":

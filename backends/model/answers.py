@@ -26,6 +26,7 @@ from .heads.postprocessors import (
     parts_of,
     postprocess,
     preparation_of,
+    softmax_cpu,
 )
 from .reader import RequestReader, Sample, UnfitError
 
@@ -68,6 +69,8 @@ class Answers:
         self.are_plain = axes.is_plain and not as_dict and not has_many_rows
         self.are_whole = self._prepare is not None and not axes.columns and not has_many_rows
         """Whether the answer of a request that is a batch by itself is the model's outputs as they are."""
+        self.are_rows = self.are_whole and not as_dict and postprocessor is not softmax_cpu
+        """Whether, of arrays of NumPy, each request gets its rows of the outputs, and nothing else is done."""
         if axes.columns and has_a_row_each(postprocessor):
             raise ConfigError(
                 f"output {next(iter(axes.columns))!r}, split_by: expected the postprocessor split, cpu, SoftmaxCpu, or "

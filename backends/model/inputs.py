@@ -43,6 +43,9 @@ class ModelInputs(RequestReader):
         self._has_text = TEXT in self._dtypes
         self._device = device
         self._axis_names = SharedAxes(specs)
+        self.names = [spec.name for spec in specs]
+        self.takes_plain_arrays = device is None and not self._has_text
+        """Whether it takes nothing but arrays of NumPy, and what is made one."""
 
     def _arrays(self, data: Any) -> tuple[tuple[Any, ...], bool]:
         if type(data) is np.ndarray and not self._has_text:

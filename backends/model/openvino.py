@@ -7,8 +7,9 @@ What goes in and out is OnnxTensor's, by the same code; here is what is OpenVINO
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -133,6 +134,10 @@ class _Compiled:
         self.outputs = [_value("output", port, axes) for port in compiled.outputs]
         self.metadata: dict[str, str] = {}
         self.device: str | None = None
+
+    def runner(self, names: Sequence[str]) -> Callable[[list[Any]], list[Any]]:
+        """Return what does as ``run`` for these outputs."""
+        return functools.partial(self.run, names)
 
     def run(self, names: Sequence[str], values: Sequence[Any]) -> list[Any]:
         """Return these outputs of the model for a value of each input, in its order; they are copies."""

@@ -93,6 +93,9 @@ class RequestReader(ABC):
     runs_alone: bool
     """Whether every request has a run for itself, and may so have any shape that the model takes."""
 
+    fits: dict[Hashable, Fit]
+    """What was found out, by the signatures of arrays. For reading only."""
+
     def __init__(
         self,
         model: str,
@@ -116,7 +119,7 @@ class RequestReader(ABC):
         self.runs_alone = self.max_batch == 1
         # Checking costs 4 us, looking up what was checked before a tenth of that. Filled by any thread; two that find
         # out the same thing at the same time do no harm.
-        self._fits: dict[Hashable, Fit] = {}
+        self.fits = {}
 
     def read(self, request: Request) -> Sample:
         """Return the data of a request, checked; nothing is copied.
@@ -128,7 +131,7 @@ class RequestReader(ABC):
             raise KernelError(f"{self._model}: the request has no 'data'")
         arrays, is_torch = self._arrays(request["data"] if self._completed is None else self._completed(request))
         signature = self._signature(arrays)
-        fit = self._fits.get(signature) or self._find_fit(signature)
+        fit = self.fits.get(signature) or self._find_fit(signature)
         if self._shared and not self.runs_alone:
             return Sample(arrays, fit, is_torch, tuple([_value_of(arrays[index]) for index in self._shared]))
         return Sample(arrays, fit, is_torch)
@@ -305,9 +308,9 @@ class RequestReader(ABC):
         return fit
 
     def _remember(self, signature: Signature, fit: Fit) -> None:
-        if len(self._fits) >= _REMEMBERED_FITS:
-            self._fits.clear()
-        self._fits[signature] = fit
+        if len(self.fits) >= _REMEMBERED_FITS:
+            self.fits.clear()
+        self.fits[signature] = fit
 
     def _item_of(self, index: int, dtype: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int | None]:
         """Return the shape of one item, without the batch axis, and how many there are; None: it has no such axis.

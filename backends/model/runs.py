@@ -13,6 +13,7 @@ from fastpipe.errors import ConfigError, ItemErrors, KernelError
 from .announced import announced_inputs, announced_outputs, with_padding
 from .answers import Answers, Run, run_of
 from .axes import Axes, Declared, in_place
+from .fast_path import FastPath
 from .lengths import Lengths
 from .pad_keys import Pad
 from .padded_axes import PaddedAxes
@@ -20,7 +21,7 @@ from .reader import RequestReader, Sample, UnfitError
 from .shapes import InputSpec, Profile
 from .state import ModelState
 
-__all__ = ["Group", "ModelBackend", "run_in_groups"]
+__all__ = ["Group", "ModelBackend", "run_in_groups", "shapes_in_words"]
 
 _LARGEST_LENGTH = (1 << 31) - 1  # that the engine takes
 
@@ -39,6 +40,7 @@ class ModelBackend(Backend):
     _axes = Axes((), {}, {})
     _lengths: Lengths | None = None  # requests of different lengths share a run
     _state: ModelState  # of which a model may have none
+    _fast_path: FastPath | None = None  # what requests go through whose shapes were met before, in place of all else
 
     def _take(
         self,
@@ -75,6 +77,8 @@ class ModelBackend(Backend):
 
     def bucket(self, request: Request) -> Hashable:
         """Return the shapes, dtypes and devices of a request's data: what must be equal within a batch."""
+        if self._fast_path is not None and (key := self._fast_path.key(request)) is not None:
+            return key
         try:
             if self._lengths is not None:
                 return self._lengths.reader.measure(request).key
@@ -259,6 +263,11 @@ def _length_of(lengths: Lengths, request: Request) -> int:
         return 1  # forward() tells its caller why
     padded = [target or length for target, length in zip(measured.targets, measured.lengths, strict=True)]
     return min(lengths.axes.element_count(tuple(padded)), _LARGEST_LENGTH)
+
+
+def shapes_in_words(values: Sequence[Any]) -> str:
+    """Return the shapes of what a model was run with, or the kinds of what has none."""
+    return ", ".join(str(getattr(value, "shape", type(value).__name__)) for value in values)
 
 
 class Reader(Protocol):

@@ -149,7 +149,7 @@ class TorchInputs(RequestReader):
 
     def _remember(self, signature: Signature, fit: Fit) -> None:
         super()._remember(signature, fit)
-        if len(self._fits) == 1:  # all others have been forgotten
+        if len(self.fits) == 1:  # all others have been forgotten
             self._single_fits.clear()
         if len(signature) == 1:
             self._single_fits[signature[0]] = fit

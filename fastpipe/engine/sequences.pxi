@@ -9,7 +9,7 @@
 #              Who is called is called in a loop, not from within each other, however many fail one after the other.
 # Assumes      The GIL. States are handed in, and taken over, on the thread that runs the batch.
 
-from cpython.dict cimport PyDict_GetItem
+from cpython.dict cimport PyDict_DelItem, PyDict_GetItemWithError
 from cpython.ref cimport Py_DECREF, Py_INCREF
 
 from fastpipe.engine.parking cimport Frame, enter_frame, futex_wake, leave_frame, word_set
@@ -20,14 +20,14 @@ from fastpipe.errors import SequenceError
 cdef int await_turn(Engine engine, Visit visit, Turn turn) except -1:
     """Let a visit that may run do so when its turn in its sequence comes. Raises what fails the walk."""
     cdef States states = visit.node.states
-    cdef PyObject* key = PyDict_GetItem(visit.request, states.key_name)
+    cdef PyObject* key = PyDict_GetItemWithError(visit.request, states.key_name)
     cdef Position position
     cdef int starts, ends
     if key == NULL:
         raise SequenceError(f"node {visit.node.name!r} keeps a state for each sequence of requests (state_of): "
                             f"request[{states.key_name!r}] must say to which this one belongs, and is not there. "
                             "(A node that has a map gets it by that, and a server by its clients' parameter sequence_id.)")
-    if PyDict_GetItem(visit.request, "state") != NULL:
+    if PyDict_GetItemWithError(visit.request, "state") != NULL:
         raise SequenceError(f"request['state'] is what the pipe keeps for node {visit.node.name!r} (state_of): leave it out, or "
                             "rename it")
     name = key_of(states, <object>key)
@@ -67,7 +67,7 @@ cdef int await_turn(Engine engine, Visit visit, Turn turn) except -1:
 
 cdef int _flag(dict request, str name) except -2:
     """What a request says about its place in its sequence: 1, 0, or -1: nothing."""
-    cdef PyObject* value = PyDict_GetItem(request, name)
+    cdef PyObject* value = PyDict_GetItemWithError(request, name)
     if value == NULL or <object>value is None:
         return -1
     return 1 if <object>value else 0
@@ -221,7 +221,10 @@ cdef list give_states(Engine engine, Station station, Instance instance, list vi
 
 cdef object _find_state(Engine engine, Position position):
     """What a request is given; what was kept before it begins its sequence anew is dropped, as in _release_turn."""
-    cdef Frame* frame = enter_frame(<void*>engine, True, current_greenlet())
+    cdef Frame* frame
+    if not position.starts:                                     # nothing is dropped
+        return position.sequence.state
+    frame = enter_frame(<void*>engine, True, current_greenlet())
     try:
         return find_state(position.states, position.sequence, position.starts)
     finally:
@@ -260,8 +263,13 @@ cdef int end_turn(Engine engine, Visit visit, c_bool has_run, Turn turn) noexcep
 cdef int _take_over(Engine engine, Visit visit, Position position, c_bool has_run) except -1:
     """Keep the state that a visit has left, if it has run; what nobody keeps is dropped, as in _release_turn."""
     cdef Frame* frame = enter_frame(<void*>engine, True, current_greenlet())
+    cdef PyObject* left
+    cdef object state = None
     try:
-        state = visit.request.pop("state", None)
+        left = PyDict_GetItemWithError(visit.request, "state")
+        if left != NULL:
+            state = <object>left
+            PyDict_DelItem(visit.request, "state")
         if has_run and not is_dead(visit):
             keep_state(position, state)
         state = None

@@ -14,7 +14,7 @@
 #              not wait for the pipe: the thread may hold an instance, or be about to call who is next.
 
 cimport cython
-from cpython.dict cimport PyDict_GetItem, PyDict_Next
+from cpython.dict cimport PyDict_GetItemWithError, PyDict_Next
 
 from fastpipe.engine.parking cimport Frame, enter_frame, leave_frame, now_ns
 
@@ -235,10 +235,10 @@ cdef int stand_in(Visit visit) except -1:
     cdef Node node
     cdef PyObject* key
     for node in visit.walk.entry.stateful:
-        key = PyDict_GetItem(visit.request, node.states.key_name)
-        if key == NULL:
-            continue
         try:
+            key = PyDict_GetItemWithError(visit.request, node.states.key_name)
+            if key == NULL:
+                continue
             found = key_of(node.states, <object>key)
         except Exception:                                       # what is wrong is said if the request comes there
             continue

@@ -10,9 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from helpers import once
+from helpers import COMPILED_KERNELS, once
 
-MODULES = ["fastpipe/_core.pyx", *(f"kernels/_{name}.pyx" for name in ("images", "launches", "loops"))]
+MODULES = ["fastpipe/_core.pyx", *(f"kernels/_{name}.pyx" for name in COMPILED_KERNELS)]
 
 
 @pytest.fixture(scope="module", params=MODULES)

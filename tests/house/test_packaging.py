@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import COMPILED_KERNELS
 
 IN_A_WHEEL = {".py", ".pyi", ".typed", ".toml", ".cu", ".html"}
 """Endings of the files that are installed; the sources of engine and loops are not, their compiled form is."""
@@ -80,7 +81,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(request: pytest.FixtureReque
     wheel = request.config.getoption("--wheel")
     if wheel is None:
         pytest.skip("no wheel to look into: pytest --wheel dist/fastpipe_engine-....whl")
-    expected = {"fastpipe/_core.so", *(f"fastpipe/kernels/_{name}.so" for name in ("images", "launches", "loops"))}
+    expected = {"fastpipe/_core.so", *(f"fastpipe/kernels/_{name}.so" for name in COMPILED_KERNELS)}
     for folder, package in {
         "fastpipe": "fastpipe",
         "kernels": "fastpipe/kernels",

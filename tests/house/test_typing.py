@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import COMPILED_KERNELS
 
 ROOMS = ("kernels", "backends")
 EXAMPLES = ("cascade", "codes", "embedding", "file_types", "ocr", "speech")  # those that are packages
@@ -53,9 +54,7 @@ def test_the_package_passes_strict_mypy(as_installed: Path, repository_root: Pat
     assert f"no issues found in {count} source files" in ran.stdout
 
 
-@pytest.mark.parametrize(
-    "module", ["fastpipe._core", *(f"fastpipe.kernels._{name}" for name in ("images", "launches", "loops"))]
-)
+@pytest.mark.parametrize("module", ["fastpipe._core", *(f"fastpipe.kernels._{name}" for name in COMPILED_KERNELS)])
 def test_the_stub_of_what_is_compiled_matches_it(
     module: str, as_installed: Path, repository_root: Path, tmp_path: Path
 ) -> None:

@@ -24,6 +24,9 @@ SCALE = float(os.environ.get("FASTPIPE_SCALE", "1"))
 once = pytest.mark.skipif(SCALE < 1, reason="it tries nothing of what is installed here: once is enough, at full scale")
 """Of a test that says the same in every environment."""
 
+COMPILED_KERNELS = ("fast_path", "images", "launches", "loops")
+"""Modules of the kernels that are compiled, without the line in front of their names."""
+
 WAIT_S = 20.0
 """How long a test waits for what should happen at once, before it is called a failure."""
 

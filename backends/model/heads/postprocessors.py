@@ -40,6 +40,7 @@ __all__ = [
     "parts_of",
     "postprocess",
     "preparation_of",
+    "softmax_cpu",
 ]
 
 Postprocessor = Callable[[list[Any], list[Request]], Sequence[Any] | None]

@@ -23,14 +23,16 @@ from fastpipe.errors import BackendError, ConfigError
 from ..answers import Answers, compared, tell_of_empty_tables
 from ..axes import input_axes, read_wishes, settled, with_axes
 from ..encrypted import ModelKey
+from ..fast_path import fast_path_of
 from ..heads.postprocessors import find_postprocessor, is_built_in
 from ..inputs import Array, ModelInputs, as_it_comes, gather, to_torch, zeros
 from ..length_proof import prove_lengths, prove_lengths_once
 from ..output_axes import looked_up, unsaid_outputs
 from ..pad_keys import read_pad
 from ..padded_axes import PaddedAxes
+from ..reader import UnfitError
 from ..row_proof import COARSE, FINE, prove_once, prove_rows, rows_in
-from ..runs import Group, ModelBackend
+from ..runs import Group, ModelBackend, shapes_in_words
 from ..shapes import InputSpec, Profile, make_profiles, told_batches
 from ..source import name_of, open_model
 from ..state import ModelState, StateWish, handed_on, read_state, with_states
@@ -55,6 +57,9 @@ class Session(Protocol):
 
     def run(self, names: Sequence[str], values: Sequence[Any]) -> list[Any]:
         """Return these outputs of the model for a value of each input, in its order."""
+
+    def runner(self, names: Sequence[str]) -> Callable[[list[Any]], list[Any]]:
+        """Return what does the same for these outputs."""
 
 
 class OnnxModel(ModelBackend):
@@ -249,6 +254,10 @@ class OnnxModel(ModelBackend):
             if not self._has_maps:
                 dtypes = {value.name: dtype_of("output", value.name, value.type).name for value in chosen}
                 self._announce(answered, dtypes, postprocessor)
+            if lengths is None and not self._has_maps:
+                call = self._session.runner(self._output_names)
+                parts = self._state, self._axes, self._output_names, self._answers, self._has_rows, call
+                self._fast_path = fast_path_of(self._inputs_to_run, *parts)
         except ConfigError as error:
             raise self._named(error) from error.__cause__
         finally:
@@ -261,6 +270,11 @@ class OnnxModel(ModelBackend):
             ItemErrors: for the requests that the model cannot take.
             Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
         """
+        try:
+            if self._fast_path is not None and self._fast_path.run(batch, self._note, self._check_rows):
+                return
+        except UnfitError:  # a postprocessor has refused some, and no state was changed: the others run without them
+            pass
         self._run_batch(self._values or self._inputs_to_run, batch, self._run_requests)
 
     @abstractmethod
@@ -269,7 +283,7 @@ class OnnxModel(ModelBackend):
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
-        self._session = None
+        self._session = self._fast_path = None
 
     def _read_state(self, state: Mapping[str, Any] | None, *, many_rows: bool, is_padded: bool) -> list[StateWish]:
         """Take the names of the inputs; return which of them are a state."""
@@ -404,11 +418,13 @@ class OnnxModel(ModelBackend):
             Exception: what ONNX Runtime raises, with a note that names the model and the shapes.
         """
         try:
-            outputs: list[Array] = self._session.run(self._output_names, arrays)
+            return list(self._session.run(self._output_names, arrays))
         except Exception as error:
-            error.add_note(f"{self._name}, run with inputs of shape {_shapes(arrays)}")
+            self._note(error, arrays)
             raise
-        return outputs
+
+    def _note(self, error: Exception, arrays: Sequence[Array]) -> None:
+        error.add_note(f"{self._name}, run with inputs of shape {shapes_in_words(arrays)}")
 
     def _compute(self, arrays: Sequence[Array]) -> list[Array]:
         """Run the model on arrays with the requests in front, and return such."""
@@ -440,7 +456,7 @@ class OnnxModel(ModelBackend):
                     outputs = self._compute(arrays)
                 except Exception as error:  # ONNX Runtime's errors have no base class of their own
                     raise ConfigError(
-                        f"the warm-up with zeros of shape {_shapes(arrays)} failed: {str(error).strip()}; "
+                        f"the warm-up with zeros of shape {shapes_in_words(arrays)} failed: {str(error).strip()}; "
                         f"warm_up=false leaves it out, if zeros are no valid data"
                     ) from error
                 problem = self._row_problem(self._output_names, [output.shape for output in outputs], size)
@@ -471,7 +487,3 @@ class OnnxModel(ModelBackend):
         tolerance = max(FINE if is_fine else COARSE, graph.tolerance if graph is not None else FINE)
         prove_rows(run, specs, profiles, known_outputs(graph, self._axes, self._output_names), tolerance=tolerance)
         tell_of_empty_tables(self._name, self._axes, self._output_names, seen)
-
-
-def _shapes(values: Sequence[Any]) -> str:
-    return ", ".join(str(getattr(value, "shape", type(value).__name__)) for value in values)
