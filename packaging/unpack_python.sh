@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# unpack_python.sh SUITE ARCHITECTURE VERSION FOLDER: unpacks a Python of Debian's suite into a folder; installs nothing.
+#
+#     packaging/unpack_python.sh bookworm arm64 3.11 build/python-arm64       a Python for aarch64, which qemu-user runs
+#     packaging/unpack_python.sh sid amd64 3.14 build/python-3.14             a newer Python than this system has
+#
+# Needs Debian, and for amd64 patchelf: that Python is made to run with the C library that comes with it.
+set -euo pipefail
+suite=$1 architecture=$2 version=$3 folder=$(realpath -m "$4")
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mirror=$(awk '/^URIs:/ { print $2; exit }' /etc/apt/sources.list.d/debian.sources)
+mkdir -p "$folder" "$work"/{etc/preferences.d,etc/sources.list.d,state/lists/partial,cache/archives/partial}
+: > "$work/state/status"
+cp -r /etc/apt/apt.conf.d "$work/etc/"
+cat > "$work/etc/sources.list.d/suite.sources" <<END
+Types: deb
+URIs: $mirror
+Suites: $suite
+Components: main
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+END
+cat > "$work/apt.conf" <<END
+Dir::Etc "$work/etc/";
+Dir::Etc::sourcelist "/dev/null";
+Dir::State "$work/state";
+Dir::State::status "$work/state/status";
+Dir::Cache "$work/cache";
+APT::Architecture "$architecture";
+APT::Architectures { "$architecture"; };
+APT::Sandbox::User "root";
+END
+export APT_CONFIG="$work/apt.conf"
+apt-get -qq update
+cd "$work/cache/archives"
+ssl=$(apt-cache show "libpython$version-stdlib" | grep -o 'libssl3[a-z0-9]*' | head -n 1)
+apt-get -qq download "python$version-minimal" "libpython$version-minimal" "libpython$version-stdlib" \
+    "libpython$version-dev" "$ssl" libbz2-1.0 libc6 libexpat1 libffi8 libgcc-s1 liblzma5 libsqlite3-0 libstdc++6 libuuid1 \
+    zlib1g $(apt-cache show "libpython$version-stdlib" | grep -o 'libzstd1' | head -n 1)
+for package in *.deb; do
+    dpkg-deb -x "$package" "$folder"
+done
+if [ "$architecture" = amd64 ]; then
+    loader=$(find "$folder" -name ld-linux-x86-64.so.2 | head -n 1)
+    patchelf --set-interpreter "$loader" --force-rpath \
+        --set-rpath "$(dirname "$(find "$folder" -name 'libc.so.6' | head -n 1)"):$folder/lib/x86_64-linux-gnu" \
+        "$folder/usr/bin/python$version"
+fi

@@ -1,0 +1,159 @@
+"""Make the wheels of a release from its sdist, check them, and test each in an environment that has nothing else.
+
+python packaging/wheels.py dist/*.tar.gz                        x86-64, for each CPython from 3.11 that is found
+python packaging/wheels.py dist/*.tar.gz --python python3.12    for these only
+python packaging/wheels.py dist/*.tar.gz --root build/arm       aarch64, for the Python in that folder, run by qemu-user
+
+Such a folder is made by ``packaging/unpack_python.sh``. What is built comes from the sdist, by g++ and the tools of
+``packaging/tools.txt``, into ``--to``; auditwheel gives it the tag of TAG, or fails. Needs Linux and g++; for aarch64
+also Debian's packages ``g++-aarch64-linux-gnu`` and ``qemu-user``, and a Python of the same version on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from targets import Aarch64, Target, X86_64, find_interpreters, tag_of
+
+PACKAGING = Path(__file__).resolve().parent
+ROOT = PACKAGING.parent
+TAG = "manylinux_2_28"
+"""glibc 2.28 of 2018: Debian 10, RHEL 8 and what is newer."""
+TESTS = ("tests/engine", "tests/kernels", "tests/house/test_packaging.py")
+"""What is run on each wheel. It needs no optional library."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    sdist: Path
+    to: Path
+    work: Path
+    tests: tuple[str, ...]
+    epoch: str
+
+
+def run(command: Sequence[str | Path], **options: object) -> None:
+    """Run a command; what it prints is shown. Ends this program if it fails."""
+    shown = " ".join(str(part) for part in command)
+    print(f"+ {shown}", flush=True)
+    if subprocess.run([str(part) for part in command], check=False, **options).returncode:  # type: ignore[call-overload]
+        raise SystemExit(f"failed: {shown}")
+
+
+def fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def environment_of_build(plan: Plan, target: Target, objects: Path) -> dict[str, str]:
+    """Return the variables of a build whose result does not depend on the folder, the time, or how Python was built.
+
+    LDSHARED: a Python may bring the path of its own libraries, which would be written into each module.
+    """
+    cc, cxx = target.compilers()
+    link = f"-Wl,-s -Wl,--version-script={PACKAGING / 'exports.map'} {objects / 'libstdcxx.o'}"
+    return {
+        **{name: value for name, value in os.environ.items() if name not in {"CPPFLAGS", "CFLAGS", "PYTHONPATH"}},
+        **target.variables(),
+        "CC": cc,
+        "CXX": cxx,
+        "LDSHARED": f"{cc} -shared",
+        "LDCXXSHARED": f"{cxx} -shared",
+        "LDFLAGS": link,
+        "PYTHONHASHSEED": "0",
+        "SOURCE_DATE_EPOCH": plan.epoch,
+    }
+
+
+def build(plan: Plan, target: Target, builder: Path) -> Path:
+    """Build the sdist for one Python; return the wheel, which has no tag of manylinux yet."""
+    work = fresh(plan.work / target.name / "build")
+    _, cxx = target.compilers()
+    run([*cxx.split(), "-O2", "-fPIC", "-std=c++17", "-c", PACKAGING / "libstdcxx.cpp", "-o", work / "libstdcxx.o"])
+    with tarfile.open(plan.sdist) as archive:
+        archive.extractall(work, filter="data")
+    source = work / plan.sdist.name.removesuffix(".tar.gz")
+    command = [builder, "-m", "build", "--wheel", "--no-isolation", "--outdir", work / "raw", source]
+    run(command, env=environment_of_build(plan, target, work))
+    return next((work / "raw").glob("*.whl"))
+
+
+def audited(plan: Plan, target: Target, wheel: Path, tools: Path) -> Path:
+    """Have auditwheel give a wheel its tag. It refuses if a module needs anything newer, or a library of its own."""
+    out = fresh(plan.work / target.name / "audited")
+    path = os.pathsep.join([str(tools.parent), os.environ["PATH"]])
+    plat = tag_of(TAG, target)
+    command = [tools, "-m", "auditwheel", "repair", "--only-plat", "--plat", plat, "--wheel-dir", out, wheel]
+    run(command, env={**os.environ, "PATH": path, "SOURCE_DATE_EPOCH": plan.epoch})
+    found = sorted(out.iterdir())
+    if [plat in path.name for path in found] != [True]:
+        raise SystemExit(f"not one wheel with the tag {plat}: {[path.name for path in found]}")
+    return Path(shutil.copy(found[0], plan.to))
+
+
+def targets_of(arguments: argparse.Namespace) -> Iterator[Target]:
+    if arguments.root:
+        yield from (Aarch64(root.resolve()) for root in arguments.root)
+        return
+    interpreters, missing = find_interpreters(arguments.python)
+    for version in missing:
+        print(f"no CPython {version} was found: no wheel is made for it (--python PATH names one)")
+    yield from (X86_64(path) for path in interpreters)
+
+
+def make(plan: Plan, target: Target, tools: Path) -> Path:
+    builder = target.builder(plan.work / target.name / "builder", PACKAGING / "tools.txt", run)
+    wheel = audited(plan, target, build(plan, target, builder), tools)
+    if plan.tests:
+        bare = target.bare_python(plan.work / target.name / "bare", wheel, run)
+        target.test(bare, [*plan.tests, "--wheel", str(wheel)], ROOT, run)
+    return wheel
+
+
+def tools_of(work: Path) -> Path:
+    """Return a Python that has the pinned tools."""
+    python = work / "tools" / "bin" / "python"
+    if not python.exists():
+        run([sys.executable, "-m", "venv", work / "tools"])
+    run([python, "-m", "pip", "install", *QUIET, "--require-hashes", "-r", PACKAGING / "tools.txt"])
+    return python
+
+
+QUIET: Sequence[str] = ("--quiet", "--disable-pip-version-check")
+
+
+def main(given: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("sdist", type=Path)
+    parser.add_argument("--python", action="append", default=[], help="an interpreter to build for; may be repeated")
+    parser.add_argument("--root", action="append", default=[], type=Path, help="an unpacked Python for aarch64")
+    parser.add_argument("--to", type=Path, default=ROOT / "dist", help="where the wheels go (default: dist)")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "wheels", help="environments and objects")
+    parser.add_argument("--tests", nargs="*", default=TESTS, help="what is run on each wheel; none: it is not tested")
+    arguments = parser.parse_args(given)
+    epoch = environ.get("SOURCE_DATE_EPOCH")
+    if not epoch:
+        raise SystemExit("SOURCE_DATE_EPOCH says when a release was made, and is not set; `make wheels` takes it of git")
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    work = arguments.work.resolve()
+    plan = Plan(arguments.sdist.resolve(), arguments.to.resolve(), work, tuple(arguments.tests), epoch)
+    tools = tools_of(work)
+    wheels = [make(plan, target, tools) for target in targets_of(arguments)]
+    if not wheels:
+        raise SystemExit("no wheel was made: no interpreter was found")
+    print("made, checked and tested:" if plan.tests else "made and checked, not tested:")
+    for wheel in wheels:
+        print(f"  {wheel}")
+
+
+if __name__ == "__main__":
+    main()
