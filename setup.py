@@ -4,12 +4,14 @@ Everything that is not code to run lives in ``pyproject.toml``. The top of this 
 the Makefile can ask :func:`missing_on_this_machine` before anything is installed.
 """
 
+import gzip
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 from glob import glob
 from pathlib import Path
@@ -94,17 +96,45 @@ def mode_file() -> str:
     return str(path)
 
 
+def write_again(archive: str, epoch: int) -> None:
+    """Write an sdist again so that its bytes depend on names and contents alone, and on the time that is given.
+
+    setuptools writes files' times, owners and the clock, and follows the file system's order.
+    """
+    written = Path(f"{archive}.again")
+    with (
+        tarfile.open(archive) as old,
+        open(written, "wb") as raw,
+        gzip.GzipFile("", "wb", mtime=epoch, fileobj=raw) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as new,
+    ):
+        for member in sorted(old.getmembers(), key=lambda member: member.name):
+            told = tarfile.TarInfo(member.name)
+            told.type, told.size, told.mtime = member.type, member.size, epoch
+            told.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            new.addfile(told, old.extractfile(member))
+    written.replace(archive)
+
+
 def main() -> None:
     """Run setuptools."""
     from Cython.Build import cythonize
     from setuptools import Extension, find_packages, setup
     from setuptools.command.build_ext import build_ext
+    from setuptools.command.sdist import sdist
 
     class BuildOrExplain(build_ext):
         def run(self) -> None:
             if problem := missing_on_this_machine():
                 raise SystemExit(problem)
             super().run()
+
+    class ReproducibleSdist(sdist):
+        def make_distribution(self) -> None:
+            super().make_distribution()
+            if epoch := os.environ.get("SOURCE_DATE_EPOCH"):
+                for archive in self.archive_files:
+                    write_again(archive, int(epoch))
 
     # Harder for an attacker: the linker's tables are read-only before anything runs, a smashed buffer ends the process,
     # calls of the C library are checked where sizes are known. None of it shows in bench/instructions.py;
@@ -170,7 +200,7 @@ def main() -> None:
             build_dir=str(BUILD / ("cython-debug" if DEBUG else "cython")),
             compiler_directives=COMPILER_DIRECTIVES,
         ),
-        cmdclass={"build_ext": BuildOrExplain},
+        cmdclass={"build_ext": BuildOrExplain, "sdist": ReproducibleSdist},
     )
 
 

@@ -22,22 +22,19 @@ UNDER_QEMU = (
 )  # fmt: skip
 
 
-def tag_of(tag: str, target: Target) -> str:
-    return f"{tag}_{target.machine}"
-
-
 def version_of(python: str | Path) -> str:
-    """Return the ``3.x`` of an interpreter; an empty string: it does not run, or is no CPython."""
+    """Return the ``3.x`` of an interpreter; an empty string: it does not run, or is no CPython with a GIL."""
     script = (
-        "import sys; print('%d.%d' % sys.version_info[:2] if sys.implementation.name == 'cpython' and"
-        " getattr(sys, '_is_gil_enabled', bool)() in (True, False) and not hasattr(sys, 'gettotalrefcount') else '')"
+        "import sys, sysconfig\n"
+        "if sys.implementation.name == 'cpython' and not sysconfig.get_config_var('Py_GIL_DISABLED'):\n"
+        "    print('%d.%d' % sys.version_info[:2])"
     )
     ran = subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=False)
     return ran.stdout.strip() if ran.returncode == 0 else ""
 
 
 def find_interpreters(named: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Return an interpreter for each version, those that are named or what PATH and pyenv have; and versions without."""
+    """Return interpreters, those that are named or one of each version from PATH or pyenv; and versions without one."""
     if named:
         found = [Path(path) for name in named if (path := shutil.which(name))]
         if len(found) < len(named) or not all(version_of(path) in VERSIONS for path in found):
@@ -47,7 +44,9 @@ def find_interpreters(named: Sequence[str]) -> tuple[list[Path], list[str]]:
     by_version: dict[str, Path] = {}
     for version in VERSIONS:
         candidates = [shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python3"))]
-        by_version |= {version: Path(path) for path in candidates if path and version_of(path) == version}
+        usable = [Path(path) for path in candidates if path and version_of(path) == version]
+        if usable:
+            by_version[version] = usable[0]
     return list(by_version.values()), [version for version in VERSIONS if version not in by_version]
 
 
@@ -166,7 +165,9 @@ class Aarch64(Target):
         for path in interpreters:
             if version_of(path) == self._version:
                 return path
-        raise SystemExit(f"a build for aarch64 is run by a Python of the same version, {self._version}, of this machine")
+        raise SystemExit(
+            f"a build for aarch64 is run by a Python of the same version, {self._version}, of this machine"
+        )
 
     def bare_python(self, folder: Path, wheel: Path, run: Run) -> Path:
         shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from targets import Aarch64, Target, X86_64, find_interpreters, tag_of
+from targets import X86_64, Aarch64, Target, find_interpreters
 
 PACKAGING = Path(__file__).resolve().parent
 ROOT = PACKAGING.parent
@@ -33,6 +33,8 @@ TESTS = ("tests/engine", "tests/kernels", "tests/house/test_packaging.py")
 
 @dataclass(frozen=True)
 class Plan:
+    """What is made of what."""
+
     sdist: Path
     to: Path
     work: Path
@@ -49,6 +51,7 @@ def run(command: Sequence[str | Path], **options: object) -> None:
 
 
 def fresh(folder: Path) -> Path:
+    """Make a folder anew."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
@@ -91,7 +94,7 @@ def audited(plan: Plan, target: Target, wheel: Path, tools: Path) -> Path:
     """Have auditwheel give a wheel its tag. It refuses if a module needs anything newer, or a library of its own."""
     out = fresh(plan.work / target.name / "audited")
     path = os.pathsep.join([str(tools.parent), os.environ["PATH"]])
-    plat = tag_of(TAG, target)
+    plat = f"{TAG}_{target.machine}"
     command = [tools, "-m", "auditwheel", "repair", "--only-plat", "--plat", plat, "--wheel-dir", out, wheel]
     run(command, env={**os.environ, "PATH": path, "SOURCE_DATE_EPOCH": plan.epoch})
     found = sorted(out.iterdir())
@@ -101,6 +104,7 @@ def audited(plan: Plan, target: Target, wheel: Path, tools: Path) -> Path:
 
 
 def targets_of(arguments: argparse.Namespace) -> Iterator[Target]:
+    """Yield what was asked for, or what this machine has; say which versions it lacks."""
     if arguments.root:
         yield from (Aarch64(root.resolve()) for root in arguments.root)
         return
@@ -111,6 +115,7 @@ def targets_of(arguments: argparse.Namespace) -> Iterator[Target]:
 
 
 def make(plan: Plan, target: Target, tools: Path) -> Path:
+    """Make one wheel, checked and tested."""
     builder = target.builder(plan.work / target.name / "builder", PACKAGING / "tools.txt", run)
     wheel = audited(plan, target, build(plan, target, builder), tools)
     if plan.tests:
@@ -132,6 +137,7 @@ QUIET: Sequence[str] = ("--quiet", "--disable-pip-version-check")
 
 
 def main(given: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> None:
+    """Do what the command line says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("sdist", type=Path)
     parser.add_argument("--python", action="append", default=[], help="an interpreter to build for; may be repeated")
@@ -142,7 +148,7 @@ def main(given: Sequence[str] | None = None, environ: Mapping[str, str] = os.env
     arguments = parser.parse_args(given)
     epoch = environ.get("SOURCE_DATE_EPOCH")
     if not epoch:
-        raise SystemExit("SOURCE_DATE_EPOCH says when a release was made, and is not set; `make wheels` takes it of git")
+        raise SystemExit("SOURCE_DATE_EPOCH says when a release was made, and is not set; see `make wheels`")
     arguments.to.mkdir(parents=True, exist_ok=True)
     work = arguments.work.resolve()
     plan = Plan(arguments.sdist.resolve(), arguments.to.resolve(), work, tuple(arguments.tests), epoch)
