@@ -63,26 +63,32 @@ lint: $(VENV)/dev-installed
 
 check: lint test  # the types are checked by tests/house/test_typing.py
 
-# The bill of materials lists what a fresh environment has once the wheel is in it.
-wheel: $(VENV)/dev-installed
-	@rm -rf dist build/wheel-installed
-	@$(TOOLS)/python -m build
+# It lists what a fresh environment has once the wheel for $(PYTHON) is in it. $(1): where the programs are.
+define bill_of_materials
+	@rm -rf build/wheel-installed
 	@$(PYTHON) -m venv build/wheel-installed
-	@build/wheel-installed/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	@build/wheel-installed/bin/python -m pip install --quiet --disable-pip-version-check \
+	    dist/*-$$($(PYTHON) -c "import sys; print('cp%d%d' % sys.version_info[:2])")-*.whl
 	@build/wheel-installed/bin/python -m pip uninstall --quiet --yes setuptools pip
-	@$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --spec-version 1.6 \
-	    --output-reproducible --of JSON -o "$$(ls dist/*.whl | sed 's/-cp.*//').cdx.json" build/wheel-installed
+	@$(1)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --spec-version 1.6 \
+	    --output-reproducible --of JSON -o "$$(ls dist/*.tar.gz | sed 's/.tar.gz//').cdx.json" build/wheel-installed
+endef
 
-# When a release was made, for what writes times: at its last commit. See "Releases" in CONTRIBUTING.md.
-EPOCH = $$(git log -1 --format=%ct)
-
-# One from each CPython that is found, tested; ARGS="--python python3.12" for one of them. Ten minutes each.
-wheels:
-	@test -d build/wheels/tools || $(PYTHON) -m venv build/wheels/tools
-	@build/wheels/tools/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/tools.txt
+wheel: $(VENV)/dev-installed
 	@rm -rf dist
-	@SOURCE_DATE_EPOCH=$(EPOCH) build/wheels/tools/bin/python -m build --sdist --no-isolation
-	@SOURCE_DATE_EPOCH=$(EPOCH) $(PYTHON) packaging/wheels.py dist/*.tar.gz $(ARGS)
+	@$(TOOLS)/python -m build
+	$(call bill_of_materials,$(TOOLS))
+
+# One from each CPython that is found, tested: ten minutes each. ARGS="--python python3.12" for one of them, and
+# ARGS="--no-tests" without tests. Times that are written are those of the last commit.
+WHEEL_TOOLS = build/wheels/tools/bin
+wheels:
+	@test -d $(WHEEL_TOOLS) || $(PYTHON) -m venv build/wheels/tools
+	@$(WHEEL_TOOLS)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/tools.txt
+	@rm -rf dist
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(WHEEL_TOOLS)/python -m build --sdist --no-isolation
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(WHEEL_TOOLS)/python packaging/wheels.py $(ARGS) dist/*.tar.gz
+	$(call bill_of_materials,$(WHEEL_TOOLS))
 
 # Needs spin and a C compiler, and nothing of Python's.
 model:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,7 +91,9 @@ class Target(ABC):
         run([self.host_python(), "-m", "venv", "--without-pip", folder])
         python = folder / "bin" / "python"
         requirements = pinned(tools, BUILDERS, folder / "builders.txt")
-        run(["python3", "-m", "pip", "--python", python, "install", *QUIET, "--require-hashes", "-r", requirements])
+        run(
+            [sys.executable, "-m", "pip", "--python", python, "install", *QUIET, "--require-hashes", "-r", requirements]
+        )
         return python
 
 
@@ -118,7 +121,7 @@ class X86_64(Target):
         shutil.rmtree(folder, ignore_errors=True)
         run([self._python, "-m", "venv", "--without-pip", folder])
         python = folder / "bin" / "python"
-        run(["python3", "-m", "pip", "--python", python, "install", *QUIET, wheel, *TEST_PACKAGES])
+        run([sys.executable, "-m", "pip", "--python", python, "install", *QUIET, wheel, *TEST_PACKAGES])
         return python
 
     def test(self, python: Path, arguments: Sequence[str], root: Path, run: Run) -> None:
@@ -175,7 +178,7 @@ class Aarch64(Target):
         shutil.rmtree(self._packages, ignore_errors=True)
         platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)]
         for_it = [*platforms, "--python-version", self._version, "--only-binary=:all:", "--target", self._packages]
-        run(["python3", "-m", "pip", "install", *QUIET, *for_it, wheel, *TEST_PACKAGES])
+        run([sys.executable, "-m", "pip", "install", *QUIET, *for_it, wheel, *TEST_PACKAGES])
         # The kernel does not know how to run a program for aarch64, so children are started by this script, too.
         python = folder / "python"
         interpreter = self._root / "usr" / "bin" / f"python{self._version}"

@@ -34,10 +34,11 @@ END
 export APT_CONFIG="$work/apt.conf"
 apt-get -qq update
 cd "$work/cache/archives"
-ssl=$(apt-cache show "libpython$version-stdlib" | grep -o 'libssl3[a-z0-9]*' | head -n 1)
+# Of some libraries the name is another one in newer suites: those of which there is such a package.
+names=$(apt-cache pkgnames | grep -x -E 'libssl3(t64)?|libzstd1' || true)
 apt-get -qq download "python$version-minimal" "libpython$version-minimal" "libpython$version-stdlib" \
-    "libpython$version-dev" "$ssl" libbz2-1.0 libc6 libexpat1 libffi8 libgcc-s1 liblzma5 libsqlite3-0 libstdc++6 libuuid1 \
-    zlib1g $(apt-cache show "libpython$version-stdlib" | grep -o 'libzstd1' | head -n 1)
+    "libpython$version-dev" $names libbz2-1.0 libc6 libexpat1 libffi8 libgcc-s1 liblzma5 libsqlite3-0 libstdc++6 libuuid1 \
+    zlib1g
 for package in *.deb; do
     dpkg-deb -x "$package" "$folder"
 done

@@ -2,7 +2,7 @@
 
 python packaging/wheels.py dist/*.tar.gz                        x86-64, for each CPython from 3.11 that is found
 python packaging/wheels.py dist/*.tar.gz --python python3.12    for these only
-python packaging/wheels.py dist/*.tar.gz --root build/arm       aarch64, for the Python in that folder, run by qemu-user
+python packaging/wheels.py dist/*.tar.gz --root build/arm       aarch64, too, for the Python in that folder, in qemu-user
 
 Such a folder is made by ``packaging/unpack_python.sh``. What is built comes from the sdist, by g++ and the tools of
 ``packaging/tools.txt``, into ``--to``; auditwheel gives it the tag of TAG, or fails. Needs Linux and g++; for aarch64
@@ -85,7 +85,7 @@ def build(plan: Plan, target: Target, builder: Path) -> Path:
     with tarfile.open(plan.sdist) as archive:
         archive.extractall(work, filter="data")
     source = work / plan.sdist.name.removesuffix(".tar.gz")
-    command = [builder, "-m", "build", "--wheel", "--no-isolation", "--outdir", work / "raw", source]
+    command: list[str | Path] = [builder, "-m", "build", "--wheel", "--no-isolation", "--outdir", work / "raw", source]
     run(command, env=environment_of_build(plan, target, work))
     return next((work / "raw").glob("*.whl"))
 
@@ -95,7 +95,18 @@ def audited(plan: Plan, target: Target, wheel: Path, tools: Path) -> Path:
     out = fresh(plan.work / target.name / "audited")
     path = os.pathsep.join([str(tools.parent), os.environ["PATH"]])
     plat = f"{TAG}_{target.machine}"
-    command = [tools, "-m", "auditwheel", "repair", "--only-plat", "--plat", plat, "--wheel-dir", out, wheel]
+    command: list[str | Path] = [
+        tools,
+        "-m",
+        "auditwheel",
+        "repair",
+        "--only-plat",
+        "--plat",
+        plat,
+        "--wheel-dir",
+        out,
+        wheel,
+    ]
     run(command, env={**os.environ, "PATH": path, "SOURCE_DATE_EPOCH": plan.epoch})
     found = sorted(out.iterdir())
     if [plat in path.name for path in found] != [True]:
@@ -105,13 +116,13 @@ def audited(plan: Plan, target: Target, wheel: Path, tools: Path) -> Path:
 
 def targets_of(arguments: argparse.Namespace) -> Iterator[Target]:
     """Yield what was asked for, or what this machine has; say which versions it lacks."""
-    if arguments.root:
+    if arguments.machine != Aarch64.machine:
+        interpreters, missing = find_interpreters(arguments.python)
+        for version in missing:
+            print(f"no CPython {version} was found: no wheel is made for it (--python PATH names one)")
+        yield from (X86_64(path) for path in interpreters)
+    if arguments.machine != X86_64.machine:
         yield from (Aarch64(root.resolve()) for root in arguments.root)
-        return
-    interpreters, missing = find_interpreters(arguments.python)
-    for version in missing:
-        print(f"no CPython {version} was found: no wheel is made for it (--python PATH names one)")
-    yield from (X86_64(path) for path in interpreters)
 
 
 def make(plan: Plan, target: Target, tools: Path) -> Path:
@@ -144,14 +155,15 @@ def main(given: Sequence[str] | None = None, environ: Mapping[str, str] = os.env
     parser.add_argument("--root", action="append", default=[], type=Path, help="an unpacked Python for aarch64")
     parser.add_argument("--to", type=Path, default=ROOT / "dist", help="where the wheels go (default: dist)")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "wheels", help="environments and objects")
-    parser.add_argument("--tests", nargs="*", default=TESTS, help="what is run on each wheel; none: it is not tested")
+    parser.add_argument("--machine", choices=(X86_64.machine, Aarch64.machine), help="only for this kind of processor")
+    parser.add_argument("--no-tests", action="store_true", help="do not run the tests on each wheel")
     arguments = parser.parse_args(given)
     epoch = environ.get("SOURCE_DATE_EPOCH")
     if not epoch:
         raise SystemExit("SOURCE_DATE_EPOCH says when a release was made, and is not set; see `make wheels`")
     arguments.to.mkdir(parents=True, exist_ok=True)
     work = arguments.work.resolve()
-    plan = Plan(arguments.sdist.resolve(), arguments.to.resolve(), work, tuple(arguments.tests), epoch)
+    plan = Plan(arguments.sdist.resolve(), arguments.to.resolve(), work, () if arguments.no_tests else TESTS, epoch)
     tools = tools_of(work)
     wheels = [make(plan, target, tools) for target in targets_of(arguments)]
     if not wheels:

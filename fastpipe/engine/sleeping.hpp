@@ -80,7 +80,8 @@ inline void futex_wake(Word* word, int count) noexcept {
 #else
 
 struct Sleeper {  // on its thread's stack, in its list until it is woken or gives up
-    const Word* word;
+    explicit Sleeper(const Word* its) noexcept : word(its) {}
+    const Word* const word;
     bool is_woken = false;
     Sleeper* before = nullptr;
     Sleeper* after = nullptr;
@@ -131,7 +132,7 @@ inline int sleep_on(Word* word, uint32_t expected, int64_t deadline_ns) noexcept
     std::unique_lock<std::mutex> lock(list.desk);
     // Relaxed: whoever has changed the word wakes under this mutex, before (then its change is seen here) or afterwards.
     if (word->load(std::memory_order_relaxed) != expected) return 0;
-    Sleeper me{word};
+    Sleeper me(word);
     list.add(&me);
     while (!me.is_woken) {
         if (deadline_ns < 0) {
