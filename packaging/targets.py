@@ -176,7 +176,7 @@ class Aarch64(Target):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         shutil.rmtree(self._packages, ignore_errors=True)
-        platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)]
+        platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(28, 16, -1)]
         for_it = [*platforms, "--python-version", self._version, "--only-binary=:all:", "--target", self._packages]
         run([sys.executable, "-m", "pip", "install", *QUIET, *for_it, wheel, *TEST_PACKAGES])
         # The kernel does not know how to run a program for aarch64, so children are started by this script, too.
@@ -184,7 +184,7 @@ class Aarch64(Target):
         interpreter = self._root / "usr" / "bin" / f"python{self._version}"
         python.write_text(f'#!/bin/sh\nexec qemu-aarch64 -L "{self._root}" "{interpreter}" "$@"\n')
         python.chmod(0o755)
-        (self._packages / "sitecustomize.py").write_text(f"import sys\nsys.executable = {str(python)!r}\n")
+        (self._packages / "children.pth").write_text(f"import sys; sys.executable = {str(python)!r}\n")
         return python
 
     def test(self, python: Path, arguments: Sequence[str], root: Path, run: Run) -> None:

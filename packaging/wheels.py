@@ -2,17 +2,19 @@
 
 python packaging/wheels.py dist/*.tar.gz                        x86-64, for each CPython from 3.11 that is found
 python packaging/wheels.py dist/*.tar.gz --python python3.12    for these only
-python packaging/wheels.py dist/*.tar.gz --root build/arm       aarch64, too, for the Python in that folder, in qemu-user
+python packaging/wheels.py dist/*.tar.gz --root build/arm       and aarch64, for the Python in that folder, by qemu-user
 
 Such a folder is made by ``packaging/unpack_python.sh``. What is built comes from the sdist, by g++ and the tools of
-``packaging/tools.txt``, into ``--to``; auditwheel gives it the tag of TAG, or fails. Needs Linux and g++; for aarch64
-also Debian's packages ``g++-aarch64-linux-gnu`` and ``qemu-user``, and a Python of the same version on this machine.
+``packaging/tools.txt``, into ``--to``; auditwheel gives each a tag of manylinux_2_28 or older, or fails. Needs Linux
+and g++; for aarch64 also Debian's packages ``g++-aarch64-linux-gnu`` and ``qemu-user``, and a Python of the same version
+on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,8 +27,8 @@ from targets import X86_64, Aarch64, Target, find_interpreters
 
 PACKAGING = Path(__file__).resolve().parent
 ROOT = PACKAGING.parent
-TAG = "manylinux_2_28"
-"""glibc 2.28 of 2018: Debian 10, RHEL 8 and what is newer."""
+OLDEST_GLIBC = 28
+"""The minor version of the glibc that a wheel must run with: 2.28 of 2018, in Debian 10, RHEL 8 and what is newer."""
 TESTS = ("tests/engine", "tests/kernels", "tests/house/test_packaging.py")
 """What is run on each wheel. It needs no optional library."""
 
@@ -90,28 +92,24 @@ def build(plan: Plan, target: Target, builder: Path) -> Path:
     return next((work / "raw").glob("*.whl"))
 
 
+def is_old_enough(name: str, machine: str) -> bool:
+    """Tell by its name whether a wheel runs on that kind of processor, with the oldest glibc that it must run with."""
+    tag = re.fullmatch(rf".+-manylinux_2_(\d+)_{machine}\.whl", name)
+    return tag is not None and int(tag.group(1)) <= OLDEST_GLIBC
+
+
 def audited(plan: Plan, target: Target, wheel: Path, tools: Path) -> Path:
     """Have auditwheel give a wheel its tag. It refuses if a module needs anything newer, or a library of its own."""
     out = fresh(plan.work / target.name / "audited")
     path = os.pathsep.join([str(tools.parent), os.environ["PATH"]])
-    plat = f"{TAG}_{target.machine}"
-    command: list[str | Path] = [
-        tools,
-        "-m",
-        "auditwheel",
-        "repair",
-        "--only-plat",
-        "--plat",
-        plat,
-        "--wheel-dir",
-        out,
-        wheel,
-    ]
-    run(command, env={**os.environ, "PATH": path, "SOURCE_DATE_EPOCH": plan.epoch})
-    found = sorted(out.iterdir())
-    if [plat in path.name for path in found] != [True]:
-        raise SystemExit(f"not one wheel with the tag {plat}: {[path.name for path in found]}")
-    return Path(shutil.copy(found[0], plan.to))
+    # auditwheel takes no names of other processors than this one's, but finds what such a wheel can have.
+    plat = "auto" if target.machine == Aarch64.machine else f"manylinux_2_{OLDEST_GLIBC}_{target.machine}"
+    command: list[str | Path] = [tools, "-m", "auditwheel", "repair", "--only-plat", "--plat", plat]
+    run([*command, "--wheel-dir", out, wheel], env={**os.environ, "PATH": path, "SOURCE_DATE_EPOCH": plan.epoch})
+    (found,) = out.iterdir()
+    if not is_old_enough(found.name, target.machine):
+        raise SystemExit(f"{found.name} would not run with glibc 2.{OLDEST_GLIBC}; `auditwheel show` says why")
+    return Path(shutil.copy(found, plan.to))
 
 
 def targets_of(arguments: argparse.Namespace) -> Iterator[Target]:
