@@ -6,8 +6,8 @@ python packaging/wheels.py dist/*.tar.gz --root build/arm       and aarch64, for
 
 Such a folder is made by ``packaging/unpack_python.sh``. What is built comes from the sdist, by g++ and the tools of
 ``packaging/tools.txt``, into ``--to``; auditwheel gives each a tag of manylinux_2_28 or older, or fails. Needs Linux
-and g++; for aarch64 also Debian's packages ``g++-aarch64-linux-gnu`` and ``qemu-user``, and a Python of the same version
-on this machine.
+and g++; for aarch64 also Debian's packages ``g++-aarch64-linux-gnu`` and ``qemu-user``, and a Python of that version
+that runs here.
 """
 
 from __future__ import annotations
