@@ -68,7 +68,7 @@ define bill_of_materials
 	@rm -rf build/wheel-installed
 	@$(PYTHON) -m venv build/wheel-installed
 	@build/wheel-installed/bin/python -m pip install --quiet --disable-pip-version-check \
-	    dist/*-$$($(PYTHON) -c "import sys; print('cp%d%d' % sys.version_info[:2])")-*.whl
+	    dist/*-$$($(PYTHON) -c "import sys; print('cp%d%d' % sys.version_info[:2])")-*$$(uname -m).whl
 	@build/wheel-installed/bin/python -m pip uninstall --quiet --yes setuptools pip
 	@$(1)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --spec-version 1.6 \
 	    --output-reproducible --of JSON -o "$$(ls dist/*.tar.gz | sed 's/.tar.gz//').cdx.json" build/wheel-installed
@@ -79,15 +79,18 @@ wheel: $(VENV)/dev-installed
 	@$(TOOLS)/python -m build
 	$(call bill_of_materials,$(TOOLS))
 
-# One from each CPython that is found, tested: ten minutes each. ARGS="--python python3.12" for one of them, and
-# ARGS="--no-tests" without tests. Times that are written are those of the last commit.
+# One from each CPython that is found, tested: ten minutes each. ARGS="--python python3.12" for one of them (and PYTHON,
+# whose wheel the bill is of), ARGS="--no-tests" without tests. Times that are written are those of the last commit.
 WHEEL_TOOLS = build/wheels/tools/bin
+COMMITTED = $$(git log -1 --format=%ct)
 wheels:
 	@test -d $(WHEEL_TOOLS) || $(PYTHON) -m venv build/wheels/tools
-	@$(WHEEL_TOOLS)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r packaging/tools.txt
-	@rm -rf dist
-	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(WHEEL_TOOLS)/python -m build --sdist --no-isolation
-	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(WHEEL_TOOLS)/python packaging/wheels.py $(ARGS) dist/*.tar.gz
+	@$(WHEEL_TOOLS)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r releasing/tools.txt
+	@rm -rf dist build/wheels/again
+	@for to in dist build/wheels/again; do \
+	    SOURCE_DATE_EPOCH=$(COMMITTED) $(WHEEL_TOOLS)/python -m build --sdist --no-isolation --outdir $$to || exit 1; done
+	@cmp dist/*.tar.gz build/wheels/again/*.tar.gz  # it depends on what is in it, and on nothing else
+	@SOURCE_DATE_EPOCH=$(COMMITTED) $(WHEEL_TOOLS)/python releasing/wheels.py $(ARGS) dist/*.tar.gz
 	$(call bill_of_materials,$(WHEEL_TOOLS))
 
 # Needs spin and a C compiler, and nothing of Python's.

@@ -140,7 +140,7 @@ class Aarch64(Target):
     def __init__(self, root: Path) -> None:
         found = sorted(root.glob("usr/bin/python3.[0-9]*[0-9]"))
         if not found:
-            raise SystemExit(f"there is no usr/bin/python3.x in {root}; packaging/unpack_python.sh makes such a folder")
+            raise SystemExit(f"there is no usr/bin/python3.x in {root}; releasing/unpack_python.sh makes such a folder")
         self._root = root
         self._version = found[0].name.removeprefix("python")
         self._packages = root / "usr" / "lib" / "python3" / "dist-packages"

@@ -1,8 +1,8 @@
 """Make all that a release consists of, check it, and say how to upload it. This program uploads nothing.
 
-python packaging/release.py                  runs .ci/run first, which takes an hour
-python packaging/release.py --ci-passed      CI has passed on this very commit
-python packaging/release.py --without 3.14   no wheel for a version that has no interpreter here
+python releasing/release.py                  runs .ci/run first, which takes an hour
+python releasing/release.py --ci-passed      CI has passed on this very commit
+python releasing/release.py --without 3.14   no wheel for a version that has no interpreter here
 
 It stops at the first check that fails, the cheap ones first: a clean tree, one version in ``pyproject.toml`` and at the
 top of the changelog, no other commit with its tag; the tests; sdist, wheels (built, audited, tested) and the bill of
@@ -128,7 +128,7 @@ def main(given: Sequence[str] | None = None, root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--ci-passed", action="store_true", help="do not run .ci/run")
     parser.add_argument("--without", action="append", default=[], choices=VERSIONS, help="no wheel for that Python")
-    parser.add_argument("--wheels", default="", metavar="OPTIONS", help="options for packaging/wheels.py")
+    parser.add_argument("--wheels", default="", metavar="OPTIONS", help="options for releasing/wheels.py")
     arguments = parser.parse_args(given)
     try:
         release(root, arguments.ci_passed, arguments.without, arguments.wheels)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # unpack_python.sh SUITE ARCHITECTURE VERSION FOLDER: unpacks a Python of Debian's suite into a folder; installs nothing.
 #
-#     packaging/unpack_python.sh bookworm arm64 3.11 build/python-arm64       a Python for aarch64, which qemu-user runs
-#     packaging/unpack_python.sh sid amd64 3.14 build/python-3.14             a newer Python than this system has
+#     releasing/unpack_python.sh bookworm arm64 3.11 build/python-arm64       a Python for aarch64, which qemu-user runs
+#     releasing/unpack_python.sh sid amd64 3.14 build/python-3.14             a newer Python than this system has
 #
 # Needs Debian, and for amd64 patchelf: that Python is made to run with the C library that comes with it.
 set -euo pipefail
