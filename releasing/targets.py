@@ -147,7 +147,7 @@ class Aarch64(Target):
         self.name = f"{self._version}-{self.machine}"
 
     def compilers(self) -> tuple[str, str]:
-        include = f"-I{self._root}/usr/include/python{self._version} -I{self._root}/usr/include"
+        include = f"-I{self._root}/usr/include/python{self._version}"
         return f"aarch64-linux-gnu-gcc {include}", f"aarch64-linux-gnu-g++ {include}"
 
     def variables(self) -> dict[str, str]:

@@ -42,6 +42,8 @@ apt-get -qq download "python$version-minimal" "libpython$version-minimal" "libpy
 for package in *.deb; do
     dpkg-deb -x "$package" "$folder"
 done
+# Debian's own header names the one of each architecture, by a path below /usr/include.
+cp "$folder"/usr/include/*-linux-gnu/"python$version"/pyconfig.h "$folder/usr/include/python$version/pyconfig.h"
 if [ "$architecture" = amd64 ]; then
     loader=$(find "$folder" -name ld-linux-x86-64.so.2 | head -n 1)
     patchelf --set-interpreter "$loader" --force-rpath \
