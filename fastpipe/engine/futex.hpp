@@ -1,29 +1,17 @@
-// What Cython cannot say: a futex, a CPU pause, a thread-local pointer, and hooks that compile away. Linux only.
+// What Cython cannot say: sleeping on a word, a CPU pause, a thread-local pointer, and hooks that compile away.
 #pragma once
 #include <atomic>
 #include <cerrno>
-#include <climits>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
-#include <linux/futex.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 #include <new>
 #include <vector>
 
+#include "sleeping.hpp"
+
 namespace fastpipe {
-
-using Word = std::atomic<uint32_t>;
-static_assert(sizeof(Word) == 4 && Word::is_always_lock_free, "the kernel compares a plain 32-bit word");
-
-inline int64_t kernel_now_ns() noexcept {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return int64_t(t.tv_sec) * 1000000000 + t.tv_nsec;
-}
 
 // The time as a test has set it, see _core._freeze_time; 0: it is the kernel's.
 inline std::atomic<int64_t> frozen_ns{0};
@@ -47,31 +35,13 @@ inline int64_t unless_frozen(int64_t kernel_ns) noexcept {
 }
 
 // Sleep while *word == expected. Returns 0 when woken or when the word differs, else ETIMEDOUT or EINTR.
-// deadline_ns: absolute, CLOCK_MONOTONIC; negative: none. While time is frozen, 0 also for nothing, every millisecond:
-// every sleeper looks again.
+// deadline_ns: absolute, of now_ns; negative: none. While time is frozen, 0 also for nothing, every millisecond: every
+// sleeper looks again.
 inline int futex_wait(Word* word, uint32_t expected, int64_t deadline_ns) noexcept {
-    timespec t;
-    timespec* until = nullptr;
-    bool is_frozen = deadline_ns >= 0 && frozen_now_ns() != 0;
-    if (is_frozen) {
-        if (now_ns() >= deadline_ns) return ETIMEDOUT;
-        deadline_ns = kernel_now_ns() + 1000000;
-    }
-    if (deadline_ns >= 0) {
-        t.tv_sec = deadline_ns / 1000000000;
-        t.tv_nsec = deadline_ns % 1000000000;
-        until = &t;
-    }
-    long r = syscall(SYS_futex, word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, expected, until, nullptr,
-                     FUTEX_BITSET_MATCH_ANY);
-    if (r == 0 || errno == EAGAIN || (is_frozen && errno == ETIMEDOUT)) return 0;
-    return errno;
-}
-
-// Wake up to `count` sleepers. The word may already be gone (its owner saw the new value and left): then the kernel
-// answers EFAULT, or somebody else's sleeper wakes for nothing and sleeps again. Every sleeper here re-checks in a loop.
-inline void futex_wake(Word* word, int count) noexcept {
-    syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, count, nullptr, nullptr, 0);
+    if (deadline_ns < 0 || frozen_now_ns() == 0) return sleep_on(word, expected, deadline_ns);
+    if (now_ns() >= deadline_ns) return ETIMEDOUT;
+    const int why = sleep_on(word, expected, kernel_now_ns() + 1000000);
+    return why == ETIMEDOUT ? 0 : why;
 }
 
 // Note a sleeper that is to be woken later. False if there is no memory for it: then it is to be woken now.
@@ -91,9 +61,6 @@ inline void cpu_pause() noexcept {
     asm volatile("yield");
 #endif
 }
-
-// Timed waits of this thread end within about 2 us of their deadline; the kernel's default allows 50 us.
-inline void want_precise_timers() noexcept { prctl(PR_SET_TIMERSLACK, 2000UL, 0, 0, 0); }
 
 // What this thread is running for an engine at the moment, innermost first: lets close() know that it was called from a
 // backend, and a call that it was made by a future's callback on the very thread that would have to serve it.

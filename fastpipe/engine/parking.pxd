@@ -1,4 +1,5 @@
-# Parking: how a thread waits without polling. Two forms, both over one 32-bit futex word, both without the GIL.
+# Parking: how a thread waits without polling. Two forms, both over one 32-bit word that is slept on as on a futex
+# (engine/sleeping.hpp), both without the GIL.
 #
 # Outcome word     one waiter, one event: a caller waits for its request.
 #                  OPEN <-> PARKED (by the waiter), and from either -> SET (by the finisher).
@@ -24,6 +25,7 @@ cdef extern from "engine/futex.hpp" namespace "fastpipe" nogil:
     atomic[int64_t] frozen_ns
     int futex_wait(Word* word, uint32_t expected, int64_t deadline_ns) noexcept
     void futex_wake(Word* word, int count) noexcept
+    const c_bool HAS_FUTEX
     c_bool note_sleeper(vector[Word*]& sleepers, Word* word) noexcept
     void cpu_pause() noexcept
     void want_precise_timers() noexcept

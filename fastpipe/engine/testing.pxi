@@ -12,7 +12,7 @@ from fastpipe.engine.hanging cimport Watched, late_at_ns
 from fastpipe.engine.histogram cimport Histogram, histogram_add, upper_edge
 from fastpipe.engine.inbox cimport LINKS_ABOVE
 from fastpipe.engine.lengths cimport LOOKED_AT, Bounds, Similar, choose_similar, is_chosen
-from fastpipe.engine.parking cimport frozen_ns, hooked_points, now_ns
+from fastpipe.engine.parking cimport HAS_FUTEX, frozen_ns, hooked_points, now_ns
 from fastpipe.engine.ranking cimport (
     Cursor, Ranked, Taken, cursor_begin, cursor_move, cursor_pass, next_of, ranked_append, ranked_init, ranked_insert, taken_init,
     taken_pop,
@@ -36,6 +36,7 @@ from os import environ
 from fastpipe.errors import PipeError
 
 is_debug_build = bool(IS_DEBUG_BUILD)   # with bounds checks and assertions, and not optimized: FASTPIPE_DEBUG=1
+has_futex = bool(HAS_FUTEX)             # of Linux's kernel; else threads sleep in a table of the engine's own (sleeping.hpp)
 
 cdef dict _actions = {}                 # GIL: of hooks, by point
 

@@ -33,7 +33,8 @@ cdef class Turn:
 
     cdef void c_answer(self, Walk walk) noexcept:
         """Tell a walk's caller that it has ended. One who sleeps is woken once the GIL is free; of many, in a chain."""
-        if self.is_crowded and walk.word.load(memory_order_relaxed) == PARKED:      # only its caller changes that, with the GIL
+        # Relaxed: its caller alone takes PARKED back, with the GIL, which has passed on to us what it did.
+        if self.is_crowded and walk.word.load(memory_order_relaxed) == PARKED:
             if self.chain == NULL:
                 self.chain = chain_new()
             if self.chain != NULL:

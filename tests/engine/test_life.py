@@ -341,6 +341,7 @@ def test_ctrl_c_interrupts(start: Start, wait: str) -> None:
     def took_s() -> float:
         child = start(code)
         child.wait_for("READY")
+        child.wait_until_asleep()  # Python's locks, too, sleep through a signal that comes just before
         sent_s = time.monotonic()
         child.process.send_signal(signal.SIGINT)
         caught, answer = child.ends().split()
