@@ -1,0 +1,71 @@
+"""Build the site: ``python docs/site/build_site.py [FOLDER]``, by default build/site, which is emptied first.
+
+It needs fastpipe itself, installed, and the extra ``docs``. A warning is an error: a dead link, a page that the
+navigation leaves out, a docstring that is no reStructuredText. Nothing is fetched, here or by the pages.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from navigation import GENERATED, NAVIGATION
+from reference import api, backends, command_line, configuration
+from sphinx.cmd.build import main as sphinx_build
+from sphinx.ext.autodoc.mock import mock
+from staging import ROOT, page_names, stage
+
+HERE = Path(__file__).parent
+OPTIONAL = ("cryptography", "cupy", "cv2", "onnx", "onnxruntime", "onnxscript", "openvino", "opentelemetry", "PIL")
+OPTIONAL += ("prometheus_client", "ray", "simplejpeg", "tensorrt", "torch")
+"""Libraries that stand-ins take the place of, also where they are installed: the site is the same everywhere."""
+
+
+def main(arguments: list[str]) -> int:
+    """Build the site and return the exit status."""
+    site = Path(arguments[0] if arguments else ROOT / "build" / "site")
+    with mock(list(OPTIONAL)):
+        return build(site)
+
+
+def build(site: Path) -> int:
+    """Write the site to a folder and return the exit status."""
+    if unlisted := api.unlisted():
+        sys.stderr.write(f"docs/site/reference/api.py has no place for {', '.join(unlisted)}\n")
+        return 1
+    shutil.rmtree(site, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="fastpipe-site-") as folder:
+        source = Path(folder)
+        stage(source)
+        write_references(source / "reference")
+        (source / "index.md").write_text(f"{(source / 'index.md').read_text()}\n{navigation()}")
+        shutil.copytree(HERE / "static", source / "static")
+        shutil.copyfile(HERE / "conf.py", source / "conf.py")
+        options = ["--builder", "html", "--fail-on-warning", "--keep-going", "--quiet"]
+        return sphinx_build([*options, "--doctree-dir", f"{folder}/doctrees", folder, str(site)])
+
+
+def write_references(folder: Path) -> None:
+    """Write the pages that are made from code into a new folder."""
+    folder.mkdir()
+    (folder / "configuration.md").write_text(configuration.page())
+    (folder / "command-line.md").write_text(command_line.page())
+    (folder / "backends.rst").write_text(backends.page())
+    (folder / "api.rst").write_text(api.page())
+
+
+def navigation() -> str:
+    """Return the navigation as directives for the end of the home page."""
+    there = [*page_names(), *(f"reference/{name}" for name in GENERATED)]
+    parts = []
+    for caption, patterns in NAVIGATION.items():
+        lines = "\n".join(page for pattern in patterns for page in fnmatch.filter(there, pattern))
+        parts.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{lines}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""How Sphinx builds the site; ``build_site.py`` calls it, on the folder that ``staging.py`` has written."""
+
+from reference.docstrings import with_code_marked
+from sphinx.application import Sphinx
+
+from fastpipe import __version__
+
+project = "fastpipe"
+author = "the fastpipe contributors"
+copyright = "the fastpipe contributors, Apache License 2.0"
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+root_doc = "index"
+
+# The pages are written for GitHub: its anchors of headings, and nothing of MyST's own but on the home page.
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence"]
+highlight_language = "none"
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
+
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_class_signature = "mixed"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = "fastpipe"
+html_logo = "static/logo.svg"
+html_favicon = "static/logo.svg"
+html_static_path = ["static"]
+html_css_files = ["custom.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b6e6e", "color-brand-content": "#0b6e6e"},
+    "dark_css_variables": {"color-brand-primary": "#5cc8c0", "color-brand-content": "#5cc8c0"},
+}
+
+copybutton_prompt_text = r"\$ "
+copybutton_prompt_is_regexp = True
+copybutton_only_copy_prompt_lines = True
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def setup(app: Sphinx) -> None:
+    """Have Sphinx call what is written here."""
+    app.connect("autodoc-process-docstring", prepare, priority=400)  # napoleon's has 500
+
+
+def prepare(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Change a docstring, in place, to what napoleon expects."""
+    lines[:] = with_code_marked(lines)
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # a comment: otherwise what stands before the first colon is taken for the type
