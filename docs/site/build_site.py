@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from navigation import GENERATED, NAVIGATION
+from navigation import GENERATED, NAVIGATION, NESTED
 from reference import api, backends, command_line, configuration
 from sphinx.cmd.build import main as sphinx_build
 from sphinx.ext.autodoc.mock import mock
@@ -41,7 +41,7 @@ def build(site: Path) -> int:
         source = Path(folder)
         stage(source)
         write_references(source / "reference")
-        (source / "index.md").write_text(f"{(source / 'index.md').read_text()}\n{navigation()}")
+        write_navigation(source)
         shutil.copytree(HERE / "static", source / "static")
         shutil.copyfile(HERE / "conf.py", source / "conf.py")
         options = ["--builder", "html", "--fail-on-warning", "--keep-going", "--quiet"]
@@ -57,14 +57,19 @@ def write_references(folder: Path) -> None:
     (folder / "api.rst").write_text(api.page())
 
 
-def navigation() -> str:
-    """Return the navigation as directives for the end of the home page."""
+def write_navigation(source: Path) -> None:
+    """Write the navigation, as directives, to the end of the pages that have one."""
     there = [*page_names(), *(f"reference/{name}" for name in GENERATED)]
-    parts = []
+
+    def add(page: str, patterns: tuple[str, ...], option: str = "") -> None:
+        lines = "\n".join(f"/{name}" for pattern in patterns for name in fnmatch.filter(there, pattern))
+        path = source / f"{page}.md"
+        path.write_text(f"{path.read_text()}\n```{{toctree}}\n:hidden:\n{option}\n{lines}\n```\n")
+
     for caption, patterns in NAVIGATION.items():
-        lines = "\n".join(page for pattern in patterns for page in fnmatch.filter(there, pattern))
-        parts.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{lines}\n```\n")
-    return "\n".join(parts)
+        add("index", patterns, f":caption: {caption}\n")
+    for page, patterns in NESTED.items():
+        add(page, patterns)
 
 
 if __name__ == "__main__":

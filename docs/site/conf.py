@@ -1,6 +1,7 @@
 """How Sphinx builds the site; ``build_site.py`` calls it, on the folder that ``staging.py`` has written."""
 
 from reference.docstrings import with_code_marked
+from reference.stubs import signature_of
 from sphinx.application import Sphinx
 
 from fastpipe import __version__
@@ -53,6 +54,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 def setup(app: Sphinx) -> None:
     """Have Sphinx call what is written here."""
     app.connect("autodoc-process-docstring", prepare, priority=400)  # napoleon's has 500
+    app.connect("autodoc-process-signature", complete)
 
 
 def prepare(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -60,3 +62,11 @@ def prepare(app: Sphinx, what: str, name: str, obj: object, options: object, lin
     lines[:] = with_code_marked(lines)
     if what in ("attribute", "data", "property"):
         lines[:0] = ["..", ""]  # a comment: otherwise what stands before the first colon is taken for the type
+
+
+def complete(
+    app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None, result: str | None
+) -> tuple[str, str] | None:
+    """Return the signature of what is compiled; None: Sphinx has found it itself."""
+    is_compiled = getattr(obj, "__module__", None) == "fastpipe._core" and hasattr(obj, "__qualname__")
+    return signature_of(obj.__qualname__) if is_compiled else None

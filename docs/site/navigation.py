@@ -6,14 +6,13 @@ that: Sphinx refuses to build a site with a page that no line leads to.
 
 from __future__ import annotations
 
-__all__ = ["GENERATED", "NAVIGATION"]
+__all__ = ["GENERATED", "NAVIGATION", "NESTED"]
 
 GENERATED = ("configuration", "backends", "api", "command-line")
 """Pages of ``reference/``, which are made while the site is built."""
 
 NAVIGATION: dict[str, tuple[str, ...]] = {
-    "Begin": ("docs/start", "docs/concepts", "docs/recipes", "docs/recipes/*"),
-    "Examples": ("examples/README", "examples/*/README"),
+    "Begin": ("docs/start", "docs/concepts", "docs/recipes", "docs/recipes/*", "examples/README"),
     "Use": (
         "docs/calling",
         "docs/swaps",
@@ -63,3 +62,6 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
     ),
 }
 """Caption -> pages, without their suffix, as the repository has them; ``*`` stands for anything."""
+
+NESTED = {"examples/README": ("examples/*/README",)}
+"""Page -> the pages below it."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from os.path import normpath, relpath
 from pathlib import Path
 
-__all__ = ["ROOT", "DeadLink", "page_names", "stage"]
+__all__ = ["FENCE", "ROOT", "DeadLink", "page_names", "stage"]
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = Path("docs/site/index.md")
@@ -20,7 +20,7 @@ HOME = Path("docs/site/index.md")
 _PAGES = ("*.md", "docs/*.md", "docs/gpu/*.md", "docs/recipes/*.md", "examples/*.md", "examples/*/*.md")
 _PAGES += ("bench/*.md", "proofs/*.md", "findings/*.md")
 _NOT_HERE = {"README.md"}  # the face of the repository; the site has a home of its own
-_FENCE = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()(?P<target>[^)\s#:]+)(?P<fragment>#[^)\s]*)?(?=\))")
 
 
@@ -68,7 +68,7 @@ def _write(folder: Path, page: Path, place: Path) -> None:
 
 def with_links(text: str, followed: Callable[[str], str]) -> str:
     """Return Markdown whose relative links lead where ``followed`` says; code is left as it is."""
-    parts = _FENCE.split(text)
+    parts = FENCE.split(text)
     for number in range(0, len(parts), 2):  # the odd ones are code
         parts[number] = _LINK.sub(
             lambda link: followed(link["target"]) + (link["fragment"] or ""),

@@ -10,6 +10,7 @@ from textwrap import indent
 from typing import get_origin
 
 from reference.docstrings import of_data
+from reference.stubs import signature_of
 
 
 __all__ = ["SUBJECTS", "Subject", "page", "unlisted"]
@@ -40,6 +41,12 @@ SUBJECTS = (
         "A pipe is built from a description and called from any thread. See :doc:`/docs/calling`.",
         "fastpipe",
         ("Pipe", "batched", "backend", "register", "Request", "Sequential", "Step"),
+    ),
+    Subject(
+        "Batched functions",
+        "What ``batched`` makes of a function, and of a method.",
+        "fastpipe.batched_function",
+        ("BatchedFunction", "BatchedMethod"),
     ),
     Subject(
         "Writing backends",
@@ -163,9 +170,6 @@ SUBJECTS = (
     ),
 )
 
-_WITH_BASES = "   :inherited-members:\n   :special-members: __call__\n"
-"""For a class whose bases are no public names: what they bring is its own."""
-
 _IN_PART = {"fastpipe.backends.model.encrypted"}
 """Modules of which the page has some names only."""
 
@@ -194,12 +198,20 @@ def _section(subject: Subject) -> Iterator[str]:
         found = getattr(module, name)
         if isinstance(found, type) and not get_origin(found):
             kind = "autoexception" if issubclass(found, BaseException) else "autoclass"
-            yield f".. {kind}:: {subject.module}.{name}\n{_WITH_BASES if name == 'Pipe' else ''}"
+            yield f".. {kind}:: {subject.module}.{name}"
+            yield from _bases_of_pipe() if name == "Pipe" else [""]
         elif callable(found) and not get_origin(found):
             yield f".. autofunction:: {subject.module}.{name}\n"
         else:
             yield f".. py:data:: {subject.module}.{name}\n   :value: {_value(found)}\n"
             yield indent(f"{of_data(module, name)}\n", "   ")
+
+
+def _bases_of_pipe() -> Iterator[str]:
+    """Yield what has the page show that a pipe can what its bases can, which are no public names."""
+    yield "   :inherited-members:\n"
+    parameters, result = signature_of("Engine.__call__") or ("()", "")
+    yield f"   .. automethod:: __call__{parameters} -> {result}\n"
 
 
 def _value(found: object) -> str:
