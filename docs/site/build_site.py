@@ -1,7 +1,8 @@
 """Build the site: ``python docs/site/build_site.py [FOLDER]``, by default build/site, which is emptied first.
 
-It needs fastpipe itself, installed, and the extra ``docs``. A warning is an error: a dead link, a page that the
-navigation leaves out, a docstring that is no reStructuredText. Nothing is fetched, here or by the pages.
+It needs fastpipe itself, installed, with its extra ``serve``, and what .ci/docs.txt lists. A warning is an error: a
+dead link, a page that the navigation leaves out, a docstring that is no reStructuredText. Nothing is fetched, here or
+by the pages.
 """
 
 from __future__ import annotations
@@ -16,19 +17,25 @@ from navigation import GENERATED, NAVIGATION, NESTED
 from reference import api, backends, command_line, configuration
 from sphinx.cmd.build import main as sphinx_build
 from sphinx.ext.autodoc.mock import mock
-from staging import ROOT, page_names, stage
+from staging import ROOT, DeadLink, page_names, stage
 
 HERE = Path(__file__).parent
-OPTIONAL = ("cryptography", "cupy", "cv2", "onnx", "onnxruntime", "onnxscript", "openvino", "opentelemetry", "PIL")
-OPTIONAL += ("prometheus_client", "ray", "simplejpeg", "tensorrt", "torch")
+OPTIONAL = [
+    *("cryptography", "cupy", "cv2", "onnx", "onnxruntime", "onnxscript", "openvino", "opentelemetry", "PIL"),
+    *("prometheus_client", "ray", "simplejpeg", "tensorrt", "torch"),
+]
 """Libraries that stand-ins take the place of, also where they are installed: the site is the same everywhere."""
 
 
 def main(arguments: list[str]) -> int:
     """Build the site and return the exit status."""
     site = Path(arguments[0] if arguments else ROOT / "build" / "site")
-    with mock(list(OPTIONAL)):
-        return build(site)
+    with mock(OPTIONAL):
+        try:
+            return build(site)
+        except DeadLink as link:
+            sys.stderr.write(f"{link}\n")
+            return 1
 
 
 def build(site: Path) -> int:

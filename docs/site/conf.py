@@ -68,5 +68,5 @@ def complete(
     app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None, result: str | None
 ) -> tuple[str, str] | None:
     """Return the signature of what is compiled; None: Sphinx has found it itself."""
-    is_compiled = getattr(obj, "__module__", None) == "fastpipe._core" and hasattr(obj, "__qualname__")
-    return signature_of(obj.__qualname__) if is_compiled else None
+    is_compiled = getattr(obj, "__module__", None) == "fastpipe._core"
+    return signature_of(getattr(obj, "__qualname__", "")) if is_compiled else None

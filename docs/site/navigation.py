@@ -15,6 +15,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
     "Begin": ("docs/start", "docs/concepts", "docs/recipes", "docs/recipes/*", "examples/README"),
     "Use": (
         "docs/calling",
+        "docs/event-loops",
         "docs/swaps",
         "docs/graphs",
         "docs/configuration",

@@ -17,8 +17,7 @@ __all__ = ["FENCE", "ROOT", "DeadLink", "page_names", "stage"]
 ROOT = Path(__file__).resolve().parents[2]
 HOME = Path("docs/site/index.md")
 
-_PAGES = ("*.md", "docs/*.md", "docs/gpu/*.md", "docs/recipes/*.md", "examples/*.md", "examples/*/*.md")
-_PAGES += ("bench/*.md", "proofs/*.md", "findings/*.md")
+_FOLDERS = (".", "docs", "docs/gpu", "docs/recipes", "examples", "examples/*", "bench", "proofs", "findings")
 _NOT_HERE = {"README.md"}  # the face of the repository; the site has a home of its own
 FENCE = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()(?P<target>[^)\s#:]+)(?P<fragment>#[^)\s]*)?(?=\))")
@@ -30,7 +29,7 @@ class DeadLink(Exception):
 
 def page_names() -> list[str]:
     """Return the repository's pages without their suffixes, sorted; the home page is not one of them."""
-    pages = {page.relative_to(ROOT) for pattern in _PAGES for page in ROOT.glob(pattern)}
+    pages = {page.relative_to(ROOT) for pattern in _FOLDERS for page in ROOT.glob(f"{pattern}/*.md")}
     return sorted(str(page.with_suffix("")) for page in pages if str(page) not in _NOT_HERE)
 
 

@@ -12,7 +12,6 @@ from typing import get_origin
 from reference.docstrings import of_data
 from reference.stubs import signature_of
 
-
 __all__ = ["SUBJECTS", "Subject", "page", "unlisted"]
 
 _HEAD = """API

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from reference.docstrings import with_code_marked
-from reference.words import default_in_words, limits_in_words, type_in_words
-
 from fastpipe.backends import box
 from fastpipe.config.values import Parameter, constructor_parameters
 from fastpipe.contract import Backend, Container
+from reference.docstrings import with_code_marked
+from reference.words import default_in_words, limits_in_words, type_in_words
 
 __all__ = ["Docstring", "Entry", "documented", "entries", "page"]
 
@@ -32,7 +31,7 @@ parentheses behind the name: ``ResizeMat(224, 224)``. Text stands for numbers, b
 _ROOMS = {
     "image": (
         "Images on the CPU",
-        "They compute on the CPU. Images are NumPy arrays of shape (height, width, channels), uint8, BGR as from OpenCV.",
+        "They compute on the CPU. Images are NumPy arrays of shape (height, width, channels), uint8, BGR as OpenCV's.",
     ),
     "model": ("Models", "On the device that each of them says."),
     "tensor": (
@@ -87,7 +86,7 @@ def _imported(module: str, class_name: str) -> Any:
 
 
 def documented(backend: type) -> tuple[Docstring, dict[str, str]]:
-    """Return a backend's own docstring, and what is said of each of its parameters there or in its bases' docstrings."""
+    """Return a backend's own docstring, and what that or a base's docstring says of each of its parameters."""
     own = parsed(vars(backend).get("__doc__"))
     arguments: dict[str, str] = {}
     for base in backend.__mro__:

@@ -6,9 +6,8 @@ import argparse
 import re
 from collections.abc import Iterator
 
-from reference.words import default_in_words
-
 from fastpipe.cli.main import parser_of
+from reference.words import default_in_words
 
 __all__ = ["commands", "page"]
 

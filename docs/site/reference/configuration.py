@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from os.path import normpath
 
-from reference.words import default_in_words, form_in_words, limits_in_words, type_in_words
 from staging import ROOT, with_links
 
 from fastpipe.config.key import Key
 from fastpipe.config.keys import NODE_KEYS, PIPE_KEYS
+from reference.words import default_in_words, form_in_words, limits_in_words, type_in_words
 
 __all__ = ["page"]
 
@@ -59,7 +59,7 @@ def _sections(keys: Mapping[str, Key], prose: Mapping[str, str]) -> Iterator[str
 
 
 def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + ("" if text.endswith((".", ")")) else ".")
+    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _facts(key: Key) -> Iterator[tuple[str, str]]:

@@ -26,15 +26,15 @@ def _signatures() -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     stub = ast.parse((Path(fastpipe.__path__[0]) / "_core.pyi").read_text())
     for statement in stub.body:
-        is_class = isinstance(statement, ast.ClassDef)
-        for each in statement.body if is_class else [statement]:
-            if isinstance(each, ast.FunctionDef) and _takes_self(each):
-                name = f"{statement.name}.{each.name}" if is_class else each.name
-                found.setdefault(name, _signature(each, is_method=is_class))
+        owner = statement if isinstance(statement, ast.ClassDef) else None
+        for each in [statement] if owner is None else owner.body:
+            if isinstance(each, ast.FunctionDef) and _is_method_or_function(each):
+                name = each.name if owner is None else f"{owner.name}.{each.name}"
+                found.setdefault(name, _signature(each, is_method=owner is not None))
     return found
 
 
-def _takes_self(function: ast.FunctionDef) -> bool:
+def _is_method_or_function(function: ast.FunctionDef) -> bool:
     marks = {each.id for each in function.decorator_list if isinstance(each, ast.Name)}
     return not marks & {"property", "staticmethod"}
 

@@ -89,7 +89,8 @@ def number_in_words(number: float) -> str:
 def form_in_words(form: Mapping[str, Any]) -> str:
     """Return what values a JSON schema admits."""
     if "anyOf" in form:
-        return " or ".join(dict.fromkeys(form_in_words(each) for each in form["anyOf"]))
+        choices = dict.fromkeys(form_in_words(each) for each in form["anyOf"])
+        return " or ".join(each for each in choices if not any(other.startswith(f"{each} of") for other in choices))
     kinds = form["type"] if isinstance(form["type"], list) else [form["type"]]
     words = []
     for kind in kinds:
