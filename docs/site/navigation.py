@@ -21,6 +21,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
         "docs/configuration",
         "docs/backends",
         "docs/writing-a-backend",
+        "docs/advanced-backends",
         "docs/debugging",
     ),
     "Reference": tuple(f"reference/{name}" for name in GENERATED),

@@ -25,7 +25,7 @@ from fastpipe.contract import Container
 from fastpipe.errors import MissingExtra
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (".", "docs", "docs/gpu", "docs/site", "bench", "examples", "proofs", "findings")
+FOLDERS = (".", "docs", "docs/gpu", "bench", "examples", "proofs", "findings")
 PAGES = sorted([*(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md")), *ROOT.glob("examples/*/*.md")])
 
 

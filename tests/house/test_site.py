@@ -57,6 +57,13 @@ def assert_there(page: Path, target: str) -> str:
     return target
 
 
+def test_the_code_of_the_home_page_runs() -> None:
+    """It is the first that a stranger copies."""
+    blocks = staging.FENCE.findall((staging.ROOT / staging.HOME).read_text())
+    assert len(blocks) == 1
+    exec(compile(blocks[0].removeprefix("```python\n").removesuffix("```"), "index.md", "exec"), {"__name__": "page"})
+
+
 def test_a_link_to_a_folder_leads_to_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sphinx knows no folders, GitHub does."""
     (tmp_path / "examples/ocr").mkdir(parents=True)
