@@ -1,5 +1,6 @@
 """How Sphinx builds the site; ``build_site.py`` calls it, on the folder that ``staging.py`` has written."""
 
+from pygments.lexers.special import TextLexer
 from reference.docstrings import with_code_marked
 from reference.stubs import signature_of
 from sphinx.application import Sphinx
@@ -16,7 +17,7 @@ root_doc = "index"
 
 # The pages are written for GitHub: its anchors of headings, and nothing of MyST's own but on the home page.
 myst_heading_anchors = 4
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "html_image"]
 highlight_language = "none"
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
@@ -55,6 +56,7 @@ def setup(app: Sphinx) -> None:
     """Have Sphinx call what is written here."""
     app.connect("autodoc-process-docstring", prepare, priority=400)  # napoleon's has 500
     app.connect("autodoc-process-signature", complete)
+    app.add_lexer("mermaid", TextLexer)  # GitHub draws it; what draws it elsewhere is 3 MB of JavaScript
 
 
 def prepare(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

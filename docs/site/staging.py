@@ -20,7 +20,9 @@ HOME = Path("docs/site/index.md")
 _FOLDERS = (".", "docs", "docs/gpu", "docs/recipes", "examples", "examples/*", "bench", "proofs", "findings")
 _NOT_HERE = {"README.md"}  # the face of the repository; the site has a home of its own
 FENCE = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
-_LINK = re.compile(r"(?<=\]\()(?P<target>[^)\s#:]+)(?P<fragment>#[^)\s]*)?(?=\))")
+_LINK = re.compile(
+    r"""(?P<before>\]\(|<img\ [^>]*?src=")(?P<target>[^)\s#:"]+)(?P<fragment>\#[^)\s]*)?(?=[)"])""", re.VERBOSE
+)
 
 
 class DeadLink(Exception):
@@ -70,7 +72,7 @@ def with_links(text: str, followed: Callable[[str], str]) -> str:
     parts = FENCE.split(text)
     for number in range(0, len(parts), 2):  # the odd ones are code
         parts[number] = _LINK.sub(
-            lambda link: followed(link["target"]) + (link["fragment"] or ""),
+            lambda link: link["before"] + followed(link["target"]) + (link["fragment"] or ""),
             parts[number],
         )
     return "".join(parts)

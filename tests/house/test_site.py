@@ -91,6 +91,13 @@ def test_links_in_code_and_to_elsewhere_stay() -> None:
     assert staging.with_links(text, lambda target: f"../{target}") == text.replace("[a](x.md)", "[a](../x.md)")
 
 
+def test_pictures_in_html_are_followed_like_links() -> None:
+    """A table of pictures says how high they are, which Markdown cannot."""
+    text = '| <img alt="a b" src="x/a.svg" height="90"> | [a](x/a.md#b) |\n'
+    followed = '| <img alt="a b" src="../x/a.svg" height="90"> | [a](../x/a.md#b) |\n'
+    assert staging.with_links(text, lambda target: f"../{target}") == followed
+
+
 # ---- types in words --------------------------------------------------------------------------------------------
 
 
