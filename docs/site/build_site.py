@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from navigation import GENERATED, NAVIGATION, NESTED
+from navigation import GENERATED, NAVIGATION, NESTED, TITLES
 from reference import api, backends, command_line, configuration
 from sphinx.cmd.build import main as sphinx_build
 from sphinx.ext.autodoc.mock import mock
@@ -69,7 +69,8 @@ def write_navigation(source: Path) -> None:
     there = [*page_names(), *(f"reference/{name}" for name in GENERATED)]
 
     def add(page: str, patterns: tuple[str, ...], option: str = "") -> None:
-        lines = "\n".join(f"/{name}" for pattern in patterns for name in fnmatch.filter(there, pattern))
+        pages = [name for pattern in patterns for name in fnmatch.filter(there, pattern)]
+        lines = "\n".join(f"{TITLES[name]} </{name}>" if name in TITLES else f"/{name}" for name in pages)
         path = source / f"{page}.md"
         path.write_text(f"{path.read_text()}\n```{{toctree}}\n:hidden:\n{option}\n{lines}\n```\n")
 

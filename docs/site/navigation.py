@@ -6,7 +6,7 @@ that: Sphinx refuses to build a site with a page that no line leads to.
 
 from __future__ import annotations
 
-__all__ = ["GENERATED", "NAVIGATION", "NESTED"]
+__all__ = ["GENERATED", "NAVIGATION", "NESTED", "TITLES"]
 
 GENERATED = ("configuration", "backends", "api", "command-line")
 """Pages of ``reference/``, which are made while the site is built."""
@@ -67,3 +67,31 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
 
 NESTED = {"examples/README": ("examples/*/README",)}
 """Page -> the pages below it."""
+
+TITLES = {
+    "docs/start": "Start",
+    "docs/concepts": "Concepts",
+    "docs/swaps": "Swaps",
+    "docs/backends": "Built-in backends",
+    "docs/debugging": "Debugging",
+    "docs/command-line": "Command line",
+    "docs/observing": "Observing",
+    "docs/security": "Security",
+    "docs/reliability": "Reliability",
+    "docs/images": "Images",
+    "docs/models": "Models that do not fit",
+    "docs/lengths": "Lengths",
+    "docs/state": "State",
+    "docs/onnx-tools": "ONNX tools",
+    "docs/training": "Training",
+    "docs/gpu/kernels": "Kernels",
+    "docs/gpu/decoding": "Decoding",
+    "docs/gpu/streams": "Streams",
+    "docs/design": "Internals",
+    "docs/from-torchpipe": "From torchpipe",
+    "CHANGELOG": "Changelog",
+    "SECURITY": "Reporting a vulnerability",
+    "bench/README": "Scripts of the benchmarks",
+    "proofs/README": "Proofs",
+}
+"""Page -> what the navigation calls it, where its own title is a sentence; it is looked for there by the usual word."""

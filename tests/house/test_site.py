@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import staging
 from check_prose import prose_of
-from navigation import GENERATED, NAVIGATION, NESTED
+from navigation import GENERATED, NAVIGATION, NESTED, TITLES
 from reference import api, backends, command_line, configuration, docstrings, stubs, words
 
 import fastpipe
@@ -37,6 +37,7 @@ def test_every_page_is_in_the_navigation_once() -> None:
     patterns = [pattern for group in (*NAVIGATION.values(), *NESTED.values()) for pattern in group]
     for page in [*staging.page_names(), *(f"reference/{name}" for name in GENERATED)]:
         assert sum(fnmatch.fnmatch(page, pattern) for pattern in patterns) == 1, page
+    assert set(TITLES) <= set(patterns)
 
 
 def test_the_pages_are_staged_with_what_they_link_to(tmp_path: Path) -> None:
