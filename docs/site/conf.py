@@ -42,8 +42,10 @@ html_css_files = ["custom.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#0b6e6e", "color-brand-content": "#0b6e6e"},
-    "dark_css_variables": {"color-brand-primary": "#5cc8c0", "color-brand-content": "#5cc8c0"},
+    f"{scheme}_css_variables": dict.fromkeys(
+        ("color-brand-primary", "color-brand-content", "color-api-name", "color-api-pre-name"), color
+    )
+    for scheme, color in (("light", "#0b6e6e"), ("dark", "#5cc8c0"))
 }
 
 copybutton_prompt_text = r"\$ "

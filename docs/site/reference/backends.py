@@ -149,13 +149,14 @@ def _shared(base: type) -> Iterator[str]:
 def _section(entry: Entry) -> Iterator[str]:
     own, arguments = documented(entry.backend)
     taken = constructor_parameters(entry.backend, skip_first=issubclass(entry.backend, Container))
-    shared = _SHARED.get(entry.room)
-    if shared is not None and any(base.__name__ == shared[1] for base in entry.backend.__mro__):
-        arguments = own.arguments  # the others are told there
-        taken = {name: parameter for name, parameter in taken.items() if name in arguments}
-    yield _heading(entry.names[0])
     facts = [f"Other names: {', '.join(f'``{name}``' for name in entry.names[1:])}."] if entry.names[1:] else []
     facts += [f"Needs the extra ``{entry.extra}``."] if entry.extra else []
+    shared = _SHARED.get(entry.room, ("", ""))[1]
+    if any(base.__name__ == shared for base in entry.backend.__mro__):
+        arguments = own.arguments  # the others are told there
+        taken = {name: parameter for name, parameter in taken.items() if name in arguments}
+        facts.append(f"All of :ref:`{shared} <backend-{shared.lower()}>` holds here.")
+    yield _heading(entry.names[0])
     if facts:
         yield " ".join(facts) + "\n"
     yield f"{own.text}\n"
