@@ -24,7 +24,7 @@ _WORDS = ("abc", "def", "ghi", "jkl", "mno")
 
 def main() -> int:
     """Check all pages and return the exit status."""
-    names = [*page_names(), "README"]
+    names = page_names()
     with tempfile.TemporaryDirectory(prefix="fastpipe-prose-") as folder:
         for name in names:
             place = Path(folder) / f"{name}.md"

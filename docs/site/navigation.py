@@ -12,7 +12,7 @@ GENERATED = ("configuration", "backends", "api", "command-line")
 """Pages of ``reference/``, which are made while the site is built."""
 
 NAVIGATION: dict[str, tuple[str, ...]] = {
-    "Begin": ("docs/start", "docs/concepts", "docs/recipes", "docs/recipes/*", "examples/README"),
+    "Begin": ("docs/start", "docs/installing", "docs/concepts", "docs/recipes", "docs/recipes/*", "examples/README"),
     "Use": (
         "docs/calling",
         "docs/event-loops",
@@ -54,6 +54,7 @@ NAVIGATION: dict[str, tuple[str, ...]] = {
     ),
     "Background": ("docs/benchmarks", "docs/design", "docs/from-torchpipe", "docs/comparison"),
     "Project": (
+        "README",
         "CHANGELOG",
         "CONTRIBUTING",
         "SECURITY",
@@ -89,6 +90,7 @@ TITLES = {
     "docs/gpu/streams": "Streams",
     "docs/design": "Internals",
     "docs/from-torchpipe": "From torchpipe",
+    "README": "README",
     "CHANGELOG": "Changelog",
     "SECURITY": "Reporting a vulnerability",
     "bench/README": "Scripts of the benchmarks",

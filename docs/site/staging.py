@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 HOME = Path("docs/site/index.md")
 
 _FOLDERS = (".", "docs", "docs/gpu", "docs/recipes", "examples", "examples/*", "bench", "proofs", "findings")
-_NOT_HERE = {"README.md"}  # the face of the repository; the site has a home of its own
 FENCE = re.compile(r"(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(
     r"""(?P<before>\]\(|<img\ [^>]*?src=")(?P<target>[^)\s#:"]+)(?P<fragment>\#[^)\s]*)?(?=[)"])""", re.VERBOSE
@@ -32,7 +31,7 @@ class DeadLink(Exception):
 def page_names() -> list[str]:
     """Return the repository's pages without their suffixes, sorted; the home page is not one of them."""
     pages = {page.relative_to(ROOT) for pattern in _FOLDERS for page in ROOT.glob(f"{pattern}/*.md")}
-    return sorted(str(page.with_suffix("")) for page in pages if str(page) not in _NOT_HERE)
+    return sorted(str(page.with_suffix("")) for page in pages)
 
 
 def stage(folder: Path) -> None:
@@ -56,8 +55,6 @@ def _write(folder: Path, page: Path, place: Path) -> None:
             found /= "README.md"
         if not (ROOT / found).exists():
             raise DeadLink(f"{page}: there is no {found}")
-        if str(found) in _NOT_HERE:
-            return relpath("index.md", place.parent)
         if found.suffix != ".md":
             (folder / found).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / found, folder / found)
