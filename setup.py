@@ -1,4 +1,4 @@
-"""Build fastpipe: four extension modules, and two folders of the repository's root installed inside the package.
+"""Build fastpipe: five extension modules, and two folders of the repository's root installed inside the package.
 
 Everything that is not code to run lives in ``pyproject.toml``. The top of this file needs nothing but Python, so that
 the Makefile can ask :func:`missing_on_this_machine` before anything is installed.
@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 
@@ -145,53 +146,34 @@ def main() -> None:
     sanitize = [f"-fsanitize={SANITIZE}"] if SANITIZE else []
     if SANITIZE:  # reports name lines and callers; -Wno-tsan: that it does not know fences is said in sanitize.py
         flags = ["-O1", "-g", "-fno-omit-frame-pointer", "-Wno-tsan", *sanitize]
-    core = Extension(
-        "fastpipe._core",
-        ["fastpipe/_core.pyx"],
-        language="c++",
-        include_dirs=["fastpipe"],
-        depends=[*glob("fastpipe/*.pxd"), *glob("fastpipe/engine/*.[ph]*"), "setup.py", mode_file()],
-        extra_compile_args=["-std=c++17", *flags, *hardening],
-        extra_link_args=[*sanitize, *HARDENED_LINKS],
-    )
-    # -O3: at -O2 the loops are not vectorised. -ffp-contract=off: no product and sum become one operation with one
+
+    def compiled(name: str, source: str, depends: list[str], more_flags: Sequence[str] = ()) -> Extension:
+        return Extension(
+            name,
+            [source],
+            language="c++",
+            include_dirs=[source.partition("/")[0]],
+            depends=[*depends, "setup.py", mode_file()],
+            extra_compile_args=["-std=c++17", *flags, *hardening, *more_flags],
+            extra_link_args=[*sanitize, *HARDENED_LINKS],
+        )
+
+    # -O3: at -O2 loops are not vectorised. -ffp-contract=off: no product and sum become one operation with one
     # rounding, which some CPUs have: results are to be the same bits everywhere.
-    for_loops = [*(["-DFASTPIPE_ONE_FORM"] if SANITIZE else []), *([] if DEBUG or SANITIZE else ["-O3"])]
-    loops = Extension(
-        "fastpipe.kernels._loops",
-        ["kernels/_loops.pyx"],
-        language="c++",
-        include_dirs=["kernels"],
-        depends=["kernels/loops.hpp", "setup.py", mode_file()],
-        extra_compile_args=["-std=c++17", *flags, *hardening, "-ffp-contract=off", *for_loops],
-        extra_link_args=[*sanitize, *HARDENED_LINKS],
-    )
-    launches = Extension(
-        "fastpipe.kernels._launches",
-        ["kernels/_launches.pyx"],
-        language="c++",
-        include_dirs=["kernels"],
-        depends=["kernels/image_row.hpp", "setup.py", mode_file()],
-        extra_compile_args=["-std=c++17", *flags, *hardening],
-        extra_link_args=[*sanitize, *HARDENED_LINKS],
-    )
-    images = Extension(
-        "fastpipe.kernels._images",
-        ["kernels/_images.pyx"],
-        language="c++",
-        include_dirs=["kernels"],
-        depends=["kernels/_jpegs.pxi", *glob("kernels/*.hpp"), "setup.py", mode_file()],
-        extra_compile_args=["-std=c++17", *flags, *hardening, *([] if DEBUG or SANITIZE else ["-O3"])],
-        extra_link_args=[*sanitize, *HARDENED_LINKS],
-    )
-    fast_path = Extension(
-        "fastpipe.kernels._fast_path",
-        ["kernels/_fast_path.pyx"],
-        language="c++",
-        depends=["setup.py", mode_file()],
-        extra_compile_args=["-std=c++17", *flags, *hardening],
-        extra_link_args=[*sanitize, *hardened_links],
-    )
+    vectorised = [] if DEBUG or SANITIZE else ["-O3"]
+    exact = ["-ffp-contract=off", *(["-DFASTPIPE_ONE_FORM"] if SANITIZE else [])]
+    modules = [
+        compiled("fastpipe._core", "fastpipe/_core.pyx", [*glob("fastpipe/*.pxd"), *glob("fastpipe/engine/*.[ph]*")]),
+        compiled("fastpipe.kernels._loops", "kernels/_loops.pyx", ["kernels/loops.hpp"], [*exact, *vectorised]),
+        compiled("fastpipe.kernels._launches", "kernels/_launches.pyx", ["kernels/image_row.hpp"]),
+        compiled(
+            "fastpipe.kernels._images",
+            "kernels/_images.pyx",
+            ["kernels/_jpegs.pxi", *glob("kernels/*.hpp")],
+            vectorised,
+        ),
+        compiled("fastpipe.kernels._fast_path", "kernels/_fast_path.pyx", []),
+    ]
     rooms = [f"fastpipe.backends.{package}" for package in find_packages("backends")]
     setup(
         packages=[*find_packages(include=["fastpipe", "fastpipe.*"]), "fastpipe.kernels", "fastpipe.backends", *rooms],
@@ -204,7 +186,7 @@ def main() -> None:
         },
         exclude_package_data={"": ["*.pyx", "*.pxd", "*.pxi", "*.hpp"]},
         ext_modules=cythonize(
-            [core, loops, launches, images, fast_path],
+            modules,
             build_dir=str(BUILD / ("cython-debug" if DEBUG else "cython")),
             compiler_directives=COMPILER_DIRECTIVES,
         ),

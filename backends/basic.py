@@ -56,7 +56,11 @@ class Pow(Backend):
 
 
 class Sleep(Backend):
-    """Sleeps ``time`` milliseconds per batch, with the GIL released; the result is the data."""
+    """Sleeps for a while once per batch, with the GIL released; the result is the data.
+
+    Args:
+        time: milliseconds.
+    """
 
     keeps_input = True
 
@@ -70,7 +74,12 @@ class Sleep(Backend):
 
 
 class Add(Backend):
-    """Sets the key ``key`` to ``value``, the same object in every request; a key that is there is replaced."""
+    """Sets a key of each request; one that is there is replaced. The data becomes the result where there is none.
+
+    Args:
+        key: which.
+        value: the same object in every request.
+    """
 
     keeps_input = True
 
@@ -85,7 +94,15 @@ class Add(Backend):
 
 
 class Copy(Backend):
-    """Sets the key ``target`` to what is under ``source``, the same object. No ``source`` in a request: KeyError."""
+    """Sets a key to what is under another one, the same object. The data becomes the result where there is none.
+
+    Args:
+        source: the key that is there.
+        target: the key that is set.
+
+    Raises:
+        KeyError: if a request has no ``source``.
+    """
 
     keeps_input = True
 
@@ -100,7 +117,15 @@ class Copy(Backend):
 
 
 class Move(Backend):
-    """Renames the key ``source`` to ``target``. No ``source`` in a request: KeyError."""
+    """Renames a key. The data becomes the result where there is none.
+
+    Args:
+        source: its name.
+        target: its new name.
+
+    Raises:
+        KeyError: if a request has no ``source``.
+    """
 
     keeps_input = True
 
@@ -115,7 +140,11 @@ class Move(Backend):
 
 
 class Remove(Backend):
-    """Removes the keys in ``key`` where they are there; if ``result`` is one, the chain ends for the request."""
+    """Removes keys where they are there; if ``result`` is one of them, the chain ends for the request.
+
+    Args:
+        key: which; several with commas, or as a list.
+    """
 
     keeps_input = True
 
@@ -136,6 +165,9 @@ class ThrowIfNoResult(PerRequest):
     """Fails a request that has no result; for behind a step that may leave none: ``"S[A,(run)ThrowIfNoResult]"``.
 
     The filter ``run`` is needed, since by default a request without a result leaves the chain before this step.
+
+    Args:
+        message: the error's.
     """
 
     keeps_input = True
@@ -149,7 +181,11 @@ class ThrowIfNoResult(PerRequest):
 
 
 class RaiseRuntimeError(Backend):
-    """Raises RuntimeError for every request. In configurations its name is ``RuntimeError``; it is for tests."""
+    """Raises RuntimeError for every request. In configurations its name is ``RuntimeError``; it is for tests.
+
+    Args:
+        message: the error's.
+    """
 
     keeps_input = True
 

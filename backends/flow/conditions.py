@@ -85,7 +85,11 @@ class Choice(Container):
 
 
 class HasKey(Choice):
-    """Runs the first child if the request has the key ``key``, otherwise the second; without one, it passes through."""
+    """Runs the first child if the request has a key, otherwise the second; without one, it passes through.
+
+    Args:
+        key: which.
+    """
 
     chooses_once = True
 
@@ -105,7 +109,11 @@ class HasKey(Choice):
 
 
 class NotHasKey(HasKey):
-    """Runs the first child if the request lacks the key ``key``, otherwise the second, or passes through."""
+    """Runs the first child if the request lacks a key, otherwise the second; without one, it passes through.
+
+    Args:
+        key: which.
+    """
 
     def choose(self, request: Request) -> int | None:
         return self._first_if(self.key not in request)

@@ -12,7 +12,11 @@ __all__ = ["Jump", "MapReduce", "Proxy"]
 
 
 class Jump(SubGraph):
-    """The node's work is the graph at ``jump``: it gets the request without ``context``, and its answer is ours."""
+    """The node's work is another graph: it gets the request without ``context``, and its answer is ours.
+
+    Args:
+        jump: the root of that graph; requests of all callers meet there in the same batches.
+    """
 
     def split(self, request: Request) -> list[Request]:
         part = dict(request)

@@ -194,8 +194,10 @@ class ResizePadMat(PerRequest):
     ``DecodeMat`` has made that smaller, back to the whole image.
 
     Args:
-        max_h: height of the result; ``resize_h`` is another name for it.
-        max_w: width of the result; ``resize_w`` is another name for it.
+        max_h: height of the result.
+        max_w: width of the result.
+        resize_h: another name for ``max_h``.
+        resize_w: another name for ``max_w``.
         pad_value: of the padding, one number or one per channel, from 0 to 255.
         interpolation: as of ``ResizeMat``.
         max_pixels: a larger size is a ConfigError.

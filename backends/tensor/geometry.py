@@ -123,8 +123,10 @@ class ResizePadTensor(PerTensor):
     callable, (x, y) of the result -> (x, y) of this step's input.
 
     Args:
-        max_h: height of the result; ``resize_h`` is another name for it.
-        max_w: width of the result; ``resize_w`` is another name for it.
+        max_h: height of the result.
+        max_w: width of the result.
+        resize_h: another name for ``max_h``.
+        resize_w: another name for ``max_w``.
         pad_value: of the padding, one number or one per channel, within the range of the result's dtype.
         max_pixels: what is larger is not made: a ConfigError, or for an image of more than four channels a KernelError.
     """

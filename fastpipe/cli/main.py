@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-__all__ = ["main"]
+__all__ = ["main", "parser_of"]
 
 FINE, MISTAKES = 0, 1
 INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options, unknown = _parser(given).parse_known_args(given)
+    options, unknown = parser_of(given).parse_known_args(given)
     if unknown:
         options.command.error(_unknown(unknown, options.command))
     # A file may name backends of modules beside which the command is run, as with `python -m`. A record may not: beside
@@ -87,7 +87,8 @@ def _told(error: PipeError | OSError) -> str:
     return str(error)
 
 
-def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+def parser_of(given: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser of all commands; of the one that ``given`` begins with, it knows the arguments."""
     parser = argparse.ArgumentParser(
         prog="fastpipe", description="Look at configurations of pipes, run them, and look into requests."
     )

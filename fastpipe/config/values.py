@@ -51,6 +51,8 @@ class Parameter:
     name: str
     annotation: Any
     required: bool
+    default: Any = None
+    """Of one that is not required."""
 
 
 def constructor_parameters(backend_class: type, *, skip_first: bool = False) -> dict[str, Parameter]:
@@ -75,7 +77,8 @@ def constructor_parameters(backend_class: type, *, skip_first: bool = False) -> 
             if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 annotation = _annotation(parameter, namespace)
                 required = parameter.default is parameter.empty
-                found.setdefault(parameter.name, Parameter(parameter.name, annotation, required))
+                default = None if required else parameter.default
+                found.setdefault(parameter.name, Parameter(parameter.name, annotation, required, default))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found
