@@ -49,7 +49,7 @@ cdef class Standing:
     # The positions of a walk, and of its parts. All GIL.
     cdef Position own                           # linked by `sibling`
     cdef PyObject* kin                          # of a root: those of its parts, linked by `kin_next`
-    cdef c_bool has_parts                       # some of a root's kin are parts of this walk
+    cdef int64_t kin_count                      # of its parts, and theirs: how many positions they have
 
 
 @cython.final

@@ -286,6 +286,7 @@ cdef Position take_position(Visit visit, States states, object key, c_bool has_a
         if whole.kin != NULL:
             (<Position>whole.kin).kin_before = <PyObject*>position
         whole.kin = <PyObject*>position
+        _count_kin(walk, 1)
     if expired is not None:
         frame = enter_frame(<void*>walk.engine, True, current_greenlet())
         expired = None
@@ -336,13 +337,20 @@ cdef int _stand(Walk walk) except -1:
 
 
 cdef Standing _standing_of_root(Walk part):
-    """Where the positions of a root's parts are listed; each walk between the two knows that it has some."""
+    """Where the positions of a root's parts are listed; each walk between the two counts those of its own."""
     cdef Walk walk = part
     while walk.sink_kind == SINK_GATHER:
         walk = (<Gather>walk.sink).visit.walk
         _stand(walk)
-        walk.standing.has_parts = True
     return walk.standing
+
+
+cdef void _count_kin(Walk part, int change) noexcept:
+    """Have all walks that a walk is a part of know of a position that it takes, or gives up."""
+    cdef Walk walk = part
+    while walk.sink_kind == SINK_GATHER:
+        walk = (<Gather>walk.sink).visit.walk
+        walk.standing.kin_count += change
 
 
 cdef Position position_of(Visit visit):
@@ -414,6 +422,7 @@ cdef void _leave_walk(Position position) noexcept:
     position.sibling = None
     if whole is None:
         return
+    _count_kin(position.walk, -1)
     if position.kin_before == NULL:
         whole.kin = position.kin_next
     else:
@@ -440,7 +449,7 @@ cdef Position next_to_leave(Walk walk):
         if not position.is_running:
             return position
         position = position.sibling
-    if not walk.standing.has_parts:
+    if walk.standing.kin_count == 0:                            # else each of many parts would look through those of all others
         return None
     each = root_of(walk).standing.kin
     while each != NULL:

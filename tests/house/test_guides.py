@@ -31,7 +31,7 @@ PROGRAMS = {"fastpipe": [sys.executable, "-P", "-m", "fastpipe"], "cat": ["cat"]
 def transcripts_of(page: Path, mark: str = "") -> Iterator[tuple[list[str], str]]:
     """Yield the commands of a page's blocks ``console``, as words, and what the page says that each prints."""
     for block in blocks_of(page):
-        if block.language == "console" and " ".join(block.marks[1:]) == mark:
+        if block.language == "console" and " ".join(block.marks[1:2]) == mark:
             for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
                 command, _, printed = part.partition("\n")
                 yield shlex.split(command), printed
