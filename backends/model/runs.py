@@ -134,7 +134,7 @@ class ModelBackend(Backend):
             dtypes: of each, by name, in NumPy's words.
             postprocessor: as the node has it.
         """
-        if postprocessor not in ("split", "cpu") or not all(shape for _, shape in declared):
+        if postprocessor not in ("split", "cpu") or not declared or not all(shape for _, shape in declared):
             return
         # Where requests share runs, it is proved that each has a row.
         names = {spec.shape[0] for spec in self._asked if not spec.is_shared} - {"?"} | {1}
