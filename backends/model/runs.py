@@ -67,6 +67,11 @@ class ModelBackend(Backend):
         # Where no run ever has two rows, no output needs to have rows.
         self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
 
+    @property
+    def _asked_names(self) -> list[str]:
+        """The names of the inputs that requests bring."""
+        return [spec.name for spec in self._asked]
+
     def _take_state(self, state: ModelState) -> None:
         """Take what keeps the model's state, and have it complete the data of requests; called behind ``_take``."""
         self._state, self.stateful = state, bool(state)
