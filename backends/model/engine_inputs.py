@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ from ..tensor.arrays import Unreadable, as_tensor, overflow_in
 from .axes import moved
 from .inputs import ModelInputs
 from .reader import Fit, Signature
-from .shapes import InputSpec
+from .shapes import InputSpec, Profile
+from .tensorrt_api import Context, Engine
 
-__all__ = ["EngineInputs", "fill", "torch_dtype"]
+__all__ = ["EngineInputs", "Slot", "fill", "torch_dtype"]
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -86,3 +88,20 @@ def fill(spec: InputSpec, batch: torch.Tensor, rows: Sequence[torch.Tensor], *, 
         torch.cat(on_device, out=target[:count])
     if count < len(target):
         target[count:].zero_()
+
+
+class Slot:
+    """What an instance has for one profile: a context, and memory for its inputs, whose address never changes."""
+
+    def __init__(
+        self, engine: Engine, index: int, profile: Profile, specs: Sequence[InputSpec], device: torch.device
+    ) -> None:
+        self.context: Context = engine.context(index)
+        rows = profile.batch_sizes()[0]
+        self.specs = specs
+        self.inputs = [
+            torch.empty(math.prod(spec.full(item, rows)), dtype=torch_dtype(spec.dtype.name), device=device)
+            for spec, item in zip(specs, profile.largest_items() or (), strict=True)
+        ]
+        self.addresses = [buffer.data_ptr() for buffer in self.inputs]
+        self.output_dtypes = [torch_dtype(info.dtype) for info in engine.outputs]

@@ -69,6 +69,11 @@ class ModelBackend(Backend):
         # Where no run ever has two rows, no output needs to have rows.
         self._has_rows = any(profile.batch_sizes()[0] > 1 for profile in profiles)
 
+    @property
+    def _asked_names(self) -> list[str]:
+        """The names of the inputs that requests bring."""
+        return [spec.name for spec in self._asked]
+
     def _take_state(self, state: ModelState) -> None:
         """Take what keeps the model's state, and have it complete the data of requests; called behind ``_take``."""
         self._state, self.stateful = state, bool(state)
@@ -138,7 +143,7 @@ class ModelBackend(Backend):
             dtypes: of each, by name, in NumPy's words.
             postprocessor: as the node has it.
         """
-        if postprocessor not in ("split", "cpu") or not all(shape for _, shape in declared):
+        if postprocessor not in ("split", "cpu") or not declared or not all(shape for _, shape in declared):
             return
         # Where requests share runs, it is proved that each has a row.
         names = {spec.shape[0] for spec in self._asked if not spec.is_shared} - {"?"} | {1}

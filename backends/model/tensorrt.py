@@ -27,10 +27,10 @@ from ..gpu.devices import DeviceId, claim_gpu, place_of, torch_gpu
 from ..gpu.streams import InstanceStream, hand_over
 from ..tensor.arrays import all_finite
 from .answers import Answers, compared, tell_of_empty_tables
-from .axes import Said, settled
+from .axes import Declared, Said, settled
 from .encrypted import ModelKey, decrypt, encrypt
 from .engine_cache import DEFAULT_LIMIT_BYTES, EngineCache, default_folder, key_of
-from .engine_inputs import EngineInputs, fill, torch_dtype
+from .engine_inputs import EngineInputs, Slot, fill
 from .engine_shapes import EngineAxes, open_shape, profile_shapes
 from .heads.postprocessors import find_postprocessor, is_built_in
 from .inputs import Array, to_array, zeros
@@ -46,7 +46,7 @@ from .shapes import InputSpec, Profile, make_profiles, told_batches
 from .source import ModelSource, fingerprint, open_model
 from .state import ModelState, StateWish, handed_on, read_state, with_states
 from .state_proof import check_state, prove_state
-from .tensorrt_api import Context, Engine, Library, ProfileShapes, TensorInfo, find_library
+from .tensorrt_api import Engine, Library, ProfileShapes, TensorInfo, find_library
 
 __all__ = ["TensorrtTensor"]
 
@@ -177,33 +177,21 @@ class TensorrtTensor(ModelBackend):
             states = read_state(state, names, known, many_rows=many_rows, is_padded=pad is not None)
             wishes = with_states(wishes, states, {spec.name: spec.axis for spec in specs})
             profiles = make_profiles(specs, max, min)
-            self._inputs = EngineInputs(self._name, specs, profiles)
-            kept = [wish.input for wish in states]
-            asked = [spec for spec in specs if spec.name not in kept]
-            self._take(self._inputs, profiles, asked, many_rows=many_rows)
-            self._take_state(
-                ModelState(self._name, states, specs, shares_runs=not self._inputs.runs_alone, placed=self._placed)
-            )
+            self._take_requests(specs, profiles, states, many_rows=many_rows)
             graph = own_axes.graph_of(specs)
             self._choose_outputs(outputs, states)
             declared = [(info.name, open_shape(info.shape)) for info in self._chosen]
             axes = [spec.axis for spec in specs]
             self._axes = settled(declared, wishes, axes, batch, graph.carried if graph is not None else None)
-            shapes = self._axes.row_shapes(declared)
-            check_state(
-                states, specs, {info.name: (None, shape) for info, shape in zip(self._chosen, shapes, strict=True)}
-            )
-            answered = shapes[: len(shapes) - len(states)]
-            found = find_postprocessor(
-                postprocessor, answered, [name for name in names if name not in self._state.inputs]
-            )
+            answered = self._take_outputs(states, specs, declared)
+            found = find_postprocessor(postprocessor, self._axes.row_shapes(answered), self._asked_names)
             self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
             reader_of = functools.partial(EngineInputs, self._name)
             lengths = self._pad(read_pad(pad, max_tokens), specs, declared, profiles, reader_of)
             self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
             with _use(self._gpu):
                 self._slots = {
-                    profile: _Slot(self._engine, index, profile, specs, self._gpu.device)
+                    profile: Slot(self._engine, index, profile, specs, self._gpu.device)
                     for index, profile in enumerate(profiles)
                 }
             proof = str((self._axes, shared)), tuple(self._output_names)
@@ -218,8 +206,7 @@ class TensorrtTensor(ModelBackend):
             prove_state(run, states, self._state.initial_arrays, specs, profiles)
             if lengths is not None:
                 prove_lengths(run, lengths, profiles, _tolerance(graph), is_vouched=rows is not None)
-            dtypes = {info.name: info.dtype for info in self._chosen}
-            self._announce(declared[: len(answered)], dtypes, postprocessor)
+            self._announce(answered, {info.name: info.dtype for info in self._chosen}, postprocessor)
         except ConfigError as error:
             raise self._named(error) from error.__cause__
 
@@ -324,8 +311,28 @@ class TensorrtTensor(ModelBackend):
             raise
         return [outputs[place] for place in self._places]
 
-    def _placed(self, array: Array) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._gpu.device)
+    def _take_requests(
+        self, specs: Sequence[InputSpec], profiles: Sequence[Profile], states: Sequence[StateWish], *, many_rows: bool
+    ) -> None:
+        """Take what reads requests, and completes their data by a state, which is kept on the GPU."""
+
+        def placed(array: Array) -> torch.Tensor:
+            return torch.from_numpy(array).to(self._gpu.device)
+
+        self._inputs = EngineInputs(self._name, specs, profiles)
+        kept = [wish.input for wish in states]
+        asked = [spec for spec in specs if spec.name not in kept]
+        self._take(self._inputs, profiles, asked, many_rows=many_rows)
+        runs_alone = self._inputs.runs_alone
+        self._take_state(ModelState(self._name, states, specs, shares_runs=not runs_alone, placed=placed))
+
+    def _take_outputs(
+        self, states: Sequence[StateWish], specs: Sequence[InputSpec], declared: Sequence[Declared]
+    ) -> Sequence[Declared]:
+        """Return the outputs that are no state; raise ConfigError for a state that is not what its input takes."""
+        shapes = zip(declared, self._axes.row_shapes(declared), strict=True)
+        check_state(states, specs, {name: (None, shape) for (name, _), shape in shapes})
+        return declared[: len(declared) - len(states)]
 
     def _choose_outputs(self, wanted: Sequence[str] | None, states: Sequence[StateWish]) -> None:
         """Take the outputs that are handed on, and the states: names, what is known, and places in the engine."""
@@ -424,23 +431,6 @@ class _Wanted(NamedTuple):
         specs, _, _ = self.axes.specs(inputs, None)
         names = [info.name for info in inputs]
         return [profile_shapes(names, specs, profile) for profile in make_profiles(specs, self.max, self.min)]
-
-
-class _Slot:
-    """What an instance has for one profile: a context, and memory for its inputs, whose address never changes."""
-
-    def __init__(
-        self, engine: Engine, index: int, profile: Profile, specs: Sequence[InputSpec], device: torch.device
-    ) -> None:
-        self.context: Context = engine.context(index)
-        rows = profile.batch_sizes()[0]
-        self.specs = specs
-        self.inputs = [
-            torch.empty(math.prod(spec.full(item, rows)), dtype=torch_dtype(spec.dtype.name), device=device)
-            for spec, item in zip(specs, profile.largest_items() or (), strict=True)
-        ]
-        self.addresses = [buffer.data_ptr() for buffer in self.inputs]
-        self.output_dtypes = [torch_dtype(info.dtype) for info in engine.outputs]
 
 
 def _open_gpu(device_id: int) -> _Gpu:

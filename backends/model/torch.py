@@ -43,7 +43,7 @@ from .torch_files import describe, load, on_device
 from .torch_graphs import Graphs, Staging, batch_sizes
 from .torch_images import channels_of, check_images, column_of, normalized
 from .torch_inputs import TorchInputs, wishes_of
-from .torch_rows import ModelByRows, ProgramOutput, known_outputs
+from .torch_rows import ModelByRows, ProgramOutput, described, known_outputs
 from .torch_state import state_of
 from .torch_types import input_dtypes, set_precision
 
@@ -186,7 +186,7 @@ class TorchTensor(ModelBackend):
             wanted = None if there_are is None and outputs is None else handed_on(outputs, there_are, kept)
             wishes = self._inputs.with_states(wishes, states)
             self._axes = settled(declared, wishes, self._inputs.axes, self._inputs.batch)
-            self._take(self._inputs, self._inputs.profiles, many_rows=many_rows)
+            self._take(self._inputs, self._inputs.profiles, self._inputs.asked(states), many_rows=many_rows)
             self._take_state(state_of(self._name, self._inputs, states, declared, self._axes, self._device))
             self._take_answers(postprocessor, result_as, loaded.names, many_rows=many_rows)
             lengths = self._pad(read_pad(pad, max_tokens), self._inputs.trial_specs(), (), self._inputs.profiles)
@@ -206,14 +206,9 @@ class TorchTensor(ModelBackend):
                 specs = self._inputs.trial_specs() or ()
                 prove_state(run, states, self._state.initial_arrays, specs, self._inputs.profiles)
                 if lengths is not None:
-                    prove_lengths(
-                        run,
-                        lengths,
-                        self._inputs.profiles,
-                        tolerance,
-                        is_vouched=rows is not None,
-                        names=lambda: to_try.names,
-                    )
+                    names, is_vouched = functools.partial(getattr, to_try, "names"), rows is not None
+                    prove_lengths(run, lengths, self._inputs.profiles, tolerance, is_vouched=is_vouched, names=names)
+            self._announce(*described(loaded.outputs, wanted, kept), postprocessor)
         except BaseException as error:
             self.close()
             if isinstance(error, ConfigError):

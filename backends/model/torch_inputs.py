@@ -66,6 +66,7 @@ class TorchInputs(RequestReader):
         wishes: Wishes,
     ) -> None:
         self.batch = ""
+        self._is_declared = bool(loaded.specs)
         if loaded.specs:
             axes, self.batch = input_axes(loaded.specs, wishes)
             specs: list[InputSpec] | None = with_axes(loaded.specs, axes, wishes)
@@ -97,6 +98,11 @@ class TorchInputs(RequestReader):
         if not states or not self.axes:
             return wishes
         return with_states(wishes, states, dict(zip(self._names or (), self.axes, strict=False)))
+
+    def asked(self, states: Sequence[StateWish]) -> list[InputSpec]:
+        """Return the inputs that requests bring, as an exported program declares them; none of what declares none."""
+        kept = [wish.input for wish in states]
+        return [spec for spec in self.trial_specs() or () if self._is_declared and spec.name not in kept]
 
     def largest(self, profile: Profile) -> tuple[list[tuple[int, ...]], list[torch.dtype]] | None:
         """Return the largest item of each input, and the types; None if they are not known."""

@@ -15,7 +15,7 @@ from .row_proof import Output
 from .shapes import InputSpec
 from .state import handed_on
 
-__all__ = ["FLAT_OUTPUTS", "ModelByRows", "ProgramOutput", "known_outputs", "outputs_of"]
+__all__ = ["FLAT_OUTPUTS", "ModelByRows", "ProgramOutput", "described", "known_outputs", "outputs_of"]
 
 FLAT_OUTPUTS = (
     "a model may give a tensor, a list or tuple of tensors, or a dict of tensors, whose values are taken in their "
@@ -30,6 +30,7 @@ class ProgramOutput(NamedTuple):
     name: int | str  # its number, where it has no name
     shape: tuple[int | str, ...]
     counted_by: str  # what makes as many rows as the data have it, where something does
+    dtype: str  # in NumPy's words
 
     @property
     def declared(self) -> Declared:
@@ -49,8 +50,24 @@ def outputs_of(program: Any, names: Sequence[int | str]) -> list[ProgramOutput]:
         first = sizes[0] if len(sizes) else None
         counted = "" if not isinstance(first, torch.SymInt) or first.node.has_hint() else f"the program, by {first},"
         shape = tuple([size if isinstance(size, int) else str(size) for size in sizes])
-        outputs.append(ProgramOutput(name, shape, counted))
+        dtype = str(getattr(values.get(node), "dtype", "")).removeprefix("torch.")
+        outputs.append(ProgramOutput(name, shape, counted, dtype))
     return outputs
+
+
+def described(
+    outputs: Sequence[ProgramOutput] | None, handed_on: Sequence[str] | None, states: Sequence[str]
+) -> tuple[list[Declared], dict[str, str]]:
+    """Return the outputs that answers have, as an exported program declares them, and their dtypes by name.
+
+    Args:
+        outputs: of the program; None: the model is none, and there are none.
+        handed_on: the names of those that a run gives, in their order.
+        states: those of them that are kept for the next run.
+    """
+    known = {str(output.name): output for output in outputs or ()}
+    answered = [name for name in handed_on or () if name in known and name not in states]
+    return [known[name].declared for name in answered], {name: known[name].dtype for name in answered}
 
 
 def known_outputs(

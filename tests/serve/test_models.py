@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+pytest.importorskip("uvicorn", reason="the extra serve is not installed here")
 pytest.importorskip("orjson", reason="the extra serve is not installed here")
 pytest.importorskip("onnx", reason="the extra cpu is not installed here")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra cpu is not installed here")
@@ -95,6 +97,34 @@ def test_outputs_without_a_row_for_each_request_are_announced_whole() -> None:
             first, second = signature.to_outputs([pipe({"data": np.ones(2, np.float32)})])
         assert signature.outputs == (TensorSpec("y", "FP32", (2,), "result", item=0), whole)
         assert (first.array.shape, second.array.shape) == ((1, 2), (1, 5, 2))
+
+
+def test_an_exported_program_announces_what_it_declares(tmp_path: Any) -> None:
+    """By its own names; a module without a file declares nothing, and the table says it."""
+    torch: Any = pytest.importorskip("torch", reason="the extra torch is not installed here")
+
+    class Model(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any, h: Any) -> Any:
+            return {"sum": x + h[0], "next": h + x}
+
+    batch = torch.export.Dim("batch", min=1, max=64)
+    dynamic = {"x": {0: batch}, "h": {1: batch}}
+    program = torch.export.export(Model(), (torch.ones(2, 3), torch.ones(2, 2, 3)), dynamic_shapes=dynamic)
+    torch.export.save(program, tmp_path / "model.pt2")
+    keys: dict[str, Any] = {"backend": "TorchTensor", "model": tmp_path / "model.pt2", "max": 4, "device": ["cpu"]}
+    x = TensorSpec("x", "FP32", (3,), "data")
+    with Pipe(state={"h": "next"}, state_of="id", **keys) as pipe:
+        signature = signature_of(pipe)
+        assert (signature.inputs, signature.outputs) == ((x,), (TensorSpec("sum", "FP32", (3,), "result"),))
+    with Pipe(result_as="dict", **keys) as pipe:
+        signature = signature_of(pipe)
+        assert signature.inputs == (replace(x, item="x"), TensorSpec("h", "FP32", (2, 3), "data", item="h"))
+        rows = [Tensor("x", "FP32", np.ones((2, 3), "f4")), Tensor("h", "FP32", np.ones((2, 2, 3), "f4"))]
+        total, after = signature.to_outputs([pipe(request) for request in signature.to_requests(rows)])
+        assert total.array.tolist() == [[2, 2, 2]] * 2
+        assert after.array.shape == (2, 2, 3)
+    with Pipe(backend="TorchTensor", model=Model(), max="4x3,4x2x3", batch_axis={"h": 1, "next": 1}) as pipe:
+        assert signature_of(pipe).inputs[0].datatype is None
 
 
 # ---- served ----------------------------------------------------------------------------------------------------------

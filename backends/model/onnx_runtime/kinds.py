@@ -28,6 +28,7 @@ __all__ = [
     "comparable",
     "described",
     "dtype_of",
+    "dtypes_of",
     "has_rows",
     "input_spec",
     "is_narrow_kind",
@@ -129,6 +130,11 @@ def dtype_of(what: str, name: str, kind: str) -> np.dtype[Any]:
     raise ConfigError(
         f"{what} {name!r} is a {kind}, which is not taken: export it with float32 there, cast in the graph"
     )
+
+
+def dtypes_of(values: Sequence[Any]) -> dict[str, str]:
+    """Return the dtypes of outputs by their names, in NumPy's words."""
+    return {value.name: dtype_of("output", value.name, value.type).name for value in values}
 
 
 def described(

@@ -40,7 +40,7 @@ from ..state_proof import check_state, prove_state
 from .files import identity_of
 from .graph import HALF_INPUTS, RAW_SUFFIX, prepare
 from .half_inputs import HalfInputs
-from .kinds import axes_of, comparable, described, dtype_of, input_spec, plain
+from .kinds import axes_of, comparable, described, dtypes_of, input_spec, plain
 from .rows import Graph, known_outputs, read_once
 from .values import check_postprocessor, tensors_of, values_of
 
@@ -197,13 +197,11 @@ class OnnxModel(ModelBackend):
         scratch = ExitStack()
         try:
             opened = open_model(model, model_key)
-            source, self._is_encrypted = opened.model, opened.secret is not None
-            key = identity_of(source), precision, repr((mean, std)), fuse
+            self._is_encrypted = opened.secret is not None
+            key = identity_of(opened.model), precision, repr((mean, std)), fuse
             is_normalized = mean is not None or std is not None
-            if is_normalized or fuse or precision == "fp16":
-                folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="fastpipe-")))
-                changes: dict[str, Any] = {"half": precision == "fp16", "mean": mean, "std": std, "fuses": fuse}
-                source = prepare(source, **changes, custom_ops=self._custom_ops, folder=folder)
+            changes: dict[str, Any] = {"half": precision == "fp16", "mean": mean, "std": std, "fuses": fuse}
+            source = self._changed(opened.model, changes, scratch)
             self._session: Any = self._open_session(source, (threads or usable_cpu_count()) // instance_num)
             states = self._read_state(state, many_rows=many_rows, is_padded=pad is not None)
             chosen = self._choose_outputs(outputs, states, postprocessor)
@@ -235,8 +233,7 @@ class OnnxModel(ModelBackend):
             unsaid = unsaid_outputs(declared, wishes, self._axes, batch, carried) if self._has_rows else []
             self._axes = looked_up(self._call, specs, profiles, self._axes, self._output_names, unsaid)
             check_state(states, specs, described(self._session.outputs, declared, self._axes))
-            asked = [spec.name for spec in specs if spec.name not in self._state.inputs]
-            found = find_postprocessor(postprocessor, self._axes.row_shapes(answered), asked)
+            found = find_postprocessor(postprocessor, self._axes.row_shapes(answered), self._asked_names)
             self._answers = Answers(found, self._axes, as_dict=result_as == "dict", has_many_rows=many_rows)
             self.keeps_input = is_built_in(postprocessor)  # a function of the user's gets the requests themselves
             reader_of = functools.partial(ModelInputs, self._name, device=device)
@@ -251,9 +248,7 @@ class OnnxModel(ModelBackend):
             prove_state(self._compute, states, self._state.initial_arrays, specs, profiles)
             tried = proof, repr(pad), max_tokens
             self._prove_lengths(tried, lengths, profiles, FINE if is_fine else COARSE, is_vouched=rows is not None)
-            if not self._has_maps:
-                dtypes = {value.name: dtype_of("output", value.name, value.type).name for value in chosen}
-                self._announce(answered, dtypes, postprocessor)
+            self._announce([] if self._has_maps else answered, dtypes_of(chosen), postprocessor)
             if lengths is None and not self._has_maps:
                 call = self._session.runner(self._output_names)
                 parts = self._state, self._axes, self._output_names, self._answers, self._has_rows, call
@@ -280,6 +275,13 @@ class OnnxModel(ModelBackend):
     @abstractmethod
     def _open_session(self, source: Path | bytes, thread_count: int) -> Session:
         """Return the model, loaded, to be run with so many threads."""
+
+    def _changed(self, source: Path | bytes, changes: Mapping[str, Any], scratch: ExitStack) -> Path | bytes:
+        """Return a model whose graph is changed, if anything is to be; ``scratch`` keeps its files for a while."""
+        if all(value is None or value is False for value in changes.values()):
+            return source
+        folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="fastpipe-")))
+        return prepare(source, **changes, custom_ops=self._custom_ops, folder=folder)
 
     def close(self) -> None:
         """Let go of the model; results handed out stay valid."""
