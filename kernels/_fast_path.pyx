@@ -186,7 +186,7 @@ cdef class FastPath:
             return False
         answers = outputs[:len(outputs) - states] if states else outputs
         if self.finish is not None:
-            self.finish(answers, batch)
+            self.finish(answers, list(batch))   # a list of their own: users may write into it
         elif count == 1:
             batch[0]["result"] = answers[0] if len(answers) == 1 else answers
         else:
@@ -260,15 +260,17 @@ cdef Route _route_of(FastPath path, list arrays):
     """Return the route of a request's arrays; None: no reader has seen their like."""
     cdef list pairs = []
     cdef PyObject* found
-    if path.latest is not None and _is_of(path.latest, arrays):
-        return path.latest                      # what comes in a stream has one shape
+    cdef Route latest = path.latest             # another thread may put another one there
+    if latest is not None and _is_of(latest, arrays):
+        return latest                           # what comes in a stream has one shape
     for array in arrays:
         pairs.append((array.shape, array.dtype))
     signature = tuple(pairs)
     found = PyDict_GetItemWithError(path.routes, signature)
     if found != NULL:
-        path.latest = <Route>found
-        return path.latest
+        latest = <Route>found
+        path.latest = latest
+        return latest
     fit = path.fits.get(signature)
     if fit is None:
         return None
