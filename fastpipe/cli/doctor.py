@@ -69,8 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
 def version_line() -> str:
     """Return which fastpipe this is, how its engine was built, and on what it runs."""
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    machine = f"{platform.system()} {platform.machine()}"
-    return f"fastpipe {_version('fastpipe-engine')} ({_engine()} engine, {python}, {machine})"
+    system = f"{platform.system()} {platform.machine()}"
+    return f"fastpipe {_version('fastpipe-engine')} ({_engine()} engine, {python}, {system})"
 
 
 def _engine() -> str:
