@@ -17,7 +17,8 @@ from ocr.under_load.ladder import Climb, Figures, Goal
 __all__ = ["held", "milliseconds", "rate", "shown", "summary"]
 
 REFRESHES_PER_S = 4
-HEADINGS = ("", "offered/s", "answered/s", "p50", "p99", "held/s", "batches by node")
+# With the names, a table of 80 columns. The widths stay, so that nothing moves while the figures change.
+WIDTHS = {"": 0, "offered": 7, "answered": 8, "p50": 8, "p99": 8, "held": 4}
 
 
 def rate(per_s: float) -> str:
@@ -68,30 +69,38 @@ class _Board(Climb):
     def __init__(self, ways: Sequence[Contestant], goal: Goal) -> None:
         self.live: Live | None = None
         self._goal = goal
-        self._rows = {way.name: ["", "", "", "", "", ""] for way in ways}
+        self._rows = {way.name: ["", "", "", "", ""] for way in ways}
+        self._batches: dict[str, str] = {way.name: "" for way in ways if way.pipe}
         self._held = dict.fromkeys(self._rows, 0.0)
         self._name = ""
         self._offer: Offer[Answer] | None = None
 
     def table(self) -> Table:
-        table = _table(f"Search, under load (held: with a p99 of at most {milliseconds(self._goal.bound_s)})")
+        """Return what is shown now."""
+        bound = milliseconds(self._goal.bound_s)
+        table = Table(title=f"Search under load, in requests/s (held: with a p99 of at most {bound})")
+        for heading, width in WIDTHS.items():
+            table.add_column(heading, justify="right" if heading else "left", min_width=width, no_wrap=True)
         for name, cells in self._rows.items():
             table.add_row(name, *cells, style="bold" if name == self._name else "")
+        table.caption = "\n".join(f"{name}, mean batch: {sizes}" for name, sizes in self._batches.items() if sizes)
         return table
 
     def begun(self, contestant: Contestant, step: int, offer: Offer[Answer]) -> None:
         self._name, self._offer = contestant.name, offer
-        self._set([rate(offer.rate_per_s), "", "", "", self._rows[self._name][4], ""])
+        self._set([rate(offer.rate_per_s), "", "", "", self._rows[self._name][-1]])
 
     def ticked(self) -> None:
         if self._offer:
-            self._set([*_figures(self._offer.so_far()), *self._rows[self._name][4:]])
+            self._set([*_figures(self._offer.so_far()), self._rows[self._name][-1]])
 
     def ended(self, contestant: Contestant, step: int, window: Window, sizes: dict[str, float]) -> None:
         if window.percentile_s(99) <= self._goal.bound_s:
             self._held[self._name] = max(self._held[self._name], window.rate_per_s)
         most = self._held[self._name]
-        self._set([*_figures(window), rate(most) if most else "-", _batches(sizes)])
+        if sizes:
+            self._batches[self._name] = _batches(sizes)
+        self._set([*_figures(window), rate(most) if most else "-"])
 
     def _set(self, cells: list[str]) -> None:
         self._rows[self._name] = cells
@@ -106,16 +115,6 @@ def _figures(window: Window) -> list[str]:
 
 def _batches(sizes: dict[str, float]) -> str:
     return ", ".join(f"{name} {size:.1f}" for name, size in sizes.items())
-
-
-def _table(title: str) -> Table:
-    table = Table(title=title)
-    for heading in HEADINGS:
-        is_text = heading in (HEADINGS[0], HEADINGS[-1])
-        table.add_column(
-            heading, justify="left" if is_text else "right", min_width=0 if is_text else 8, no_wrap=not is_text
-        )
-    return table
 
 
 def summary(figures: Figures, ways: Sequence[Contestant]) -> Table:
@@ -135,5 +134,7 @@ def summary(figures: Figures, ways: Sequence[Contestant]) -> Table:
 
 def held(figures: Figures, name: str) -> str:
     """Return the highest load that a contestant held, as a person reads it."""
-    per_s = figures.held_per_s(name)
-    return f"{'at least ' if name in figures.unfinished else ''}{rate(per_s)}" if per_s else "none"
+    per_s, is_unfinished = figures.held_per_s(name), name in figures.unfinished
+    if not per_s:
+        return "none yet" if is_unfinished else "none"
+    return f"at least {rate(per_s)}" if is_unfinished else rate(per_s)

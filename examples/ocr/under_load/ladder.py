@@ -145,7 +145,7 @@ def climb(ways: Sequence[Contestant], goal: Goal, plan: Plan, search: Searcher, 
             runner.run(way, 0)
     places = {}
     for way in ways:
-        is_held = figures.at(way.name, 0).percentile_s(99) <= goal.bound_s
+        is_held = any(window.percentile_s(99) <= goal.bound_s for window in figures.windows[way.name, 0])
         figures.held[way.name] = 0 if is_held else None
         places[way.name] = Place(1 if is_held else -1)
     turn = 0

@@ -41,13 +41,17 @@ def highest_loads(figures: Figures, ways: Sequence[Contestant]) -> str:
     def compared(own: Contestant, others: Sequence[Contestant]) -> str:
         own_per_s = figures.held_per_s(own.name)
         rival_per_s = max(figures.held_per_s(way.name) for way in others)
+        is_open = own.name in figures.unfinished
+        if any(way.name in figures.unfinished for way in others) or (is_open and own_per_s < max(rival_per_s, 1e-9)):
+            return "the time was up before it showed who holds more"
         if not own_per_s and not rival_per_s:
             return "none was held"
         if not own_per_s or not rival_per_s:
             return f"only {'fastpipe' if own_per_s else 'another'} held any"
-        if math.isclose(own_per_s, rival_per_s):
+        if math.isclose(own_per_s, rival_per_s) and not is_open:
             return "fastpipe held as much as the best of the others"
-        return f"fastpipe held {own_per_s / rival_per_s:.1f} x as much as the best of the others"
+        ratio = f"{'at least ' if is_open else ''}{own_per_s / rival_per_s:.1f} x"
+        return f"fastpipe held {ratio} as much as the best of the others"
 
     told, said = _told(ways, lambda way: held(figures, way.name), compared)
     bound, percent = milliseconds(figures.goal.bound_s), round(100 * (STEP - 1))
