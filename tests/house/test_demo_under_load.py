@@ -268,11 +268,12 @@ def test_what_is_said_of_the_highest_loads_follows_from_the_figures(
             "So the time was up before it showed who holds more; inside FastAPI, fastpipe held as",
         ),
         ({"FastAPI, fastpipe"}, "inside FastAPI, fastpipe held at least 1.0 x as much"),
+        ({"FastAPI, def endpoint"}, "inside FastAPI, only fastpipe held any"),  # it was on its way down
     ],
 )
 def test_who_ran_out_of_time_might_have_held_more(unfinished: set[str], said: str) -> None:
     """That is said, instead of a figure that would be too low."""
-    figures = figures_of([10] * 4, [1, 0, 0, 0])
+    figures = figures_of([10] * 4, [1, 0, 0, None if "FastAPI, def endpoint" in unfinished else 0])
     figures.unfinished.update(unfinished)
     assert said in verdict.highest_loads(figures, WAYS)
 

@@ -41,11 +41,15 @@ def highest_loads(figures: Figures, ways: Sequence[Contestant]) -> str:
     def compared(own: Contestant, others: Sequence[Contestant]) -> str:
         own_per_s = figures.held_per_s(own.name)
         rival_per_s = max(figures.held_per_s(way.name) for way in others)
-        is_open = own.name in figures.unfinished
-        if any(way.name in figures.unfinished for way in others) or (is_open and own_per_s < max(rival_per_s, 1e-9)):
-            return "the time was up before it showed who holds more"
         if not own_per_s and not rival_per_s:
             return "none was held"
+        # Who climbed when the time was up might have come higher; who descended, only lower.
+        climbing = [
+            way.name for way in (own, *others) if way.name in figures.unfinished and figures.held_per_s(way.name)
+        ]
+        is_open = own.name in climbing
+        if climbing and (climbing != [own.name] or own_per_s < rival_per_s):
+            return "the time was up before it showed who holds more"
         if not own_per_s or not rival_per_s:
             return f"only {'fastpipe' if own_per_s else 'another'} held any"
         if math.isclose(own_per_s, rival_per_s) and not is_open:
