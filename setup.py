@@ -16,6 +16,10 @@ import tempfile
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from setuptools import Distribution
 
 DEBUG = os.environ.get("FASTPIPE_DEBUG") == "1"
 # What g++ has after -fsanitize=: an engine that watches itself. tests/promises/sanitize.py builds it, and says where it
@@ -117,6 +121,15 @@ def write_again(archive: str, epoch: int) -> None:
     written.replace(archive)
 
 
+def folders_of_a_build(distribution: "Distribution") -> tuple[str, str]:
+    """Return where an ordinary build puts extension modules, and what they are made of."""
+    from setuptools.command.build import build
+
+    usual = build(distribution)
+    usual.ensure_finalized()
+    return usual.build_platlib, usual.build_temp
+
+
 def main() -> None:
     """Run setuptools."""
     from Cython.Build import cythonize
@@ -125,6 +138,14 @@ def main() -> None:
     from setuptools.command.sdist import sdist
 
     class BuildOrExplain(build_ext):
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # An editable installation builds in a temporary folder. Here it builds where `build_ext --inplace` looks,
+            # so that nothing is compiled twice; and all modules at once, as one of them takes as long as the others.
+            if self.editable_mode:
+                self.build_lib, self.build_temp = folders_of_a_build(self.distribution)
+            self.parallel = self.parallel or len(os.sched_getaffinity(0))
+
         def run(self) -> None:
             if problem := missing_on_this_machine():
                 raise SystemExit(problem)

@@ -45,12 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python examples/ocr",
-        description="Read the text on pages with three models in one pipe, and compare with a plain loop; or serve it.",
+        description="Read the text on pages with three models in one pipe, and compare with a plain loop. Of the sample"
+        " pages, a search in what was read then answers under load, beside other ways of serving it.",
     )
     parser.add_argument("paths", metavar="PATH", nargs="*", type=Path, help="image files; without any, sample pages")
-    parser.add_argument("--pages", type=_at_least_one, default=12, help="how many sample pages (default: %(default)s)")
+    parser.add_argument("--text", action="store_true", help="print the text of all pages, not only of the first")
+    parser.add_argument("--open", action="store_true", help="open the picture of the first page, with its boxes")
     parser.add_argument("--instances", type=_at_least_one, help="of each node (default: as many as CPUs, up to 8)")
-    parser.add_argument("--callers", type=_at_least_one, help="threads that call the pipe (default: two per instance)")
     parser.add_argument(
         "--out", type=Path, default=Path("demo-pictures"), help="folder for the pictures (default: %(default)s)"
     )

@@ -1,4 +1,4 @@
-"""What the command does: read all pages through the pipe, then again in a plain loop, and show both."""
+"""What the command does: read pages through the pipe and in a plain loop, then serve a search in what was read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import threading
 import time
+import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
 
 from fastpipe import Pipe
@@ -30,6 +32,13 @@ __all__ = ["pipe_reader", "read_all", "reference_reader", "run"]
 # Each has its own copy of the models; more than this is for servers, not for a demo.
 MOST_INSTANCES = 8
 
+CALLERS_PER_INSTANCE = 2
+
+SAMPLE_COUNT = 4
+
+# Of load, for each way and step: enough requests for a 99th percentile, and few enough for half a minute in all.
+WINDOW_S = 0.8
+
 # A model's run on one batch takes a second or two on a busy machine.
 LONGEST_RUN_S = 20.0
 
@@ -41,26 +50,56 @@ def run(options: argparse.Namespace) -> None:
 
     Raises:
         ImportError: if models or libraries are missing.
-        DemoError: if a file is no page, or the ways of reading do not agree.
+        DemoError: if a file is no page, or the ways of reading or of searching do not agree.
         OSError: if a picture cannot be written.
         KeyboardInterrupt: after Ctrl-C; the pipe is closed by then.
     """
     console = Console()
-    pages = pages_of_files(options.paths) if options.paths else sample_pages(options.pages)
-    instance_num = options.instances or min(MOST_INSTANCES, len(os.sched_getaffinity(0)))
-    callers = options.callers or 2 * instance_num
+    show_under_load = None if options.paths else _import_of_load()
+    pages = pages_of_files(options.paths) if options.paths else sample_pages(SAMPLE_COUNT)
+    cpu_count = len(os.sched_getaffinity(0))
+    instance_num = options.instances or min(MOST_INSTANCES, cpu_count)
+    answers, tables = _read(console, pages, instance_num, options.reference)
+    pictures = [report.save_picture(page, lines, options.out) for page, lines in zip(pages, answers, strict=True)]
+    shown_count = len(pages) if options.text or options.paths else 1
+    for page, lines in list(zip(pages, answers, strict=True))[:shown_count]:
+        _show_page(console, page, lines)
+    for table in tables:
+        console.print(table)
+    line_count = sum(len(lines) for lines in answers)
+    console.print(f"All ways read the same {line_count} lines on {len(pages)} pages.", highlight=False)
+    console.print(f"The picture of {pages[0].name}: {pictures[0]}", highlight=False, soft_wrap=True)
+    if len(pages) > shown_count:
+        console.print("The other pictures are beside it; --text prints all pages.", highlight=False)
+    if options.open and not webbrowser.open(pictures[0].resolve().as_uri()):
+        console.print("(Nothing here can open it.)")
+    if show_under_load:
+        texts = [line.text for lines in answers for line in lines]
+        console.print()
+        show_under_load(console, pages[0], texts, cpu_count, WINDOW_S, options.out / "under-load.png")
+
+
+def _import_of_load() -> Callable[..., None]:
+    """Return what shows the service under load; it needs more packages than reading does."""
+    try:
+        from ocr.under_load.show import show_under_load
+    except ModuleNotFoundError as error:
+        raise MissingExtra("the search", "demo", error) from error
+    return show_under_load
+
+
+def _read(
+    console: Console, pages: Sequence[PageFile], instance_num: int, with_reference: bool
+) -> tuple[list[list[Line]], list[Table]]:
+    """Read the pages through the pipe, then in a plain loop; return their lines, and tables of how it went."""
+    callers = CALLERS_PER_INSTANCE * instance_num
     with console.status("loading the models"):
         pipe = Pipe(pipeline.configuration(instance_num))
     with _closed_at_once_if_it_fails(pipe), _opencv_without_threads():
         run_of_pipe, answers = _run_shown(console, f"fastpipe, {callers} callers", pages, pipe_reader(pipe), callers)
         nodes = pipe.stats()["nodes"]
-    for page, lines in zip(pages, answers, strict=True):
-        _show_page(console, page, lines)
-        report.save_picture(page, lines, options.out)
-    console.print(f"Pictures of the boxes are in {options.out}{os.sep}", highlight=False)
-
     loops: dict[str, Callable[[], Reader]] = {"plain loop": lambda: PlainReader().read}
-    if options.reference:
+    if with_reference:
         loops["rapidocr_onnxruntime"] = reference_reader
     runs = [run_of_pipe]
     differences = []
@@ -72,12 +111,9 @@ def run(options: argparse.Namespace) -> None:
         names = [p.name for p, a, b in zip(pages, answers, expected, strict=True) if not report.same_lines(a, b)]
         if names:
             differences.append(f"{what}: other lines on {', '.join(names)}")
-    console.print(report.batch_table(nodes))
-    console.print(report.time_table(runs))
     if differences:
         raise DemoError("; ".join(differences))
-    line_count = sum(len(lines) for lines in answers)
-    console.print(f"All ways read the same {line_count} lines on {len(pages)} pages.", highlight=False)
+    return answers, [report.batch_table(nodes), report.time_table(runs)]
 
 
 def pipe_reader(pipe: Pipe) -> Reader:

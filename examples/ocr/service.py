@@ -37,7 +37,6 @@ __all__ = ["application", "protocol", "serve", "service_pipe"]
 MODEL = "ocr"
 NO_GRPC = "none"
 LARGEST_FILE_BYTES = 32 << 20
-SAMPLE_COUNT = 4  # each of another kind, see drawn_page
 GRACE_S = 30.0
 
 # A crowd is told to come again, instead of waiting without end.
@@ -91,7 +90,7 @@ def protocol(pipe: Pipe, live_url: str = "") -> fastpipe.serve.App:
 
 
 def _sample(request: Request) -> Response:
-    return Response(_drawn(request.path_params["number"] % SAMPLE_COUNT), media_type="image/png")
+    return Response(_drawn(request.path_params["number"] % len(pages.KINDS)), media_type="image/png")
 
 
 @functools.cache

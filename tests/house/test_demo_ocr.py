@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +22,9 @@ pytest.importorskip("pyclipper")
 pytest.importorskip("rich")
 pytest.importorskip("rapidocr_onnxruntime")
 
-from helpers import SCALE  # noqa: E402
+from helpers import SCALE, once  # noqa: E402
 from ocr import __main__, command, models, pages, pipeline, report, steps  # noqa: E402
+from ocr.paper import Paper  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402  # after the skips
 
 from fastpipe import Pipe, Request  # noqa: E402
@@ -55,6 +58,22 @@ def askew() -> pages.PageFile:
     return _page_file("askew", image.rotate(6, Image.Resampling.BICUBIC, fillcolor="white"))
 
 
+def stamped() -> pages.PageFile:
+    """A page with a stamp that stands on its head, as delivery notes have."""
+    paper = Paper(420, 300, 40, "sans", 24)
+    paper.write("Two parcels, one pallet")
+    paper.stamp("RECEIVED 12 NOV", (40, 150, 380, 224), angle=180)
+    return _page_file("stamped", paper.image)
+
+
+def photographs() -> list[pages.PageFile]:
+    """A page of a book as a camera saw it, if scikit-image is installed."""
+    package = importlib.util.find_spec("skimage")
+    folders = (package.submodule_search_locations or []) if package else []
+    files = [path for folder in folders if (path := Path(folder, "data", "page.png")).is_file()]
+    return [_page_file("page", Image.open(path).convert("L")) for path in files]
+
+
 def blank() -> pages.PageFile:
     """A page without text."""
     return _page_file("blank", Image.new("L", (200, 200), 255))
@@ -68,8 +87,9 @@ def _page_file(name: str, image: Image.Image) -> pages.PageFile:
 
 @pytest.fixture(scope="module")
 def all_pages() -> list[pages.PageFile]:
-    # Drawn page number 3 has lines that stand on their heads. Those that cost most come first.
-    return [*pages.sample_pages(2 if SCALE >= 1 else 1), banner(), pages.drawn_page(3), upright(), askew(), blank()]
+    # Those that cost most come first.
+    receipt = pages.drawn_page(list(pages.KINDS).index("receipt"))
+    return [*(photographs() if SCALE >= 1 else []), receipt, banner(), stamped(), upright(), askew(), blank()]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +121,11 @@ def test_the_pipe_reads_what_the_reference_reads(
         for line, expected_line in zip(lines, expected, strict=True):
             assert line.score == pytest.approx(expected_line.score, abs=LARGEST_SCORE_DIFFERENCE), page.name
             np.testing.assert_allclose(line.quad, expected_line.quad, atol=1e-3, err_msg=page.name)
+
+
+def test_a_stamp_on_its_head_is_read(reference: dict[str, list[steps.Line]]) -> None:
+    """It is turned before it is read."""
+    assert [line.text.replace(" ", "") for line in reference["stamped"]] == ["Twoparcels,onepallet", "RECEIVED12NOV"]
 
 
 def test_the_reference_finds_text_on_every_page_but_the_blank_one(reference: dict[str, list[steps.Line]]) -> None:
@@ -306,11 +331,30 @@ def test_wide_lines_count_for_more_in_a_batch() -> None:
 
 
 def test_sample_pages_are_different_and_always_the_same() -> None:
-    """First those of scikit-image, then drawn ones."""
-    names = [page.name for page in pages.sample_pages(4)]
-    assert names == ["page", "text", "drawn-0", "drawn-1"]
-    assert pages.drawn_page(2) == pages.drawn_page(2)
-    assert pages.drawn_page(2).content != pages.drawn_page(3).content
+    """A number stands for a kind and for what is written on it; after all kinds, they come again with other words."""
+    names = [page.name for page in pages.sample_pages(7)]
+    assert names == ["letter", "invoice", "receipt", "notice", "timetable", "delivery-note", "letter-2"]
+    assert pages.drawn_page(0) == pages.drawn_page(0)
+    assert pages.drawn_page(0).content != pages.drawn_page(6).content
+
+
+@once
+def test_the_bills_add_up(pipe: Pipe) -> None:
+    """A person who adds up what is on an invoice or a receipt gets what it says: it is read as it was drawn."""
+    texts = {}
+    for kind in ("invoice", "receipt"):
+        request: Request = {"data": pages.drawn_page(list(pages.KINDS).index(kind)).content}
+        pipe(request)
+        texts[kind] = [line.text for line in request["result"]]
+    amounts = {
+        kind: [float(text) for text in lines if re.fullmatch(r"\d+\.\d\d", text)] for kind, lines in texts.items()
+    }
+    *prices, total, cash, change = amounts["receipt"]
+    assert sum(prices) == pytest.approx(total)
+    assert cash - total == pytest.approx(change)
+    *rows, subtotal, tax, due = amounts["invoice"]
+    assert sum(rows[1::2]) == pytest.approx(subtotal)  # in turns the price of one, and of all
+    assert (tax, due) == (pytest.approx(subtotal / 5, abs=0.01), pytest.approx(subtotal + tax))
 
 
 def test_a_transparent_page_lies_on_white(tmp_path: Path) -> None:
@@ -347,11 +391,12 @@ def test_a_picture_is_the_page_with_boxes(tmp_path: Path) -> None:
 
 
 def test_the_command_shows_text_pictures_and_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The user's own file is read, by the pipe and by the loop."""
+    """The user's own files are read, by the pipe and by the loop; there is no search in them."""
     file = tmp_path / "my page.png"
     file.write_bytes(askew().content)
     assert __main__.main([str(file), "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr()
+    assert "search" not in shown.out
     for word in ("carelessly", "pages/s", "p50", "p99", "mean batch", "recognise", "plain loop", "fastpipe"):
         assert word in shown.out
     assert (tmp_path / "out" / "my page.boxes.png").is_file()
