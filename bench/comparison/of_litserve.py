@@ -1,0 +1,72 @@
+"""LitServe, asked.  python of_litserve.py [FEATURE ...]"""
+
+from __future__ import annotations
+
+import sys
+
+from http_probes import SERVICES, Peer, parts_of, register, running
+from probes import CALLS, NO, PARTLY, YES, Cell, documented, main, probe
+
+DOCS = "https://lightning.ai/docs/litserve"
+SERVICE = (sys.executable, str(SERVICES / "litserve_service.py"), "PORT")
+PEER = Peer(SERVICE, "/predict")
+
+register(PEER, limit={"timeout_ms": 300}, room=None)
+
+
+@probe("in_process")
+def in_process() -> Cell:
+    """A LitAPI is a class, and its predict a function of it: no library between them and their caller."""
+    import litserve
+
+    calls = [name for name in CALLS if name in vars(litserve.LitServer)]
+    return Cell(PARTLY if calls else NO, ", ".join(calls) or "no: only HTTP")
+
+
+@probe("overload")
+def overload() -> Cell:
+    """It has no limit of a queue: the burst, and what its parameters are called."""
+    import inspect
+
+    import litserve
+    from http_probes import burst
+
+    names = {*inspect.signature(litserve.LitServer).parameters, *inspect.signature(litserve.LitAPI).parameters}
+    assert not {name for name in names if "queue_size" in name or "capacity" in name or "max_queue" in name}
+    with running(PEER, max_batch=1) as service:
+        return burst(service)
+
+
+@probe("streaming")
+def streaming() -> Cell:
+    """Three parts."""
+    return parts_of(Peer((*SERVICE, "stream"), "/predict"))
+
+
+@probe("misspelt")
+def misspelt() -> Cell:
+    """An option of the API with a wrong letter."""
+    import litserve
+
+    try:
+        litserve.test_examples.SimpleLitAPI(max_bach_size=4)
+    except TypeError as error:
+        return Cell(YES, f"TypeError: {str(error).split('.')[-1]}")
+    return Cell(NO, "is ignored")
+
+
+@probe("protocol")
+def protocol() -> Cell:
+    """Whether the address of the protocol is there."""
+    with running(PEER, max_batch=1) as service:
+        status, _ = service.get("/v2/health/ready")
+    return Cell(NO, f"/v2/health/ready: {status}; has OpenAI's protocol")
+
+
+documented(PARTLY, "by code: an API may call others; no graph", f"{DOCS}/features", "graph", "loop", "map_reduce")
+documented(NO, "none", f"{DOCS}/api-reference", "priority", "state", "timeline")
+documented(NO, "by a new process", f"{DOCS}/api-reference", "swap")
+documented(PARTLY, "by your code", f"{DOCS}/features", "gpu_decode")
+
+if __name__ == "__main__":
+    main("litserve", "fastapi", "uvicorn")
