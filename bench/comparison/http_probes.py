@@ -15,17 +15,32 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from probes import NO, PARTLY, YES, Cell, at_end, at_once, probe
 from served_model import BAD, REFUSED, SCALE
-from probes import NO, PARTLY, YES, Cell, at_once, probe
-from common import WrongAnswer  # of bench/
-from serve_load import Server
 
-__all__ = ["SERVICES", "Answer", "Peer", "Running", "burst", "parts_of", "register", "running", "series", "under_change", "waited"]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/: servers are started as by serve.py
+
+from common import WrongAnswer
+from serve_load import Server, free_port
+
+__all__ = [
+    "SERVICES",
+    "Answer",
+    "Peer",
+    "Running",
+    "burst",
+    "parts_of",
+    "register",
+    "running",
+    "series",
+    "under_change",
+    "waited",
+]
 
 SERVICES = Path(__file__).resolve().parent / "services"
 HERE = str(Path(__file__).resolve().parent)
@@ -47,11 +62,11 @@ class Peer:
     """How a library's service is started and asked.
 
     Attributes:
-        command: its command; the port is put where it has PORT. What depends on settings is in its environment.
+        command: its command; the port is put where it has PORT, free ports where it has OTHER1 and OTHER2.
         path: where requests go.
         write: a number as the body of a request.
         read: the body of an answer as ``[number, batch, process]``.
-        metrics: the path of its metrics, if it has some; may name another port, ``:PORT/path``.
+        metrics: the path of its metrics; of another port as ``:OTHER1/path``.
         environment: for every start.
     """
 
@@ -66,8 +81,12 @@ class Peer:
 class Running:
     """A service that runs, and the log of its model."""
 
-    def __init__(self, peer: Peer, server: Server, log: Path) -> None:
-        self.peer, self.server, self.log = peer, server, log
+    def __init__(self, peer: Peer, server: Server, log: Path, others: tuple[int, int] = (0, 0)) -> None:
+        self.peer, self.server, self.log, self.others = peer, server, log, others
+
+    def of(self, path: str, write: Callable[[int], bytes], read: Callable[[bytes], Any] = json.loads) -> Running:
+        """Return the same service, asked at another address."""
+        return Running(Peer((), path, write, read), self.server, self.log, self.others)
 
     def ask(self, number: int) -> Answer:
         """Send a request on a connection of its own and wait for the answer."""
@@ -89,7 +108,9 @@ class Running:
             time.sleep(place * apart_s)
             return self.ask(number)
 
-        return at_once(lambda place=place, number=number: delayed(place, number) for place, number in enumerate(numbers))
+        return at_once(
+            lambda place=place, number=number: delayed(place, number) for place, number in enumerate(numbers)
+        )
 
     def leave(self, number: int, after_s: float) -> None:
         """Send a request, and close the connection without waiting for the answer."""
@@ -101,8 +122,9 @@ class Running:
 
     def get(self, path: str) -> tuple[int, str]:
         """Return status and text of a page."""
-        port, slash, page = path.removeprefix(":").partition("/")
-        connection = http.client.HTTPConnection("127.0.0.1", int(port or self.server.port), timeout=20)
+        port, slash, page = path.partition("/")
+        ports = {"": self.server.port, ":OTHER1": self.others[0], ":OTHER2": self.others[1]}
+        connection = http.client.HTTPConnection("127.0.0.1", ports[port], timeout=20)
         try:
             connection.request("GET", slash + page)
             response = connection.getresponse()
@@ -130,12 +152,18 @@ def running(peer: Peer, **settings: object) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="fastpipe-comparison-") as folder:
         log = Path(folder, "log")
         log.touch()
-        environment = {"COMPARISON_LOG": str(log), "PYTHONPATH": f"{HERE}{os.pathsep}{SERVICES}", **dict(peer.environment)}
+        environment = {
+            "COMPARISON_LOG": str(log),
+            "PYTHONPATH": f"{HERE}{os.pathsep}{SERVICES}",
+            **dict(peer.environment),
+        }
         for key, value in settings.items():
             environment[key if key.isupper() else f"COMPARISON_{key.upper()}"] = str(value)
-        server = Server(list(peer.command), environment)
+        others = free_port(), free_port()
+        numbers = {"OTHER1": str(others[0]), "OTHER2": str(others[1])}
+        server = Server([numbers.get(part, part) for part in peer.command], environment)
         try:
-            service = Running(peer, server, log)
+            service = Running(peer, server, log, others)
 
             def is_ready() -> None:
                 answer = service.ask(1)
@@ -189,7 +217,11 @@ def failures(answers: list[Answer | BaseException], bad: int) -> Cell:
     others = [status for place, status in enumerate(statuses) if place != bad]
     failed = sum(status != 200 for status in others)
     assert statuses[bad] != 200, statuses
-    return Cell(NO, f"all of its batch fail ({statuses[bad]})") if failed else Cell(YES, f"only it fails ({statuses[bad]})")
+    return (
+        Cell(NO, f"all of its batch fail ({statuses[bad]})")
+        if failed
+        else Cell(YES, f"only it fails ({statuses[bad]})")
+    )
 
 
 def beside(service: Running, bad: int) -> Cell:
@@ -274,6 +306,7 @@ def metrics(service: Running) -> Cell:
 
 def ended_by(peer: Peer, number: int, **settings: object) -> Cell:
     """Send a signal while a request is in flight: Ctrl-C to all its processes, SIGTERM to the first one."""
+    Shared.end()
     with running(peer, max_batch=1, **settings) as service:
         process = service.server.process
 
@@ -346,7 +379,7 @@ def under_change(service: Running, change: Callable[[], bool]) -> Cell:
 
 
 def parts_of(peer: Peer, ready: Peer | None = None) -> Cell:
-    """Read an answer that is made in three parts, 200 ms apart, as it comes; the service may be asked otherwise first."""
+    """Read an answer of three parts, 200 ms apart, as it comes; ``ready`` asks whether the service has started."""
     with running(ready or replace(peer, read=lambda body: [])) as service:
         connection = http.client.HTTPConnection("127.0.0.1", service.server.port, timeout=20)
         began_s = time.perf_counter()
@@ -362,25 +395,30 @@ def parts_of(peer: Peer, ready: Peer | None = None) -> Cell:
 
 
 class Shared:
-    """A service that several probes use one after the other, started by the first of them."""
+    """A service that several probes use one after the other, started by the first of them. Only one of them runs."""
+
+    _one: ClassVar[Shared | None] = None
 
     def __init__(self, peer: Peer, **settings: object) -> None:
         self.peer, self.settings = peer, settings
-        self.manager: Any = None
+        self.stack = ExitStack()
         self.service: Running | None = None
 
     def get(self) -> Running:
         """Start it, if it does not run."""
         if self.service is None:
-            self.manager = running(self.peer, **self.settings)
-            self.service = self.manager.__enter__()
+            self.end()
+            self.service = self.stack.enter_context(running(self.peer, **self.settings))
+            Shared._one = self
         return self.service
 
-    def close(self) -> None:
-        """End it."""
-        if self.manager is not None:
-            self.manager.__exit__(None, None, None)
-            self.service = self.manager = None
+    @staticmethod
+    def end() -> None:
+        """End the one that runs."""
+        one, Shared._one = Shared._one, None
+        if one is not None:
+            one.service = None
+            one.stack.close()
 
 
 def register(
@@ -395,21 +433,16 @@ def register(
         room: settings that leave room for four requests; None likewise.
     """
     single = single or peer
+    at_end(Shared.end)
     batches = Shared(peer, max_batch=8, wait_ms=300)
     fours = Shared(peer, max_batch=4, wait_ms=300)
 
-    def of(shared: Shared, function: Callable[[Running], Cell], is_last: bool = False) -> Callable[[], Cell]:
-        def run() -> Cell:
-            try:
-                return function(shared.get())
-            finally:
-                if is_last or len(sys.argv) > 1:
-                    shared.close()
-
-        return run
+    def of(shared: Shared, function: Callable[[Running], Cell]) -> Callable[[], Cell]:
+        return lambda: function(shared.get())
 
     def alone(function: Callable[[Running], Cell], **settings: object) -> Callable[[], Cell]:
         def run() -> Cell:
+            Shared.end()
             with running(single, **settings) as service:
                 return function(service)
 
@@ -417,9 +450,9 @@ def register(
 
     probe("batching")(of(batches, largest_batch))
     probe("lone")(of(batches, lone))
-    probe("metrics")(of(batches, metrics, is_last=True))
+    probe("metrics")(of(batches, metrics))
     probe("isolation")(of(fours, lambda service: beside(service, REFUSED)))
-    probe("batch_raises")(of(fours, lambda service: beside(service, BAD), is_last=True))
+    probe("batch_raises")(of(fours, lambda service: beside(service, BAD)))
     probe("instances")(alone(two_instances, instances=2, max_batch=1))
     probe("cancellation")(alone(caller_leaves, max_batch=1))
     if limit is not None:

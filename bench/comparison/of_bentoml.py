@@ -10,7 +10,7 @@ from pathlib import Path
 from http_probes import SERVICES, Peer, parts_of, register, running
 from probes import NO, PARTLY, YES, Cell, documented, main, probe
 
-DOCS = "https://docs.bentoml.com/en/latest"
+DOCS = "https://docs.bentoml.com"
 COMMAND = (
     str(Path(sys.executable).parent / "bentoml"),
     "serve",
@@ -29,9 +29,7 @@ BATCHED = Peer(
     read=lambda body: json.loads(body)[0],
     environment=(("BENTOML_DO_NOT_TRACK", "True"),),
 )
-SINGLE = replace(
-    BATCHED, path="/single", write=lambda number: json.dumps({"number": number}).encode(), read=json.loads
-)
+SINGLE = replace(BATCHED, path="/single", write=lambda number: json.dumps({"number": number}).encode(), read=json.loads)
 
 register(BATCHED, limit={"timeout_ms": 300}, room={"room": 4}, single=SINGLE)
 
@@ -79,11 +77,11 @@ def protocol() -> Cell:
     return Cell(NO, f"/v2/health/ready: {status}")
 
 
-documented(PARTLY, "by code: services call each other (depends), each with its own batches", f"{DOCS}/build-with-bentoml/distributed-services.html", "graph")
-documented(PARTLY, "by code", f"{DOCS}/build-with-bentoml/distributed-services.html", "loop", "map_reduce")
-documented(NO, "none", f"{DOCS}/reference/bentoml/configurations.html", "priority", "state", "swap")
-documented(PARTLY, "OpenTelemetry; no batches", f"{DOCS}/build-with-bentoml/observability/tracing.html", "timeline")
-documented(PARTLY, "by your code", f"{DOCS}/build-with-bentoml/gpu-inference.html", "gpu_decode")
+documented(PARTLY, "by code: services call each other (depends), each with its own batches", DOCS, "graph")
+documented(PARTLY, "by code", DOCS, "loop", "map_reduce")
+documented(NO, "none", DOCS, "priority", "state", "swap")
+documented(PARTLY, "OpenTelemetry; no batches", DOCS, "timeline")
+documented(PARTLY, "by your code", DOCS, "gpu_decode")
 
 if __name__ == "__main__":
     main("bentoml")

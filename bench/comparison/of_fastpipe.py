@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fastpipe
-from http_probes import SERVICES, Peer, ended_by, running, series
+from http_probes import Peer, ended_by, running, series
 from pipe_probes import Forward, Library, interrupted, register
 from probes import NO, PARTLY, YES, Cell, at_once, documented, main, probe
+
+import fastpipe
 
 COMMAND = (sys.executable, "-P", "-m", "fastpipe", "serve", "--pipe", "model=fastpipe_service:PIPE")
 COMMAND += ("--http", "127.0.0.1:PORT", "--grpc", "none")
@@ -254,6 +255,7 @@ def swap() -> Cell:
 def metrics() -> Cell:
     """What its collector writes."""
     import prometheus_client
+
     from fastpipe.observe.metrics import PrometheusCollector, generate_latest
 
     registry = prometheus_client.CollectorRegistry()
@@ -321,6 +323,7 @@ def read(body: bytes) -> list[int]:
 
 
 PEER = Peer(COMMAND, "/v2/models/model/infer", write, read)
+
 
 @probe("ctrl_c")
 def ctrl_c() -> Cell:

@@ -7,7 +7,7 @@ import sys
 from http_probes import SERVICES, Peer, parts_of, register, running
 from probes import CALLS, NO, PARTLY, YES, Cell, documented, main, probe
 
-DOCS = "https://lightning.ai/docs/litserve"
+DOCS = "https://github.com/Lightning-AI/litserve"
 SERVICE = (sys.executable, str(SERVICES / "litserve_service.py"), "PORT")
 PEER = Peer(SERVICE, "/predict")
 
@@ -63,10 +63,10 @@ def protocol() -> Cell:
     return Cell(NO, f"/v2/health/ready: {status}; has OpenAI's protocol")
 
 
-documented(PARTLY, "by code: an API may call others; no graph", f"{DOCS}/features", "graph", "loop", "map_reduce")
-documented(NO, "none", f"{DOCS}/api-reference", "priority", "state", "timeline")
-documented(NO, "by a new process", f"{DOCS}/api-reference", "swap")
-documented(PARTLY, "by your code", f"{DOCS}/features", "gpu_decode")
+documented(PARTLY, "by code: an API may call others; no graph", DOCS, "graph", "loop", "map_reduce")
+documented(NO, "none", DOCS, "priority", "state", "timeline")
+documented(NO, "by a new process", DOCS, "swap")
+documented(PARTLY, "by your code", DOCS, "gpu_decode")
 
 if __name__ == "__main__":
     main("litserve", "fastapi", "uvicorn")

@@ -6,7 +6,7 @@ So most of the column is from its documentation.
 
 from __future__ import annotations
 
-from probes import NO, PARTLY, YES, Cell, documented, main, probe
+from probes import NEUTRAL, NO, PARTLY, YES, Cell, documented, main, probe
 
 DOCS = "https://ai.google.dev/edge/mediapipe/framework"
 
@@ -29,7 +29,9 @@ def in_process() -> Cell:
     return Cell(YES, "ready tasks")
 
 
-documented(NO, "none between callers", f"{DOCS}/framework_concepts/graphs", "batching", "lone", "isolation", "batch_raises")
+documented(
+    NO, "none between callers", f"{DOCS}/framework_concepts/graphs", "batching", "lone", "isolation", "batch_raises"
+)
 documented(PARTLY, "of a calculator: max_in_flight", f"{DOCS}/framework_concepts/graphs", "instances")
 documented(YES, "described: back edges", f"{DOCS}/framework_concepts/graphs", "loop")
 documented(PARTLY, "BeginLoop and EndLoop calculators", f"{DOCS}/framework_concepts/graphs", "map_reduce")
@@ -38,10 +40,11 @@ documented(YES, "flow limiter: frames are dropped", f"{DOCS}/framework_concepts/
 documented(PARTLY, "of nodes, not of packets", f"{DOCS}/framework_concepts/synchronization", "priority")
 documented(YES, "streams of packets with timestamps", f"{DOCS}/framework_concepts/realtime_streams", "streaming")
 documented(PARTLY, "in a calculator: a graph for each stream", f"{DOCS}/framework_concepts/calculators", "state")
-documented(NO, "none", f"{DOCS}/framework_concepts/graphs", "swap", "metrics", "misspelt")
+documented(NO, "none", f"{DOCS}/framework_concepts/graphs", "swap", "metrics")
 documented(YES, "tracer, with a visualiser", f"{DOCS}/tools/tracing_and_profiling", "timeline")
 documented(PARTLY, "GPU buffers and shaders, no JPEG", f"{DOCS}/framework_concepts/gpu", "gpu_decode")
-documented(NO, "no server", DOCS, "ctrl_c", "sigterm", "protocol")
+documented(NEUTRAL, "not tried", DOCS, "misspelt")
+documented(NEUTRAL, "no server", DOCS, "ctrl_c", "sigterm", "protocol")
 
 if __name__ == "__main__":
     main("mediapipe")

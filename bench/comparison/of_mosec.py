@@ -8,7 +8,7 @@ import sys
 from http_probes import SERVICES, Peer, parts_of, register, running
 from probes import CALLS, NO, PARTLY, YES, Cell, documented, main, probe
 
-DOCS = "https://mosecorg.github.io/mosec"
+DOCS = "https://github.com/mosecorg/mosec"
 SERVICE = (sys.executable, str(SERVICES / "mosec_service.py"), "--address", "127.0.0.1", "--port", "PORT")
 PEER = Peer(SERVICE, "/inference")
 
@@ -38,7 +38,9 @@ def misspelt() -> Cell:
     ran = subprocess.run(
         [sys.executable, "-c", "import mosec", "--capacty", "4"], capture_output=True, text=True, check=False
     )
-    return Cell(YES if ran.returncode else PARTLY, f"{said}; on the command line {'refused' if ran.returncode else 'ignored'}")
+    return Cell(
+        YES if ran.returncode else PARTLY, f"{said}; on the command line {'refused' if ran.returncode else 'ignored'}"
+    )
 
 
 @probe("streaming")
@@ -55,10 +57,10 @@ def protocol() -> Cell:
     return Cell(NO, f"/v2/health/ready: {status}")
 
 
-documented(PARTLY, "a chain of stages, each with its own batches; routes", f"{DOCS}/reference/interface.html", "graph")
-documented(NO, "none", f"{DOCS}/reference/interface.html", "loop", "map_reduce", "priority", "state", "swap")
-documented(NO, "none", f"{DOCS}/reference/metrics.html", "timeline")
-documented(PARTLY, "by your code", f"{DOCS}/examples/index.html", "gpu_decode")
+documented(PARTLY, "a chain of stages, each with its own batches; routes", DOCS, "graph")
+documented(NO, "none", DOCS, "loop", "map_reduce", "priority", "state", "swap")
+documented(NO, "none", DOCS, "timeline")
+documented(PARTLY, "by your code", DOCS, "gpu_decode")
 
 if __name__ == "__main__":
     main("mosec")

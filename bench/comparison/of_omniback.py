@@ -12,9 +12,8 @@ from typing import Any
 
 import omniback
 from pipe_probes import Forward, Library, interrupted, register
-from probes import NO, PARTLY, YES, Cell, at_once, documented, main, probe
+from probes import NEUTRAL, NO, PARTLY, YES, Cell, at_once, documented, main, probe
 
-DOCS = "https://torchpipe.github.io/docs"
 SOURCE = "https://github.com/torchpipe/torchpipe"
 _numbers = itertools.count()
 
@@ -121,11 +120,13 @@ except BaseException as error:
     return interrupted(code, 2.0)
 
 
-documented(PARTLY, "MapReduce in version 0; not in this package", f"{DOCS}/Inter-node/", "map_reduce")
-documented(NO, "none", SOURCE, "cancellation", "deadline", "overload", "priority", "state", "swap", "metrics", "timeline")
+documented(PARTLY, "MapReduce in version 0; not in this package", SOURCE, "map_reduce")
+documented(
+    NO, "none", SOURCE, "cancellation", "deadline", "overload", "priority", "state", "swap", "metrics", "timeline"
+)
 documented(PARTLY, "queues between backends (LLM)", SOURCE, "streaming")
-documented(YES, "DecodeTensor of torchpipe (nvJPEG)", f"{DOCS}/backend-reference/torch", "gpu_decode")
-documented(NO, "no server of its own", SOURCE, "sigterm", "protocol")
+documented(YES, "DecodeTensor of torchpipe (nvJPEG)", SOURCE, "gpu_decode")
+documented(NEUTRAL, "no server of its own", SOURCE, "sigterm", "protocol")
 
 if __name__ == "__main__":
     main("omniback")

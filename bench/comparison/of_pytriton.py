@@ -6,16 +6,13 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from http_probes import SERVICES, Peer, Running, register, running, series, under_change
 from probes import CALLS, NO, PARTLY, YES, Cell, documented, main, probe
-from serve_load import free_port
 
 DOCS = "https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs"
-GRPC, METRICS = free_port(), free_port()
-SERVICE = (sys.executable, str(SERVICES / "triton_service.py"), "PORT", str(GRPC), str(METRICS))
+SERVICE = (sys.executable, str(SERVICES / "triton_service.py"), "PORT", "OTHER1", "OTHER2")
 
 
 def write(number: int) -> bytes:
@@ -29,7 +26,7 @@ def read(body: bytes) -> list[int]:
     return [int(value) for value in json.loads(body)["outputs"][0]["data"]]
 
 
-PEER = Peer(SERVICE, "/v2/models/model/infer", write, read, metrics=f":{METRICS}/metrics")
+PEER = Peer(SERVICE, "/v2/models/model/infer", write, read, metrics=":OTHER2/metrics")
 
 register(PEER, limit={"timeout_ms": 300}, room={"room": 4})
 
@@ -58,9 +55,8 @@ def swap() -> Cell:
     """The model is loaded again while requests come."""
     options = ("--model-control-mode=explicit", "--load-model=*")
     with running(Peer((*SERVICE, *options), PEER.path, write, read), max_batch=1) as service:
-        load = Peer(SERVICE, "/v2/repository/models/model/load", lambda _: b"{}", lambda _: [])
-        return under_change(service, lambda: Running(load, service.server, service.log).ask(0).status == 200)
-
+        load = service.of("/v2/repository/models/model/load", lambda _: b"{}", lambda _: None)
+        return under_change(service, lambda: load.ask(0).status == 200)
 
 
 @probe("graph")
@@ -77,7 +73,8 @@ def graph() -> Cell:
 @probe("streaming")
 def streaming() -> Cell:
     """Three parts, over gRPC."""
-    return over_grpc(parts)
+    with running(PEER) as service:
+        return parts(service)
 
 
 @probe("cancellation")
@@ -98,7 +95,7 @@ def priority() -> Cell:
 
         def ask(number: int, level: int) -> None:
             body = json.loads(write(number)) | {"parameters": {"priority": level}}
-            Running(Peer(SERVICE, PEER.path, lambda _: json.dumps(body).encode(), read), service.server, service.log).ask(0)
+            service.of(PEER.path, lambda _: json.dumps(body).encode()).ask(0)
             order.append(number)
 
         threads = []
@@ -114,7 +111,6 @@ def priority() -> Cell:
 @probe("state")
 def state() -> Cell:
     """Two streams, whose requests meet in batches."""
-    peer = Peer(SERVICE, "/v2/models/sums_of/infer", write, read)
     sums: dict[int, list[list[int]]] = {1: [], 2: []}
     with running(PEER) as service:
 
@@ -122,7 +118,8 @@ def state() -> Cell:
             for place, number in enumerate((1, 2, 3)):
                 parameters = {"sequence_id": of, "sequence_start": place == 0, "sequence_end": place == 2}
                 body = json.dumps(json.loads(write(number)) | {"parameters": parameters}).encode()
-                sums[of].append(Running(Peer(SERVICE, peer.path, lambda _, body=body: body, read), service.server, service.log).ask(0).body)
+                asked = service.of("/v2/models/sums_of/infer", lambda _, body=body: body, read)
+                sums[of].append(asked.ask(0).body)
 
         threads = [threading.Thread(target=stream, args=(of,)) for of in sums]
         for thread in threads:
@@ -151,7 +148,7 @@ def protocol() -> Cell:
     with running(PEER, max_batch=1) as service:
         status, _ = service.get("/v2/health/ready")
         answer = service.ask(5).body[0]
-        by_grpc = client().infer("model", [tensor_of(5)]).as_numpy("answer")[0][0]
+        by_grpc = client(service).infer("model", [tensor_of(5)]).as_numpy("answer")[0][0]
     assert (status, answer, by_grpc) == (200, 5, 5)
     return Cell(YES, "HTTP and gRPC")
 
@@ -164,7 +161,14 @@ def timeline() -> Cell:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
-        options = ("--trace-config", f"triton,file={path}", "--trace-config", "rate=1", "--trace-config", "level=TIMESTAMPS")
+        options = (
+            "--trace-config",
+            f"triton,file={path}",
+            "--trace-config",
+            "rate=1",
+            "--trace-config",
+            "level=TIMESTAMPS",
+        )
         with running(Peer((*SERVICE, *options), PEER.path, write, read)) as service:
             service.ask(1)
         events = json.loads(path.read_text()) if path.exists() else []
@@ -176,11 +180,11 @@ def timeline() -> Cell:
 # ---- gRPC --------------------------------------------------------------------------------------------------------
 
 
-def client() -> Any:
+def client(service: Running) -> Any:
     """Return a client of the running server."""
     import tritonclient.grpc
 
-    return tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{GRPC}")
+    return tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{service.others[0]}")
 
 
 def tensor_of(number: int) -> Any:
@@ -193,13 +197,7 @@ def tensor_of(number: int) -> Any:
     return tensor
 
 
-def over_grpc(asked: Callable[[], Cell]) -> Cell:
-    """Start it, and ask."""
-    with running(PEER):
-        return asked()
-
-
-def parts() -> Cell:
+def parts(service: Running) -> Cell:
     """Read three parts as they come."""
     came: list[float] = []
     began_s = time.perf_counter()
@@ -210,7 +208,7 @@ def parts() -> Cell:
         if len(came) == 3:
             is_over.set()
 
-    stream = client()
+    stream = client(service)
     stream.start_stream(on_part)
     tensor = tensor_of(1)
     tensor._input.shape[:] = [1]
@@ -223,7 +221,7 @@ def parts() -> Cell:
 
 def cancelled_call(service: Running) -> Cell:
     """One runs, another waits and is cancelled."""
-    grpc = client()
+    grpc = client(service)
     first = grpc.async_infer("model", [tensor_of(8_000_001)], lambda result, error: None)
     time.sleep(0.2)
     second = grpc.async_infer("model", [tensor_of(79)], lambda result, error: None)
@@ -234,7 +232,7 @@ def cancelled_call(service: Running) -> Cell:
     return Cell(NO, "runs all the same") if service.ran(79) else Cell(YES, "never runs")
 
 
-documented(PARTLY, "by the model's own code (BLS)", f"{DOCS}/user_guide/bls.html", "loop", "map_reduce")
+documented(PARTLY, "by the model's own code (BLS)", f"{DOCS}/bls.html", "loop", "map_reduce")
 documented(
     YES,
     "DALI's backend",

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-from http_probes import SERVICES, Peer, parts_of, register, running
+from http_probes import SERVICES, Peer, parts_of, register
 from probes import NO, PARTLY, YES, Cell, documented, main, probe
-from serve_load import free_port
 
 DOCS = "https://docs.ray.io/en/latest/serve"
-METRICS = free_port()
-SERVICE = (sys.executable, str(SERVICES / "ray_service.py"), "PORT", str(METRICS))
-PEER = Peer(SERVICE, "/", metrics=f":{METRICS}/metrics", environment=(("RAY_USAGE_STATS_ENABLED", "0"),))
+SERVICE = (sys.executable, str(SERVICES / "ray_service.py"), "PORT", "OTHER1")
+PEER = Peer(SERVICE, "/", metrics=":OTHER1/metrics", environment=(("RAY_USAGE_STATS_ENABLED", "0"),))
 
 register(PEER, limit={"timeout_ms": 300}, room={"room": 4})
 
@@ -57,20 +55,14 @@ def misspelt() -> Cell:
     return Cell(YES if "ignored" not in str(said) else PARTLY, "; ".join(said))
 
 
-@probe("protocol")
-def protocol() -> Cell:
-    """Whether the address of the protocol is there."""
-    with running(PEER, max_batch=1) as service:
-        status, _ = service.get("/v2/health/ready")
-    return Cell(NO, f"/v2/health/ready: {status}")
-
-
-documented(YES, "by code: deployments call each other, each with its own batches", f"{DOCS}/model_composition.html", "graph")
+documented(
+    YES, "by code: deployments call each other, each with its own batches", f"{DOCS}/model_composition.html", "graph"
+)
 documented(PARTLY, "by code", f"{DOCS}/model_composition.html", "loop", "map_reduce")
-documented(NO, "none", f"{DOCS}/api/index.html", "priority")
+documented(NO, "none", f"{DOCS}/index.html", "priority", "protocol")
 documented(PARTLY, "requests of a model id go to the replica that has it", f"{DOCS}/model-multiplexing.html", "state")
-documented(YES, "rolling updates", f"{DOCS}/advanced-guides/inplace-updates.html", "swap")
-documented(PARTLY, "of tasks; no batches", "https://docs.ray.io/en/latest/ray-observability/user-guides/cli-sdk.html", "timeline")
+documented(YES, "rolling updates", f"{DOCS}/index.html", "swap")
+documented(PARTLY, "of tasks; no batches", f"{DOCS}/index.html", "timeline")
 documented(PARTLY, "by your code", f"{DOCS}/index.html", "gpu_decode")
 
 if __name__ == "__main__":

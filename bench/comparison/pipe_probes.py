@@ -1,4 +1,4 @@
-"""Probes that are the same for libraries that are called in the process: a pipe of nodes, as fastpipe and omniback have."""
+"""Probes that are the same for libraries that are called in the process: fastpipe and omniback, and their pipes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from http_probes import waited
-from probes import NO, PARTLY, YES, Cell, at_once, probe
+from probes import NEUTRAL, NO, YES, Cell, at_once, probe
 
 __all__ = ["Forward", "Library", "interrupted", "register"]
 
@@ -84,7 +84,8 @@ def batch_raises(library: Library) -> Cell:
     calls = [lambda: library.ask(pipe, 0)]
     calls += [lambda number=number: (time.sleep(0.1), library.ask(pipe, number))[1] for number in (2, 3, 13, 4)]
     answers = at_once(calls)[1:]
-    assert max(sizes) > 1
+    if max(sizes) == 1:
+        return Cell(NEUTRAL, "the four have not met")
     failed = [answer for answer in answers if isinstance(answer, BaseException)]
     kinds = type(answers[2]).__name__
     assert answers[2] in failed

@@ -15,12 +15,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TypeVar
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/: servers are started as by serve.py
-
-__all__ = ["CALLS", "NEUTRAL", "NO", "PARTLY", "RAN", "YES", "Cell", "at_once", "documented", "main", "probe"]
+__all__ = ["CALLS", "NEUTRAL", "NO", "PARTLY", "RAN", "YES", "Cell", "at_end", "at_once", "documented", "main", "probe"]
 
 YES, PARTLY, NO, NEUTRAL = "yes", "partly", "no", ""
 RAN = "ran"
@@ -45,6 +42,12 @@ class Cell:
 
 
 _probes: dict[str, Callable[[], Cell]] = {}
+_at_end: list[Callable[[], None]] = []
+
+
+def at_end(function: Callable[[], None]) -> None:
+    """Have a function called behind the last probe."""
+    _at_end.append(function)
 
 
 def probe(*keys: str) -> Callable[[Callable[[], Cell]], Callable[[], Cell]]:
@@ -120,5 +123,7 @@ def main(distribution: str, *others: str) -> None:
             cell = Cell("failed", f"{type(error).__name__}: {error}"[:300])
         out.write(json.dumps({"feature": key, **asdict(cell)}) + "\n")
         out.flush()
+    for end in _at_end:
+        end()
     out.flush()
     os._exit(0)  # not all libraries' threads let the interpreter end

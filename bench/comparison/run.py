@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from features import FEATURES, PEERS, Feature, Peer
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
 PAGE = HERE.parents[1] / "docs" / "comparison.md"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+MARKS = ("<!-- {}: begin -->", "<!-- {}: end -->")
 ASKED_WITHIN_S = 1200.0
 SIGNS = {"yes": "✓ ", "partly": "~ ", "no": "✗ ", "": "", "failed": "? "}
 PLATFORMS = {
@@ -96,12 +96,9 @@ def platforms_of(package: str) -> dict[str, str]:
     for name, tags in PLATFORMS.items():
         chosen = [part for tag in tags for part in ("--platform", tag)]
         with tempfile.TemporaryDirectory() as target:
-            ran = subprocess.run(
-                [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--target", target]
-                + ["--only-binary", ":all:", "--python-version", "3.11", *chosen, package],
-                capture_output=True,
-                check=False,
-            )
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--target", target]
+            command += ["--only-binary", ":all:", "--python-version", "3.11", *chosen, package]
+            ran = subprocess.run(command, capture_output=True, check=False)
         if ran.returncode == 0:
             found.append(name)
     return {"mark": "yes" if len(found) == len(PLATFORMS) else "partly", "text": ", ".join(found), "source": "ran"}
@@ -145,9 +142,7 @@ def table(results: Results) -> str:
     ours, others = PEERS[0], PEERS[1:]
     for chosen in ((ours, *others[:3]), (ours, *others[3:])):
         rows = [["", *(peer.title for peer in chosen)], ["---"] * (len(chosen) + 1)]
-        rows += [
-            [feature.title, *(cell_of(results, peer, feature, notes) for peer in chosen)] for feature in FEATURES
-        ]
+        rows += [[feature.title, *(cell_of(results, peer, feature, notes) for peer in chosen)] for feature in FEATURES]
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
     return "\n\n".join([*parts, made_with(results)])
 
@@ -161,15 +156,23 @@ def made_with(results: Results) -> str:
     return f"Asked on {results['date']}, {results['machine']}. Versions: {told}."
 
 
-def put_into_page(page: Path, results: Mapping[str, Any]) -> None:
-    """Replace what stands between the two marks of a page.
+def asked_list() -> str:
+    """Return the rows with what was done to find out."""
+    return "\n".join(f"- **{feature.title}**: {feature.asked}" for feature in FEATURES)
+
+
+def page_with(page: str, results: Results) -> str:
+    """Return the page's text with the tables of the results, and what was asked.
 
     Raises:
-        ValueError: the page has not both marks, once.
+        ValueError: the page has not all marks, once.
     """
-    before, rest = page.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    page.write_text(f"{before}{BEGIN}\n{table(dict(results))}\n{END}{after}")
+    for name, text in (("table", table(results)), ("asked", asked_list())):
+        begin, end = (mark.format(name) for mark in MARKS)
+        before, rest = page.split(begin)
+        _, after = rest.split(end)
+        page = f"{before}{begin}\n{text}\n{end}{after}"
+    return page
 
 
 def main() -> None:
@@ -188,7 +191,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="fastpipe-comparison-") as folder:
             asked_all(peers, options.feature, (options.venvs or Path(folder)).absolute(), results)
         RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    put_into_page(PAGE, results)
+    PAGE.write_text(page_with(PAGE.read_text(), results))
 
 
 if __name__ == "__main__":

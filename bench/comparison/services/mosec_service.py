@@ -6,8 +6,8 @@ import sys
 import time
 from typing import Any
 
-import served_model
 import mosec
+import served_model
 from mosec.errors import ValidationError
 
 

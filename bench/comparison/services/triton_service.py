@@ -2,7 +2,7 @@
 
     python triton_service.py HTTP-PORT GRPC-PORT METRICS-PORT [OPTION ...]
 
-Writes a repository of models into a temporary folder and becomes the server: no Python of ours is between it and signals.
+Writes a repository of models into a temporary folder and becomes the server, so that signals reach it as they are.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-import served_model
 import pytriton
+import served_model
 
 HERE = str(Path(__file__).resolve().parents[1])
-BACKEND = '''
+BACKEND = """
 import json
 import sys
 import time
@@ -72,7 +72,7 @@ class TritonPythonModel:
                 time.sleep(0.2)
                 sender.send(self.answer([part, 1, 0]))
             sender.send(flags=triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-'''
+"""
 
 CONFIG = """
 name: "{name}"
@@ -115,9 +115,8 @@ def batcher() -> str:
         policy += f" max_queue_size: {served_model.ROOM}"
     delay = served_model.WAIT_MS * 1000 if served_model.MAX_BATCH > 1 else 0
     queue = f"default_queue_policy {{ {policy} }}" if policy else ""
-    return (
-        f"dynamic_batching {{ max_queue_delay_microseconds: {delay} priority_levels: 2 default_priority_level: 2 {queue} }}"
-    )
+    levels = "priority_levels: 2 default_priority_level: 2"
+    return f"dynamic_batching {{ max_queue_delay_microseconds: {delay} {levels} {queue} }}"
 
 
 def write(repository: Path) -> None:
@@ -131,7 +130,9 @@ def write(repository: Path) -> None:
     }
     for name, (size, count, more) in kinds.items():
         (repository / name / "1").mkdir(parents=True)
-        (repository / name / "1" / "model.py").write_text(BACKEND.replace("PYTHON_PATH", repr([HERE, sysconfig.get_paths()["purelib"]])))
+        (repository / name / "1" / "model.py").write_text(
+            BACKEND.replace("PYTHON_PATH", repr([HERE, sysconfig.get_paths()["purelib"]]))
+        )
         (repository / name / "config.pbtxt").write_text(CONFIG.format(name=name, size=size, count=count, more=more))
     (repository / "graph" / "1").mkdir(parents=True)
     (repository / "graph" / "config.pbtxt").write_text(ENSEMBLE)
