@@ -207,7 +207,7 @@ def waited(seconds: list[float]) -> Cell:
     if greatest < 100:
         return Cell(YES, "runs at once")
     if least > 250:
-        return Cell(NO, "waits the 300 ms")
+        return Cell(PARTLY, "waits the 300 ms")
     return Cell(PARTLY, f"{round(least, -1):.0f} to {round(greatest, -1):.0f} ms")
 
 

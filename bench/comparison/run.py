@@ -30,9 +30,16 @@ PAGE = HERE.parents[1] / "docs" / "comparison.md"
 MARKS = ("<!-- {}: begin -->", "<!-- {}: end -->")
 ASKED_WITHIN_S = 1200.0
 SIGNS = {"yes": "✓ ", "partly": "~ ", "no": "✗ ", "": "", "failed": "? "}
+LINUX = (
+    "manylinux_2_35",
+    "manylinux_2_34",
+    "manylinux_2_28",
+    "manylinux_2_17",
+    "manylinux2014",
+)  # pip takes these only
 PLATFORMS = {
-    "Linux x86-64": ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
-    "Linux aarch64": ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"),
+    "Linux x86-64": tuple(f"{tag}_x86_64" for tag in LINUX),
+    "Linux aarch64": tuple(f"{tag}_aarch64" for tag in LINUX),
     "macOS arm64": ("macosx_14_0_arm64",),
     "Windows x86-64": ("win_amd64",),
 }
@@ -113,8 +120,9 @@ def asked_all(peers: Sequence[Peer], keys: Sequence[str], folder: Path, results:
         cells = results["peers"].setdefault(peer.key, {"cells": {}})["cells"]
         cells |= found["cells"]
         results["peers"][peer.key]["versions"] = found["versions"]
-        if peer.packages is not None and not keys:
+        if peer.packages is not None and (not keys or "size" in keys):
             cells["size"] = size_of(folder / peer.key)
+        if peer.packages is not None and (not keys or "platforms" in keys):
             cells["platforms"] = platforms_of(peer.packages[0].replace("[serve]", ""))
         for key, cell in found["cells"].items():
             print(f"  {key:14}{cell['mark']:7} {cell['text']}", flush=True)

@@ -60,7 +60,8 @@ def main() -> None:
         api = Model(max_batch_size=served_model.MAX_BATCH, **waiting)
     timeout_s = served_model.TIMEOUT_MS / 1e3 or 30
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=served_model.INSTANCES, timeout=timeout_s)
-    server.run(host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="error")
+    room = {"limit_concurrency": served_model.ROOM} if served_model.ROOM else {}  # uvicorn's, which run() hands on
+    server.run(host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="error", **room)
 
 
 if __name__ == "__main__":
