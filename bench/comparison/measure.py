@@ -5,7 +5,8 @@
 Two parts. Servers over HTTP: a model that takes batches of up to 8, and 2 ms and 0.25 ms for each request (it sleeps,
 as if it were on another device), one instance, a wait of 2 ms at most; 32 connections that each send the next request
 when they have the last answer; windows that take turns; servers are stopped (SIGSTOP) while others are measured.
-Ray's processes start sessions of their own: they are not stopped, and their CPU time is not counted. In the process:
+Processes of BentoML and Ray start sessions of their own: they are idle meanwhile, but not stopped, and their CPU time is
+not counted in full. In the process:
 ``peers.py``, cases ``hand-over`` and ``batches under load``, with omniback beside fastpipe.
 
 Environments are those that ``run.py`` has made with the same ``--venvs``; a peer without one is skipped and named.
@@ -28,7 +29,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # bench/
 
-from common import Spread, Window  # noqa: E402  # of bench/
+from common import Spread, Window, WrongAnswer  # noqa: E402  # of bench/
 from features import PEERS  # noqa: E402
 from serve import BUILD, Case, Contestant, Windows, Workshop, figures_of, measured, tell  # noqa: E402
 from serve_load import Post, connections, free_port  # noqa: E402
@@ -81,9 +82,16 @@ def bentoml(python: str) -> list[str]:
 def contestant(command: list[str], path: str, body: bytes) -> Contestant:
     """Return who is started and asked so."""
     post = Post(path, {"Content-Type": "application/json"}, body, str(NUMBER).encode())
+
+    def check(port: int) -> None:
+        try:
+            post.check(port)
+        except WrongAnswer as error:  # some listen before they have deployed what answers
+            raise ConnectionError(str(error)) from error
+
     environment = {**SETTINGS, "BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0"}
     return Contestant(
-        command, lambda server, clients, window: connections(server, post, clients, window), post.check, environment
+        command, lambda server, clients, window: connections(server, post, clients, window), check, environment
     )
 
 

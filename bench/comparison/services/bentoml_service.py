@@ -12,11 +12,11 @@ if served_model.ROOM:
     traffic["max_concurrency"] = served_model.ROOM
 
 
-@bentoml.service(threads=served_model.INSTANCES, traffic=traffic)
+@bentoml.service(threads=served_model.INSTANCES, traffic=traffic, logging={"access": {"enabled": False}})
 class Model:
     """Runs batches, or one request at a time."""
 
-    @bentoml.api(batchable=True, max_batch_size=max(2, served_model.MAX_BATCH), max_latency_ms=10_000)
+    @bentoml.api(batchable=True, max_batch_size=max(2, served_model.MAX_BATCH))
     def batched(self, numbers: list[int]) -> list[list[int]]:
         if served_model.REFUSED in numbers:
             raise InvalidArgument("refused")
