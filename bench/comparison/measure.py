@@ -5,9 +5,9 @@
 Two parts. Servers over HTTP: a model that takes batches of up to 8, and 2 ms and 0.25 ms for each request (it sleeps,
 as if it were on another device), one instance, a wait of 2 ms at most; 32 connections that each send the next request
 when they have the last answer; windows that take turns; servers are stopped (SIGSTOP) while others are measured.
-Processes of BentoML and Ray start sessions of their own: they are idle meanwhile, but not stopped, and their CPU time is
-not counted in full. In the process:
-``peers.py``, cases ``hand-over`` and ``batches under load``, with omniback beside fastpipe.
+Processes of BentoML and Ray start sessions of their own: they are idle meanwhile, but not stopped, and their CPU time
+is not counted in full. In the process: ``peers.py``, cases ``hand-over`` and ``batches under load``, with omniback
+beside fastpipe.
 
 Environments are those that ``run.py`` has made with the same ``--venvs``; a peer without one is skipped and named.
 Writes ``build/bench/comparison.jsonl``. Fifteen minutes; ``--quick`` two.

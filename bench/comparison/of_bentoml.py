@@ -52,7 +52,7 @@ def misspelt() -> Cell:
     said = []
     for what, make in (
         ("endpoint", lambda: bentoml.api(batchable=True, max_bach_size=4)(lambda self, numbers: numbers)),
-        ("traffic", lambda: bentoml.service(traffic={"timout": 1})(type("Any", (), {}))),
+        ("traffic", lambda: bentoml.service(traffic={"time_out": 1})(type("Any", (), {}))),
     ):
         try:
             make()
