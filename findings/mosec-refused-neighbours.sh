@@ -3,6 +3,7 @@
 #
 # The three others are right, and are answered alone; in a batch with one that is wrong they are told that they are
 # wrong. The same holds for DecodingError (400), which the default `deserialize` raises for a body that is no JSON.
+# A stage in front that takes one request at a time refuses alone.
 # mosec 0.9.8.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT

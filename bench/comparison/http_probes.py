@@ -33,6 +33,7 @@ __all__ = [
     "Answer",
     "Peer",
     "Running",
+    "beside",
     "burst",
     "parts_of",
     "register",

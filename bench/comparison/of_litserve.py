@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 from http_probes import SERVICES, Peer, parts_of, register, running
@@ -21,6 +22,19 @@ def in_process() -> Cell:
 
     calls = [name for name in CALLS if name in vars(litserve.LitServer)]
     return Cell(PARTLY if calls else NO, ", ".join(calls) or "no: only HTTP")
+
+
+@probe("metrics")
+def metrics() -> Cell:
+    """No page of its own; a Logger may bring one."""
+    import litserve
+    from litserve.loggers import Logger
+
+    assert "loggers" in inspect.signature(litserve.LitServer).parameters
+    with running(PEER, max_batch=1) as service:
+        status, _ = service.get("/metrics")
+    own = f"/metrics: {status}"
+    return Cell(PARTLY, f"{own}; a Logger of yours may mount them") if hasattr(Logger, "mount") else Cell(NO, own)
 
 
 @probe("streaming")

@@ -5,14 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from http_probes import SERVICES, Peer, parts_of, register, running
+from http_probes import SERVICES, Peer, beside, parts_of, register, running
 from probes import CALLS, NO, PARTLY, YES, Cell, documented, main, probe
+from served_model import REFUSED
 
 DOCS = "https://github.com/mosecorg/mosec"
 SERVICE = (sys.executable, str(SERVICES / "mosec_service.py"), "--address", "127.0.0.1", "--port", "PORT")
 PEER = Peer(SERVICE, "/inference")
 
 register(PEER, limit={"MOSEC_TIMEOUT": 300}, room={"MOSEC_CAPACITY": 4})
+
+
+@probe("isolation")
+def isolation() -> Cell:
+    """Refused by a stage of its own: in the stage of the batch, its neighbours would be refused, too."""
+    with running(Peer((*SERVICE, "--check"), "/inference"), max_batch=4) as service:
+        cell = beside(service, REFUSED)
+    return Cell(cell.mark, f"{cell.text}, by a stage in front of the batch")
 
 
 @probe("in_process")

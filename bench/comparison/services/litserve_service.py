@@ -7,7 +7,7 @@ from typing import Any
 
 import litserve
 import served_model
-from fastapi import HTTPException
+from fastapi.responses import JSONResponse
 
 
 class Model(litserve.LitAPI):
@@ -17,12 +17,13 @@ class Model(litserve.LitAPI):
         pass
 
     def decode_request(self, request: dict[str, Any]) -> int:
-        if request["number"] == served_model.REFUSED:
-            raise HTTPException(422, "refused")
         return int(request["number"])
 
     def predict(self, data: Any) -> Any:
-        return served_model.run(data) if isinstance(data, list) else served_model.run([data])[0]
+        if not isinstance(data, list):
+            return served_model.run([data])[0]
+        good = iter(served_model.run([number for number in data if number != served_model.REFUSED]))
+        return [None if number == served_model.REFUSED else next(good) for number in data]
 
     def batch(self, inputs: list[int]) -> list[int]:
         return inputs
@@ -31,7 +32,8 @@ class Model(litserve.LitAPI):
         return output
 
     def encode_response(self, output: Any) -> Any:
-        return output
+        # An HTTPException would be the answer to the whole batch; a response of its own is the way to refuse one.
+        return JSONResponse({"error": "refused"}, 422) if output is None else output
 
 
 class Stream(litserve.LitAPI):

@@ -1,4 +1,4 @@
-"""Mosec: the model of the comparison.  python mosec_service.py [--stream] --port PORT and its other options."""
+"""Mosec: the model of the comparison.  python mosec_service.py [--stream] [--check] --port PORT, and its options."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ import served_model
 from mosec.errors import ValidationError
 
 
+class Check(mosec.Worker):
+    """A stage in front, which takes one request at a time: what it refuses shares no batch."""
+
+    def forward(self, data: Any) -> Any:
+        if data["number"] == served_model.REFUSED:
+            raise ValidationError("refused")
+        return data
+
+
 class Model(mosec.Worker):
     """Runs batches."""
 
-    def deserialize(self, data: bytes) -> Any:
-        number = super().deserialize(data)["number"]
-        if number == served_model.REFUSED:
-            raise ValidationError("refused")
-        return number
-
     def forward(self, data: Any) -> Any:
-        return served_model.run(data) if isinstance(data, list) else served_model.run([data])[0]
+        if isinstance(data, list):
+            return served_model.run([each["number"] for each in data])
+        return served_model.run([data["number"]])[0]
 
 
 class Stream(mosec.SSEWorker):
@@ -39,6 +44,8 @@ if __name__ == "__main__":
     if "--stream" in sys.argv:
         server.append_worker(Stream)
     else:
+        if "--check" in sys.argv:
+            server.append_worker(Check)
         waiting = {"max_wait_time": served_model.WAIT_MS} if served_model.MAX_BATCH > 1 else {}
         server.append_worker(Model, num=served_model.INSTANCES, max_batch_size=served_model.MAX_BATCH, **waiting)
     server.run()
