@@ -155,6 +155,7 @@ def running(peer: Peer, **settings: object) -> Iterator[Running]:
         log.touch()
         environment = {
             "COMPARISON_LOG": str(log),
+            "TMPDIR": folder,
             "PYTHONPATH": f"{HERE}{os.pathsep}{SERVICES}",
             **dict(peer.environment),
         }

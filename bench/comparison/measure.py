@@ -22,6 +22,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,10 @@ def main() -> int:
     if options.only:
         chosen = {name: each for name, each in chosen.items() if name in {OURS, *options.only}}
     case = Case("batches of up to 8, HTTP", (CLIENTS,), chosen, ())
-    windows = measured(case, Workshop({}), window, rounds)
+    with tempfile.TemporaryDirectory(prefix="fastpipe-comparison-") as folder:
+        os.environ["TMPDIR"] = folder  # of the servers
+        windows = measured(case, Workshop({}), window, rounds)
+        del os.environ["TMPDIR"]
     print(
         f"CPython {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {rounds} windows"
     )
