@@ -35,7 +35,7 @@ from fastpipe.backends.model.heads.detectors import YoloV8
 from fastpipe.kernels import cpu
 
 DETECTOR_SIDE, CROP_SIDE = 320, 96
-# On a CPU, a batch of this detector's is no cheaper than as many runs of one: 17.4 ms a picture in a batch of four,
+# On a CPU, a batch of this detector's is dearer than as many runs of one: 17.4 ms a picture in a batch of four,
 # 18.4 in one of eight, 16.5 alone. So it runs alone; --detector-batch tries others.
 DETECTOR_BATCH, CLASSIFIER_BATCH = 1, 16
 CLASSES = 10

@@ -216,9 +216,8 @@ class OnnxModel(ModelBackend):
             specs = [input_spec(each, suffix) for each in self._session.inputs]
             declared = [(value.name, axes_of(value)) for value in chosen]
             answered = declared[: len(declared) - len(states)]
-            wishes = read_wishes(
-                batch_axis, shared, split_by, [spec.name for spec in specs], [name for name, _ in declared]
-            )
+            names = [spec.name for spec in specs], [name for name, _ in declared]
+            wishes = read_wishes(batch_axis, shared, split_by, *names)
             axes, batch = input_axes(specs, wishes)
             wishes = with_states(wishes, states, dict(zip(self._feed_names, axes, strict=True)))
             specs = with_axes(specs, axes, wishes)
@@ -249,10 +248,7 @@ class OnnxModel(ModelBackend):
             tried = proof, repr(pad), max_tokens
             self._prove_lengths(tried, lengths, profiles, FINE if is_fine else COARSE, is_vouched=rows is not None)
             self._announce([] if self._has_maps else answered, dtypes_of(chosen), postprocessor)
-            if lengths is None and not self._has_maps:
-                call = self._session.runner(self._output_names)
-                parts = self._state, self._axes, self._output_names, self._answers, self._has_rows, call
-                self._fast_path = fast_path_of(self._inputs_to_run, *parts)
+            self._find_fast_path()
         except ConfigError as error:
             raise self._named(error) from error.__cause__
         finally:
@@ -333,6 +329,12 @@ class OnnxModel(ModelBackend):
             inputs.complete(self._state.data_of)
         asked = [spec for spec in specs if spec.name not in self._state.inputs]
         self._take(self._inputs, profiles, asked, many_rows=many_rows, inputs_to_run=self._inputs_to_run)
+
+    def _find_fast_path(self) -> None:
+        if self._lengths is None and not self._has_maps:
+            call = self._session.runner(self._output_names)
+            parts = self._state, self._axes, self._output_names, self._answers, self._has_rows, call
+            self._fast_path = fast_path_of(self._inputs_to_run, *parts)
 
     def _take_values(self, postprocessor: Any, unfit_keys: Sequence[str], as_dict: bool) -> None:
         """Take requests as they come, one at a time, as values of which no batch can be made."""
