@@ -317,7 +317,8 @@ def test_without_a_pipe_a_child_ends_as_ever() -> None:
         """
         import ctypes
         libc = ctypes.CDLL(None)
-        libc.on_exit(libc.dprintf, ctypes.c_char_p(b"the parent's\\n"))
+        libc.strdup.restype = ctypes.c_void_p  # Python's own bytes are gone by then
+        libc.on_exit(libc.dprintf, ctypes.c_void_p(libc.strdup(b"the parent's\\n")))
         pid = os.fork()
         if pid == 0:
             sys.exit(1)
