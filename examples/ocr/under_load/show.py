@@ -19,8 +19,8 @@ from ocr.under_load.search import Searcher, worth_finding
 __all__ = ["show_under_load"]
 
 WITHOUT_BATCHES = 1  # the executor's place among the contestants
-# On a quiet machine there are some 30 windows, most of them shorter than they were meant: no load is held for long.
-LONGEST_WINDOWS = 40
+# Where nothing else runs, some 30 windows are enough, and most of those that are not held are cut short.
+LONGEST_WINDOWS = 56
 # So much of the CPUs in other hands, and the figures say more about these than about what is compared.
 DISTURBED = 0.1
 
