@@ -170,8 +170,10 @@ cdef class Engine:
 
     # ---- calls -------------------------------------------------------------------------------------------------
 
+    # The first line is the signature in the form that `inspect` and `help` read: a slot of C has none of its own.
     def __call__(self, request, *, timeout=None, priority=0, bint eager=False, entry=None):
-        """Run one request, or a list of them, to the end; return what was given.
+        """__call__($self, request, *, timeout=None, priority=0, eager=False, entry=None)\n--\n
+        Run one request, or a list of them, to the end; return what was given.
 
         The answer is written into the request's own dict: the result under ``"result"``. Thread-safe; blocks.
 

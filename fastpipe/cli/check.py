@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import io
 import re
-import sys
 import tomllib
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fastpipe.cli.modules import modules_beside
 from fastpipe.cli.toml_places import Places, character_at, places_in
 from fastpipe.config.described import NodeConfig
 from fastpipe.config.nodes import ONE_NODE_NAME
@@ -105,7 +104,7 @@ def check(path: Path, *, builds: bool = False) -> Report:
 
 
 def _examined(written: dict[str, Any], path: Path) -> tuple[Sequence[NodeConfig], Sequence[Mistake], Sequence[str]]:
-    with _modules_beside(path):
+    with modules_beside(path):
         config, problems, remarks = examine(written, {}, path.absolute().parent)
         add_mistakes_of_the_graph(config.nodes, problems)
     mistakes = list(problems.mistakes)
@@ -113,17 +112,6 @@ def _examined(written: dict[str, Any], path: Path) -> tuple[Sequence[NodeConfig]
         mistakes += _missing_files(node)
         remarks += _slow_models(node)
     return config.nodes, mistakes, remarks
-
-
-@contextmanager
-def _modules_beside(path: Path) -> Iterator[None]:
-    """Have ``module:Name`` find modules that lie beside the file, behind all others."""
-    folder = str(path.absolute().parent)
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
 
 
 def _steps(plan: StepPlan | None) -> Iterator[StepPlan]:
@@ -163,7 +151,7 @@ def _refused(path: Path) -> Sequence[str]:
     from fastpipe.pipe import Pipe
 
     try:
-        with _modules_beside(path), warnings.catch_warnings():
+        with modules_beside(path), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are among the remarks
             Pipe(path).close()
     except ConfigError as error:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fastpipe.cli.data import HELP, Inputs
+from fastpipe.cli.modules import look_beside
 from fastpipe.cli.paths import check_output
 from fastpipe.cli.quantize import complain_of_failures
 from fastpipe.cli.terminal import complain, put, say
@@ -54,6 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     from fastpipe.models.comparison_page import page_of, summary_of
     from fastpipe.models.inputs import model_of
 
+    look_beside(arguments.file)
+    if arguments.other is not None and arguments.other.suffix == ".toml":
+        look_beside(arguments.other)
     first = model_of(arguments.file, arguments.node)
     changes = {} if arguments.precision is None else {"precision": arguments.precision}
     second = other_model(first, arguments.other, changes)

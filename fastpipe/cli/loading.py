@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastpipe.cli.modules import look_beside
 from fastpipe.config.registry import distrusting
 from fastpipe.errors import ConfigError, PipeError
 from fastpipe.pipe import Pipe
@@ -19,12 +20,13 @@ REMEDY = "--config FILE takes a configuration of yours instead, --trust runs wha
 
 
 def pipe_of_file(path: Path, keywords: Mapping[str, Any] | None = None) -> Pipe:
-    """Build the pipe that a file describes; ``keywords`` win over it.
+    """Build the pipe that a file describes; ``keywords`` win over it. Modules beside the file are found from now on.
 
     Raises:
         PipeError: there are mistakes in it; the message has them with their places, as ``fastpipe check`` says them.
         ConfigError, ...: whatever else ``Pipe`` raises.
     """
+    look_beside(path)
     try:
         return Pipe(path, **(keywords or {}))
     except ConfigError as error:
@@ -82,8 +84,10 @@ def pipe_of_record(configuration: Any, config: Path | None, *, trust: bool, allo
         PipeError: the record cannot say what its pipe was, or its file is gone.
         ConfigError, ...: whatever ``Pipe`` raises.
     """
-    if config is not None and not trust:
-        return Pipe(config)
+    if config is not None:
+        look_beside(config)
+        if not trust:
+            return Pipe(config)
     if not isinstance(configuration, dict):
         raise PipeError(f"the record's configuration is damaged: a mapping is expected, got {configuration!r}")
     keywords = _checked(configuration, "keywords", dict) or {}
@@ -105,6 +109,8 @@ def pipe_of_record(configuration: Any, config: Path | None, *, trust: bool, allo
         raise PipeError(f"the configuration {path} is not there: say --config FILE or --pipe module:attribute")
     source = mapping if path is None else path
     if trust:
+        if path is not None:
+            look_beside(Path(path))
         return Pipe(source, **keywords)
     if path is not None and Path(path).stat().st_size > MOST_CONFIGURATION_BYTES:
         raise PipeError(f"{path} has more than {MOST_CONFIGURATION_BYTES} bytes: {REMEDY}")

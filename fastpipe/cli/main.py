@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastpipe.cli.modules import look_beside
 from fastpipe.cli.paths import check_output, writing
 from fastpipe.cli.terminal import Escaping, complain, escaped_line, put, say
 from fastpipe.errors import PipeError, nearest
@@ -277,6 +278,7 @@ def _picture_of(path: Path) -> Picture:
     from fastpipe.config.wiring import compile_graph
     from fastpipe.show.picture import Picture
 
+    look_beside(path)
     with warnings.catch_warnings():  # `check` shows them
         warnings.simplefilter("ignore")
         configs = load(path, {}).nodes

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fastpipe.cli.data import HELP as HELP_ON_DATA
 from fastpipe.cli.data import Inputs, loaded
+from fastpipe.cli.modules import look_beside
 from fastpipe.cli.terminal import show
 from fastpipe.errors import PipeError, UnknownNode, nearest
 
@@ -173,6 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fastpipe.pipe import Pipe
 
     (request, *_), _ = loaded(Inputs(arguments.data), 1)
+    look_beside(arguments.file)
     with Pipe(arguments.file) as pipe, pipe.debug() as debugger:
         for node in arguments.stops:
             debugger.break_at(node)

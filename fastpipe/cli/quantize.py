@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastpipe.cli.data import HELP, Input, Inputs
+from fastpipe.cli.modules import look_beside
 from fastpipe.cli.paths import check_output, writing
 from fastpipe.cli.terminal import complain, escaped_line, say
 
@@ -45,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_output("--output", arguments.output)
     from fastpipe.models.quantizing import quantize
 
+    look_beside(arguments.file)
     samples = ((item.name, item.read) for item in _spread(Inputs(arguments.data), arguments.most))
     with writing(arguments.output):
         done = quantize(

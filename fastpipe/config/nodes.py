@@ -15,6 +15,7 @@ from typing import Any
 
 from fastpipe.config import registry
 from fastpipe.config.described import NodeConfig
+from fastpipe.config.hints import hint_of, misspelt_attributes
 from fastpipe.config.key import Key
 from fastpipe.config.keys import NODE_KEYS, default_settings
 from fastpipe.config.plan import StepPlan, TreePlanner, is_grafting, resolve_filter
@@ -57,7 +58,7 @@ class NodeReader:
         self.problems = problems
         self.warnings: list[str] = []
         self.planners: dict[str, TreePlanner] = {}
-        self.known: dict[str, None] = dict.fromkeys(NODE_KEYS)
+        self.known: dict[str, None] = {}  # what the backends of all nodes take
         self.taken_defaults: set[str] = set(NODE_KEYS)
         self.users: dict[int, str] = {}  # id of a Backend object given as such -> the node that uses it
 
@@ -211,6 +212,8 @@ class NodeReader:
         planner = self.planners[name] = TreePlanner(name, self.problems, self.base_directory)
         plan = self._plan(planner, table, defaults, instance_num)
         if plan is not None:
+            remarks = [remark for step in plan.steps() for remark in misspelt_attributes(step.kind)]
+            self.warnings += [Mistake(remark, name, "backend") for remark in dict.fromkeys(remarks)]
             size = self._checked_size(name, plan, size, is_own="max" in table)
             instance_num = self._checked_objects(planner, instance_num, is_own="instance_num" in table)
             is_minded = member or plan.composes_sizes or "min" in planner.known
@@ -284,7 +287,8 @@ class NodeReader:
             known = [*NODE_KEYS, *planner.known]
             for key in table:
                 if key not in known and key.replace("::", "_") not in known:
-                    self.problems.add(name, key, f"nobody takes {key!r}{nearest(key, known)}", AT_KEY)
+                    hint = hint_of(key, planner.known, at_node=True)
+                    self.problems.add(name, key, f"nobody takes {key!r}{hint}", AT_KEY)
         if table.get("backend") is not None:
             text = (
                 f"it shares the instances of {shares!r} and runs no backend of its own: take the key out, or give the "
@@ -322,14 +326,12 @@ class NodeReader:
         known = [*NODE_KEYS, *planner.known]
         for key in table:
             if key not in NODE_KEYS and key not in planner.taken:
-                hint = nearest(key, known)
+                hint = hint_of(key, planner.known, at_node=True)
                 meant = "" if "backend" in table else nearest(planner.node, known)
                 if not hint and meant:  # a table beside the keys of an only node, whose name is misspelt
                     hint = f"; {planner.node!r} is a table of no key, and so counts as a node{meant}"
                 elif not hint and isinstance(table[key], Mapping):
                     hint = f'; a node named {planner.node}.{key} is written ["{planner.node}.{key}"] in a TOML file'
-                elif key == "max_batch":
-                    hint = "; the node's key is 'max'"
                 self.problems.add(planner.node, key, f"nobody takes {key!r}{hint}", AT_KEY)
 
     def _checked_size(self, name: str, plan: StepPlan, size: int | None, *, is_own: bool) -> int | None:
@@ -361,7 +363,7 @@ class NodeReader:
             return  # whoever would take them may be the one that could not be read
         for key in self.defaults:
             if key not in self.taken_defaults:
-                text = f"no node takes {key!r}{nearest(key, self.known)}"
+                text = f"no node takes {key!r}{hint_of(key, self.known, at_node=False)}"
                 self.problems.add_general("defaults", text, key)
 
 

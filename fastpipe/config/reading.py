@@ -104,6 +104,7 @@ def _of_the_pipe(defaults: dict[str, Any], problems: Problems) -> dict[str, Any]
     """Take the keys of the whole pipe out of the defaults of nodes, and return the fields of PipeConfig."""
     fields: dict[str, Any] = {}
     settings = default_settings(PIPE_KEYS)
+    is_limited = "max_in_flight" in defaults
     for name, key in PIPE_KEYS.items():
         if name not in defaults:
             continue
@@ -117,6 +118,8 @@ def _of_the_pipe(defaults: dict[str, Any], problems: Problems) -> dict[str, Any]
                 problems.add_general("configuration", mistake.text, name, mistake.part)
             continue
         (settings if key.field is None else fields)[key.field or name] = value
+    if fields.get("when_overloaded", "block") != "block" and not is_limited:
+        problems.add_general("configuration", "there is no max_in_flight", "when_overloaded", None)
     return {**fields, "settings": settings}
 
 

@@ -458,7 +458,8 @@ cdef c_bool is_full(Station front, int64_t more_bytes, c_bool with_reserved) noe
 cdef object full_error(Station front, int64_t more_bytes):
     cdef int32_t waiting = _count_waiting(front) + front.reserved
     if front.name is None:
-        return QueueFull(f"the pipe is full: {waiting} requests are in flight, and its max_in_flight is {front.max_queue}")
+        said = "1 request is" if waiting == 1 else f"{waiting} requests are"
+        return QueueFull(f"the pipe is full: {said} in flight, and its max_in_flight is {front.max_queue}")
     cdef int64_t waiting_bytes = _count_waiting_bytes(front) + front.reserved_bytes
     if front.max_queue_bytes > 0 and waiting_bytes + more_bytes > front.max_queue_bytes:
         said = (f"{waiting_bytes} bytes wait, the request has {more_bytes}, and its max_queue_bytes is "

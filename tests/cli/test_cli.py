@@ -358,6 +358,28 @@ def test_modules_beside_the_file_are_found(in_folder: Path, capsys: pytest.Captu
     assert [path for path in sys.path if path not in before] in ([], [os.getcwd()])
 
 
+@pytest.mark.parametrize(
+    "words", [["graph"], ["run", "--data", "8"], ["debug", "--data", "8"]], ids=lambda words: words[0]
+)
+def test_every_command_finds_modules_beside_its_file(
+    words: list[str], in_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `check` does, behind all others; also those that are imported only when a request runs."""
+    name, later = f"beside_for_{words[0]}", f"later_for_{words[0]}"
+    folder = in_folder / "elsewhere"
+    folder.mkdir()
+    (folder / f"{name}.py").write_text(
+        f"def half(data):\n    import {later}\n    return int(data) / {later}.TWO\n",
+    )
+    (folder / f"{later}.py").write_text("TWO = 2\n")
+    (folder / "pipe.toml").write_text(f'[a]\nbackend = "{name}:half"\n')
+    monkeypatch.setattr("sys.stdin", io.StringIO("run\nprint result\n"))
+    assert main([words[0], "elsewhere/pipe.toml", *words[1:]]) == 0
+    assert sys.path[-1] == str(folder)
+    said = capsys.readouterr().out
+    assert ("half" if words[0] == "graph" else "4.0") in said
+
+
 def test_building_it_as_well(in_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What only a constructor can refuse is a mistake with `--build`, and not without."""
     Path("refuses.py").write_text(

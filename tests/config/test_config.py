@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -433,6 +434,67 @@ def test_a_key_nobody_takes_names_the_nearest_known_one() -> None:
     assert "did you mean 'Sleep::time'?" in problems({"backend": "Sleep", "Sleep::tine": 2})[0]
     assert problems({"a": {"backend": Resize, "resize_h": 1}}, resizew=2) == [
         "defaults: no node takes 'resizew'; did you mean 'resize_w'?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        (
+            "timeout",
+            "; did you mean 'request_timeout' (seconds that a request may take; it stands beside the nodes) or",
+        ),
+        ("timeout", " or 'batching_timeout' (milliseconds that a request waits for others)?"),
+        ("batch_size", "; did you mean 'max'?"),
+        ("max_batch", "; did you mean 'max'?"),
+        ("max_batch_size", "; did you mean 'max'?"),
+        ("workers", "; did you mean 'instance_num'?"),
+        ("num_instances", "; did you mean 'instance_num'?"),
+        ("max_queue_delay_microseconds", "; did you mean 'batching_timeout', in milliseconds?"),
+        ("request_timeout", "; it is a key of the whole pipe, and stands beside the nodes: in a file, above the first"),
+        ("request_timeou", "; did you mean 'request_timeout'?"),
+    ],
+)
+def test_a_key_in_another_library_s_words_or_at_a_wrong_place_is_told_which_was_meant(word: str, meant: str) -> None:
+    """The words are too far from ours to count as misspelt ones; beside the nodes they are told the same."""
+    assert meant in problems({"a": {"backend": Resize, "resize_h": 1, word: 1}})[0]
+    if word in ("timeout", "workers"):
+        assert meant in problems({"a": {"backend": Resize, "resize_h": 1}}, **{word: 1})[0]
+
+
+def test_a_parameter_of_the_backend_is_nearer_than_another_library_s_word() -> None:
+    """Who writes `workers` at a node that takes `worker` has misspelt it."""
+
+    def fetch(data: Any, *, worker: int = 1) -> Any:
+        return data
+
+    assert problems(backend=fetch, workers=2) == ["node 'main': nobody takes 'workers'; did you mean 'worker'?"]
+
+
+def test_an_attribute_that_is_one_of_the_contract_but_for_a_letter_is_remarked_on() -> None:
+    """Nothing would read it. Not where the class says the right one, too, nor of what may well be its own."""
+
+    class Misspelt(Backend):
+        maxbatch = 4
+        keep_input = True
+
+        def forward(self, batch: list[Request]) -> None: ...
+
+    class Own(Misspelt):
+        max_batch = 4
+        keeps_input = True
+        max_batches = weights = buckets = MIN_BATCH = 3
+
+        def closed(self) -> None: ...
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load({"a": {"backend": Own}, "b": {"backend": "S[Identity,Identity]"}}, {})
+        assert not caught
+        load({"a": {"backend": Misspelt}}, {})
+    assert [str(each.message) for each in caught] == [
+        "node 'a': backend: fastpipe does not know Misspelt.keep_input; did you mean 'keeps_input'?",
+        "node 'a': backend: fastpipe does not know Misspelt.maxbatch; did you mean 'max_batch'?",
     ]
 
 

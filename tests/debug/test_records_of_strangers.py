@@ -131,6 +131,18 @@ def test_with_a_configuration_of_the_user_s_nothing_of_the_record_s_is_used(
     assert not (evil / "was_run").exists()
 
 
+def test_modules_beside_a_configuration_of_the_user_s_are_found(evil: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its folder is the user's, as with every other command; that of what the record names is not looked at."""
+    (evil / "mine").mkdir()
+    (evil / "mine" / "beside_mine.py").write_text("def run(data):\n    return data\n")
+    (evil / "mine" / "own.toml").write_text('[a]\nbackend = "beside_mine:run"\n')
+    configuration = {"file": str(evil / "mine" / "own.toml")}
+    path = stranger_s_record(evil, configuration, answer={"dict": [["data", 3], ["result", 3]]})
+    assert replayed(capsys, str(path))[0] == 1
+    assert str(evil / "mine") not in sys.path
+    assert replayed(capsys, str(path), "--config", "mine/own.toml")[1][-1] == "1 of 1 reproduced"
+
+
 @pytest.mark.parametrize(
     ("node", "why"),
     [

@@ -601,6 +601,8 @@ def test_a_backend_may_ask_whether_anybody_waits(how: str) -> None:
         ({"max_queue_bytes": "many"}, "max_queue_bytes: must be a whole number"),
         ({"request_timeout": -1}, "request_timeout: must be between 1e-06 and 1000000000 seconds"),
         ({"max_queu": 5}, "did you mean 'max_queue'?"),
+        ({"max_in_fligth": 5}, "did you mean 'max_in_flight'?"),
+        ({"when_overloaded": "reject"}, "configuration: when_overloaded: there is no max_in_flight"),
     ],
 )
 def test_mistaken_limits_are_said_in_words(keys: dict[str, Any], words: str) -> None:
@@ -611,6 +613,15 @@ def test_mistaken_limits_are_said_in_words(keys: dict[str, Any], words: str) -> 
 
 
 # ---- the whole pipe --------------------------------------------------------------------------------------------------
+
+
+def test_one_request_in_flight_is_said_in_the_singular() -> None:
+    """And what happens beyond the limit may be said where it is what happens anyway."""
+    Pipe(backend="Identity", when_overloaded="block").close()
+    with Held(max_in_flight=1, when_overloaded="reject") as held:
+        with pytest.raises(QueueFull, match="the pipe is full: 1 request is in flight, and its max_in_flight is 1"):
+            held.pipe({"data": "more"})
+        held.open()
 
 
 def test_max_in_flight_refuses_what_is_one_too_many_and_says_the_numbers() -> None:

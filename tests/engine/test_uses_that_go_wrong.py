@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import gc
+import inspect
 import subprocess
 import sys
 import threading
@@ -310,3 +311,11 @@ def test_a_pipe_is_built_once() -> None:
         with pytest.raises(PipeError, match="is built already"):
             pipe.__init__(backend="Identity")  # type: ignore[misc]
         assert pipe({"data": 3})["result"] == 9
+
+
+def test_help_and_editors_see_what_a_call_takes() -> None:
+    """A method of C has no signature but for the one that its docstring gives; help() shows the rest of that."""
+    with Pipe(backend="Identity") as pipe:
+        words = "(request, *, timeout=None, priority=0, eager=False, entry=None)"
+        assert str(inspect.signature(pipe.__call__)) == words
+        assert (inspect.getdoc(pipe.__call__) or "").startswith("Run one request, or a list of them, to the end;")

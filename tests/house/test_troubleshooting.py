@@ -18,7 +18,7 @@ from doc_pages import DOCS
 from helpers import WAIT_S, Gate, opened, until
 
 import fastpipe
-from fastpipe import Backend, Pipe, Request
+from fastpipe import Backend, PerRequest, Pipe, Request
 from fastpipe.errors import MissingExtra
 
 ROWS = [
@@ -46,6 +46,21 @@ class SetsNothing(Backend):
 class Returns(Backend):
     def forward(self, batch: list[Request]) -> Any:
         return [len(request["data"]) for request in batch]
+
+
+class Sized(Backend):
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def forward(self, batch: list[Request]) -> None:
+        pass
+
+
+class Remembers(PerRequest):
+    stateful = True
+
+    def run(self, request: Request) -> None:
+        request["result"] = request["state"]
 
 
 class Asynchronous(Backend):
@@ -166,10 +181,37 @@ def import_a_source_tree(tmp_path: Path) -> None:
     raise ImportError(ran.stderr)
 
 
+def fill_the_pipe() -> None:
+    gate = Gate()
+    with Pipe(backend=gate, max_in_flight=1, when_overloaded="reject") as pipe:
+        pipe.submit({"data": 1})
+        try:
+            pipe({"data": 2})
+        finally:
+            gate.opened.set()
+
+
+def fail_with_what_cannot_be_copied() -> None:
+    ask([{"data": number, "o": object()} for number in (5, 6)], backend=Length)
+
+
+def look_for_the_server() -> None:
+    command = [sys.executable, "-P", "-c", "import fastpipe; fastpipe.serve"]
+    raise RuntimeError(subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stderr)
+
+
 JOIN = {"b": {"backend": Length, "next": "d"}, "c": {"backend": Length, "next": "d"}, "d": {"backend": Length}}
 PROVOKED: dict[str, Callable[[Path], None]] = {
     "no backend is named": lambda _: ask({}, backend="ResizMat"),
-    "nobody takes": lambda _: ask({}, backend=Length, instances=2),
+    "nobody takes 'request_timeout'": lambda _: Pipe({"a": {"backend": Length, "request_timeout": 1}}).close(),
+    "there is no max_in_flight": lambda _: ask({}, backend=Length, when_overloaded="reject"),
+    "a mapping or the path": lambda _: Pipe(Length).close(),  # type: ignore[arg-type]
+    "needs it": lambda _: ask({}, backend=Sized),
+    "has no attribute 'serve'": lambda _: look_for_the_server(),
+    "cannot be copied": lambda _: fail_with_what_cannot_be_copied(),
+    "(state_of)": lambda _: ask({"data": 1}, backend=Remembers, state_of="stream_id"),
+    "the pipe is full": lambda _: fill_the_pipe(),
+    "nobody takes 'instances'": lambda _: ask({}, backend=Length, instances=2),
     "takes at most 4": lambda _: ask({}, backend=Length, max=8),
     "the module cannot be imported": lambda _: ask({}, backend="mymodule:Thing"),
     "needs onnxruntime": lambda _: ask_for_an_extra(),
@@ -187,7 +229,7 @@ PROVOKED: dict[str, Callable[[Path], None]] = {
     "returned list": lambda _: ask({"data": "x"}, backend=Returns),
     "DecodeMat: expected bytes": lambda _: ask({"data": "photo.jpg"}, backend="DecodeMat"),
     "expected float32 of shape": ask_a_model,
-    "is full": lambda _: fill_the_queue(),
+    "the queue of node": lambda _: fill_the_queue(),
     "did not end within": lambda _: let_time_run_out(),
     "hang_timeout": lambda _: hang(),
     "waits for a call of its own pipe": lambda _: call_its_own_pipe(),
