@@ -95,7 +95,8 @@ def _plain(module: torch.nn.Module) -> Loaded:
 def _parameters(module: torch.nn.Module) -> tuple[list[str] | None, int]:
     """Return the names of the inputs, and how many of them have no default."""
     if isinstance(module, torch.jit.ScriptModule):
-        arguments = list(module.forward.schema.arguments)[1:]
+        forward: Any = module.forward  # annotated as if it were Python's
+        arguments = list(forward.schema.arguments)[1:]
         return [each.name for each in arguments], sum(not each.has_default_value() for each in arguments)
     parameters = list(inspect.signature(module.forward).parameters.values())
     if any(each.kind is each.VAR_POSITIONAL for each in parameters):
@@ -129,7 +130,8 @@ def _from_file(path: Path, device: torch.device, *, trusted: bool) -> Loaded:
             _log.warning("'%s' is TorchScript, which torch has deprecated: torch.export replaces it", path)
             return _plain(torch.jit.load(io.BytesIO(content), map_location="cpu"))
         if kind == "exported":
-            return _exported(torch.export.load(io.BytesIO(content)), device)
+            load: Any = torch.export.load  # its annotations are not complete
+            return _exported(load(io.BytesIO(content)), device)
         module = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
     except ConfigError:
         raise

@@ -42,7 +42,8 @@ class Staging:
         staged = self._buffer(index, (sum(map(len, rows)), *shape), first.dtype)
         torch.cat(rows, out=staged)
         joined = staged.to(device, non_blocking=True)
-        self._copied[index] = copied = torch.cuda.Event(blocking=True)
+        event: Any = torch.cuda.Event  # its annotations are not complete
+        self._copied[index] = copied = event(blocking=True)
         copied.record()
         return joined
 

@@ -12,8 +12,9 @@ from fastpipe.errors import ConfigError, Mistake
 
 __all__ = ["MapEntry", "read_map"]
 
-# Nothing is given back ("*+"), so that spaces are gone over once.
-_MAP_ENTRY = re.compile(r"\s*+([^\s,\[\]|]*+(?:\s*+\|\s*+[^\s,\[\]|]++)*+)\s*+(?:\[([^\[\]]*+)\])?+\s*+(?:,|$)")
+# Single characters are not given back ("*+"), so that spaces are gone over once. Groups would be ("(?:...)*"), at no
+# cost: with "*+" behind a group, Python before 3.11.5 matches what does not.
+_MAP_ENTRY = re.compile(r"\s*+([^\s,\[\]|]*+(?:\s*+\|\s*+[^\s,\[\]|]++)*)\s*+(?:\[([^\[\]]*+)\])?\s*+(?:,|$)")
 
 
 @dataclass(frozen=True)
