@@ -130,8 +130,8 @@ def _from_file(path: Path, device: torch.device, *, trusted: bool) -> Loaded:
             _log.warning("'%s' is TorchScript, which torch has deprecated: torch.export replaces it", path)
             return _plain(torch.jit.load(io.BytesIO(content), map_location="cpu"))
         if kind == "exported":
-            load: Any = torch.export.load  # its annotations are not complete
-            return _exported(load(io.BytesIO(content)), device)
+            export: Any = torch.export  # its annotations are not complete
+            return _exported(export.load(io.BytesIO(content)), device)
         module = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
     except ConfigError:
         raise
