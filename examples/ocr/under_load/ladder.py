@@ -26,7 +26,7 @@ TRIES = 2  # a machine does other things, too: a load counts as not held if it w
 LOWEST_STEP, HIGHEST_STEP = -6, 10
 # A bound that a person would set: a round number of milliseconds, so many times what one query takes.
 BOUNDS_MS = (20, 50, 100, 200, 500, 1000, 2000, 5000)
-BOUND_IN_QUERIES = 12
+BOUND_IN_QUERIES = 20
 LARGEST_DIFFERENCE = 1e-3  # of two scores of one line: batches may add up in another order
 
 Key = tuple[str, int]
