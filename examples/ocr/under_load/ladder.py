@@ -84,6 +84,10 @@ class Figures:
         """Return all windows of a contestant at a step, as one."""
         return pooled(self.windows[name, step])
 
+    def best_p99_s(self, name: str, step: int) -> float:
+        """Return the 99th percentile of the better window: the one that says whether a step was held."""
+        return min(window.percentile_s(99) for window in self.windows[name, step])
+
     def steps_of(self, name: str) -> list[int]:
         """Return the steps that a contestant was measured at, lowest first."""
         return sorted(step for own, step in self.windows if own == name)
@@ -145,7 +149,7 @@ def climb(ways: Sequence[Contestant], goal: Goal, plan: Plan, search: Searcher, 
             runner.run(way, 0)
     places = {}
     for way in ways:
-        is_held = any(window.percentile_s(99) <= goal.bound_s for window in figures.windows[way.name, 0])
+        is_held = figures.best_p99_s(way.name, 0) <= goal.bound_s
         figures.held[way.name] = 0 if is_held else None
         places[way.name] = Place(1 if is_held else -1)
     turn = 0
