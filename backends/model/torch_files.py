@@ -128,10 +128,10 @@ def _from_file(path: Path, device: torch.device, *, trusted: bool) -> Loaded:
             content = _without_code(content, kind)
         if kind == "TorchScript":
             _log.warning("'%s' is TorchScript, which torch has deprecated: torch.export replaces it", path)
-            return _plain(torch.jit.load(io.BytesIO(content), map_location="cpu"))
+            scripts: Any = torch.jit  # its annotations are not complete
+            return _plain(scripts.load(io.BytesIO(content), map_location="cpu"))
         if kind == "exported":
-            export: Any = torch.export  # its annotations are not complete
-            return _exported(export.load(io.BytesIO(content)), device)
+            return _exported(torch.export.load(io.BytesIO(content)), device)
         module = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
     except ConfigError:
         raise
