@@ -186,3 +186,11 @@ def test_a_state_that_grows_is_taken_where_other_inputs_grow_with_it() -> None:
     )
     with pytest.raises(ConfigError, match=r"expected what a run gives to be taken by the next, got \(1, 64\)"):
         OnnxTensor(model=two_masks, state=state, min="1x1,1x0")
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_model_whose_only_output_is_a_state_is_refused(most: int) -> None:
+    """Nothing would be left for the answer."""
+    model = make_model([node("Add", ["h", "x"], ["hn"])], {"x": ["n", 3], "h": ["n", 3]}, {"hn": ["n", 3]})
+    with pytest.raises(ConfigError, match="state: at least one output has to be the request's answer"):
+        OnnxTensor(model=model, state={"h": "hn"}, max=most)
