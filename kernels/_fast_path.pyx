@@ -212,6 +212,9 @@ cdef list _arrays_of(FastPath path, dict request):
             state = path.initial
         elif type(<object>found) is dict and len(<dict>found) == len(path.kept):
             state = <dict>found
+            for name in path.kept:              # another's name in its place would be taken for data
+                if name not in state:
+                    return None
         else:
             return None
     arrays = []
@@ -238,7 +241,7 @@ cdef list _arrays_of(FastPath path, dict request):
         elif index < len(data):
             value = data[index]
             index += 1
-        else:                                   # a state lacks an input
+        else:                                   # another thread has taken something out
             return None
         if type(value) is not ndarray:
             return None
@@ -260,17 +263,17 @@ cdef Route _route_of(FastPath path, list arrays):
     """Return the route of a request's arrays; None: no reader has seen their like."""
     cdef list pairs = []
     cdef PyObject* found
-    cdef Route latest = path.latest             # another thread may put another one there
-    if latest is not None and _is_of(latest, arrays):
-        return latest                           # what comes in a stream has one shape
+    cdef Route route = path.latest              # another thread may set it, while memory for a shape is found
+    if route is not None and _is_of(route, arrays):
+        return route                            # what comes in a stream has one shape
     for array in arrays:
         pairs.append((array.shape, array.dtype))
     signature = tuple(pairs)
     found = PyDict_GetItemWithError(path.routes, signature)
     if found != NULL:
-        latest = <Route>found
-        path.latest = latest
-        return latest
+        route = <Route>found
+        path.latest = route
+        return route
     fit = path.fits.get(signature)
     if fit is None:
         return None

@@ -327,8 +327,9 @@ class RequestReader(ABC):
         spec = self._specs[index]
         rank = len(spec.shape)
         if spec.axis is None:
-            # Without axes it is a scalar, or something of which the model does not say how many it has.
-            if len(shape) == rank - 1 or rank == 1:
+            # Without axes it is a scalar, or something of which the model does not say how many it has; but several
+            # requests cannot share that, as each could have a row of it.
+            if len(shape) == rank - 1 or (rank == 1 and self.runs_alone):
                 return shape, None
             if len(shape) == rank - 2 and spec.shape[1] == 1:
                 return (1, *shape), None

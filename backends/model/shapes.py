@@ -103,7 +103,12 @@ def told_batches(sizes: Sequence[int]) -> str | None:
 
 
 def is_within(shape: tuple[int, ...], limits: Limits) -> bool:
-    """Say whether an item of this shape, which must have as many axes as ``limits``, lies within them."""
+    """Say whether an item of this shape lies within limits, of which there are as many as axes.
+
+    There are none where the model says no axes: that is a scalar, or whatever the model takes, for it to judge.
+    """
+    if not limits:
+        return True
     for size, (low, high) in zip(shape, limits, strict=True):
         if size < low or (high is not None and size > high):
             return False

@@ -98,7 +98,10 @@ def handed_on(wanted: Sequence[str] | None, known: Sequence[str] | None, states:
     answered = list(wanted or ()) if known is None else chosen_outputs(wanted, known)
     if both := [name for name in answered if wanted is not None and name in states]:
         raise ConfigError(f"outputs: {both[0]!r} is a state: take it out of one of the two")
-    return [*[name for name in answered if name not in states], *states]
+    own = [name for name in answered if name not in states]
+    if not own:
+        raise ConfigError("state: at least one output has to be the request's answer")
+    return [*own, *states]
 
 
 def with_states(wishes: Wishes, states: Sequence[StateWish], axes: Mapping[str, int | None]) -> Wishes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from .state import StateWish
 from .trial_shapes import items_to_try
 
 __all__ = ["check_state", "prove_state"]
+
+# So many second runs are tried before a model is taken of which they do not tell; with up to five open axes, all are.
+_MOST_RUNS = 32
 
 Run = Callable[[list[Array]], list[Array]]
 
@@ -88,7 +92,9 @@ def prove_state(
             if (array := begun[index]) is not None
             for before, after in zip(array.shape, left[spec.name].shape, strict=True)
         }
-        for other in _grown(specs, items, growths - {0}, initial):
+        for number, other in enumerate(_grown(specs, items, growths - {0}, initial)):
+            if number == _MOST_RUNS:
+                return
             next_states = [left[spec.name].astype(spec.dtype) if spec.name in left else None for spec in specs]
             try:
                 run(_with(pseudo_random(specs, other, size), next_states))
@@ -125,15 +131,23 @@ def _with(arrays: Sequence[Array], states: Sequence[Array | None]) -> list[Array
 def _grown(
     specs: Sequence[InputSpec], items: list[tuple[int, ...]], growths: set[int], states: Mapping[str, Any]
 ) -> Iterator[list[tuple[int, ...]]]:
-    """Yield shapes for the second run: the same, and with one open axis of an input that has grown as the state has."""
+    """Yield shapes for the second run: the same, and with open axes of other inputs that have grown as a state has.
+
+    First one axis, then several; those with one name grow together.
+    """
     yield items
-    for growth in growths:
-        for index, spec in enumerate(specs):
-            for axis, size in enumerate(spec.shape[1:]):
-                if isinstance(size, str) and spec.name not in states and items[index][axis] + growth > 0:
-                    grown = list(items[index])
-                    grown[axis] += growth
-                    yield [*items[:index], tuple(grown), *items[index + 1 :]]
+    places: dict[Hashable, list[tuple[int, int]]] = {}
+    for index, spec in enumerate(specs):
+        for axis, size in enumerate(spec.shape[1:]):
+            if isinstance(size, str) and spec.name not in states:
+                places.setdefault((index, axis) if size == "?" else size, []).append((index, axis))
+    for count in range(1, len(places) + 1):
+        for growth, chosen in itertools.product(growths, itertools.combinations(places.values(), count)):
+            grown = [list(item) for item in items]
+            for index, axis in itertools.chain(*chosen):
+                grown[index][axis] += growth
+            if all(grown[index][axis] > 0 for index, axis in itertools.chain(*chosen)):
+                yield [tuple(item) for item in grown]
 
 
 def _is_known(size: Any) -> bool:

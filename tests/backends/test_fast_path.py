@@ -241,6 +241,43 @@ def test_a_request_that_a_postprocessor_refuses_applies_nothing_twice() -> None:
         assert refused == [3] * (3 if warm else 1), "on the fast path, and again on the usual one"
 
 
+def test_a_postprocessor_may_do_as_it_likes_with_its_list_of_requests() -> None:
+    """States are kept for those who have run, in their order."""
+
+    def postprocess(outputs: list[Any], batch: Requests) -> None:
+        for number, request in enumerate(batch):
+            request["result"] = outputs[0][number]
+        batch.reverse()
+        batch.pop()
+
+    backend = OnnxTensor(**with_state(), max=3, postprocessor=postprocess)
+    assert backend._fast_path is None, "the requests are not in front everywhere"
+    model = make_model(
+        [helper.make_node("Add", ["h", "x"], ["hn"]), helper.make_node("Identity", ["hn"], ["y"])],
+        {"x": ["batch", 3], "h": ["batch", 3]},
+        {"y": ["batch", 3], "hn": ["batch", 3]},
+    )
+    backend = OnnxTensor(model=model, state={"h": "hn"}, max=3, postprocessor=postprocess)
+    batch = [{"data": np.full(3, number, np.float32)} for number in range(3)]
+    for run in (1, 2, 3):
+        backend.forward(batch)
+        assert len(batch) == 3
+        for number, request in enumerate(batch):
+            np.testing.assert_array_equal(np.ravel(request["state"]["h"]), np.full(3, run * number))
+
+
+def test_a_state_of_other_names_is_left_to_the_usual_way() -> None:
+    """What has the place of the state is no data for it."""
+    backend = OnnxTensor(**with_state(), max=1)
+    scale = np.array(1, np.float32)
+    backend.forward(steps(1))
+    backend.forward([{"data": {"x": images(3), "scale": scale}}])
+    request = {"data": [images(2, 1, 3), scale], "state": {"x": images(1, 3)}}
+    with pytest.raises(KeyError, match="h"):
+        backend.forward([request])
+    assert "result" not in request
+
+
 def test_outputs_without_a_row_for_each_request_are_refused() -> None:
     """With the message of the usual way, and never handed out."""
     nodes = [

@@ -225,6 +225,32 @@ def test_an_input_without_axes_takes_a_plain_number() -> None:
         run(backend, {**speech_data(1), "audio": 1})
 
 
+def test_an_input_of_which_no_axes_are_said_takes_any_where_requests_run_alone() -> None:
+    """A file may say nothing of an input's shape; ONNX Runtime tells that as it tells a scalar."""
+    unsaid = make_model([helper.make_node("Relu", ["x"], ["y"])], {"x": None}, {"y": None})
+    backend = OnnxTensor(model=unsaid)
+    for shape in ((), (3,), (1, 3), (2, 3, 4), (3,)):
+        results = run(backend, np.full(shape, -2, np.float32))
+        assert_same(results, [np.zeros(shape, np.float32)])
+
+
+def test_what_a_batch_shares_without_axes_is_a_scalar() -> None:
+    """Several values could be one for each request; who sends them is told so, alone."""
+    node = helper.make_node("Mul", ["x", "scale"], ["y"])
+    backend = OnnxTensor(model=make_model([node], {"x": ["n", 3], "scale": []}, {"y": ["n", 3]}), max=2)
+    x = np.ones((1, 3), np.float32)
+    batch: list[dict[str, Any]] = [{"data": [x, np.full(shape, 2, np.float32)]} for shape in ((), (2, 1))]
+    assert [backend.bucket(request) == "misfit" for request in batch] == [False, True]
+    with pytest.raises(ItemErrors) as caught:
+        backend.forward(batch)
+    assert list(caught.value.errors) == [1]
+    with pytest.raises(
+        KernelError, match=r"input 'scale': expected float32 of shape \(\), got float32 of shape \(2, 1\)"
+    ):
+        raise caught.value.errors[1]
+    assert_same([batch[0]["result"]], [2 * x])
+
+
 def test_a_model_may_be_tried_with_an_example_of_what_is_shared() -> None:
     """A rate of 0 or 1, as trials have it, is none; an example is, and other values still run."""
     nodes = [

@@ -69,6 +69,21 @@ def test_a_model_that_runs_one_request_or_a_fixed_batch_keeps_its_state(max_: in
             assert torch.equal(result, torch.full((1, 3), 2.0 * number))
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_request_of_several_rows_keeps_a_state_for_all_of_them(layers: int) -> None:
+    """With max=1, as it comes: also a single layer in front is no request."""
+    nodes = [
+        helper.make_node("Add", ["h", "x"], ["hn"]),
+        helper.make_node("ReduceSum", ["hn", "first"], ["y"], keepdims=0),
+    ]
+    inputs, outputs = {"x": [None, 3], "h": [layers, None, 3]}, {"y": [None, 3], "hn": [layers, None, 3]}
+    model = make_model(nodes, inputs, outputs, {"first": np.array([0])})
+    with Pipe(backend="OnnxTensor", model=model, state={"h": "hn"}, state_of="id", batch_axis={"h": 1}) as pipe:
+        for number in (1, 2, 3):
+            request: dict[str, Any] = {"data": np.ones((2, 3), np.float32), "id": "a"}
+            np.testing.assert_array_equal(pipe(request)["result"], np.full((2, 3), layers * number))
+
+
 def test_a_sequence_begins_with_what_is_given() -> None:
     """A number, or an array of one request's; needed where the model leaves the size open."""
     keys: dict[str, Any] = {"state_of": "id", "max": 4}

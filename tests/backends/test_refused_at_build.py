@@ -186,3 +186,30 @@ def test_a_state_that_grows_is_taken_where_other_inputs_grow_with_it() -> None:
     )
     with pytest.raises(ConfigError, match=r"expected what a run gives to be taken by the next, got \(1, 64\)"):
         OnnxTensor(model=two_masks, state=state, min="1x1,1x0")
+
+
+@pytest.mark.parametrize("axis", ["all", "others"])
+def test_several_inputs_may_have_to_grow_with_a_state(axis: str) -> None:
+    """As a mask and a bias do, whether their axes have one name or two."""
+    nodes = [
+        node("Concat", ["cache", "tokens"], ["next"], axis=1),
+        node("Mul", ["next", "mask"], ["masked"]),
+        node("Add", ["masked", "bias"], ["biased"]),
+        node("ReduceSum", ["biased", "one"], ["sum"], keepdims=1),
+    ]
+    inputs = {"tokens": ["n", "new"], "cache": ["n", "past"], "mask": ["n", "all"], "bias": ["n", axis]}
+    model = make_model(nodes, inputs, {"sum": ["n", 1], "next": ["n", "grown"]}, {"one": np.array([1])})
+    state = {"cache": {"output": "next", "initial": np.zeros(0, np.float32)}}
+    with Pipe(backend="OnnxTensor", model=model, state=state, state_of="id", min="1x1,1x0,1x1,1x1") as pipe:
+        for count in (1, 2, 3):
+            ones = np.ones(count, np.float32)
+            data = {"tokens": np.ones(1, np.float32), "mask": ones, "bias": ones}
+            assert pipe({"data": data, "id": "a"})["result"].tolist() == [[2 * count]]
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_model_whose_only_output_is_a_state_is_refused(most: int) -> None:
+    """Nothing would be left for the answer."""
+    model = make_model([node("Add", ["h", "x"], ["hn"])], {"x": ["n", 3], "h": ["n", 3]}, {"hn": ["n", 3]})
+    with pytest.raises(ConfigError, match="state: at least one output has to be the request's answer"):
+        OnnxTensor(model=model, state={"h": "hn"}, max=most)

@@ -374,7 +374,8 @@ class OnnxModel(ModelBackend):
             outputs = self._call(inputs)
             answers = self._answers_in(outputs, group)
             self._answers.fill_alone(self._output_names[: len(answers)], answers, group[0][0])
-            self._state.keep(self._axes, outputs[len(answers) :], [group[0][0]])
+            if self._state:
+                self._state.keep_whole(outputs[len(answers) :], group[0][0])
             return
         is_whole = len(group) == 1 and fit.whole is not None and not fit.narrowed
         if is_whole and self._answers.are_whole and self._lengths is None:
