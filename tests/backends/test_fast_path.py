@@ -17,6 +17,7 @@ from onnx_models import make_model
 
 from fastpipe.backends.model.onnx import OnnxTensor
 from fastpipe.errors import BackendError, ItemErrors, KernelError
+from fastpipe.kernels._fast_path import OrtRun
 
 RNG = np.random.default_rng(11)
 Requests = list[dict[str, Any]]
@@ -304,6 +305,15 @@ def test_what_a_run_raises_names_model_and_shapes() -> None:
     with pytest.raises(Exception, match="indices element out of data bounds") as caught:
         backend.forward([{"data": np.array([9])} for _ in range(2)])
     assert caught.value.__notes__ == [f"{backend._name}, run with inputs of shape (2, 1)"]
+
+
+def test_a_session_is_run_with_an_array_for_each_input_and_no_other_number() -> None:
+    """It looks at no memory behind a list."""
+    run = OrtRun(lambda *given: given, ["y"], ["a", "b"], None)
+    assert run([1, 2]) == (["y"], {"a": 1, "b": 2}, None)
+    for arrays in ([], [1], [1, 2, 3]):
+        with pytest.raises(ValueError, match=f"expected an array for each of 2 inputs, got {len(arrays)}"):
+            run(arrays)
 
 
 def test_a_request_alone_goes_through_one_function_of_python() -> None:
