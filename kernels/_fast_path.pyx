@@ -51,6 +51,8 @@ cdef class OrtRun:
     def __call__(self, list arrays not None):
         cdef dict feeds = {}
         cdef Py_ssize_t index
+        if len(arrays) != len(self.inputs):     # nobody looks behind the end of a list here
+            raise ValueError(f"expected an array for each of {len(self.inputs)} inputs, got {len(arrays)}")
         for index in range(len(self.inputs)):
             feeds[self.inputs[index]] = arrays[index]
         return self.run(self.outputs, feeds, self.options)

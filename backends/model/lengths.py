@@ -293,13 +293,14 @@ class Lengths:
         A batch that the engine has formed by length is one run; what others have formed is divided.
         """
         group = sorted(group, key=lambda each: -each[1].element_count)
+        most = self.reader.max_batch
         run: list[tuple[Request, Measured]] = []
         own = 0
         longest: Sizes = ()
         for each in group:
             measured = each[1]
             count, padded = measured.element_count, _longest(longest, measured)
-            if run and not self.axes.is_within(len(run) + 1, own + count, padded):
+            if run and (len(run) == most or not self.axes.is_within(len(run) + 1, own + count, padded)):
                 yield run
                 run, own, padded = [], 0, _longest((), measured)
             run.append(each)

@@ -189,7 +189,7 @@ class TorchTensor(ModelBackend):
             self._take(self._inputs, self._inputs.profiles, self._inputs.asked(states), many_rows=many_rows)
             self._take_state(state_of(self._name, self._inputs, states, declared, self._axes, self._device))
             self._take_answers(postprocessor, result_as, loaded.names, many_rows=many_rows)
-            lengths = self._pad(read_pad(pad, max_tokens), self._inputs.trial_specs(), (), self._inputs.profiles)
+            lengths = self._pad(read_pad(pad, max_tokens), self._inputs.paddable_specs(), (), self._inputs.profiles)
             self.takes_forms = self.takes_forms if lengths is None and not states else ()
             module: Any = plain if compile is None else torch.compile(plain)
             self._module = ModelByRows(module, self._axes, wishes, wanted, self._name, kept)

@@ -130,6 +130,19 @@ class TorchInputs(RequestReader):
         arrays = [to_array(torch.empty(0, dtype=dtype)) for dtype in dtypes]
         return [replace(spec, dtype=array.dtype) for spec, array in zip(self._specs, arrays, strict=True)]
 
+    def paddable_specs(self) -> list[InputSpec] | None:
+        """Return the same with the axes of 1 that ``max`` says: a mask or a length may have such beside its own."""
+        specs = self.trial_specs()
+        if specs is None:
+            return None
+        known = []
+        for index, spec in enumerate(specs):
+            by_axis = zip(*[profile.limits[index] for profile in self.profiles], strict=True)
+            are_one = [all(limits == (1, 1) for limits in each) for each in by_axis]
+            sizes = [1 if is_one else size for is_one, size in zip(are_one, spec.shape[1:], strict=True)]
+            known.append(replace(spec, shape=(spec.shape[0], *sizes)))
+        return known
+
     def read(self, request: Request) -> Sample:
         """Return the data of a request, checked; nothing is copied that torch can read.
 

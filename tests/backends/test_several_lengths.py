@@ -152,6 +152,37 @@ def test_torch_models_have_several_lengths_too() -> None:
         assert_equal([each.numpy() for each in own], [each.numpy() for each in wanted.values()])
 
 
+def test_a_mask_of_a_torch_model_may_have_axes_of_one() -> None:
+    """Where max says so, since a module says nothing; and so may a length."""
+    torch: Any = pytest.importorskip("torch", reason="torch is not installed")
+    from fastpipe.backends.model.torch import TorchTensor
+
+    class Masked(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any, mask: Any, length: Any) -> Any:
+            return {"y": (x * mask)[:, 0] + 1, "mean": (x * mask).sum((1, 3)) / length}
+
+    pad = {**LONGEST, "axis": {"x": 3, "mask": 3}, "mask": "mask", "length": "length"}
+    backend = TorchTensor(model=Masked(), max="4x2x1x9,4x1x1x9,4x1", pad=pad, device=["cpu"])
+    asked = [np.random.default_rng(size).random((2, 1, size), np.float32) for size in (3, 7, 2)]
+    for data, (own, mean) in zip(asked, results(backend, *map(torch.from_numpy, asked)), strict=True):
+        assert_equal([own.numpy()[0], mean.numpy()[0]], [data[0] + 1, data.sum((0, 2)) / data.shape[2]])
+
+
+def test_requests_beyond_max_are_padded_to_those_whose_run_they_share() -> None:
+    """Not to the longest of what was given together: with max=1 no output was tried with padding."""
+    torch: Any = pytest.importorskip("torch", reason="torch is not installed")
+    from fastpipe.backends.model.torch import TorchTensor
+
+    class Doubled(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            return x * 2
+
+    backend = TorchTensor(model=Doubled(), max="1x9", pad=LONGEST, device=["cpu"])
+    asked = [np.ones(size, np.float32) for size in (3, 7, 2)]
+    for data, own in zip(asked, results(backend, *map(torch.from_numpy, asked)), strict=True):
+        assert_equal([own.numpy()[0]], [data * 2])
+
+
 @pytest.mark.parametrize(
     ("model", "pad", "said"),
     [
