@@ -20,8 +20,14 @@ BUILDERS = ("build", "cython", "packaging", "pyproject-hooks", "setuptools")
 SCALE = "0.2"
 """The share of their load with which tests run: with all of it they have run before."""
 TEST_PACKAGES = ("pytest>=9.0", "pytest-benchmark>=5.1", "hypothesis>=6.100")
-NOT_UNDER_QEMU = ("tests/kernels/test_loops.py", "tests/kernels/test_images.py")
-"""They compile programs of their own by this machine's compiler, and run them."""
+NOT_UNDER_QEMU = (
+    # They compile programs of their own by this machine's compiler, and run them.
+    "tests/kernels/test_loops.py",
+    "tests/kernels/test_images.py",
+    # They start many processes, of which each takes seconds there.
+    "tests/engine/test_life.py",
+    "tests/engine/test_processes.py",
+)
 
 
 def version_of(python: str | Path) -> str:

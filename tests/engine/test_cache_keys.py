@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers import ask_on_threads
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fastpipe import _core
@@ -58,7 +58,7 @@ def key_of(data: Any) -> bytes | None:
     return CACHE.key_of({"data": data})
 
 
-@settings(max_examples=1000)
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
 @given(REQUESTS, REQUESTS)
 @example({"data": ("ab", "c")}, {"data": ("a", "bc")})
 @example({"data": [[], [1]]}, {"data": [[1], []]})
@@ -73,7 +73,7 @@ def test_two_requests_have_one_key_exactly_if_they_are_the_same(one: dict[str, A
     assert CACHE.key_of(backwards) == CACHE.key_of(one) is not None
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.binary(max_size=3), max_size=4),
     st.lists(st.binary(max_size=3), max_size=4),
