@@ -799,6 +799,31 @@ def test_a_configuration_that_cannot_work_is_refused(keys: dict[str, Any], said:
         Pipe(**keys)
 
 
+def test_parts_of_parts_take_turns_in_order_however_many_there_are() -> None:
+    """A walk knows how many positions its own parts have: none of thousands looks through those of all others."""
+
+    class Counts(PerRequest):
+        stateful = True
+
+        def run(self, request: Request) -> None:
+            request["state"] = (request["state"] or 0) + 1
+            request["result"] = (request["data"], request["state"])
+
+    nodes: dict[str, Any] = {
+        "pages": {"backend": "MapReduce", "jump": "lines", "share": "id"},
+        "lines": {"backend": "MapReduce", "jump": "counts", "share": "id"},
+        "counts": {"backend": Counts, "state_of": "id", "instance_num": 2, "max": 4},
+    }
+    with Pipe(nodes) as pipe:
+        for round_number in range(2):
+            pages = [[(page, line) for line in range(4)] for page in range(500)]
+            request: Request = {"data": pages, "id": "a", "node_name": "pages"}
+            pipe(request)
+            first = 1 + 2000 * round_number
+            numbered = iter(range(first, first + 2000))
+            assert request["result"] == [[(line, next(numbered)) for line in page] for page in pages]
+
+
 def test_a_graph_in_which_a_request_would_wait_for_its_own_parts_is_refused() -> None:
     """Parts come to a node where the whole comes later: each would have its turn after the other."""
     nodes = {
