@@ -83,7 +83,7 @@ def number_in_words(number: float) -> str:
     """Return a number with commas between thousands, or as a power of two where it is one above a million."""
     if isinstance(number, int) and number > 1_000_000 and number & (number - 1) == 0:
         return f"2^{number.bit_length() - 1}"
-    return f"{number:,}" if isinstance(number, int) else f"{number:.10f}".rstrip("0").rstrip(".")
+    return f"{number:,}" if isinstance(number, int) else f"{number:,.10f}".rstrip("0").rstrip(".")
 
 
 def form_in_words(form: Mapping[str, Any]) -> str:
