@@ -185,7 +185,8 @@ cdef class Engine:
         enters; any node. Default: the root; of several, that which ``request["node_name"]`` names.
 
         Raises:
-            Whatever a backend raised for this request, with a note that says where. For a list: one ExceptionGroup.
+            Exception: whatever a backend raised for this request, with a note that says where; for a list, one
+                ExceptionGroup.
             RequestTimeout, QueueFull: it took too long; a node's queue is full (see ``when_full``).
             PipeClosed, ForkedPipe: the pipe takes no requests (any more).
             UnknownNode: ``request["node_name"]`` is needed to choose a root, or names none; no node is named ``entry``.

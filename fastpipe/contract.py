@@ -460,6 +460,7 @@ class SubGraph(Backend):
         raise_failed(run_each(batch, lambda request: self.merge(request, answer_of[id(request)]), failed), batch)
 
     def why_no_result(self, request: Request) -> str | None:
+        """Return which part left a request without a result; see ``Backend.why_no_result``."""
         return self._without.get(id(request))
 
 

@@ -27,6 +27,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 Color = Literal["bgr", "rgb", "gray"]
+"""The order of an image's channels; gray has one."""
 
 CHANNELS = {"bgr": 3, "rgb": 3, "gray": 1}
 

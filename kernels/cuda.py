@@ -41,6 +41,7 @@ from .reference import BLUE, GREEN, RED
 __all__ = ["IMAGE", "Color", "Filter", "Workspace", "describe", "workspace"]
 
 Filter = Literal["opencv", "pillow", "pillow13"]
+"""Whose bilinear resizing it is: OpenCV's, Pillow's up to 12, or Pillow 13's."""
 
 # The beginning of struct Batch; _look makes what follows, and the table is the end.
 _BATCH = struct.Struct("<QQQq9i")

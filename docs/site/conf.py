@@ -1,6 +1,9 @@
 """How Sphinx builds the site; ``build_site.py`` calls it, on the folder that ``staging.py`` has written."""
 
-from pygments.lexers.special import TextLexer
+from pathlib import Path
+
+from docutils import nodes
+from long_words import parts_of
 from reference.docstrings import with_code_marked
 from reference.stubs import signature_of
 from sphinx.application import Sphinx
@@ -23,7 +26,7 @@ pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_class_signature = "mixed"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -39,6 +42,7 @@ html_logo = "static/logo.svg"
 html_favicon = "static/logo.svg"
 html_static_path = ["static"]
 html_css_files = ["custom.css"]
+html_search_scorer = str(Path(__file__).parent / "static" / "scorer.js")
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {
@@ -58,7 +62,7 @@ def setup(app: Sphinx) -> None:
     """Have Sphinx call what is written here."""
     app.connect("autodoc-process-docstring", prepare, priority=400)  # napoleon's has 500
     app.connect("autodoc-process-signature", complete)
-    app.add_lexer("mermaid", TextLexer)  # GitHub draws it; what draws it elsewhere is 3 MB of JavaScript
+    app.connect("doctree-resolved", break_long_words)
 
 
 def prepare(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -74,3 +78,14 @@ def complete(
     """Return the signature of what is compiled; None: Sphinx has found it itself."""
     is_compiled = getattr(obj, "__module__", None) == "fastpipe._core"
     return signature_of(getattr(obj, "__qualname__", "")) if is_compiled else None
+
+
+def break_long_words(app: Sphinx, document: nodes.document, page: str) -> None:
+    """Tell browsers where they may break long words of code."""
+    for literal in list(document.findall(nodes.literal)):
+        first, *others = parts_of(literal.astext()) or [""]
+        if others and all(isinstance(child, nodes.Text) for child in literal.children):
+            literal.children = []
+            literal += nodes.Text(first)
+            for part in others:
+                literal += [nodes.raw("", "<wbr>", format="html"), nodes.Text(part)]

@@ -22,6 +22,8 @@ __all__ = ["METHODS", "Quantized", "quantize"]
 
 Method = Literal["minmax", "entropy", "percentile"]
 METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile")
+"""How the range of each tensor is chosen from what calibration saw; what ``method`` of ``quantize`` may be."""
+
 _METHOD_NAMES = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 

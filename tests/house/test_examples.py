@@ -216,7 +216,7 @@ def test_each_example_has_a_page_and_is_in_the_index() -> None:
         assert f"({name}/README.md)" in index, name
         page = (EXAMPLES / name / "README.md").read_text()
         assert len(page.splitlines()) <= 50, name
-        assert re.search(r"^!\[.+\]\(.+\)|^```mermaid$", page, re.MULTILINE), f"{name} has no picture"
+        assert re.search(r"^!\[.+\]\(.+\)", page, re.MULTILINE), f"{name} has no picture"
     assert set(re.findall(r"\(([\w.]+)/README\.md\)", index)) == folders
     missing = [path for path in re.findall(r'src="([^"]+)"', index) if not (EXAMPLES / path).is_file()]
     assert not missing

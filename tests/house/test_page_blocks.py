@@ -22,7 +22,7 @@ PROMPT = re.compile(r"^(?:\$ )?(?P<words>(?:python -m )?fastpipe .*)$", re.MULTI
 INLINE = re.compile(r"`(?P<words>fastpipe [a-z][^`]*)`")
 COMMANDS = {"bash", "console", "sh", "shell"}
 NO_COMMANDS = ("fastpipe log", "fastpipe is imported from")  # a thread's name, and an error
-OUTPUT = {"text", "", "diff", "ini", "json", "yaml", "html", "dockerfile", "mermaid", "{toctree}"}
+OUTPUT = {"text", "", "diff", "ini", "json", "yaml", "html", "dockerfile", "{toctree}"}
 """What is printed, or read by programs of others."""
 
 

@@ -8,8 +8,9 @@ import importlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
+import long_words
 import pytest
 import staging
 from check_prose import prose_of
@@ -150,6 +151,7 @@ def test_the_reference_has_each_key_with_its_limits() -> None:
     """One section for each key, with what the table says of it and the whole of what docs/configuration.md says."""
     page = configuration.page()
     assert re.findall(r"^### (\w+)$", page, re.MULTILINE) == [*NODE_KEYS, *PIPE_KEYS]
+    assert re.findall(r"\[`(\w+)`\]\(#\1\)", page) == [*NODE_KEYS, *PIPE_KEYS]
     number = section(page, "instance_num")
     assert "**Value:** whole number\n" in number
     assert "**Range:** 1 to 4,096\n" in number
@@ -167,6 +169,7 @@ def test_the_reference_has_each_command_with_its_options() -> None:
     page = command_line.page()
     parsers = command_line.commands()
     assert re.findall(r"^## fastpipe (\w+)$", page, re.MULTILINE) == list(parsers)
+    assert re.findall(r"^\| \[`fastpipe (\w+)`\]\(#fastpipe-\1\) \| \w", page, re.MULTILINE) == list(parsers)
     for name, parser in parsers.items():
         said = section(page, f"fastpipe {name}")
         for action in parser._actions:
@@ -248,7 +251,20 @@ def test_the_page_of_the_api_has_each_public_name(monkeypatch: pytest.MonkeyPatc
     page = api.page()
     assert set(re.findall(r":: fastpipe\.(\w+)$", page, re.MULTILINE)) >= set(fastpipe.__all__)
     assert 'What travels: input under ``"data"``' in page
-    assert "__call__(request: Request, *, timeout: float | None=" in page
+    assert "__call__(request: Request, *, timeout: float | None=None, priority: float=0, " in page
+
+
+def test_each_name_on_the_page_of_the_api_is_described() -> None:
+    """Data by a text below it in the source. Bases that nobody can look up are left out."""
+    for subject in filter(can_be_read, api.SUBJECTS):
+        module = importlib.import_module(subject.module)
+        for name in subject.names:
+            found = getattr(module, name)
+            assert docstrings.of_data(module, name) if get_origin(found) or not callable(found) else found.__doc__, name
+    assert api.is_worth_showing(fastpipe.PipeError)
+    assert api.is_worth_showing(ValueError)
+    assert not api.is_worth_showing(object)
+    assert not any(map(api.is_worth_showing, fastpipe.Pipe.__bases__))
 
 
 def test_code_in_a_docstring_is_marked_and_items_are_not() -> None:
@@ -260,10 +276,21 @@ def test_code_in_a_docstring_is_marked_and_items_are_not() -> None:
 
 
 def test_what_is_compiled_has_the_signature_of_its_stub() -> None:
-    """Without ``self``, with the public name of a request; a property has none."""
+    """Without ``self``, with a request's public name, with defaults that the stub leaves out; a property has none."""
     assert stubs.signature_of("emit") == ("(request: Request, chunk: Any)", "bool")
-    assert stubs.signature_of("Engine.clear_cache") == ("(node: str | None=...)", "int")
+    assert stubs.signature_of("Engine.clear_cache") == ("(node: str | None=None)", "int")
+    parameters, result = stubs.signature_of("Engine.__call__") or ("", "")
+    assert parameters.endswith("priority: float=0, eager: bool=False, entry: str | None=None)")
+    assert result == "Request"
     assert stubs.signature_of("Engine.failures") is None
+
+
+def test_long_words_of_code_may_be_broken_behind_signs() -> None:
+    """And no others: a name that fits stays in one line."""
+    assert long_words.parts_of("request_timeout = 5") == ["request_timeout ", "= ", "5"]
+    broken = long_words.parts_of("tests/promises/test_state_machine.py -x")
+    assert broken == ["tests/", "promises/", "test_", "state_", "machine.", "py ", "-x"]
+    assert long_words.parts_of("") == []
 
 
 def test_only_prose_is_checked_for_its_style() -> None:

@@ -17,8 +17,8 @@ __all__ = ["SUBJECTS", "Subject", "page", "unlisted"]
 _HEAD = """API
 ===
 
-Every public name, by subject. What begins with an underscore, and modules that are not on this page, may change without
-a word in the changelog.
+Every public name, by subject; :ref:`by the alphabet <genindex>` they are in the index. What begins with an underscore,
+and modules that are not on this page, may change without a word in the changelog.
 """
 
 
@@ -198,12 +198,21 @@ def _section(subject: Subject) -> Iterator[str]:
         if isinstance(found, type) and not get_origin(found):
             kind = "autoexception" if issubclass(found, BaseException) else "autoclass"
             yield f".. {kind}:: {subject.module}.{name}"
+            if any(is_worth_showing(base) for base in found.__bases__):
+                yield "   :show-inheritance:"
             yield from _bases_of_pipe() if name == "Pipe" else [""]
         elif callable(found) and not get_origin(found):
             yield f".. autofunction:: {subject.module}.{name}\n"
         else:
             yield f".. py:data:: {subject.module}.{name}\n   :value: {_value(found)}\n"
             yield indent(f"{of_data(module, name)}\n", "   ")
+
+
+def is_worth_showing(base: type) -> bool:
+    """Whether a reader can look a base class up: here, or, of an error, in Python's documentation."""
+    return (base.__module__ == "builtins" and base is not object) or any(
+        base.__name__ in each.names for each in SUBJECTS
+    )
 
 
 def _bases_of_pipe() -> Iterator[str]:

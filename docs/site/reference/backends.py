@@ -130,11 +130,15 @@ def page() -> str:
         by_room[entry.room].append(entry)
     parts = [_HEAD]
     for room, (title, about) in _ROOMS.items():
-        parts.append(f"{title}\n{'-' * len(title)}\n\n{about}\n")
+        parts.append(f"{title}\n{'-' * len(title)}\n\n{about}\n\n{_links(by_room[room])}\n")
         if room in _SHARED:
             parts += _shared(_imported(*_SHARED[room]))
         parts += [line for entry in by_room[room] for line in _section(entry)]
     return "\n".join(parts)
+
+
+def _links(these: list[Entry]) -> str:
+    return " · ".join(f":ref:`{entry.names[0]} <backend-{entry.names[0].lower()}>`" for entry in these)
 
 
 def _shared(base: type) -> Iterator[str]:

@@ -30,7 +30,13 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 def page() -> str:
     """Return the page, for the folder ``reference/`` of the site."""
-    return "\n".join([_HEAD, *(_section(parser) for parser in commands().values())])
+    return "\n".join([_HEAD, *_overview(), "", *(_section(parser) for parser in commands().values())])
+
+
+def _overview() -> Iterator[str]:
+    yield "| Command | Does |\n| --- | --- |"
+    for name, parser in commands().items():
+        yield f"| [`fastpipe {name}`](#fastpipe-{name}) | {_text(parser.description).partition('. ')[0].rstrip('.')} |"
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> argparse._SubParsersAction[argparse.ArgumentParser]:

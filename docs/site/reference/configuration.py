@@ -35,8 +35,12 @@ They stand beside the nodes.
 def page() -> str:
     """Return the page, for the folder ``reference/`` of the site."""
     prose = _prose()
-    parts = [_HEAD, *_sections(NODE_KEYS, prose), _PIPE_HEAD, *_sections(PIPE_KEYS, prose)]
-    return "\n".join(parts)
+    parts = [_HEAD, _links(NODE_KEYS), *_sections(NODE_KEYS, prose), _PIPE_HEAD, _links(PIPE_KEYS)]
+    return "\n".join([*parts, *_sections(PIPE_KEYS, prose)])
+
+
+def _links(keys: Mapping[str, Key]) -> str:
+    return " · ".join(f"[`{name}`](#{name})" for name in keys) + "\n"
 
 
 def _prose() -> dict[str, str]:
