@@ -530,14 +530,14 @@ def test_in_the_child_of_a_fork_every_call_is_refused(start: Start) -> None:
 def test_an_iteration_carried_on_in_the_child_is_refused(start: Start) -> None:
     """map's next answer is being made by a thread that the child does not have."""
     child = start("""
-        signal.alarm(15)
+        signal.alarm(60)
         pipe = fastpipe.Pipe(backend=BoundHolds)
         answers = pipe.map([{"data": 0}, {"data": "hold"}, {"data": 2}], look_ahead=2)
         next(answers)
         assert inside.wait(30)
         child = os.fork()
         if child == 0:
-            signal.alarm(10)
+            signal.alarm(30)
             try:
                 next(answers)
             except fastpipe.ForkedPipe:
@@ -572,7 +572,7 @@ def test_forking_under_load_disturbs_nobody(start: Start) -> None:
         for _ in range(20):
             child = os.fork()
             if child == 0:
-                signal.alarm(10)
+                signal.alarm(30)
                 try:
                     pipe({"data": 1})
                 except fastpipe.ForkedPipe:

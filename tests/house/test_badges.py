@@ -59,4 +59,4 @@ def test_the_badges_are_true(repository_root: Path) -> None:
     readme = (repository_root / "README.md").read_text()
     for name, words in wanted.items():
         assert (folder / f"{name}.svg").read_text() == drawn(*words)
-        assert f"(docs/badges/{name}.svg)" in readme
+        assert f"![{': '.join(words)}](docs/badges/{name}.svg)" in readme
