@@ -424,6 +424,22 @@ def test_missing_models_are_said_in_one_line(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--serve", "scan.png"], "--serve takes no files"),
+        (["--instances", "x"], "argument --instances: must be a whole number of at least 1, got 'x'"),
+        (["--instances", "0"], "argument --instances: must be a whole number of at least 1, got '0'"),
+    ],
+)
+def test_arguments_that_are_wrong(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are refused before anything is loaded, with the status of a command that was wrong."""
+    with pytest.raises(SystemExit) as caught:
+        __main__.main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: {said}\n")
+
+
 def test_a_missing_library_is_said_in_one_line(tmp_path: Path) -> None:
     """With the extra that brings it."""
     script = "import sys; sys.modules['pyclipper'] = None; from ocr.__main__ import main; sys.exit(main([]))"
