@@ -16,7 +16,7 @@ from ocr.under_load.arrivals import Offer, Window
 from ocr.under_load.contestants import Answer, Contestant
 from ocr.under_load.search import Hit, Index, Searcher
 
-__all__ = ["STEP", "Climb", "Figures", "Goal", "Judge", "Key", "Place", "Plan", "climb", "goal_of"]
+__all__ = ["BOUND_IN_QUERIES", "STEP", "Climb", "Figures", "Goal", "Judge", "Key", "Place", "Plan", "climb", "goal_of"]
 
 STEP = 1.25
 # Of what the machine computes without batches: there a queue is felt, and nobody drowns yet.

@@ -8,12 +8,22 @@ from collections.abc import Callable, Sequence
 from ocr.under_load.board import held, milliseconds, of_windows, rate
 from ocr.under_load.contestants import FASTAPI, FASTPIPE, Contestant
 from ocr.under_load.costs import BatchCost
-from ocr.under_load.ladder import STEP, Figures
+from ocr.under_load.ladder import BOUND_IN_QUERIES, STEP, Figures, Goal
 
-__all__ = ["at_one_load", "batching", "highest_loads"]
+__all__ = ["at_one_load", "batching", "bound", "highest_loads"]
 
 # Below this ratio a difference of two 99th percentiles says nothing: a few requests make them.
 DIFFERENT = 1.3
+
+
+def bound(goal: Goal) -> str:
+    """Say what a load has to keep to, to count as held, and where that comes from."""
+    comes_to_s = BOUND_IN_QUERIES * goal.alone_s
+    if comes_to_s <= goal.bound_s:
+        why = f"{BOUND_IN_QUERIES} times what a query takes alone, rounded up"
+    else:
+        why = f"the longest that is waited here, as {BOUND_IN_QUERIES} queries alone take {milliseconds(comes_to_s)}"
+    return f"A load is held if 99 % of the answers take at most {milliseconds(goal.bound_s)}: {why}."
 
 
 def at_one_load(figures: Figures, ways: Sequence[Contestant]) -> str:
