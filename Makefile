@@ -162,6 +162,7 @@ $(VENV)/machine-checked: setup.py
 
 $(VENV)/demo-installed: $(VENV)/machine-checked pyproject.toml setup.py
 	$(PIP) "setuptools>=77" "cython>=3.1"
+	@ls fastpipe/_core*.so > /dev/null 2>&1 || echo "compiling the engine: about a minute"
 	$(PIP) --no-build-isolation --editable ".[demo,serve]"
 	$(PIP) --no-deps $(DEMO)
 	@touch $@

@@ -14,15 +14,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from fastpipe import Pipe
 from fastpipe.errors import MissingExtra
 from ocr import DemoError, pipeline, report
+from ocr.neighbours import Neighbours, disturbance
 from ocr.pages import PageFile, pages_of_files, sample_pages
 from ocr.plain import PlainReader
 from ocr.steps import Line, UnreadablePage
@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
     """
     console = Console()
     show_under_load = None if options.paths else _import_of_load()
+    options.out.mkdir(parents=True, exist_ok=True)  # before anything is read for it
     pages = pages_of_files(options.paths) if options.paths else sample_pages(SAMPLE_COUNT)
     cpu_count = len(os.sched_getaffinity(0))
     instance_num = options.instances or min(MOST_INSTANCES, cpu_count)
@@ -67,7 +68,9 @@ def run(options: argparse.Namespace) -> None:
     for table in tables:
         console.print(table)
     line_count = sum(len(lines) for lines in answers)
-    console.print(f"All ways read the same {line_count} lines on {len(pages)} pages.", highlight=False)
+    console.print(
+        f"All ways read the same {_counted(line_count, 'line')} on {_counted(len(pages), 'page')}.", highlight=False
+    )
     console.print(f"The picture of {pages[0].name}: {pictures[0]}", highlight=False, soft_wrap=True)
     if len(pages) > shown_count:
         console.print("The other pictures are beside it; --text prints all pages.", highlight=False)
@@ -77,6 +80,10 @@ def run(options: argparse.Namespace) -> None:
         texts = [line.text for lines in answers for line in lines]
         console.print()
         show_under_load(console, pages[0], texts, cpu_count, WINDOW_S, options.out / "under-load.png")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _import_of_load() -> Callable[..., None]:
@@ -90,14 +97,22 @@ def _import_of_load() -> Callable[..., None]:
 
 def _read(
     console: Console, pages: Sequence[PageFile], instance_num: int, with_reference: bool
-) -> tuple[list[list[Line]], list[Table]]:
+) -> tuple[list[list[Line]], list[RenderableType]]:
     """Read the pages through the pipe, then in a plain loop; return their lines, and tables of how it went."""
+    neighbours, before = Neighbours(), list[Any]()
     callers = CALLERS_PER_INSTANCE * instance_num
     with console.status("loading the models"):
         pipe = Pipe(pipeline.configuration(instance_num))
     with _closed_at_once_if_it_fails(pipe), _opencv_without_threads():
-        run_of_pipe, answers = _run_shown(console, f"fastpipe, {callers} callers", pages, pipe_reader(pipe), callers)
-        nodes = pipe.stats()["nodes"]
+        run_of_pipe, answers = _run_shown(
+            console,
+            f"fastpipe, {callers} callers",
+            pages,
+            pipe_reader(pipe),
+            callers,
+            lambda: before.append(pipe.stats()),
+        )
+        nodes = pipe.stats(since=before[0])["nodes"]
     loops: dict[str, Callable[[], Reader]] = {"plain loop": lambda: PlainReader().read}
     if with_reference:
         loops["rapidocr_onnxruntime"] = reference_reader
@@ -113,7 +128,8 @@ def _read(
             differences.append(f"{what}: other lines on {', '.join(names)}")
     if differences:
         raise DemoError("; ".join(differences))
-    return answers, [report.batch_table(nodes), report.time_table(runs)]
+    disturbed = disturbance(neighbours.share())
+    return answers, [report.batch_table(nodes), report.time_table(runs), *([disturbed] if disturbed else [])]
 
 
 def pipe_reader(pipe: Pipe) -> Reader:
@@ -149,9 +165,13 @@ def reference_reader() -> Reader:
 
 
 def read_all(
-    pages: Sequence[PageFile], read: Reader, callers: int, on_page: Callable[[], None] = lambda: None
+    pages: Sequence[PageFile],
+    read: Reader,
+    callers: int,
+    on_page: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> tuple[list[list[Line]], list[float], float]:
-    """Read the pages on so many threads, or on this one if it is one.
+    """Read the pages on so many threads, or on this one if it is one; ``on_start`` is called once the models are warm.
 
     Returns:
         each page's lines, each page's seconds from call to answer, and the seconds for all.
@@ -170,6 +190,7 @@ def read_all(
         return lines, time.perf_counter() - start
 
     read(pages[0].content)  # the first run of a model is slower
+    on_start()
     start = time.perf_counter()
     outcomes = []
     for outcome in map(read_one, pages) if callers == 1 else _mapped(read_one, pages, callers):
@@ -191,12 +212,17 @@ def _mapped(function: Callable[[PageFile], Any], pages: Sequence[PageFile], thre
 
 
 def _run_shown(
-    console: Console, what: str, pages: Sequence[PageFile], read: Reader, callers: int
+    console: Console,
+    what: str,
+    pages: Sequence[PageFile],
+    read: Reader,
+    callers: int,
+    on_start: Callable[[], None] = lambda: None,
 ) -> tuple[report.Run, list[list[Line]]]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(what, total=len(pages))
-        answers, latencies_s, wall_s = read_all(pages, read, callers, lambda: progress.advance(task))
+        answers, latencies_s, wall_s = read_all(pages, read, callers, lambda: progress.advance(task), on_start)
     return report.Run(what, wall_s, latencies_s), answers
 
 

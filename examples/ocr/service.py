@@ -20,7 +20,10 @@ from fastpipe import Pipe
 from fastpipe.errors import MissingExtra
 from fastpipe.observe import live
 from fastpipe.serve.addresses import bind
+from fastpipe.serve.exchange import Failures
 from fastpipe.serve.grpc_server import GrpcServer
+from fastpipe.serve.server import finishing
+from fastpipe.serve.statuses import NotReady
 from ocr import pages, pipeline
 
 try:
@@ -29,6 +32,7 @@ try:
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Mount, Route
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ImportError as missing:
     raise MissingExtra("the service", "serve", missing) from missing
 
@@ -122,15 +126,48 @@ async def _serve(listener: socket.socket, grpc: str, pipe: Pipe, served: fastpip
         if grpc != NO_GRPC:
             server = GrpcServer(served.service, grpc)
             addresses.append(f"grpc://{grpc.rpartition(':')[0]}:{await server.start()}")
-            stack.push_async_callback(server.stop, GRACE_S)
+            # What is left of the grace was HTTP's, too; after a second signal there is none.
+            stack.push_async_callback(lambda: server.stop(0.0 if http.force_exit else GRACE_S))
+        app = _ending(application(pipe, served))
+        config = uvicorn.Config(app, lifespan="off", log_level="warning", timeout_graceful_shutdown=round(GRACE_S))
+        http = _Server(config, pipe)
         listener.listen()  # who comes from here on waits for an answer
         print(f"pages are read at {' and '.join(addresses)}; Ctrl-C ends it", flush=True)
-        app = application(pipe, served)
-        config = uvicorn.Config(app, lifespan="off", log_level="warning", timeout_graceful_shutdown=round(GRACE_S))
-        await _Server(config).serve([listener])
+        await http.serve([listener])
+
+
+def _ending(app: ASGIApp) -> ASGIApp:
+    """Return an application that says 503 when the server ends and waits no longer: it cancels what is in flight."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, sent)
+        except asyncio.CancelledError:  # of uvicorn's task, which has nothing else to do
+            if not has_begun:
+                failed = Failures(hide=False).response(NotReady("the server has shut down"))
+                headers = {name.decode(): value.decode() for name, value in failed.headers}
+                await Response(failed.body, failed.status, headers)(scope, receive, send)
+
+    return answer
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, pipe: Pipe) -> None:
+        super().__init__(config)
+        self._pipe = pipe
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._pipe.in_flight:
+            print(finishing(self._pipe.in_flight), flush=True)
+        await super().shutdown(sockets)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not uvicorn's, which sends the signal to this process again once all is over: the pipe is still to be closed.
         self.force_exit = self.should_exit

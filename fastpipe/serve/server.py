@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -33,7 +34,7 @@ try:
 except ImportError as missing:
     raise MissingExtra("fastpipe serve", "serve", missing) from missing
 
-__all__ = ["Plan", "Server", "serve"]
+__all__ = ["Plan", "Server", "finishing", "serve"]
 
 BACKLOG = 2048
 RESERVED_FILES = 128
@@ -109,6 +110,11 @@ async def _serve(
     return server.force_exit
 
 
+def finishing(count: int) -> str:
+    """Return what a person is told who ends a server with so many requests in flight."""
+    return f"finishing {count} {'request' if count == 1 else 'requests'}; Ctrl-C again ends at once"
+
+
 def _live_page(app: App, port: int) -> Any:
     from fastpipe.observe import live
 
@@ -165,6 +171,7 @@ class Server(uvicorn.Server):
         self._grpc_server = grpc_server
         self._on_ready = on_ready
         self._ends_at_s: float | None = None
+        self._has_told = False
 
     def left_s(self) -> float:
         """Return how much of the grace is left."""
@@ -194,6 +201,11 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._plan.parent is not None and os.getppid() != self._plan.parent and self._ends_at_s is None:
             self.stop()
+        if self._ends_at_s is not None and not self._has_told:  # not by the signal's handler: it may interrupt a log
+            self._has_told = True
+            count = sum(model.pipe.in_flight for model in self.app.service.repository.models())
+            if count:
+                logging.getLogger("fastpipe.serve").info(finishing(count))
         if self._ends_at_s is not None and time.monotonic() >= self._ends_at_s:
             self.should_exit = True
         return await super().on_tick(counter)

@@ -59,6 +59,7 @@ def test_sigterm_with_requests_in_flight(folder: Path) -> None:
         assert [status for status, _ in answers] == [200] * 3
         status, errors = running.end()
         assert status == 0, errors
+        assert "fastpipe.serve: finishing 3 requests; Ctrl-C again ends at once\n" in errors
         assert "Traceback" not in errors
 
 

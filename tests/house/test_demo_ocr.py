@@ -397,6 +397,9 @@ def test_the_command_shows_text_pictures_and_a_comparison(tmp_path: Path, capsys
     assert __main__.main([str(file), "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr()
     assert "search" not in shown.out
+    assert "All ways read the same 2 lines on 1 page." in shown.out
+    # The first page, by which the models get warm, does not count.
+    assert re.search(r"│ detect +│ +1 │", shown.out)
     for word in ("carelessly", "pages/s", "p50", "p99", "mean batch", "recognise", "plain loop", "fastpipe"):
         assert word in shown.out
     assert (tmp_path / "out" / "my page.boxes.png").is_file()
@@ -413,6 +416,19 @@ def test_a_file_that_is_no_image_is_named_in_one_line(tmp_path: Path, capsys: py
         assert said.count("\n") == 1
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after a minute."""
+    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "blank.png").write_bytes(blank().content)
+    monkeypatch.setattr(command, "_read", lambda *_: pytest.fail("pages were read"))
+    assert __main__.main([str(tmp_path / "blank.png"), "--out", str(tmp_path / "taken")]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / "taken") in said
+    assert said.count("\n") == 1
+
+
 def test_missing_models_are_said_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,6 +438,22 @@ def test_missing_models_are_said_in_one_line(
     said = capsys.readouterr().err
     assert "pip install --no-deps rapidocr-onnxruntime" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--serve", "scan.png"], "--serve takes no files"),
+        (["--instances", "x"], "argument --instances: must be a whole number of at least 1, got 'x'"),
+        (["--instances", "0"], "argument --instances: must be a whole number of at least 1, got '0'"),
+    ],
+)
+def test_arguments_that_are_wrong(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are refused before anything is loaded, with the status of a command that was wrong."""
+    with pytest.raises(SystemExit) as caught:
+        __main__.main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: {said}\n")
 
 
 def test_a_missing_library_is_said_in_one_line(tmp_path: Path) -> None:

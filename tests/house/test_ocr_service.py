@@ -10,9 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ for needed in ("cv2", "onnxruntime", "pyclipper", "rapidocr_onnxruntime"):
 for needed in ("google.protobuf", "grpc", "httptools", "orjson", "starlette", "uvicorn"):
     pytest.importorskip(needed, reason="the extra serve is not installed here")
 
-from helpers import WAIT_S  # noqa: E402
+from helpers import WAIT_S, until  # noqa: E402
 from ocr import __main__, service  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
@@ -55,11 +56,11 @@ OTHER = drawn("Another page")
 class Service:
     """The command as a process, and what its first line says."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, command: Sequence[str] = ()) -> None:
         self.complaints = folder / "stderr"
         with self.complaints.open("wb") as complaints:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", str(DEMO), "--serve", "--http", "127.0.0.1:0", *arguments],
+                [sys.executable, "-P", *(command or (str(DEMO), "--serve", "--http", "127.0.0.1:0")), *arguments],
                 cwd=folder,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
@@ -181,6 +182,56 @@ def test_links_of_the_page_lead_somewhere(served: Service) -> None:
             assert answer.status == 200
     assert set(re.findall(r"\w+://[^'/]+", html)) == {"http://www.w3.org"}  # a name of XML, which nobody fetches
     assert f"LARGEST_BYTES = {service.LARGEST_FILE_BYTES >> 20} * 2 ** 20" in html
+
+
+SLOW_SERVICE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from fastpipe import Pipe
+from ocr import service
+slow = {"backend": "Sleep", "Sleep::time": 1500, "max": 1}
+service.service_pipe = lambda instance_num: Pipe({"slow": slow})
+service.serve("127.0.0.1:0", "none")
+"""
+
+
+def test_a_second_ctrl_c_tells_clients_that_the_service_has_shut_down(tmp_path: Path) -> None:
+    """503 by each route that reads; the operator sees a line at the first, and no traceback at the second."""
+    pytest.importorskip("prometheus_client")
+    started = Service(tmp_path, command=["-c", SLOW_SERVICE, str(DEMO.parent)])
+    assert started.process.stdout is not None
+    body = {"inputs": [{"name": "data", "datatype": "INT32", "shape": [1], "data": [7]}]}
+    told: list[tuple[int, str]] = []
+
+    def ask(path: str) -> None:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            started.post(path, json.dumps(body).encode(), "application/json")
+        with caught.value as error:
+            told.append((error.code, json.load(error)["error"]))
+
+    asking = [threading.Thread(target=ask, args=(path,)) for path in 3 * ["/read", "/v2/models/ocr/infer"]]
+    try:
+        for each in asking:
+            each.start()
+        until(lambda: in_flight(started) == len(asking))
+        started.process.send_signal(signal.SIGINT)
+        assert started.process.stdout.readline() == "finishing 6 requests; Ctrl-C again ends at once\n"
+        started.process.send_signal(signal.SIGINT)
+        for each in asking:
+            each.join(WAIT_S)
+        assert (started.process.wait(WAIT_S), started.complaints.read_text()) == (0, "")
+    finally:
+        started.process.kill()
+        started.process.wait()
+        started.process.stdout.close()
+    assert told == [(503, "the server has shut down")] * len(asking)
+
+
+def in_flight(started: Service) -> int:
+    """Return how many requests the service has taken and not answered."""
+    with urllib.request.urlopen(f"{started.url}/v2/metrics", timeout=WAIT_S) as answer:
+        found = re.search(r"fastpipe_in_flight\{[^}]*\} (\d+)", answer.read().decode())
+    return int(found[1]) if found else 0
 
 
 def test_an_address_in_use_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Offer", "Window", "pooled"]
+__all__ = ["Offer", "Window"]
 
 Result = TypeVar("Result")
 # Often enough for an eye, and too seldom to be felt.
@@ -48,12 +48,6 @@ class Window:
     def percentile_s(self, percent: float) -> float:
         """Return the latency that so many of a hundred requests did not exceed; infinite, if they were given up."""
         return float(np.percentile(self.latencies_s, percent, method="higher")) if self.latencies_s.size else np.inf
-
-
-def pooled(windows: Sequence[Window]) -> Window:
-    """Return all windows of one rate as one."""
-    latencies_s = np.concatenate([window.latencies_s for window in windows])
-    return Window(windows[0].rate_per_s, latencies_s, sum(window.wall_s for window in windows))
 
 
 class Offer(Generic[Result]):

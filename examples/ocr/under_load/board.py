@@ -14,7 +14,7 @@ from ocr.under_load.arrivals import Offer, Window
 from ocr.under_load.contestants import Answer, Contestant
 from ocr.under_load.ladder import Climb, Figures, Goal
 
-__all__ = ["held", "milliseconds", "rate", "shown", "summary"]
+__all__ = ["held", "milliseconds", "of_windows", "rate", "shown", "summary"]
 
 REFRESHES_PER_S = 4
 # With the names, a table of 80 columns. The widths stay, so that nothing moves while the figures change.
@@ -121,15 +121,20 @@ def summary(figures: Figures, ways: Sequence[Contestant]) -> Table:
     """Return what was measured, as a table: all at one load, and the highest that each held."""
     first = rate(figures.goal.rate_per_s(0))
     bound = milliseconds(figures.goal.bound_s)
-    table = Table(title=f"Search, in turns (held: with a p99 of at most {bound})")
+    table = Table(title=f"Search, in turns, {of_windows(figures)} (held: with a p99 of at most {bound})")
     for heading in ("", f"p50 at {first}/s", f"p99 at {first}/s", "held/s", "mean batch"):
         table.add_column(heading, justify="right" if heading else "left")
     for way in ways:
-        window, step = figures.at(way.name, 0), figures.held[way.name] or 0
+        window, step = figures.better(way.name, 0), figures.held[way.name] or 0
         percentiles = [milliseconds(window.percentile_s(percent)) for percent in (50, 99)]
         size = max(figures.batch_sizes.get((way.name, step), {"": 1.0}).values())
         table.add_row(way.name, *percentiles, held(figures, way.name), f"{size:.1f}")
     return table
+
+
+def of_windows(figures: Figures) -> str:
+    """Return of which windows all figures are."""
+    return f"in the better of two windows of {figures.window_s:g} s"
 
 
 def held(figures: Figures, name: str) -> str:

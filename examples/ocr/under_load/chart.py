@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ocr.under_load.board import held
+from ocr.under_load.board import held, of_windows
 from ocr.under_load.contestants import Contestant
 from ocr.under_load.ladder import Figures
 
@@ -45,7 +45,7 @@ def _draw_latencies(axes: Any, figures: Figures, ways: Sequence[Contestant]) -> 
     for way in ways:
         steps = figures.steps_of(way.name)
         rates = [figures.goal.rate_per_s(step) for step in steps]
-        p99_ms = [1e3 * figures.best_p99_s(way.name, step) for step in steps]
+        p99_ms = [1e3 * figures.p99_s(way.name, step) for step in steps]
         heights = [min(ms, ceiling_ms) if math.isfinite(ms) else ceiling_ms for ms in p99_ms]
         axes.plot(rates, heights, color=way.colour, linewidth=1.8, marker="o", markersize=4, label=way.name)
         gone = [(x, y) for x, y, ms in zip(rates, heights, p99_ms, strict=True) if ms > ceiling_ms]
@@ -59,7 +59,7 @@ def _draw_latencies(axes: Any, figures: Figures, ways: Sequence[Contestant]) -> 
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(value)[0] in "25" else "")
     axes.set_xlabel("requests offered per second (x: given up)", color=INK)
-    axes.set_title("99th percentile, ms (of the better window)", loc="left", fontsize=11, color=INK)
+    axes.set_title(f"99th percentile, ms, {of_windows(figures)}", loc="left", fontsize=11, color=INK)
     axes.legend(frameon=False, fontsize=8, loc="best")
 
 

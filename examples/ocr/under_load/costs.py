@@ -1,8 +1,7 @@
-"""Does a batch pay? What a model costs for one alone, and for each of several together; and who else used the CPUs."""
+"""Does a batch pay? What a model costs for one alone, and for each of several together."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import onnxruntime
 from ocr import models, steps
 from ocr.under_load.search import Searcher
 
-__all__ = ["BatchCost", "Neighbours", "cost_of_line", "cost_of_query"]
+__all__ = ["BatchCost", "cost_of_line", "cost_of_query"]
 
 RUNS = 7  # of which the fastest counts: whatever else runs makes it only slower
 QUERIES_TOGETHER = 16
@@ -80,29 +79,3 @@ def _fastest_s(run: Callable[[], Any]) -> float:
         run()
         took_s.append(time.perf_counter() - start)
     return min(took_s)
-
-
-class Neighbours:
-    """Whoever else used the CPUs since this was made."""
-
-    def __init__(self) -> None:
-        self._start = _busy_s(), time.process_time(), time.perf_counter()
-
-    def share(self) -> float | None:
-        """Return what share of the CPUs others had, from 0 to 1; None: this system does not say."""
-        busy_s, cpu_count = _busy_s(), os.cpu_count()
-        began_busy_s, began_own_s, began_s = self._start
-        if busy_s is None or began_busy_s is None or not cpu_count:
-            return None
-        others_s = busy_s - began_busy_s - (time.process_time() - began_own_s)
-        return min(1.0, max(0.0, others_s / (cpu_count * (time.perf_counter() - began_s))))
-
-
-def _busy_s() -> float | None:
-    """Return how long the CPUs have been busy, stolen time included: from the first line of /proc/stat."""
-    try:
-        with open("/proc/stat", encoding="ascii") as file:
-            user, nice, system, _, _, irq, softirq, steal = (int(word) for word in file.readline().split()[1:9])
-    except (OSError, ValueError):
-        return None
-    return (user + nice + system + irq + softirq + steal) / float(os.sysconf("SC_CLK_TCK"))

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from ocr import DemoError
-from ocr.under_load.arrivals import Offer, Window, pooled
+from ocr.under_load.arrivals import Offer, Window
 from ocr.under_load.contestants import Answer, Contestant
 from ocr.under_load.search import Hit, Index, Searcher
 
-__all__ = ["STEP", "Climb", "Figures", "Goal", "Judge", "Key", "Place", "Plan", "climb", "goal_of"]
+__all__ = ["BOUND_IN_QUERIES", "STEP", "Climb", "Figures", "Goal", "Judge", "Key", "Place", "Plan", "climb", "goal_of"]
 
 STEP = 1.25
 # Of what the machine computes without batches: there a queue is felt, and nobody drowns yet.
@@ -66,6 +66,8 @@ class Figures:
     """What was measured.
 
     Attributes:
+        goal: what was looked for.
+        window_s: how long a window was; longer, where too few requests would have come.
         windows: of each contestant and step, in the order of time.
         batch_sizes: of each contestant that has batches and each step: by node, how many requests shared one.
         held: of each contestant, the highest step that it held; None: not even the lowest tried.
@@ -74,19 +76,23 @@ class Figures:
     """
 
     goal: Goal
+    window_s: float
     windows: dict[Key, list[Window]] = field(default_factory=lambda: defaultdict(list))
     batch_sizes: dict[Key, dict[str, float]] = field(default_factory=dict)
     held: dict[str, int | None] = field(default_factory=dict)
     unfinished: set[str] = field(default_factory=set)
     answer_counts: list[int] = field(default_factory=list)
 
-    def at(self, name: str, step: int) -> Window:
-        """Return all windows of a contestant at a step, as one."""
-        return pooled(self.windows[name, step])
+    def better(self, name: str, step: int) -> Window:
+        """Return a contestant's window at a step with the lower 99th percentile: it says whether the step was held.
 
-    def best_p99_s(self, name: str, step: int) -> float:
-        """Return the 99th percentile of the better window: the one that says whether a step was held."""
-        return min(window.percentile_s(99) for window in self.windows[name, step])
+        All figures that are shown are of it, so that none contradicts another.
+        """
+        return min(self.windows[name, step], key=lambda window: window.percentile_s(99))
+
+    def p99_s(self, name: str, step: int) -> float:
+        """Return the 99th percentile of the better window."""
+        return self.better(name, step).percentile_s(99)
 
     def steps_of(self, name: str) -> list[int]:
         """Return the steps that a contestant was measured at, lowest first."""
@@ -141,7 +147,7 @@ def climb(ways: Sequence[Contestant], goal: Goal, plan: Plan, search: Searcher, 
         DemoError: if an answer is not what the model says of a query alone.
         KeyboardInterrupt: after Ctrl-C.
     """
-    figures = Figures(goal)
+    figures = Figures(goal, plan.window_s)
     runner = _Runner(figures, plan, Judge(search, plan.queries), listener)
     end_s = time.monotonic() + plan.longest_s
     for turn in range(TURNS_AT_FIRST):
@@ -149,7 +155,7 @@ def climb(ways: Sequence[Contestant], goal: Goal, plan: Plan, search: Searcher, 
             runner.run(way, 0)
     places = {}
     for way in ways:
-        is_held = figures.best_p99_s(way.name, 0) <= goal.bound_s
+        is_held = figures.p99_s(way.name, 0) <= goal.bound_s
         figures.held[way.name] = 0 if is_held else None
         places[way.name] = Place(1 if is_held else -1)
     turn = 0

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ocr.neighbours import Neighbours, disturbance
 from ocr.pages import PageFile
 from ocr.under_load import verdict
 from ocr.under_load.board import milliseconds, rate, shown, summary
 from ocr.under_load.chart import save_chart
 from ocr.under_load.contestants import contestants
-from ocr.under_load.costs import Neighbours, cost_of_line, cost_of_query
+from ocr.under_load.costs import cost_of_line, cost_of_query
 from ocr.under_load.ladder import Plan, climb, goal_of
 from ocr.under_load.search import Searcher, worth_finding
 
@@ -22,8 +23,6 @@ __all__ = ["show_under_load"]
 WITHOUT_BATCHES = 1  # the executor's place among the contestants
 # Where nothing else runs, some 30 windows are enough, and most of those that are not held are cut short.
 LONGEST_WINDOWS = 56
-# So much of the CPUs in other hands, and the figures say more about these than about what is compared.
-DISTURBED = 0.1
 
 
 def show_under_load(
@@ -58,25 +57,26 @@ def show_under_load(
         console.print(
             f"A search in the {len(search.index.lines)} lines: a query takes {milliseconds(goal.alone_s)} alone, and"
             f" {cpu_count} CPUs do {rate(goal.capacity_per_s)}/s, one by one. Queries now arrive at random moments"
-            f" (Poisson), at {rate(goal.rate_per_s(0))}/s and then at more or less, for each way in turns.",
+            f" (Poisson), at {rate(goal.rate_per_s(0))}/s and then at more or less, for each way in turns."
+            f" {verdict.bound(goal)}",
             highlight=False,
         )
         neighbours = Neighbours()
         with shown(console, ways, goal) as listener:
             figures = climb(ways, goal, Plan(window_s, LONGEST_WINDOWS * window_s, queries), search, listener)
-        others = neighbours.share()
+        disturbed = disturbance(neighbours.share())
     console.print(summary(figures, ways))
     console.print(
         f"All {sum(figures.answer_counts)} answers are right: they are those of the model for each query alone. The"
-        " endpoints are called by ASGI in this process, without HTTP.",
+        " endpoints are called by ASGI in this process, without HTTP; the def endpoint runs on FastAPI's 40 threads, as"
+        " it comes.",
         highlight=False,
     )
     if save_chart(figures, ways, chart):
         console.print(f"The chart is {chart}", highlight=False, soft_wrap=True)
-    if others is not None and others > DISTURBED:
-        console.print(f"(Other programs had {others:.0%} of the CPUs meanwhile: another run may say otherwise.)")
     console.print()
     for text in (
+        *([disturbed] if disturbed else []),
         verdict.at_one_load(figures, ways),
         verdict.highest_loads(figures, ways),
         verdict.batching(figures, *costs),
