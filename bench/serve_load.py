@@ -23,7 +23,7 @@ from typing import Any
 
 from common import Numbers, Window, WrongAnswer, summary_of
 
-__all__ = ["Post", "Server", "connections", "free_port", "triton_clients", "wrk"]
+__all__ = ["DidNotStart", "Post", "Server", "connections", "free_port", "triton_clients", "wrk"]
 
 STARTS_WITHIN_S = 90.0
 ENDS_WITHIN_S = 10.0
@@ -42,6 +42,14 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+class DidNotStart(RuntimeError):
+    """A server ended, or did not answer in time. The message has the end of what it wrote, ``log`` all of it."""
+
+    def __init__(self, log: str, error: BaseException) -> None:
+        super().__init__(f"did not start: {log[-800:] or error}")
+        self.log = log
+
+
 class Server:
     """A process, with those that it starts, which listens at ``port``; stopped (SIGSTOP) while others are measured.
 
@@ -50,7 +58,7 @@ class Server:
         environment: what is different from this process's.
 
     Raises:
-        RuntimeError: it did not listen in time; the message has the end of what it wrote.
+        DidNotStart: it did not listen in time.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
@@ -79,7 +87,7 @@ class Server:
             except Exception as error:
                 if self.process.poll() is not None or time.monotonic() > until_s:
                     self.log.seek(0)
-                    raise RuntimeError(f"did not start: {self.log.read()[-800:] or error}") from error
+                    raise DidNotStart(self.log.read(), error) from error
                 time.sleep(0.2)
 
     def tell(self, line: str) -> float:

@@ -53,8 +53,9 @@ FEATURES = (
     Feature("batching", "Dynamic batching", "Eight requests at once to a model that takes eight; the largest batch."),
     Feature(
         "lone",
-        "A lone request to an idle model",
-        "The longest wait for a batch is 300 ms; how long do five requests take, one after the other?",
+        "A lone request, where a wait of 300 ms is set",
+        "LitServe, Ray Serve and Triton do not wait at all unless told to, and Mosec waits 10 ms; the row asks what a "
+        "lone request to an idle model pays once a longest wait is set. Five requests, one after the other.",
     ),
     Feature(
         "isolation",
@@ -66,7 +67,18 @@ FEATURES = (
         "The same, but the model raises",
         "One call for four items raises, because one of them is bad; who fails?",
     ),
-    Feature("instances", "Two instances of a model", "Two requests of 300 ms at once; do they overlap, and where?"),
+    Feature(
+        "instances",
+        "Two instances of a model",
+        "Two requests of 300 ms at once; do they overlap, and where? Ten tries, as chance deals them out in some.",
+    ),
+    Feature("cores", "Models in pure Python on several cores", "Not run: by documentation."),
+    Feature(
+        "crash",
+        "A crash in a model's native code",
+        "The model reads address 0; what does its request get, and is the next one served within 30 s?",
+    ),
+    Feature("machines", "Several machines, and replicas by load", "Not run: by documentation."),
     Feature("graph", "Graph: branches and a join", "1 -> (+1, squared) -> a pair, with batching at each step."),
     Feature("loop", "Graph: a loop", "A value is doubled until it is above 1000, in the library's own graph."),
     Feature("map_reduce", "Graph: map and reduce", "The elements of three callers' lists; do they share batches?"),
@@ -88,7 +100,12 @@ FEATURES = (
     Feature("ctrl_c", "Ctrl-C with a request of 600 ms in flight", "Its answer, status and seconds to the end."),
     Feature("sigterm", "SIGTERM, likewise", "The same with what a container's runtime sends."),
     Feature("protocol", "Open Inference Protocol", "GET /v2/health/ready, and an inference by that protocol."),
+    Feature(
+        "openai",
+        "OpenAI's protocol",
+        "LitServe: a request to /v1/chat/completions. The others were not run: by documentation.",
+    ),
     Feature("platforms", "Systems with a wheel of this version", "Asked of pip, for CPython 3.11."),
     Feature("licence", "Licence", "As the package says."),
-    Feature("size", "Size of the installation", "Of a new virtual environment, without pip."),
+    Feature("size", "Size of the installation", "Of a new virtual environment, without pip and compiled caches."),
 )

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from probes import NO, PARTLY, YES, Cell, at_end, at_once, probe
-from served_model import BAD, REFUSED, SCALE
+from served_model import BAD, CRASHES, REFUSED, SCALE
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/: servers are started as by serve.py
 
@@ -35,10 +35,12 @@ __all__ = [
     "Running",
     "beside",
     "burst",
+    "crash",
     "parts_of",
     "register",
     "running",
     "series",
+    "two_instances",
     "under_change",
     "waited",
 ]
@@ -47,6 +49,7 @@ SERVICES = Path(__file__).resolve().parent / "services"
 HERE = str(Path(__file__).resolve().parent)
 ENDS_WITHIN_S = 40.0
 METRICS_WITHIN_S = 20.0
+REPLACED_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,9 @@ class Running:
         """Return the same service, asked at another address."""
         return Running(Peer((), path, write, read), self.server, self.log, self.others)
 
-    def ask(self, number: int) -> Answer:
+    def ask(self, number: int, within_s: float = 60.0) -> Answer:
         """Send a request on a connection of its own and wait for the answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=within_s)
         began_s = time.perf_counter()
         try:
             connection.request("POST", self.peer.path, self.peer.write(number), {"Content-Type": "application/json"})
@@ -209,7 +212,7 @@ def waited(seconds: list[float]) -> Cell:
     if greatest < 100:
         return Cell(YES, "runs at once")
     if least > 250:
-        return Cell(PARTLY, "waits the 300 ms")
+        return Cell(PARTLY, "waits the 300 ms that were set")
     return Cell(PARTLY, f"{round(least, -1):.0f} to {round(greatest, -1):.0f} ms")
 
 
@@ -234,7 +237,7 @@ def beside(service: Running, bad: int) -> Cell:
 def two_instances(service: Running) -> Cell:
     """Two requests of 300 ms."""
     best: Cell | None = None
-    for attempt in range(3):  # which of two processes takes a request is chance in some
+    for attempt in range(10):  # which of two processes takes a request is chance in some
         began_s = time.perf_counter()
         answers = seen(service.ask_all([300 * SCALE + 2 * attempt, 300 * SCALE + 2 * attempt + 1]))
         elapsed_s = time.perf_counter() - began_s
@@ -271,6 +274,28 @@ def time_limit(service: Running) -> Cell:
     mark = YES if all(in_time) and not is_late else PARTLY if any(in_time) else NO
     behind = "run all the same" if is_late else "run" if is_run else "never run"
     return Cell(mark, f"runs: {texts[0]}; waits: {texts[1]}, {behind}")
+
+
+def crash(service: Running) -> Cell:
+    """The process of the model ends by SIGSEGV; others ask on."""
+
+    def outcome(number: int, within_s: float) -> str:
+        try:
+            return str(service.ask(number, within_s).status)
+        except TimeoutError:
+            return f"no answer in {within_s:.0f} s"
+        except (OSError, http.client.HTTPException):
+            return "connection lost"
+
+    said = outcome(CRASHES, 10.0)
+    began_s = time.monotonic()
+    while time.monotonic() < began_s + REPLACED_WITHIN_S:
+        if outcome(1, 5.0) == "200":
+            return Cell(YES, f"{said}; the next request is answered after {time.monotonic() - began_s:.0f} s")
+        if service.server.process.poll() is not None:
+            return Cell(NO, f"{said}; the server ends")
+        time.sleep(0.1)
+    return Cell(NO, f"{said}; no other request is answered for {REPLACED_WITHIN_S:.0f} s")
 
 
 def burst(service: Running) -> Cell:
@@ -456,6 +481,7 @@ def register(
     probe("isolation")(of(fours, lambda service: beside(service, REFUSED)))
     probe("batch_raises")(of(fours, lambda service: beside(service, BAD)))
     probe("instances")(alone(two_instances, instances=2, max_batch=1))
+    probe("crash")(alone(crash, instances=1, max_batch=1))
     probe("cancellation")(alone(caller_leaves, max_batch=1))
     if limit is not None:
         probe("deadline")(alone(time_limit, max_batch=1, **limit))

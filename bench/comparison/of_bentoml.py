@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from http_probes import SERVICES, Peer, parts_of, register, running
+from http_probes import SERVICES, Peer, parts_of, register, running, two_instances
 from probes import NO, PARTLY, YES, Cell, documented, main, probe
 
 DOCS = "https://docs.bentoml.com"
@@ -32,6 +32,17 @@ BATCHED = Peer(
 SINGLE = replace(BATCHED, path="/single", write=lambda number: json.dumps({"number": number}).encode(), read=json.loads)
 
 register(BATCHED, limit={"timeout_ms": 300}, room={"room": 4}, single=SINGLE)
+
+
+@probe("instances")
+def instances() -> Cell:
+    """They are threads or processes: the service's configuration has a key for each."""
+    with running(SINGLE, max_batch=1, instances=2) as service:
+        threads = two_instances(service)
+    with running(SINGLE, max_batch=1, workers=2) as service:
+        workers = two_instances(service)
+    mark = YES if threads.mark == workers.mark == YES else PARTLY
+    return Cell(mark, f"threads=2: {threads.text}; workers=2: {workers.text}")
 
 
 @probe("in_process")
@@ -79,6 +90,14 @@ def protocol() -> Cell:
 
 documented(PARTLY, "by code: services call each other (depends), each with its own batches", DOCS, "graph")
 documented(PARTLY, "by code", DOCS, "loop", "map_reduce")
+documented(YES, "processes (workers)", f"{DOCS}/en/latest/build-with-bentoml/parallelize-requests.html", "cores")
+documented(
+    PARTLY,
+    "on BentoCloud, its company's service",
+    f"{DOCS}/en/latest/scale-with-bentocloud/scaling/autoscaling.html",
+    "machines",
+)
+documented(PARTLY, "by code: a mounted server of vLLM", f"{DOCS}/en/latest/examples/vllm.html", "openai")
 documented(NO, "none", DOCS, "priority", "state", "swap")
 documented(PARTLY, "OpenTelemetry; no batches", DOCS, "timeline")
 documented(PARTLY, "by your code", DOCS, "gpu_decode")

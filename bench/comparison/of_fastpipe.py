@@ -10,10 +10,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from http_probes import Peer, ended_by, running, series
+from http_probes import Peer, crash, ended_by, running, series
 from pipe_probes import Forward, Library, interrupted, register
 from probes import NO, PARTLY, YES, Cell, at_once, documented, main, probe
 
@@ -336,6 +337,17 @@ def ctrl_c() -> Cell:
 probe("sigterm")(lambda: ended_by(PEER, signal.SIGTERM))
 
 
+@probe("crash")
+def crashes() -> Cell:
+    """A command without workers has nobody to replace it."""
+    with running(PEER, max_batch=1) as service:
+        alone = crash(service)
+    with running(replace(PEER, command=(*COMMAND, "--workers", "2")), max_batch=1) as service:
+        workers = crash(service)
+    assert alone.mark == NO, alone
+    return Cell(PARTLY if workers.mark == YES else NO, f"{alone.text}; with --workers 2: {workers.text}")
+
+
 @probe("protocol")
 def protocol() -> Cell:
     """Health and an inference; its tests ask over gRPC."""
@@ -346,7 +358,9 @@ def protocol() -> Cell:
 
 
 documented(NO, "none on the index yet; builds on Linux x86-64 and aarch64", "../README.md#install", "platforms")
-documented("", "core: NumPy alone; with the server and images more", "../README.md#install", "size")
+documented(PARTLY, "threads share the GIL; --workers N: separate pipes", "serving.md#several-processes", "cores")
+documented(PARTLY, "none of its own; inside replicas of Ray Serve", "scaling.md#ray-serve", "machines")
+documented(NO, "none", "serving.md", "openai")
 documented(YES, "DecodeTensor (nvJPEG); measured on an H200", "gpu/decoding.md", "gpu_decode")
 
 if __name__ == "__main__":

@@ -44,7 +44,10 @@ documented(NO, "none", f"{DOCS}/framework_concepts/graphs", "swap", "metrics")
 documented(YES, "tracer, with a visualiser", f"{DOCS}/tools/tracing_and_profiling", "timeline")
 documented(PARTLY, "GPU buffers and shaders, no JPEG", f"{DOCS}/framework_concepts/gpu", "gpu_decode")
 documented(NEUTRAL, "not tried", DOCS, "misspelt")
-documented(NEUTRAL, "no server", DOCS, "ctrl_c", "sigterm", "protocol")
+documented(NO, "in the caller's process", DOCS, "crash")
+documented(NEUTRAL, "calculators are C++", f"{DOCS}/framework_concepts/calculators", "cores")
+documented(NO, "none: for one device", DOCS, "machines")
+documented(NEUTRAL, "no server", DOCS, "ctrl_c", "sigterm", "protocol", "openai")
 
 if __name__ == "__main__":
     main("mediapipe")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 from http_probes import SERVICES, Peer, beside, parts_of, register, running
 from probes import CALLS, NO, PARTLY, YES, Cell, documented, main, probe
+from serve_load import DidNotStart
 from served_model import REFUSED
 
 DOCS = "https://github.com/mosecorg/mosec"
@@ -35,7 +35,7 @@ def in_process() -> Cell:
 
 @probe("misspelt")
 def misspelt() -> Cell:
-    """A keyword of the worker, and an option of the command."""
+    """A keyword of the worker, and an option of a server that starts."""
     import mosec
 
     try:
@@ -44,12 +44,11 @@ def misspelt() -> Cell:
         said = "TypeError"
     else:
         return Cell(NO, "is ignored")
-    ran = subprocess.run(
-        [sys.executable, "-c", "import mosec", "--capacty", "4"], capture_output=True, text=True, check=False
-    )
-    return Cell(
-        YES if ran.returncode else PARTLY, f"{said}; on the command line {'refused' if ran.returncode else 'ignored'}"
-    )
+    try:
+        with running(Peer((*SERVICE, "--capacty", "4"), "/inference"), max_batch=1):
+            return Cell(PARTLY, f"{said}; on the command line ignored")
+    except DidNotStart:
+        return Cell(YES, f"{said}; on the command line refused")
 
 
 @probe("streaming")
@@ -68,7 +67,9 @@ def protocol() -> Cell:
 
 documented(PARTLY, "a chain of stages, each with its own batches; routes", DOCS, "graph")
 documented(NO, "none", DOCS, "loop", "map_reduce", "priority", "state", "swap")
-documented(NO, "none", DOCS, "timeline")
+documented(NO, "none", DOCS, "timeline", "openai")
+documented(YES, "a process for each worker of a stage (num)", DOCS, "cores")
+documented(NO, "none: by Kubernetes or the like", DOCS, "machines")
 documented(PARTLY, "by your code", DOCS, "gpu_decode")
 
 if __name__ == "__main__":

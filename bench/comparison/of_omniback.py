@@ -126,7 +126,10 @@ documented(
 )
 documented(PARTLY, "queues between backends (LLM)", SOURCE, "streaming")
 documented(YES, "DecodeTensor of torchpipe (nvJPEG)", SOURCE, "gpu_decode")
-documented(NEUTRAL, "no server of its own", SOURCE, "sigterm", "protocol")
+documented(NO, "in the caller's process, which ends", SOURCE, "crash")
+documented(NO, "threads of one process, which share the GIL", SOURCE, "cores")
+documented(NO, "none", SOURCE, "machines")
+documented(NEUTRAL, "no server of its own", SOURCE, "sigterm", "protocol", "openai")
 
 if __name__ == "__main__":
     main("omniback")

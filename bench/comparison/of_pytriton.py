@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -10,8 +11,10 @@ from typing import Any
 
 from http_probes import SERVICES, Peer, Running, register, running, series, under_change
 from probes import CALLS, NO, PARTLY, YES, Cell, documented, main, probe
+from serve_load import DidNotStart
 
 DOCS = "https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs"
+PYTHON_BACKEND = "https://github.com/triton-inference-server/python_backend"
 SERVICE = (sys.executable, str(SERVICES / "triton_service.py"), "PORT", "OTHER1", "OTHER2")
 
 
@@ -137,8 +140,8 @@ def misspelt() -> Cell:
     try:
         with running(PEER, COMPARISON_MORE="\nmax_bach_size: 4\n"):
             return Cell(NO, "is ignored")
-    except RuntimeError as error:
-        is_named = "max_bach_size" in str(error)
+    except DidNotStart as error:
+        is_named = re.search(r'no field named "max_bach_size"', error.log)  # far before the end of its log
         return Cell(YES if is_named else PARTLY, "the server does not start" + (", and names it" if is_named else ""))
 
 
@@ -232,6 +235,19 @@ def cancelled_call(service: Running) -> Cell:
     return Cell(NO, "runs all the same") if service.ran(79) else Cell(YES, "never runs")
 
 
+documented(YES, "a process for each instance of a Python model", PYTHON_BACKEND, "cores")
+documented(
+    PARTLY,
+    "by Kubernetes: charts of Helm",
+    "https://github.com/triton-inference-server/server/tree/main/deploy",
+    "machines",
+)
+documented(
+    PARTLY,
+    "a front end for vLLM and TensorRT-LLM; not in this package",
+    f"{DOCS}/client_guide/openai_readme.html",
+    "openai",
+)
 documented(PARTLY, "by the model's own code (BLS)", f"{DOCS}/bls.html", "loop", "map_reduce")
 documented(
     YES,

@@ -59,6 +59,9 @@ documented(
     YES, "by code: deployments call each other, each with its own batches", f"{DOCS}/model_composition.html", "graph"
 )
 documented(PARTLY, "by code", f"{DOCS}/model_composition.html", "loop", "map_reduce")
+documented(YES, "processes (replicas)", f"{DOCS}/index.html", "cores")
+documented(YES, "replicas on all machines of a cluster, by load", f"{DOCS}/autoscaling-guide.html", "machines")
+documented(YES, "ray.serve.llm, with vLLM", f"{DOCS}/llm/index.html", "openai")
 documented(NO, "none", f"{DOCS}/index.html", "priority", "protocol")
 documented(PARTLY, "requests of a model id go to the replica that has it", f"{DOCS}/model-multiplexing.html", "state")
 documented(YES, "rolling updates", f"{DOCS}/index.html", "swap")

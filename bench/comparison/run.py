@@ -92,6 +92,23 @@ def size_of(folder: Path) -> dict[str, str]:
     return {"mark": "", "text": f"{sum(sizes) / 1e6:.0f} MB, {len(distributions)} packages", "source": "ran"}
 
 
+def own_size(folder: Path) -> dict[str, str]:
+    """Return how large fastpipe is, alone and with the extras that the others have from the start."""
+    sizes = []
+    with tempfile.TemporaryDirectory() as wheels:
+        pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([sys.executable, *pip, "wheel", "--no-deps", "-w", wheels, str(HERE.parents[1])], check=True)
+        (wheel,) = Path(wheels).glob("*.whl")
+        for name, extras in (("fastpipe", ""), ("fastpipe-serve", "[cpu,serve,metrics]")):
+            python = folder / name / "bin" / "python"
+            if not python.exists():
+                subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
+            subprocess.run([str(python), *pip, "install", f"{wheel}{extras}"], check=True)
+            sizes.append(size_of(folder / name)["text"])
+    text = f"{sizes[0]}; with the extras cpu, serve and metrics {sizes[1]}"
+    return {"mark": "", "text": text, "source": "ran"}
+
+
 def is_of_pip(path: Path) -> bool:
     """Whether that belongs to what every environment has."""
     return path.name.startswith(("pip-", "setuptools-"))
@@ -105,10 +122,13 @@ def platforms_of(package: str) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as target:
             command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--target", target]
             command += ["--only-binary", ":all:", "--python-version", "3.11", *chosen, package]
-            ran = subprocess.run(command, capture_output=True, check=False)
+            ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode == 0:
             found.append(name)
-    return {"mark": "yes" if len(found) == len(PLATFORMS) else "partly", "text": ", ".join(found), "source": "ran"}
+        elif "No matching distribution" not in ran.stderr:
+            raise RuntimeError(f"pip could not say whether there is a wheel of {package} for {name}: {ran.stderr}")
+    mark = "yes" if len(found) == len(PLATFORMS) else "partly" if found else "no"
+    return {"mark": mark, "text": ", ".join(found) or "none", "source": "ran"}
 
 
 def asked_all(peers: Sequence[Peer], keys: Sequence[str], folder: Path, results: Results) -> None:
@@ -120,8 +140,8 @@ def asked_all(peers: Sequence[Peer], keys: Sequence[str], folder: Path, results:
         cells = results["peers"].setdefault(peer.key, {"cells": {}})["cells"]
         cells |= found["cells"]
         results["peers"][peer.key]["versions"] = found["versions"]
-        if peer.packages is not None and (not keys or "size" in keys):
-            cells["size"] = size_of(folder / peer.key)
+        if not keys or "size" in keys:
+            cells["size"] = size_of(folder / peer.key) if peer.packages is not None else own_size(folder)
         if peer.packages is not None and (not keys or "platforms" in keys):
             cells["platforms"] = platforms_of(peer.packages[0].replace("[serve]", ""))
         for key, cell in found["cells"].items():

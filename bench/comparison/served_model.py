@@ -7,6 +7,7 @@ the whole call raise. An answer is ``[number, size of its batch, process]``. Whe
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Sequence
@@ -16,10 +17,14 @@ SCALE = 10_000
 BAD = 13
 REFUSED = 14
 """Refused by the service's own code, in the way that its library has for it; never given to ``run``."""
+CRASHES = 15
+"""Ends the model's process, as a mistake in native code does."""
 
 MAX_BATCH = int(os.environ.get("COMPARISON_MAX_BATCH", "8"))
 WAIT_MS = int(os.environ.get("COMPARISON_WAIT_MS", "300"))
 INSTANCES = int(os.environ.get("COMPARISON_INSTANCES", "1"))
+WORKERS = int(os.environ.get("COMPARISON_WORKERS", "1"))
+"""Processes, where a library has both."""
 TIMEOUT_MS = int(os.environ.get("COMPARISON_TIMEOUT_MS", "0"))
 ROOM = int(os.environ.get("COMPARISON_ROOM", "0"))
 BATCH_US = int(os.environ.get("COMPARISON_BATCH_US", "0"))
@@ -33,6 +38,8 @@ def run(numbers: Sequence[int]) -> list[list[int]]:
         with Path(path).open("a") as log:
             log.write(" ".join(map(str, numbers)) + "\n")
     time.sleep(max(number // SCALE for number in numbers) / 1e3 + (BATCH_US + ITEM_US * len(numbers)) / 1e6)
+    if CRASHES in numbers:
+        ctypes.string_at(0)
     if BAD in numbers:
         raise ValueError("13 is a bad number")
     return [[number, len(numbers), os.getpid()] for number in numbers]

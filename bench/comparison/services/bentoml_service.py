@@ -12,7 +12,12 @@ if served_model.ROOM:
     traffic["max_concurrency"] = served_model.ROOM
 
 
-@bentoml.service(threads=served_model.INSTANCES, traffic=traffic, logging={"access": {"enabled": False}})
+@bentoml.service(
+    threads=served_model.INSTANCES,
+    workers=served_model.WORKERS,
+    traffic=traffic,
+    logging={"access": {"enabled": False}},
+)
 class Model:
     """Runs batches, or one request at a time."""
 

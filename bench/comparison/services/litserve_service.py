@@ -1,4 +1,4 @@
-"""LitServe: the model of the comparison.  python litserve_service.py PORT [stream]"""
+"""LitServe: the model of the comparison.  python litserve_service.py PORT [stream | chat | restart]"""
 
 # No `from __future__ import annotations`: LitServe would take every request for a malformed one (see findings/).
 import sys
@@ -53,15 +53,33 @@ class Stream(litserve.LitAPI):
         yield from output
 
 
+class Chat(litserve.LitAPI):
+    """Answers a chat."""
+
+    def setup(self, device: str) -> None:
+        pass
+
+    def predict(self, data: Any) -> Iterator[str]:
+        yield "one"
+
+
 def main() -> None:
     """Serve until a signal."""
     if sys.argv[2:] == ["stream"]:
         api: litserve.LitAPI = Stream(stream=True)
+    elif sys.argv[2:] == ["chat"]:
+        api = Chat(spec=litserve.OpenAISpec())
     else:
         waiting = {"batch_timeout": served_model.WAIT_MS / 1e3} if served_model.MAX_BATCH > 1 else {}
         api = Model(max_batch_size=served_model.MAX_BATCH, **waiting)
     timeout_s = served_model.TIMEOUT_MS / 1e3 or 30
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=served_model.INSTANCES, timeout=timeout_s)
+    server = litserve.LitServer(
+        api,
+        accelerator="cpu",
+        workers_per_device=served_model.INSTANCES,
+        timeout=timeout_s,
+        restart_workers="restart" in sys.argv[2:],
+    )
     room = {"limit_concurrency": served_model.ROOM} if served_model.ROOM else {}  # uvicorn's, which run() hands on
     server.run(host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="error", **room)
 
