@@ -345,9 +345,8 @@ cdef Standing _standing_of_root(Walk part):
     return walk.standing
 
 
-cdef void _count_kin(Walk part, int change) noexcept:
+cdef void _count_kin(Walk walk, int change) noexcept:
     """Have all walks that a walk is a part of know of a position that it takes, or gives up."""
-    cdef Walk walk = part
     while walk.sink_kind == SINK_GATHER:
         walk = (<Gather>walk.sink).visit.walk
         walk.standing.kin_count += change
