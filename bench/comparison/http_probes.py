@@ -140,12 +140,6 @@ class Running:
         """Whether the model was given a request."""
         return re.search(rf"\b{number}\b", self.log.read_text()) is not None
 
-    def cpu_share(self, seconds: float) -> float:
-        """Return how many CPUs it uses while nobody asks."""
-        before_s = self.server.cpu_s()
-        time.sleep(seconds)
-        return (self.server.cpu_s() - before_s) / seconds
-
 
 @contextmanager
 def running(peer: Peer, **settings: object) -> Iterator[Running]:
